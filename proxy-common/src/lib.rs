@@ -1,0 +1,2 @@
+//! Map keys and values shared by the BPF programs and user space.
+#![no_std]
