@@ -1,0 +1,1 @@
+//! `resource.Quantity`: exact decimal amounts with decimal and binary suffixes, and their canonical text.
