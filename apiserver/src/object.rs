@@ -147,6 +147,12 @@ pub struct Object {
 }
 
 impl Object {
+    /// The object's text as it stands in a list: without `apiVersion` and `kind`, after an opening brace.
+    pub fn list_item(&self) -> &[u8] {
+        let at = self.json.windows(METADATA.len()).position(|window| window == METADATA).unwrap_or(1);
+        &self.json[at..]
+    }
+
     /// The object as a tree. Stored bytes were written by us, so they parse.
     pub fn value(&self) -> Value {
         serde_json::from_slice(&self.json).unwrap_or(Value::Null)
