@@ -33,6 +33,9 @@ def types():
         extra = [f"map={t['map-type']}"] if "map-type" in t else []
         yield " ".join([name, t["openapi"], *extra])
         yield from (field(f) for f in t["fields"])
+    # What every object has, for kinds without a schema.
+    yield "apis.meta.v1.PartialObjectMetadata io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata"
+    yield from (" - apis.meta.v1.TypeMeta 0 i", " metadata apis.meta.v1.ObjectMeta 1 o")
 
 
 def resources():
