@@ -181,7 +181,8 @@ fn file_system(path: &Path) -> io::Result<i64> {
 pub fn prepare_root(root: &Path) -> Result<(), LoadError> {
     const BPFFS: i64 = 0xcafe_4a11;
     let failed = |source| LoadError::Bpffs { path: root.to_owned(), source };
-    let already = root.ancestors().find(|folder| folder.exists()).is_some_and(|near| file_system(near).ok() == Some(BPFFS));
+    let already =
+        root.ancestors().find(|folder| folder.exists()).is_some_and(|near| file_system(near).ok() == Some(BPFFS));
     fs::create_dir_all(root).map_err(failed)?;
     if !already {
         mount_bpffs(root).map_err(failed)?;
@@ -193,9 +194,11 @@ pub fn prepare_root(root: &Path) -> Result<(), LoadError> {
 }
 
 fn mount_bpffs(root: &Path) -> io::Result<()> {
-    let target = std::ffi::CString::new(root.as_os_str().as_encoded_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let target =
+        std::ffi::CString::new(root.as_os_str().as_encoded_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: terminated strings that outlive the call.
-    let result = unsafe { libc::mount(c"bpf".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), 0, c"mode=0700".as_ptr().cast()) };
+    let result =
+        unsafe { libc::mount(c"bpf".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), 0, c"mode=0700".as_ptr().cast()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -207,7 +210,8 @@ pub fn remove_root(root: &Path) -> io::Result<()> {
             _ => {}
         }
     }
-    let target = std::ffi::CString::new(root.as_os_str().as_encoded_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let target =
+        std::ffi::CString::new(root.as_os_str().as_encoded_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: a terminated string that outlives the call. Not a mount point (EINVAL) is fine: the root lies on a shared one.
     unsafe { libc::umount2(target.as_ptr(), 0) };
     match fs::remove_dir(root) {
@@ -228,7 +232,8 @@ pub fn load(pins: &Pins) -> Result<Programs, LoadError> {
     let mut loaded = Vec::new();
     for name in SOCKET_HOOKS.iter().map(|(name, _)| *name).chain(PacketHook::ALL.map(PacketHook::program)) {
         let program = object.program_mut(name).ok_or(LoadError::Missing(name))?;
-        let fd = load_program(program).map_err(|source| LoadError::Program { program: name, source: Box::new(source) })?;
+        let fd =
+            load_program(program).map_err(|source| LoadError::Program { program: name, source: Box::new(source) })?;
         loaded.push((name, fd));
     }
     Ok(Programs { loaded })

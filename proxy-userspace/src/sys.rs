@@ -204,7 +204,8 @@ impl SharedArray {
         let fd = object_get(path)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a fresh shared mapping of the map's values; the kernel checks length and flags.
-        let memory = unsafe { libc::mmap(ptr::null_mut(), length * 8, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
+        let memory =
+            unsafe { libc::mmap(ptr::null_mut(), length * 8, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
         if memory == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
