@@ -1,8 +1,7 @@
 //! The model of what the kernel holds, and the plan that takes it from one content to another. No I/O.
 //!
 //! Endpoint sets lie in extents of one flat array. A changed set goes into a fresh extent, then its slot flips with one store;
-//! the old extent, and slots given up, are handed out again only after [`Table::reclaim`], which the caller may call once no
-//! program can still be reading them.
+//! the old extent, and slots given up, are handed out again only when the caller has seen to it that no program still reads them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -61,6 +60,20 @@ pub struct Limits {
     pub slots: u32,
     pub backends: u32,
     pub frontends: usize,
+}
+
+/// Places given up that a running program may still read.
+#[must_use]
+#[derive(Debug, Default)]
+pub struct Waste {
+    slots: Vec<(u32, u32)>,
+    backends: Vec<(u32, u32)>,
+}
+
+impl Waste {
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty() && self.backends.is_empty()
+    }
 }
 
 #[derive(Debug)]
@@ -162,14 +175,24 @@ impl Table {
         change
     }
 
-    /// Hands out again what was given up before the last wait for running programs.
-    pub fn reclaim(&mut self) {
-        self.slot_space.reclaim();
-        self.backend_space.reclaim();
+    /// What was given up so far. It may be used again once every program running now has ended.
+    pub fn take_waste(&mut self) -> Waste {
+        Waste {
+            slots: std::mem::take(&mut self.slot_space.waste),
+            backends: std::mem::take(&mut self.backend_space.waste),
+        }
     }
 
-    pub fn has_waste(&self) -> bool {
-        self.slot_space.has_waste() || self.backend_space.has_waste()
+    /// Hands out again what [`Table::take_waste`] gave.
+    pub fn reclaim(&mut self, waste: Waste) {
+        self.slot_space.reclaim(waste.slots);
+        self.backend_space.reclaim(waste.backends);
+    }
+
+    /// The endpoints behind a frontend.
+    pub fn endpoints(&self, frontend: &Frontend) -> Option<&[u64]> {
+        let slot = self.frontends.get(frontend)?;
+        self.slots.get(slot).map(|held| held.set.backends.as_slice())
     }
 
     fn set_service(&mut self, name: &str, entries: &[Entry], change: &mut Change) {
@@ -399,12 +422,8 @@ impl Space {
         }
     }
 
-    fn has_waste(&self) -> bool {
-        !self.waste.is_empty()
-    }
-
-    fn reclaim(&mut self) {
-        for (mut start, mut length) in std::mem::take(&mut self.waste) {
+    fn reclaim(&mut self, waste: Vec<(u32, u32)>) {
+        for (mut start, mut length) in waste {
             if let Some(next) = self.free.remove(&(start + length)) {
                 length += next;
             }
