@@ -60,7 +60,8 @@ fn merge_map(ty: Option<&Type>, mut current: Object, patch: &Object) -> Result<O
         if !patch.contains_key(key)
             && let Some(Value::Array(items)) = current.remove(key)
         {
-            current.insert(key.into(), Value::Array(ordered(items, order, merge_key(field), &[])));
+            let known = items.len();
+            current.insert(key.into(), Value::Array(ordered(items, order, merge_key(field), known)));
         }
     }
     Ok(current)
@@ -104,13 +105,9 @@ fn merge_value(
             };
             merge_list(field, before, patch, order, deleted).map(Value::Array)
         }
-        (other, _) => Ok(without_directives(other)),
+        // A list without merge strategy replaces the old one as it is.
+        (other, _) => Ok(other.clone()),
     }
-}
-
-/// A list without merge strategy replaces the old one as it is.
-fn without_directives(value: &Value) -> Value {
-    value.clone()
 }
 
 fn merge_list(
@@ -125,6 +122,7 @@ fn merge_list(
         Shape::List(item) => item.ty(),
         _ => None,
     });
+    let known = current.len();
     let mut out = current;
     if patch.iter().any(|p| p.get(PATCH) == Some(&Value::from("replace"))) {
         return Ok(patch.iter().filter(|p| p.get(PATCH).is_none()).cloned().collect());
@@ -145,7 +143,7 @@ fn merge_list(
         }
     }
     Ok(match order {
-        Some(order) => ordered(out, order, Some(key), patch),
+        Some(order) => ordered(out, order, Some(key), known),
         None => out,
     })
 }
@@ -159,34 +157,35 @@ fn merge_primitives(
     if let Some(deleted) = deleted {
         current.retain(|v| !deleted.contains(v));
     }
+    let known = current.len();
     for item in patch {
         if !current.contains(item) {
             current.push(item.clone());
         }
     }
     match order {
-        Some(order) => ordered(current, order, None, patch),
+        Some(order) => ordered(current, order, None, known),
         None => current,
     }
 }
 
-/// Listed items in the listed order; server-only items stay behind the listed neighbour they followed.
-fn ordered(items: Vec<Value>, order: &[Value], key: Option<&str>, _patch: &[Value]) -> Vec<Value> {
+/// Listed items in the listed order. Server-only items are woven in: each goes before the first listed item that
+/// stood behind it in the server's list, whose items are the first `known`.
+fn ordered(items: Vec<Value>, order: &[Value], key: Option<&str>, known: usize) -> Vec<Value> {
     let id = |v: &Value| key.map_or_else(|| v.clone(), |key| v.get(key).cloned().unwrap_or(Value::Null));
     let rank = |v: &Value| order.iter().position(|o| id(o) == id(v));
-    let mut listed: Vec<Value> = items.iter().filter(|v| rank(v).is_some()).cloned().collect();
-    listed.sort_by_key(|v| rank(v));
-    let mut out: Vec<Value> = Vec::new();
-    let mut listed = listed.into_iter().peekable();
-    // Server-only items come before the first listed item that followed them.
-    for (at, item) in items.iter().enumerate().filter(|(_, v)| rank(v).is_none()) {
-        let next = items[at + 1..].iter().filter_map(&rank).min();
-        while listed.peek().is_some_and(|l| next.is_none_or(|n| rank(l).is_some_and(|r| r < n))) {
-            out.extend(listed.next());
+    let place: Vec<(usize, Value)> = items.into_iter().enumerate().collect();
+    let (mut listed, others): (Vec<_>, Vec<_>) = place.into_iter().partition(|(_, v)| rank(v).is_some());
+    listed.sort_by_key(|(_, v)| rank(v));
+    let mut out = Vec::new();
+    let mut others = others.into_iter().peekable();
+    for (at, item) in listed {
+        while let Some((_, other)) = others.next_if(|(other_at, _)| at < known && *other_at < at) {
+            out.push(other);
         }
-        out.push(item.clone());
+        out.push(item);
     }
-    out.extend(listed);
+    out.extend(others.map(|(_, v)| v));
     out
 }
 
