@@ -99,8 +99,8 @@ impl Client {
 
     pub async fn create(&self, resource: Resource, namespace: &str, object: Value) -> Result<Value, Status> {
         let target = self.allowed("create", resource, namespace, "", "")?;
-        let decoded = decode::value(&target.kind.gvk(), &target.kind.schema, object, FieldValidation::Strict)?;
-        let written = self.engine().create(&self.context(), &target, &self.options(), decoded.value).await?;
+        let object = canonical(&target.kind, &object)?;
+        let written = self.engine().create(&self.context(), &target, &self.options(), object).await?;
         Ok(written.value)
     }
 
@@ -110,10 +110,9 @@ impl Client {
         F: Fn(&Value) -> Result<Value, Status> + Send + Sync,
     {
         let target = self.allowed("update", resource, namespace, name, subresource)?;
-        let (gvk, schema) = (target.kind.gvk(), &target.kind.schema);
         let through = |current: Option<&Value>| {
             let next = change(current.ok_or_else(|| target.not_found())?)?;
-            Ok(Draft::Update(decode::value(&gvk, schema, next, FieldValidation::Strict)?.value))
+            canonical(&target.kind, &next).map(Draft::Update)
         };
         let written = self.engine().update(&self.context(), &target, &self.options(), &through).await?;
         Ok(written.value)
@@ -137,4 +136,10 @@ impl Client {
         let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
         reviews::token_request(self.engine(), &self.shared.tokens, &self.context(), &target, request)
     }
+}
+
+/// An object of ours in canonical form; what does not fit its kind is our mistake, and said as one.
+fn canonical(kind: &Kind, object: &Value) -> Result<Value, Status> {
+    let decoded = decode::value(&kind.gvk(), &kind.schema, object, Vec::new(), FieldValidation::Strict);
+    decoded.map(|decoded| decoded.value).map_err(|failure| Status::bad_request(failure.0))
 }

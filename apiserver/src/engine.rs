@@ -9,12 +9,13 @@ use api::kind::{Kind, Registry};
 use api::status::Status;
 use jiff::Timestamp;
 use serde_json::Value;
+use tokio::sync::watch;
 
 use crate::authz::Authorizer;
-use crate::cache::{Cache, CollectionCache};
+use crate::cache::{Cache, ChangeKind, CollectionCache};
 use crate::committer::{CommitError, Committer, Expect, Write};
 use crate::identity::User;
-use crate::object::{Collection, Encoded, Header, Object, ObjectKey};
+use crate::object::{Collection, Encoded, Header, Object, ObjectKey, Revision};
 use crate::store::{Store, StoreError, parse_key, unseal};
 
 mod admission;
@@ -22,13 +23,13 @@ mod delete;
 mod read;
 mod services;
 mod subresource;
-mod watch;
+mod watching;
 mod write;
 
 pub use delete::{DeleteOptions, Deleted, Propagation};
 pub use read::{List, ListOptions, VersionMatch, check_versions};
 pub use services::ServiceNetwork;
-pub use watch::{Event, EventKind, Watch, WatchOptions};
+pub use watching::{Event, EventKind, Watch, WatchOptions};
 pub use write::{Change, Draft, WriteOptions, Written};
 
 /// What a request is about.
@@ -116,8 +117,41 @@ impl Engine {
         *registry = registry.with(rows);
     }
 
-    pub fn cache(&self) -> &Arc<Cache> {
+    pub(crate) fn cache(&self) -> &Arc<Cache> {
         &self.cache
+    }
+
+    /// The revision that readers have reached.
+    pub fn revision(&self) -> Revision {
+        self.cache.revision()
+    }
+
+    /// Announces every revision.
+    pub fn revisions(&self) -> watch::Receiver<Revision> {
+        self.cache.revisions()
+    }
+
+    /// The stored objects of a kind, for readers that look at every kind.
+    pub fn all(&self, kind: &Kind, namespace: &str) -> Vec<Arc<Object>> {
+        self.objects(kind).list(namespace).objects
+    }
+
+    /// What changed in a kind after `cursor` (everything when `None`, or when the history does not reach back), by uid,
+    /// with the cursor for the next call. Objects that went come as `None`.
+    pub fn changes(&self, kind: &Kind, cursor: Option<Revision>) -> (Revision, Vec<(String, Option<Value>)>) {
+        let objects = self.objects(kind);
+        let known = cursor.and_then(|cursor| objects.since(cursor).ok().map(|changes| (cursor, changes)));
+        if let Some((cursor, changes)) = known {
+            let next = changes.last().map_or(cursor, |last| last.revision());
+            let shown = changes.iter().map(|change| {
+                let gone = change.kind == ChangeKind::Deleted;
+                (change.object.header.uid.clone(), (!gone).then(|| change.object.value()))
+            });
+            return (next, shown.collect());
+        }
+        let snapshot = objects.list("");
+        let all = snapshot.objects.iter().map(|object| (object.header.uid.clone(), Some(object.value())));
+        (snapshot.revision, all.collect())
     }
 
     pub(crate) fn objects(&self, kind: &Kind) -> Arc<CollectionCache> {

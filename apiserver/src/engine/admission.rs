@@ -49,9 +49,19 @@ impl Engine {
         }
     }
 
+    /// The number behind a pod's priority class; 0 without one.
+    fn priority(&self, target: &Target, pod: &Value) -> Result<i32, Status> {
+        let Some(class) = pod["spec"]["priorityClassName"].as_str().filter(|class| !class.is_empty()) else { return Ok(0) };
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+        let found = self.lookup("scheduling.k8s.io", "priorityclasses", "", class);
+        let found = found.ok_or_else(|| Status::forbidden(&target.kind.group, &target.kind.plural, name, &format!("no PriorityClass with name {class} was found")))?;
+        Ok(found.value()["value"].as_i64().and_then(|value| i32::try_from(value).ok()).unwrap_or(0))
+    }
+
     /// Service account and its token volume, priority, tolerations.
     fn admit_pod(&self, target: &Target, pod: &mut Value) -> Result<(), Status> {
-        api::write::admit_pod(pod);
+        let priority = self.priority(target, pod)?;
+        api::write::admit_pod(pod, priority);
         if pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some() {
             return Ok(());
         }

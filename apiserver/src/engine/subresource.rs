@@ -15,13 +15,12 @@ impl Engine {
         options: &WriteOptions,
         change: &(dyn Fn(&Value) -> Result<Value, Status> + Send + Sync),
     ) -> Result<Written, Status> {
-        let kind = target.kind.clone();
         let through = |current: Option<&Value>| {
             let current = current.ok_or_else(|| target.not_found())?;
-            let scale = change(&api::write::scale_of(&kind, current))?;
+            let scale = change(&api::write::scale_of(current))?;
             check_scale(target, &scale)?;
             let mut next = current.clone();
-            api::write::apply_scale(&kind, &mut next, &scale);
+            api::write::apply_scale(&mut next, &scale);
             match scale["metadata"]["resourceVersion"].as_str() {
                 Some(version) if !version.is_empty() => next["metadata"]["resourceVersion"] = json!(version),
                 _ => {}
@@ -29,7 +28,7 @@ impl Engine {
             Ok(Draft::Update(next))
         };
         let mut written = self.update(context, target, options, &through).await?;
-        written.value = api::write::scale_of(&kind, &written.value);
+        written.value = api::write::scale_of(&written.value);
         Ok(written)
     }
 

@@ -66,13 +66,13 @@ impl Engine {
         let birth = Birth { uid: &uid.to_string(), now: context.now, namespace, suffix: &suffix };
         api::write::birth(kind, &mut object, &birth)?;
         self.check_namespace(target, &object)?;
+        managed::update(kind, None, &mut object, writer(options, target, context));
         api::write::prepare_create(kind, &mut object);
         self.admit_create(context, target, &mut object)?;
         api::default::apply(kind, &mut object);
         let named = Target { name: name_of(&object).to_owned(), ..target.clone() };
         let mut allocations = self.allocate(kind, None, &mut object)?;
         validated(kind, api::validate::create(kind, &object), &object)?;
-        managed::update(kind, None, &mut object, writer(options, target, context));
         if self.objects(kind).get(&named.key()).is_some() {
             return Err(exists(&named));
         }
@@ -121,7 +121,6 @@ impl Engine {
     /// A server-side apply of an object that is not there.
     async fn create_applied(&self, context: &Context, target: &Target, options: &WriteOptions, mut object: Value) -> Result<Written, Status> {
         let kind = &target.kind;
-        let merged = object.clone();
         api::default::apply(kind, &mut object);
         let uid = uuid::Uuid::new_v4();
         let namespace = kind.namespaced().then_some(target.namespace.as_str());
@@ -132,7 +131,6 @@ impl Engine {
         api::default::apply(kind, &mut object);
         let mut allocations = self.allocate(kind, None, &mut object)?;
         validated(kind, api::validate::create(kind, &object), &object)?;
-        managed::finish_apply(kind, None, &merged, &mut object, writer(options, target, context));
         if options.dry_run {
             return Ok(Written { value: object, created: true });
         }
@@ -157,22 +155,20 @@ impl Engine {
         let kind = &target.kind;
         let old = self.show(kind, current);
         let draft = change(Some(&old))?;
-        let (mut new, merged) = match draft {
-            Draft::Update(new) => (new, None),
-            Draft::Apply(new) => (new.clone(), Some(new)),
+        let (mut new, applied) = match draft {
+            Draft::Update(new) => (new, false),
+            Draft::Apply(new) => (new, true),
         };
         check_identity(target, &new, &old)?;
         api::default::apply(kind, &mut new);
+        if !applied {
+            managed::update(kind, Some(&old), &mut new, writer(options, target, context));
+        }
         api::write::prepare_update(kind, target.subresource(), &mut new, &old);
         self.admit_update(context, target, &mut new, &old)?;
         api::default::apply(kind, &mut new);
         let mut allocations = self.allocate(kind, Some(&old), &mut new)?;
         validated(kind, api::validate::update(kind, target.subresource(), &new, &old), &new)?;
-        let writer = writer(options, target, context);
-        match &merged {
-            None => managed::update(kind, Some(&old), &mut new, writer),
-            Some(merged) => managed::finish_apply(kind, Some(&old), merged, &mut new, writer),
-        }
         if same(&new, &old) {
             return Ok(Some(Written { value: old, created: false }));
         }

@@ -222,7 +222,7 @@ impl Call<'_> {
             }
             "scale" => {
                 let object = engine.get(target, version).await?;
-                let scale = api::write::scale_of(&target.kind, &engine.show(&target.kind, &object));
+                let scale = api::write::scale_of(&engine.show(&target.kind, &object));
                 return Ok(reply::value(200, &scale, self.accepted.encoding));
             }
             "proxy" | "portforward" => return Err(Status::plain(501, "NotImplemented", format!("{} is not served yet", target.subresource))),
