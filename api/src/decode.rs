@@ -231,7 +231,9 @@ fn given_gvk(node: &Node, default: &Gvk) -> Result<Gvk, String> {
 }
 
 fn unrecognized(gvk: &Gvk, bytes: &[u8], why: &str) -> Status {
-    let (head, more) = bytes.split_at_checked(30).map_or((bytes, ""), |(head, tail)| (head, if tail.is_empty() { "" } else { " ..." }));
+    let (head, more) = bytes
+        .split_at_checked(30)
+        .map_or((bytes, ""), |(head, tail)| (head, if tail.is_empty() { "" } else { " ..." }));
     let sample = match bytes.first() {
         None => "<empty>".into(),
         Some(b'{') => String::from_utf8_lossy(head).into_owned(),

@@ -51,7 +51,8 @@ fn aggregated(registry: &Registry, form: Aggregated, wanted: impl Fn(&str) -> bo
             let versions: Vec<Value> = versions
                 .iter()
                 .map(|version| {
-                    let resources: Vec<Value> = of_version(registry, &group, version).map(aggregated_resource).collect();
+                    let resources: Vec<Value> =
+                        of_version(registry, &group, version).map(aggregated_resource).collect();
                     json!({"version": version, "resources": resources, "freshness": "Current"})
                 })
                 .collect();
@@ -81,9 +82,8 @@ fn aggregated_resource(kind: &Kind) -> Value {
     put_list(&mut out, "categories", &kind.categories);
     if !kind.subresources.is_empty() {
         let list = kind.subresources.iter();
-        out["subresources"] = list
-            .map(|s| json!({"subresource": s.name, "responseKind": gvk_value(&s.gvk), "verbs": s.verbs}))
-            .collect();
+        out["subresources"] =
+            list.map(|s| json!({"subresource": s.name, "responseKind": gvk_value(&s.gvk), "verbs": s.verbs})).collect();
     }
     out
 }
@@ -184,7 +184,8 @@ mod tests {
     #[test]
     fn legacy_lists_show_subresources_in_their_place() {
         let list = resources(&Registry::builtin(), "apps", "v1").unwrap();
-        let names: Vec<&str> = list["resources"].as_array().unwrap().iter().filter_map(|r| r["name"].as_str()).collect();
+        let names: Vec<&str> =
+            list["resources"].as_array().unwrap().iter().filter_map(|r| r["name"].as_str()).collect();
         assert_eq!(names[3..6], ["deployments", "deployments/scale", "deployments/status"]);
         assert_eq!(list["resources"][3]["storageVersionHash"], "8aSe+NMegvE=");
         assert_eq!(list["resources"][4]["group"], "autoscaling");

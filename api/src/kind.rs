@@ -210,8 +210,10 @@ fn version_rank(version: &str) -> (u8, u32, u32) {
 }
 
 /// Kinds whose objects are stored under another group or version.
-const STORED_ELSEWHERE: [(&str, &str, &str, &str, &str); 2] =
-    [("events.k8s.io", "v1", "events", "", "v1"), ("autoscaling", "v1", "horizontalpodautoscalers", "autoscaling", "v2")];
+const STORED_ELSEWHERE: [(&str, &str, &str, &str, &str); 2] = [
+    ("events.k8s.io", "v1", "events", "", "v1"),
+    ("autoscaling", "v1", "horizontalpodautoscalers", "autoscaling", "v2"),
+];
 
 const VERBS: [(char, &str); 8] = [
     ('C', "create"),

@@ -57,13 +57,7 @@ pub fn update(kind: &Kind, old: Option<&Value>, new: &mut Value, writer: Writer)
 
 /// Server-side apply: the live object merged with what `applied` asks for, entries included. The result still goes
 /// through decoding, defaults, admission, strategy and validation.
-pub fn apply(
-    kind: &Kind,
-    live: Option<&Value>,
-    applied: &Value,
-    writer: Writer,
-    force: bool,
-) -> Result<Value, Status> {
+pub fn apply(kind: &Kind, live: Option<&Value>, applied: &Value, writer: Writer, force: bool) -> Result<Value, Status> {
     check_applied(kind, applied)?;
     let empty = empty_object(kind);
     let current = live.unwrap_or(&empty);
@@ -128,14 +122,7 @@ fn place(entries: &mut Vec<Entry>, mut own: Entry, previous: Option<&Entry>, unc
 }
 
 /// Fields that this manager applied before, does not apply now, and nobody else owns.
-fn prune(
-    kind: &Kind,
-    merged: &Value,
-    before: &FieldSet,
-    now: &FieldSet,
-    entries: &[Entry],
-    writer: Writer,
-) -> Value {
+fn prune(kind: &Kind, merged: &Value, before: &FieldSet, now: &FieldSet, entries: &[Entry], writer: Writer) -> Value {
     let others = entries
         .iter()
         .filter(|e| !(e.apply && e.manager == writer.manager && e.subresource == writer.subresource))

@@ -110,7 +110,9 @@ impl Document {
         let list = self.list_type(kind, &body);
         let mut collection = parameters(kind.namespaced(), false);
         let mut item = parameters(kind.namespaced(), true);
-        for (verb, method, action) in [("create", "post", "post"), ("list", "get", "list"), ("deletecollection", "delete", "deletecollection")] {
+        for (verb, method, action) in
+            [("create", "post", "post"), ("list", "get", "list"), ("deletecollection", "delete", "deletecollection")]
+        {
             if kind.has_verb(verb) {
                 let answer = if verb == "list" { &list } else { &body };
                 collection[method] = self.operation(kind, &gvk, action, &body, answer, "");
@@ -169,7 +171,8 @@ impl Document {
         match self.dialect {
             Dialect::V2 => {
                 out["consumes"] = json!(if action == "patch" { types } else { vec!["*/*".into()] });
-                out["produces"] = json!(["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"]);
+                out["produces"] =
+                    json!(["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"]);
                 if takes_body {
                     parameters.push(json!({"name": "body", "in": "body", "required": true, "schema": body}));
                 }
@@ -177,8 +180,7 @@ impl Document {
             }
             Dialect::V3 => {
                 if takes_body {
-                    let content: Map<String, Value> =
-                        types.into_iter().map(|t| (t, json!({"schema": body}))).collect();
+                    let content: Map<String, Value> = types.into_iter().map(|t| (t, json!({"schema": body}))).collect();
                     out["requestBody"] = json!({"required": true, "content": content});
                 }
                 out["responses"] =
@@ -363,7 +365,10 @@ mod tests {
     fn patches_say_what_kubectl_looks_for() {
         let apps = document("apps");
         let patch = &apps["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
-        assert_eq!(patch["x-kubernetes-group-version-kind"], json!({"group": "apps", "version": "v1", "kind": "Deployment"}));
+        assert_eq!(
+            patch["x-kubernetes-group-version-kind"],
+            json!({"group": "apps", "version": "v1", "kind": "Deployment"})
+        );
         let names: Vec<&Value> = patch["parameters"].as_array().unwrap().iter().map(|p| &p["name"]).collect();
         assert!(names.contains(&&json!("fieldValidation")) && names.contains(&&json!("dryRun")));
         assert!(patch["requestBody"]["content"]["application/strategic-merge-patch+json"].is_object());

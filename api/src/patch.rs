@@ -148,14 +148,16 @@ mod tests {
         leaf.prop_recursive(3, 20, 4, |inner| {
             prop_oneof![
                 proptest::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
-                proptest::collection::btree_map("[abc]", inner, 0..3).prop_map(|m| Value::Object(m.into_iter().collect())),
+                proptest::collection::btree_map("[abc]", inner, 0..3)
+                    .prop_map(|m| Value::Object(m.into_iter().collect())),
             ]
         })
     }
 
     #[test]
     fn merge_follows_rfc_7386() {
-        let patched = merge(&json!({"a": {"b": 1, "c": 2}, "d": [1]}), &json!({"a": {"b": null, "e": {"f": null}}, "d": [2]}));
+        let patched =
+            merge(&json!({"a": {"b": 1, "c": 2}, "d": [1]}), &json!({"a": {"b": null, "e": {"f": null}}, "d": [2]}));
         assert_eq!(patched, json!({"a": {"c": 2, "e": {}}, "d": [2]}));
     }
 

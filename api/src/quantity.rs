@@ -214,7 +214,8 @@ fn amount(digits: &str, base: i128, exponent: i32) -> Option<i128> {
     }
     let limit = i128::from(i64::MAX) * NANO;
     let mut number: i128 = significant.get(..36).unwrap_or(significant).parse().ok()?;
-    let mut power = 9 - i32::try_from(fraction.len()).ok()? + i32::try_from(significant.len().saturating_sub(36)).ok()?;
+    let mut power =
+        9 - i32::try_from(fraction.len()).ok()? + i32::try_from(significant.len().saturating_sub(36)).ok()?;
     if base == 2 {
         number = number.checked_mul(1i128.checked_shl(exponent.unsigned_abs())?).unwrap_or(limit);
     } else {

@@ -125,7 +125,11 @@ impl Field {
             return false;
         }
         match value {
-            Value::Null => !matches!(self.shape, Shape::Time | Shape::MicroTime) || self.pointer || self.name == "creationTimestamp",
+            Value::Null => {
+                !matches!(self.shape, Shape::Time | Shape::MicroTime)
+                    || self.pointer
+                    || self.name == "creationTimestamp"
+            }
             Value::Array(items) => items.is_empty() && !self.pointer,
             Value::Object(map) => map.is_empty() && matches!(self.shape, Shape::Map(_)),
             Value::String(text) => text.is_empty() && !self.pointer,
@@ -182,7 +186,8 @@ struct Table {
     kinds: HashMap<&'static str, u16>,
 }
 
-static TABLE: LazyLock<Table> = LazyLock::new(|| Table::read(include_str!("../data/types.txt"), include_str!("../data/kinds.txt")));
+static TABLE: LazyLock<Table> =
+    LazyLock::new(|| Table::read(include_str!("../data/types.txt"), include_str!("../data/kinds.txt")));
 
 /// A type by its name in the table.
 pub fn find(name: &str) -> Option<&'static Type> {
@@ -289,8 +294,11 @@ impl Table {
             "apis.meta.v1.Duration" => Shape::Duration,
             "api.resource.Quantity" => Shape::Quantity,
             "util.intstr.IntOrString" => Shape::IntOrString,
-            "runtime.RawExtension" | "apis.meta.v1.FieldsV1" | "apiextensions.v1.JSON"
-            | "apiextensions.v1.JSONSchemaPropsOrArray" | "apiextensions.v1.JSONSchemaPropsOrBool"
+            "runtime.RawExtension"
+            | "apis.meta.v1.FieldsV1"
+            | "apiextensions.v1.JSON"
+            | "apiextensions.v1.JSONSchemaPropsOrArray"
+            | "apiextensions.v1.JSONSchemaPropsOrBool"
             | "apiextensions.v1.JSONSchemaPropsOrStringArray" => Shape::Any,
             name => self.by_name.get(name).map_or(Shape::Any, |&index| Shape::Struct(index)),
         }

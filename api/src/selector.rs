@@ -289,7 +289,9 @@ fn check_key(key: &str) -> Result<(), String> {
 
 fn check_value(key: &str, value: &str, operator: Operator) -> Result<(), String> {
     if matches!(operator, Operator::Greater | Operator::Less) && value.parse::<i64>().is_err() {
-        return Err(format!("values[0][{key}]: Invalid value: {value:?}: for 'Gt', 'Lt' operators, the value must be an integer"));
+        return Err(format!(
+            "values[0][{key}]: Invalid value: {value:?}: for 'Gt', 'Lt' operators, the value must be an integer"
+        ));
     }
     match names::label_value(value).as_slice() {
         [] => Ok(()),
@@ -373,7 +375,9 @@ fn unescape(value: &str) -> Result<String, String> {
         match c {
             '\\' => match chars.next() {
                 Some(c @ ('\\' | ',' | '=')) => out.push(c),
-                other => return Err(format!("invalid field selector: invalid escape sequence: \\{}", other.unwrap_or(' '))),
+                other => {
+                    return Err(format!("invalid field selector: invalid escape sequence: \\{}", other.unwrap_or(' ')));
+                }
             },
             '=' | ',' => return Err(format!("invalid field selector: unescaped {c:?} in {value:?}")),
             c => out.push(c),
@@ -499,7 +503,19 @@ mod tests {
     #[test]
     fn label_selectors_choose() {
         let labels = json!({"app": "x", "tier": "1"});
-        for selector in ["", "app=x", "app==x", "app in (x,y)", "app notin (z)", "!none", "app", "tier>0", "tier<2", "app!=y", "none!=y"] {
+        for selector in [
+            "",
+            "app=x",
+            "app==x",
+            "app in (x,y)",
+            "app notin (z)",
+            "!none",
+            "app",
+            "tier>0",
+            "tier<2",
+            "app!=y",
+            "none!=y",
+        ] {
             assert!(chosen(selector, &labels), "{selector}");
         }
         for selector in ["app=y", "app in (y)", "app notin (x)", "!app", "none", "tier>1", "app="] {

@@ -362,7 +362,7 @@ impl FieldError {
         let text = self.kind.text();
         let shows_value =
             !matches!(self.kind, ErrorKind::Required | ErrorKind::Forbidden | ErrorKind::TooLong | ErrorKind::Internal);
-        let head = if shows_value { format!("{text}: {}", self.bad_value) } else { text.to_string() };
+        let head = if shows_value { format!("{text}: {}", shown(&self.bad_value)) } else { text.to_string() };
         if self.detail.is_empty() { head } else { format!("{head}: {}", self.detail) }
     }
 }
@@ -370,5 +370,20 @@ impl FieldError {
 impl std::fmt::Display for FieldError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.path, self.body())
+    }
+}
+
+/// A bad value that is shown as this text, unquoted: upstream prints some structs in the order of their fields, which a
+/// sorted map cannot hold.
+pub fn verbatim(text: &str) -> Value {
+    json!({ VERBATIM: text })
+}
+
+const VERBATIM: &str = "\u{0}verbatim";
+
+fn shown(value: &Value) -> String {
+    match value.get(VERBATIM).and_then(Value::as_str) {
+        Some(text) => text.to_string(),
+        None => value.to_string(),
     }
 }

@@ -46,7 +46,9 @@ pub fn set_namespace(metadata: &mut Map<String, Value>, namespace: &str) -> Resu
             metadata.insert("namespace".into(), json!(namespace));
             Ok(())
         }
-        _ => Err(Status::bad_request("the namespace of the provided object does not match the namespace sent on the request")),
+        _ => Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        )),
     }
 }
 
@@ -378,7 +380,8 @@ fn subset(ports: Vec<Value>, mut ready: Vec<Value>, mut waiting: Vec<Value>) -> 
     waiting.retain(|a| !ready.contains(a));
     for (name, list) in [("addresses", &mut ready), ("notReadyAddresses", &mut waiting)] {
         list.sort_by_key(|a| {
-            let octets: Vec<u8> = a["ip"].as_str().unwrap_or_default().split('.').filter_map(|o| o.parse().ok()).collect();
+            let octets: Vec<u8> =
+                a["ip"].as_str().unwrap_or_default().split('.').filter_map(|o| o.parse().ok()).collect();
             (octets, a["ip"].to_string(), a["targetRef"]["uid"].to_string())
         });
         list.dedup();
@@ -410,7 +413,8 @@ pub fn admit_pod(pod: &mut Value, priority: i32) {
             (of == key || of.is_empty()) && (effect == "NoExecute" || effect.is_empty())
         };
         if !tolerations.iter().any(covers) {
-            tolerations.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
+            tolerations
+                .push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
         }
     }
     spec.insert("tolerations".into(), json!(tolerations));
@@ -478,7 +482,9 @@ pub fn scale_of(object: &Value) -> Value {
         metadata.extend(old.get(name).map(|v| (name.to_string(), v.clone())));
     }
     let mut spec = Map::new();
-    spec.extend(object["spec"].get("replicas").filter(|r| **r != json!(0)).map(|r| ("replicas".to_string(), r.clone())));
+    spec.extend(
+        object["spec"].get("replicas").filter(|r| **r != json!(0)).map(|r| ("replicas".to_string(), r.clone())),
+    );
     let mut status = json!({"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)});
     let selector = &object["spec"]["selector"];
     let text = match crate::selector::Labels::from_object(selector) {

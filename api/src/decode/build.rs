@@ -47,7 +47,9 @@ impl Builder {
 
     fn mismatch(&mut self, node: &Node, shape: &Shape) -> Value {
         let what = match node {
-            Node::Number(text) if matches!(shape, Shape::Int32 | Shape::Int64 | Shape::Float) => format!("number {text}"),
+            Node::Number(text) if matches!(shape, Shape::Int32 | Shape::Int64 | Shape::Float) => {
+                format!("number {text}")
+            }
             _ => node.go_kind().to_string(),
         };
         let target = shape.go_name();
@@ -72,7 +74,13 @@ impl Builder {
         out
     }
 
-    fn structure(&mut self, ty: &Type, open: bool, entries: &[(String, Node)], mut map: Map<String, Value>) -> Map<String, Value> {
+    fn structure(
+        &mut self,
+        ty: &Type,
+        open: bool,
+        entries: &[(String, Node)],
+        mut map: Map<String, Value>,
+    ) -> Map<String, Value> {
         let mut seen = HashSet::new();
         for (name, node) in entries {
             let known = ty.field(name);
@@ -243,7 +251,9 @@ fn complete(ty: &Type, map: &mut Map<String, Value>) {
         map.remove(field.name);
         let value = if field.pointer { Value::Null } else { zero(&field.shape) };
         let written = match &field.shape {
-            Shape::Struct(_) | Shape::Quantity | Shape::IntOrString | Shape::Time | Shape::MicroTime if !field.pointer => {
+            Shape::Struct(_) | Shape::Quantity | Shape::IntOrString | Shape::Time | Shape::MicroTime
+                if !field.pointer =>
+            {
                 !field.omits(&value)
             }
             _ => !field.omit_empty,

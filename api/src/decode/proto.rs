@@ -120,9 +120,7 @@ fn single(shape: &Shape, wire: Wire) -> Result<Node, String> {
             Some(ty) => message(ty, bytes)?,
             None => Node::Null,
         },
-        (Shape::Quantity, Wire::Bytes(bytes)) => {
-            text_of(bytes, 1)?.map_or(Node::String("0".into()), Node::String)
-        }
+        (Shape::Quantity, Wire::Bytes(bytes)) => text_of(bytes, 1)?.map_or(Node::String("0".into()), Node::String),
         (Shape::Any, Wire::Bytes(bytes)) => raw(bytes)?,
         (Shape::Time, Wire::Bytes(bytes)) => time(bytes, crate::time::rfc3339)?,
         (Shape::MicroTime, Wire::Bytes(bytes)) => time(bytes, crate::time::micro)?,

@@ -85,7 +85,8 @@ impl Builder {
                 Some(text) => {
                     if entries.iter().any(|(k, _)| *k == text) {
                         let line = mark.line();
-                        self.strict.push(format!("yaml: unmarshal errors:\n  line {line}: key {text:?} already set in map"));
+                        self.strict
+                            .push(format!("yaml: unmarshal errors:\n  line {line}: key {text:?} already set in map"));
                     }
                     *key = Some(text);
                 }
@@ -173,7 +174,8 @@ mod tests {
 
     #[test]
     fn scalars_are_those_of_yaml_1_1() {
-        let text = "{a: yes, b: 'yes', c: 012, d: 0o17, e: 0x50, f: ~, g: 1.5, h: 1e3, i: 1.10.0, j: -3, k: off, l: !!str 5}";
+        let text =
+            "{a: yes, b: 'yes', c: 012, d: 0o17, e: 0x50, f: ~, g: 1.5, h: 1e3, i: 1.10.0, j: -3, k: off, l: !!str 5}";
         let want = json!({"a": true, "b": "yes", "c": 10, "d": 15, "e": 80, "f": null, "g": 1.5, "h": 1000,
             "i": "1.10.0", "j": -3, "k": false, "l": "5"});
         assert_eq!(value(text), want);

@@ -86,10 +86,9 @@ fn members<'a, 'v>(node: Node<'a>, value: &'v Value) -> Vec<(String, Node<'a>, &
         (Node::Set(item), Value::Array(items)) => {
             items.iter().map(|v| (format!("v:{v}"), Node::of_shape(item), v)).collect()
         }
-        (_, Value::Object(map)) => map
-            .iter()
-            .filter_map(|(name, v)| Some((format!("f:{name}"), node.member(name)?, v)))
-            .collect(),
+        (_, Value::Object(map)) => {
+            map.iter().filter_map(|(name, v)| Some((format!("f:{name}"), node.member(name)?, v))).collect()
+        }
         _ => Vec::new(),
     }
 }
@@ -259,7 +258,9 @@ pub fn remove(schema: Schema, object: &Value, gone: &FieldSet) -> Value {
 fn remove_node(node: Node, value: &Value, gone: &FieldSet) -> Option<Value> {
     let keep = |element: &str, child: Node, value: &Value| -> Option<Value> {
         match gone.child(element).filter(|c| !c.is_empty()) {
-            _ if gone.has(element) && (child.is_leaf(value) || gone.child(element).is_none_or(FieldSet::is_empty)) => None,
+            _ if gone.has(element) && (child.is_leaf(value) || gone.child(element).is_none_or(FieldSet::is_empty)) => {
+                None
+            }
             Some(below) => {
                 let left = remove_node(child, value, below)?;
                 (!(gone.has(element) && child.is_leaf(&left))).then_some(left)
@@ -313,9 +314,13 @@ fn check_node(node: Node, value: &Value, path: &mut String, errors: &mut Vec<Str
                 });
             }
         }
-        (Node::Struct(..) | Node::Map(_), _) => errors.push(format!("{path}: expected map, got {}", unstructured(value))),
+        (Node::Struct(..) | Node::Map(_), _) => {
+            errors.push(format!("{path}: expected map, got {}", unstructured(value)))
+        }
         (Node::Keyed(..) | Node::Set(_), Value::Array(_)) => check_list(node, value, path, errors),
-        (Node::Keyed(..) | Node::Set(_), _) => errors.push(format!("{path}: expected list, got {}", unstructured(value))),
+        (Node::Keyed(..) | Node::Set(_), _) => {
+            errors.push(format!("{path}: expected list, got {}", unstructured(value)))
+        }
         _ => {}
     }
 }

@@ -129,9 +129,9 @@ fn merge_list(
     }
     for item in patch {
         let Value::Object(item) = item else { return Err(format!("expected map, got {}", go_map(item))) };
-        let id = item
-            .get(key)
-            .ok_or_else(|| format!("map: {} does not contain declared merge key: {key}", go_map(&Value::Object(item.clone()))))?;
+        let id = item.get(key).ok_or_else(|| {
+            format!("map: {} does not contain declared merge key: {key}", go_map(&Value::Object(item.clone())))
+        })?;
         let found = out.iter().position(|v| v.get(key) == Some(id));
         match (directive(item)?, found) {
             (Some("delete"), _) => out.retain(|v| v.get(key) != Some(id)),
