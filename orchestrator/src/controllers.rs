@@ -72,7 +72,7 @@ impl Caches {
     }
 }
 
-/// Which controllers run: names, `*` for all, `-name` for all but one, as kube-controller-manager's flag.
+/// Which controllers run: names, `*` for all, `-name` for all but one, as kube-controller-manager's flag; empty for none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selection(BTreeSet<&'static str>);
 
@@ -108,7 +108,7 @@ impl Selection {
         if items.iter().any(|item| item == "*") {
             chosen.extend(NAMES);
         }
-        for item in items.iter().filter(|item| *item != "*") {
+        for item in items.iter().filter(|item| !matches!(item.as_str(), "" | "*")) {
             match item.strip_prefix('-') {
                 Some(name) => drop(chosen.remove(find(name)?)),
                 None => drop(chosen.insert(find(item)?)),
