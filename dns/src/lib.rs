@@ -1,1 +1,4 @@
-//! See ARCHITECTURE.md.
+//! The cluster's DNS server.
+mod snapshot;
+mod zone;
+pub use snapshot::Snapshot;
