@@ -47,7 +47,7 @@ pub enum ServerError {
 pub struct Server {
     shared: Arc<Shared>,
     address: SocketAddr,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(serve_udp(Arc::clone(&shared), Arc::new(udp)));
         tasks.spawn(serve_tcp(Arc::clone(&shared), tcp));
-        Ok(Self { shared, address, _tasks: tasks })
+        Ok(Self { shared, address, tasks })
     }
 
     /// Where it listens, with the port that was chosen.
@@ -85,6 +85,13 @@ impl Server {
     /// The content answered from now.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.shared.snapshot()
+    }
+
+    /// Waits for the end of a task that should have none: the server is broken then, and its owner must not go on without it.
+    pub async fn broken(&mut self) {
+        if let Some(Err(error)) = self.tasks.join_next().await {
+            tracing::error!(%error, "a DNS task ended");
+        }
     }
 
     /// Answers of other servers kept now.

@@ -474,3 +474,57 @@ fn spoofed_and_outside_packets_are_dropped_and_counted() {
     let rose = world.rose(&before);
     assert!(rose.contains_key("drop_cluster_ip_from_outside") && rose["drop_spoofed"] == 1, "{rose:?}");
 }
+
+#[test]
+fn cluster_dns_is_the_nodes_own_server() {
+    for hooks in BOTH {
+        let world = World::new(hooks);
+        world.serve(&[web()]);
+        let server = world.start_dns(&[web()]);
+        world.meanwhile(|| {
+            for client in [&world.pods[0], &world.node] {
+                for protocol in ["+notcp", "+tcp"] {
+                    let command =
+                        format!("dig {protocol} +short +time=2 +tries=1 @10.96.0.10 web.default.svc.cluster.local");
+                    assert_eq!(client.command(&command).trim(), "10.96.0.80", "{hooks:?} {protocol}");
+                }
+            }
+        });
+        drop(server);
+    }
+}
+
+#[test]
+fn a_second_agent_in_the_namespace_is_refused() {
+    let world = World::new(SocketHooks::Absent);
+    assert!(world.start_another().contains("another agent"));
+}
+
+#[test]
+fn big_uploads_leave_the_cluster() {
+    let world = World::new(SocketHooks::Absent);
+    let listener = world.client.run(|| std::net::TcpListener::bind("203.0.113.5:9000").unwrap());
+    let sink = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        all.len()
+    });
+    world.pods[0].run(|| {
+        let mut stream = TcpStream::connect_timeout(&"203.0.113.5:9000".parse().unwrap(), PATIENCE).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&vec![7; 5_000_000]).unwrap();
+    });
+    assert_eq!(sink.join().unwrap(), 5_000_000);
+}
+
+#[test]
+fn reset_leaves_the_node_as_it_was() {
+    let world = World::new(SocketHooks::Absent);
+    world.reset();
+    let links = world.node.command("ip -o link show");
+    assert_eq!(links.lines().count(), 2, "{links}");
+    assert_eq!(world.node.command("cat /proc/sys/net/ipv4/ip_local_reserved_ports").trim(), "");
+    let routes = world.node.command("ip route show");
+    assert_eq!(routes.lines().count(), 2, "{routes}");
+}

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use network::{Config, Network};
-use proxy_userspace::desired::{NodeFacts, desired};
+use proxy_userspace::desired::{LocalServer, NodeFacts, desired};
 use proxy_userspace::{Proxy, SocketHooks};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -24,6 +24,8 @@ pub const CLIENT: &str = "192.168.77.2";
 /// An address far outside, behind the client.
 pub const OUTSIDE: &str = "203.0.113.5";
 pub const PODS: [&str; 2] = ["10.244.0.5", "10.244.0.6"];
+/// Where the node's DNS server listens.
+const DNS: &str = "192.168.77.1:10053";
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
 pub struct World {
@@ -31,7 +33,7 @@ pub struct World {
     pub client: Namespace,
     pub pods: Vec<Namespace>,
     pub proxy: Arc<Proxy>,
-    pub network: Arc<Network>,
+    network: Option<Arc<Network>>,
     runtime: Arc<Runtime>,
     folder: Folder,
 }
@@ -51,6 +53,11 @@ impl Drop for Folder {
     }
 }
 
+fn cluster_dns() -> LocalServer {
+    let Ok(SocketAddr::V4(server)) = DNS.parse() else { panic!("an IPv4 address") };
+    LocalServer { address: ("10.96.0.10".parse().unwrap(), 53), server: (*server.ip(), server.port()) }
+}
+
 fn cgroup_root() -> &'static Path {
     let hybrid = Path::new("/sys/fs/cgroup/unified");
     if hybrid.exists() { hybrid } else { Path::new("/sys/fs/cgroup") }
@@ -63,7 +70,7 @@ impl World {
         join(&node, &client);
         let runtime = Arc::new(tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
         let (proxy, network) = start(&node, &runtime, folder.path(), hooks);
-        let mut world = Self { node, client, pods: Vec::new(), proxy, network, runtime, folder };
+        let mut world = Self { node, client, pods: Vec::new(), proxy, network: Some(network), runtime, folder };
         for (index, ip) in PODS.iter().enumerate() {
             let pod = Namespace::new();
             world.attach(&format!("pod-{index}"), ip, &pod.path());
@@ -75,24 +82,70 @@ impl World {
 
     /// What an agent does when it comes back.
     pub fn restart(&mut self, hooks: SocketHooks) {
+        self.network = None;
         let (proxy, network) = start(&self.node, &self.runtime, self.folder.path(), hooks);
-        (self.proxy, self.network) = (proxy, network);
+        (self.proxy, self.network) = (proxy, Some(network));
+    }
+
+    fn network(&self) -> Arc<Network> {
+        Arc::clone(self.network.as_ref().unwrap())
+    }
+
+    /// What `amphipod reset` does.
+    pub fn reset(&self) {
+        let (runtime, folder) = (Arc::clone(&self.runtime), self.folder.path().to_owned());
+        self.node.run(move || runtime.block_on(Network::reset(&folder.join("state")))).unwrap();
+    }
+
+    /// A second agent in the node's namespace.
+    pub fn start_another(&self) -> String {
+        let (runtime, proxy, folder) =
+            (Arc::clone(&self.runtime), Arc::clone(&self.proxy), self.folder.path().to_owned());
+        let outcome = self.node.run(move || runtime.block_on(Network::start(&config(&folder), proxy)).map(drop));
+        outcome.unwrap_err().to_string()
+    }
+
+    /// The node's DNS server; cluster DNS is translated to it.
+    pub fn start_dns(&self, objects: &[Service]) -> dns::Server {
+        let config =
+            dns::Config { listen: DNS.parse().unwrap(), domain: "cluster.local".into(), upstreams: Vec::new() };
+        let objects: Vec<_> = objects.iter().map(|service| serde_json::from_value(service.object()).unwrap()).collect();
+        let runtime = Arc::clone(&self.runtime);
+        let server = self.node.run(move || runtime.block_on(dns::Server::start(config)).unwrap());
+        server.publish(dns::Snapshot::compute(&objects, &[]));
+        server
+    }
+
+    /// Keeps the node's tasks going, on a thread in its namespace, while `work` goes on elsewhere.
+    pub fn meanwhile<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let (done, ended) = tokio::sync::oneshot::channel::<()>();
+        let (runtime, netns) = (Arc::clone(&self.runtime), self.node.file());
+        std::thread::scope(|scope| {
+            let node = scope.spawn(move || {
+                let turning = || Ok(drop(runtime.block_on(ended)));
+                proxy_userspace::sys::inside(&netns, turning).unwrap();
+            });
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            drop(done);
+            node.join().unwrap();
+            outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     pub fn attach(&self, uid: &str, ip: &str, netns: &Path) {
-        let (network, runtime) = (Arc::clone(&self.network), Arc::clone(&self.runtime));
+        let (network, runtime) = (self.network(), Arc::clone(&self.runtime));
         let (uid, ip, netns) = (uid.to_owned(), ip.parse().unwrap(), netns.to_owned());
         self.node.run(move || runtime.block_on(network.attach(&uid, ip, &netns))).unwrap();
     }
 
     pub fn detach(&self, uid: &str) {
-        let (network, runtime, uid) = (Arc::clone(&self.network), Arc::clone(&self.runtime), uid.to_owned());
+        let (network, runtime, uid) = (self.network(), Arc::clone(&self.runtime), uid.to_owned());
         self.node.run(move || runtime.block_on(network.detach(&uid))).unwrap();
     }
 
     /// Services as (spec, endpoints), each endpoint set on one target port.
     pub fn serve(&self, services: &[Service]) {
-        let facts = NodeFacts { node_name: "n1".into(), local_servers: Vec::new() };
+        let facts = NodeFacts { node_name: "n1".into(), local_servers: vec![cluster_dns()] };
         let objects: Vec<_> =
             services.iter().map(|service| serde_json::from_value(service.object()).unwrap()).collect();
         let slices: Vec<_> = services.iter().map(|service| serde_json::from_value(service.slice()).unwrap()).collect();
@@ -120,19 +173,23 @@ fn start(node: &Namespace, runtime: &Arc<Runtime>, folder: &Path, hooks: SocketH
             socket_hooks: hooks,
         };
         let proxy = Arc::new(Proxy::start(&config).unwrap_or_else(|error| panic!("{error:?}")));
-        let config = Config {
-            node_ip: NODE.parse().unwrap(),
-            pod_cidr: "10.244.0.0/24".parse().unwrap(),
-            cluster_cidr: "10.244.0.0/16".parse().unwrap(),
-            service_cidr: "10.96.0.0/12".parse().unwrap(),
-            node_ports: Config::DEFAULT_NODE_PORTS,
-            snat_ports: Config::DEFAULT_SNAT_PORTS,
-            state_file: folder.join("state"),
-        };
-        let network =
-            runtime.block_on(Network::start(&config, Arc::clone(&proxy))).unwrap_or_else(|error| panic!("{error:?}"));
+        let network = runtime
+            .block_on(Network::start(&self::config(&folder), Arc::clone(&proxy)))
+            .unwrap_or_else(|error| panic!("{error:?}"));
         (proxy, Arc::new(network))
     })
+}
+
+fn config(folder: &Path) -> Config {
+    Config {
+        node_ip: NODE.parse().unwrap(),
+        pod_cidr: "10.244.0.0/24".parse().unwrap(),
+        cluster_cidr: "10.244.0.0/16".parse().unwrap(),
+        service_cidr: "10.96.0.0/12".parse().unwrap(),
+        node_ports: Config::DEFAULT_NODE_PORTS,
+        snat_ports: Config::DEFAULT_SNAT_PORTS,
+        state_file: folder.join("state"),
+    }
 }
 
 fn join(node: &Namespace, client: &Namespace) {
