@@ -22,6 +22,8 @@ const ATTEMPTS: u32 = 16;
 pub enum Source {
     /// The client's own; another port only where its own is taken.
     Keep,
+    /// The client's own address with another port: its own may be in use towards the same endpoint, where the socket hooks led it.
+    OtherPort,
     /// The gateway's: a client that reaches itself.
     Gateway,
     /// The node's, from the reserved range.
@@ -145,13 +147,13 @@ pub fn begin(
 ) -> Result<Tuple, Exhausted> {
     let from = &packet.tuple;
     let src = match source {
-        Source::Keep => from.src,
+        Source::Keep | Source::OtherPort => from.src,
         Source::Gateway => GATEWAY,
         Source::Node => node.node_ip,
     };
     let mut to = Tuple { src, dst: backend.addr, dport: backend.port, ..*from };
     for attempt in 0..ATTEMPTS {
-        if attempt > 0 || matches!(source, Source::Node) {
+        if attempt > 0 || matches!(source, Source::Node | Source::OtherPort) {
             to.sport = random_port(node);
             if matches!(source, Source::Node) && taken_by_host(ctx, &to) {
                 continue;

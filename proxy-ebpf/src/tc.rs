@@ -144,7 +144,7 @@ fn to_endpoint(ctx: &TcContext, packet: &Packet, backend: Backend, slot: Slot, f
         // The middle of a connection that nobody remembers: the client shall know at once.
         return reject(ctx, packet, from, node, PORT_UNREACHABLE);
     }
-    let source = source_for(packet.tuple.src, backend.addr, slot, from, node);
+    let source = source_for(packet, backend.addr, slot, from, node);
     let to = flow::begin(ctx, packet, backend, source, node).map_err(|_| Verdict::Drop(Counter::DropSnatExhausted))?;
     count(Counter::ServiceFlow);
     rewrite(ctx, packet, &to)?;
@@ -153,12 +153,13 @@ fn to_endpoint(ctx: &TcContext, packet: &Packet, backend: Backend, slot: Slot, f
 
 /// Replies must pass here again: so a client that would answer itself, or that an endpoint could reach by another way, is hidden.
 #[inline(always)]
-fn source_for(client: Ip4, backend: Ip4, slot: Slot, from: From, node: &NodeConfig) -> Source {
+fn source_for(packet: &Packet, backend: Ip4, slot: Slot, from: From, node: &NodeConfig) -> Source {
     let place = place_of(backend, node);
     match (from, place) {
         (From::Pod, Place::Outside) => Source::Node,
-        (From::Pod, _) if backend == client => Source::Gateway,
+        (From::Pod, _) if backend == packet.tuple.src => Source::Gateway,
         (From::Host, Place::ThisNode) => Source::Gateway,
+        (From::Pod | From::Host, _) if packet.tuple.protocol == UDP => Source::OtherPort,
         (From::Pod | From::Host, _) => Source::Keep,
         (From::Uplink, Place::ThisNode) => Source::Keep,
         (From::Uplink, _) if slot.has(Slot::KEEP_SOURCE) => Source::Keep,

@@ -212,8 +212,10 @@ pub fn remove_root(root: &Path) -> io::Result<()> {
     }
     let target =
         std::ffi::CString::new(root.as_os_str().as_encoded_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: a terminated string that outlives the call. Not a mount point (EINVAL) is fine: the root lies on a shared one.
-    unsafe { libc::umount2(target.as_ptr(), 0) };
+    // Detached, for a copy of the mount in another mount namespace may be busy. Not a mount point (EINVAL) is fine: the root may
+    // lie on a file system that somebody else mounted.
+    // SAFETY: a terminated string that outlives the call.
+    unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
     match fs::remove_dir(root) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -257,6 +257,11 @@ impl Proxy {
         Ok(pods.into_iter().map(|(ip, _)| Ip4(ip).octets().into()).collect())
     }
 
+    /// Whether sockets of the namespace with this cookie are translated.
+    pub fn is_local_netns(&self, cookie: u64) -> Result<bool> {
+        Ok(self.shared.maps.local_netns.get(&cookie).map_err(written("LOCAL_NETNS"))?.is_some())
+    }
+
     fn add_netns(&self, netns: &File, owner: Netns, whose: &str) -> Result<()> {
         let cookie =
             sys::netns_cookie(netns).map_err(|source| ProxyError::Netns { whose: whose.to_owned(), source })?;

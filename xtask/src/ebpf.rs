@@ -20,7 +20,7 @@ const TARGET: &str = "bpfel-unknown-none";
 pub fn build_ebpf() -> Result<()> {
     let fresh = compile()?;
     let committed = committed_object();
-    let bytes = fs::read(&fresh).with_context(|| format!("reading {}", fresh.display()))?;
+    let bytes = without_debug_information(&fs::read(&fresh).with_context(|| format!("reading {}", fresh.display()))?)?;
     if fs::read(&committed).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
@@ -81,6 +81,25 @@ fn flags(folder: &Path) -> Vec<String> {
     flags
 }
 
+/// DWARF is nine tenths of the object and nothing that the kernel reads; BTF stays.
+fn without_debug_information(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut builder = object::build::elf::Builder::read(bytes)?;
+    for section in builder.sections.iter_mut() {
+        let name = section.name.as_slice();
+        section.delete = name.starts_with(b".debug") || name.starts_with(b".rel.debug");
+    }
+    builder.delete_orphans();
+    // LLVM keeps the names of sections and symbols in one table; the writer wants one for sections.
+    let names = builder.sections.add();
+    names.name = ".shstrtab".into();
+    names.sh_type = object::elf::SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = object::build::elf::SectionData::SectionString;
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped)?;
+    Ok(stripped)
+}
+
 /// Section name → everything in it that reaches the kernel as program or map.
 fn digest(path: &Path) -> Result<BTreeMap<String, String>> {
     let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
@@ -94,7 +113,7 @@ fn digest(path: &Path) -> Result<BTreeMap<String, String>> {
         }
         digest.insert(name, text);
     }
-    for symbol in file.symbols().filter(|symbol| symbol.is_definition()) {
+    for symbol in file.symbols().filter(|symbol| symbol.is_global() && symbol.is_definition()) {
         digest.insert(format!("symbol {}", symbol.name()?), format!("{} {}", symbol.address(), symbol.size()));
     }
     Ok(digest)
