@@ -42,6 +42,12 @@ pub fn update(kind: &Kind, old: Option<&Value>, new: &mut Value, writer: Writer)
     let live = old.unwrap_or(&empty);
     let mut entries = entries_to_update(old, new, !writer.subresource.is_empty());
     take_managed_fields(new);
+    if old.is_none() {
+        // A new object is not being deleted, whatever was sent.
+        for name in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
+            new.get_mut("metadata").and_then(Value::as_object_mut).map(|m| m.remove(name));
+        }
+    }
     let difference = typed::compare(kind.schema, live, new).without(&ignored(kind, writer.subresource));
     let own = Entry {
         manager: writer.manager.into(),

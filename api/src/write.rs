@@ -112,7 +112,6 @@ pub fn prepare_create(kind: &Kind, object: &mut Value) {
         ("", "pods") => new_pod(object),
         ("", "namespaces") => new_namespace(object),
         ("", "nodes") => new_node(object),
-        ("", "secrets") => fold_string_data(object),
         ("", "endpoints") => repack_endpoints(object),
         _ => {}
     }
@@ -128,9 +127,6 @@ fn clear_status(kind: &Kind, object: &mut Value) {
 /// Copies what this path may not change from `old` (main: status; `/status`: the rest; system metadata always) and
 /// raises the generation when the desired state changed.
 pub fn prepare_update(kind: &Kind, subresource: Option<&str>, new: &mut Value, old: &Value) {
-    if kind.plural == "secrets" && kind.group.is_empty() {
-        fold_string_data(new);
-    }
     match subresource {
         Some("status") => keep_all_but_status(kind, new, old),
         Some("finalize") => keep(new, old, "status"),
@@ -277,6 +273,8 @@ fn text<'a>(map: &'a Map<String, Value>, name: &str) -> &'a str {
 }
 
 fn new_pod(pod: &mut Value) {
+    app_armor_fields(pod);
+    let born = pod["metadata"]["creationTimestamp"].clone();
     let class = qos_class(pod);
     let gated = pod["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty());
     let status = section(pod, "status");
@@ -284,8 +282,30 @@ fn new_pod(pod: &mut Value) {
     status.insert("qosClass".into(), json!(class));
     if gated {
         let condition = json!({"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
-            "message": "Scheduling is blocked due to non-empty scheduling gates", "lastProbeTime": null, "lastTransitionTime": null});
+            "message": "Scheduling is blocked due to non-empty scheduling gates", "lastProbeTime": null, "lastTransitionTime": born});
         status.insert("conditions".into(), json!([condition]));
+    }
+}
+
+/// The annotation that came before the field sets the field.
+fn app_armor_fields(pod: &mut Value) {
+    const PREFIX: &str = "container.apparmor.security.beta.kubernetes.io/";
+    let annotations = pod["metadata"]["annotations"].as_object().cloned().unwrap_or_default();
+    for (name, value) in annotations.iter().filter_map(|(k, v)| Some((k.strip_prefix(PREFIX)?, v.as_str()?))) {
+        let profile = match value {
+            "runtime/default" => json!({"type": "RuntimeDefault"}),
+            "unconfined" => json!({"type": "Unconfined"}),
+            _ => match value.strip_prefix("localhost/") {
+                Some(profile) => json!({"type": "Localhost", "localhostProfile": profile}),
+                None => continue,
+            },
+        };
+        for list in ["containers", "initContainers"] {
+            for container in pod["spec"][list].as_array_mut().into_iter().flatten().filter(|c| c["name"] == name) {
+                let context = section(container, "securityContext");
+                context.entry("appArmorProfile").or_insert_with(|| profile.clone());
+            }
+        }
     }
 }
 
@@ -334,21 +354,6 @@ fn new_node(node: &mut Value) {
         && !list.iter().any(|t| t["key"] == taint["key"] && t["effect"] == taint["effect"])
     {
         list.push(taint);
-    }
-}
-
-/// `stringData` is write-only: it lands in `data`.
-fn fold_string_data(secret: &mut Value) {
-    use base64::Engine;
-    let Some(map) = secret.as_object_mut() else { return };
-    let Some(Value::Object(plain)) = map.remove("stringData") else { return };
-    let data = map.entry("data").or_insert_with(|| json!({}));
-    if !data.is_object() {
-        *data = json!({});
-    }
-    for (key, value) in plain {
-        let bytes = value.as_str().unwrap_or_default().as_bytes();
-        data[key] = json!(base64::engine::general_purpose::STANDARD.encode(bytes));
     }
 }
 
@@ -472,6 +477,26 @@ fn token_volume(name: &str) -> Value {
         {"downwardAPI": {"items": [
             {"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
     ]}})
+}
+
+/// What a Service on an IPv4 cluster has besides its address: family, policy, and `clusterIP` beside `clusterIPs`.
+/// Call it before an address is allocated; ExternalName services have none of these.
+pub fn service_families(service: &mut Value) {
+    let spec = section(service, "spec");
+    if text(spec, "type") == "ExternalName" {
+        for name in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            spec.remove(name);
+        }
+        return;
+    }
+    if let (Some(ip), None) = (spec.get("clusterIP").filter(|ip| **ip != json!("")).cloned(), spec.get("clusterIPs")) {
+        spec.insert("clusterIPs".into(), json!([ip]));
+    }
+    let selects = spec.get("selector").and_then(Value::as_object).is_some_and(|s| !s.is_empty());
+    let dual = text(spec, "clusterIP") == "None" && !selects;
+    spec.entry("ipFamilyPolicy").or_insert_with(|| json!(if dual { "RequireDualStack" } else { "SingleStack" }));
+    let families = if dual { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) };
+    spec.entry("ipFamilies").or_insert(families);
 }
 
 /// The `autoscaling/v1` Scale of an object.
