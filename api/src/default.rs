@@ -77,6 +77,15 @@ const RULES: &[(&str, Rule)] = &[
     ("core.v1.HostPathVolumeSource", |m| set_absent(m, "type", "")),
     ("core.v1.PodSpec", pod_spec),
     ("core.v1.Pod", pod),
+    ("core.v1.PodStatus", |m| match (text(m, "podIP").to_string(), m.get("podIPs").cloned()) {
+        (ip, None) if !ip.is_empty() => {
+            m.insert("podIPs".into(), json!([{"ip": ip}]));
+        }
+        (ip, Some(Value::Array(list))) if ip.is_empty() && !list.is_empty() => {
+            m.insert("podIP".into(), list[0]["ip"].clone());
+        }
+        _ => {}
+    }),
     ("core.v1.Service", service),
     ("core.v1.EndpointPort", |m| set(m, "protocol", "TCP")),
     ("core.v1.Secret", |m| {

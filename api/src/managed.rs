@@ -48,6 +48,10 @@ pub fn update(kind: &Kind, old: Option<&Value>, new: &mut Value, writer: Writer)
             new.get_mut("metadata").and_then(Value::as_object_mut).map(|m| m.remove(name));
         }
     }
+    // A stored object that nobody tracks stays so until its first apply.
+    if old.is_some() && entries.is_empty() {
+        return;
+    }
     let difference = typed::compare(kind.schema, live, new).without(&ignored(kind, writer.subresource));
     let own = Entry {
         manager: writer.manager.into(),
@@ -91,8 +95,16 @@ pub fn apply(kind: &Kind, live: Option<&Value>, applied: &Value, writer: Writer,
         .map(|e| (e.clone(), e.fields.intersection(&changed)))
         .filter(|(_, set)| !set.is_empty())
         .collect();
-    if !force && !conflicts.is_empty() {
-        return Err(conflict(&conflicts));
+    if !force {
+        let allowed = moved_from_client_side(kind, live, writer.manager);
+        let real: Vec<(Entry, FieldSet)> = conflicts
+            .into_iter()
+            .map(|(entry, set)| (entry, set.difference(&allowed)))
+            .filter(|(_, set)| !set.is_empty())
+            .collect();
+        if !real.is_empty() {
+            return Err(conflict(&real));
+        }
     }
     release(&mut entries, &difference, is_own);
     let own = Entry {
@@ -109,16 +121,22 @@ pub fn apply(kind: &Kind, live: Option<&Value>, applied: &Value, writer: Writer,
     Ok(out)
 }
 
-/// Puts the applier's entry in place of its old one; one that changes nothing keeps its time.
+/// Fields that `kubectl` applied from the client before: it may take those without a conflict.
+fn moved_from_client_side(kind: &Kind, live: Option<&Value>, manager: &str) -> FieldSet {
+    let last = || {
+        let annotations = live.filter(|_| manager == "kubectl")?.pointer("/metadata/annotations")?;
+        let text = annotations["kubectl.kubernetes.io/last-applied-configuration"].as_str()?;
+        serde_json::from_str::<Value>(text).ok()
+    };
+    last().map(|object| typed::paths(kind.schema, &object)).unwrap_or_default()
+}
+
+/// Puts the applier's entry in place of its old one; one that changes no field of the object keeps the old time.
 fn place(entries: &mut Vec<Entry>, mut own: Entry, previous: Option<&Entry>, unchanged: bool) {
     let same = |e: &Entry| e.apply && e.manager == own.manager && e.subresource == own.subresource;
     let at = entries.iter().position(same);
-    if let Some(previous) = previous
-        && unchanged
-        && previous.fields == own.fields
-        && previous.api_version == own.api_version
-    {
-        own.time.clone_from(&previous.time);
+    if unchanged {
+        own.time = previous.and_then(|p| p.time.clone());
     }
     match at {
         _ if own.fields.is_empty() => entries.retain(|e| !same(e)),
@@ -153,7 +171,8 @@ fn record(entries: &mut Vec<Entry>, mut own: Entry, difference: &Difference, now
     if own.fields.is_empty() {
         return;
     }
-    own.time = Some(rfc3339(now));
+    // Upstream gives entries that come through the scale subresource no time.
+    own.time = (own.subresource != "scale").then(|| rfc3339(now));
     let same = |e: &Entry| {
         !e.apply && e.manager == own.manager && e.api_version == own.api_version && e.subresource == own.subresource
     };

@@ -128,7 +128,12 @@ fn clear_status(kind: &Kind, object: &mut Value) {
 /// raises the generation when the desired state changed.
 pub fn prepare_update(kind: &Kind, subresource: Option<&str>, new: &mut Value, old: &Value) {
     match subresource {
-        Some("status") => keep_all_but_status(kind, new, old),
+        Some("status") => {
+            keep_all_but_status(kind, new, old);
+            if kind.plural == "pods" && new["status"]["qosClass"].is_null() {
+                keep_field(new, old, "status", "qosClass");
+            }
+        }
         Some("finalize") => keep(new, old, "status"),
         Some("ephemeralcontainers" | "resize") => keep_all_but_spec(new, old),
         Some(_) => {}
@@ -136,8 +141,10 @@ pub fn prepare_update(kind: &Kind, subresource: Option<&str>, new: &mut Value, o
             if kind.subresource("status").is_some() {
                 keep(new, old, "status");
             }
-            if kind.plural == "namespaces" && kind.group.is_empty() {
-                keep_field(new, old, "spec", "finalizers");
+            match (&*kind.group, &*kind.plural) {
+                ("", "namespaces") => keep_field(new, old, "spec", "finalizers"),
+                ("", "services") => update_service(section(new, "spec"), &old["spec"]),
+                _ => {}
             }
         }
     }
@@ -497,6 +504,59 @@ pub fn service_families(service: &mut Value) {
     spec.entry("ipFamilyPolicy").or_insert_with(|| json!(if dual { "RequireDualStack" } else { "SingleStack" }));
     let families = if dual { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) };
     spec.entry("ipFamilies").or_insert(families);
+}
+
+/// An update that leaves allocated values out keeps them, and one that changes the type loses what the new type lacks.
+fn update_service(new: &mut Map<String, Value>, old: &Value) {
+    let external = |kind: &str| matches!(kind, "NodePort" | "LoadBalancer");
+    let (kind, before) = (text(new, "type").to_string(), old["type"].as_str().unwrap_or_default());
+    if kind != "ExternalName" && before != "ExternalName" {
+        for name in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            let absent = new.get(name).is_none_or(|v| v.is_null() || *v == json!(""));
+            if let (true, Some(value)) = (absent, old.get(name)) {
+                new.insert(name.into(), value.clone());
+            }
+        }
+    }
+    // Whoever changes only the first address means the list too.
+    if new.get("clusterIP") != old.get("clusterIP") && new.get("clusterIPs") == old.get("clusterIPs") {
+        match new.get("clusterIP").cloned() {
+            Some(ip) => new.insert("clusterIPs".into(), json!([ip])),
+            None => new.remove("clusterIPs"),
+        };
+    }
+    if external(&kind) && external(before) {
+        keep_node_ports(new, old);
+    }
+    if external(before) && !external(&kind) {
+        for port in new.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+            let had = old["ports"].as_array().into_iter().flatten().any(|o| o["nodePort"] == port["nodePort"]);
+            if let (true, Some(port)) = (had, port.as_object_mut()) {
+                port.remove("nodePort");
+            }
+        }
+        if new.get("externalIPs").is_none() && new.get("externalTrafficPolicy") == old.get("externalTrafficPolicy") {
+            new.remove("externalTrafficPolicy");
+        }
+    }
+    if before == "LoadBalancer" && kind != "LoadBalancer" {
+        for name in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
+            if new.get(name) == old.get(name) {
+                new.remove(name);
+            }
+        }
+    }
+}
+
+/// A port that names no node port keeps the one it had.
+fn keep_node_ports(new: &mut Map<String, Value>, old: &Value) {
+    for port in new.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+        let same = |o: &&Value| o["port"] == port["port"] && o["protocol"] == port["protocol"];
+        let before = old["ports"].as_array().into_iter().flatten().find(same).and_then(|o| o.get("nodePort")).cloned();
+        if let (None, Some(number)) = (port.get("nodePort"), before) {
+            port["nodePort"] = number;
+        }
+    }
 }
 
 /// The `autoscaling/v1` Scale of an object.

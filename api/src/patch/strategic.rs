@@ -142,8 +142,9 @@ fn merge_list(
             (_, None) => out.push(Value::Object(merge_map(item_type, Object::new(), item)?)),
         }
     }
+    let out = ordered(out, patch, Some(key), known);
     Ok(match order {
-        Some(order) => ordered(out, order, Some(key), known),
+        Some(order) => ordered(out, order, Some(key), usize::MAX),
         None => out,
     })
 }
@@ -163,9 +164,10 @@ fn merge_primitives(
             current.push(item.clone());
         }
     }
+    let merged = ordered(current, patch, None, known);
     match order {
-        Some(order) => ordered(current, order, None, known),
-        None => current,
+        Some(order) => ordered(merged, order, None, usize::MAX),
+        None => merged,
     }
 }
 
