@@ -73,7 +73,7 @@ pub fn apply(kind: &Kind, live: Option<&Value>, applied: &Value, writer: Writer,
     let current = live.unwrap_or(&empty);
     let mut entries = live.map(read_entries).unwrap_or_default();
     if let Some(live) = live.filter(|_| entries.is_empty()) {
-        entries.push(before_first_apply(kind, live));
+        entries.push(before_first_apply(kind, live, writer.now));
     }
     let ignored = ignored(kind, writer.subresource);
     let mut config = applied.clone();
@@ -117,15 +117,32 @@ pub fn apply(kind: &Kind, live: Option<&Value>, applied: &Value, writer: Writer,
     };
     place(&mut entries, own, previous.as_ref(), difference.is_empty());
     let mut out = merged;
+    if writer.manager == "kubectl" {
+        update_last_applied(&mut out, live, &config);
+    }
     write_entries(&mut out, entries);
     Ok(out)
+}
+
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// kubectl's annotation follows its server-side applies, so that either side of it can be used next.
+fn update_last_applied(object: &mut Value, live: Option<&Value>, config: &Value) {
+    if live.is_none_or(|live| live["metadata"]["annotations"].get(LAST_APPLIED).is_none()) {
+        return;
+    }
+    let mut config = config.clone();
+    if let Some(annotations) = config.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
+        annotations.remove(LAST_APPLIED);
+    }
+    object["metadata"]["annotations"][LAST_APPLIED] = json!(format!("{config}\n"));
 }
 
 /// Fields that `kubectl` applied from the client before: it may take those without a conflict.
 fn moved_from_client_side(kind: &Kind, live: Option<&Value>, manager: &str) -> FieldSet {
     let last = || {
         let annotations = live.filter(|_| manager == "kubectl")?.pointer("/metadata/annotations")?;
-        let text = annotations["kubectl.kubernetes.io/last-applied-configuration"].as_str()?;
+        let text = annotations[LAST_APPLIED].as_str()?;
         serde_json::from_str::<Value>(text).ok()
     };
     last().map(|object| typed::paths(kind.schema, &object)).unwrap_or_default()
@@ -151,7 +168,7 @@ fn prune(kind: &Kind, merged: &Value, before: &FieldSet, now: &FieldSet, entries
         .iter()
         .filter(|e| !(e.apply && e.manager == writer.manager && e.subresource == writer.subresource))
         .fold(now.clone(), |set, e| set.union(&e.fields));
-    let gone = before.difference(&others);
+    let gone = before.difference_of_free(&others);
     typed::remove(kind.schema, merged, &gone)
 }
 
@@ -245,14 +262,15 @@ fn check_applied(kind: &Kind, applied: &Value) -> Result<(), Status> {
 }
 
 /// An object that nobody managed yet: what it holds belongs to whoever wrote it before.
-fn before_first_apply(kind: &Kind, live: &Value) -> Entry {
+fn before_first_apply(kind: &Kind, live: &Value, now: Timestamp) -> Entry {
+    let all = typed::compare(kind.schema, &empty_object(kind), live).without(&ignored(kind, ""));
     Entry {
         manager: "before-first-apply".into(),
         apply: false,
         api_version: kind.api_version(),
-        time: live["metadata"]["creationTimestamp"].as_str().map(String::from),
+        time: Some(rfc3339(now)),
         subresource: String::new(),
-        fields: strip(typed::paths(kind.schema, live)),
+        fields: strip(all.added.union(&all.modified)),
     }
 }
 

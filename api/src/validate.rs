@@ -8,9 +8,12 @@ mod network;
 mod pod;
 mod rbac;
 mod update;
+mod warn;
 mod workload;
 
 use serde_json::Value;
+
+pub use self::warn::warnings;
 
 use crate::kind::Kind;
 use crate::status::FieldError;

@@ -108,11 +108,16 @@ pub fn prepare_create(kind: &Kind, object: &mut Value) {
         }
         Generation::Client => {}
     }
+    for path in ["/spec", "/template/spec", "/spec/template/spec"] {
+        if let Some(spec) = object.pointer_mut(path).and_then(Value::as_object_mut) {
+            drop_image_volumes(spec);
+        }
+    }
     match (&*kind.group, &*kind.plural) {
         ("", "pods") => new_pod(object),
         ("", "namespaces") => new_namespace(object),
         ("", "nodes") => new_node(object),
-        ("", "endpoints") => repack_endpoints(object),
+        ("", "services") => service_families(object),
         _ => {}
     }
 }
@@ -143,13 +148,11 @@ pub fn prepare_update(kind: &Kind, subresource: Option<&str>, new: &mut Value, o
             }
             match (&*kind.group, &*kind.plural) {
                 ("", "namespaces") => keep_field(new, old, "spec", "finalizers"),
+                ("", "pods") => tolerate_node_trouble(section(new, "spec")),
                 ("", "services") => update_service(section(new, "spec"), &old["spec"]),
                 _ => {}
             }
         }
-    }
-    if kind.plural == "endpoints" && kind.group.is_empty() {
-        repack_endpoints(new);
     }
     let changed = match generation(kind) {
         Generation::Spec => new.get("spec") != old.get("spec"),
@@ -294,6 +297,23 @@ fn new_pod(pod: &mut Value) {
     }
 }
 
+/// Volumes made of images are off by default in this version: upstream drops them and their mounts.
+fn drop_image_volumes(spec: &mut Map<String, Value>) {
+    let Some(volumes) = spec.get_mut("volumes").and_then(Value::as_array_mut) else { return };
+    let dropped: Vec<Value> = volumes.iter().filter(|v| !v["image"].is_null()).map(|v| v["name"].clone()).collect();
+    if dropped.is_empty() {
+        return;
+    }
+    volumes.retain(|v| v["image"].is_null());
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
+        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some(mounts) = container.get_mut("volumeMounts").and_then(Value::as_array_mut) {
+                mounts.retain(|m| !dropped.contains(&m["name"]));
+            }
+        }
+    }
+}
+
 /// The annotation that came before the field sets the field.
 fn app_armor_fields(pod: &mut Value) {
     const PREFIX: &str = "container.apparmor.security.beta.kubernetes.io/";
@@ -364,49 +384,6 @@ fn new_node(node: &mut Value) {
     }
 }
 
-/// One subset per distinct list of ports, addresses and ports in a stable order.
-fn repack_endpoints(endpoints: &mut Value) {
-    let Some(subsets) = endpoints.get_mut("subsets").and_then(Value::as_array_mut) else { return };
-    let mut packed: Vec<(Vec<Value>, Vec<Value>, Vec<Value>)> = Vec::new();
-    for subset in subsets.iter() {
-        let list = |name: &str| subset[name].as_array().cloned().unwrap_or_default();
-        let mut ports = list("ports");
-        ports.sort_by_key(|p| {
-            (p["name"].as_str().unwrap_or_default().to_string(), p["port"].as_i64(), p["protocol"].to_string())
-        });
-        let at = match packed.iter().position(|(p, ..)| *p == ports) {
-            Some(at) => at,
-            None => {
-                packed.push((ports, Vec::new(), Vec::new()));
-                packed.len() - 1
-            }
-        };
-        packed[at].1.extend(list("addresses"));
-        packed[at].2.extend(list("notReadyAddresses"));
-    }
-    *subsets = packed.into_iter().map(|(ports, ready, waiting)| subset(ports, ready, waiting)).collect();
-}
-
-fn subset(ports: Vec<Value>, mut ready: Vec<Value>, mut waiting: Vec<Value>) -> Value {
-    let mut out = Map::new();
-    waiting.retain(|a| !ready.contains(a));
-    for (name, list) in [("addresses", &mut ready), ("notReadyAddresses", &mut waiting)] {
-        list.sort_by_key(|a| {
-            let octets: Vec<u8> =
-                a["ip"].as_str().unwrap_or_default().split('.').filter_map(|o| o.parse().ok()).collect();
-            (octets, a["ip"].to_string(), a["targetRef"]["uid"].to_string())
-        });
-        list.dedup();
-        if !list.is_empty() {
-            out.insert(name.into(), json!(list));
-        }
-    }
-    if !ports.is_empty() {
-        out.insert("ports".into(), json!(ports));
-    }
-    Value::Object(out)
-}
-
 /// Built-in admission of a new pod that needs no other object: service account name, priority, tolerations.
 /// `priority` is of the pod's priority class, 0 without one.
 pub fn admit_pod(pod: &mut Value, priority: i32) {
@@ -418,6 +395,11 @@ pub fn admit_pod(pod: &mut Value, priority: i32) {
     spec.insert("serviceAccount".into(), account);
     spec.insert("priority".into(), json!(priority));
     spec.entry("preemptionPolicy").or_insert_with(|| json!("PreemptLowerPriority"));
+    tolerate_node_trouble(spec);
+}
+
+/// A pod stays five minutes on a node that is in trouble, unless it says otherwise.
+fn tolerate_node_trouble(spec: &mut Map<String, Value>) {
     let mut tolerations = spec.get("tolerations").and_then(Value::as_array).cloned().unwrap_or_default();
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
         let covers = |t: &Value| {
@@ -487,7 +469,7 @@ fn token_volume(name: &str) -> Value {
 }
 
 /// What a Service on an IPv4 cluster has besides its address: family, policy, and `clusterIP` beside `clusterIPs`.
-/// Call it before an address is allocated; ExternalName services have none of these.
+/// Part of [`prepare_create`]; call it again after an update that made the service need an address.
 pub fn service_families(service: &mut Value) {
     let spec = section(service, "spec");
     if text(spec, "type") == "ExternalName" {
@@ -537,6 +519,13 @@ fn update_service(new: &mut Map<String, Value>, old: &Value) {
         }
         if new.get("externalIPs").is_none() && new.get("externalTrafficPolicy") == old.get("externalTrafficPolicy") {
             new.remove("externalTrafficPolicy");
+        }
+    }
+    if kind == "ExternalName" && before != "ExternalName" {
+        for name in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
+            if new.get(name) == old.get(name) {
+                new.remove(name);
+            }
         }
     }
     if before == "LoadBalancer" && kind != "LoadBalancer" {

@@ -249,7 +249,11 @@ fn merge_list(node: Node, live: &Value, config: &Value) -> Value {
                     continue;
                 }
                 // In both lists, but another one is due first.
-                Some(_) if r < right.len() && right[r].0 != *element && shared.peek().is_some_and(|due| *due != element) => {
+                Some(_)
+                    if r < right.len()
+                        && right[r].0 != *element
+                        && shared.peek().is_some_and(|due| *due != element) =>
+                {
                     l += 1;
                     continue;
                 }
@@ -271,21 +275,16 @@ fn merge_list(node: Node, live: &Value, config: &Value) -> Value {
     Value::Array(out)
 }
 
-/// `object` without the paths of `gone`; containers that become empty stay unless they are in `gone` themselves.
+/// `object` without the paths of `gone` and what is below them; a list whose items are all gone goes too.
 pub fn remove(schema: Schema, object: &Value, gone: &FieldSet) -> Value {
     remove_node(Node::root(schema), object, gone).unwrap_or_else(|| json!({}))
 }
 
 fn remove_node(node: Node, value: &Value, gone: &FieldSet) -> Option<Value> {
     let keep = |element: &str, child: Node, value: &Value| -> Option<Value> {
-        match gone.child(element).filter(|c| !c.is_empty()) {
-            _ if gone.has(element) && (child.is_leaf(value) || gone.child(element).is_none_or(FieldSet::is_empty)) => {
-                None
-            }
-            Some(below) => {
-                let left = remove_node(child, value, below)?;
-                (!(gone.has(element) && child.is_leaf(&left))).then_some(left)
-            }
+        match gone.child(element) {
+            _ if gone.has(element) => None,
+            Some(below) => remove_node(child, value, below),
             None => Some(value.clone()),
         }
     };
