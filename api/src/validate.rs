@@ -8,9 +8,12 @@ mod network;
 mod pod;
 mod rbac;
 mod update;
+mod warn;
 mod workload;
 
 use serde_json::Value;
+
+pub use self::warn::warnings;
 
 use crate::kind::Kind;
 use crate::status::FieldError;
@@ -73,6 +76,8 @@ pub fn create(kind: &Kind, object: &Value) -> Vec<FieldError> {
 /// `new` replaces `old` through the object itself (`None`) or a subresource.
 pub fn update(kind: &Kind, subresource: Option<&str>, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
+    // Upstream checks twice, generally and per kind, and clients see both causes.
+    meta::update(&new["metadata"], &old["metadata"], &mut errors);
     meta::update(&new["metadata"], &old["metadata"], &mut errors);
     meta::common(&new["metadata"], &mut errors);
     update::body(kind, subresource, new, old, &mut errors);

@@ -108,12 +108,16 @@ pub fn prepare_create(kind: &Kind, object: &mut Value) {
         }
         Generation::Client => {}
     }
+    for path in ["/spec", "/template/spec", "/spec/template/spec"] {
+        if let Some(spec) = object.pointer_mut(path).and_then(Value::as_object_mut) {
+            drop_image_volumes(spec);
+        }
+    }
     match (&*kind.group, &*kind.plural) {
         ("", "pods") => new_pod(object),
         ("", "namespaces") => new_namespace(object),
         ("", "nodes") => new_node(object),
-        ("", "secrets") => fold_string_data(object),
-        ("", "endpoints") => repack_endpoints(object),
+        ("", "services") => service_families(object),
         _ => {}
     }
 }
@@ -128,11 +132,13 @@ fn clear_status(kind: &Kind, object: &mut Value) {
 /// Copies what this path may not change from `old` (main: status; `/status`: the rest; system metadata always) and
 /// raises the generation when the desired state changed.
 pub fn prepare_update(kind: &Kind, subresource: Option<&str>, new: &mut Value, old: &Value) {
-    if kind.plural == "secrets" && kind.group.is_empty() {
-        fold_string_data(new);
-    }
     match subresource {
-        Some("status") => keep_all_but_status(kind, new, old),
+        Some("status") => {
+            keep_all_but_status(kind, new, old);
+            if kind.plural == "pods" && new["status"]["qosClass"].is_null() {
+                keep_field(new, old, "status", "qosClass");
+            }
+        }
         Some("finalize") => keep(new, old, "status"),
         Some("ephemeralcontainers" | "resize") => keep_all_but_spec(new, old),
         Some(_) => {}
@@ -140,13 +146,13 @@ pub fn prepare_update(kind: &Kind, subresource: Option<&str>, new: &mut Value, o
             if kind.subresource("status").is_some() {
                 keep(new, old, "status");
             }
-            if kind.plural == "namespaces" && kind.group.is_empty() {
-                keep_field(new, old, "spec", "finalizers");
+            match (&*kind.group, &*kind.plural) {
+                ("", "namespaces") => keep_field(new, old, "spec", "finalizers"),
+                ("", "pods") => tolerate_node_trouble(section(new, "spec")),
+                ("", "services") => update_service(section(new, "spec"), &old["spec"]),
+                _ => {}
             }
         }
-    }
-    if kind.plural == "endpoints" && kind.group.is_empty() {
-        repack_endpoints(new);
     }
     let changed = match generation(kind) {
         Generation::Spec => new.get("spec") != old.get("spec"),
@@ -277,6 +283,8 @@ fn text<'a>(map: &'a Map<String, Value>, name: &str) -> &'a str {
 }
 
 fn new_pod(pod: &mut Value) {
+    app_armor_fields(pod);
+    let born = pod["metadata"]["creationTimestamp"].clone();
     let class = qos_class(pod);
     let gated = pod["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty());
     let status = section(pod, "status");
@@ -284,8 +292,47 @@ fn new_pod(pod: &mut Value) {
     status.insert("qosClass".into(), json!(class));
     if gated {
         let condition = json!({"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
-            "message": "Scheduling is blocked due to non-empty scheduling gates", "lastProbeTime": null, "lastTransitionTime": null});
+            "message": "Scheduling is blocked due to non-empty scheduling gates", "lastProbeTime": null, "lastTransitionTime": born});
         status.insert("conditions".into(), json!([condition]));
+    }
+}
+
+/// Volumes made of images are off by default in this version: upstream drops them and their mounts.
+fn drop_image_volumes(spec: &mut Map<String, Value>) {
+    let Some(volumes) = spec.get_mut("volumes").and_then(Value::as_array_mut) else { return };
+    let dropped: Vec<Value> = volumes.iter().filter(|v| !v["image"].is_null()).map(|v| v["name"].clone()).collect();
+    if dropped.is_empty() {
+        return;
+    }
+    volumes.retain(|v| v["image"].is_null());
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
+        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some(mounts) = container.get_mut("volumeMounts").and_then(Value::as_array_mut) {
+                mounts.retain(|m| !dropped.contains(&m["name"]));
+            }
+        }
+    }
+}
+
+/// The annotation that came before the field sets the field.
+fn app_armor_fields(pod: &mut Value) {
+    const PREFIX: &str = "container.apparmor.security.beta.kubernetes.io/";
+    let annotations = pod["metadata"]["annotations"].as_object().cloned().unwrap_or_default();
+    for (name, value) in annotations.iter().filter_map(|(k, v)| Some((k.strip_prefix(PREFIX)?, v.as_str()?))) {
+        let profile = match value {
+            "runtime/default" => json!({"type": "RuntimeDefault"}),
+            "unconfined" => json!({"type": "Unconfined"}),
+            _ => match value.strip_prefix("localhost/") {
+                Some(profile) => json!({"type": "Localhost", "localhostProfile": profile}),
+                None => continue,
+            },
+        };
+        for list in ["containers", "initContainers"] {
+            for container in pod["spec"][list].as_array_mut().into_iter().flatten().filter(|c| c["name"] == name) {
+                let context = section(container, "securityContext");
+                context.entry("appArmorProfile").or_insert_with(|| profile.clone());
+            }
+        }
     }
 }
 
@@ -337,64 +384,6 @@ fn new_node(node: &mut Value) {
     }
 }
 
-/// `stringData` is write-only: it lands in `data`.
-fn fold_string_data(secret: &mut Value) {
-    use base64::Engine;
-    let Some(map) = secret.as_object_mut() else { return };
-    let Some(Value::Object(plain)) = map.remove("stringData") else { return };
-    let data = map.entry("data").or_insert_with(|| json!({}));
-    if !data.is_object() {
-        *data = json!({});
-    }
-    for (key, value) in plain {
-        let bytes = value.as_str().unwrap_or_default().as_bytes();
-        data[key] = json!(base64::engine::general_purpose::STANDARD.encode(bytes));
-    }
-}
-
-/// One subset per distinct list of ports, addresses and ports in a stable order.
-fn repack_endpoints(endpoints: &mut Value) {
-    let Some(subsets) = endpoints.get_mut("subsets").and_then(Value::as_array_mut) else { return };
-    let mut packed: Vec<(Vec<Value>, Vec<Value>, Vec<Value>)> = Vec::new();
-    for subset in subsets.iter() {
-        let list = |name: &str| subset[name].as_array().cloned().unwrap_or_default();
-        let mut ports = list("ports");
-        ports.sort_by_key(|p| {
-            (p["name"].as_str().unwrap_or_default().to_string(), p["port"].as_i64(), p["protocol"].to_string())
-        });
-        let at = match packed.iter().position(|(p, ..)| *p == ports) {
-            Some(at) => at,
-            None => {
-                packed.push((ports, Vec::new(), Vec::new()));
-                packed.len() - 1
-            }
-        };
-        packed[at].1.extend(list("addresses"));
-        packed[at].2.extend(list("notReadyAddresses"));
-    }
-    *subsets = packed.into_iter().map(|(ports, ready, waiting)| subset(ports, ready, waiting)).collect();
-}
-
-fn subset(ports: Vec<Value>, mut ready: Vec<Value>, mut waiting: Vec<Value>) -> Value {
-    let mut out = Map::new();
-    waiting.retain(|a| !ready.contains(a));
-    for (name, list) in [("addresses", &mut ready), ("notReadyAddresses", &mut waiting)] {
-        list.sort_by_key(|a| {
-            let octets: Vec<u8> =
-                a["ip"].as_str().unwrap_or_default().split('.').filter_map(|o| o.parse().ok()).collect();
-            (octets, a["ip"].to_string(), a["targetRef"]["uid"].to_string())
-        });
-        list.dedup();
-        if !list.is_empty() {
-            out.insert(name.into(), json!(list));
-        }
-    }
-    if !ports.is_empty() {
-        out.insert("ports".into(), json!(ports));
-    }
-    Value::Object(out)
-}
-
 /// Built-in admission of a new pod that needs no other object: service account name, priority, tolerations.
 /// `priority` is of the pod's priority class, 0 without one.
 pub fn admit_pod(pod: &mut Value, priority: i32) {
@@ -406,6 +395,11 @@ pub fn admit_pod(pod: &mut Value, priority: i32) {
     spec.insert("serviceAccount".into(), account);
     spec.insert("priority".into(), json!(priority));
     spec.entry("preemptionPolicy").or_insert_with(|| json!("PreemptLowerPriority"));
+    tolerate_node_trouble(spec);
+}
+
+/// A pod stays five minutes on a node that is in trouble, unless it says otherwise.
+fn tolerate_node_trouble(spec: &mut Map<String, Value>) {
     let mut tolerations = spec.get("tolerations").and_then(Value::as_array).cloned().unwrap_or_default();
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
         let covers = |t: &Value| {
@@ -472,6 +466,86 @@ fn token_volume(name: &str) -> Value {
         {"downwardAPI": {"items": [
             {"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
     ]}})
+}
+
+/// What a Service on an IPv4 cluster has besides its address: family, policy, and `clusterIP` beside `clusterIPs`.
+/// Part of [`prepare_create`]; call it again after an update that made the service need an address.
+pub fn service_families(service: &mut Value) {
+    let spec = section(service, "spec");
+    if text(spec, "type") == "ExternalName" {
+        for name in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            spec.remove(name);
+        }
+        return;
+    }
+    if let (Some(ip), None) = (spec.get("clusterIP").filter(|ip| **ip != json!("")).cloned(), spec.get("clusterIPs")) {
+        spec.insert("clusterIPs".into(), json!([ip]));
+    }
+    let selects = spec.get("selector").and_then(Value::as_object).is_some_and(|s| !s.is_empty());
+    let dual = text(spec, "clusterIP") == "None" && !selects;
+    spec.entry("ipFamilyPolicy").or_insert_with(|| json!(if dual { "RequireDualStack" } else { "SingleStack" }));
+    let families = if dual { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) };
+    spec.entry("ipFamilies").or_insert(families);
+}
+
+/// An update that leaves allocated values out keeps them, and one that changes the type loses what the new type lacks.
+fn update_service(new: &mut Map<String, Value>, old: &Value) {
+    let external = |kind: &str| matches!(kind, "NodePort" | "LoadBalancer");
+    let (kind, before) = (text(new, "type").to_string(), old["type"].as_str().unwrap_or_default());
+    if kind != "ExternalName" && before != "ExternalName" {
+        for name in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            let absent = new.get(name).is_none_or(|v| v.is_null() || *v == json!(""));
+            if let (true, Some(value)) = (absent, old.get(name)) {
+                new.insert(name.into(), value.clone());
+            }
+        }
+    }
+    // Whoever changes only the first address means the list too.
+    if new.get("clusterIP") != old.get("clusterIP") && new.get("clusterIPs") == old.get("clusterIPs") {
+        match new.get("clusterIP").cloned() {
+            Some(ip) => new.insert("clusterIPs".into(), json!([ip])),
+            None => new.remove("clusterIPs"),
+        };
+    }
+    if external(&kind) && external(before) {
+        keep_node_ports(new, old);
+    }
+    if external(before) && !external(&kind) {
+        for port in new.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+            let had = old["ports"].as_array().into_iter().flatten().any(|o| o["nodePort"] == port["nodePort"]);
+            if let (true, Some(port)) = (had, port.as_object_mut()) {
+                port.remove("nodePort");
+            }
+        }
+        if new.get("externalIPs").is_none() && new.get("externalTrafficPolicy") == old.get("externalTrafficPolicy") {
+            new.remove("externalTrafficPolicy");
+        }
+    }
+    if kind == "ExternalName" && before != "ExternalName" {
+        for name in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
+            if new.get(name) == old.get(name) {
+                new.remove(name);
+            }
+        }
+    }
+    if before == "LoadBalancer" && kind != "LoadBalancer" {
+        for name in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
+            if new.get(name) == old.get(name) {
+                new.remove(name);
+            }
+        }
+    }
+}
+
+/// A port that names no node port keeps the one it had.
+fn keep_node_ports(new: &mut Map<String, Value>, old: &Value) {
+    for port in new.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+        let same = |o: &&Value| o["port"] == port["port"] && o["protocol"] == port["protocol"];
+        let before = old["ports"].as_array().into_iter().flatten().find(same).and_then(|o| o.get("nodePort")).cloned();
+        if let (None, Some(number)) = (port.get("nodePort"), before) {
+            port["nodePort"] = number;
+        }
+    }
 }
 
 /// The `autoscaling/v1` Scale of an object.
