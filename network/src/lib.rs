@@ -1,1 +1,140 @@
-//! See ARCHITECTURE.md.
+//! The pod network of one node: the node's own set-up, and one link per pod.
+//!
+//! [`Network::start`] finds the uplink by the node's address, makes the service link and tells the packet programs about both.
+//! [`Network::attach`] gives a pod its link, [`Network::detach`] takes it away, [`Network::reconcile`] brings links in line with the
+//! pods that exist. All of it acts in the network namespace of the calling process, writes no firewall rule, and sets per-device
+//! settings of its own devices only, but for the reserved port ranges, which [`Network::reset`] restores.
+
+mod cidr;
+mod netlink;
+mod node;
+mod pods;
+mod ports;
+mod sysctl;
+
+use std::fs::File;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use proxy_userspace::{Proxy, ProxyError};
+use tokio::sync::Mutex;
+
+pub use cidr::Cidr;
+pub use ports::PortRange;
+
+use netlink::Netlink;
+use node::Node;
+use pods::Pods;
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub node_ip: Ipv4Addr,
+    /// The part of the cluster's range that this node's pods get addresses from.
+    pub pod_cidr: Cidr,
+    /// All pods' addresses.
+    pub cluster_cidr: Cidr,
+    pub service_cidr: Cidr,
+    /// Ports for NodePort services, kept from the kernel's own choice.
+    pub node_ports: PortRange,
+    /// Source ports of translated connections that show the node's address.
+    pub snat_ports: PortRange,
+    /// Remembers the settings found before the first start, for `reset`.
+    pub state_file: PathBuf,
+}
+
+impl Config {
+    pub const DEFAULT_NODE_PORTS: PortRange = PortRange { first: 30_000, last: 32_767 };
+    pub const DEFAULT_SNAT_PORTS: PortRange = PortRange { first: 50_000, last: 64_999 };
+}
+
+/// A pod that has, or shall have, a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodNetwork {
+    pub uid: String,
+    pub ip: Ipv4Addr,
+    /// The pod's network namespace, as a path that can be opened.
+    pub netns: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    #[error("no device carries the node's address {0}: name another with --node-ip")]
+    NoUplink(Ipv4Addr),
+    #[error("netlink: {what}")]
+    Netlink { what: String, source: rtnetlink::Error },
+    #[error("the kernel gives no socket for the network set-up")]
+    Socket(#[source] io::Error),
+    #[error("{} cannot be used", path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error("another agent runs in this network namespace: stop it first")]
+    AlreadyRunning,
+    #[error("device {0} vanished while it was set up")]
+    Vanished(String),
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+}
+
+pub(crate) type Result<T> = std::result::Result<T, NetworkError>;
+
+#[derive(Debug)]
+pub struct Network {
+    pods: Mutex<Pods>,
+    node: Node,
+    _only: UnixListener,
+}
+
+impl Network {
+    /// Sets the node up. Safe to repeat: what an earlier agent made is taken up.
+    pub async fn start(config: &Config, proxy: Arc<Proxy>) -> Result<Self> {
+        let only = claim_namespace()?;
+        let netlink = Netlink::here()?;
+        let node = node::set_up(config, &netlink, &proxy).await?;
+        let pods = Mutex::new(Pods::new(netlink, proxy, config.node_ip, node.mtu));
+        Ok(Self { pods, node, _only: only })
+    }
+
+    /// The device that carries the node's address.
+    pub fn uplink(&self) -> &str {
+        &self.node.uplink
+    }
+
+    /// Gives a pod its link. Repeating it repairs what is missing.
+    pub async fn attach(&self, uid: &str, ip: Ipv4Addr, netns: &Path) -> Result<()> {
+        let pod = PodNetwork { uid: uid.to_owned(), ip, netns: netns.to_owned() };
+        self.pods.lock().await.attach(&pod).await
+    }
+
+    /// Takes a pod's link away. One that has none is no error.
+    pub async fn detach(&self, uid: &str) -> Result<()> {
+        self.pods.lock().await.detach(uid).await
+    }
+
+    /// Makes links for all `known` pods and removes those of pods that are gone. Failures of single pods come back by uid.
+    pub async fn reconcile(&self, known: &[PodNetwork]) -> Result<Vec<(String, NetworkError)>> {
+        self.pods.lock().await.reconcile(known).await
+    }
+
+    /// Removes every device made here and restores the settings. The proxy is unloaded apart, before this.
+    pub async fn reset(state_file: &Path) -> Result<()> {
+        let netlink = Netlink::here()?;
+        pods::remove_all(&netlink).await?;
+        node::tear_down(&netlink, state_file).await
+    }
+}
+
+/// An abstract socket belongs to a network namespace, and goes with its process: two agents cannot both hold it.
+fn claim_namespace() -> Result<UnixListener> {
+    let address = SocketAddr::from_abstract_name("amphipod-agent").map_err(NetworkError::Socket)?;
+    UnixListener::bind_addr(&address).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => NetworkError::AlreadyRunning,
+        _ => NetworkError::Socket(error),
+    })
+}
+
+pub(crate) fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|source| NetworkError::File { path: path.to_owned(), source })
+}

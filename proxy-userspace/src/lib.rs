@@ -1,1 +1,19 @@
-//! See ARCHITECTURE.md.
+//! The service path of a node: Services and EndpointSlices become BPF maps.
+//!
+//! [`desired`] computes, purely, what the maps shall hold; [`Table`](table::Table) plans the steps from what they hold now;
+//! [`Proxy`] loads the programs, owns the maps and carries the steps out. `Proxy` has one thread of its own, the sweeper, which
+//! hands places of old endpoint sets back and drops flows that ended; it is woken by changes and every half minute.
+
+pub mod desired;
+mod flows;
+mod links;
+#[expect(unsafe_code, reason = "checks and mounts that only system calls give")]
+pub mod object;
+mod proxy;
+#[expect(unsafe_code, reason = "wrappers of bpf(2) and its kin")]
+pub mod sys;
+pub mod table;
+
+pub use object::PacketHook;
+pub use proxy::{Config, Proxy, ProxyError, Refusals, SocketHooks};
+pub use proxy_common::{Ip4, NodeConfig};

@@ -1,0 +1,221 @@
+//! What the cluster zone holds: a pure function of Services and EndpointSlices, updated one service at a time.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use api::view::{Endpoint, EndpointSlice, Service};
+
+/// `(namespace, name)` of a Service.
+pub(crate) type Key = (String, String);
+
+/// The zone's content. Cloning is cheap: services are shared.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    services: HashMap<Key, Arc<Records>>,
+    /// Services by namespace, which exists in the zone while it has one.
+    namespaces: HashMap<String, usize>,
+    /// Address → whose it is.
+    reverse: HashMap<IpAddr, Owner>,
+    serial: u32,
+}
+
+/// Whose an address is: a service, or one endpoint of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub service: Key,
+    pub endpoint: Option<String>,
+}
+
+/// The names of one service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Records {
+    ClusterIp { addresses: Vec<IpAddr>, ports: Vec<Port> },
+    Headless { endpoints: Vec<Host> },
+    External { target: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Port {
+    pub name: String,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    pub number: u16,
+}
+
+/// An endpoint of a headless service under its own name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Host {
+    pub name: String,
+    pub address: IpAddr,
+    pub ports: Vec<Port>,
+}
+
+impl Snapshot {
+    pub fn compute(services: &[Service], slices: &[EndpointSlice]) -> Self {
+        let mut by_service: HashMap<(&str, &str), Vec<&EndpointSlice>> = HashMap::new();
+        for slice in slices {
+            if let Some(name) = slice.service_name() {
+                by_service.entry((&slice.metadata.namespace, name)).or_default().push(slice);
+            }
+        }
+        let mut snapshot = Self::default();
+        for service in services {
+            let key = (service.metadata.namespace.as_str(), service.metadata.name.as_str());
+            snapshot.set(service, by_service.get(&key).map_or(&[][..], Vec::as_slice));
+        }
+        snapshot
+    }
+
+    /// Puts a service in, or brings it up to date.
+    pub fn set(&mut self, service: &Service, slices: &[&EndpointSlice]) {
+        let key = (service.metadata.namespace.clone(), service.metadata.name.clone());
+        let records = records(service, slices);
+        if records.is_some() && self.services.get(&key).map(Arc::as_ref) == records.as_ref() {
+            return;
+        }
+        self.remove(&key.0, &key.1);
+        let Some(records) = records else { return };
+        for (address, endpoint) in owned(&records) {
+            self.reverse.entry(address).or_insert_with(|| Owner { service: key.clone(), endpoint });
+        }
+        *self.namespaces.entry(key.0.clone()).or_default() += 1;
+        self.services.insert(key, Arc::new(records));
+        self.serial = self.serial.wrapping_add(1);
+    }
+
+    pub fn remove(&mut self, namespace: &str, name: &str) {
+        let key = (namespace.to_owned(), name.to_owned());
+        let Some(records) = self.services.remove(&key) else { return };
+        for (address, _) in owned(&records) {
+            if self.reverse.get(&address).is_some_and(|owner| owner.service == key) {
+                self.reverse.remove(&address);
+            }
+        }
+        if let Some(count) = self.namespaces.get_mut(namespace) {
+            *count -= 1;
+            if *count == 0 {
+                self.namespaces.remove(namespace);
+            }
+        }
+        self.serial = self.serial.wrapping_add(1);
+    }
+
+    pub(crate) fn service(&self, namespace: &str, name: &str) -> Option<&Records> {
+        self.services.get(&(namespace.to_owned(), name.to_owned())).map(Arc::as_ref)
+    }
+
+    pub(crate) fn has_namespace(&self, namespace: &str) -> bool {
+        self.namespaces.contains_key(namespace)
+    }
+
+    pub(crate) fn owner(&self, address: &IpAddr) -> Option<&Owner> {
+        self.reverse.get(address)
+    }
+
+    /// Grows with every change.
+    pub(crate) fn serial(&self) -> u32 {
+        self.serial
+    }
+}
+
+/// The addresses that lead back to names. Endpoints of services with a ClusterIP are no names of the zone.
+fn owned(records: &Records) -> Vec<(IpAddr, Option<String>)> {
+    match records {
+        Records::ClusterIp { addresses, .. } => addresses.iter().map(|address| (*address, None)).collect(),
+        Records::Headless { endpoints } => {
+            endpoints.iter().map(|host| (host.address, Some(host.name.clone()))).collect()
+        }
+        Records::External { .. } => Vec::new(),
+    }
+}
+
+fn records(service: &Service, slices: &[&EndpointSlice]) -> Option<Records> {
+    let spec = &service.spec;
+    if spec.type_ == "ExternalName" {
+        return Some(Records::External { target: spec.external_name.trim_end_matches('.').to_lowercase() });
+    }
+    if spec.cluster_ips.first().is_some_and(|ip| ip == "None") {
+        return Some(Records::Headless { endpoints: hosts(slices, spec.publish_not_ready_addresses) });
+    }
+    let addresses: Vec<IpAddr> = spec.cluster_ips.iter().filter_map(|ip| ip.parse().ok()).collect();
+    let ports = spec.ports.iter().map(|port| Port {
+        name: port.name.to_lowercase(),
+        protocol: protocol(&port.protocol),
+        number: port.port,
+    });
+    (!addresses.is_empty()).then(|| Records::ClusterIp { addresses, ports: ports.collect() })
+}
+
+fn hosts(slices: &[&EndpointSlice], all: bool) -> Vec<Host> {
+    let mut hosts: BTreeMap<(IpAddr, String), BTreeSet<(String, String, u16)>> = BTreeMap::new();
+    for slice in slices {
+        let ports = slice
+            .ports
+            .iter()
+            .filter_map(|port| Some((port.name.to_lowercase(), protocol(&port.protocol), port.port?)));
+        let ports: Vec<_> = ports.collect();
+        for endpoint in slice.endpoints.iter().filter(|endpoint| all || endpoint.conditions.is_ready()) {
+            for address in endpoint.addresses.iter().filter_map(|address| address.parse().ok()) {
+                hosts.entry((address, host_name(endpoint, address))).or_default().extend(ports.iter().cloned());
+            }
+        }
+    }
+    let host = |((address, name), ports): ((IpAddr, String), BTreeSet<_>)| {
+        let ports = ports.into_iter().map(|(name, protocol, number)| Port { name, protocol, number });
+        Host { name, address, ports: ports.collect() }
+    };
+    hosts.into_iter().map(host).collect()
+}
+
+/// The endpoint's own host name, else its address with dashes.
+fn host_name(endpoint: &Endpoint, address: IpAddr) -> String {
+    match endpoint.hostname.as_str() {
+        "" => address.to_string().replace(['.', ':'], "-"),
+        name => name.to_lowercase(),
+    }
+}
+
+fn protocol(name: &str) -> String {
+    if name.is_empty() { "tcp".into() } else { name.to_lowercase() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn service(name: &str, ip: &str) -> Service {
+        serde_json::from_value(json!({"metadata": {"namespace": "default", "name": name},
+            "spec": {"clusterIPs": [ip], "ports": [{"name": "Web", "port": 80}]}}))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_service_comes_and_goes_without_a_trace() {
+        let mut snapshot = Snapshot::default();
+        snapshot.set(&service("a", "10.96.0.1"), &[]);
+        let serial = snapshot.serial();
+        snapshot.set(&service("a", "10.96.0.1"), &[]);
+        assert_eq!(snapshot.serial(), serial);
+        assert!(snapshot.has_namespace("default"));
+        snapshot.set(&service("a", "10.96.0.2"), &[]);
+        assert!(snapshot.owner(&"10.96.0.1".parse().unwrap()).is_none());
+        snapshot.remove("default", "a");
+        assert!(snapshot.reverse.is_empty() && snapshot.namespaces.is_empty() && snapshot.services.is_empty());
+    }
+
+    #[test]
+    fn only_ready_endpoints_have_names_unless_told_otherwise() {
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "metadata": {"namespace": "default", "labels": {"kubernetes.io/service-name": "h"}}, "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.244.0.1"], "conditions": {"ready": true}, "hostname": "web-0"},
+                {"addresses": ["10.244.0.2"], "conditions": {"ready": false}}]}))
+        .unwrap();
+        for (all, expected) in [(false, vec!["web-0"]), (true, vec!["web-0", "10-244-0-2"])] {
+            let names: Vec<_> = hosts(&[&slice], all).into_iter().map(|host| host.name).collect();
+            assert_eq!(names, expected);
+        }
+    }
+}

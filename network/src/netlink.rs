@@ -1,0 +1,175 @@
+//! What this crate asks of netlink, each call repeatable: making what exists and deleting what does not are no errors.
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsRawFd;
+
+use futures::TryStreamExt;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
+use netlink_packet_route::route::RouteScope;
+use proxy_userspace::sys::inside;
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use crate::{Cidr, NetworkError, Result};
+
+const EEXIST: i32 = 17;
+const ENODEV: i32 = 19;
+
+/// A netlink socket, in the namespace where it was opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Netlink {
+    handle: Handle,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub index: u32,
+    pub name: String,
+    pub mtu: u32,
+}
+
+/// One end of a pair to be made.
+pub(crate) struct End<'a> {
+    pub name: &'a str,
+    pub mac: [u8; 6],
+    /// Where it goes; here when none.
+    pub netns: Option<&'a File>,
+}
+
+/// Where a route leads.
+pub(crate) struct Route {
+    pub to: Cidr,
+    pub via: Option<Ipv4Addr>,
+    pub device: u32,
+    pub source: Option<Ipv4Addr>,
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+    move |source| NetworkError::Netlink { what: what.into(), source }
+}
+
+fn code(error: &rtnetlink::Error) -> Option<i32> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.code.map(|code| -code.get()),
+        _ => None,
+    }
+}
+
+impl Netlink {
+    pub fn here() -> Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
+        // Ends with the last handle.
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    pub fn in_netns(netns: &File) -> Result<Self> {
+        let runtime = tokio::runtime::Handle::current();
+        let opened = inside(netns, || {
+            let _entered = runtime.enter();
+            rtnetlink::new_connection()
+        });
+        let (connection, handle, _) = opened.map_err(NetworkError::Socket)?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    pub async fn link(&self, name: &str) -> Result<Option<Link>> {
+        let mut found = self.handle.link().get().match_name(name).execute();
+        match found.try_next().await {
+            Ok(message) => Ok(message.as_ref().map(link)),
+            Err(error) if code(&error) == Some(ENODEV) => Ok(None),
+            Err(error) => Err(failed(format!("reading device {name}"))(error)),
+        }
+    }
+
+    pub async fn links(&self) -> Result<Vec<Link>> {
+        let found: Vec<_> =
+            self.handle.link().get().execute().try_collect().await.map_err(failed("listing devices"))?;
+        Ok(found.iter().map(link).collect())
+    }
+
+    /// Every IPv4 address, with its device.
+    pub async fn addresses(&self) -> Result<Vec<(u32, Ipv4Addr)>> {
+        let found: Vec<_> =
+            self.handle.address().get().execute().try_collect().await.map_err(failed("listing addresses"))?;
+        let v4 = found.iter().filter(|message| message.header.family == AddressFamily::Inet);
+        Ok(v4
+            .flat_map(|message| {
+                message.attributes.iter().filter_map(|attribute| match attribute {
+                    AddressAttribute::Local(IpAddr::V4(ip)) => Some((message.header.index, *ip)),
+                    _ => None,
+                })
+            })
+            .collect())
+    }
+
+    pub async fn make_pair(&self, near: &End<'_>, far: &End<'_>, mtu: u32) -> Result<()> {
+        let mut peer = LinkMessageBuilder::<LinkUnspec>::new().name(far.name).address(far.mac.to_vec()).mtu(mtu);
+        if let Some(netns) = far.netns {
+            peer = peer.setns_by_fd(netns.as_raw_fd());
+        }
+        let pair = LinkVeth::new(near.name, far.name)
+            .address(near.mac.to_vec())
+            .mtu(mtu)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
+            .build();
+        let what = format!("making the pair {} {}", near.name, far.name);
+        self.handle.link().add(pair).execute().await.map_err(failed(what))
+    }
+
+    pub async fn set_up(&self, link: u32) -> Result<()> {
+        let request = self.handle.link().set(LinkUnspec::new_with_index(link).up().build());
+        request.execute().await.map_err(failed(format!("setting device {link} up")))
+    }
+
+    pub async fn delete(&self, link: u32) -> Result<()> {
+        match self.handle.link().del(link).execute().await {
+            Err(error) if code(&error) != Some(ENODEV) => Err(failed(format!("deleting device {link}"))(error)),
+            _ => Ok(()),
+        }
+    }
+
+    pub async fn add_address(&self, link: u32, ip: Ipv4Addr, length: u8) -> Result<()> {
+        let request = self.handle.address().add(link, ip.into(), length).replace();
+        request.execute().await.map_err(failed(format!("adding address {ip}")))
+    }
+
+    pub async fn add_neighbour(&self, link: u32, ip: Ipv4Addr, mac: [u8; 6]) -> Result<()> {
+        let request = self.handle.neighbours().add(link, ip.into()).link_layer_address(&mac).replace();
+        request.execute().await.map_err(failed(format!("adding neighbour {ip}")))
+    }
+
+    pub async fn add_route(&self, route: &Route) -> Result<()> {
+        let mut message = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(route.to.net(), route.to.length())
+            .output_interface(route.device);
+        message = match route.via {
+            Some(gateway) => message.gateway(gateway).onlink(),
+            None => message.scope(RouteScope::Link),
+        };
+        if let Some(source) = route.source {
+            message = message.pref_source(source);
+        }
+        match self.handle.route().add(message.build()).replace().execute().await {
+            Err(error) if code(&error) != Some(EEXIST) => {
+                Err(failed(format!("adding the route to {}", route.to))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let mut link = Link { index: message.header.index, name: String::new(), mtu: 1500 };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            _ => {}
+        }
+    }
+    link
+}

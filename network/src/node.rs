@@ -1,0 +1,129 @@
+//! The node's own part: uplink, service link, routes to services, reserved ports, and what the packet programs must know.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use proxy_common::{GATEWAY, HOST_MAC, Ip4, NodeConfig, SERVICE_MAC};
+use proxy_userspace::{PacketHook, Proxy};
+
+use crate::netlink::{End, Link, Netlink, Route};
+use crate::{Cidr, Config, NetworkError, Result, ports, sysctl};
+
+/// The host's end of the service link: routes to services lead here, and answers of services come in here.
+const NEAR: &str = "amphi-svc";
+/// Its far end, where the packet program takes over.
+const FAR: &str = "amphi-svc-far";
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub uplink: String,
+    pub mtu: u32,
+}
+
+pub(crate) async fn set_up(config: &Config, netlink: &Netlink, proxy: &Proxy) -> Result<Node> {
+    let addresses = netlink.addresses().await?;
+    let uplink = find_uplink(config.node_ip, &addresses, &netlink.links().await?)?;
+    let (near, far) = service_link(netlink, uplink.mtu).await?;
+    route_services(config, netlink, &near).await?;
+    reserve_ports(config)?;
+
+    proxy.configure_node(&node_config(config, &uplink, &near))?;
+    let own: Vec<Ipv4Addr> = addresses.iter().filter(|(index, _)| *index == uplink.index).map(|(_, ip)| *ip).collect();
+    proxy.set_node_addresses(&own, &[])?;
+    proxy.add_node_netns(&crate::open(Path::new("/proc/thread-self/ns/net"))?, config.node_ip)?;
+    proxy.attach_device(&far.name, far.index, PacketHook::FromHost)?;
+    proxy.attach_device(&uplink.name, uplink.index, PacketHook::FromUplink)?;
+    proxy.attach_device(&uplink.name, uplink.index, PacketHook::FromStack)?;
+    Ok(Node { uplink: uplink.name, mtu: uplink.mtu })
+}
+
+fn find_uplink(node_ip: Ipv4Addr, addresses: &[(u32, Ipv4Addr)], links: &[Link]) -> Result<Link> {
+    let index = addresses.iter().find(|(_, ip)| *ip == node_ip).map(|(index, _)| *index);
+    let link = links.iter().find(|link| Some(link.index) == index);
+    link.cloned().ok_or(NetworkError::NoUplink(node_ip))
+}
+
+async fn service_link(netlink: &Netlink, mtu: u32) -> Result<(Link, Link)> {
+    if netlink.link(NEAR).await?.is_none() {
+        let near = End { name: NEAR, mac: HOST_MAC, netns: None };
+        let far = End { name: FAR, mac: SERVICE_MAC, netns: None };
+        netlink.make_pair(&near, &far, mtu).await?;
+    }
+    let near = netlink.link(NEAR).await?.ok_or_else(|| NetworkError::Vanished(NEAR.into()))?;
+    let far = netlink.link(FAR).await?.ok_or_else(|| NetworkError::Vanished(FAR.into()))?;
+    for link in [&near, &far] {
+        sysctl::write_if_present(&format!("ipv6/conf/{}/disable_ipv6", link.name), "1")?;
+        netlink.set_up(link.index).await?;
+    }
+    Ok((near, far))
+}
+
+async fn route_services(config: &Config, netlink: &Netlink, near: &Link) -> Result<()> {
+    let gateway = Ipv4Addr::from(GATEWAY.octets());
+    netlink.add_neighbour(near.index, gateway, SERVICE_MAC).await?;
+    let source = Some(config.node_ip);
+    let to_gateway = Cidr::single(gateway);
+    netlink.add_route(&Route { to: to_gateway, via: None, device: near.index, source }).await?;
+    netlink.add_route(&Route { to: config.service_cidr, via: Some(gateway), device: near.index, source }).await
+}
+
+/// Keeps the kernel from choosing ports that mean something here. What was reserved before stays so, and is noted for `reset`.
+fn reserve_ports(config: &Config) -> Result<()> {
+    let found = sysctl::read(sysctl::RESERVED_PORTS)?;
+    if !config.state_file.exists() {
+        let file_error = |source| NetworkError::File { path: config.state_file.clone(), source };
+        if let Some(folder) = config.state_file.parent() {
+            fs::create_dir_all(folder).map_err(file_error)?;
+        }
+        fs::write(&config.state_file, found.trim()).map_err(file_error)?;
+    }
+    sysctl::write(sysctl::RESERVED_PORTS, &ports::merge(&found, &[config.node_ports, config.snat_ports]))
+}
+
+fn node_config(config: &Config, uplink: &Link, near: &Link) -> NodeConfig {
+    let (pod_net, pod_mask) = config.pod_cidr.wire();
+    let (cluster_net, cluster_mask) = config.cluster_cidr.wire();
+    let (service_net, service_mask) = config.service_cidr.wire();
+    NodeConfig {
+        node_ip: Ip4::new(config.node_ip.octets()),
+        uplink: uplink.index,
+        service_link: near.index,
+        pod_net,
+        pod_mask,
+        cluster_net,
+        cluster_mask,
+        service_net,
+        service_mask,
+        snat_first: config.snat_ports.first,
+        snat_count: config.snat_ports.count(),
+    }
+}
+
+pub(crate) async fn tear_down(netlink: &Netlink, state_file: &Path) -> Result<()> {
+    if let Some(near) = netlink.link(NEAR).await? {
+        netlink.delete(near.index).await?;
+    }
+    let file_error = |source| NetworkError::File { path: state_file.to_owned(), source };
+    match fs::read_to_string(state_file) {
+        Ok(found) => sysctl::write(sysctl::RESERVED_PORTS, &found)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(file_error(source)),
+    }
+    fs::remove_file(state_file).map_err(file_error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_uplink_is_the_device_of_the_node_address() {
+        let link = |index, name: &str| Link { index, name: name.into(), mtu: 1500 };
+        let links = [link(1, "lo"), link(2, "eth0")];
+        let addresses = [(1, Ipv4Addr::LOCALHOST), (2, [192, 0, 2, 7].into())];
+        assert_eq!(find_uplink([192, 0, 2, 7].into(), &addresses, &links).unwrap().name, "eth0");
+        let error = find_uplink([192, 0, 2, 8].into(), &addresses, &links).unwrap_err();
+        assert!(error.to_string().contains("--node-ip"));
+    }
+}

@@ -1,0 +1,164 @@
+//! One veth pair per pod: the far end is the pod's eth0, the near end carries the packet programs.
+//!
+//! The pod sees one neighbour, its gateway, whose Ethernet address never changes; the node sees one route and one neighbour per
+//! pod. Nothing is ever asked by ARP.
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use proxy_common::{GATEWAY, HOST_MAC, Ip4, pod_mac};
+use proxy_userspace::{PacketHook, Proxy};
+
+use crate::netlink::{End, Link, Netlink, Route};
+use crate::{Cidr, NetworkError, PodNetwork, Result, sysctl};
+
+const PREFIX: &str = "amp";
+const POD_END: &str = "eth0";
+
+#[derive(Debug)]
+pub(crate) struct Pods {
+    netlink: Netlink,
+    proxy: Arc<Proxy>,
+    node_ip: Ipv4Addr,
+    mtu: u32,
+    /// Addresses by uid.
+    attached: HashMap<String, Ipv4Addr>,
+}
+
+impl Pods {
+    pub fn new(netlink: Netlink, proxy: Arc<Proxy>, node_ip: Ipv4Addr, mtu: u32) -> Self {
+        Self { netlink, proxy, node_ip, mtu, attached: HashMap::new() }
+    }
+
+    pub async fn attach(&mut self, pod: &PodNetwork) -> Result<()> {
+        let netns = crate::open(&pod.netns)?;
+        let inside = Netlink::in_netns(&netns)?;
+        let name = device_name(&pod.uid);
+        let far = match (self.netlink.link(&name).await?, inside.link(POD_END).await?) {
+            (Some(_), Some(far)) => far,
+            (near, _) => {
+                // Half of a pair is nobody's.
+                if let Some(near) = near {
+                    self.netlink.delete(near.index).await?;
+                }
+                let near = End { name: &name, mac: HOST_MAC, netns: None };
+                let far = End { name: POD_END, mac: pod_mac(Ip4::new(pod.ip.octets())), netns: Some(&netns) };
+                self.netlink.make_pair(&near, &far, self.mtu).await?;
+                inside.link(POD_END).await?.ok_or_else(|| NetworkError::Vanished(POD_END.into()))?
+            }
+        };
+        let near = self.netlink.link(&name).await?.ok_or_else(|| NetworkError::Vanished(name.clone()))?;
+        self.set_up_near(&near, pod.ip).await?;
+        self.proxy.attach_device(&near.name, near.index, PacketHook::FromPod)?;
+        self.proxy.attach_device(&near.name, near.index, PacketHook::FromStack)?;
+        self.proxy.add_pod(pod.ip, near.index, &netns)?;
+        set_up_far(&inside, &far, pod.ip).await?;
+        self.attached.insert(pod.uid.clone(), pod.ip);
+        tracing::debug!(uid = pod.uid, ip = %pod.ip, device = name, "pod attached");
+        Ok(())
+    }
+
+    async fn set_up_near(&self, near: &Link, ip: Ipv4Addr) -> Result<()> {
+        // Routes of pods are looked up as if forwarded; the host's own setting stays as it is.
+        sysctl::write(&format!("ipv4/conf/{}/forwarding", near.name), "1")?;
+        sysctl::write_if_present(&format!("ipv6/conf/{}/disable_ipv6", near.name), "1")?;
+        self.netlink.set_up(near.index).await?;
+        self.netlink.add_neighbour(near.index, ip, pod_mac(Ip4::new(ip.octets()))).await?;
+        self.netlink
+            .add_route(&Route { to: Cidr::single(ip), via: None, device: near.index, source: Some(self.node_ip) })
+            .await
+    }
+
+    pub async fn detach(&mut self, uid: &str) -> Result<()> {
+        let name = device_name(uid);
+        if let Some(ip) = self.attached.get(uid) {
+            self.proxy.remove_pod(*ip)?;
+        }
+        self.proxy.detach_device(&name)?;
+        if let Some(near) = self.netlink.link(&name).await? {
+            self.netlink.delete(near.index).await?;
+        }
+        self.attached.remove(uid);
+        Ok(())
+    }
+
+    /// Removal first: an address may have gone from a pod that is no more to one that waits.
+    pub async fn reconcile(&mut self, known: &[PodNetwork]) -> Result<Vec<(String, NetworkError)>> {
+        let uids: HashSet<&str> = known.iter().map(|pod| pod.uid.as_str()).collect();
+        let gone: Vec<String> = self.attached.keys().filter(|uid| !uids.contains(uid.as_str())).cloned().collect();
+        for uid in gone {
+            self.detach(&uid).await?;
+        }
+        let names: HashSet<String> = known.iter().map(|pod| device_name(&pod.uid)).collect();
+        for link in self.netlink.links().await? {
+            if is_pod_device(&link.name) && !names.contains(&link.name) {
+                self.proxy.detach_device(&link.name)?;
+                self.netlink.delete(link.index).await?;
+            }
+        }
+        let addresses: HashSet<Ipv4Addr> = known.iter().map(|pod| pod.ip).collect();
+        for ip in self.proxy.pods()? {
+            if !addresses.contains(&ip) {
+                self.proxy.remove_pod(ip)?;
+            }
+        }
+        let mut failures = Vec::new();
+        for pod in known {
+            if let Err(error) = self.attach(pod).await {
+                failures.push((pod.uid.clone(), error));
+            }
+        }
+        Ok(failures)
+    }
+}
+
+async fn set_up_far(inside: &Netlink, far: &Link, ip: Ipv4Addr) -> Result<()> {
+    if let Some(loopback) = inside.link("lo").await? {
+        inside.set_up(loopback.index).await?;
+    }
+    let gateway = Ipv4Addr::from(GATEWAY.octets());
+    inside.add_address(far.index, ip, 32).await?;
+    inside.set_up(far.index).await?;
+    inside.add_neighbour(far.index, gateway, HOST_MAC).await?;
+    inside.add_route(&Route { to: Cidr::single(gateway), via: None, device: far.index, source: None }).await?;
+    inside.add_route(&Route { to: Cidr::EVERYWHERE, via: Some(gateway), device: far.index, source: None }).await
+}
+
+pub(crate) async fn remove_all(netlink: &Netlink) -> Result<()> {
+    for link in netlink.links().await? {
+        if is_pod_device(&link.name) {
+            netlink.delete(link.index).await?;
+        }
+    }
+    Ok(())
+}
+
+/// `amp` and twelve digits, the most a device name holds, from all of the uid (FNV-1a).
+fn device_name(uid: &str) -> String {
+    let hash = uid
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("{PREFIX}{:012x}", hash & 0xffff_ffff_ffff)
+}
+
+fn is_pod_device(name: &str) -> bool {
+    let digits = name.strip_prefix(PREFIX);
+    digits.is_some_and(|digits| digits.len() == 12 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_names_fit_and_are_recognised() {
+        let name = device_name("550e8400-e29b-41d4-a716-446655440000");
+        assert_eq!(name.len(), 15);
+        assert!(is_pod_device(&name));
+        assert_ne!(name, device_name("550e8400-e29b-41d4-a716-446655440001"));
+        for other in ["amphi-svc", "amphi-svc-far", "eth0", "amp12", "ampzzzzzzzzzzzz"] {
+            assert!(!is_pod_device(other), "{other}");
+        }
+    }
+}

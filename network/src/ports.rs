@@ -1,0 +1,54 @@
+//! Port ranges kept from the kernel's own choice, in the notation of `ip_local_reserved_ports`.
+
+use std::fmt;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+impl PortRange {
+    pub fn count(&self) -> u16 {
+        self.last.saturating_sub(self.first).saturating_add(1)
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}-{}", self.first, self.last) }
+    }
+}
+
+/// Adds ranges to a list such as `8080,30000-32767`; overlapping and touching ones become one.
+pub(crate) fn merge(list: &str, add: &[PortRange]) -> String {
+    let mut ranges: Vec<PortRange> = list.trim().split(',').filter_map(parse).chain(add.iter().copied()).collect();
+    ranges.sort();
+    let mut merged: Vec<PortRange> = Vec::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if range.first <= last.last.saturating_add(1) => last.last = last.last.max(range.last),
+            _ => merged.push(range),
+        }
+    }
+    merged.iter().map(PortRange::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn parse(text: &str) -> Option<PortRange> {
+    let (first, last) = text.trim().split_once('-').unwrap_or((text.trim(), text.trim()));
+    Some(PortRange { first: first.parse().ok()?, last: last.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_merged_with_what_is_there() {
+        let ours = [PortRange { first: 30_000, last: 32_767 }, PortRange { first: 50_000, last: 64_999 }];
+        assert_eq!(merge("\n", &ours), "30000-32767,50000-64999");
+        assert_eq!(merge("8080,32768-33000\n", &ours), "8080,30000-33000,50000-64999");
+        assert_eq!(merge("30000-32767,50000-64999", &ours), "30000-32767,50000-64999");
+        assert_eq!(merge("65535", &[PortRange { first: 65_000, last: 65_535 }]), "65000-65535");
+    }
+}

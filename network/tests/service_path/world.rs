@@ -1,0 +1,337 @@
+//! A node, two pods and a client outside, joined by a veth pair that stands for the network between node and client.
+//!
+//! The node is as unhelpful as real ones may be: FORWARD policy DROP, strict reverse-path filter, no global forwarding. Checksum
+//! offload is off at every end, so that a wrong sum is a lost packet.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::FromRawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use network::{Config, Network};
+use proxy_userspace::desired::{LocalServer, NodeFacts, desired};
+use proxy_userspace::{Proxy, SocketHooks};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+use crate::netns::Namespace;
+
+pub const NODE: &str = "192.168.77.1";
+pub const CLIENT: &str = "192.168.77.2";
+/// An address far outside, behind the client.
+pub const OUTSIDE: &str = "203.0.113.5";
+pub const PODS: [&str; 2] = ["10.244.0.5", "10.244.0.6"];
+/// Where the node's DNS server listens.
+const DNS: &str = "192.168.77.1:10053";
+pub const PATIENCE: Duration = Duration::from_secs(2);
+
+pub struct World {
+    pub node: Namespace,
+    pub client: Namespace,
+    pub pods: Vec<Namespace>,
+    pub proxy: Arc<Proxy>,
+    network: Option<Arc<Network>>,
+    runtime: Arc<Runtime>,
+    folder: Folder,
+}
+
+/// Pins and state of a node; gone when the test ends, however it ends.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        Proxy::unload(&self.path().join("bpf")).unwrap();
+    }
+}
+
+fn cluster_dns() -> LocalServer {
+    let Ok(SocketAddr::V4(server)) = DNS.parse() else { panic!("an IPv4 address") };
+    LocalServer { address: ("10.96.0.10".parse().unwrap(), 53), server: (*server.ip(), server.port()) }
+}
+
+fn cgroup_root() -> &'static Path {
+    let hybrid = Path::new("/sys/fs/cgroup/unified");
+    if hybrid.exists() { hybrid } else { Path::new("/sys/fs/cgroup") }
+}
+
+impl World {
+    pub fn new(hooks: SocketHooks) -> Self {
+        let folder = Folder(tempfile::tempdir().unwrap());
+        let (node, client) = (Namespace::new(), Namespace::new());
+        join(&node, &client);
+        let runtime = Arc::new(tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
+        let (proxy, network) = start(&node, &runtime, folder.path(), hooks);
+        let mut world = Self { node, client, pods: Vec::new(), proxy, network: Some(network), runtime, folder };
+        for (index, ip) in PODS.iter().enumerate() {
+            let pod = Namespace::new();
+            world.attach(&format!("pod-{index}"), ip, &pod.path());
+            pod.command("ethtool -K eth0 tx off");
+            world.pods.push(pod);
+        }
+        world
+    }
+
+    /// What an agent does when it comes back.
+    pub fn restart(&mut self, hooks: SocketHooks) {
+        self.network = None;
+        let (proxy, network) = start(&self.node, &self.runtime, self.folder.path(), hooks);
+        (self.proxy, self.network) = (proxy, Some(network));
+    }
+
+    fn network(&self) -> Arc<Network> {
+        Arc::clone(self.network.as_ref().unwrap())
+    }
+
+    /// What `amphipod reset` does.
+    pub fn reset(&self) {
+        let (runtime, folder) = (Arc::clone(&self.runtime), self.folder.path().to_owned());
+        self.node.run(move || runtime.block_on(Network::reset(&folder.join("state")))).unwrap();
+    }
+
+    /// A second agent in the node's namespace.
+    pub fn start_another(&self) -> String {
+        let (runtime, proxy, folder) =
+            (Arc::clone(&self.runtime), Arc::clone(&self.proxy), self.folder.path().to_owned());
+        let outcome = self.node.run(move || runtime.block_on(Network::start(&config(&folder), proxy)).map(drop));
+        outcome.unwrap_err().to_string()
+    }
+
+    /// The node's DNS server; cluster DNS is translated to it.
+    pub fn start_dns(&self, objects: &[Service]) -> dns::Server {
+        let config =
+            dns::Config { listen: DNS.parse().unwrap(), domain: "cluster.local".into(), upstreams: Vec::new() };
+        let objects: Vec<_> = objects.iter().map(|service| serde_json::from_value(service.object()).unwrap()).collect();
+        let runtime = Arc::clone(&self.runtime);
+        let server = self.node.run(move || runtime.block_on(dns::Server::start(config)).unwrap());
+        server.publish(dns::Snapshot::compute(&objects, &[]));
+        server
+    }
+
+    /// Keeps the node's tasks going, on a thread in its namespace, while `work` goes on elsewhere.
+    pub fn meanwhile<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let (done, ended) = tokio::sync::oneshot::channel::<()>();
+        let (runtime, netns) = (Arc::clone(&self.runtime), self.node.file());
+        std::thread::scope(|scope| {
+            let node = scope.spawn(move || {
+                let turning = || Ok(drop(runtime.block_on(ended)));
+                proxy_userspace::sys::inside(&netns, turning).unwrap();
+            });
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            drop(done);
+            node.join().unwrap();
+            outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    pub fn attach(&self, uid: &str, ip: &str, netns: &Path) {
+        let (network, runtime) = (self.network(), Arc::clone(&self.runtime));
+        let (uid, ip, netns) = (uid.to_owned(), ip.parse().unwrap(), netns.to_owned());
+        self.node.run(move || runtime.block_on(network.attach(&uid, ip, &netns))).unwrap();
+    }
+
+    pub fn detach(&self, uid: &str) {
+        let (network, runtime, uid) = (self.network(), Arc::clone(&self.runtime), uid.to_owned());
+        self.node.run(move || runtime.block_on(network.detach(&uid))).unwrap();
+    }
+
+    /// Services as (spec, endpoints), each endpoint set on one target port.
+    pub fn serve(&self, services: &[Service]) {
+        let facts = NodeFacts { node_name: "n1".into(), local_servers: vec![cluster_dns()] };
+        let objects: Vec<_> =
+            services.iter().map(|service| serde_json::from_value(service.object()).unwrap()).collect();
+        let slices: Vec<_> = services.iter().map(|service| serde_json::from_value(service.slice()).unwrap()).collect();
+        let refusals = self.proxy.apply(&desired(&objects, &slices, &facts)).unwrap();
+        assert!(refusals.is_empty(), "{refusals:?}");
+    }
+
+    pub fn counters(&self) -> BTreeMap<&'static str, u64> {
+        self.proxy.counters().unwrap().into_iter().collect()
+    }
+
+    /// How much each counter rose since.
+    pub fn rose(&self, before: &BTreeMap<&'static str, u64>) -> BTreeMap<&'static str, u64> {
+        let now = self.counters().into_iter();
+        now.filter_map(|(name, value)| (value > before[name]).then(|| (name, value - before[name]))).collect()
+    }
+}
+
+fn start(node: &Namespace, runtime: &Arc<Runtime>, folder: &Path, hooks: SocketHooks) -> (Arc<Proxy>, Arc<Network>) {
+    let (folder, runtime) = (folder.to_owned(), Arc::clone(runtime));
+    node.run(move || {
+        let config = proxy_userspace::Config {
+            bpf_root: folder.join("bpf"),
+            cgroup_root: cgroup_root().to_owned(),
+            socket_hooks: hooks,
+        };
+        let proxy = Arc::new(Proxy::start(&config).unwrap_or_else(|error| panic!("{error:?}")));
+        let network = runtime
+            .block_on(Network::start(&self::config(&folder), Arc::clone(&proxy)))
+            .unwrap_or_else(|error| panic!("{error:?}"));
+        (proxy, Arc::new(network))
+    })
+}
+
+fn config(folder: &Path) -> Config {
+    Config {
+        node_ip: NODE.parse().unwrap(),
+        pod_cidr: "10.244.0.0/24".parse().unwrap(),
+        cluster_cidr: "10.244.0.0/16".parse().unwrap(),
+        service_cidr: "10.96.0.0/12".parse().unwrap(),
+        node_ports: Config::DEFAULT_NODE_PORTS,
+        snat_ports: Config::DEFAULT_SNAT_PORTS,
+        state_file: folder.join("state"),
+    }
+}
+
+fn join(node: &Namespace, client: &Namespace) {
+    node.command(&format!("ip link add eth0 type veth peer name eth0 netns {}", client.tid()));
+    for (end, ip) in [(node, NODE), (client, CLIENT)] {
+        end.command(&format!("ip addr add {ip}/24 dev eth0"));
+        end.command("ip link set eth0 up");
+        end.command("ethtool -K eth0 tx off");
+    }
+    client.command(&format!("ip addr add {OUTSIDE}/32 dev lo"));
+    node.command(&format!("ip route add default via {CLIENT}"));
+    node.command("iptables -P FORWARD DROP");
+    for setting in ["all/rp_filter=1", "default/rp_filter=1"] {
+        node.command(&format!("sysctl -qw net/ipv4/conf/{setting}"));
+    }
+    node.command("sysctl -qw net/ipv4/ip_forward=0");
+}
+
+/// A Service with one port, and its endpoints.
+pub struct Service {
+    name: &'static str,
+    spec: Value,
+    protocol: &'static str,
+    endpoints: Vec<(String, u16)>,
+}
+
+impl Service {
+    pub fn new(name: &'static str, ip: &str, protocol: &'static str, extra: Value) -> Self {
+        let mut spec = json!({"clusterIPs": [ip], "ports": [{"port": 80, "protocol": protocol}]});
+        if let Some(port) = extra.get("nodePort") {
+            spec["type"] = json!("NodePort");
+            spec["ports"][0]["nodePort"] = port.clone();
+        }
+        spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        Self { name, spec, protocol, endpoints: Vec::new() }
+    }
+
+    pub fn to(mut self, endpoints: &[(&str, u16)]) -> Self {
+        self.endpoints = endpoints.iter().map(|(ip, port)| ((*ip).to_owned(), *port)).collect();
+        self
+    }
+
+    fn object(&self) -> Value {
+        json!({"metadata": {"namespace": "default", "name": self.name}, "spec": self.spec})
+    }
+
+    fn slice(&self) -> Value {
+        let port = self.endpoints.first().map_or(0, |(_, port)| *port);
+        let endpoints: Vec<_> = self
+            .endpoints
+            .iter()
+            .map(|(ip, _)| json!({"addresses": [ip], "nodeName": "n1", "conditions": {"ready": true}}))
+            .collect();
+        json!({"metadata": {"namespace": "default", "name": self.name, "labels": {"kubernetes.io/service-name": self.name}},
+            "addressType": "IPv4", "endpoints": endpoints, "ports": [{"protocol": self.protocol, "port": port}]})
+    }
+}
+
+/// Answers each connection with its name and the client's address.
+pub fn tcp_server(place: &Namespace, name: &'static str, port: u16) {
+    let listener = place.run(move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+    std::thread::spawn(move || {
+        while let Ok((mut stream, peer)) = listener.accept() {
+            std::thread::spawn(move || {
+                let mut ask = [0; 512];
+                while let Ok(length @ 1..) = stream.read(&mut ask) {
+                    let padding = if ask[..length].starts_with(b"much") { "x".repeat(200_000) } else { String::new() };
+                    if stream.write_all(format!("{name} {peer}{padding}\n").as_bytes()).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// The same for datagrams. It answers from the address that was asked, as a socket on all addresses may.
+pub fn udp_server(place: &Namespace, name: &'static str, port: u16) {
+    let socket = place.run(move || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+    std::thread::spawn(move || {
+        let mut ask = vec![0; 65_536];
+        while let Ok((length, peer)) = socket.recv_from(&mut ask) {
+            let _ = socket.send_to(format!("{name} {peer} {length}").as_bytes(), peer);
+        }
+    });
+}
+
+/// Connects, asks once, and gives (answer, the server's address as the client sees it).
+pub fn ask_tcp(place: &Namespace, to: &str) -> std::io::Result<(String, SocketAddr)> {
+    let to: SocketAddr = to.parse().unwrap();
+    place.run(move || {
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        ask_on(&mut stream).map(|answer| (answer, stream.peer_addr().unwrap()))
+    })
+}
+
+pub fn ask_on(stream: &mut TcpStream) -> std::io::Result<String> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"who")?;
+    let mut answer = [0; 200];
+    let length = stream.read(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..length]).trim().to_owned())
+}
+
+/// Sends one datagram from an unconnected socket: (answer, its source).
+pub fn ask_udp(place: &Namespace, to: &str) -> std::io::Result<(String, SocketAddr)> {
+    let socket = place.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    ask_udp_on(&socket, place, to)
+}
+
+pub fn ask_udp_on(socket: &UdpSocket, place: &Namespace, to: &str) -> std::io::Result<(String, SocketAddr)> {
+    let (socket, to) = (socket.try_clone().unwrap(), to.to_owned());
+    place.run(move || {
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.send_to(b"who", to)?;
+        let mut answer = [0; 200];
+        let (length, from) = socket.recv_from(&mut answer)?;
+        Ok((String::from_utf8_lossy(&answer[..length]).into_owned(), from))
+    })
+}
+
+/// Whether an ICMP echo is answered with what was sent, from the address that was asked.
+pub fn ping(place: &Namespace, to: &str) -> bool {
+    let to: Ipv4Addr = to.parse().unwrap();
+    place.run(move || {
+        // SAFETY: integers only; the descriptor is owned at once.
+        let socket = unsafe {
+            let fd = libc::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP);
+            assert!(fd >= 0);
+            UdpSocket::from_raw_fd(fd)
+        };
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        // Type 8, identifier 0x1234, sequence 1, no data.
+        let mut echo = [8, 0, 0, 0, 0x12, 0x34, 0, 1];
+        let sum = 0x0800u16 + 0x1234 + 1;
+        echo[2..4].copy_from_slice(&(!sum).to_be_bytes());
+        socket.send_to(&echo, (to, 0)).unwrap();
+        let mut answer = [0; 100];
+        // The host's own requests and others' traffic are seen too.
+        (0..10).any(|_| match socket.recv_from(&mut answer) {
+            Ok((28, from)) => from.ip() == to && answer[20] == 0 && answer[24..28] == echo[4..],
+            _ => false,
+        })
+    })
+}

@@ -1,0 +1,98 @@
+//! Every map, what it holds and why it has its type. User space pins them by these names.
+
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::macros::btf_map;
+use proxy_common::*;
+
+const MMAPABLE: usize = 1 << 10;
+
+/// Address, port, protocol, scope → slot. A plain hash: a full one refuses the service instead of losing another.
+#[btf_map]
+pub static FRONTENDS: HashMap<FrontendKey, u64, MAX_FRONTENDS> = HashMap::new();
+
+/// One endpoint set per slot (`Slot` bits). Mapped into user space, which flips a set with one store.
+#[btf_map]
+pub static SLOTS: Array<u64, MAX_SLOTS, MMAPABLE> = Array::new();
+
+/// `Affinity` bits of each slot that has it.
+#[btf_map]
+pub static AFFINITY_OF: Array<u64, MAX_SLOTS, MMAPABLE> = Array::new();
+
+/// Endpoints (`Backend` bits), set after set, each set sorted.
+#[btf_map]
+pub static BACKENDS: Array<u64, MAX_BACKENDS, MMAPABLE> = Array::new();
+
+/// Who went where. LRU: losing an entry costs a client its endpoint, not its connection.
+#[btf_map]
+pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue, MAX_AFFINITY> = LruHashMap::new();
+
+/// Network namespace cookie → `Netns` bits: the only sockets that the socket hooks touch.
+#[btf_map]
+pub static LOCAL_NETNS: HashMap<u64, u64, MAX_NETNS> = HashMap::new();
+
+/// Address of a pod on this node → `PodLink` bits.
+#[btf_map]
+pub static PODS: HashMap<u32, u64, MAX_PODS> = HashMap::new();
+
+/// Address of any node → `THIS_NODE` or `OTHER_NODE`.
+#[btf_map]
+pub static NODE_ADDRESSES: HashMap<u32, u32, MAX_NODE_ADDRESSES> = HashMap::new();
+
+#[btf_map]
+pub static NODE: Array<NodeConfig, 1> = Array::new();
+
+/// Flows that were answered. A plain hash, swept by deadline: nothing evicts a live connection.
+#[btf_map]
+pub static FLOWS: HashMap<Tuple, Flow, MAX_FLOWS> = HashMap::new();
+
+/// Flows without an answer so far: a flood of openings only pushes out its like.
+#[btf_map]
+pub static NEW_FLOWS: LruHashMap<Tuple, Flow, MAX_NEW_FLOWS> = LruHashMap::new();
+
+/// Ports (source | destination << 16) of fragmented packets, for the fragments that carry none.
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, u32, MAX_FRAGMENTS> = LruHashMap::new();
+
+/// Where a connected socket was meant to go. Dies with the socket.
+#[btf_map]
+pub static ORIGINS: SkStorage<Origin> = SkStorage::new();
+
+/// The services that an unconnected UDP socket sends to. Dies with the socket.
+#[btf_map]
+pub static PEERS: SkStorage<Peers> = SkStorage::new();
+
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
+
+pub fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: a per-CPU element, valid while the program runs; only this CPU writes it.
+        unsafe { *value += 1 };
+    }
+}
+
+pub fn node() -> Option<&'static NodeConfig> {
+    NODE.get(0)
+}
+
+/// Reads a packed value in one load, so that no half of it is another's.
+///
+/// # Safety
+/// `value` points to an element of a map.
+pub unsafe fn whole(value: *const u64) -> u64 {
+    // SAFETY: map values are aligned to 8 bytes and stay readable while the program runs.
+    unsafe { core::ptr::read_volatile(value) }
+}
+
+/// What a node address is, if it is one.
+pub fn node_address(addr: Ip4) -> Option<u32> {
+    // SAFETY: see `whole`; a recycled element still says "an address of some node".
+    NODE_ADDRESSES.get_ptr(addr.0).map(|kind| unsafe { core::ptr::read_volatile(kind) })
+}
+
+/// The host end of a pod on this node.
+pub fn local_pod(addr: Ip4) -> Option<PodLink> {
+    // SAFETY: the pointer is to a map element.
+    let link = PodLink::from_bits(unsafe { whole(PODS.get_ptr(addr.0)?) });
+    (link.ip == addr).then_some(link)
+}

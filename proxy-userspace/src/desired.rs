@@ -1,0 +1,257 @@
+//! From Services and EndpointSlices to what the maps shall hold. Pure, and per service, so that one change costs one service.
+//!
+//! Endpoint choice follows kube-proxy: ready endpoints, else those still serving while they terminate, for all endpoints and for
+//! the local ones apart.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
+
+use api::view::{Endpoint, EndpointSlice, Service, ServicePort};
+use proxy_common::{Backend, Ip4, Port, Scope, Slot, TCP, UDP};
+
+const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
+/// A service with this label is some other proxy's business.
+const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+
+/// `namespace/name`.
+pub type ServiceName = String;
+
+/// What one node knows of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    pub node_name: String,
+    /// Service addresses that a server on this node answers (cluster DNS); they win over any Service of the same address.
+    pub local_servers: Vec<LocalServer>,
+}
+
+/// A service address that leads to a server of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalServer {
+    pub address: (Ipv4Addr, u16),
+    pub server: (Ipv4Addr, u16),
+}
+
+/// What a client addresses. An unspecified address stands for every node address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    pub addr: Ipv4Addr,
+    pub port: u16,
+    pub protocol: u8,
+    pub scope: Scope,
+}
+
+/// The endpoints behind a frontend.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EndpointSet {
+    /// `Backend` bits, sorted, each once.
+    pub backends: Vec<u64>,
+    /// `Slot` flags.
+    pub flags: u16,
+    pub affinity_seconds: u32,
+}
+
+/// One endpoint set and every frontend that leads to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The service port it belongs to; entries of one port share their affinity.
+    pub port: u16,
+    pub protocol: u8,
+    pub frontends: Vec<Frontend>,
+    pub set: EndpointSet,
+}
+
+/// Everything that the maps shall hold, by service.
+pub type Contents = BTreeMap<ServiceName, Vec<Entry>>;
+
+/// The name under which local servers stand among the services; no Service can have it.
+pub const LOCAL_SERVERS: &str = "local servers";
+
+/// Computes all contents. For a single change see [`desired_service`].
+pub fn desired(services: &[Service], slices: &[EndpointSlice], facts: &NodeFacts) -> Contents {
+    let mut by_service: HashMap<(&str, &str), Vec<&EndpointSlice>> = HashMap::new();
+    for slice in slices {
+        if let Some(name) = slice.service_name() {
+            by_service.entry((&slice.metadata.namespace, name)).or_default().push(slice);
+        }
+    }
+    let mut contents = Contents::new();
+    for service in services {
+        let meta = &service.metadata;
+        let slices = by_service.get(&(meta.namespace.as_str(), meta.name.as_str())).map_or(&[][..], Vec::as_slice);
+        let entries = desired_service(service, slices, facts);
+        if !entries.is_empty() {
+            contents.insert(format!("{}/{}", meta.namespace, meta.name), entries);
+        }
+    }
+    let local = desired_local_servers(facts);
+    if !local.is_empty() {
+        contents.insert(LOCAL_SERVERS.to_owned(), local);
+    }
+    contents
+}
+
+/// The entries of one service; none for headless, ExternalName and other proxies' services.
+pub fn desired_service(service: &Service, slices: &[&EndpointSlice], facts: &NodeFacts) -> Vec<Entry> {
+    if service.spec.type_ == "ExternalName" || service.metadata.labels.contains_key(PROXY_NAME_LABEL) {
+        return Vec::new();
+    }
+    let cluster_ips: Vec<Ipv4Addr> = service.spec.cluster_ips.iter().filter_map(|ip| ip.parse().ok()).collect();
+    if cluster_ips.is_empty() {
+        return Vec::new();
+    }
+    let ports = service.spec.ports.iter().filter_map(|port| Some((port, protocol_number(&port.protocol)?)));
+    ports.flat_map(|(port, protocol)| port_entries(service, &cluster_ips, port, protocol, slices, facts)).collect()
+}
+
+/// The entries of the node's own servers.
+pub fn desired_local_servers(facts: &NodeFacts) -> Vec<Entry> {
+    let both = facts.local_servers.iter().flat_map(|local| [(local, UDP), (local, TCP)]);
+    both.map(|(local, protocol)| {
+        let (addr, port) = local.address;
+        let set = EndpointSet { backends: vec![backend(local.server.0, local.server.1)], ..Default::default() };
+        let frontends = vec![Frontend { addr, port, protocol, scope: Scope::Internal }];
+        Entry { port, protocol, frontends, set }
+    })
+    .collect()
+}
+
+/// SCTP is not translated: the kernels this runs on lack it and its checksum needs another way.
+fn protocol_number(name: &str) -> Option<u8> {
+    match name {
+        "" | "TCP" => Some(TCP),
+        "UDP" => Some(UDP),
+        _ => None,
+    }
+}
+
+fn port_entries(
+    service: &Service,
+    cluster_ips: &[Ipv4Addr],
+    port: &ServicePort,
+    protocol: u8,
+    slices: &[&EndpointSlice],
+    facts: &NodeFacts,
+) -> Vec<Entry> {
+    let candidates = candidates(port, protocol, slices, facts);
+    let all = preferred(&candidates, |_| true);
+    let local = preferred(&candidates, |candidate| candidate.local);
+    let affinity_seconds = affinity_seconds(service);
+    let frontends = Frontends::of(service, cluster_ips, port, protocol, facts);
+    let affinity = if affinity_seconds > 0 { Slot::AFFINITY } else { 0 };
+    let drop_when_empty = if all.is_empty() { 0 } else { Slot::DROP_WHEN_EMPTY };
+
+    let entry = |frontends: Vec<Frontend>, backends: &Vec<u64>, flags: u16| Entry {
+        port: port.port,
+        protocol,
+        frontends,
+        set: EndpointSet { backends: backends.clone(), flags: flags | affinity, affinity_seconds },
+    };
+    let mut by_all = Vec::new();
+    let mut entries = Vec::new();
+    match service.spec.internal_traffic_policy.as_str() {
+        "Local" => entries.push(entry(frontends.cluster, &local, drop_when_empty)),
+        _ => by_all.extend(frontends.cluster),
+    }
+    by_all.extend(frontends.inside);
+    match service.spec.external_traffic_policy.as_str() {
+        "Local" => entries.push(entry(frontends.outside, &local, Slot::KEEP_SOURCE | drop_when_empty)),
+        _ => by_all.extend(frontends.outside),
+    }
+    entries.push(entry(by_all, &all, 0));
+    entries.retain(|entry| !entry.frontends.is_empty());
+    entries
+}
+
+/// The addresses of one service port, by who uses them.
+struct Frontends {
+    /// ClusterIPs, from inside.
+    cluster: Vec<Frontend>,
+    /// NodePort, load balancer and external addresses, from inside.
+    inside: Vec<Frontend>,
+    /// The same from outside.
+    outside: Vec<Frontend>,
+}
+
+impl Frontends {
+    fn of(service: &Service, cluster_ips: &[Ipv4Addr], port: &ServicePort, protocol: u8, facts: &NodeFacts) -> Self {
+        let frontend = |addr, port, scope| Frontend { addr, port, protocol, scope };
+        let spec = &service.spec;
+        let mut external: Vec<(Ipv4Addr, u16)> = Vec::new();
+        if port.node_port != 0 && matches!(spec.type_.as_str(), "NodePort" | "LoadBalancer") {
+            external.push((Ipv4Addr::UNSPECIFIED, port.node_port));
+        }
+        let balanced = service.status.load_balancer.ingress.iter().map(|ingress| ingress.ip.as_str());
+        let balanced = balanced.filter(|_| spec.type_ == "LoadBalancer");
+        let addresses = balanced.chain(spec.external_ips.iter().map(String::as_str)).filter_map(|ip| ip.parse().ok());
+        external.extend(addresses.map(|ip: Ipv4Addr| (ip, port.port)));
+        let taken = |ip: &Ipv4Addr| facts.local_servers.iter().any(|local| local.address == (*ip, port.port));
+        let cluster = cluster_ips.iter().filter(|ip| !taken(ip));
+        Self {
+            cluster: cluster.map(|ip| frontend(*ip, port.port, Scope::Internal)).collect(),
+            inside: external.iter().map(|(ip, port)| frontend(*ip, *port, Scope::Internal)).collect(),
+            outside: external.iter().map(|(ip, port)| frontend(*ip, *port, Scope::External)).collect(),
+        }
+    }
+}
+
+fn affinity_seconds(service: &Service) -> u32 {
+    if service.spec.session_affinity != "ClientIP" {
+        return 0;
+    }
+    let config = service.spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    config.and_then(|client| client.timeout_seconds).unwrap_or(DEFAULT_AFFINITY_SECONDS)
+}
+
+/// An endpoint of a service port, with what the choice depends on.
+struct Candidate {
+    bits: u64,
+    ready: bool,
+    /// Terminating, but still answering.
+    leaving: bool,
+    local: bool,
+}
+
+fn candidates(port: &ServicePort, protocol: u8, slices: &[&EndpointSlice], facts: &NodeFacts) -> Vec<Candidate> {
+    let mut found = Vec::new();
+    for slice in slices.iter().filter(|slice| slice.address_type == "IPv4") {
+        let numbers = slice
+            .ports
+            .iter()
+            .filter(|candidate| candidate.name == port.name && protocol_number(&candidate.protocol) == Some(protocol));
+        for number in numbers.filter_map(|candidate| candidate.port) {
+            found.extend(slice.endpoints.iter().filter_map(|endpoint| candidate(endpoint, number, facts)));
+        }
+    }
+    found
+}
+
+fn candidate(endpoint: &Endpoint, port: u16, facts: &NodeFacts) -> Option<Candidate> {
+    let address: Ipv4Addr = endpoint.addresses.first()?.parse().ok()?;
+    let conditions = &endpoint.conditions;
+    Some(Candidate {
+        bits: backend(address, port),
+        ready: conditions.is_ready(),
+        leaving: conditions.is_serving() && conditions.is_terminating(),
+        local: !facts.node_name.is_empty() && endpoint.node_name == facts.node_name,
+    })
+}
+
+/// Ready ones among those that match; when there are none, those that still serve.
+fn preferred(candidates: &[Candidate], matches: impl Fn(&Candidate) -> bool) -> Vec<u64> {
+    let pick = |wanted: fn(&Candidate) -> bool| -> Vec<u64> {
+        let picked = candidates.iter().filter(|candidate| matches(candidate) && wanted(candidate));
+        let mut bits: Vec<u64> = picked.map(|candidate| candidate.bits).collect();
+        bits.sort_unstable();
+        bits.dedup();
+        bits
+    };
+    let ready = pick(|candidate| candidate.ready);
+    if ready.is_empty() { pick(|candidate| candidate.leaving) } else { ready }
+}
+
+fn backend(address: Ipv4Addr, port: u16) -> u64 {
+    Backend::new(Ip4::new(address.octets()), Port::new(port)).bits()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+use serde_json::json;
+
+use super::*;
+
+fn facts() -> NodeFacts {
+    NodeFacts { node_name: "n1".into(), local_servers: Vec::new() }
+}
+
+fn service(spec: serde_json::Value) -> Service {
+    serde_json::from_value(json!({"metadata": {"namespace": "default", "name": "web"}, "spec": spec})).unwrap()
+}
+
+/// Endpoints as (address, node, ready, serving, terminating).
+fn slice(endpoints: &[(&str, &str, bool, bool, bool)]) -> EndpointSlice {
+    let endpoints: Vec<_> = endpoints
+        .iter()
+        .map(|(ip, node, ready, serving, terminating)| {
+            json!({"addresses": [ip], "nodeName": node,
+                "conditions": {"ready": ready, "serving": serving, "terminating": terminating}})
+        })
+        .collect();
+    serde_json::from_value(json!({
+        "metadata": {"namespace": "default", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4", "endpoints": endpoints,
+        "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
+    }))
+    .unwrap()
+}
+
+fn node_port(extra: serde_json::Value) -> Service {
+    let mut spec = json!({"type": "NodePort", "clusterIPs": ["10.96.1.1"],
+        "ports": [{"name": "http", "protocol": "TCP", "port": 80, "nodePort": 30080}]});
+    spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    service(spec)
+}
+
+fn bits(addresses: &[&str]) -> Vec<u64> {
+    let mut bits: Vec<u64> = addresses.iter().map(|ip| backend(ip.parse().unwrap(), 8080)).collect();
+    bits.sort_unstable();
+    bits
+}
+
+fn set_for<'a>(entries: &'a [Entry], addr: &str, port: u16, scope: Scope) -> &'a EndpointSet {
+    let frontend = Frontend { addr: addr.parse().unwrap(), port, protocol: TCP, scope };
+    &entries.iter().find(|entry| entry.frontends.contains(&frontend)).expect("a frontend").set
+}
+
+const TWO: &[(&str, &str, bool, bool, bool)] =
+    &[("10.244.0.1", "n1", true, true, false), ("10.244.1.1", "n2", true, true, false)];
+
+#[test]
+fn cluster_policy_shares_one_set() {
+    let entries = desired_service(&node_port(json!({})), &[&slice(TWO)], &facts());
+    assert_eq!(entries.len(), 1);
+    assert_eq!(entries[0].frontends.len(), 3);
+    assert_eq!(entries[0].set.backends, bits(&["10.244.0.1", "10.244.1.1"]));
+    assert_eq!(entries[0].set.flags, 0);
+}
+
+#[test]
+fn external_local_narrows_only_the_outside_view() {
+    let entries = desired_service(&node_port(json!({"externalTrafficPolicy": "Local"})), &[&slice(TWO)], &facts());
+    let outside = set_for(&entries, "0.0.0.0", 30080, Scope::External);
+    assert_eq!(outside.backends, bits(&["10.244.0.1"]));
+    assert_eq!(outside.flags, Slot::KEEP_SOURCE | Slot::DROP_WHEN_EMPTY);
+    assert_eq!(set_for(&entries, "0.0.0.0", 30080, Scope::Internal).backends.len(), 2);
+    assert_eq!(set_for(&entries, "10.96.1.1", 80, Scope::Internal).backends.len(), 2);
+}
+
+#[test]
+fn internal_local_governs_the_cluster_ip_only() {
+    let entries = desired_service(&node_port(json!({"internalTrafficPolicy": "Local"})), &[&slice(TWO)], &facts());
+    assert_eq!(set_for(&entries, "10.96.1.1", 80, Scope::Internal).backends, bits(&["10.244.0.1"]));
+    assert_eq!(set_for(&entries, "0.0.0.0", 30080, Scope::Internal).backends.len(), 2);
+}
+
+#[test]
+fn nobody_anywhere_is_a_refusal_not_a_drop() {
+    let entries = desired_service(&node_port(json!({"externalTrafficPolicy": "Local"})), &[], &facts());
+    let outside = set_for(&entries, "0.0.0.0", 30080, Scope::External);
+    assert!(outside.backends.is_empty());
+    assert_eq!(outside.flags & Slot::DROP_WHEN_EMPTY, 0);
+}
+
+#[test]
+fn terminating_endpoints_serve_when_nobody_else_does() {
+    let leaving = slice(&[("10.244.0.1", "n1", false, true, true), ("10.244.0.2", "n1", false, false, true)]);
+    let entries = desired_service(&node_port(json!({})), &[&leaving], &facts());
+    assert_eq!(entries[0].set.backends, bits(&["10.244.0.1"]));
+    let mixed = slice(&[("10.244.0.1", "n1", false, true, true), ("10.244.0.3", "n1", true, true, false)]);
+    let entries = desired_service(&node_port(json!({})), &[&mixed], &facts());
+    assert_eq!(entries[0].set.backends, bits(&["10.244.0.3"]));
+}
+
+#[test]
+fn affinity_takes_its_default_time() {
+    let entries = desired_service(&node_port(json!({"sessionAffinity": "ClientIP"})), &[&slice(TWO)], &facts());
+    assert_eq!((entries[0].set.flags, entries[0].set.affinity_seconds), (Slot::AFFINITY, 10_800));
+    let config = json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 5}}});
+    assert_eq!(desired_service(&node_port(config), &[], &facts())[0].set.affinity_seconds, 5);
+}
+
+#[test]
+fn headless_external_name_and_foreign_proxies_have_no_entries() {
+    for spec in [
+        json!({"clusterIPs": ["None"], "ports": [{"port": 80}]}),
+        json!({"type": "ExternalName", "externalName": "example.org", "ports": [{"port": 80}]}),
+    ] {
+        assert!(desired_service(&service(spec), &[], &facts()).is_empty());
+    }
+    let mut foreign = node_port(json!({}));
+    foreign.metadata.labels.insert(PROXY_NAME_LABEL.into(), "other".into());
+    assert!(desired_service(&foreign, &[], &facts()).is_empty());
+}
+
+#[test]
+fn ports_match_by_name_and_protocol() {
+    let mut spec = node_port(json!({}));
+    spec.spec.ports[0].name = "other".into();
+    assert!(desired_service(&spec, &[&slice(TWO)], &facts())[0].set.backends.is_empty());
+    let mut spec = node_port(json!({}));
+    spec.spec.ports[0].protocol = "UDP".into();
+    assert!(desired_service(&spec, &[&slice(TWO)], &facts())[0].set.backends.is_empty());
+}
+
+#[test]
+fn a_local_server_wins_over_the_service_of_its_address() {
+    let local =
+        LocalServer { address: ("10.96.0.10".parse().unwrap(), 53), server: ("10.0.0.1".parse().unwrap(), 5353) };
+    let facts = NodeFacts { local_servers: vec![local], ..facts() };
+    let dns = service(json!({"clusterIPs": ["10.96.0.10"], "ports": [{"name": "dns", "protocol": "UDP", "port": 53},
+        {"name": "metrics", "protocol": "TCP", "port": 9153}]}));
+    let contents = desired(&[dns], &[], &facts);
+    assert_eq!(contents[LOCAL_SERVERS].len(), 2);
+    assert_eq!(contents["default/web"].len(), 1);
+    assert_eq!(contents["default/web"][0].port, 9153);
+}
+
+#[test]
+fn load_balancer_and_external_addresses_use_the_service_port() {
+    let mut balanced = node_port(json!({"type": "LoadBalancer", "externalIPs": ["203.0.113.9"]}));
+    balanced.status = serde_json::from_value(json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.1"}]}})).unwrap();
+    let entries = desired_service(&balanced, &[&slice(TWO)], &facts());
+    for address in ["203.0.113.9", "198.51.100.1"] {
+        assert_eq!(set_for(&entries, address, 80, Scope::External).backends.len(), 2);
+        assert_eq!(set_for(&entries, address, 80, Scope::Internal).backends.len(), 2);
+    }
+}

@@ -1,0 +1,95 @@
+//! Attaching programs, so that they stay when this process goes: every link is pinned, adopted at the next start, and gets the new
+//! program in place.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use crate::object::{LoadError, PacketHook, Pins, Programs, SOCKET_HOOKS};
+use crate::sys;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("program {program} cannot be attached to {target}")]
+    Attach { program: &'static str, target: String, source: io::Error },
+    #[error("{} cannot be used", path.display())]
+    Pin { path: PathBuf, source: io::Error },
+}
+
+/// Attaches every socket hook to the cgroup.
+pub fn attach_socket_hooks(pins: &Pins, programs: &Programs, cgroup_root: &Path) -> Result<(), LinkError> {
+    let cgroup = File::open(cgroup_root).map_err(|source| LinkError::Pin { path: cgroup_root.to_owned(), source })?;
+    for &(program, attach_type) in SOCKET_HOOKS {
+        let fd = programs.get(program)?;
+        place(&pins.link(program), fd, cgroup.as_raw_fd() as u32, attach_type).map_err(|source| LinkError::Attach {
+            program,
+            target: cgroup_root.display().to_string(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Takes the socket hooks away, for runs that use the packet path alone.
+pub fn detach_socket_hooks(pins: &Pins) -> Result<(), LinkError> {
+    SOCKET_HOOKS.iter().try_for_each(|(program, _)| unpin(&pins.link(program)))
+}
+
+pub fn attach_device(
+    pins: &Pins,
+    programs: &Programs,
+    device: &str,
+    ifindex: u32,
+    hook: PacketHook,
+) -> Result<(), LinkError> {
+    let program = hook.program();
+    let fd = programs.get(program)?;
+    place(&device_pin(pins, device, hook), fd, ifindex, hook.attach_type()).map_err(|source| LinkError::Attach {
+        program,
+        target: device.to_owned(),
+        source,
+    })
+}
+
+/// Forgets a device. Its links may be gone with it already.
+pub fn detach_device(pins: &Pins, device: &str) -> Result<(), LinkError> {
+    PacketHook::ALL.iter().try_for_each(|hook| unpin(&device_pin(pins, device, *hook)))
+}
+
+/// A dot may not be part of a pin's name.
+fn device_pin(pins: &Pins, device: &str, hook: PacketHook) -> PathBuf {
+    pins.link(&format!("{}@{}", hook.program(), device.replace('.', "-")))
+}
+
+/// Gives the pinned link the program, or makes a new link when there is none or its target is gone.
+fn place(pin: &Path, program: &OwnedFd, target: u32, attach_type: u32) -> io::Result<()> {
+    if let Ok(link) = sys::object_get(pin) {
+        if link_target(&link).is_none_or(|ifindex| ifindex == target)
+            && sys::link_update(link.as_fd(), program.as_fd()).is_ok()
+        {
+            return Ok(());
+        }
+        fs::remove_file(pin)?;
+    }
+    let link = sys::link_create(program.as_fd(), target, attach_type)?;
+    sys::object_pin(link.as_fd(), pin)
+}
+
+/// The device of a packet link, 0 when that is gone; none for links of cgroups.
+fn link_target(link: &OwnedFd) -> Option<u32> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd())).ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("ifindex:"))?;
+    line.trim().parse().ok()
+}
+
+fn unpin(path: &Path) -> Result<(), LinkError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(LinkError::Pin { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}

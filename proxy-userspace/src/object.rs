@@ -1,0 +1,308 @@
+//! The embedded BPF object: loading it, the maps under their pins, the programs ready to be attached.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
+use aya::{Btf, EbpfError, EbpfLoader};
+use proxy_common::LAYOUT;
+
+use crate::sys;
+
+/// The parser reads the object in place, so it must be aligned like its widest field.
+#[repr(C, align(8))]
+struct Aligned<T: ?Sized>(T);
+
+static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!("../bpf/amphipod.bpf.o"));
+
+/// Maps that live on between two agents, under their pins.
+pub const MAPS: &[&str] = &[
+    "FRONTENDS",
+    "SLOTS",
+    "AFFINITY_OF",
+    "BACKENDS",
+    "AFFINITY",
+    "LOCAL_NETNS",
+    "PODS",
+    "NODE_ADDRESSES",
+    "NODE",
+    "FLOWS",
+    "NEW_FLOWS",
+    "FRAGMENTS",
+    "ORIGINS",
+    "PEERS",
+    "COUNTERS",
+];
+
+/// A hook at the socket: program, the kernel's attach type.
+pub const SOCKET_HOOKS: &[(&str, u32)] = &[
+    ("amphi_bind4", 8),
+    ("amphi_bind6", 9),
+    ("amphi_connect4", 10),
+    ("amphi_connect6", 11),
+    ("amphi_sendmsg4", 14),
+    ("amphi_sendmsg6", 15),
+    ("amphi_recvmsg4", 19),
+    ("amphi_recvmsg6", 20),
+    ("amphi_getpeername4", 29),
+    ("amphi_getpeername6", 30),
+];
+
+/// A hook on packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PacketHook {
+    FromPod,
+    FromHost,
+    FromUplink,
+    /// On the way out of the stack, to pods and to the uplink.
+    FromStack,
+}
+
+impl PacketHook {
+    pub const ALL: [Self; 4] = [Self::FromPod, Self::FromHost, Self::FromUplink, Self::FromStack];
+
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::FromPod => "amphi_from_pod",
+            Self::FromHost => "amphi_from_host",
+            Self::FromUplink => "amphi_from_uplink",
+            Self::FromStack => "amphi_from_stack",
+        }
+    }
+
+    pub(crate) fn attach_type(self) -> u32 {
+        const TCX_INGRESS: u32 = 46;
+        const TCX_EGRESS: u32 = 47;
+        match self {
+            Self::FromStack => TCX_EGRESS,
+            _ => TCX_INGRESS,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("the service path needs root (CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)")]
+    NotRoot,
+    #[error("kernel {found} is too old: Linux 6.6 or newer is needed (tcx)")]
+    OldKernel { found: String },
+    #[error("this kernel has no BTF (/sys/kernel/btf/vmlinux): one built with CONFIG_DEBUG_INFO_BTF=y is needed")]
+    NoBtf,
+    #[error("no cgroup2 at {}: mount one, or name it with --cgroup-root", .0.display())]
+    NoCgroup2(PathBuf),
+    #[error("cannot mount the BPF file system at {}", path.display())]
+    Bpffs { path: PathBuf, source: io::Error },
+    #[error("{} cannot be used", path.display())]
+    Path { path: PathBuf, source: io::Error },
+    #[error("the embedded BPF object does not load")]
+    Object(#[from] Box<EbpfError>),
+    #[error("the kernel refuses program {program}")]
+    Program { program: &'static str, source: Box<ProgramError> },
+    #[error("the embedded BPF object has no program {0}")]
+    Missing(&'static str),
+    #[error("map {map} cannot be opened")]
+    Map { map: &'static str, source: io::Error },
+}
+
+/// The loaded programs; maps are reached by their pins.
+#[derive(Debug)]
+pub struct Programs {
+    loaded: Vec<(&'static str, OwnedFd)>,
+}
+
+impl Programs {
+    pub fn get(&self, name: &'static str) -> Result<&OwnedFd, LoadError> {
+        self.loaded.iter().find(|(program, _)| *program == name).map(|(_, fd)| fd).ok_or(LoadError::Missing(name))
+    }
+}
+
+/// Where things are pinned.
+#[derive(Debug, Clone)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.root.join("maps").join(format!("{LAYOUT}_{name}"))
+    }
+
+    pub fn link(&self, name: &str) -> PathBuf {
+        self.root.join("links").join(name)
+    }
+}
+
+/// Checks that the machine can carry the service path, with one sentence for the first thing that is missing.
+pub fn check_machine(cgroup_root: &Path) -> Result<(), LoadError> {
+    // SAFETY: the call has no preconditions.
+    if unsafe { libc::geteuid() } != 0 {
+        return Err(LoadError::NotRoot);
+    }
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_err(|source| LoadError::Path { path: "/proc/sys/kernel/osrelease".into(), source })?;
+    if kernel_version(&release) < (6, 6) {
+        return Err(LoadError::OldKernel { found: release.trim().to_owned() });
+    }
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        return Err(LoadError::NoBtf);
+    }
+    const CGROUP2: i64 = 0x6367_7270;
+    match file_system(cgroup_root) {
+        Ok(CGROUP2) => Ok(()),
+        _ => Err(LoadError::NoCgroup2(cgroup_root.to_owned())),
+    }
+}
+
+fn kernel_version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.trim().parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+fn file_system(path: &Path) -> io::Result<i64> {
+    let folder = File::open(path)?;
+    // SAFETY: all fields are integers.
+    let mut facts: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: an open descriptor and a structure to fill.
+    let result = unsafe { libc::fstatfs(std::os::fd::AsRawFd::as_raw_fd(&folder), &mut facts) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(facts.f_type) }
+}
+
+/// Makes `root` a folder of a BPF file system, mounting one there when it is not.
+pub fn prepare_root(root: &Path) -> Result<(), LoadError> {
+    const BPFFS: i64 = 0xcafe_4a11;
+    let failed = |source| LoadError::Bpffs { path: root.to_owned(), source };
+    let already =
+        root.ancestors().find(|folder| folder.exists()).is_some_and(|near| file_system(near).ok() == Some(BPFFS));
+    fs::create_dir_all(root).map_err(failed)?;
+    if !already {
+        mount_bpffs(root).map_err(failed)?;
+    }
+    for folder in ["maps", "links"] {
+        fs::create_dir_all(root.join(folder)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn mount_bpffs(root: &Path) -> io::Result<()> {
+    let target =
+        std::ffi::CString::new(root.as_os_str().as_encoded_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: terminated strings that outlive the call.
+    let result =
+        unsafe { libc::mount(c"bpf".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), 0, c"mode=0700".as_ptr().cast()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Takes every pin away and the mount, if one is there: links let go of their programs, maps of their contents.
+pub fn remove_root(root: &Path) -> io::Result<()> {
+    for folder in ["links", "maps"] {
+        match fs::remove_dir_all(root.join(folder)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    let target =
+        std::ffi::CString::new(root.as_os_str().as_encoded_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // Detached, for a copy of the mount in another mount namespace may be busy. Not a mount point (EINVAL) is fine: the root may
+    // lie on a file system that somebody else mounted.
+    // SAFETY: a terminated string that outlives the call.
+    unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+    match fs::remove_dir(root) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Loads maps (adopting pinned ones) and programs.
+pub fn load(pins: &Pins) -> Result<Programs, LoadError> {
+    let btf = Btf::from_sys_fs().map_err(|_| LoadError::NoBtf)?;
+    let mut loader = EbpfLoader::new();
+    loader.btf(Some(&btf));
+    for &map in MAPS {
+        loader.map_pin_path(map, pins.map(map));
+    }
+    let mut object = loader.load(&OBJECT.0).map_err(Box::new)?;
+    let mut loaded = Vec::new();
+    for name in SOCKET_HOOKS.iter().map(|(name, _)| *name).chain(PacketHook::ALL.map(PacketHook::program)) {
+        let program = object.program_mut(name).ok_or(LoadError::Missing(name))?;
+        let fd =
+            load_program(program).map_err(|source| LoadError::Program { program: name, source: Box::new(source) })?;
+        loaded.push((name, fd));
+    }
+    Ok(Programs { loaded })
+}
+
+fn load_program(program: &mut Program) -> Result<OwnedFd, ProgramError> {
+    let fd = match program {
+        Program::SchedClassifier(program) => {
+            load_classifier(program)?;
+            program.fd()?
+        }
+        Program::CgroupSockAddr(program) => {
+            load_socket_hook(program)?;
+            program.fd()?
+        }
+        _ => return Err(ProgramError::UnexpectedProgramType),
+    };
+    fd.as_fd().try_clone_to_owned().map_err(ProgramError::IOError)
+}
+
+fn load_classifier(program: &mut SchedClassifier) -> Result<(), ProgramError> {
+    program.load()
+}
+
+fn load_socket_hook(program: &mut CgroupSockAddr) -> Result<(), ProgramError> {
+    program.load()
+}
+
+pub(crate) fn open<K: sys::Plain, V: sys::Plain>(pins: &Pins, map: &'static str) -> Result<sys::Map<K, V>, LoadError> {
+    sys::Map::open(&pins.map(map)).map_err(|source| LoadError::Map { map, source })
+}
+
+pub(crate) fn open_shared(pins: &Pins, map: &'static str, length: usize) -> Result<sys::SharedArray, LoadError> {
+    sys::SharedArray::open(&pins.map(map), length).map_err(|source| LoadError::Map { map, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_versions_compare_by_number() {
+        assert_eq!(kernel_version("6.18.44-fc-v669\n"), (6, 18));
+        assert!(kernel_version("6.1.0-25-amd64") < (6, 6));
+        assert!(kernel_version("5.15") < (6, 6));
+    }
+
+    #[test]
+    fn pins_carry_the_layout() {
+        let pins = Pins::new(Path::new("/x"));
+        assert_eq!(pins.map("SLOTS"), Path::new("/x/maps/v1_SLOTS"));
+    }
+
+    #[test]
+    fn the_object_loads_and_its_maps_are_adopted() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().join("bpf");
+        prepare_root(&root).unwrap();
+        let pins = Pins::new(&root);
+        let outcome = load(&pins).and_then(|_| {
+            let map = open::<u32, u64>(&pins, "PODS")?;
+            map.put(&7, &9, sys::Put::New).unwrap();
+            load(&pins)?;
+            Ok(open::<u32, u64>(&pins, "PODS")?.get(&7).unwrap())
+        });
+        remove_root(&root).unwrap();
+        assert_eq!(outcome.unwrap_or_else(|error| panic!("{error:?}")), Some(9));
+        assert!(!root.exists());
+    }
+}

@@ -1,0 +1,395 @@
+//! The service path of one node: loaded programs, their maps, and the one place that writes them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use proxy_common::*;
+
+use crate::desired::{Contents, Entry, Frontend, ServiceName};
+use crate::flows;
+use crate::links::{self, LinkError};
+use crate::object::{self, LoadError, PacketHook, Pins, Programs};
+use crate::sys::{self, Map, Put, SharedArray};
+use crate::table::{Limits, Op, Refusal, Table};
+
+const LIMITS: Limits = Limits { slots: MAX_SLOTS as u32, backends: MAX_BACKENDS as u32, frontends: MAX_FRONTENDS };
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Folder of pins; a BPF file system is mounted there when it lies on none.
+    pub bpf_root: PathBuf,
+    /// The cgroup2 folder whose processes' sockets are seen.
+    pub cgroup_root: PathBuf,
+    pub socket_hooks: SocketHooks,
+}
+
+/// Services work without socket hooks too, packet by packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SocketHooks {
+    Attached,
+    Absent,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("map {map} refuses a change")]
+    Write { map: &'static str, source: io::Error },
+    #[error("the network namespace of {whose} cannot be read")]
+    Netns { whose: String, source: io::Error },
+    #[error("the sweeper thread cannot start")]
+    Thread(#[source] io::Error),
+}
+
+type Result<T> = std::result::Result<T, ProxyError>;
+
+/// Services that are not, or not wholly, translated, and why.
+pub type Refusals = Vec<(ServiceName, Refusal)>;
+
+/// A running service path. Dropping it leaves everything in the kernel at work.
+#[derive(Debug)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+    programs: Programs,
+    sweeper: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    pins: Pins,
+    maps: Maps,
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    table: Table,
+    tidy: Tidy,
+}
+
+/// What the sweeper is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tidy {
+    Idle,
+    /// Sets changed: reclaim places and drop flows to endpoints that are gone.
+    Due,
+    Stop,
+}
+
+#[derive(Debug)]
+struct Maps {
+    frontends: Map<FrontendKey, u64>,
+    slots: SharedArray,
+    affinity_of: SharedArray,
+    backends: SharedArray,
+    local_netns: Map<u64, u64>,
+    pods: Map<u32, u64>,
+    node_addresses: Map<u32, u32>,
+    node: Map<u32, NodeConfig>,
+    flows: Map<Tuple, Flow>,
+    new_flows: Map<Tuple, Flow>,
+    counters: Map<u32, u64>,
+}
+
+impl Maps {
+    fn open(pins: &Pins) -> std::result::Result<Self, LoadError> {
+        Ok(Self {
+            frontends: object::open(pins, "FRONTENDS")?,
+            slots: object::open_shared(pins, "SLOTS", MAX_SLOTS)?,
+            affinity_of: object::open_shared(pins, "AFFINITY_OF", MAX_SLOTS)?,
+            backends: object::open_shared(pins, "BACKENDS", MAX_BACKENDS)?,
+            local_netns: object::open(pins, "LOCAL_NETNS")?,
+            pods: object::open(pins, "PODS")?,
+            node_addresses: object::open(pins, "NODE_ADDRESSES")?,
+            node: object::open(pins, "NODE")?,
+            flows: object::open(pins, "FLOWS")?,
+            new_flows: object::open(pins, "NEW_FLOWS")?,
+            counters: object::open(pins, "COUNTERS")?,
+        })
+    }
+
+    fn run(&self, op: &Op) -> Result<()> {
+        match op {
+            Op::WriteBackends { base, backends } => {
+                for (place, bits) in self.backends.values().iter().skip(*base as usize).zip(backends) {
+                    place.store(*bits, Ordering::Relaxed);
+                }
+            }
+            Op::WriteAffinity { slot, bits } => {
+                self.affinity_of.values()[*slot as usize].store(*bits, Ordering::Release)
+            }
+            Op::FlipSlot { slot, bits } => self.slots.values()[*slot as usize].store(*bits, Ordering::Release),
+            Op::PutFrontend { frontend, slot } => {
+                let key = frontend_key(frontend);
+                self.frontends.put(&key, &key.value(*slot), Put::Any).map_err(written("FRONTENDS"))?;
+            }
+            Op::RemoveFrontend { frontend } => {
+                self.frontends.remove(&frontend_key(frontend)).map_err(written("FRONTENDS"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The table of what an earlier process left.
+    fn adopt(&self) -> Result<Table> {
+        let entries = self.frontends.entries(MAX_FRONTENDS * 2).map_err(written("FRONTENDS"))?;
+        let frontends: BTreeMap<Frontend, u32> =
+            entries.iter().filter_map(|(key, value)| Some((frontend(key)?, key.slot_of(*value)?))).collect();
+        let frontends: Vec<_> = frontends.into_iter().filter(|(_, slot)| (*slot as usize) < MAX_SLOTS).collect();
+        Ok(Table::adopt(LIMITS, &frontends, |number| {
+            let slot = Slot::from_bits(self.slots.values()[number as usize].load(Ordering::Acquire));
+            let places = self.backends.values().iter().skip(slot.base as usize).take(slot.count as usize);
+            let affinity = self.affinity_of.values()[number as usize].load(Ordering::Acquire);
+            (slot.bits(), places.map(|place| place.load(Ordering::Relaxed)).collect(), affinity)
+        }))
+    }
+}
+
+fn written(map: &'static str) -> impl Fn(io::Error) -> ProxyError {
+    move |source| ProxyError::Write { map, source }
+}
+
+fn frontend_key(frontend: &Frontend) -> FrontendKey {
+    FrontendKey {
+        addr: Ip4::new(frontend.addr.octets()),
+        port: Port::new(frontend.port),
+        protocol: frontend.protocol,
+        scope: frontend.scope as u8,
+    }
+}
+
+fn frontend(key: &FrontendKey) -> Option<Frontend> {
+    let scope = [Scope::Internal, Scope::External].into_iter().find(|scope| *scope as u8 == key.scope)?;
+    Some(Frontend { addr: key.addr.octets().into(), port: key.port.get(), protocol: key.protocol, scope })
+}
+
+impl Proxy {
+    /// Loads the programs, takes up pinned maps and links, and attaches the socket hooks.
+    pub fn start(config: &Config) -> Result<Self> {
+        object::check_machine(&config.cgroup_root)?;
+        object::prepare_root(&config.bpf_root)?;
+        let pins = Pins::new(&config.bpf_root);
+        let programs = object::load(&pins)?;
+        let maps = Maps::open(&pins)?;
+        let table = maps.adopt()?;
+        match config.socket_hooks {
+            SocketHooks::Attached => links::attach_socket_hooks(&pins, &programs, &config.cgroup_root)?,
+            SocketHooks::Absent => links::detach_socket_hooks(&pins)?,
+        }
+        let state = Mutex::new(State { table, tidy: Tidy::Idle });
+        let shared = Arc::new(Shared { pins, maps, state, wake: Condvar::new() });
+        let sweeping = Arc::clone(&shared);
+        let sweeper =
+            std::thread::Builder::new().name("proxy-sweeper".into()).spawn(move || sweeping.sweep_until_stopped());
+        Ok(Self { shared, programs, sweeper: Some(sweeper.map_err(ProxyError::Thread)?) })
+    }
+
+    /// Removes programs, maps and the mount. For `reset`; a running agent never calls it.
+    pub fn unload(bpf_root: &Path) -> io::Result<()> {
+        object::remove_root(bpf_root)
+    }
+
+    /// Brings all services to `contents`. Unchanged ones cost a comparison.
+    pub fn apply(&self, contents: &Contents) -> Result<Refusals> {
+        self.shared.change(|table| table.replace(contents))
+    }
+
+    /// Brings one service to `entries`; none removes it.
+    pub fn apply_service(&self, name: &str, entries: &[Entry]) -> Result<Refusals> {
+        self.shared.change(|table| table.change(name, entries))
+    }
+
+    /// Tells the packet programs about their node.
+    pub fn configure_node(&self, node: &NodeConfig) -> Result<()> {
+        self.shared.maps.node.put(&0, node, Put::Any).map_err(written("NODE"))
+    }
+
+    /// The addresses that carry NodePorts: this node's and the others'.
+    pub fn set_node_addresses(&self, this: &[Ipv4Addr], others: &[Ipv4Addr]) -> Result<()> {
+        let key = |ip: &Ipv4Addr| Ip4::new(ip.octets()).0;
+        let mut wanted: BTreeMap<u32, u32> = others.iter().map(|ip| (key(ip), OTHER_NODE)).collect();
+        wanted.extend(this.iter().map(|ip| (key(ip), THIS_NODE)));
+        let map = &self.shared.maps.node_addresses;
+        for (address, _) in map.entries(MAX_NODE_ADDRESSES * 2).map_err(written("NODE_ADDRESSES"))? {
+            if !wanted.contains_key(&address) {
+                map.remove(&address).map_err(written("NODE_ADDRESSES"))?;
+            }
+        }
+        let mut entries = wanted.iter();
+        entries.try_for_each(|(address, kind)| map.put(address, kind, Put::Any)).map_err(written("NODE_ADDRESSES"))
+    }
+
+    /// Sockets of the node's own namespace are translated from now on.
+    pub fn add_node_netns(&self, netns: &File, ip: Ipv4Addr) -> Result<()> {
+        self.add_netns(netns, Netns { kind: Netns::NODE, ip: Ip4::new(ip.octets()) }, "the node")
+    }
+
+    /// A pod of this node: packets to `ip` go into `ifindex`, and its sockets are translated.
+    pub fn add_pod(&self, ip: Ipv4Addr, ifindex: u32, netns: &File) -> Result<()> {
+        let address = Ip4::new(ip.octets());
+        self.add_netns(netns, Netns { kind: Netns::POD, ip: address }, "a pod")?;
+        let link = PodLink { ifindex, ip: address };
+        self.shared.maps.pods.put(&address.0, &link.bits(), Put::Any).map_err(written("PODS"))
+    }
+
+    pub fn remove_pod(&self, ip: Ipv4Addr) -> Result<()> {
+        let address = Ip4::new(ip.octets());
+        let maps = &self.shared.maps;
+        maps.pods.remove(&address.0).map_err(written("PODS"))?;
+        self.forget_netns(Netns { kind: Netns::POD, ip: address }, None)
+    }
+
+    /// Addresses of the pods that the maps hold, for removing what no pod owns any more.
+    pub fn pods(&self) -> Result<Vec<Ipv4Addr>> {
+        let pods = self.shared.maps.pods.entries(MAX_PODS * 2).map_err(written("PODS"))?;
+        Ok(pods.into_iter().map(|(ip, _)| Ip4(ip).octets().into()).collect())
+    }
+
+    /// Whether sockets of the namespace with this cookie are translated.
+    pub fn is_local_netns(&self, cookie: u64) -> Result<bool> {
+        Ok(self.shared.maps.local_netns.get(&cookie).map_err(written("LOCAL_NETNS"))?.is_some())
+    }
+
+    fn add_netns(&self, netns: &File, owner: Netns, whose: &str) -> Result<()> {
+        let cookie =
+            sys::netns_cookie(netns).map_err(|source| ProxyError::Netns { whose: whose.to_owned(), source })?;
+        self.forget_netns(owner, Some(cookie))?;
+        self.shared.maps.local_netns.put(&cookie, &owner.bits(), Put::Any).map_err(written("LOCAL_NETNS"))
+    }
+
+    /// Drops namespaces of the same owner, which an earlier run left.
+    fn forget_netns(&self, owner: Netns, keep: Option<u64>) -> Result<()> {
+        let map = &self.shared.maps.local_netns;
+        for (cookie, bits) in map.entries(MAX_NETNS * 2).map_err(written("LOCAL_NETNS"))? {
+            if bits == owner.bits() && Some(cookie) != keep {
+                map.remove(&cookie).map_err(written("LOCAL_NETNS"))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn attach_device(&self, device: &str, ifindex: u32, hook: PacketHook) -> Result<()> {
+        Ok(links::attach_device(&self.shared.pins, &self.programs, device, ifindex, hook)?)
+    }
+
+    pub fn detach_device(&self, device: &str) -> Result<()> {
+        Ok(links::detach_device(&self.shared.pins, device)?)
+    }
+
+    /// Every counter by name.
+    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>> {
+        let cpus = possible_cpus();
+        let sum = |index| self.shared.maps.counters.per_cpu(index, cpus).map(|values| values.iter().sum());
+        let named = Counter::NAMES.iter().zip(0u32..);
+        named.map(|(name, index)| Ok((*name, sum(index).map_err(written("COUNTERS"))?))).collect()
+    }
+
+    /// Frontends held now, and the most there may be.
+    pub fn usage(&self) -> (usize, usize) {
+        (self.shared.lock().table.len(), MAX_FRONTENDS)
+    }
+
+    /// A loaded program, to be tried on packets.
+    pub fn program(&self, hook: PacketHook) -> Result<&std::os::fd::OwnedFd> {
+        Ok(self.programs.get(hook.program())?)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.lock().tidy = Tidy::Stop;
+        self.shared.wake.notify_all();
+        if let Some(sweeper) = self.sweeper.take()
+            && sweeper.join().is_err()
+        {
+            tracing::error!("the proxy's sweeper panicked");
+        }
+    }
+}
+
+fn possible_cpus() -> usize {
+    let listed = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    let last = listed.trim().rsplit(['-', ',']).next().and_then(|last| last.parse::<usize>().ok());
+    last.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |last| last + 1)
+}
+
+impl Shared {
+    /// A panic elsewhere leaves the table as it was: every change to it is made before anything can fail.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, plan: impl Fn(&mut Table) -> crate::table::Change) -> Result<Refusals> {
+        let mut state = self.lock();
+        let change = plan(&mut state.table);
+        if !change.ops.is_empty() {
+            state.tidy = Tidy::Due;
+            self.wake.notify_all();
+        }
+        change.ops.iter().try_for_each(|op| self.maps.run(op))?;
+        Ok(change.refusals)
+    }
+
+    fn sweep_until_stopped(&self) {
+        loop {
+            let state = self.lock();
+            let waited = self.wake.wait_timeout_while(state, SWEEP_EVERY, |state| state.tidy == Tidy::Idle);
+            let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            if state.tidy == Tidy::Stop {
+                return;
+            }
+            state.tidy = Tidy::Idle;
+            let waste = state.table.take_waste();
+            drop(state);
+            if !waste.is_empty() {
+                match sys::wait_for_programs() {
+                    Ok(()) => self.lock().table.reclaim(waste),
+                    Err(error) => tracing::error!(%error, "membarrier failed: places of old endpoint sets stay unused"),
+                }
+            }
+            if let Err(error) = self.sweep() {
+                tracing::error!(error = &error as &dyn std::error::Error, "sweeping flows failed");
+            }
+        }
+    }
+
+    /// Drops flows that ended, and datagram flows whose endpoint is gone.
+    fn sweep(&self) -> Result<()> {
+        let now = sys::monotonic_nanoseconds();
+        for (name, map, limit) in
+            [("FLOWS", &self.maps.flows, MAX_FLOWS), ("NEW_FLOWS", &self.maps.new_flows, MAX_NEW_FLOWS)]
+        {
+            let entries = map.entries(limit * 2).map_err(written(name))?;
+            let mut ended = BTreeSet::new();
+            {
+                let state = self.lock();
+                for (index, (tuple, flow)) in entries.iter().enumerate() {
+                    if flows::is_stale(tuple, flow, &state.table) {
+                        ended.insert(index);
+                    }
+                }
+            }
+            for (index, (tuple, flow)) in entries.iter().enumerate() {
+                let partner = flow.to.reversed();
+                let partner_flow = map.get(&partner).map_err(written(name))?;
+                if ended.contains(&index) || flows::has_expired(tuple, flow, partner_flow.as_ref(), now) {
+                    map.remove(tuple).map_err(written(name))?;
+                    map.remove(&partner).map_err(written(name))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

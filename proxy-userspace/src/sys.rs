@@ -1,0 +1,344 @@
+//! Thin wrappers of bpf(2): map access by plain bytes, links, pins. aya loads the object; what it lacks (replacing a cgroup link,
+//! one way for all link kinds, batches) is here.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr::{self, NonNull};
+
+const MAP_LOOKUP: u32 = 1;
+const MAP_UPDATE: u32 = 2;
+const MAP_DELETE: u32 = 3;
+const MAP_GET_NEXT_KEY: u32 = 4;
+const OBJ_PIN: u32 = 6;
+const OBJ_GET: u32 = 7;
+const PROG_TEST_RUN: u32 = 10;
+const LINK_CREATE: u32 = 28;
+const LINK_UPDATE: u32 = 29;
+
+/// Values that may be copied to and from the kernel byte by byte.
+///
+/// # Safety
+/// The type has no padding and every bit pattern is a value of it.
+pub unsafe trait Plain: Copy {}
+
+macro_rules! plain {
+    ($($type:ty),*) => { $(
+        // SAFETY: `repr(C)` of integers, explicit padding, size asserted where it is defined.
+        unsafe impl Plain for $type {}
+    )* };
+}
+
+plain!(u32, u64, proxy_common::FrontendKey, proxy_common::AffinityKey, proxy_common::AffinityValue);
+plain!(proxy_common::NodeConfig, proxy_common::Tuple, proxy_common::Flow, proxy_common::FragmentKey);
+
+#[repr(C)]
+struct ElementAttr {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+struct ObjectAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct LinkCreateAttr {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    pad: u32,
+    revision: u64,
+    rest: [u64; 4],
+}
+
+#[repr(C)]
+struct LinkUpdateAttr {
+    link: u32,
+    program: u32,
+    flags: u32,
+    old: u32,
+}
+
+#[repr(C)]
+struct TestRunAttr {
+    program: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    rest: [u64; 4],
+}
+
+/// # Safety
+/// `attr` holds what the command reads, and every address in it is valid for the command.
+unsafe fn bpf<T>(command: u32, attr: &mut T) -> io::Result<i32> {
+    // SAFETY: the caller vouches for the attributes; the size is theirs.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}
+
+fn address<T>(value: &T) -> u64 {
+    ptr::from_ref(value) as u64
+}
+
+/// A map of the kernel with known key and value types.
+#[derive(Debug)]
+pub struct Map<K, V> {
+    fd: OwnedFd,
+    types: std::marker::PhantomData<fn(K) -> V>,
+}
+
+/// Whether an update may replace, or must.
+#[derive(Debug, Clone, Copy)]
+pub enum Put {
+    Any = 0,
+    New = 1,
+}
+
+impl<K: Plain, V: Plain> Map<K, V> {
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self { fd: object_get(path)?, types: std::marker::PhantomData })
+    }
+
+    fn attr(&self, key: u64, value: u64, flags: u64) -> ElementAttr {
+        ElementAttr { map: self.fd.as_raw_fd() as u32, pad: 0, key, value, flags }
+    }
+
+    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        // SAFETY: any bit pattern is a value.
+        let mut value: V = unsafe { zeroed() };
+        let mut attr = self.attr(address(key), ptr::from_mut(&mut value) as u64, 0);
+        // SAFETY: key and value have the sizes the map was made with, and outlive the call.
+        match unsafe { bpf(MAP_LOOKUP, &mut attr) } {
+            Ok(_) => Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub fn put(&self, key: &K, value: &V, put: Put) -> io::Result<()> {
+        let mut attr = self.attr(address(key), address(value), put as u64);
+        // SAFETY: as for `get`.
+        unsafe { bpf(MAP_UPDATE, &mut attr) }.map(drop)
+    }
+
+    /// Removing what is not there is no error.
+    pub fn remove(&self, key: &K) -> io::Result<()> {
+        let mut attr = self.attr(address(key), 0, 0);
+        // SAFETY: as for `get`.
+        match unsafe { bpf(MAP_DELETE, &mut attr) } {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn next_key(&self, after: Option<&K>) -> io::Result<Option<K>> {
+        // SAFETY: any bit pattern is a value.
+        let mut next: K = unsafe { zeroed() };
+        let mut attr = self.attr(after.map_or(0, address), ptr::from_mut(&mut next) as u64, 0);
+        // SAFETY: as for `get`; a zero key address asks for the first.
+        match unsafe { bpf(MAP_GET_NEXT_KEY, &mut attr) } {
+            Ok(_) => Ok(Some(next)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Every entry. Bounded: a map that changes meanwhile may start over, but not for ever.
+    pub fn entries(&self, limit: usize) -> io::Result<Vec<(K, V)>> {
+        let mut entries = Vec::new();
+        let mut last = None;
+        while entries.len() < limit {
+            let Some(key) = self.next_key(last.as_ref())? else { break };
+            if let Some(value) = self.get(&key)? {
+                entries.push((key, value));
+            }
+            last = Some(key);
+        }
+        Ok(entries)
+    }
+}
+
+impl<V: Plain> Map<u32, V> {
+    /// The values of all CPUs at an index of a per-CPU array.
+    pub fn per_cpu(&self, index: u32, cpus: usize) -> io::Result<Vec<V>> {
+        // SAFETY: any bit pattern is a value.
+        let mut values = vec![unsafe { zeroed::<V>() }; cpus];
+        let mut attr = self.attr(address(&index), values.as_mut_ptr() as u64, 0);
+        // SAFETY: the kernel writes one value, rounded up to eight bytes, for each possible CPU.
+        unsafe { bpf(MAP_LOOKUP, &mut attr) }?;
+        Ok(values)
+    }
+}
+
+/// The values of a mmapable array, written by plain atomic stores that programs see at once and whole.
+#[derive(Debug)]
+pub struct SharedArray {
+    values: NonNull<std::sync::atomic::AtomicU64>,
+    length: usize,
+}
+
+// SAFETY: the memory is only ever accessed atomically.
+unsafe impl Send for SharedArray {}
+// SAFETY: as above.
+unsafe impl Sync for SharedArray {}
+
+impl SharedArray {
+    pub fn open(path: &Path, length: usize) -> io::Result<Self> {
+        let fd = object_get(path)?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a fresh shared mapping of the map's values; the kernel checks length and flags.
+        let memory =
+            unsafe { libc::mmap(ptr::null_mut(), length * 8, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let values = NonNull::new(memory.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { values, length })
+    }
+
+    pub fn values(&self) -> &[std::sync::atomic::AtomicU64] {
+        // SAFETY: the mapping is this long, aligned to a page, and lives as long as self.
+        unsafe { std::slice::from_raw_parts(self.values.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for SharedArray {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `open` made; no reference outlives self.
+        unsafe { libc::munmap(self.values.as_ptr().cast(), self.length * 8) };
+    }
+}
+
+/// Waits until every program that was running when this was called has ended.
+pub fn wait_for_programs() -> io::Result<()> {
+    const GLOBAL: libc::c_int = 1;
+    // SAFETY: the call takes two integers.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The clock that programs read.
+pub fn monotonic_nanoseconds() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a structure to fill; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+pub fn object_get(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    // SAFETY: a terminated path that outlives the call; the result is a new descriptor of ours.
+    unsafe { bpf(OBJ_GET, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}
+
+pub fn object_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd: fd.as_raw_fd() as u32, flags: 0 };
+    // SAFETY: a terminated path that outlives the call.
+    unsafe { bpf(OBJ_PIN, &mut attr) }.map(drop)
+}
+
+/// Attaches a program: `target` is a cgroup's descriptor or a device index, as the attach type demands.
+pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        program: program.as_raw_fd() as u32,
+        target,
+        attach_type,
+        flags: 0,
+        relative: 0,
+        pad: 0,
+        revision: 0,
+        rest: [0; 4],
+    };
+    // SAFETY: integers only; the result is a new descriptor of ours.
+    unsafe { bpf(LINK_CREATE, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}
+
+/// Replaces the program of a link without a gap.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkUpdateAttr { link: raw(link), program: raw(program), flags: 0, old: 0 };
+    // SAFETY: integers only.
+    unsafe { bpf(LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd() as u32
+}
+
+/// Runs a packet program on `packet`: its verdict, the packet afterwards, and nanoseconds per run.
+pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], repeat: u32) -> io::Result<(u32, Vec<u8>, u32)> {
+    let mut out = vec![0u8; packet.len() + 256];
+    // SAFETY: integers only.
+    let mut attr: TestRunAttr = unsafe { zeroed() };
+    attr.program = raw(program);
+    attr.data_in = packet.as_ptr() as u64;
+    attr.data_size_in = packet.len() as u32;
+    attr.data_out = out.as_mut_ptr() as u64;
+    attr.data_size_out = out.len() as u32;
+    attr.repeat = repeat;
+    // SAFETY: both buffers are of the stated sizes and outlive the call.
+    unsafe { bpf(PROG_TEST_RUN, &mut attr) }?;
+    out.truncate(attr.data_size_out as usize);
+    Ok((attr.retval, out, attr.duration))
+}
+
+/// The kernel's number of a network namespace, by which programs know whose socket they see.
+pub fn netns_cookie(netns: &File) -> io::Result<u64> {
+    inside(netns, || {
+        // SAFETY: integers only; the descriptor is owned at once.
+        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a new descriptor of ours.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        socket_cookie(socket.as_raw_fd())
+    })
+}
+
+fn socket_cookie(socket: RawFd) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: value and length are valid for writing and of the stated size.
+    let result = unsafe {
+        libc::getsockopt(socket, libc::SOL_SOCKET, SO_NETNS_COOKIE, ptr::from_mut(&mut cookie).cast(), &mut length)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// Runs `work` in another network namespace, on a thread of its own that ends with it: no thread of ours ever changes place.
+pub fn inside<T: Send>(netns: &File, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let inner = scope.spawn(|| {
+            // SAFETY: an open descriptor; only this short-lived thread moves.
+            if unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            work()
+        });
+        inner.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
