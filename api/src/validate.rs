@@ -77,9 +77,10 @@ pub fn create(kind: &Kind, object: &Value) -> Vec<FieldError> {
 pub fn update(kind: &Kind, subresource: Option<&str>, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     // Upstream checks twice, generally and per kind, and clients see both causes.
-    meta::update(&new["metadata"], &old["metadata"], &mut errors);
-    meta::update(&new["metadata"], &old["metadata"], &mut errors);
-    meta::common(&new["metadata"], &mut errors);
+    for _ in 0..2 {
+        meta::update(&new["metadata"], &old["metadata"], &mut errors);
+        meta::common(&new["metadata"], &mut errors);
+    }
     update::body(kind, subresource, new, old, &mut errors);
     errors
 }

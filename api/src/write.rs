@@ -1,12 +1,19 @@
 //! The pure part of a write: what the server itself sets, keeps or strips before an object is validated.
 
+mod pod;
+mod service;
+
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use crate::kind::Kind;
-use crate::quantity::Quantity;
 use crate::status::Status;
 use crate::time::rfc3339;
+
+pub use self::pod::{admit_pod, mount_service_account, qos_class};
+use self::pod::{drop_image_volumes, new_pod, tolerate_node_trouble};
+pub use self::service::service_families;
+use self::service::update_service;
 
 /// What the server chooses for a new object.
 #[derive(Debug, Clone)]
@@ -282,81 +289,6 @@ fn text<'a>(map: &'a Map<String, Value>, name: &str) -> &'a str {
     map.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn new_pod(pod: &mut Value) {
-    app_armor_fields(pod);
-    let born = pod["metadata"]["creationTimestamp"].clone();
-    let class = qos_class(pod);
-    let gated = pod["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty());
-    let status = section(pod, "status");
-    status.insert("phase".into(), json!("Pending"));
-    status.insert("qosClass".into(), json!(class));
-    if gated {
-        let condition = json!({"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
-            "message": "Scheduling is blocked due to non-empty scheduling gates", "lastProbeTime": null, "lastTransitionTime": born});
-        status.insert("conditions".into(), json!([condition]));
-    }
-}
-
-/// Volumes made of images are off by default in this version: upstream drops them and their mounts.
-fn drop_image_volumes(spec: &mut Map<String, Value>) {
-    let Some(volumes) = spec.get_mut("volumes").and_then(Value::as_array_mut) else { return };
-    let dropped: Vec<Value> = volumes.iter().filter(|v| !v["image"].is_null()).map(|v| v["name"].clone()).collect();
-    if dropped.is_empty() {
-        return;
-    }
-    volumes.retain(|v| v["image"].is_null());
-    for list in ["containers", "initContainers", "ephemeralContainers"] {
-        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
-            if let Some(mounts) = container.get_mut("volumeMounts").and_then(Value::as_array_mut) {
-                mounts.retain(|m| !dropped.contains(&m["name"]));
-            }
-        }
-    }
-}
-
-/// The annotation that came before the field sets the field.
-fn app_armor_fields(pod: &mut Value) {
-    const PREFIX: &str = "container.apparmor.security.beta.kubernetes.io/";
-    let annotations = pod["metadata"]["annotations"].as_object().cloned().unwrap_or_default();
-    for (name, value) in annotations.iter().filter_map(|(k, v)| Some((k.strip_prefix(PREFIX)?, v.as_str()?))) {
-        let profile = match value {
-            "runtime/default" => json!({"type": "RuntimeDefault"}),
-            "unconfined" => json!({"type": "Unconfined"}),
-            _ => match value.strip_prefix("localhost/") {
-                Some(profile) => json!({"type": "Localhost", "localhostProfile": profile}),
-                None => continue,
-            },
-        };
-        for list in ["containers", "initContainers"] {
-            for container in pod["spec"][list].as_array_mut().into_iter().flatten().filter(|c| c["name"] == name) {
-                let context = section(container, "securityContext");
-                context.entry("appArmorProfile").or_insert_with(|| profile.clone());
-            }
-        }
-    }
-}
-
-/// `Guaranteed` when every container limits what it requests in cpu and memory, `BestEffort` when none asks for any.
-pub fn qos_class(pod: &Value) -> &'static str {
-    let containers = ["containers", "initContainers"].into_iter().filter_map(|l| pod["spec"][l].as_array()).flatten();
-    let amount = |c: &Value, list: &str, name: &str| {
-        c["resources"][list][name].as_str().and_then(|t| Quantity::parse(t).ok()).filter(|q| !q.is_zero())
-    };
-    let (mut any, mut all) = (false, true);
-    for container in containers {
-        for name in ["cpu", "memory"] {
-            let (request, limit) = (amount(container, "requests", name), amount(container, "limits", name));
-            any |= request.is_some() || limit.is_some();
-            all &= limit.is_some() && request.is_none_or(|r| Some(r) == limit);
-        }
-    }
-    match (any, all) {
-        (false, _) => "BestEffort",
-        (true, true) => "Guaranteed",
-        _ => "Burstable",
-    }
-}
-
 fn new_namespace(namespace: &mut Value) {
     let finalizers = section(namespace, "spec").entry("finalizers").or_insert_with(|| json!([]));
     if !finalizers.is_array() {
@@ -381,170 +313,6 @@ fn new_node(node: &mut Value) {
         && !list.iter().any(|t| t["key"] == taint["key"] && t["effect"] == taint["effect"])
     {
         list.push(taint);
-    }
-}
-
-/// Built-in admission of a new pod that needs no other object: service account name, priority, tolerations.
-/// `priority` is of the pod's priority class, 0 without one.
-pub fn admit_pod(pod: &mut Value, priority: i32) {
-    let spec = section(pod, "spec");
-    if text(spec, "serviceAccountName").is_empty() {
-        spec.insert("serviceAccountName".into(), json!("default"));
-    }
-    let account = spec["serviceAccountName"].clone();
-    spec.insert("serviceAccount".into(), account);
-    spec.insert("priority".into(), json!(priority));
-    spec.entry("preemptionPolicy").or_insert_with(|| json!("PreemptLowerPriority"));
-    tolerate_node_trouble(spec);
-}
-
-/// A pod stays five minutes on a node that is in trouble, unless it says otherwise.
-fn tolerate_node_trouble(spec: &mut Map<String, Value>) {
-    let mut tolerations = spec.get("tolerations").and_then(Value::as_array).cloned().unwrap_or_default();
-    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
-        let covers = |t: &Value| {
-            let (of, effect) = (t["key"].as_str().unwrap_or_default(), t["effect"].as_str().unwrap_or_default());
-            (of == key || of.is_empty()) && (effect == "NoExecute" || effect.is_empty())
-        };
-        if !tolerations.iter().any(covers) {
-            tolerations
-                .push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
-        }
-    }
-    spec.insert("tolerations".into(), json!(tolerations));
-}
-
-const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-
-/// Adds the token volume and its mounts, and the account's image pull secrets; `suffix` ends the volume's name.
-pub fn mount_service_account(pod: &mut Value, account: &Value, suffix: &str) {
-    let spec = section(pod, "spec");
-    if let (None, Some(secrets)) = (spec.get("imagePullSecrets"), account.get("imagePullSecrets")) {
-        spec.insert("imagePullSecrets".into(), secrets.clone());
-    }
-    let wanted = spec.get("automountServiceAccountToken").or_else(|| account.get("automountServiceAccountToken"));
-    if wanted == Some(&json!(false)) {
-        return;
-    }
-    let existing = spec.get("volumes").and_then(Value::as_array).into_iter().flatten();
-    let existing = existing.filter_map(|v| v["name"].as_str()).find(|n| n.starts_with("kube-api-access-"));
-    let name = existing.map_or_else(|| format!("kube-api-access-{suffix}"), String::from);
-    let mut mounted = false;
-    for list in ["initContainers", "containers"] {
-        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
-            mounted |= mount(container, &name);
-        }
-    }
-    let volumes = spec.entry("volumes").or_insert_with(|| json!([]));
-    if !volumes.is_array() {
-        *volumes = json!([]);
-    }
-    if let Some(list) = volumes.as_array_mut().filter(|l| mounted && !l.iter().any(|v| v["name"] == json!(name))) {
-        list.push(token_volume(&name));
-    }
-}
-
-/// False when the container mounts something there itself.
-fn mount(container: &mut Value, volume: &str) -> bool {
-    let Some(container) = container.as_object_mut() else { return false };
-    let mounts = container.entry("volumeMounts").or_insert_with(|| json!([]));
-    if !mounts.is_array() {
-        *mounts = json!([]);
-    }
-    let Some(mounts) = mounts.as_array_mut() else { return false };
-    if mounts.iter().any(|m| m["mountPath"] == TOKEN_PATH) {
-        return false;
-    }
-    mounts.push(json!({"name": volume, "readOnly": true, "mountPath": TOKEN_PATH}));
-    true
-}
-
-fn token_volume(name: &str) -> Value {
-    json!({"name": name, "projected": {"defaultMode": 0o644, "sources": [
-        {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
-        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
-        {"downwardAPI": {"items": [
-            {"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
-    ]}})
-}
-
-/// What a Service on an IPv4 cluster has besides its address: family, policy, and `clusterIP` beside `clusterIPs`.
-/// Part of [`prepare_create`]; call it again after an update that made the service need an address.
-pub fn service_families(service: &mut Value) {
-    let spec = section(service, "spec");
-    if text(spec, "type") == "ExternalName" {
-        for name in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            spec.remove(name);
-        }
-        return;
-    }
-    if let (Some(ip), None) = (spec.get("clusterIP").filter(|ip| **ip != json!("")).cloned(), spec.get("clusterIPs")) {
-        spec.insert("clusterIPs".into(), json!([ip]));
-    }
-    let selects = spec.get("selector").and_then(Value::as_object).is_some_and(|s| !s.is_empty());
-    let dual = text(spec, "clusterIP") == "None" && !selects;
-    spec.entry("ipFamilyPolicy").or_insert_with(|| json!(if dual { "RequireDualStack" } else { "SingleStack" }));
-    let families = if dual { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) };
-    spec.entry("ipFamilies").or_insert(families);
-}
-
-/// An update that leaves allocated values out keeps them, and one that changes the type loses what the new type lacks.
-fn update_service(new: &mut Map<String, Value>, old: &Value) {
-    let external = |kind: &str| matches!(kind, "NodePort" | "LoadBalancer");
-    let (kind, before) = (text(new, "type").to_string(), old["type"].as_str().unwrap_or_default());
-    if kind != "ExternalName" && before != "ExternalName" {
-        for name in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            let absent = new.get(name).is_none_or(|v| v.is_null() || *v == json!(""));
-            if let (true, Some(value)) = (absent, old.get(name)) {
-                new.insert(name.into(), value.clone());
-            }
-        }
-    }
-    // Whoever changes only the first address means the list too.
-    if new.get("clusterIP") != old.get("clusterIP") && new.get("clusterIPs") == old.get("clusterIPs") {
-        match new.get("clusterIP").cloned() {
-            Some(ip) => new.insert("clusterIPs".into(), json!([ip])),
-            None => new.remove("clusterIPs"),
-        };
-    }
-    if external(&kind) && external(before) {
-        keep_node_ports(new, old);
-    }
-    if external(before) && !external(&kind) {
-        for port in new.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
-            let had = old["ports"].as_array().into_iter().flatten().any(|o| o["nodePort"] == port["nodePort"]);
-            if let (true, Some(port)) = (had, port.as_object_mut()) {
-                port.remove("nodePort");
-            }
-        }
-        if new.get("externalIPs").is_none() && new.get("externalTrafficPolicy") == old.get("externalTrafficPolicy") {
-            new.remove("externalTrafficPolicy");
-        }
-    }
-    if kind == "ExternalName" && before != "ExternalName" {
-        for name in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
-            if new.get(name) == old.get(name) {
-                new.remove(name);
-            }
-        }
-    }
-    if before == "LoadBalancer" && kind != "LoadBalancer" {
-        for name in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
-            if new.get(name) == old.get(name) {
-                new.remove(name);
-            }
-        }
-    }
-}
-
-/// A port that names no node port keeps the one it had.
-fn keep_node_ports(new: &mut Map<String, Value>, old: &Value) {
-    for port in new.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
-        let same = |o: &&Value| o["port"] == port["port"] && o["protocol"] == port["protocol"];
-        let before = old["ports"].as_array().into_iter().flatten().find(same).and_then(|o| o.get("nodePort")).cloned();
-        if let (None, Some(number)) = (port.get("nodePort"), before) {
-            port["nodePort"] = number;
-        }
     }
 }
 
@@ -577,30 +345,5 @@ pub fn apply_scale(object: &mut Value, scale: &Value) {
     section(object, "spec").insert("replicas".into(), json!(replicas));
     if let Some(version) = scale["metadata"].get("resourceVersion") {
         section(object, "metadata").insert("resourceVersion".into(), version.clone());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quality_of_service() {
-        let pod = |resources: Value| json!({"spec": {"containers": [{"resources": resources}]}});
-        assert_eq!(qos_class(&pod(json!({}))), "BestEffort");
-        assert_eq!(qos_class(&pod(json!({"requests": {"cpu": "1"}}))), "Burstable");
-        let all = json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1Gi"}});
-        assert_eq!(qos_class(&pod(all)), "Guaranteed");
-    }
-
-    #[test]
-    fn the_token_is_mounted_once() {
-        let mut pod = json!({"spec": {"containers": [{"name": "a"}, {"name": "b", "volumeMounts": [{"mountPath": TOKEN_PATH}]}]}});
-        mount_service_account(&mut pod, &json!({}), "abcde");
-        let once = pod.clone();
-        mount_service_account(&mut pod, &json!({}), "fghij");
-        assert_eq!(pod, once);
-        assert_eq!(pod["spec"]["volumes"].as_array().unwrap().len(), 1);
-        assert_eq!(pod["spec"]["containers"][1]["volumeMounts"].as_array().unwrap().len(), 1);
     }
 }
