@@ -14,3 +14,4 @@ pub use mount::{MountError, check_upper, mount_rootfs};
 pub use name::{ImageName, InvalidName};
 pub use registry::{Registries, RegistryError};
 pub use store::{Image, ImageConfig, ImageError, ImageStore, PullPolicy};
+pub(crate) use unpack::Root;

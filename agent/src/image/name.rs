@@ -40,6 +40,9 @@ impl std::str::FromStr for ImageName {
             return Err(invalid("invalid tag"));
         }
         let (registry, repository) = split_registry(path);
+        if !registry.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+            return Err(invalid("invalid reference format"));
+        }
         if !repository.split('/').all(is_component) {
             return Err(invalid(if path.chars().any(|c| c.is_ascii_uppercase()) {
                 "repository name must be lowercase"

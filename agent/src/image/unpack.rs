@@ -204,7 +204,7 @@ fn set_xattr(there: &Path, name: &str, value: &[u8]) -> io::Result<()> {
 
 fn whiteout(parent: &OwnedFd, hidden: &[u8]) -> io::Result<()> {
     if hidden == b".wh..opq" {
-        return xattr::set(format!("/proc/self/fd/{}", parent.as_raw_fd()), "trusted.overlay.opaque", b"y");
+        return xattr::set_deref(format!("/proc/self/fd/{}", parent.as_raw_fd()), "trusted.overlay.opaque", b"y");
     }
     let name = CString::new(hidden)?;
     make_room(&at(parent, OsStr::from_bytes(hidden)), EntryType::Char)?;
