@@ -173,8 +173,24 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts a node again, as after a crash or an upgrade.
-    pub fn restart_node(&self, index: usize, binary: &Path) -> Result<()> {
+    /// The number of a node by its name.
+    fn index(&self, place: &str) -> Result<usize> {
+        let index = place.strip_prefix("node").and_then(|number| number.parse().ok());
+        index.filter(|_| netns::exists(&self.place(place))).with_context(|| format!("cluster {} has no {place}", self.name))
+    }
+
+    /// Kills a node's amphipod, as a crash would.
+    pub fn kill(&self, place: &str) -> Result<()> {
+        let index = self.index(place)?;
+        let pid = self.node_pid(index).with_context(|| format!("no amphipod runs on {place}"))?;
+        netns::run("kill", &["-KILL", &pid.to_string()])?;
+        wait_for(END, || has_ended(pid))
+    }
+
+    /// Starts a node's amphipod again, as after a crash or an upgrade.
+    pub fn start(&self, place: &str, binary: &Path) -> Result<()> {
+        let index = self.index(place)?;
+        ensure!(self.node_pid(index).is_none(), "amphipod runs on {place} already");
         self.start_node(&self.node(index), binary)
     }
 
@@ -211,12 +227,13 @@ impl Cluster {
         self.write("made.json", &made)
     }
 
-    /// The pid of a node's `amphipod up`, the last one started.
-    pub fn node_pid(&self) -> Option<u32> {
+    /// The pid of a node's running `amphipod up`.
+    fn node_pid(&self, index: usize) -> Option<u32> {
+        let data_dir = self.node(index).data_dir.display().to_string();
         let made = self.read("made.json")?;
-        let all = made["processes"].as_array()?.iter().rev();
-        let mut pids = all.filter(|process| is_same(process)).filter_map(|process| u32::try_from(process["pid"].as_u64()?).ok());
-        pids.find(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("\0up\0")))
+        let alive = made["processes"].as_array()?.iter().filter(|process| is_same(process));
+        let mut pids = alive.filter_map(|process| u32::try_from(process["pid"].as_u64()?).ok());
+        pids.find(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("\0up\0") && line.contains(&data_dir)))
     }
 
     /// Takes the cluster away: processes, pods, programs, namespaces, files.

@@ -75,6 +75,10 @@ enum ClusterCommand {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Kill a node's amphipod (SIGKILL); its pods run on
+    Kill { name: String, place: String },
+    /// Start a node's amphipod again
+    Start { name: String, place: String },
     /// Take a cluster down
     Down { name: String },
 }
@@ -120,6 +124,8 @@ fn run_cluster(command: ClusterCommand) -> anyhow::Result<ExitCode> {
             let status = Cluster::new(&name)?.exec(&place, &command)?;
             return Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from));
         }
+        ClusterCommand::Kill { name, place } => Cluster::new(&name)?.kill(&place)?,
+        ClusterCommand::Start { name, place } => Cluster::new(&name)?.start(&place, &build::binary())?,
         ClusterCommand::Down { name } => Cluster::new(&name)?.down()?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,0 +1,103 @@
+//! The end-to-end suite: one cluster in network namespaces, real kubectl, real containers. Cases run in order; after
+//! them the machine must hold what it held before.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use e2e::{Cluster, Inventory};
+
+mod access;
+mod mistakes;
+mod pods;
+mod restart;
+mod workloads;
+
+type Case = (&'static str, fn(&Cluster) -> Result<()>);
+
+const CASES: &[Case] = &[
+    ("every example is accepted and its pods run", workloads::examples),
+    ("get and describe show what is there", workloads::shown),
+    ("logs, exec, exit codes and standard input", pods::logs_and_exec),
+    ("a service is reached by ClusterIP, NodePort and name", access::three_ways),
+    ("several endpoints share the load", access::balanced),
+    ("a service without endpoints refuses at once", access::refused),
+    ("names resolve from pods and node, services of every kind", access::names),
+    ("nothing of the firewall is used", access::no_firewall),
+    ("an update rolls without one failed request", workloads::rolling_update),
+    ("history and rollback", workloads::rollback),
+    ("scale and edit", workloads::scale_and_edit),
+    ("a relabelled pod is left alone and replaced", workloads::relabelled),
+    ("a killed container starts again", pods::killed_container),
+    ("a service changes its type in every direction", access::type_changes),
+    ("bad manifests get Kubernetes' own words", mistakes::manifests),
+    ("a missing image is said, and a pod recovers when it comes", mistakes::images),
+    ("a stopped agent leaves pods running and takes them up again", restart::adopted),
+    ("deleting takes everything away", workloads::deleted),
+];
+
+fn main() -> ExitCode {
+    // Cargo passes the flags of its own test runner; a word among them selects cases.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    match suite(&wanted) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            println!("\n0 passed, 1 failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn suite(wanted: &[String]) -> Result<bool> {
+    let before = Inventory::take()?;
+    let cluster = Cluster::up("e2e")?;
+    let (mut passed, mut failed) = (0, 0);
+    for (name, case) in CASES.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()))) {
+        let started = Instant::now();
+        match case(&cluster) {
+            Ok(()) => {
+                passed += 1;
+                println!("test {name} ... ok ({:.1} s)", started.elapsed().as_secs_f32());
+            }
+            Err(error) => {
+                failed += 1;
+                println!("test {name} ... FAILED\n    {error:#}");
+            }
+        }
+    }
+    if failed > 0 {
+        let log = std::fs::read_to_string(cluster.log()).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        println!("the node's last words:\n{}", lines[lines.len().saturating_sub(30)..].join("\n"));
+    }
+    cluster.down()?;
+    match nothing_left(&before) {
+        Ok(()) => {
+            passed += 1;
+            println!("test nothing is left behind ... ok");
+        }
+        Err(error) => {
+            failed += 1;
+            println!("test nothing is left behind ... FAILED\n    {error:#}");
+        }
+    }
+    println!("\n{passed} passed, {failed} failed");
+    Ok(failed == 0)
+}
+
+fn nothing_left(before: &Inventory) -> Result<()> {
+    // Programs and namespaces are freed by the kernel a moment after their last user.
+    let deadline = Instant::now() + std::time::Duration::from_secs(5);
+    loop {
+        let differences = Inventory::take()?.differences(before);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("{}", differences.join("\n    "));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}

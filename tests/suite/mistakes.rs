@@ -1,0 +1,61 @@
+//! What users get for their mistakes.
+
+use anyhow::{Result, ensure};
+use e2e::{Cluster, text};
+
+/// A manifest and what kubectl must say of it.
+const MANIFESTS: &[(&str, &str)] = &[
+    (
+        "{apiVersion: v1, kind: Pod, metadata: {name: x}, spec: {containers: [{name: c, image: i, imagePolicy: Always}]}}",
+        "unknown field \"spec.containers[0].imagePolicy\"",
+    ),
+    ("{apiVersion: v1, kind: Service, metadata: {name: x}, spec: {ports: [{port: eighty}]}}", "cannot unmarshal string into Go struct field ServicePort.spec.ports.port of type int32"),
+    (
+        "{apiVersion: v1, kind: ConfigMap, metadata: {name: Bad_Name}}",
+        "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters",
+    ),
+    (
+        "{apiVersion: apps/v1, kind: Deployment, metadata: {name: x}, spec: {template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i}]}}}}",
+        "spec.selector: Required value",
+    ),
+    (
+        "{apiVersion: apps/v1, kind: Deployment, metadata: {name: x}, spec: {selector: {matchLabels: {a: c}}, template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i}]}}}}",
+        "`selector` does not match template `labels`",
+    ),
+    ("{apiVersion: v1, kind: Service, metadata: {name: x}, spec: {type: NodePort, ports: [{port: 80, nodePort: 80}]}}", "The range of valid ports is 30000-32767"),
+    ("{apiVersion: v2, kind: Pod, metadata: {name: x}}", "no matches for kind \"Pod\" in version \"v2\""),
+];
+
+pub fn manifests(cluster: &Cluster) -> Result<()> {
+    for (manifest, said) in MANIFESTS {
+        for validate in ["--validate=strict", "--validate=false"] {
+            let output = cluster.kubectl_with(&["apply", validate, "-f", "-"], manifest, &[])?;
+            // Without validation an unknown field is dropped with a warning, as upstream does.
+            if validate == "--validate=false" && said.contains("unknown field") {
+                ensure!(output.status.success(), "{}", text(&output.stderr));
+                cluster.kubectl(&["delete", "pod", "x", "--now"])?;
+                continue;
+            }
+            let words = text(&output.stderr);
+            ensure!(!output.status.success() && words.contains(said), "{manifest}\n    wanted: {said}\n    said: {words}");
+        }
+    }
+    let absent = cluster.kubectl_fails(&["get", "pod", "nonesuch"])?;
+    ensure!(absent.contains("Error from server (NotFound): pods \"nonesuch\" not found"), "{absent}");
+    Ok(())
+}
+
+pub fn images(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["run", "lost", "--image=nonesuch:1.0"])?;
+    cluster.until("the image is said to be missing", |cluster| {
+        let reason = cluster.get(&["pod", "lost"], "{.status.containerStatuses[0].state.waiting.reason}")?;
+        Ok(matches!(reason.as_str(), "ErrImagePull" | "ImagePullBackOff"))
+    })?;
+    cluster.until("an event says why", |cluster| {
+        let events = cluster.kubectl(&["get", "events", "--field-selector", "involvedObject.name=lost"])?;
+        Ok(events.contains("Failed to pull image \"nonesuch:1.0\"") && events.contains("not found"))
+    })?;
+    cluster.kubectl(&["set", "image", "pod/lost", "lost=nginx:1.10"])?;
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/lost", "--timeout=60s"])?;
+    cluster.kubectl(&["delete", "pod", "lost", "--now", "--timeout=30s"]).map(drop)
+}
