@@ -53,6 +53,8 @@ enum Command {
     },
     /// Run every test: unit, kernel, end to end
     Test,
+    /// Check dependencies: licences, sources, advisories known to the tool's database where it can be had
+    Deny,
     /// Carry connections from a listener on standard input
     #[command(hide = true)]
     Forward { to: String },
@@ -107,6 +109,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Cluster { command } => return run_cluster(command),
         Command::Demo { keep } => demo::demo(keep)?,
         Command::Test => test::test()?,
+        Command::Deny => setup::deny()?,
         Command::Forward { to } => forward::forward(&to)?,
     }
     Ok(ExitCode::SUCCESS)
