@@ -1,3 +1,24 @@
 //! The Kubernetes object model: one table of resource kinds, and the pure algorithms driven by it. No I/O.
+//!
+//! A request body becomes an object in this order: [`decode`] → [`convert`] → [`default`] → [`write`] (strategy) →
+//! [`validate`] → [`managed`]; a patch goes through [`patch`] first. [`kind`] is the table, [`schema`] the types behind
+//! it. Reads use [`selector`], [`table`], [`discovery`] and [`openapi`]. [`status`] is how everything fails.
 
+pub mod convert;
+pub mod decode;
+pub mod default;
+pub mod discovery;
+pub mod kind;
+pub mod managed;
+pub mod names;
+pub mod openapi;
+pub mod patch;
+pub mod quantity;
+pub mod schema;
+pub mod selector;
+pub mod status;
+pub mod table;
+pub mod time;
+pub mod validate;
 pub mod view;
+pub mod write;

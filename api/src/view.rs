@@ -61,6 +61,8 @@ pub struct ServicePort {
     /// `TCP` (also when absent), `UDP` or `SCTP`.
     pub protocol: String,
     pub port: u16,
+    /// A number or the name of a container's port; null means `port`.
+    pub target_port: serde_json::Value,
     pub node_port: u16,
 }
 

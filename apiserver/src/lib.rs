@@ -1,1 +1,29 @@
-//! See ARCHITECTURE.md.
+//! The API engine: the store and what stands between it and everybody else.
+//!
+//! Entry point: [`server::Server`]. A request comes in through `http` (or [`client::Client`], in process), is
+//! authenticated ([`authn`]) and authorised ([`authz`]), and becomes a call of the [`engine`]. A write ends in the
+//! [`committer`], one thread that checks compare-and-swap, commits batches to the [`store`] with one fsync each and
+//! then publishes to the [`cache`], from which every read and watch is answered.
+//!
+//! Tasks: one thread for the committer; one task per connection. Channels: requests → committer (bounded);
+//! committer → watchers through the cache's history, which each watcher reads with its own cursor.
+//!
+//! *Architecture invariant:* nothing outside this crate sees the store, and nothing in it polls.
+
+pub mod authn;
+pub mod authz;
+mod bootstrap;
+mod cache;
+pub mod client;
+mod committer;
+pub mod engine;
+mod http;
+pub mod identity;
+pub mod nodes;
+mod object;
+pub mod pki;
+mod reviews;
+pub mod server;
+mod store;
+
+pub use object::{Object, ObjectKey, Revision};

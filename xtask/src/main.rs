@@ -1,12 +1,46 @@
-//! See ARCHITECTURE.md.
+//! Developer commands: `cargo xtask help` lists them.
+
+use std::path::Path;
+
+use clap::{Parser, Subcommand};
+
 mod ebpf;
 mod setup;
 
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set up, build and try Amphipod")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing (through apt and cargo), saying what and why
+    Setup,
+    /// Build the BPF object that is embedded in the binary
+    BuildEbpf {
+        /// Only compare a fresh build with the committed object
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build the test images and push them to a registry
+    Images {
+        /// Where the registry listens
+        registry: String,
+    },
+}
+
 fn main() -> anyhow::Result<()> {
-    match std::env::args().skip(1).collect::<Vec<_>>().join(" ").as_str() {
-        "setup" => setup::setup(),
-        "build-ebpf" => ebpf::build_ebpf(),
-        "build-ebpf --check" => ebpf::check_ebpf(),
-        other => anyhow::bail!("no such command: {other:?}"),
+    match Arguments::parse().command {
+        Command::Setup => setup::setup(),
+        Command::BuildEbpf { check: true } => ebpf::check_ebpf(),
+        Command::BuildEbpf { check: false } => ebpf::build_ebpf(),
+        Command::Images { registry } => {
+            for reference in images::images(&registry, None, Path::new("target/images"))? {
+                println!("{registry}/{reference}");
+            }
+            Ok(())
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The service path and the pod network on the real kernel, in namespaces of the test's own.
-#![allow(unsafe_code, reason = "entering namespaces")]
+#![expect(unsafe_code, reason = "entering namespaces")]
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 mod netns;
 mod world;
@@ -7,6 +8,7 @@ mod world;
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,44 @@ fn web() -> Service {
 
 fn both_pods(port: u16) -> [(&'static str, u16); 2] {
     PODS.map(|ip| (ip, port))
+}
+
+/// A connection from a chosen port, which may be used again at once.
+fn connect_from(port: u16, to: &str) -> TcpStream {
+    // SAFETY: the descriptor is new and owned at once; the option is an integer of the stated size.
+    let socket = unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0);
+        assert!(fd >= 0);
+        let local = libc::sockaddr_in {
+            sin_family: libc::AF_INET as u16,
+            sin_port: port.to_be(),
+            sin_addr: libc::in_addr { s_addr: 0 },
+            sin_zero: [0; 8],
+        };
+        let size = size_of::<libc::sockaddr_in>() as u32;
+        assert_eq!(libc::bind(fd, (&raw const local).cast(), size), 0);
+        let SocketAddr::V4(to) = to.parse().unwrap() else { panic!("an IPv4 address") };
+        let remote = libc::sockaddr_in {
+            sin_port: to.port().to_be(),
+            sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(to.ip().octets()) },
+            ..local
+        };
+        assert_eq!(libc::connect(fd, (&raw const remote).cast(), size), 0, "{}", std::io::Error::last_os_error());
+        TcpStream::from_raw_fd(fd)
+    };
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// Closing sends a reset, so that the port is free at once.
+fn reset_on_close(stream: &TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let size = size_of::<libc::linger>() as u32;
+    // SAFETY: an open descriptor and an option of the stated size.
+    let result = unsafe {
+        libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size)
+    };
+    assert_eq!(result, 0);
 }
 
 #[test]
@@ -527,4 +567,23 @@ fn reset_leaves_the_node_as_it_was() {
     assert_eq!(world.node.command("cat /proc/sys/net/ipv4/ip_local_reserved_ports").trim(), "");
     let routes = world.node.command("ip route show");
     assert_eq!(routes.lines().count(), 2, "{routes}");
+}
+
+#[test]
+fn a_clients_port_may_come_round_again() {
+    let world = World::new(SocketHooks::Attached);
+    tcp_server(&world.pods[0], "a", 8080);
+    world.serve(&[Service::new("np", "10.96.0.81", "TCP", json!({"nodePort": 30080})).to(&[(PODS[0], 8080)])]);
+    let mut sources = BTreeSet::new();
+    for _ in 0..5 {
+        let answer = world.client.run(|| {
+            let mut stream = connect_from(12_345, "192.168.77.1:30080");
+            let answer = ask_on(&mut stream).unwrap();
+            reset_on_close(&stream);
+            answer
+        });
+        sources.insert(answer);
+    }
+    // Each connection was a flow of its own.
+    assert_eq!(sources.len(), 5, "{sources:?}");
 }

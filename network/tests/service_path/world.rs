@@ -122,8 +122,8 @@ impl World {
         let (runtime, netns) = (Arc::clone(&self.runtime), self.node.file());
         std::thread::scope(|scope| {
             let node = scope.spawn(move || {
-                let turning = || Ok(drop(runtime.block_on(ended)));
-                proxy_userspace::sys::inside(&netns, turning).unwrap();
+                let turned = proxy_userspace::sys::inside(&netns, || Ok(runtime.block_on(ended)));
+                assert!(turned.unwrap().is_err(), "ends when its sender is dropped");
             });
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
             drop(done);
@@ -160,7 +160,7 @@ impl World {
     /// How much each counter rose since.
     pub fn rose(&self, before: &BTreeMap<&'static str, u64>) -> BTreeMap<&'static str, u64> {
         let now = self.counters().into_iter();
-        now.filter_map(|(name, value)| (value > before[name]).then(|| (name, value - before[name]))).collect()
+        now.filter(|(name, value)| *value > before[name]).map(|(name, value)| (name, value - before[name])).collect()
     }
 }
 

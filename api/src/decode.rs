@@ -1,0 +1,290 @@
+//! From request bytes to the canonical JSON form of an object, as Go's decoder and encoder together would leave it.
+
+mod build;
+pub mod json;
+mod proto;
+pub mod yaml;
+
+use serde_json::{Map, Value, json};
+
+use self::json::Node;
+use crate::kind::{Gvk, Kind, api_version};
+use crate::schema::{self, Schema};
+use crate::status::Status;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MediaType {
+    Json,
+    Yaml,
+    Protobuf,
+}
+
+/// What to do about unknown and duplicate fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FieldValidation {
+    Ignore,
+    Warn,
+    Strict,
+}
+
+impl FieldValidation {
+    /// The query parameter's value; `Warn` when absent, `None` when unknown.
+    pub fn parse(text: &str) -> Option<FieldValidation> {
+        match text {
+            "" | "Warn" => Some(FieldValidation::Warn),
+            "Ignore" => Some(FieldValidation::Ignore),
+            "Strict" => Some(FieldValidation::Strict),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decoded {
+    /// Always with `apiVersion` and `kind`.
+    pub value: Value,
+    /// Texts for `Warning: 299` headers.
+    pub warnings: Vec<String>,
+}
+
+/// Why a body is not the object it should be; the caller says how that reads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TypeFailure(pub String);
+
+/// A body as an object of this kind.
+pub fn object(kind: &Kind, media: MediaType, bytes: &[u8], validation: FieldValidation) -> Result<Decoded, Status> {
+    typed(&kind.gvk(), &kind.schema, media, bytes, validation)
+}
+
+/// A body as an object of a subresource's or virtual kind's type.
+pub fn typed(
+    gvk: &Gvk,
+    schema: &Schema,
+    media: MediaType,
+    bytes: &[u8],
+    validation: FieldValidation,
+) -> Result<Decoded, Status> {
+    let body = read(media, bytes, gvk).map_err(|why| unrecognized(gvk, bytes, &why))?;
+    let given = body.gvk.clone();
+    let failed = |why: &str| {
+        let Gvk { version, kind, .. } = &given;
+        Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {}: {why}", gvk.kind))
+    };
+    let target = source_schema(&given, gvk, schema).map_err(|why| failed(&why))?;
+    let body = body.with_message(target).map_err(|why| unrecognized(gvk, bytes, &why))?;
+    let (value, mut findings) = build(&given, target, schema.is_open(), &body.node);
+    if let Some(error) = findings.error {
+        return Err(failed(&error));
+    }
+    findings.strict.splice(0..0, body.strict);
+    if validation == FieldValidation::Strict && !findings.strict.is_empty() {
+        return Err(failed(&strict_error(&findings.strict)));
+    }
+    check_gvk(&given, gvk, schema, target).map_err(|refusal| match refusal {
+        Refusal::Conversion(why) => failed(&why),
+        Refusal::Version(why) => Status::bad_request(why),
+    })?;
+    let warnings = if validation == FieldValidation::Warn { findings.strict } else { Vec::new() };
+    Ok(Decoded { value, warnings })
+}
+
+/// A body as one of the option kinds (`DeleteOptions`, …) of whatever group and version; an empty body gives an empty object.
+pub fn options(name: &str, media: MediaType, bytes: &[u8]) -> Result<Value, Status> {
+    if bytes.is_empty() {
+        return Ok(json!({}));
+    }
+    let gvk = Gvk { group: "".into(), version: "v1".into(), kind: name.to_string().into() };
+    let Some(ty) = schema::of_kind("", "v1", name) else { return Err(Status::no_route()) };
+    let body = read(media, bytes, &gvk).map_err(|why| unrecognized(&gvk, bytes, &why))?;
+    let given = body.gvk.clone();
+    if given.kind != gvk.kind {
+        return Err(Status::unknown(not_registered(&given)));
+    }
+    let body = body.with_message(ty).map_err(|why| unrecognized(&gvk, bytes, &why))?;
+    let (map, findings) = build::object(ty, false, &body.node);
+    match findings.error {
+        Some(error) => Err(Status::bad_request(error)),
+        None => Ok(Value::Object(map)),
+    }
+}
+
+/// An object that is JSON already (the outcome of a patch) brought to canonical form. The error is the bare reason:
+/// a wrong kind, a type mismatch, or with `Strict` unknown fields. `found` are strict findings made before.
+pub fn value(
+    gvk: &Gvk,
+    schema: &Schema,
+    value: &Value,
+    found: Vec<String>,
+    validation: FieldValidation,
+) -> Result<Decoded, TypeFailure> {
+    let node = Node::from(value);
+    let given = given_gvk(&node, gvk).map_err(TypeFailure)?;
+    let target = source_schema(&given, gvk, schema).map_err(TypeFailure)?;
+    let (value, findings) = build(&given, target, schema.is_open(), &node);
+    if let Some(error) = findings.error {
+        return Err(TypeFailure(error));
+    }
+    let mut strict = found;
+    strict.extend(findings.strict);
+    if validation == FieldValidation::Strict && !strict.is_empty() {
+        return Err(TypeFailure(strict_error(&strict)));
+    }
+    check_gvk(&given, gvk, schema, target).map_err(|refusal| match refusal {
+        Refusal::Conversion(why) | Refusal::Version(why) => TypeFailure(why),
+    })?;
+    let warnings = if validation == FieldValidation::Warn { strict } else { Vec::new() };
+    Ok(Decoded { value, warnings })
+}
+
+/// Canonical form of an object that is known to be well typed (after defaults and strategy changed it).
+pub fn canonical(gvk: &Gvk, schema: &Schema, object: &Value) -> Value {
+    build(gvk, schema.ty(), schema.is_open(), &Node::from(object)).0
+}
+
+/// `strict decoding error: …` of these findings.
+pub fn strict_error(findings: &[String]) -> String {
+    format!("strict decoding error: {}", findings.join(", "))
+}
+
+/// Untyped JSON of a JSON or YAML body.
+pub fn untyped(media: MediaType, bytes: &[u8]) -> Result<Value, String> {
+    match media {
+        MediaType::Yaml => yaml::parse(&String::from_utf8_lossy(bytes)).map(|y| y.node.to_value()),
+        _ => json::parse(bytes).map(|node| node.to_value()),
+    }
+}
+
+struct Body<'a> {
+    node: Node,
+    /// A protobuf message that still has to be read by its type.
+    message: Option<&'a [u8]>,
+    strict: Vec<String>,
+    gvk: Gvk,
+}
+
+impl Body<'_> {
+    fn with_message(mut self, ty: &schema::Type) -> Result<Self, String> {
+        if let Some(bytes) = self.message {
+            self.node = proto::message(ty, bytes)?;
+        }
+        Ok(self)
+    }
+}
+
+fn read<'a>(media: MediaType, bytes: &'a [u8], default: &Gvk) -> Result<Body<'a>, String> {
+    let with_gvk = |node: Node, strict: Vec<String>| {
+        let gvk = given_gvk(&node, default)?;
+        Ok(Body { node, message: None, strict, gvk })
+    };
+    let json = |error: String| format!("couldn't get version/kind; json parse error: {error}");
+    match media {
+        MediaType::Json => with_gvk(json::parse(bytes).map_err(json)?, Vec::new()),
+        // A JSON object is YAML too, but upstream reads it as JSON.
+        MediaType::Yaml if bytes.trim_ascii_start().first() == Some(&b'{') && json::parse(bytes).is_ok() => {
+            with_gvk(json::parse(bytes).map_err(json)?, Vec::new())
+        }
+        MediaType::Yaml => {
+            let yaml = yaml::parse(&String::from_utf8_lossy(bytes))?;
+            with_gvk(yaml.node, yaml.strict)
+        }
+        MediaType::Protobuf => {
+            let envelope = proto::envelope(bytes)?;
+            let meta = Node::Object(vec![
+                ("apiVersion".into(), Node::String(envelope.api_version)),
+                ("kind".into(), Node::String(envelope.kind)),
+            ]);
+            let gvk = given_gvk(&meta, default)?;
+            Ok(Body { node: Node::Null, message: Some(envelope.raw), strict: Vec::new(), gvk })
+        }
+    }
+}
+
+/// Go prints the anonymous struct into which it reads version and kind.
+const META_STRUCT: &str =
+    r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
+
+/// What the body says it is; what it leaves out comes from the target.
+fn given_gvk(node: &Node, default: &Gvk) -> Result<Gvk, String> {
+    let unreadable = |why: String| format!("couldn't get version/kind; json parse error: {why}");
+    if !matches!(node, Node::Object(_) | Node::Null) {
+        let why = format!("json: cannot unmarshal {} into Go value of type {META_STRUCT}", node.go_kind());
+        return Err(unreadable(why));
+    }
+    let text = |key: &str| match node.get(key) {
+        None | Some(Node::Null) => Ok(String::new()),
+        Some(Node::String(text)) => Ok(text.clone()),
+        Some(other) => {
+            let kind = other.go_kind();
+            Err(unreadable(format!("json: cannot unmarshal {kind} into Go struct field .{key} of type string")))
+        }
+    };
+    let (version, kind) = (text("apiVersion")?, text("kind")?);
+    let kind = if kind.is_empty() { default.kind.clone() } else { kind.into() };
+    if version.is_empty() {
+        return Ok(Gvk { kind, ..default.clone() });
+    }
+    match version.split('/').collect::<Vec<_>>().as_slice() {
+        [version] => Ok(Gvk { group: "".into(), version: version.to_string().into(), kind }),
+        [group, version] => Ok(Gvk { group: group.to_string().into(), version: version.to_string().into(), kind }),
+        _ => Err(format!("unexpected GroupVersion string: {version}")),
+    }
+}
+
+fn unrecognized(gvk: &Gvk, bytes: &[u8], why: &str) -> Status {
+    let (head, more) = bytes
+        .split_at_checked(30)
+        .map_or((bytes, ""), |(head, tail)| (head, if tail.is_empty() { "" } else { " ..." }));
+    let sample = match bytes.first() {
+        None => "<empty>".into(),
+        Some(b'{') => String::from_utf8_lossy(head).into_owned(),
+        Some(_) => head.iter().map(|b| format!("{b:02x}")).collect::<String>(),
+    };
+    Status::bad_request(format!(
+        "the object provided is unrecognized (must be of type {}): {why} ({sample}{more})",
+        gvk.kind
+    ))
+}
+
+/// Versions that upstream still reads, but no longer serves.
+const RETIRED: [&str; 3] = ["apps/v1beta1", "apps/v1beta2", "extensions/v1beta1"];
+
+fn not_registered(given: &Gvk) -> String {
+    let version = given.api_version();
+    format!("no kind {:?} is registered for version {version:?} in scheme \"pkg/runtime/scheme.go:110\"", given.kind)
+}
+
+/// The type by which a body is read: the one it names.
+fn source_schema(given: &Gvk, target: &Gvk, schema: &Schema) -> Result<&'static schema::Type, String> {
+    if given == target || (RETIRED.contains(&given.api_version().as_str()) && given.kind == target.kind) {
+        return Ok(schema.ty());
+    }
+    schema::of_kind(&given.group, &given.version, &given.kind).ok_or_else(|| not_registered(given))
+}
+
+enum Refusal {
+    Conversion(String),
+    Version(String),
+}
+
+fn check_gvk(given: &Gvk, target: &Gvk, schema: &Schema, source: &schema::Type) -> Result<(), Refusal> {
+    if given == target {
+        return Ok(());
+    }
+    if given.kind != target.kind {
+        let (from, to) = (source.go_name(), schema.ty().internal_name());
+        return Err(Refusal::Conversion(format!("converting ({from}) to ({to}): unknown conversion")));
+    }
+    let (given, expected) = (given.api_version(), api_version(&target.group, &target.version));
+    Err(Refusal::Version(format!(
+        "the API version in the data ({given}) does not match the expected API version ({expected})"
+    )))
+}
+
+fn build(gvk: &Gvk, ty: &'static schema::Type, open: bool, node: &Node) -> (Value, build::Findings) {
+    let (map, findings) = build::object(ty, open, node);
+    let mut object = Map::new();
+    object.insert("kind".into(), json!(gvk.kind));
+    object.insert("apiVersion".into(), json!(gvk.api_version()));
+    object.extend(map.into_iter().filter(|(key, _)| key != "kind" && key != "apiVersion"));
+    (Value::Object(object), findings)
+}

@@ -1,0 +1,265 @@
+//! The typed stage: a value read by its schema, with Go's type errors, strict findings, and canonical output.
+
+use std::collections::HashSet;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Map, Value, json};
+
+use super::json::Node;
+use crate::quantity::Quantity;
+use crate::schema::{Field, Shape, Type};
+use crate::time;
+
+/// What was found on the way.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// The first error that makes the value unusable.
+    pub error: Option<String>,
+    /// Unknown and duplicate fields, in order.
+    pub strict: Vec<String>,
+}
+
+/// Reads `node` as an object of type `ty`; `open` keeps fields that the type does not have.
+pub fn object(ty: &Type, open: bool, node: &Node) -> (Map<String, Value>, Findings) {
+    let mut builder = Builder { findings: Findings::default(), path: String::new(), names: Vec::new(), owner: "" };
+    let map = match node {
+        Node::Object(entries) => builder.structure(ty, open, entries, Map::new()),
+        _ => builder.structure(ty, open, &[], Map::new()),
+    };
+    (map, builder.findings)
+}
+
+struct Builder {
+    findings: Findings,
+    /// With indexes and map keys, as strict findings show it.
+    path: String,
+    /// Field names only, as Go's type errors show them.
+    names: Vec<&'static str>,
+    owner: &'static str,
+}
+
+impl Builder {
+    fn fail(&mut self, error: String) -> Value {
+        self.findings.error.get_or_insert(error);
+        Value::Null
+    }
+
+    fn mismatch(&mut self, node: &Node, shape: &Shape) -> Value {
+        let what = match node {
+            Node::Number(text) if matches!(shape, Shape::Int32 | Shape::Int64 | Shape::Float) => {
+                format!("number {text}")
+            }
+            _ => node.go_kind().to_string(),
+        };
+        let target = shape.go_name();
+        let error = if self.owner.is_empty() {
+            format!("json: cannot unmarshal {what} into Go value of type {target}")
+        } else {
+            let field = format!("{}.{}", self.owner, self.names.join("."));
+            format!("json: cannot unmarshal {what} into Go struct field {field} of type {target}")
+        };
+        self.fail(error)
+    }
+
+    /// Runs `read` with the path extended.
+    fn within<T>(&mut self, step: &str, read: impl FnOnce(&mut Self) -> T) -> T {
+        let length = self.path.len();
+        if !self.path.is_empty() && !step.starts_with('[') {
+            self.path.push('.');
+        }
+        self.path.push_str(step);
+        let out = read(self);
+        self.path.truncate(length);
+        out
+    }
+
+    fn structure(
+        &mut self,
+        ty: &Type,
+        open: bool,
+        entries: &[(String, Node)],
+        mut map: Map<String, Value>,
+    ) -> Map<String, Value> {
+        let mut seen = HashSet::new();
+        for (name, node) in entries {
+            let known = ty.field(name);
+            if (known.is_some() || open) && !seen.insert(name.as_str()) {
+                let path = self.within(name, |b| b.path.clone());
+                self.findings.strict.push(format!("duplicate field {path:?}"));
+            }
+            match known {
+                Some(field) => self.field(ty, field, node, &mut map),
+                None if open => {
+                    map.insert(name.clone(), node.to_value());
+                }
+                None => {
+                    let path = self.within(name, |b| b.path.clone());
+                    self.findings.strict.push(format!("unknown field {path:?}"));
+                }
+            }
+        }
+        complete(ty, &mut map);
+        map
+    }
+
+    fn field(&mut self, ty: &Type, field: &Field, node: &Node, map: &mut Map<String, Value>) {
+        let before = map.remove(field.name);
+        if *node == Node::Null && !field.pointer && field.shape.is_scalar() {
+            map.extend(before.map(|value| (field.name.to_string(), value)));
+            return;
+        }
+        let owner = std::mem::replace(&mut self.owner, ty.short_name());
+        self.names.push(field.name);
+        let value = self.within(field.name, |b| b.value(&field.shape, node, before));
+        self.names.pop();
+        self.owner = owner;
+        map.insert(field.name.to_string(), value);
+    }
+
+    fn value(&mut self, shape: &Shape, node: &Node, before: Option<Value>) -> Value {
+        if *node == Node::Null {
+            return Value::Null;
+        }
+        match (shape, node) {
+            (Shape::Any, _) => node.to_value(),
+            (Shape::Struct(_), Node::Object(entries)) => match shape.ty() {
+                Some(ty) => {
+                    let before = match before {
+                        Some(Value::Object(map)) => map,
+                        _ => Map::new(),
+                    };
+                    Value::Object(self.structure(ty, false, entries, before))
+                }
+                None => node.to_value(),
+            },
+            (Shape::Map(item), Node::Object(entries)) => self.map(item, entries, before),
+            (Shape::List(item), Node::List(items)) => {
+                let items: Vec<Value> = items
+                    .iter()
+                    .enumerate()
+                    .map(|(i, node)| self.within(&format!("[{i}]"), |b| b.item(item, node)))
+                    .collect();
+                if items.is_empty() { Value::Null } else { Value::Array(items) }
+            }
+            (Shape::String, Node::String(text)) => json!(text),
+            (Shape::Bool, Node::Bool(on)) => json!(on),
+            (Shape::Int32, Node::Number(text)) => match text.parse::<i32>() {
+                Ok(n) => json!(n),
+                Err(_) => self.mismatch(node, shape),
+            },
+            (Shape::Int64, Node::Number(text)) => match text.parse::<i64>() {
+                Ok(n) => json!(n),
+                Err(_) => self.mismatch(node, shape),
+            },
+            (Shape::Float, Node::Number(text)) => match text.parse::<f64>() {
+                Ok(n) => json!(n),
+                Err(_) => self.mismatch(node, shape),
+            },
+            (Shape::IntOrString, Node::String(text)) => json!(text),
+            (Shape::IntOrString, Node::Number(_)) => self.value(&Shape::Int32, node, None),
+            (Shape::Bytes, Node::String(text)) => self.bytes(text),
+            (Shape::Quantity, Node::String(text) | Node::Number(text)) => match Quantity::parse(text.trim()) {
+                Ok(quantity) => json!(quantity.to_string()),
+                Err(error) => self.fail(error.to_string()),
+            },
+            (Shape::Quantity, _) => self.fail(crate::quantity::QuantityError::Format.to_string()),
+            (Shape::Time, Node::String(text)) => self.time(time::parse(text).map(time::rfc3339)),
+            (Shape::MicroTime, Node::String(text)) => self.time(time::parse_micro(text).map(time::micro)),
+            (Shape::Time | Shape::MicroTime, _) => {
+                self.fail(format!("json: cannot unmarshal {} into Go value of type string", node.go_kind()))
+            }
+            (Shape::Duration, Node::String(text)) => json!(text),
+            _ => self.mismatch(node, shape),
+        }
+    }
+
+    /// An element of a list or map: null is the zero value.
+    fn item(&mut self, shape: &Shape, node: &Node) -> Value {
+        if *node == Node::Null { zero(shape) } else { self.value(shape, node, None) }
+    }
+
+    fn map(&mut self, item: &Shape, entries: &[(String, Node)], before: Option<Value>) -> Value {
+        let mut map = match before {
+            Some(Value::Object(map)) => map,
+            _ => Map::new(),
+        };
+        let mut seen = HashSet::new();
+        for (key, node) in entries {
+            let value = self.within(key, |b| {
+                if !seen.insert(key.as_str()) {
+                    let finding = format!("duplicate field {:?}", b.path);
+                    b.findings.strict.push(finding);
+                }
+                b.item(item, node)
+            });
+            map.insert(key.clone(), value);
+        }
+        if map.is_empty() { Value::Null } else { Value::Object(map) }
+    }
+
+    fn time(&mut self, read: Result<String, String>) -> Value {
+        match read {
+            Ok(text) => json!(text),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn bytes(&mut self, text: &str) -> Value {
+        let packed: String = text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
+        match STANDARD.decode(&packed) {
+            Ok(bytes) => json!(STANDARD.encode(bytes)),
+            Err(error) => {
+                let at = match error {
+                    base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+                    _ => packed.len(),
+                };
+                self.fail(format!("illegal base64 data at input byte {at}"))
+            }
+        }
+    }
+}
+
+/// The zero value as Go encodes it.
+fn zero(shape: &Shape) -> Value {
+    match shape {
+        Shape::String | Shape::Duration => json!(""),
+        Shape::Bool => json!(false),
+        Shape::Int32 | Shape::Int64 | Shape::Float | Shape::IntOrString => json!(0),
+        Shape::Quantity => json!("0"),
+        Shape::Struct(_) => {
+            let mut map = Map::new();
+            if let Some(ty) = shape.ty() {
+                complete(ty, &mut map);
+            }
+            Value::Object(map)
+        }
+        _ => Value::Null,
+    }
+}
+
+/// Adds what Go writes for absent fields and drops what it leaves out.
+fn complete(ty: &Type, map: &mut Map<String, Value>) {
+    for field in &ty.fields {
+        let absent = match map.get(field.name) {
+            None | Some(Value::Null) => true,
+            Some(value) => field.shape != Shape::Any && field.omits(value),
+        };
+        if !absent {
+            continue;
+        }
+        map.remove(field.name);
+        let value = if field.pointer { Value::Null } else { zero(&field.shape) };
+        let written = match &field.shape {
+            Shape::Struct(_) | Shape::Quantity | Shape::IntOrString | Shape::Time | Shape::MicroTime
+                if !field.pointer =>
+            {
+                !field.omits(&value)
+            }
+            _ => !field.omit_empty,
+        };
+        if written {
+            map.insert(field.name.to_string(), value);
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! YAML as Kubernetes reads it: YAML 1.1 scalars, the first document only, mappings turned into JSON objects.
+
+use yaml_rust2::Event;
+use yaml_rust2::parser::{MarkedEventReceiver, Parser, Tag};
+use yaml_rust2::scanner::{Marker, TScalarStyle};
+
+use super::json::Node;
+
+pub struct Yaml {
+    pub node: Node,
+    /// Errors that only strict reading reports.
+    pub strict: Vec<String>,
+}
+
+/// The error is the text of go-yaml.
+pub fn parse(text: &str) -> Result<Yaml, String> {
+    let mut builder = Builder::default();
+    Parser::new_from_str(text).load(&mut builder, false).map_err(|error| {
+        // go-yaml counts scanner errors from line 1 and leaves column and index out.
+        let info = error.info().trim_start_matches("while parsing a block mapping, ").to_string();
+        let info = match info.split_once(", ").filter(|(context, _)| context.starts_with("while ")) {
+            Some((_, problem)) => problem.to_string(),
+            None => info,
+        };
+        format!("yaml: line {}: {info}", error.marker().line())
+    })?;
+    if let Some(error) = builder.error {
+        return Err(error);
+    }
+    Ok(Yaml { node: builder.root.unwrap_or(Node::Null), strict: builder.strict })
+}
+
+/// A collection being read.
+enum Open {
+    List(Vec<Node>, usize),
+    Object { entries: Vec<(String, Node)>, key: Option<String>, anchor: usize },
+}
+
+#[derive(Default)]
+struct Builder {
+    open: Vec<Open>,
+    root: Option<Node>,
+    anchors: std::collections::HashMap<usize, Node>,
+    strict: Vec<String>,
+    error: Option<String>,
+}
+
+impl MarkedEventReceiver for Builder {
+    fn on_event(&mut self, event: Event, mark: Marker) {
+        if self.root.is_some() || self.error.is_some() {
+            return;
+        }
+        match event {
+            Event::Scalar(text, style, anchor, tag) => {
+                let node = scalar(text, style, tag.as_ref());
+                self.finish(node, anchor, mark);
+            }
+            Event::SequenceStart(anchor, _) => self.open.push(Open::List(Vec::new(), anchor)),
+            Event::MappingStart(anchor, _) => {
+                self.open.push(Open::Object { entries: Vec::new(), key: None, anchor });
+            }
+            Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
+                Some(Open::List(items, anchor)) => self.finish(Node::List(items), anchor, mark),
+                Some(Open::Object { entries, anchor, .. }) => self.finish(Node::Object(entries), anchor, mark),
+                None => {}
+            },
+            Event::Alias(id) => match self.anchors.get(&id).cloned() {
+                Some(node) => self.finish(node, 0, mark),
+                None => self.error = Some("yaml: unknown anchor referenced".into()),
+            },
+            _ => {}
+        }
+    }
+}
+
+impl Builder {
+    fn finish(&mut self, node: Node, anchor: usize, mark: Marker) {
+        if anchor > 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        match self.open.last_mut() {
+            None => self.root = Some(node),
+            Some(Open::List(items, _)) => items.push(node),
+            Some(Open::Object { entries, key: key @ None, .. }) => match key_text(&node) {
+                Some(text) => {
+                    if entries.iter().any(|(k, _)| *k == text) {
+                        let line = mark.line();
+                        self.strict
+                            .push(format!("yaml: unmarshal errors:\n  line {line}: key {text:?} already set in map"));
+                    }
+                    *key = Some(text);
+                }
+                None => self.error = Some("error converting YAML to JSON: unsupported map key".into()),
+            },
+            Some(Open::Object { entries, key, .. }) => {
+                let key = key.take().unwrap_or_default();
+                match (key.as_str(), &node) {
+                    ("<<", Node::Object(merged)) => {
+                        let new = merged.iter().filter(|(k, _)| !entries.iter().any(|(e, _)| e == k)).cloned();
+                        let new: Vec<_> = new.collect();
+                        entries.extend(new);
+                    }
+                    _ => {
+                        entries.retain(|(k, _)| *k != key);
+                        entries.push((key, node));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn key_text(node: &Node) -> Option<String> {
+    match node {
+        Node::String(text) | Node::Number(text) => Some(text.clone()),
+        Node::Bool(on) => Some(on.to_string()),
+        Node::Null => Some("null".into()),
+        _ => None,
+    }
+}
+
+fn scalar(text: String, style: TScalarStyle, tag: Option<&Tag>) -> Node {
+    let tagged = tag.filter(|t| t.handle == "tag:yaml.org,2002:").map(|t| t.suffix.as_str());
+    if style != TScalarStyle::Plain || tagged == Some("str") {
+        return Node::String(text);
+    }
+    match text.as_str() {
+        "" | "~" | "null" | "Null" | "NULL" => return Node::Null,
+        "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" | "y" | "Y" => return Node::Bool(true),
+        "false" | "False" | "FALSE" | "no" | "No" | "NO" | "off" | "Off" | "OFF" | "n" | "N" => {
+            return Node::Bool(false);
+        }
+        _ => {}
+    }
+    number(&text).map_or(Node::String(text), Node::Number)
+}
+
+/// Integers in any base of YAML 1.1 and 1.2, and floats, as JSON writes them.
+fn number(text: &str) -> Option<String> {
+    let plain = text.replace('_', "");
+    let (sign, digits) = match plain.strip_prefix('-') {
+        Some(rest) => ("-", rest),
+        None => ("", plain.strip_prefix('+').unwrap_or(&plain)),
+    };
+    if !digits.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
+        return None;
+    }
+    let radix = |prefix: &str, base| digits.strip_prefix(prefix).and_then(|d| u64::from_str_radix(d, base).ok());
+    let integer = radix("0x", 16)
+        .or_else(|| radix("0b", 2))
+        .or_else(|| radix("0o", 8))
+        .or_else(|| (digits.len() > 1).then(|| radix("0", 8)).flatten())
+        .or_else(|| digits.parse::<u64>().ok());
+    if let Some(integer) = integer {
+        return Some(format!("{}{integer}", if integer == 0 { "" } else { sign }));
+    }
+    let is_float = digits.bytes().all(|b| b.is_ascii_digit() || b".eE+-".contains(&b));
+    let value: f64 = is_float.then(|| digits.parse().ok())??;
+    let value = if sign == "-" { -value } else { value };
+    serde_json::Number::from_f64(value).map(|n| {
+        let text = n.to_string();
+        text.strip_suffix(".0").map_or(text.clone(), String::from)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn value(text: &str) -> serde_json::Value {
+        parse(text).map(|y| y.node.to_value()).unwrap()
+    }
+
+    #[test]
+    fn scalars_are_those_of_yaml_1_1() {
+        let text =
+            "{a: yes, b: 'yes', c: 012, d: 0o17, e: 0x50, f: ~, g: 1.5, h: 1e3, i: 1.10.0, j: -3, k: off, l: !!str 5}";
+        let want = json!({"a": true, "b": "yes", "c": 10, "d": 15, "e": 80, "f": null, "g": 1.5, "h": 1000,
+            "i": "1.10.0", "j": -3, "k": false, "l": "5"});
+        assert_eq!(value(text), want);
+    }
+
+    #[test]
+    fn anchors_merges_and_blocks() {
+        let text = "a: &x {k: v}\nb: *x\nc:\n  <<: *x\n  l: w\nd: |\n  one\n  two\n---\nsecond: 1\n";
+        let want = json!({"a": {"k": "v"}, "b": {"k": "v"}, "c": {"k": "v", "l": "w"}, "d": "one\ntwo\n"});
+        assert_eq!(value(text), want);
+    }
+
+    #[test]
+    fn duplicates_are_reported_with_their_line() {
+        let yaml = parse("a: 1\nb:\n  c: 1\n  c: 2\n").unwrap();
+        assert_eq!(yaml.strict, ["yaml: unmarshal errors:\n  line 4: key \"c\" already set in map"]);
+    }
+
+    #[test]
+    fn errors_are_those_of_go_yaml() {
+        let want = "yaml: line 2: found a tab character that violates indentation";
+        assert_eq!(parse("apiVersion: v1\n\tkind: tab\n").err().unwrap(), want);
+        assert_eq!(parse("[1, {").err().unwrap().split(':').next(), Some("yaml"));
+    }
+}

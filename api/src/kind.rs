@@ -1,0 +1,332 @@
+//! The table of kinds: every resource the server knows is one row here, and everything else is driven by it.
+
+use std::borrow::Cow;
+use std::sync::{Arc, LazyLock};
+
+use crate::schema::{self, Schema};
+
+/// A name that is usually part of the built-in table and sometimes made at run time.
+pub type Text = Cow<'static, str>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scope {
+    Cluster,
+    Namespaced,
+}
+
+/// Group, version and kind; the core group is "".
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Gvk {
+    pub group: Text,
+    pub version: Text,
+    pub kind: Text,
+}
+
+impl Gvk {
+    /// `v1`, or `group/version`.
+    pub fn api_version(&self) -> String {
+        api_version(&self.group, &self.version)
+    }
+}
+
+/// `v1`, or `group/version`.
+pub fn api_version(group: &str, version: &str) -> String {
+    if group.is_empty() { version.to_string() } else { format!("{group}/{version}") }
+}
+
+/// What `/name` of an object takes and gives.
+#[derive(Debug, Clone)]
+pub struct Subresource {
+    pub name: Text,
+    pub gvk: Gvk,
+    pub verbs: Vec<Text>,
+    pub schema: Schema,
+}
+
+/// Where and in which version a kind's objects are stored. Kinds with an equal `group` and `plural` share their objects.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Storage {
+    pub group: Text,
+    pub plural: Text,
+    pub version: Text,
+}
+
+/// One row.
+#[derive(Debug, Clone)]
+pub struct Kind {
+    pub group: Text,
+    pub version: Text,
+    pub kind: Text,
+    pub list_kind: Text,
+    pub plural: Text,
+    pub singular: Text,
+    pub short_names: Vec<Text>,
+    pub categories: Vec<Text>,
+    pub scope: Scope,
+    pub verbs: Vec<Text>,
+    pub subresources: Vec<Subresource>,
+    pub schema: Schema,
+    pub storage: Storage,
+}
+
+impl Kind {
+    pub fn gvk(&self) -> Gvk {
+        Gvk { group: self.group.clone(), version: self.version.clone(), kind: self.kind.clone() }
+    }
+
+    /// `v1`, or `group/version`.
+    pub fn api_version(&self) -> String {
+        api_version(&self.group, &self.version)
+    }
+
+    pub fn namespaced(&self) -> bool {
+        self.scope == Scope::Namespaced
+    }
+
+    pub fn has_verb(&self, verb: &str) -> bool {
+        self.verbs.iter().any(|v| v == verb)
+    }
+
+    /// Objects of this kind are kept; reviews and the like are only answered.
+    pub fn stored(&self) -> bool {
+        self.has_verb("list")
+    }
+
+    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
+        self.subresources.iter().find(|s| s.name == name)
+    }
+
+    /// True for the row whose version is the stored one.
+    pub fn is_storage(&self) -> bool {
+        self.group == self.storage.group && self.version == self.storage.version
+    }
+}
+
+/// All rows; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    rows: Arc<[Arc<Kind>]>,
+}
+
+impl Registry {
+    /// The kinds of Kubernetes itself.
+    pub fn builtin() -> Self {
+        static ROWS: LazyLock<Arc<[Arc<Kind>]>> = LazyLock::new(|| {
+            let mut rows: Vec<Arc<Kind>> =
+                include_str!("../data/resources.txt").lines().filter_map(row).map(Arc::new).collect();
+            rows.sort_by_key(|k| priority(k));
+            rows.into()
+        });
+        Registry { rows: ROWS.clone() }
+    }
+
+    /// This registry and more rows; a row with the same group, version and plural replaces the old one.
+    pub fn with(&self, rows: impl IntoIterator<Item = Kind>) -> Self {
+        let new: Vec<Arc<Kind>> = rows.into_iter().map(Arc::new).collect();
+        let same = |a: &Kind, b: &Kind| a.group == b.group && a.version == b.version && a.plural == b.plural;
+        let kept = self.rows.iter().filter(|old| !new.iter().any(|n| same(n, old))).cloned();
+        let mut all: Vec<Arc<Kind>> = kept.chain(new.iter().cloned()).collect();
+        all.sort_by_key(|k| priority(k));
+        Registry { rows: all.into() }
+    }
+
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Kind>> {
+        self.rows.iter().find(|k| k.group == group && k.version == version && k.plural == plural).cloned()
+    }
+
+    pub fn find_kind(&self, group: &str, version: &str, kind: &str) -> Option<Arc<Kind>> {
+        self.rows.iter().find(|k| k.group == group && k.version == version && k.kind == kind).cloned()
+    }
+
+    /// The row of the version in which this kind's objects are stored.
+    pub fn storage_of(&self, kind: &Kind) -> Option<Arc<Kind>> {
+        self.find(&kind.storage.group, &kind.storage.version, &kind.storage.plural)
+    }
+
+    /// In discovery's order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Kind>> {
+        self.rows.iter()
+    }
+
+    /// Groups with their versions, both in the order in which discovery lists them; the core group ("") comes first.
+    pub fn groups(&self) -> Vec<(Text, Vec<Text>)> {
+        let mut groups: Vec<(Text, Vec<Text>)> = Vec::new();
+        for kind in self.rows.iter() {
+            match groups.iter_mut().find(|(group, _)| *group == kind.group) {
+                Some((_, versions)) if !versions.contains(&kind.version) => versions.push(kind.version.clone()),
+                Some(_) => {}
+                None => groups.push((kind.group.clone(), vec![kind.version.clone()])),
+            }
+        }
+        groups
+    }
+}
+
+/// Groups in upstream's order; others follow by name.
+const GROUPS: [&str; 21] = [
+    "",
+    "apiregistration.k8s.io",
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "storage.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+    "resource.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
+];
+
+/// Sort key of a row: group, version (v2 before v1, stable before beta before alpha), resource.
+fn priority(kind: &Kind) -> (usize, Text, std::cmp::Reverse<(u8, u32, u32)>, Text) {
+    let group = GROUPS.iter().position(|g| *g == kind.group).unwrap_or(GROUPS.len());
+    (group, kind.group.clone(), std::cmp::Reverse(version_rank(&kind.version)), kind.plural.clone())
+}
+
+/// Stability, major and minor number of a version name like `v2beta1`; anything else ranks lowest.
+fn version_rank(version: &str) -> (u8, u32, u32) {
+    let parse = || {
+        let rest = version.strip_prefix('v')?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let major = rest[..digits].parse().ok()?;
+        let (stability, minor) = match &rest[digits..] {
+            "" => (3, "0"),
+            tail if tail.starts_with("beta") => (2, &tail[4..]),
+            tail => (1, tail.strip_prefix("alpha")?),
+        };
+        Some((stability, major, minor.parse().ok()?))
+    };
+    parse().unwrap_or((0, 0, 0))
+}
+
+/// Kinds whose objects are stored under another group or version.
+const STORED_ELSEWHERE: [(&str, &str, &str, &str, &str); 2] = [
+    ("events.k8s.io", "v1", "events", "", "v1"),
+    ("autoscaling", "v1", "horizontalpodautoscalers", "autoscaling", "v2"),
+];
+
+const VERBS: [(char, &str); 8] = [
+    ('C', "create"),
+    ('D', "delete"),
+    ('X', "deletecollection"),
+    ('G', "get"),
+    ('L', "list"),
+    ('P', "patch"),
+    ('U', "update"),
+    ('W', "watch"),
+];
+
+fn verbs(letters: &str) -> Vec<Text> {
+    letters.chars().filter_map(|c| VERBS.iter().find(|(l, _)| *l == c)).map(|(_, verb)| Text::from(*verb)).collect()
+}
+
+/// A line of `data/resources.txt`.
+fn row(line: &'static str) -> Option<Kind> {
+    let mut words = line.split(' ');
+    let mut next = || words.next();
+    let (group, version, plural, kind) = (next()?, next()?, next()?, next()?);
+    let (singular, scope, letters) = (next()?, next()?, next()?);
+    let group = if group == "core" { "" } else { group };
+    let (storage_group, storage_version) = STORED_ELSEWHERE
+        .iter()
+        .find(|(g, v, p, ..)| (*g, *v, *p) == (group, version, plural))
+        .map_or((group, version), |(.., g, v)| (*g, *v));
+    let mut row = Kind {
+        group: group.into(),
+        version: version.into(),
+        kind: kind.into(),
+        list_kind: format!("{kind}List").into(),
+        plural: plural.into(),
+        singular: singular.into(),
+        short_names: Vec::new(),
+        categories: Vec::new(),
+        scope: if scope == "N" { Scope::Namespaced } else { Scope::Cluster },
+        verbs: verbs(letters),
+        subresources: Vec::new(),
+        schema: Schema::Type(schema::of_kind(group, version, kind)?),
+        storage: Storage { group: storage_group.into(), plural: plural.into(), version: storage_version.into() },
+    };
+    for (key, value) in words.filter_map(|word| word.split_once('=')) {
+        match key {
+            "short" => row.short_names = value.split(',').map(Text::from).collect(),
+            "cat" => row.categories = value.split(',').map(Text::from).collect(),
+            "sub" => row.subresources.extend(subresource(group, version, value)),
+            _ => {}
+        }
+    }
+    Some(row)
+}
+
+/// `name:Kind:verbs` or `name:group/version/Kind:verbs`.
+fn subresource(group: &'static str, version: &'static str, text: &'static str) -> Option<Subresource> {
+    let mut parts = text.split(':');
+    let (name, kind, letters) = (parts.next()?, parts.next()?, parts.next()?);
+    let mut path = kind.rsplit('/');
+    let kind = path.next()?;
+    let version = path.next().unwrap_or(version);
+    let group = path.next().unwrap_or(group);
+    Some(Subresource {
+        name: name.into(),
+        gvk: Gvk { group: group.into(), version: version.into(), kind: kind.into() },
+        verbs: verbs(letters),
+        schema: Schema::Type(schema::of_kind(group, version, kind)?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_becomes_a_row() {
+        assert_eq!(Registry::builtin().iter().count(), include_str!("../data/resources.txt").lines().count());
+        for line in include_str!("../data/resources.txt").lines() {
+            let kind = row(line).unwrap();
+            assert_eq!(kind.subresources.len(), line.matches(" sub=").count(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_row_knows_its_subresources() {
+        let registry = Registry::builtin();
+        let deployments = registry.find("apps", "v1", "deployments").unwrap();
+        assert_eq!(deployments.short_names, ["deploy"]);
+        let scale = deployments.subresource("scale").unwrap();
+        assert_eq!(scale.gvk.api_version(), "autoscaling/v1");
+        assert_eq!(registry.find_kind("", "v1", "Pod").unwrap().plural, "pods");
+    }
+
+    #[test]
+    fn two_groups_share_events() {
+        let registry = Registry::builtin();
+        let new = registry.find("events.k8s.io", "v1", "events").unwrap();
+        assert!(!new.is_storage());
+        assert_eq!(registry.storage_of(&new).unwrap().api_version(), "v1");
+    }
+
+    #[test]
+    fn rows_are_added_and_replaced_at_run_time() {
+        let registry = Registry::builtin();
+        let mut row = Kind::clone(&registry.find("", "v1", "pods").unwrap());
+        (row.group, row.version, row.plural) = ("tape.dev".into(), "v1beta1".into(), "gadgets".into());
+        let more = registry.with([row.clone()]);
+        row.version = "v1".into();
+        let more = more.with([row.clone(), row]);
+        let groups = more.groups();
+        let (group, versions) = groups.last().unwrap();
+        assert_eq!(group, "tape.dev");
+        assert_eq!(versions[..2], ["v1", "v1beta1"]);
+        assert_eq!(groups[0].0, "");
+        assert_eq!(more.groups().iter().find(|(g, _)| g == "autoscaling").unwrap().1, ["v2", "v1"]);
+    }
+}

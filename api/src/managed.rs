@@ -1,0 +1,343 @@
+//! Field ownership: managedFields on every write, and server-side apply.
+//!
+//! Ownership is counted on the object as the writer sent it, defaults included, **before** admission and strategy
+//! change it: what the server adds belongs to nobody.
+
+mod fieldset;
+mod typed;
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use self::fieldset::FieldSet;
+use self::typed::Difference;
+use crate::kind::Kind;
+use crate::status::{Cause, Status};
+use crate::time::rfc3339;
+
+/// Who writes.
+#[derive(Debug, Clone, Copy)]
+pub struct Writer<'a> {
+    pub manager: &'a str,
+    /// `""` for the object itself.
+    pub subresource: &'a str,
+    pub now: Timestamp,
+}
+
+/// One entry of managedFields.
+#[derive(Debug, Clone, PartialEq)]
+struct Entry {
+    manager: String,
+    apply: bool,
+    api_version: String,
+    time: Option<String>,
+    subresource: String,
+    fields: FieldSet,
+}
+
+/// Brings `new.metadata.managedFields` up to date after a create (`old` is `None`) or update. Call it after defaults
+/// and before admission and strategy. What did not change keeps its entries and times.
+pub fn update(kind: &Kind, old: Option<&Value>, new: &mut Value, writer: Writer) {
+    let empty = empty_object(kind);
+    let live = old.unwrap_or(&empty);
+    let mut entries = entries_to_update(old, new, !writer.subresource.is_empty());
+    take_managed_fields(new);
+    let difference = typed::compare(kind.schema, live, new).without(&ignored(kind, writer.subresource));
+    let own = Entry {
+        manager: writer.manager.into(),
+        apply: false,
+        api_version: kind.api_version(),
+        time: None,
+        subresource: writer.subresource.into(),
+        fields: FieldSet::default(),
+    };
+    record(&mut entries, own, &difference, writer.now);
+    write_entries(new, entries);
+}
+
+/// Server-side apply: the live object merged with what `applied` asks for, entries included. The result still goes
+/// through decoding, defaults, admission, strategy and validation.
+pub fn apply(kind: &Kind, live: Option<&Value>, applied: &Value, writer: Writer, force: bool) -> Result<Value, Status> {
+    check_applied(kind, applied)?;
+    let empty = empty_object(kind);
+    let current = live.unwrap_or(&empty);
+    let mut entries = live.map(read_entries).unwrap_or_default();
+    if let Some(live) = live.filter(|_| entries.is_empty()) {
+        entries.push(before_first_apply(kind, live));
+    }
+    let ignored = ignored(kind, writer.subresource);
+    let mut config = applied.clone();
+    take_managed_fields(&mut config);
+    let owned = strip(typed::paths(kind.schema, &config)).recursive_difference(&ignored);
+    let is_own = |e: &Entry| e.apply && e.manager == writer.manager && e.subresource == writer.subresource;
+    let previous = entries.iter().find(|e| is_own(e)).cloned();
+
+    let merged = typed::merge(kind.schema, current, &config);
+    let merged = match &previous {
+        Some(previous) => prune(kind, &merged, &previous.fields, &owned, &entries, writer),
+        None => merged,
+    };
+    let difference = typed::compare(kind.schema, current, &merged).without(&ignored);
+    let changed = difference.modified.union(&difference.added);
+    let conflicts: Vec<(Entry, FieldSet)> = entries
+        .iter()
+        .filter(|e| !is_own(e))
+        .map(|e| (e.clone(), e.fields.intersection(&changed)))
+        .filter(|(_, set)| !set.is_empty())
+        .collect();
+    if !force && !conflicts.is_empty() {
+        return Err(conflict(&conflicts));
+    }
+    release(&mut entries, &difference, is_own);
+    let own = Entry {
+        manager: writer.manager.into(),
+        apply: true,
+        api_version: kind.api_version(),
+        time: Some(rfc3339(writer.now)),
+        subresource: writer.subresource.into(),
+        fields: owned,
+    };
+    place(&mut entries, own, previous.as_ref(), difference.is_empty());
+    let mut out = merged;
+    write_entries(&mut out, entries);
+    Ok(out)
+}
+
+/// Puts the applier's entry in place of its old one; one that changes nothing keeps its time.
+fn place(entries: &mut Vec<Entry>, mut own: Entry, previous: Option<&Entry>, unchanged: bool) {
+    let same = |e: &Entry| e.apply && e.manager == own.manager && e.subresource == own.subresource;
+    let at = entries.iter().position(same);
+    if let Some(previous) = previous
+        && unchanged
+        && previous.fields == own.fields
+        && previous.api_version == own.api_version
+    {
+        own.time.clone_from(&previous.time);
+    }
+    match at {
+        _ if own.fields.is_empty() => entries.retain(|e| !same(e)),
+        Some(at) => entries[at] = own,
+        None => entries.push(own),
+    }
+}
+
+/// Fields that this manager applied before, does not apply now, and nobody else owns.
+fn prune(kind: &Kind, merged: &Value, before: &FieldSet, now: &FieldSet, entries: &[Entry], writer: Writer) -> Value {
+    let others = entries
+        .iter()
+        .filter(|e| !(e.apply && e.manager == writer.manager && e.subresource == writer.subresource))
+        .fold(now.clone(), |set, e| set.union(&e.fields));
+    let gone = before.difference(&others);
+    typed::remove(kind.schema, merged, &gone)
+}
+
+/// Takes changed and removed fields from everyone else.
+fn release(entries: &mut Vec<Entry>, difference: &Difference, is_own: impl Fn(&Entry) -> bool) {
+    let changed = difference.modified.union(&difference.added).union(&difference.removed);
+    for entry in entries.iter_mut().filter(|e| !is_own(e)) {
+        entry.fields = entry.fields.difference(&changed);
+    }
+    entries.retain(|e| is_own(e) || !e.fields.is_empty());
+}
+
+/// An update: the writer gains what it changed, everyone loses it.
+fn record(entries: &mut Vec<Entry>, mut own: Entry, difference: &Difference, now: Timestamp) {
+    release(entries, difference, |_| false);
+    own.fields = strip(difference.modified.union(&difference.added));
+    if own.fields.is_empty() {
+        return;
+    }
+    own.time = Some(rfc3339(now));
+    let same = |e: &Entry| {
+        !e.apply && e.manager == own.manager && e.api_version == own.api_version && e.subresource == own.subresource
+    };
+    match entries.iter_mut().find(|e| same(e)) {
+        Some(entry) => {
+            entry.fields = entry.fields.union(&own.fields);
+            entry.time = own.time;
+        }
+        None => entries.push(own),
+    }
+}
+
+fn conflict(conflicts: &[(Entry, FieldSet)]) -> Status {
+    let described = |entry: &Entry| {
+        let subresource = match entry.subresource.as_str() {
+            "" => String::new(),
+            name => format!(" with subresource {name:?}"),
+        };
+        // Appliers are named alone, updaters with the version they used.
+        let using = if entry.apply { String::new() } else { format!(" using {}", entry.api_version) };
+        format!("{:?}{subresource}{using}", entry.manager)
+    };
+    let mut causes = Vec::new();
+    let mut groups: Vec<(String, Vec<String>)> = Vec::new();
+    for (entry, set) in conflicts {
+        let who = described(entry);
+        for path in set.leaves().paths() {
+            causes.push(Cause {
+                reason: "FieldManagerConflict".into(),
+                message: format!("conflict with {who}"),
+                field: path.clone(),
+            });
+            match groups.iter_mut().find(|(name, _)| *name == who) {
+                Some((_, paths)) => paths.push(path),
+                None => groups.push((who.clone(), vec![path])),
+            }
+        }
+    }
+    let message = match groups.as_slice() {
+        [(who, paths)] if paths.len() == 1 => format!("conflict with {who}: {}", paths[0]),
+        _ => groups
+            .iter()
+            .map(|(who, paths)| {
+                let list: String = paths.iter().map(|p| format!("\n- {p}")).collect();
+                format!("conflicts with {who}:{list}")
+            })
+            .collect::<Vec<_>>()
+            .join("\n"),
+    };
+    let count = causes.len();
+    let noun = if count == 1 { "conflict" } else { "conflicts" };
+    Status::apply_conflict(format!("Apply failed with {count} {noun}: {message}"), causes)
+}
+
+fn check_applied(kind: &Kind, applied: &Value) -> Result<(), Status> {
+    if applied.pointer("/metadata/managedFields").is_some_and(|v| !v.is_null()) {
+        return Err(Status::bad_request("metadata.managedFields must be nil"));
+    }
+    typed::check(kind.schema, applied).map_err(|why| {
+        let name = |key: &str| applied["metadata"][key].as_str().unwrap_or_default();
+        let version = kind.api_version();
+        let gvk = if kind.group.is_empty() { format!("/{version}") } else { version };
+        Status::unknown(format!(
+            "failed to create typed patch object ({}/{}; {gvk}, Kind={}): {why}",
+            name("namespace"),
+            name("name"),
+            kind.kind
+        ))
+    })
+}
+
+/// An object that nobody managed yet: what it holds belongs to whoever wrote it before.
+fn before_first_apply(kind: &Kind, live: &Value) -> Entry {
+    Entry {
+        manager: "before-first-apply".into(),
+        apply: false,
+        api_version: kind.api_version(),
+        time: live["metadata"]["creationTimestamp"].as_str().map(String::from),
+        subresource: String::new(),
+        fields: strip(typed::paths(kind.schema, live)),
+    }
+}
+
+/// Metadata that belongs to the server.
+fn strip(set: FieldSet) -> FieldSet {
+    let mut fixed = FieldSet::default();
+    fixed.insert(&["f:apiVersion"]);
+    fixed.insert(&["f:kind"]);
+    fixed.insert(&["f:metadata"]);
+    for name in
+        ["name", "namespace", "creationTimestamp", "selfLink", "uid", "generation", "managedFields", "resourceVersion"]
+    {
+        fixed.insert(&["f:metadata", &format!("f:{name}")]);
+    }
+    set.difference(&fixed)
+}
+
+/// What a write through this path cannot change, and so cannot own.
+fn ignored(kind: &Kind, subresource: &str) -> FieldSet {
+    let mut set = FieldSet::default();
+    match subresource {
+        "status" => {
+            set.insert(&["f:spec"]);
+            for path in crate::write::status_keeps_metadata(kind) {
+                set.insert(&["f:metadata", &format!("f:{path}")]);
+            }
+        }
+        "" if kind.subresource("status").is_some() => set.insert(&["f:status"]),
+        _ => {}
+    }
+    set
+}
+
+/// What a new object is compared with: the zero value of its type.
+fn empty_object(kind: &Kind) -> Value {
+    crate::decode::canonical(&kind.gvk(), &kind.schema, &json!({}))
+}
+
+/// The sender's entries, or the stored ones when it sent none; `[{}]` resets them.
+fn entries_to_update(old: Option<&Value>, new: &Value, subresource: bool) -> Vec<Entry> {
+    let stored = || old.map(read_entries).unwrap_or_default();
+    let sent = new["metadata"]["managedFields"].as_array();
+    match sent.map(Vec::as_slice) {
+        _ if subresource => stored(),
+        Some([Value::Object(only)]) if only.is_empty() || only.values().all(Value::is_null) => Vec::new(),
+        Some([_, ..]) => {
+            let entries = read_entries(new);
+            if entries.is_empty() { stored() } else { entries }
+        }
+        _ => stored(),
+    }
+}
+
+fn read_entries(object: &Value) -> Vec<Entry> {
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_string();
+    object["metadata"]["managedFields"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|e| e["fieldsType"] == "FieldsV1" && !text(&e["apiVersion"]).is_empty())
+        .map(|e| Entry {
+            manager: text(&e["manager"]),
+            apply: e["operation"] == "Apply",
+            api_version: text(&e["apiVersion"]),
+            time: e["time"].as_str().map(String::from),
+            subresource: text(&e["subresource"]),
+            fields: FieldSet::from_json(&e["fieldsV1"]),
+        })
+        .collect()
+}
+
+fn take_managed_fields(object: &mut Value) {
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("managedFields");
+    }
+}
+
+/// Entries in upstream's order: appliers first, then by time, then by name.
+fn write_entries(object: &mut Value, mut entries: Vec<Entry>) {
+    take_managed_fields(object);
+    entries.retain(|e| !e.fields.is_empty());
+    if entries.is_empty() {
+        return;
+    }
+    entries.sort_by(|a, b| {
+        let key = |e: &Entry| (!e.apply, e.time.clone().unwrap_or_default(), e.manager.clone(), e.api_version.clone());
+        key(a).cmp(&key(b)).then_with(|| a.subresource.cmp(&b.subresource))
+    });
+    let list: Vec<Value> = entries.into_iter().map(Entry::into_value).collect();
+    if let Some(root) = object.as_object_mut() {
+        let metadata = root.entry("metadata").or_insert_with(|| json!({}));
+        if let Some(metadata) = metadata.as_object_mut() {
+            metadata.insert("managedFields".into(), Value::Array(list));
+        }
+    }
+}
+
+impl Entry {
+    fn into_value(self) -> Value {
+        let mut out = Map::new();
+        out.insert("manager".into(), json!(self.manager));
+        out.insert("operation".into(), json!(if self.apply { "Apply" } else { "Update" }));
+        out.insert("apiVersion".into(), json!(self.api_version));
+        out.extend(self.time.map(|time| ("time".to_string(), json!(time))));
+        out.insert("fieldsType".into(), json!("FieldsV1"));
+        out.insert("fieldsV1".into(), self.fields.to_json());
+        if !self.subresource.is_empty() {
+            out.insert("subresource".into(), json!(self.subresource));
+        }
+        out.retain(|_, v| *v != json!(""));
+        Value::Object(out)
+    }
+}

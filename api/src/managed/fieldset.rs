@@ -1,0 +1,206 @@
+//! Sets of field paths, in the wire form of `fieldsV1`: `f:name`, `k:{keys}`, `v:value`, and `.` for the path itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value};
+
+/// Paths below one point: those that end here, and those that go on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FieldSet {
+    members: BTreeSet<String>,
+    children: BTreeMap<String, FieldSet>,
+}
+
+impl FieldSet {
+    pub fn from_json(fields: &Value) -> FieldSet {
+        let mut set = FieldSet::default();
+        for (element, below) in fields.as_object().into_iter().flatten() {
+            if element == "." {
+                continue;
+            }
+            let below_map = below.as_object();
+            if below_map.is_none_or(|m| m.is_empty() || m.contains_key(".")) {
+                set.members.insert(element.clone());
+            }
+            let child = FieldSet::from_json(below);
+            if !child.is_empty() {
+                set.children.insert(element.clone(), child);
+            }
+        }
+        set
+    }
+
+    pub fn to_json(&self) -> Value {
+        let mut out = Map::new();
+        for element in self.members.iter().filter(|e| !self.children.contains_key(*e)) {
+            out.insert(element.clone(), Value::Object(Map::new()));
+        }
+        for (element, child) in &self.children {
+            let mut below = child.to_json();
+            if let (Value::Object(map), true) = (&mut below, self.members.contains(element)) {
+                map.insert(".".into(), Value::Object(Map::new()));
+            }
+            out.insert(element.clone(), below);
+        }
+        Value::Object(out)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty() && self.children.values().all(FieldSet::is_empty)
+    }
+
+    pub fn insert<S: AsRef<str>>(&mut self, path: &[S]) {
+        match path {
+            [] => {}
+            [last] => {
+                self.members.insert(last.as_ref().to_string());
+            }
+            [first, rest @ ..] => self.children.entry(first.as_ref().to_string()).or_default().insert(rest),
+        }
+    }
+
+    pub fn child(&self, element: &str) -> Option<&FieldSet> {
+        self.children.get(element)
+    }
+
+    pub fn has(&self, element: &str) -> bool {
+        self.members.contains(element)
+    }
+
+    pub fn union(&self, other: &FieldSet) -> FieldSet {
+        let mut out = self.clone();
+        out.members.extend(other.members.iter().cloned());
+        for (element, child) in &other.children {
+            let merged = out.children.get(element).map_or_else(|| child.clone(), |mine| mine.union(child));
+            out.children.insert(element.clone(), merged);
+        }
+        out
+    }
+
+    pub fn intersection(&self, other: &FieldSet) -> FieldSet {
+        self.combine(other, |mine, theirs| mine && theirs, |mine, theirs| theirs.map(|t| mine.intersection(t)))
+    }
+
+    pub fn difference(&self, other: &FieldSet) -> FieldSet {
+        self.combine(
+            other,
+            |mine, theirs| mine && !theirs,
+            |mine, theirs| Some(theirs.map_or_else(|| mine.clone(), |t| mine.difference(t))),
+        )
+    }
+
+    /// Without these paths and everything below them.
+    pub fn recursive_difference(&self, other: &FieldSet) -> FieldSet {
+        let mut out = FieldSet::default();
+        out.members.extend(self.members.iter().filter(|e| !other.members.contains(*e)).cloned());
+        for (element, child) in self.children.iter().filter(|(e, _)| !other.members.contains(*e)) {
+            let left = other.children.get(element).map_or_else(|| child.clone(), |o| child.recursive_difference(o));
+            if !left.is_empty() {
+                out.children.insert(element.clone(), left);
+            }
+        }
+        out
+    }
+
+    fn combine(
+        &self,
+        other: &FieldSet,
+        keep: impl Fn(bool, bool) -> bool,
+        descend: impl Fn(&FieldSet, Option<&FieldSet>) -> Option<FieldSet>,
+    ) -> FieldSet {
+        let mut out = FieldSet::default();
+        out.members.extend(self.members.iter().filter(|e| keep(true, other.members.contains(*e))).cloned());
+        for (element, child) in &self.children {
+            if let Some(left) = descend(child, other.children.get(element)).filter(|set| !set.is_empty()) {
+                out.children.insert(element.clone(), left);
+            }
+        }
+        out
+    }
+
+    /// Only paths without anything below them.
+    pub fn leaves(&self) -> FieldSet {
+        let mut out = FieldSet::default();
+        let has_below = |e: &&String| self.children.get(*e).is_none_or(FieldSet::is_empty);
+        out.members.extend(self.members.iter().filter(has_below).cloned());
+        for (element, child) in &self.children {
+            let leaves = child.leaves();
+            if !leaves.is_empty() {
+                out.children.insert(element.clone(), leaves);
+            }
+        }
+        out
+    }
+
+    /// Every path, as conflicts print it: `.spec.ports[port=80,protocol="TCP"].name`.
+    pub fn paths(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        self.collect("", &mut out);
+        out
+    }
+
+    fn collect(&self, prefix: &str, out: &mut Vec<String>) {
+        let elements: BTreeSet<&String> = self.members.iter().chain(self.children.keys()).collect();
+        for element in elements {
+            let path = format!("{prefix}{}", printed(element));
+            if self.members.contains(element) {
+                out.push(path.clone());
+            }
+            if let Some(child) = self.children.get(element) {
+                child.collect(&path, out);
+            }
+        }
+    }
+}
+
+/// A path element as people read it.
+pub fn printed(element: &str) -> String {
+    match element.split_once(':') {
+        Some(("f", name)) => format!(".{name}"),
+        Some(("k", keys)) => {
+            let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();
+            let parts: Vec<String> = keys.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            format!("[{}]", parts.join(","))
+        }
+        Some(("v", value)) => format!("[={value}]"),
+        Some((_, index)) => format!("[{index}]"),
+        None => element.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_wire_form_survives() {
+        let wire = json!({"f:data": {".": {}, "f:a": {}}, "f:spec": {"f:ports": {"k:{\"port\":80,\"protocol\":\"TCP\"}": {".": {}, "f:port": {}}}}});
+        let set = FieldSet::from_json(&wire);
+        assert_eq!(set.to_json(), wire);
+        assert_eq!(
+            set.paths(),
+            [".data", ".data.a", ".spec.ports[port=80,protocol=\"TCP\"]", ".spec.ports[port=80,protocol=\"TCP\"].port"]
+        );
+        assert!(!set.leaves().has("f:data"));
+    }
+
+    fn sets() -> impl Strategy<Value = FieldSet> {
+        proptest::collection::vec(proptest::collection::vec("f:[abc]", 1..4), 0..8).prop_map(|paths| {
+            let mut set = FieldSet::default();
+            paths.iter().for_each(|p| set.insert(p));
+            set
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn set_laws(a in sets(), b in sets()) {
+            prop_assert_eq!(a.union(&b), b.union(&a));
+            prop_assert!(a.difference(&b).intersection(&b).is_empty());
+            prop_assert_eq!(a.difference(&b).union(&a.intersection(&b)).to_json(), a.to_json());
+            prop_assert_eq!(FieldSet::from_json(&a.to_json()).to_json(), a.to_json());
+        }
+    }
+}

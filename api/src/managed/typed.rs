@@ -1,0 +1,393 @@
+//! Objects seen through their schema: which paths they have, how two differ, how one merges into another.
+
+use serde_json::{Map, Value, json};
+
+use super::fieldset::FieldSet;
+use crate::schema::{Field, ListType, Schema, Shape, Type};
+
+/// What a value is to server-side apply.
+#[derive(Debug, Clone, Copy)]
+pub enum Node<'a> {
+    /// A scalar, or a list or map taken as a whole.
+    Leaf(Option<&'a Shape>),
+    Struct(&'a Type, bool),
+    Map(&'a Shape),
+    /// A list whose items are known by these keys.
+    Keyed(&'a Shape, &'a [&'static str]),
+    /// A list of distinct scalars.
+    Set(&'a Shape),
+    /// A value without a schema: objects are maps, the rest are leaves.
+    Untyped,
+}
+
+impl<'a> Node<'a> {
+    pub fn root(schema: Schema) -> Node<'static> {
+        Node::Struct(schema.ty(), schema.is_open())
+    }
+
+    fn of_field(field: &'a Field) -> Node<'a> {
+        let whole = field.atomic_map || field.list_type == Some(ListType::Atomic);
+        match &field.shape {
+            shape if whole => Node::Leaf(Some(shape)),
+            Shape::List(item) => match field.list_type {
+                Some(ListType::Map) => Node::Keyed(item, &field.list_keys),
+                Some(ListType::Set) => Node::Set(item),
+                _ => Node::Leaf(Some(&field.shape)),
+            },
+            shape => Node::of_shape(shape),
+        }
+    }
+
+    fn of_shape(shape: &'a Shape) -> Node<'a> {
+        match shape {
+            Shape::Struct(_) => match shape.ty() {
+                Some(ty) if !ty.atomic => Node::Struct(ty, false),
+                _ => Node::Leaf(Some(shape)),
+            },
+            Shape::Map(item) => Node::Map(item),
+            _ => Node::Leaf(Some(shape)),
+        }
+    }
+
+    /// The node of a member of a struct or map.
+    fn member(self, name: &str) -> Option<Node<'a>> {
+        match self {
+            Node::Struct(ty, open) => match ty.field(name) {
+                Some(field) => Some(Node::of_field(field)),
+                None => open.then_some(Node::Untyped),
+            },
+            Node::Map(item) => Some(Node::of_shape(item)),
+            Node::Untyped => Some(Node::Untyped),
+            _ => None,
+        }
+    }
+
+    /// Values of this node are taken whole.
+    fn is_leaf(self, value: &Value) -> bool {
+        match self {
+            Node::Leaf(_) => true,
+            Node::Untyped => !value.is_object(),
+            Node::Struct(..) | Node::Map(_) => value.as_object().is_none_or(Map::is_empty),
+            Node::Keyed(..) | Node::Set(_) => value.as_array().is_none_or(Vec::is_empty),
+        }
+    }
+
+    fn is_list(self) -> bool {
+        matches!(self, Node::Keyed(..) | Node::Set(_))
+    }
+}
+
+/// Path elements of a value's members with their nodes and values.
+fn members<'a, 'v>(node: Node<'a>, value: &'v Value) -> Vec<(String, Node<'a>, &'v Value)> {
+    match (node, value) {
+        (Node::Keyed(item, keys), Value::Array(items)) => {
+            items.iter().map(|v| (key_element(item, keys, v), Node::of_shape(item), v)).collect()
+        }
+        (Node::Set(item), Value::Array(items)) => {
+            items.iter().map(|v| (format!("v:{v}"), Node::of_shape(item), v)).collect()
+        }
+        (_, Value::Object(map)) => {
+            map.iter().filter_map(|(name, v)| Some((format!("f:{name}"), node.member(name)?, v))).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// `k:{…}` of a list item; absent keys take their schema default.
+pub fn key_element(item: &Shape, keys: &[&'static str], value: &Value) -> String {
+    let mut out = Map::new();
+    for &key in keys {
+        let field = item.ty().and_then(|ty| ty.field(key));
+        let default = || field.and_then(|f| f.default).and_then(|text| serde_json::from_str(text).ok());
+        if let Some(found) = value.get(key).filter(|v| !v.is_null()).cloned().or_else(default) {
+            out.insert(key.to_string(), found);
+        }
+    }
+    format!("k:{}", Value::Object(out))
+}
+
+/// Every path of a value, containers of several included as server-side apply counts them.
+pub fn paths(schema: Schema, object: &Value) -> FieldSet {
+    let mut set = FieldSet::default();
+    collect(Node::root(schema), object, &mut Vec::new(), &mut set);
+    set
+}
+
+fn collect(node: Node, value: &Value, path: &mut Vec<String>, set: &mut FieldSet) {
+    if node.is_leaf(value) {
+        set.insert(path);
+        return;
+    }
+    if path.last().is_some_and(|e| !e.starts_with("f:")) {
+        set.insert(path);
+    }
+    for (element, node, value) in members(node, value) {
+        path.push(element);
+        collect(node, value, path, set);
+        path.pop();
+    }
+}
+
+/// How `new` differs from `old`.
+#[derive(Debug, Default)]
+pub struct Difference {
+    pub added: FieldSet,
+    pub modified: FieldSet,
+    pub removed: FieldSet,
+}
+
+impl Difference {
+    pub fn without(self, ignored: &FieldSet) -> Difference {
+        Difference {
+            added: self.added.recursive_difference(ignored),
+            modified: self.modified.recursive_difference(ignored),
+            removed: self.removed.recursive_difference(ignored),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.modified.is_empty() && self.removed.is_empty()
+    }
+}
+
+pub fn compare(schema: Schema, old: &Value, new: &Value) -> Difference {
+    let mut out = Difference::default();
+    walk(Node::root(schema), Some(old), Some(new), &mut Vec::new(), &mut out);
+    out
+}
+
+fn walk(node: Node, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<String>, out: &mut Difference) {
+    let leaf = old.is_none_or(|v| node.is_leaf(v)) && new.is_none_or(|v| node.is_leaf(v));
+    if leaf {
+        match (old, new) {
+            (None, Some(_)) => out.added.insert(path),
+            (Some(_), None) => out.removed.insert(path),
+            (Some(a), Some(b)) if !equal(a, b) => out.modified.insert(path),
+            _ => {}
+        }
+        return;
+    }
+    let before = old.map(|v| members(node, v)).unwrap_or_default();
+    let after = new.map(|v| members(node, v)).unwrap_or_default();
+    let find = |list: &[(String, Node, &Value)], element: &str| list.iter().position(|(e, ..)| e == element);
+    for (element, child, value) in &after {
+        let was = find(&before, element).map(|i| before[i].2);
+        path.push(element.clone());
+        walk(*child, was, Some(value), path, out);
+        path.pop();
+    }
+    for (element, child, value) in before.iter().filter(|(e, ..)| find(&after, e).is_none()) {
+        path.push(element.clone());
+        walk(*child, Some(value), None, path, out);
+        path.pop();
+    }
+    match (old, new) {
+        (None, Some(_)) => out.added.insert(path),
+        (Some(_), None) => out.removed.insert(path),
+        _ => {}
+    }
+}
+
+fn equal(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(x), Value::Number(y)) => x == y || x.as_f64() == y.as_f64(),
+        _ => a == b,
+    }
+}
+
+/// `live` with everything of `config` put over it; lists keep config's order, live-only items stay.
+pub fn merge(schema: Schema, live: &Value, config: &Value) -> Value {
+    merge_node(Node::root(schema), live, config)
+}
+
+fn merge_node(node: Node, live: &Value, config: &Value) -> Value {
+    if node.is_leaf(config) || live.is_null() {
+        return match (config, live) {
+            // An empty container adds nothing to one that has members.
+            (Value::Object(map), Value::Object(_)) if map.is_empty() && !matches!(node, Node::Leaf(_)) => live.clone(),
+            _ => config.clone(),
+        };
+    }
+    if node.is_list() {
+        return merge_list(node, live, config);
+    }
+    let (Value::Object(live), Value::Object(config)) = (live, config) else { return config.clone() };
+    let mut out = live.clone();
+    for (name, value) in config {
+        let merged = match (node.member(name), live.get(name)) {
+            (Some(node), Some(before)) => merge_node(node, before, value),
+            _ => value.clone(),
+        };
+        out.insert(name.clone(), merged);
+    }
+    Value::Object(out)
+}
+
+/// Config's items in config's order; items that only the live list has keep their place relative to their neighbours.
+fn merge_list(node: Node, live: &Value, config: &Value) -> Value {
+    let before = members(node, live);
+    let after = members(node, config);
+    let mut out: Vec<Value> = Vec::new();
+    let mut rest = before.iter().peekable();
+    let in_config = |element: &str| after.iter().any(|(e, ..)| e == element);
+    for (element, child, value) in &after {
+        let was = before.iter().find(|(e, ..)| e == element);
+        if was.is_some() {
+            while let Some((other, _, kept)) = rest.peek() {
+                if in_config(other) {
+                    break;
+                }
+                out.push((*kept).clone());
+                rest.next();
+            }
+            if rest.peek().is_some_and(|(e, ..)| in_config(e)) {
+                rest.next();
+            }
+        }
+        out.push(was.map_or_else(|| (*value).clone(), |(_, _, old)| merge_node(*child, old, value)));
+    }
+    out.extend(rest.filter(|(e, ..)| !in_config(e)).map(|(_, _, v)| (*v).clone()));
+    Value::Array(out)
+}
+
+/// `object` without the paths of `gone`; containers that become empty stay unless they are in `gone` themselves.
+pub fn remove(schema: Schema, object: &Value, gone: &FieldSet) -> Value {
+    remove_node(Node::root(schema), object, gone).unwrap_or_else(|| json!({}))
+}
+
+fn remove_node(node: Node, value: &Value, gone: &FieldSet) -> Option<Value> {
+    let keep = |element: &str, child: Node, value: &Value| -> Option<Value> {
+        match gone.child(element).filter(|c| !c.is_empty()) {
+            _ if gone.has(element) && (child.is_leaf(value) || gone.child(element).is_none_or(FieldSet::is_empty)) => {
+                None
+            }
+            Some(below) => {
+                let left = remove_node(child, value, below)?;
+                (!(gone.has(element) && child.is_leaf(&left))).then_some(left)
+            }
+            None => Some(value.clone()),
+        }
+    };
+    match value {
+        Value::Object(map) if !matches!(node, Node::Leaf(_)) => {
+            let mut out = Map::new();
+            for (name, value) in map {
+                let kept = match node.member(name) {
+                    Some(child) => keep(&format!("f:{name}"), child, value),
+                    None => Some(value.clone()),
+                };
+                out.extend(kept.map(|v| (name.clone(), v)));
+            }
+            Some(Value::Object(out))
+        }
+        Value::Array(_) if node.is_list() => {
+            let items: Vec<Value> =
+                members(node, value).into_iter().filter_map(|(element, child, v)| keep(&element, child, v)).collect();
+            (!items.is_empty()).then_some(Value::Array(items))
+        }
+        _ => Some(value.clone()),
+    }
+}
+
+/// What makes an applied object unusable: fields not in the schema, wrong types, lists with equal keys.
+pub fn check(schema: Schema, object: &Value) -> Result<(), String> {
+    let mut errors = Vec::new();
+    check_node(Node::root(schema), object, &mut String::new(), &mut errors);
+    match errors.as_slice() {
+        [] => Ok(()),
+        [one] => Err(one.clone()),
+        many => Err(format!("errors:\n{}", many.iter().map(|e| format!("  {e}")).collect::<Vec<_>>().join("\n"))),
+    }
+}
+
+fn check_node(node: Node, value: &Value, path: &mut String, errors: &mut Vec<String>) {
+    if value.is_null() {
+        return;
+    }
+    match (node, value) {
+        (Node::Leaf(Some(shape)), _) => check_shape(shape, value, path, errors),
+        (Node::Struct(..) | Node::Map(_), Value::Object(map)) => {
+            for (name, value) in map {
+                step(path, &format!(".{name}"), |path| match node.member(name) {
+                    Some(child) => check_node(child, value, path, errors),
+                    None => errors.push(format!("{path}: field not declared in schema")),
+                });
+            }
+        }
+        (Node::Struct(..) | Node::Map(_), _) => {
+            errors.push(format!("{path}: expected map, got {}", unstructured(value)))
+        }
+        (Node::Keyed(..) | Node::Set(_), Value::Array(_)) => check_list(node, value, path, errors),
+        (Node::Keyed(..) | Node::Set(_), _) => {
+            errors.push(format!("{path}: expected list, got {}", unstructured(value)))
+        }
+        _ => {}
+    }
+}
+
+fn check_list(node: Node, value: &Value, path: &mut String, errors: &mut Vec<String>) {
+    let mut seen = std::collections::BTreeSet::new();
+    for (element, child, value) in members(node, value) {
+        let label = super::fieldset::printed(&element);
+        if !seen.insert(element) {
+            errors.push(format!("{path}: duplicate entries for key {label}"));
+        }
+        step(path, &label, |path| check_node(child, value, path, errors));
+    }
+}
+
+fn check_shape(shape: &Shape, value: &Value, path: &mut String, errors: &mut Vec<String>) {
+    let fine = match shape {
+        Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime | Shape::Duration => value.is_string(),
+        Shape::Bool => value.is_boolean(),
+        Shape::Int32 | Shape::Int64 | Shape::Float => value.is_number(),
+        Shape::Quantity | Shape::IntOrString => value.is_string() || value.is_number(),
+        Shape::List(item) => {
+            for (i, value) in value.as_array().into_iter().flatten().enumerate() {
+                step(path, &format!("[{i}]"), |path| check_node(Node::of_shape(item), value, path, errors));
+            }
+            value.is_array()
+        }
+        Shape::Map(item) => {
+            for (name, value) in value.as_object().into_iter().flatten() {
+                step(path, &format!(".{name}"), |path| check_node(Node::of_shape(item), value, path, errors));
+            }
+            value.is_object()
+        }
+        Shape::Struct(_) => {
+            if let Some(ty) = shape.ty() {
+                check_node(Node::Struct(ty, false), value, path, errors);
+            }
+            return;
+        }
+        Shape::Any => true,
+    };
+    if !fine {
+        let wanted = match shape {
+            Shape::Bool => "boolean",
+            Shape::Int32 | Shape::Int64 | Shape::Float => "numeric",
+            Shape::List(_) => "list",
+            Shape::Map(_) => "map",
+            _ => "string",
+        };
+        errors.push(format!("{path}: expected {wanted}, got {}", unstructured(value)));
+    }
+}
+
+fn step(path: &mut String, element: &str, run: impl FnOnce(&mut String)) {
+    let length = path.len();
+    path.push_str(element);
+    run(path);
+    path.truncate(length);
+}
+
+/// As Go prints the wrapped value.
+fn unstructured(value: &Value) -> String {
+    let inner = match value {
+        Value::String(text) => format!("{text:?}"),
+        Value::Array(_) => "[]interface {}{...}".into(),
+        Value::Object(_) => "map[string]interface {}{...}".into(),
+        other => other.to_string(),
+    };
+    format!("&value.valueUnstructured{{Value:{inner}}}")
+}

@@ -1,0 +1,197 @@
+//! What an update may change.
+
+use serde_json::{Value, json};
+
+use super::meta::immutable;
+use super::{Errors, body_check, items, text};
+use crate::kind::Kind;
+use crate::status::FieldError;
+
+pub fn body(kind: &Kind, subresource: Option<&str>, new: &Value, old: &Value, errors: &mut Errors) {
+    match (&*kind.group, &*kind.plural, subresource) {
+        ("", "pods", None) => pod(new, old, errors),
+        ("", "pods", Some("ephemeralcontainers")) => ephemeral_containers(new, old, errors),
+        ("", "services", Some("status")) => service_status(new, errors),
+        (_, _, Some(_)) => {}
+        ("", "services", None) => {
+            service(new, old, errors);
+            body_check(kind)(new, errors);
+        }
+        ("", "configmaps", None) => {
+            frozen(new, old, &["data", "binaryData"], errors);
+            body_check(kind)(new, errors);
+        }
+        ("", "secrets", None) => {
+            frozen(new, old, &["data"], errors);
+            immutable(&new["type"], &old["type"], "type", errors);
+            body_check(kind)(new, errors);
+        }
+        ("apps", "deployments" | "replicasets", None) => {
+            immutable(&new["spec"]["selector"], &old["spec"]["selector"], "spec.selector", errors);
+            body_check(kind)(new, errors);
+        }
+        ("apps", "controllerrevisions", None) => {
+            immutable(&new["data"], &old["data"], "data", errors);
+            body_check(kind)(new, errors);
+        }
+        ("discovery.k8s.io", "endpointslices", None) => {
+            body_check(kind)(new, errors);
+            immutable(&new["addressType"], &old["addressType"], "addressType", errors);
+        }
+        ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings", None) => {
+            body_check(kind)(new, errors);
+            if new["roleRef"] != old["roleRef"] {
+                errors.push(FieldError::invalid("roleRef", new["roleRef"].clone(), "cannot change roleRef"));
+            }
+        }
+        ("networking.k8s.io", "ipaddresses", None) => {
+            immutable(&new["spec"]["parentRef"], &old["spec"]["parentRef"], "spec.parentRef", errors);
+        }
+        ("scheduling.k8s.io", "priorityclasses", None) => {
+            for field in ["value", "preemptionPolicy"] {
+                if new[field] != old[field] {
+                    errors.push(FieldError::forbidden(field, "may not be changed in an update."));
+                }
+            }
+        }
+        _ => body_check(kind)(new, errors),
+    }
+}
+
+/// `immutable: true` holds for good.
+fn frozen(new: &Value, old: &Value, fields: &[&str], errors: &mut Errors) {
+    if old["immutable"] != true {
+        return;
+    }
+    let why = "field is immutable when `immutable` is set";
+    if new["immutable"] != true {
+        errors.push(FieldError::forbidden("immutable", why));
+    }
+    for field in fields.iter().filter(|f| new[**f] != old[**f]) {
+        errors.push(FieldError::forbidden(*field, why));
+    }
+}
+
+fn service(new: &Value, old: &Value, errors: &mut Errors) {
+    let (spec, before) = (&new["spec"], &old["spec"]);
+    let typed = |s: &Value| text(&s["type"]) != "ExternalName";
+    let (ip, was) = (&spec["clusterIPs"][0], &before["clusterIPs"][0]);
+    if typed(spec) && typed(before) && !was.is_null() && ip != was {
+        let shown = if ip.is_null() { json!([]) } else { spec["clusterIPs"].clone() };
+        errors.push(FieldError::invalid("spec.clusterIPs[0]", shown, "may not change once set"));
+    }
+}
+
+fn service_status(new: &Value, errors: &mut Errors) {
+    let list = &new["status"]["loadBalancer"]["ingress"];
+    if items(list).next().is_some() && text(&new["spec"]["type"]) != "LoadBalancer" {
+        let why = "may only be used when `spec.type` is 'LoadBalancer'";
+        errors.push(FieldError::forbidden("status.loadBalancer.ingress", why));
+    }
+}
+
+const POD_RULE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+
+/// Images, a shorter deadline and more tolerations are all that a running pod takes.
+fn pod(new: &Value, old: &Value, errors: &mut Errors) {
+    for list in ["containers", "initContainers"] {
+        for (i, container) in items(&new["spec"][list]).enumerate() {
+            if text(&container["image"]).is_empty() {
+                errors.push(FieldError::required(format!("spec.{list}[{i}].image"), ""));
+            }
+        }
+    }
+    let path = "spec.activeDeadlineSeconds";
+    match (new["spec"]["activeDeadlineSeconds"].as_i64(), old["spec"]["activeDeadlineSeconds"].as_i64()) {
+        (Some(n), _) if !(0..=i64::from(i32::MAX)).contains(&n) => {
+            errors.push(FieldError::invalid(path, n, "must be between 0 and 2147483647, inclusive"));
+            return;
+        }
+        (Some(n), Some(before)) if n > before => {
+            errors.push(FieldError::invalid(path, n, "must be less than or equal to previous value"));
+            return;
+        }
+        (None, Some(_)) => {
+            errors.push(FieldError::invalid(path, Value::Null, "must not update from a positive integer to nil value"));
+            return;
+        }
+        _ => {}
+    }
+    let kept =
+        items(&old["spec"]["tolerations"]).all(|t| items(&new["spec"]["tolerations"]).any(|n| same_toleration(n, t)));
+    if !kept || allowed(new) != allowed(old) {
+        errors.push(FieldError::forbidden("spec", format!("{POD_RULE}\n{}", changed(&new["spec"], &old["spec"]))));
+    }
+}
+
+fn same_toleration(a: &Value, b: &Value) -> bool {
+    ["key", "operator", "value", "effect"].iter().all(|f| a[*f] == b[*f])
+}
+
+/// A spec without what may change.
+fn allowed(pod: &Value) -> Value {
+    let mut spec = pod["spec"].clone();
+    if let Some(map) = spec.as_object_mut() {
+        map.remove("activeDeadlineSeconds");
+        map.remove("tolerations");
+        // A gate may go, and while one stands the pod may be narrowed.
+        map.remove("schedulingGates");
+        if pod["spec"]["terminationGracePeriodSeconds"].as_i64().is_some_and(|n| n < 0) {
+            map.insert("terminationGracePeriodSeconds".into(), json!(1));
+        }
+    }
+    for list in ["containers", "initContainers"] {
+        for container in spec[list].as_array_mut().into_iter().flatten() {
+            container["image"] = json!("");
+        }
+    }
+    spec
+}
+
+/// A diff of the fields that changed.
+fn changed(new: &Value, old: &Value) -> String {
+    let mut lines = String::from("@@ spec @@");
+    let names: std::collections::BTreeSet<&String> =
+        [new, old].iter().filter_map(|v| v.as_object()).flat_map(|m| m.keys()).collect();
+    for name in names.into_iter().filter(|n| new[n.as_str()] != old[n.as_str()]) {
+        for (sign, spec) in [('-', old), ('+', new)] {
+            if let Some(value) = spec.get(name) {
+                lines.push_str(&format!("\n{sign} {name}: {value}"));
+            }
+        }
+    }
+    lines
+}
+
+fn ephemeral_containers(new: &Value, old: &Value, errors: &mut Errors) {
+    let spec = &new["spec"];
+    let mut names: Vec<&str> =
+        items(&spec["containers"]).chain(items(&spec["initContainers"])).map(|c| text(&c["name"])).collect();
+    for (i, container) in items(&spec["ephemeralContainers"]).enumerate() {
+        let path = format!("spec.ephemeralContainers[{i}]");
+        let name = text(&container["name"]);
+        if name.is_empty() {
+            errors.push(FieldError::required(format!("{path}.name"), ""));
+        } else if names.contains(&name) {
+            errors.push(FieldError::duplicate(format!("{path}.name"), name));
+        }
+        names.push(name);
+        if text(&container["image"]).is_empty() {
+            errors.push(FieldError::required(format!("{path}.image"), ""));
+        }
+    }
+    for before in items(&old["spec"]["ephemeralContainers"]) {
+        let after = items(&spec["ephemeralContainers"]).find(|c| c["name"] == before["name"]);
+        let verdict = match after {
+            None => "removed",
+            Some(after) if after != before => "changed",
+            _ => continue,
+        };
+        let why = format!(
+            "existing ephemeral containers {:?} may not be {verdict}\n{}",
+            text(&before["name"]),
+            changed(after.unwrap_or(&Value::Null), before)
+        );
+        errors.push(FieldError::forbidden("spec.ephemeralContainers", why));
+    }
+}

@@ -1,0 +1,139 @@
+//! Who is asking: client certificates, service account tokens, or nobody.
+
+use std::collections::BTreeMap;
+
+use api::status::Status;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Validation};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::engine::Engine;
+use crate::identity::{AUTHENTICATED, User};
+use crate::pki::Authority;
+
+/// The lifetime of a token nobody gave one, and the shortest that may be asked for, seconds.
+pub const DEFAULT_SECONDS: i64 = 3600;
+pub const SHORTEST_SECONDS: i64 = 600;
+
+/// What a service account token says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Claims {
+    pub iss: String,
+    pub sub: String,
+    pub aud: Vec<String>,
+    pub exp: i64,
+    pub iat: i64,
+    pub nbf: i64,
+    pub jti: String,
+    #[serde(rename = "kubernetes.io")]
+    pub bound: Bound,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Bound {
+    pub namespace: String,
+    pub serviceaccount: Reference,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Reference>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<Reference>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Reference>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Reference {
+    pub name: String,
+    pub uid: String,
+}
+
+/// Signs and checks tokens of one cluster.
+pub struct Tokens {
+    encoding: EncodingKey,
+    decoding: DecodingKey,
+    /// Issuer and default audience.
+    pub issuer: String,
+}
+
+impl Tokens {
+    pub fn new(authority: &Authority, domain: &str) -> Result<Self, jsonwebtoken::errors::Error> {
+        Ok(Self {
+            encoding: EncodingKey::from_ec_pem(authority.token_key.as_bytes())?,
+            decoding: DecodingKey::from_ec_pem(authority.token_public_key.as_bytes())?,
+            issuer: format!("https://kubernetes.default.svc.{domain}"),
+        })
+    }
+
+    pub fn sign(&self, claims: &Claims) -> Result<String, Status> {
+        let header = jsonwebtoken::Header::new(Algorithm::ES256);
+        jsonwebtoken::encode(&header, claims, &self.encoding).map_err(Status::internal)
+    }
+
+    /// The user a token stands for and the audiences it shares with `audiences`; `None` when it proves nothing.
+    pub fn check(&self, engine: &Engine, token: &str, audiences: &[String]) -> Option<(User, Vec<String>)> {
+        let mut validation = Validation::new(Algorithm::ES256);
+        validation.set_issuer(&[&self.issuer]);
+        validation.validate_aud = false;
+        validation.validate_nbf = true;
+        validation.leeway = 10;
+        let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation).ok()?.claims;
+        let shared: Vec<String> = claims.aud.iter().filter(|aud| audiences.contains(aud)).cloned().collect();
+        if shared.is_empty() || !still_there(engine, &claims.bound) {
+            return None;
+        }
+        Some((user_of(&claims), shared))
+    }
+}
+
+/// The account, and the pod a token is bound to, exist with the uids the token was made for.
+fn still_there(engine: &Engine, bound: &Bound) -> bool {
+    let uid = |plural: &str, namespace: &str, name: &str| engine.lookup("", plural, namespace, name).map(|o| o.header.uid.clone());
+    let account = &bound.serviceaccount;
+    uid("serviceaccounts", &bound.namespace, &account.name).as_ref() == Some(&account.uid)
+        && bound.pod.as_ref().is_none_or(|pod| uid("pods", &bound.namespace, &pod.name).as_ref() == Some(&pod.uid))
+        && bound.secret.as_ref().is_none_or(|secret| uid("secrets", &bound.namespace, &secret.name).as_ref() == Some(&secret.uid))
+}
+
+fn user_of(claims: &Claims) -> User {
+    let bound = &claims.bound;
+    let mut user = User::service_account(&bound.namespace, &bound.serviceaccount.name);
+    user.uid = bound.serviceaccount.uid.clone();
+    let mut extra = BTreeMap::new();
+    extra.insert("authentication.kubernetes.io/credential-id".to_owned(), vec![format!("JTI={}", claims.jti)]);
+    for (prefix, reference) in [("pod", &bound.pod), ("node", &bound.node)] {
+        if let Some(reference) = reference {
+            extra.insert(format!("authentication.kubernetes.io/{prefix}-name"), vec![reference.name.clone()]);
+            extra.insert(format!("authentication.kubernetes.io/{prefix}-uid"), vec![reference.uid.clone()]);
+        }
+    }
+    user.extra = extra;
+    user
+}
+
+/// The user of a verified client certificate: CN and every O.
+pub fn certificate_user(der: &[u8]) -> Option<User> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let subject = certificate.subject();
+    let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
+    let mut groups: Vec<String> = subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
+    groups.push(AUTHENTICATED.into());
+    Some(User { name, groups, ..User::default() })
+}
+
+/// A user as reviews show it.
+pub fn user_info(user: &User) -> Value {
+    let mut info = serde_json::Map::new();
+    info.insert("username".into(), user.name.clone().into());
+    if !user.uid.is_empty() {
+        info.insert("uid".into(), user.uid.clone().into());
+    }
+    if !user.groups.is_empty() {
+        info.insert("groups".into(), user.groups.clone().into());
+    }
+    if !user.extra.is_empty() {
+        info.insert("extra".into(), serde_json::to_value(&user.extra).unwrap_or_default());
+    }
+    info.into()
+}

@@ -1,0 +1,393 @@
+//! Who may do what: RBAC over the stored roles, and what a node's agent may touch beyond it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use api::status::Status;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::engine::{Engine, Target};
+use crate::identity::User;
+use crate::object::Collection;
+
+mod node;
+
+/// What is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Attributes {
+    pub verb: String,
+    pub group: String,
+    pub resource: String,
+    pub subresource: String,
+    pub namespace: String,
+    pub name: String,
+    /// A path that is no resource; the fields above but `verb` are then empty.
+    pub path: Option<String>,
+}
+
+impl Attributes {
+    fn full_resource(&self) -> String {
+        match &*self.subresource {
+            "" => self.resource.clone(),
+            subresource => format!("{}/{subresource}", self.resource),
+        }
+    }
+
+    /// The sentence of a refusal.
+    pub fn refusal(&self, user: &User) -> String {
+        let (name, verb) = (&user.name, &self.verb);
+        if let Some(path) = &self.path {
+            return format!("User \"{name}\" cannot {verb} path \"{path}\"");
+        }
+        let place = match &*self.namespace {
+            "" => "at the cluster scope".to_owned(),
+            namespace => format!("in the namespace \"{namespace}\""),
+        };
+        format!("User \"{name}\" cannot {verb} resource \"{}\" in API group \"{}\" {place}", self.full_resource(), self.group)
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Rule {
+    pub verbs: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub api_groups: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub resources: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub resource_names: Vec<String>,
+    #[serde(rename = "nonResourceURLs", skip_serializing_if = "Vec::is_empty")]
+    pub non_resource_urls: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Role {
+    metadata: api::view::Meta,
+    rules: Vec<Rule>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Binding {
+    metadata: api::view::Meta,
+    subjects: Vec<Subject>,
+    role_ref: RoleRef,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Subject {
+    kind: String,
+    name: String,
+    namespace: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct RoleRef {
+    kind: String,
+    name: String,
+}
+
+/// The stored roles and bindings, decoded once per change of any of them.
+#[derive(Debug, Default)]
+struct Policy {
+    cluster_roles: HashMap<String, Vec<Rule>>,
+    roles: HashMap<(String, String), Vec<Rule>>,
+    cluster_bindings: Vec<Binding>,
+    bindings: HashMap<String, Vec<Binding>>,
+}
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+const PARTS: [&str; 4] = ["clusterroles", "roles", "clusterrolebindings", "rolebindings"];
+
+/// Keeps the decoded policy of one engine.
+#[derive(Default)]
+pub struct Authorizer {
+    policy: Mutex<([u64; 4], Arc<Policy>)>,
+}
+
+impl Authorizer {
+    /// # Errors
+    /// 403 with upstream's sentence.
+    pub fn check(&self, engine: &Engine, user: &User, asked: &Attributes) -> Result<(), Status> {
+        if self.allows(engine, user, asked) {
+            return Ok(());
+        }
+        Err(Status::forbidden(&asked.group, &asked.resource, &asked.name, &asked.refusal(user)))
+    }
+
+    pub fn allows(&self, engine: &Engine, user: &User, asked: &Attributes) -> bool {
+        if user.is_master() {
+            return true;
+        }
+        if let Some(node) = user.as_node() {
+            let policy = self.policy(engine);
+            let rules = policy.cluster_roles.get("system:node").map(Vec::as_slice).unwrap_or_default();
+            if rules.iter().any(|rule| rule.covers(asked)) && node::may_touch(engine, node, asked) {
+                return true;
+            }
+        }
+        let mut allowed = false;
+        self.visit(engine, user, &asked.namespace, &mut |rules| {
+            allowed = rules.iter().any(|rule| rule.covers(asked));
+            !allowed
+        });
+        allowed
+    }
+
+    /// Every rule that holds for a user in a namespace.
+    pub fn rules(&self, engine: &Engine, user: &User, namespace: &str) -> Vec<Rule> {
+        let mut all = Vec::new();
+        self.visit(engine, user, namespace, &mut |rules| {
+            all.extend_from_slice(rules);
+            true
+        });
+        all
+    }
+
+    /// Calls `see` with the rules of each binding that names the user, until it says stop.
+    fn visit(&self, engine: &Engine, user: &User, namespace: &str, see: &mut dyn FnMut(&[Rule]) -> bool) {
+        let policy = self.policy(engine);
+        let cluster = policy.cluster_bindings.iter().map(|binding| (binding, ""));
+        let local = policy.bindings.get(namespace).into_iter().flatten().map(|binding| (binding, namespace));
+        for (binding, namespace) in cluster.chain(local) {
+            let named = binding.subjects.iter().any(|subject| subject.is(user, &binding.metadata.namespace));
+            if named && let Some(rules) = policy.rules_of(&binding.role_ref, namespace) && !see(rules) {
+                return;
+            }
+        }
+    }
+
+    fn policy(&self, engine: &Engine) -> Arc<Policy> {
+        let caches = PARTS.map(|plural| engine.cache().collection(&Collection::new(RBAC, plural)));
+        let now = caches.each_ref().map(|cache| *cache.subscribe().borrow());
+        let mut kept = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
+        let (seen, policy) = &mut *kept;
+        let never = policy.cluster_roles.is_empty() && policy.roles.is_empty();
+        if *seen != now || never {
+            let [cluster_roles, roles, cluster_bindings, bindings] = caches.map(|cache| cache.list("").objects);
+            let mut fresh = Policy::default();
+            for role in cluster_roles.iter().map(|object| decode::<Role>(object)) {
+                fresh.cluster_roles.insert(role.metadata.name, role.rules);
+            }
+            for role in roles.iter().map(|object| decode::<Role>(object)) {
+                fresh.roles.insert((role.metadata.namespace, role.metadata.name), role.rules);
+            }
+            fresh.cluster_bindings = cluster_bindings.iter().map(|object| decode(object)).collect();
+            for binding in bindings.iter().map(|object| decode::<Binding>(object)) {
+                fresh.bindings.entry(binding.metadata.namespace.clone()).or_default().push(binding);
+            }
+            (*seen, *policy) = (now, Arc::new(fresh));
+        }
+        policy.clone()
+    }
+}
+
+/// Stored roles passed validation; one that does not decode grants nothing.
+fn decode<T: Default + serde::de::DeserializeOwned>(object: &crate::object::Object) -> T {
+    serde_json::from_slice(&object.json).unwrap_or_else(|error| {
+        tracing::error!(key = object.key.as_str(), %error, "role or binding does not decode; it grants nothing");
+        T::default()
+    })
+}
+
+impl Policy {
+    fn rules_of(&self, reference: &RoleRef, namespace: &str) -> Option<&[Rule]> {
+        let rules = match &*reference.kind {
+            "ClusterRole" => self.cluster_roles.get(&reference.name),
+            _ => self.roles.get(&(namespace.to_owned(), reference.name.clone())),
+        };
+        rules.map(Vec::as_slice)
+    }
+}
+
+impl Subject {
+    fn is(&self, user: &User, binding_namespace: &str) -> bool {
+        match &*self.kind {
+            "User" => self.name == user.name,
+            "Group" => user.in_group(&self.name),
+            "ServiceAccount" => {
+                let namespace = if self.namespace.is_empty() { binding_namespace } else { &self.namespace };
+                user.as_service_account() == Some((namespace, &self.name))
+            }
+            _ => false,
+        }
+    }
+}
+
+fn has(list: &[String], wanted: &str) -> bool {
+    list.iter().any(|item| item == "*" || item == wanted)
+}
+
+impl Rule {
+    pub fn covers(&self, asked: &Attributes) -> bool {
+        if !has(&self.verbs, &asked.verb) {
+            return false;
+        }
+        if let Some(path) = &asked.path {
+            return self.non_resource_urls.iter().any(|url| match url.strip_suffix('*') {
+                Some(prefix) => path.starts_with(prefix),
+                None => url == path,
+            });
+        }
+        has(&self.api_groups, &asked.group)
+            && self.covers_resource(asked)
+            && (self.resource_names.is_empty() || self.resource_names.contains(&asked.name))
+    }
+
+    fn covers_resource(&self, asked: &Attributes) -> bool {
+        let full = asked.full_resource();
+        let any_of_sub = format!("*/{}", asked.subresource);
+        self.resources.iter().any(|own| own == "*" || *own == full || (!asked.subresource.is_empty() && *own == any_of_sub))
+    }
+
+    /// The single permissions of a rule.
+    fn split(&self) -> Vec<Attributes> {
+        let names = if self.resource_names.is_empty() { vec![String::new()] } else { self.resource_names.clone() };
+        let mut all = Vec::new();
+        for verb in &self.verbs {
+            for path in &self.non_resource_urls {
+                all.push(Attributes { verb: verb.clone(), path: Some(path.clone()), ..Attributes::default() });
+            }
+            for group in &self.api_groups {
+                for resource in &self.resources {
+                    let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+                    all.extend(names.iter().map(|name| Attributes {
+                        verb: verb.clone(),
+                        group: group.clone(),
+                        resource: resource.into(),
+                        subresource: subresource.into(),
+                        name: name.clone(),
+                        ..Attributes::default()
+                    }));
+                }
+            }
+        }
+        all
+    }
+}
+
+/// Nobody grants what he does not have, unless he may `escalate` (roles) or `bind` (bindings).
+pub(crate) fn check_escalation(engine: &Engine, user: &User, target: &Target, object: &Value) -> Result<(), Status> {
+    if user.is_master() {
+        return Ok(());
+    }
+    let binding = object.get("roleRef").is_some();
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let (verb, resource, role) = if binding {
+        let cluster = object["roleRef"]["kind"] == "ClusterRole";
+        ("bind", if cluster { "clusterroles" } else { "roles" }, object["roleRef"]["name"].as_str().unwrap_or_default())
+    } else {
+        ("escalate", &*target.kind.plural, name)
+    };
+    let special = Attributes {
+        verb: verb.into(),
+        group: RBAC.into(),
+        resource: resource.into(),
+        namespace: target.namespace.clone(),
+        name: role.into(),
+        ..Attributes::default()
+    };
+    let authorizer = &engine.authorizer;
+    if authorizer.allows(engine, user, &special) {
+        return Ok(());
+    }
+    let granted = if binding {
+        let namespace = if resource == "clusterroles" { "" } else { &*target.namespace };
+        let found = engine.lookup(RBAC, resource, namespace, role).ok_or_else(|| Status::not_found(RBAC, resource, role))?;
+        decode::<Role>(&found).rules
+    } else {
+        serde_json::from_value(object["rules"].clone()).unwrap_or_default()
+    };
+    let own = authorizer.rules(engine, user, &target.namespace);
+    let missing: Vec<Rule> = granted.iter().flat_map(|rule| uncovered(rule, &own)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let shown: Vec<String> = missing.iter().map(show).collect();
+    let groups = user.groups.iter().map(|group| format!("{group:?}")).collect::<Vec<_>>().join(" ");
+    let why = format!(
+        "user {:?} (groups=[{groups}]) is attempting to grant RBAC permissions not currently held:\n{}",
+        user.name,
+        shown.join("\n")
+    );
+    Err(Status::forbidden(RBAC, &target.kind.plural, name, &why))
+}
+
+/// The single permissions of `rule` that none of `own` covers, joined per group and resource.
+fn uncovered(rule: &Rule, own: &[Rule]) -> Vec<Rule> {
+    let mut missing: Vec<Rule> = Vec::new();
+    for single in rule.split().into_iter().filter(|single| !own.iter().any(|rule| rule.covers(single))) {
+        let urls: Vec<String> = single.path.clone().into_iter().collect();
+        let resources = if urls.is_empty() { vec![single.full_resource()] } else { Vec::new() };
+        let groups = if urls.is_empty() { vec![single.group.clone()] } else { Vec::new() };
+        let names: Vec<String> = Some(single.name.clone()).filter(|name| !name.is_empty()).into_iter().collect();
+        match missing.iter_mut().find(|m| m.resources == resources && m.api_groups == groups && m.resource_names == names && m.non_resource_urls == urls) {
+            Some(known) => known.verbs.push(single.verb),
+            None => missing.push(Rule { verbs: vec![single.verb], api_groups: groups, resources, resource_names: names, non_resource_urls: urls }),
+        }
+    }
+    missing
+}
+
+/// A rule as the refusal prints it.
+fn show(rule: &Rule) -> String {
+    let list = |items: &[String]| items.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(" ");
+    let mut parts = Vec::new();
+    for (name, items) in [
+        ("NonResourceURLs", &rule.non_resource_urls),
+        ("APIGroups", &rule.api_groups),
+        ("Resources", &rule.resources),
+        ("ResourceNames", &rule.resource_names),
+        ("Verbs", &rule.verbs),
+    ] {
+        if !items.is_empty() {
+            parts.push(format!("{name}:[{}]", list(items)));
+        }
+    }
+    format!("{{{}}}", parts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(verb: &str, resource: &str, subresource: &str, name: &str) -> Attributes {
+        let text = str::to_owned;
+        Attributes { verb: text(verb), resource: text(resource), subresource: text(subresource), name: text(name), ..Attributes::default() }
+    }
+
+    fn rule(verbs: &[&str], resources: &[&str], names: &[&str]) -> Rule {
+        let all = |items: &[&str]| items.iter().map(|item| (*item).to_owned()).collect();
+        Rule { verbs: all(verbs), api_groups: all(&[""]), resources: all(resources), resource_names: all(names), ..Rule::default() }
+    }
+
+    #[test]
+    fn a_rule_names_subresources_apart() {
+        let pods = rule(&["get"], &["pods"], &[]);
+        assert!(pods.covers(&ask("get", "pods", "", "a")) && !pods.covers(&ask("get", "pods", "log", "a")));
+        assert!(rule(&["*"], &["*/log"], &[]).covers(&ask("get", "pods", "log", "")));
+        assert!(rule(&["*"], &["*"], &[]).covers(&ask("get", "pods", "log", "")));
+        let one = rule(&["get"], &["pods"], &["a"]);
+        assert!(one.covers(&ask("get", "pods", "", "a")) && !one.covers(&ask("list", "pods", "", "")));
+    }
+
+    #[test]
+    fn paths_match_by_prefix_only_with_a_star() {
+        let urls = Rule { verbs: vec!["get".into()], non_resource_urls: vec!["/healthz".into(), "/api/*".into()], ..Rule::default() };
+        let path = |path: &str| Attributes { verb: "get".into(), path: Some(path.into()), ..Attributes::default() };
+        assert!(urls.covers(&path("/healthz")) && urls.covers(&path("/api/v1")) && !urls.covers(&path("/healthz/x")));
+    }
+
+    #[test]
+    fn what_is_not_held_is_listed() {
+        let own = [rule(&["get"], &["pods"], &[])];
+        let missing = uncovered(&rule(&["get", "list"], &["pods", "secrets"], &[]), &own);
+        let shown: Vec<_> = missing.iter().map(show).collect();
+        assert_eq!(shown, ["{APIGroups:[\"\"], Resources:[\"secrets\"], Verbs:[\"get\" \"list\"]}", "{APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"list\"]}"]);
+    }
+}

@@ -1,0 +1,321 @@
+//! The watch cache: the current state of every collection and a bounded history of its changes, all in memory.
+//!
+//! Fed by the committer alone, in revision order. A list is a snapshot at a revision; a watch reads the history with a
+//! cursor of its own, so a slow watcher costs nothing and learns by [`Expired`] that it fell behind.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::object::{Collection, Object, ObjectKey, Revision};
+
+/// Changes younger than this are kept, as long as [`HISTORY_BYTES`] allows.
+const HISTORY_AGE: Duration = Duration::from_secs(300);
+/// Bound of one collection's history, bytes of object text.
+const HISTORY_BYTES: usize = 64 << 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeKind {
+    Added,
+    Modified,
+    Deleted,
+}
+
+/// One change of one object, in history.
+#[derive(Debug)]
+pub struct Change {
+    pub kind: ChangeKind,
+    /// The object after the change; for a deletion its last state at the deletion's revision.
+    pub object: Arc<Object>,
+    pub previous: Option<Arc<Object>>,
+    at: Instant,
+    /// The watch event in its plain JSON form, encoded once for all watchers.
+    pub encoded: OnceLock<Bytes>,
+}
+
+impl Change {
+    pub fn revision(&self) -> Revision {
+        self.object.revision
+    }
+
+    fn size(&self) -> usize {
+        self.object.json.len()
+    }
+}
+
+/// The asked-for revision is older than the history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expired {
+    /// The oldest revision that still works.
+    pub oldest: Revision,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    objects: BTreeMap<ObjectKey, Arc<Object>>,
+    history: VecDeque<Arc<Change>>,
+    history_bytes: usize,
+    /// The last revision dropped from history: a watch may start here or later.
+    floor: Revision,
+    last: Revision,
+}
+
+/// One collection.
+#[derive(Debug)]
+pub struct CollectionCache {
+    state: RwLock<State>,
+    /// Announces the last revision that changed this collection.
+    changed: watch::Sender<Revision>,
+    global: Arc<AtomicU64>,
+}
+
+/// A consistent view: every change up to `revision` and none after.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub revision: Revision,
+    pub objects: Vec<Arc<Object>>,
+}
+
+impl CollectionCache {
+    fn new(global: Arc<AtomicU64>, floor: Revision) -> Self {
+        let state = State { floor, ..State::default() };
+        Self { state: RwLock::new(state), changed: watch::channel(0).0, global }
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The revision a reader holding the lock sees: nothing of this collection up to it is missing.
+    fn revision(&self, state: &State) -> Revision {
+        state.last.max(self.global.load(Ordering::Acquire))
+    }
+
+    pub fn get(&self, key: &ObjectKey) -> Option<Arc<Object>> {
+        self.read(|state| state.objects.get(key).cloned())
+    }
+
+    pub fn len(&self) -> usize {
+        self.read(|state| state.objects.len())
+    }
+
+    /// The objects of a namespace (all when empty), in key order.
+    pub fn list(&self, namespace: &str) -> Snapshot {
+        self.read(|state| Snapshot {
+            revision: self.revision(state),
+            objects: range(state, namespace).map(|(_, object)| object.clone()).collect(),
+        })
+    }
+
+    /// The objects as they were at `revision`, rebuilt from now by undoing the later changes.
+    pub fn list_at(&self, namespace: &str, revision: Revision) -> Result<Snapshot, Expired> {
+        self.read(|state| {
+            if revision < state.floor {
+                return Err(Expired { oldest: state.floor });
+            }
+            let mut then: BTreeMap<&ObjectKey, Arc<Object>> = range(state, namespace).map(|(k, o)| (k, o.clone())).collect();
+            for change in state.history.iter().rev().take_while(|change| change.revision() > revision) {
+                let key = &change.object.key;
+                if !namespace.is_empty() && key.namespace() != namespace {
+                    continue;
+                }
+                match &change.previous {
+                    Some(previous) => then.insert(key, previous.clone()),
+                    None => then.remove(key),
+                };
+            }
+            Ok(Snapshot { revision, objects: then.into_values().collect() })
+        })
+    }
+
+    /// The changes after `cursor`, oldest first.
+    pub fn since(&self, cursor: Revision) -> Result<Vec<Arc<Change>>, Expired> {
+        self.read(|state| {
+            if cursor < state.floor {
+                return Err(Expired { oldest: state.floor });
+            }
+            let from = state.history.partition_point(|change| change.revision() <= cursor);
+            Ok(state.history.range(from..).cloned().collect())
+        })
+    }
+
+    /// Wakes at each change of this collection.
+    pub fn subscribe(&self) -> watch::Receiver<Revision> {
+        self.changed.subscribe()
+    }
+
+    /// The revision up to which this collection is known to be complete.
+    pub fn current(&self) -> Revision {
+        self.read(|state| self.revision(state))
+    }
+
+    fn put_loaded(&self, object: Arc<Object>) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.last = state.last.max(object.revision);
+        state.objects.insert(object.key.clone(), object);
+    }
+
+    /// Takes one committed change; a deletion of an absent key leaves no trace.
+    fn apply(&self, key: &ObjectKey, revision: Revision, object: Option<Arc<Object>>) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let previous = state.objects.get(key).cloned();
+        let (kind, object) = match (object, &previous) {
+            (Some(object), None) => (ChangeKind::Added, object),
+            (Some(object), Some(_)) => (ChangeKind::Modified, object),
+            (None, Some(previous)) => (ChangeKind::Deleted, Arc::new(previous.at(revision))),
+            (None, None) => return,
+        };
+        match kind {
+            ChangeKind::Deleted => state.objects.remove(key),
+            _ => state.objects.insert(key.clone(), object.clone()),
+        };
+        let change = Change { kind, object, previous, at: Instant::now(), encoded: OnceLock::new() };
+        state.history_bytes += change.size();
+        state.last = revision;
+        state.history.push_back(Arc::new(change));
+        trim(&mut state);
+    }
+}
+
+fn range<'a>(state: &'a State, namespace: &str) -> impl Iterator<Item = (&'a ObjectKey, &'a Arc<Object>)> {
+    let from = ObjectKey::new(namespace, "");
+    let lower = if namespace.is_empty() { Bound::Unbounded } else { Bound::Included(from) };
+    let namespace = namespace.to_owned();
+    state
+        .objects
+        .range((lower, Bound::Unbounded))
+        .take_while(move |(key, _)| namespace.is_empty() || key.namespace() == namespace)
+}
+
+fn trim(state: &mut State) {
+    while let Some(oldest) = state.history.front() {
+        let aged = oldest.at.elapsed() > HISTORY_AGE;
+        if !aged && state.history_bytes <= HISTORY_BYTES {
+            return;
+        }
+        state.floor = oldest.revision();
+        state.history_bytes -= oldest.size();
+        state.history.pop_front();
+    }
+}
+
+/// All collections, and the revision that all of them have reached.
+#[derive(Debug)]
+pub struct Cache {
+    collections: RwLock<HashMap<Collection, Arc<CollectionCache>>>,
+    global: Arc<AtomicU64>,
+    /// Announces every revision, for readers that wait for one.
+    revision: watch::Sender<Revision>,
+    /// The revision at start: no history before it.
+    floor: Revision,
+}
+
+impl Cache {
+    pub fn new(floor: Revision) -> Self {
+        let global = Arc::new(AtomicU64::new(floor));
+        Self { collections: RwLock::default(), global, revision: watch::channel(floor).0, floor }
+    }
+
+    /// The cache of one collection, made when first asked for.
+    pub fn collection(&self, collection: &Collection) -> Arc<CollectionCache> {
+        let known = self.collections.read().unwrap_or_else(PoisonError::into_inner).get(collection).cloned();
+        known.unwrap_or_else(|| {
+            let mut all = self.collections.write().unwrap_or_else(PoisonError::into_inner);
+            let made = || Arc::new(CollectionCache::new(self.global.clone(), self.floor));
+            all.entry(collection.clone()).or_insert_with(made).clone()
+        })
+    }
+
+    /// Every collection that was ever asked for or loaded.
+    pub fn collections(&self) -> Vec<(Collection, Arc<CollectionCache>)> {
+        let all = self.collections.read().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(name, cache)| (name.clone(), cache.clone())).collect()
+    }
+
+    pub fn revision(&self) -> Revision {
+        self.global.load(Ordering::Acquire)
+    }
+
+    pub fn revisions(&self) -> watch::Receiver<Revision> {
+        self.revision.subscribe()
+    }
+
+    pub fn put_loaded(&self, collection: &Collection, object: Object) {
+        self.collection(collection).put_loaded(Arc::new(object));
+    }
+
+    /// Publishes one committed change; called in revision order.
+    pub fn apply(&self, collection: &Collection, key: &ObjectKey, revision: Revision, object: Option<Arc<Object>>) {
+        let cache = self.collection(collection);
+        cache.apply(key, revision, object);
+        self.global.store(revision, Ordering::Release);
+        cache.changed.send_replace(revision);
+        self.revision.send_replace(revision);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::{Encoded, Header};
+    use serde_json::json;
+
+    fn object(name: &str, revision: Revision) -> Arc<Object> {
+        let json = Encoded::new(&json!({"metadata": {"name": name}})).with_version(revision);
+        Arc::new(Object { key: ObjectKey::new("ns", name), revision, header: Header::default(), json })
+    }
+
+    fn filled() -> (Cache, Arc<CollectionCache>) {
+        let cache = Cache::new(10);
+        let pods = Collection::new("", "pods");
+        for (revision, name) in [(11, "a"), (12, "b"), (13, "a")] {
+            cache.apply(&pods, &ObjectKey::new("ns", name), revision, Some(object(name, revision)));
+        }
+        cache.apply(&pods, &ObjectKey::new("ns", "b"), 14, None);
+        let collection = cache.collection(&pods);
+        (cache, collection)
+    }
+
+    fn versions(snapshot: &Snapshot) -> Vec<Revision> {
+        snapshot.objects.iter().map(|object| object.revision).collect()
+    }
+
+    #[test]
+    fn a_list_is_the_state_at_its_revision() {
+        let (_, pods) = filled();
+        assert_eq!((pods.list("").revision, versions(&pods.list("ns"))), (14, vec![13]));
+        assert_eq!(versions(&pods.list_at("", 12).unwrap()), [11, 12]);
+        assert_eq!(versions(&pods.list_at("ns", 13).unwrap()), [13, 12]);
+        assert!(pods.list("other").objects.is_empty());
+    }
+
+    #[test]
+    fn a_watch_continues_exactly_after_its_revision() {
+        let (_, pods) = filled();
+        let kinds: Vec<_> = pods.since(11).unwrap().iter().map(|c| (c.kind, c.revision())).collect();
+        assert_eq!(kinds, [(ChangeKind::Added, 12), (ChangeKind::Modified, 13), (ChangeKind::Deleted, 14)]);
+        assert_eq!(pods.since(9).unwrap_err(), Expired { oldest: 10 });
+    }
+
+    #[test]
+    fn other_collections_move_the_common_revision() {
+        let (cache, pods) = filled();
+        cache.apply(&Collection::new("", "nodes"), &ObjectKey::new("", "n"), 15, Some(object("n", 15)));
+        assert_eq!(pods.list("").revision, 15);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn old_changes_leave_history_but_not_the_state() {
+        let (cache, pods) = filled();
+        tokio::time::advance(HISTORY_AGE * 2).await;
+        cache.apply(&Collection::new("", "pods"), &ObjectKey::new("ns", "c"), 16, Some(object("c", 16)));
+        assert_eq!(pods.since(13).unwrap_err(), Expired { oldest: 14 });
+        assert_eq!(versions(&pods.list("")), [13, 16]);
+    }
+}

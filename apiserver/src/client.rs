@@ -1,0 +1,145 @@
+//! The API without HTTP: what controllers, the scheduler and an agent of the same process use.
+//!
+//! The same path as a request from outside (authorisation, admission, validation), under a user of its own.
+
+use std::sync::Arc;
+
+use api::decode::{self, FieldValidation};
+use api::kind::Kind;
+use api::status::Status;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::authz::Attributes;
+use crate::engine::{Context, DeleteOptions, Deleted, Draft, Engine, List, ListOptions, Target, Watch, WatchOptions, WriteOptions};
+use crate::identity::User;
+use crate::reviews;
+use crate::server::Shared;
+
+/// One identity's way into the API; cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+    user: User,
+    manager: String,
+}
+
+/// Names a collection: group, version, plural.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Resource {
+    pub group: &'static str,
+    pub version: &'static str,
+    pub plural: &'static str,
+}
+
+impl Resource {
+    pub const fn core(plural: &'static str) -> Self {
+        Self { group: "", version: "v1", plural }
+    }
+
+    pub const fn new(group: &'static str, plural: &'static str) -> Self {
+        Self { group, version: "v1", plural }
+    }
+}
+
+impl Client {
+    pub(crate) fn new(shared: Arc<Shared>, user: User, manager: &str) -> Self {
+        Self { shared, user, manager: manager.to_owned() }
+    }
+
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.shared.engine
+    }
+
+    fn kind(&self, resource: Resource) -> Result<Arc<Kind>, Status> {
+        self.engine().registry().find(resource.group, resource.version, resource.plural).ok_or_else(Status::no_route)
+    }
+
+    /// The target of a request of ours, if we may make it.
+    fn allowed(&self, verb: &str, resource: Resource, namespace: &str, name: &str, subresource: &str) -> Result<Target, Status> {
+        let text = str::to_owned;
+        let asked = Attributes {
+            verb: text(verb),
+            group: text(resource.group),
+            resource: text(resource.plural),
+            subresource: text(subresource),
+            namespace: text(if resource.plural == "namespaces" { name } else { namespace }),
+            name: text(name),
+            path: None,
+        };
+        self.engine().authorizer.check(self.engine(), &self.user, &asked)?;
+        let mut target = Target::new(self.kind(resource)?, namespace, name);
+        target.subresource = text(subresource);
+        Ok(target)
+    }
+
+    fn context(&self) -> Context {
+        Context { user: self.user.clone(), now: Timestamp::now() }
+    }
+
+    fn options(&self) -> WriteOptions {
+        WriteOptions { manager: self.manager.clone(), dry_run: false }
+    }
+
+    pub async fn get(&self, resource: Resource, namespace: &str, name: &str) -> Result<Value, Status> {
+        let target = self.allowed("get", resource, namespace, name, "")?;
+        let object = self.engine().get(&target, None).await?;
+        Ok(self.engine().show(&target.kind, &object))
+    }
+
+    pub async fn list(&self, resource: Resource, namespace: &str, options: &ListOptions) -> Result<List, Status> {
+        let target = self.allowed("list", resource, namespace, "", "")?;
+        self.engine().list(&target, options).await
+    }
+
+    pub fn watch(&self, resource: Resource, namespace: &str, options: WatchOptions) -> Result<Watch, Status> {
+        let target = self.allowed("watch", resource, namespace, "", "")?;
+        self.engine().watch(&target, options)
+    }
+
+    pub async fn create(&self, resource: Resource, namespace: &str, object: Value) -> Result<Value, Status> {
+        let target = self.allowed("create", resource, namespace, "", "")?;
+        let object = canonical(&target.kind, &object)?;
+        let written = self.engine().create(&self.context(), &target, &self.options(), object).await?;
+        Ok(written.value)
+    }
+
+    /// Changes an object or a slice of it (`""`, `status`, `finalize`); `change` may run several times.
+    pub async fn update<F>(&self, resource: Resource, namespace: &str, name: &str, subresource: &str, change: F) -> Result<Value, Status>
+    where
+        F: Fn(&Value) -> Result<Value, Status> + Send + Sync,
+    {
+        let target = self.allowed("update", resource, namespace, name, subresource)?;
+        let through = |current: Option<&Value>| {
+            let next = change(current.ok_or_else(|| target.not_found())?)?;
+            canonical(&target.kind, &next).map(Draft::Update)
+        };
+        let written = self.engine().update(&self.context(), &target, &self.options(), &through).await?;
+        Ok(written.value)
+    }
+
+    pub async fn delete(&self, resource: Resource, namespace: &str, name: &str, options: &DeleteOptions) -> Result<Deleted, Status> {
+        let target = self.allowed("delete", resource, namespace, name, "")?;
+        self.engine().delete(&self.context(), &target, options).await
+    }
+
+    /// Gives a pod its node; `uid` guards against a namesake.
+    pub async fn bind(&self, namespace: &str, pod: &str, uid: &str, node: &str) -> Result<(), Status> {
+        let target = self.allowed("create", Resource::core("pods"), namespace, pod, "binding")?;
+        let binding = json!({"metadata": {"name": pod, "uid": uid}, "target": {"kind": "Node", "name": node}});
+        self.engine().bind(&self.context(), &target, &self.options(), &binding).await
+    }
+
+    /// A token of a service account (`spec` as in TokenRequest); returns the answered TokenRequest.
+    pub async fn token(&self, namespace: &str, account: &str, spec: Value) -> Result<Value, Status> {
+        let target = self.allowed("create", Resource::core("serviceaccounts"), namespace, account, "token")?;
+        let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
+        reviews::token_request(self.engine(), &self.shared.tokens, &self.context(), &target, request)
+    }
+}
+
+/// An object of ours in canonical form; what does not fit its kind is our mistake, and said as one.
+fn canonical(kind: &Kind, object: &Value) -> Result<Value, Status> {
+    let decoded = decode::value(&kind.gvk(), &kind.schema, object, Vec::new(), FieldValidation::Strict);
+    decoded.map(|decoded| decoded.value).map_err(|failure| Status::bad_request(failure.0))
+}

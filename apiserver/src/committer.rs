@@ -1,0 +1,253 @@
+//! The one writer: checks compare-and-swap, commits groups of transactions with one fsync, publishes in order.
+//!
+//! A transaction is acknowledged only after its batch is durable; readers see it no earlier than its caller could.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+use crate::cache::Cache;
+use crate::object::{Collection, Encoded, Header, Object, ObjectKey, Revision};
+use crate::store::{Record, Store, StoreError, seal, store_key};
+
+/// Transactions in one batch: bounds the latency a late comer adds to the first.
+const BATCH: usize = 512;
+
+/// What must be true of a key for its transaction to go through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    Absent,
+    At(Revision),
+}
+
+#[derive(Debug, Clone)]
+pub struct Write {
+    pub collection: Collection,
+    pub key: ObjectKey,
+    pub expect: Expect,
+    /// `None` removes the key.
+    pub content: Option<(Encoded, Header)>,
+}
+
+#[derive(Debug, Error)]
+pub enum CommitError {
+    /// `key` was not as expected; `found` is its revision now.
+    #[error("{key:?} of {collection:?} changed meanwhile")]
+    Conflict { collection: Collection, key: ObjectKey, found: Option<Revision> },
+    #[error("the store refused the write")]
+    Store(#[source] Arc<StoreError>),
+    #[error("the server is shutting down")]
+    Closed,
+}
+
+/// The objects of a committed transaction, in the order of its writes; `None` for removed keys.
+pub type Committed = (Revision, Vec<Option<Arc<Object>>>);
+
+struct Transaction {
+    writes: Vec<Write>,
+    reply: oneshot::Sender<Result<Committed, CommitError>>,
+}
+
+/// A handle to the writer; clones share it.
+#[derive(Clone)]
+pub struct Committer {
+    queue: SyncSender<Transaction>,
+}
+
+impl Committer {
+    /// Starts the writer thread. It ends when the last handle is dropped.
+    pub fn start(store: impl Store, cache: Arc<Cache>, last: Revision) -> Self {
+        let (queue, incoming) = sync_channel(4096);
+        let writer = Writer { store, cache, last };
+        std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || writer.run(&incoming))
+            .expect("a thread at start: without it nothing can be written");
+        Self { queue }
+    }
+
+    /// All of the writes or none of them.
+    pub async fn commit(&self, writes: Vec<Write>) -> Result<Committed, CommitError> {
+        let (reply, answer) = oneshot::channel();
+        let mut transaction = Transaction { writes, reply };
+        loop {
+            match self.queue.try_send(transaction) {
+                Ok(()) => break,
+                Err(std::sync::mpsc::TrySendError::Disconnected(_)) => return Err(CommitError::Closed),
+                Err(std::sync::mpsc::TrySendError::Full(back)) => {
+                    transaction = back;
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        answer.await.map_err(|_| CommitError::Closed)?
+    }
+}
+
+struct Writer<S> {
+    store: S,
+    cache: Arc<Cache>,
+    last: Revision,
+}
+
+/// A transaction that passed its checks, with the revision of each write.
+struct Accepted {
+    transaction: Transaction,
+    first: Revision,
+}
+
+impl<S: Store> Writer<S> {
+    fn run(mut self, incoming: &Receiver<Transaction>) {
+        while let Ok(first) = incoming.recv() {
+            let mut batch = vec![first];
+            batch.extend(incoming.try_iter().take(BATCH - 1));
+            self.commit(batch);
+        }
+    }
+
+    fn commit(&mut self, batch: Vec<Transaction>) {
+        let mut pending = HashMap::new();
+        let mut accepted = Vec::with_capacity(batch.len());
+        let mut records = Vec::with_capacity(batch.len());
+        for transaction in batch {
+            match self.check(&transaction.writes, &pending) {
+                Err(conflict) => drop(transaction.reply.send(Err(conflict))),
+                Ok(()) => {
+                    let first = self.last + 1;
+                    for write in &transaction.writes {
+                        self.last += 1;
+                        let revision = write.content.as_ref().map(|_| self.last);
+                        pending.insert((write.collection.clone(), write.key.clone()), revision);
+                        records.push(record(write, self.last));
+                    }
+                    accepted.push(Accepted { transaction, first });
+                }
+            }
+        }
+        if records.is_empty() {
+            return;
+        }
+        match self.store.commit(&records) {
+            Ok(()) => accepted.into_iter().for_each(|accepted| self.publish(accepted)),
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "store commit failed");
+                let error = Arc::new(error);
+                for Accepted { transaction, .. } in accepted {
+                    let _gone = transaction.reply.send(Err(CommitError::Store(error.clone())));
+                }
+            }
+        }
+    }
+
+    /// Holds each write's expectation against the batch so far, then against the cache.
+    fn check(
+        &self,
+        writes: &[Write],
+        pending: &HashMap<(Collection, ObjectKey), Option<Revision>>,
+    ) -> Result<(), CommitError> {
+        for write in writes {
+            let place = (write.collection.clone(), write.key.clone());
+            let found = match pending.get(&place) {
+                Some(revision) => *revision,
+                None => self.cache.collection(&write.collection).get(&write.key).map(|object| object.revision),
+            };
+            let holds = match write.expect {
+                Expect::Absent => found.is_none(),
+                Expect::At(revision) => found == Some(revision),
+            };
+            if !holds {
+                return Err(CommitError::Conflict { collection: place.0, key: place.1, found });
+            }
+        }
+        Ok(())
+    }
+
+    fn publish(&self, accepted: Accepted) {
+        let Accepted { transaction: Transaction { writes, reply }, first } = accepted;
+        let mut objects = Vec::with_capacity(writes.len());
+        let mut revision = first;
+        for write in writes {
+            let object = write.content.map(|(encoded, header)| {
+                Arc::new(Object { key: write.key.clone(), revision, header, json: encoded.with_version(revision) })
+            });
+            self.cache.apply(&write.collection, &write.key, revision, object.clone());
+            objects.push(object);
+            revision += 1;
+        }
+        // The caller may have gone; the write stands all the same.
+        let _gone = reply.send(Ok((revision - 1, objects)));
+    }
+}
+
+fn record(write: &Write, revision: Revision) -> Record {
+    let value = write.content.as_ref().map(|(encoded, _)| seal(encoded.stored()));
+    Record { key: store_key(&write.collection, &write.key), revision, value }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Counts batches; fails when told to.
+    struct Memory {
+        batches: Arc<std::sync::Mutex<Vec<usize>>>,
+        fail_from: Revision,
+    }
+
+    impl Store for Memory {
+        fn load(&mut self) -> Result<(Revision, Vec<Record>), StoreError> {
+            Ok((0, Vec::new()))
+        }
+
+        fn commit(&mut self, batch: &[Record]) -> Result<(), StoreError> {
+            if batch.iter().any(|record| record.revision >= self.fail_from) {
+                return Err(StoreError::Commit { revision: 0, source: "disk full".into() });
+            }
+            self.batches.lock().unwrap().push(batch.len());
+            Ok(())
+        }
+    }
+
+    fn write(name: &str, expect: Expect) -> Vec<Write> {
+        let content = Some((Encoded::new(&json!({"metadata": {"name": name}})), Header::default()));
+        vec![Write { collection: Collection::new("", "pods"), key: ObjectKey::new("ns", name), expect, content }]
+    }
+
+    fn committer(fail_from: Revision) -> (Committer, Arc<Cache>) {
+        let cache = Arc::new(Cache::new(0));
+        let store = Memory { batches: Arc::default(), fail_from };
+        (Committer::start(store, cache.clone(), 0), cache)
+    }
+
+    #[tokio::test]
+    async fn of_two_writers_at_one_revision_one_wins() {
+        let (committer, cache) = committer(u64::MAX);
+        let (first, _) = committer.commit(write("a", Expect::Absent)).await.unwrap();
+        let both = futures::future::join_all((0..8).map(|_| committer.commit(write("a", Expect::At(first))))).await;
+        assert_eq!(both.iter().filter(|result| result.is_ok()).count(), 1);
+        assert_eq!(cache.collection(&Collection::new("", "pods")).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_failed_commit_is_neither_acknowledged_nor_seen() {
+        let (committer, cache) = committer(2);
+        committer.commit(write("a", Expect::Absent)).await.unwrap();
+        assert!(matches!(committer.commit(write("b", Expect::Absent)).await, Err(CommitError::Store(_))));
+        assert_eq!(cache.collection(&Collection::new("", "pods")).len(), 1);
+        assert_eq!(cache.revision(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_transaction_is_all_or_nothing() {
+        let (committer, cache) = committer(u64::MAX);
+        committer.commit(write("a", Expect::Absent)).await.unwrap();
+        let mut writes = write("b", Expect::Absent);
+        writes.extend(write("a", Expect::Absent));
+        assert!(matches!(committer.commit(writes).await, Err(CommitError::Conflict { .. })));
+        assert_eq!(cache.collection(&Collection::new("", "pods")).len(), 1);
+    }
+}

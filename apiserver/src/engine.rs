@@ -1,0 +1,242 @@
+//! The one engine behind every kind: what a request means, and the order in which a write happens.
+//!
+//! HTTP and in-process callers meet here. The order of a write is that of ARCHITECTURE.md: decode, convert, default
+//! (the caller's side), then per attempt patch, strip, mutate, default again, validate, managedFields, compare, commit.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use api::kind::{Kind, Registry};
+use api::status::Status;
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::authz::Authorizer;
+use crate::cache::{Cache, ChangeKind, CollectionCache};
+use crate::committer::{CommitError, Committer, Expect, Write};
+use crate::identity::User;
+use crate::object::{Collection, Encoded, Header, Object, ObjectKey, Revision};
+use crate::store::{Store, StoreError, parse_key, unseal};
+
+mod admission;
+mod delete;
+mod read;
+mod services;
+mod subresource;
+mod watching;
+mod write;
+
+pub use delete::{DeleteOptions, Deleted, Propagation};
+pub use read::{List, ListOptions, VersionMatch, check_versions};
+pub use services::ServiceNetwork;
+pub use watching::{Event, EventKind, Watch, WatchOptions};
+pub use write::{Change, Draft, WriteOptions, Written};
+
+/// What a request is about.
+#[derive(Debug, Clone)]
+pub struct Target {
+    pub kind: Arc<Kind>,
+    /// Empty for cluster-scoped kinds and for all namespaces.
+    pub namespace: String,
+    /// Empty for the collection.
+    pub name: String,
+    /// Empty for the object itself.
+    pub subresource: String,
+}
+
+impl Target {
+    pub fn new(kind: Arc<Kind>, namespace: &str, name: &str) -> Self {
+        Self { kind, namespace: namespace.into(), name: name.into(), subresource: String::new() }
+    }
+
+    pub fn key(&self) -> ObjectKey {
+        ObjectKey::new(&self.namespace, &self.name)
+    }
+
+    pub(crate) fn subresource(&self) -> Option<&str> {
+        (!self.subresource.is_empty()).then_some(self.subresource.as_str())
+    }
+
+    pub(crate) fn not_found(&self) -> Status {
+        Status::not_found(&self.kind.group, &self.kind.plural, &self.name)
+    }
+
+    pub(crate) fn conflict(&self, why: &str) -> Status {
+        Status::conflict(&self.kind.group, &self.kind.plural, &self.name, why)
+    }
+
+    pub(crate) fn forbidden(&self, why: &str) -> Status {
+        Status::forbidden(&self.kind.group, &self.kind.plural, &self.name, why)
+    }
+}
+
+/// See the module's text.
+pub struct Engine {
+    registry: RwLock<Registry>,
+    cache: Arc<Cache>,
+    committer: Committer,
+    pub(crate) services: ServiceNetwork,
+    pub(crate) authorizer: Authorizer,
+}
+
+impl Engine {
+    /// Loads the store into memory and starts the writer.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or holds a value this release cannot read.
+    pub fn open(mut store: impl Store, registry: Registry, services: ServiceNetwork) -> Result<Self, StoreError> {
+        let (last, records) = store.load()?;
+        let cache = Arc::new(Cache::new(last));
+        for record in records {
+            let Some((collection, key)) = parse_key(&record.key) else {
+                return Err(StoreError::Corrupt { key: record.key, why: "not a key of ours" });
+            };
+            let text = unseal(&record.key, record.value.unwrap_or_default())?;
+            let Some(encoded) = Encoded::from_stored(text) else {
+                return Err(StoreError::Corrupt { key: record.key, why: "no metadata" });
+            };
+            let json = encoded.with_version(record.revision);
+            let Ok(value) = serde_json::from_slice::<Value>(&json) else {
+                return Err(StoreError::Corrupt { key: record.key, why: "not JSON" });
+            };
+            let kind = storage_kind(&registry, &collection);
+            let header = kind.map(|kind| header(&kind, &value)).unwrap_or_default();
+            cache.put_loaded(&collection, Object { key, revision: record.revision, header, json });
+        }
+        let committer = Committer::start(store, cache.clone(), last);
+        Ok(Self { registry: RwLock::new(registry), cache, committer, services, authorizer: Authorizer::default() })
+    }
+
+    pub fn registry(&self) -> Registry {
+        self.registry.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Adds rows to the table while the server runs.
+    pub fn add_kinds(&self, rows: impl IntoIterator<Item = Kind>) {
+        let mut registry = self.registry.write().unwrap_or_else(PoisonError::into_inner);
+        *registry = registry.with(rows);
+    }
+
+    pub(crate) fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    /// The revision that readers have reached.
+    pub fn revision(&self) -> Revision {
+        self.cache.revision()
+    }
+
+    /// Announces every revision.
+    pub fn revisions(&self) -> watch::Receiver<Revision> {
+        self.cache.revisions()
+    }
+
+    /// The stored objects of a kind, for readers that look at every kind.
+    pub fn all(&self, kind: &Kind, namespace: &str) -> Vec<Arc<Object>> {
+        self.objects(kind).list(namespace).objects
+    }
+
+    /// What changed in a kind after `cursor` (everything when `None`, or when the history does not reach back), by uid,
+    /// with the cursor for the next call. Objects that went come as `None`.
+    pub fn changes(&self, kind: &Kind, cursor: Option<Revision>) -> (Revision, Vec<(String, Option<Value>)>) {
+        let objects = self.objects(kind);
+        let known = cursor.and_then(|cursor| objects.since(cursor).ok().map(|changes| (cursor, changes)));
+        if let Some((cursor, changes)) = known {
+            let next = changes.last().map_or(cursor, |last| last.revision());
+            let shown = changes.iter().map(|change| {
+                let gone = change.kind == ChangeKind::Deleted;
+                (change.object.header.uid.clone(), (!gone).then(|| change.object.value()))
+            });
+            return (next, shown.collect());
+        }
+        let snapshot = objects.list("");
+        let all = snapshot.objects.iter().map(|object| (object.header.uid.clone(), Some(object.value())));
+        (snapshot.revision, all.collect())
+    }
+
+    pub(crate) fn objects(&self, kind: &Kind) -> Arc<CollectionCache> {
+        self.cache.collection(&collection(kind))
+    }
+
+    /// An object of a built-in kind by its collection: how admission and authorisation look things up.
+    pub(crate) fn lookup(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Object>> {
+        self.cache.collection(&Collection::new(group, plural)).get(&ObjectKey::new(namespace, name))
+    }
+
+    /// The row in whose version objects of this kind are stored.
+    pub(crate) fn storage(&self, kind: &Arc<Kind>) -> Arc<Kind> {
+        if kind.is_storage() { kind.clone() } else { self.registry().storage_of(kind).unwrap_or_else(|| kind.clone()) }
+    }
+
+    /// A stored object as the requested kind shows it.
+    pub fn show(&self, kind: &Arc<Kind>, object: &Object) -> Value {
+        let value = object.value();
+        if kind.is_storage() { value } else { api::convert::convert(&self.storage(kind), kind, value) }
+    }
+
+    pub(crate) fn write(&self, kind: &Kind, expect: Expect, object: &Value) -> Write {
+        let metadata = &object["metadata"];
+        let text = |field: &str| metadata[field].as_str().unwrap_or_default();
+        Write {
+            collection: collection(kind),
+            key: ObjectKey::new(text("namespace"), text("name")),
+            expect,
+            content: Some((Encoded::new(object), header(kind, object))),
+        }
+    }
+
+    pub(crate) async fn commit(&self, writes: Vec<Write>) -> Result<Arc<Object>, CommitError> {
+        let (_, mut objects) = self.committer.commit(writes).await?;
+        Ok(objects.swap_remove(0).expect("the first write of every transaction is a put: deletions go through `remove`"))
+    }
+
+    pub(crate) async fn remove(&self, writes: Vec<Write>) -> Result<(), CommitError> {
+        self.committer.commit(writes).await.map(drop)
+    }
+}
+
+pub(crate) fn collection(kind: &Kind) -> Collection {
+    Collection::new(&kind.storage.group, &kind.storage.plural)
+}
+
+fn storage_kind(registry: &Registry, collection: &Collection) -> Option<Arc<Kind>> {
+    registry.iter().find(|k| k.is_storage() && *k.group == *collection.group && *k.plural == *collection.plural).cloned()
+}
+
+/// The header of an object of this (storage) kind.
+pub(crate) fn header(kind: &Kind, object: &Value) -> Header {
+    let metadata = &object["metadata"];
+    let labels = metadata["labels"].as_object().into_iter().flatten();
+    Header {
+        uid: metadata["uid"].as_str().unwrap_or_default().to_owned(),
+        labels: labels.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned())).collect(),
+        fields: api::selector::selectable(kind)
+            .iter()
+            .map(|field| (*field, api::selector::field_value(kind, object, field)))
+            .collect(),
+    }
+}
+
+/// A failed commit as a client sees it; conflicts are the caller's to retry or to word.
+pub(crate) fn commit_failed(error: &CommitError) -> Status {
+    match error {
+        CommitError::Conflict { key, .. } => Status::internal(format!("{key:?} changed during the write")),
+        CommitError::Store(source) => Status::internal(format!("the store refused the write: {source}")),
+        CommitError::Closed => Status::service_unavailable("the server is shutting down"),
+    }
+}
+
+/// Who acts, and when: what the parts of one request share.
+#[derive(Debug, Clone)]
+pub struct Context {
+    pub user: User,
+    pub now: Timestamp,
+}
+
+pub(crate) fn deleting(object: &Value) -> bool {
+    object["metadata"]["deletionTimestamp"].is_string()
+}
+
+pub(crate) fn has_finalizers(object: &Value) -> bool {
+    object["metadata"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())
+}

@@ -1,0 +1,80 @@
+//! Built-in admission that looks at other objects: namespaces, service accounts, role escalation.
+
+use api::status::{Cause, Status};
+use serde_json::Value;
+
+use super::{Context, Engine, Target, deleting};
+use crate::authz;
+
+impl Engine {
+    /// A namespaced object is created only in a namespace that is there and stays.
+    pub(crate) fn check_namespace(&self, target: &Target, object: &Value) -> Result<(), Status> {
+        if !target.kind.namespaced() || !target.kind.stored() {
+            return Ok(());
+        }
+        let namespace = &target.namespace;
+        let Some(found) = self.lookup("", "namespaces", "", namespace) else {
+            return Err(Status::not_found("", "namespaces", namespace));
+        };
+        if !deleting(&found.value()) {
+            return Ok(());
+        }
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+        let mut status = Status::forbidden(&target.kind.group, &target.kind.plural, name, &why);
+        if let Some(details) = &mut status.details {
+            details.causes = vec![Cause {
+                reason: "NamespaceTerminating".into(),
+                message: format!("namespace {namespace} is being terminated"),
+                field: "metadata.namespace".into(),
+            }];
+        }
+        Err(status)
+    }
+
+    pub(crate) fn admit_create(&self, context: &Context, target: &Target, object: &mut Value) -> Result<(), Status> {
+        match (&*target.kind.group, &*target.kind.plural) {
+            ("", "pods") => self.admit_pod(target, object),
+            ("rbac.authorization.k8s.io", _) => authz::check_escalation(self, &context.user, target, object),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn admit_update(&self, context: &Context, target: &Target, new: &mut Value, old: &Value) -> Result<(), Status> {
+        match &*target.kind.group {
+            "rbac.authorization.k8s.io" if new.get("rules") != old.get("rules") || new.get("roleRef") != old.get("roleRef") => {
+                authz::check_escalation(self, &context.user, target, new)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The number behind a pod's priority class; 0 without one.
+    fn priority(&self, target: &Target, pod: &Value) -> Result<i32, Status> {
+        let Some(class) = pod["spec"]["priorityClassName"].as_str().filter(|class| !class.is_empty()) else { return Ok(0) };
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+        let found = self.lookup("scheduling.k8s.io", "priorityclasses", "", class);
+        let found = found.ok_or_else(|| Status::forbidden(&target.kind.group, &target.kind.plural, name, &format!("no PriorityClass with name {class} was found")))?;
+        Ok(found.value()["value"].as_i64().and_then(|value| i32::try_from(value).ok()).unwrap_or(0))
+    }
+
+    /// Service account and its token volume, priority, tolerations.
+    fn admit_pod(&self, target: &Target, pod: &mut Value) -> Result<(), Status> {
+        let priority = self.priority(target, pod)?;
+        api::write::admit_pod(pod, priority);
+        if pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some() {
+            return Ok(());
+        }
+        let account = pod["spec"]["serviceAccountName"].as_str().unwrap_or("default").to_owned();
+        let Some(found) = self.lookup("", "serviceaccounts", &target.namespace, &account) else {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            let why = format!("error looking up service account {}/{account}: serviceaccount \"{account}\" not found", target.namespace);
+            return Err(Status::forbidden("", "pods", name, &why));
+        };
+        let random = uuid::Uuid::new_v4();
+        let bytes = random.as_bytes();
+        let suffix = api::names::suffix([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]]);
+        api::write::mount_service_account(pod, &found.value(), &suffix);
+        Ok(())
+    }
+}

@@ -1,0 +1,257 @@
+//! Deletion: preconditions, grace, finalizers, what remains to be done by others.
+
+use std::sync::Arc;
+
+use api::kind::Kind;
+use api::status::{FieldError, Status};
+use jiff::SignedDuration;
+use serde_json::{Value, json};
+
+use super::{Context, Engine, List, ListOptions, Target, commit_failed, deleting, has_finalizers};
+use crate::committer::{CommitError, Expect, Write};
+use crate::object::Object;
+
+const ATTEMPTS: usize = 16;
+const ORPHAN: &str = "orphan";
+const FOREGROUND: &str = "foregroundDeletion";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Propagation {
+    Background,
+    Foreground,
+    Orphan,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct DeleteOptions {
+    pub grace_seconds: Option<i64>,
+    pub propagation: Option<Propagation>,
+    pub uid: Option<String>,
+    pub version: Option<String>,
+    pub dry_run: bool,
+}
+
+impl DeleteOptions {
+    /// From a decoded `DeleteOptions`, checked as upstream does.
+    pub fn from_value(options: &Value) -> Result<Self, Status> {
+        let policy = options["propagationPolicy"].as_str();
+        let orphan = options["orphanDependents"].as_bool();
+        let mut errors = Vec::new();
+        if policy.is_some() && orphan.is_some() {
+            let why = "orphanDependents and deletionPropagation cannot be both set";
+            errors.push(FieldError::invalid("propagationPolicy", policy.unwrap_or_default(), why));
+        }
+        let propagation = match (policy, orphan) {
+            (None, None) => None,
+            (Some("Background"), _) | (None, Some(false)) => Some(Propagation::Background),
+            (Some("Foreground"), _) => Some(Propagation::Foreground),
+            (Some("Orphan"), _) | (None, Some(true)) => Some(Propagation::Orphan),
+            (Some(other), _) => {
+                errors.push(FieldError::not_supported("propagationPolicy", other, &["Foreground", "Background", "Orphan", "nil"]));
+                None
+            }
+        };
+        let dry_run = options["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        errors.extend(dry_run.clone().filter(|all| *all != "All").map(|other| FieldError::not_supported("dryRun", other, &["All"])));
+        if !errors.is_empty() {
+            return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", errors));
+        }
+        let precondition = |field: &str| options["preconditions"][field].as_str().map(str::to_owned);
+        Ok(Self {
+            grace_seconds: options["gracePeriodSeconds"].as_i64(),
+            propagation,
+            uid: precondition("uid"),
+            version: precondition("resourceVersion"),
+            dry_run: dry_run.count() > 0,
+        })
+    }
+}
+
+/// What a deletion leaves to show.
+#[derive(Debug)]
+pub enum Deleted {
+    /// It is gone; the uid it had.
+    Gone { uid: String },
+    /// It is gone; kinds that upstream shows once more.
+    GoneShown(Value),
+    /// It goes when its finalizers or its node are done.
+    Going(Value),
+}
+
+/// What to do with one object.
+enum Step {
+    Remove,
+    Mark(Value),
+    Nothing,
+}
+
+impl Engine {
+    pub async fn delete(&self, context: &Context, target: &Target, options: &DeleteOptions) -> Result<Deleted, Status> {
+        for _ in 0..ATTEMPTS {
+            let current = self.find(target)?;
+            if let Some(deleted) = self.delete_once(context, target, options, &current).await? {
+                return Ok(deleted);
+            }
+        }
+        Err(Status::modified(&target.kind.group, &target.kind.plural, &target.name))
+    }
+
+    /// Deletes what a list gives, one by one, and returns that list.
+    pub async fn delete_collection(&self, context: &Context, target: &Target, list: &ListOptions, options: &DeleteOptions) -> Result<List, Status> {
+        let found = self.list(target, list).await?;
+        for object in &found.objects {
+            let one = Target::new(target.kind.clone(), object.key.namespace(), object.key.name());
+            match self.delete(context, &one, options).await {
+                Err(status) if status.code != 404 => return Err(status),
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+
+    async fn delete_once(&self, context: &Context, target: &Target, options: &DeleteOptions, current: &Arc<Object>) -> Result<Option<Deleted>, Status> {
+        let kind = &target.kind;
+        let old = self.show(kind, current);
+        check_preconditions(target, options, current)?;
+        if kind.group.is_empty() && kind.plural == "namespaces" && matches!(&*target.name, "default" | "kube-system" | "kube-public") {
+            return Err(target.forbidden("this namespace may not be deleted"));
+        }
+        let step = plan(kind, &old, options, context);
+        if options.dry_run {
+            return Ok(Some(outcome(kind, step, old)));
+        }
+        let expect = Expect::At(current.revision);
+        let committed = match &step {
+            Step::Nothing => Ok(old.clone()),
+            Step::Remove => {
+                let mut writes = vec![Write { content: None, ..self.stored(kind, expect, &old) }];
+                writes.extend(self.released(kind, &old));
+                self.remove(writes).await.map(|()| old.clone())
+            }
+            Step::Mark(new) => self.commit(vec![self.stored(kind, expect, new)]).await.map(|stored| self.show(kind, &stored)),
+        };
+        match committed {
+            Ok(value) => Ok(Some(outcome(kind, step, value))),
+            Err(CommitError::Conflict { .. }) => Ok(None),
+            Err(error) => Err(commit_failed(&error)),
+        }
+    }
+
+}
+
+fn outcome(kind: &Kind, step: Step, value: Value) -> Deleted {
+    match step {
+        Step::Remove if shows_deleted(kind) => Deleted::GoneShown(value),
+        Step::Remove => Deleted::Gone { uid: value["metadata"]["uid"].as_str().unwrap_or_default().to_owned() },
+        Step::Mark(_) | Step::Nothing => Deleted::Going(value),
+    }
+}
+
+/// Kinds of which upstream returns the last state instead of a Status.
+fn shows_deleted(kind: &Kind) -> bool {
+    kind.group.is_empty()
+        && matches!(&*kind.plural, "pods" | "services" | "serviceaccounts" | "podtemplates" | "persistentvolumes" | "persistentvolumeclaims" | "resourcequotas")
+        || matches!(&*kind.plural, "storageclasses" | "volumeattachments" | "csinodes" | "csidrivers")
+}
+
+fn check_preconditions(target: &Target, options: &DeleteOptions, current: &Object) -> Result<(), Status> {
+    let uid = &current.header.uid;
+    if let Some(asked) = options.uid.as_ref().filter(|asked| *asked != uid) {
+        return Err(target.conflict(&format!("Precondition failed: UID in precondition: {asked}, UID in object meta: {uid}")));
+    }
+    let version = current.revision.to_string();
+    if let Some(asked) = options.version.as_ref().filter(|asked| **asked != version) {
+        let why = format!("Precondition failed: ResourceVersion in precondition: {asked}, ResourceVersion in object meta: {version}");
+        return Err(target.conflict(&why));
+    }
+    Ok(())
+}
+
+/// The grace a pod gets: none when no node runs it, or when it has ended.
+fn grace(kind: &Kind, object: &Value, options: &DeleteOptions) -> i64 {
+    if !kind.group.is_empty() || kind.plural != "pods" {
+        return 0;
+    }
+    let bound = object["spec"]["nodeName"].as_str().is_some_and(|node| !node.is_empty());
+    let ended = matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+    if !bound || ended {
+        return 0;
+    }
+    let own = object["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
+    match options.grace_seconds.unwrap_or(own) {
+        negative if negative < 0 => 1,
+        seconds => seconds,
+    }
+}
+
+fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, context: &Context) -> Step {
+    let grace = grace(kind, old, options);
+    let mut new = old.clone();
+    let finalizers = finalizers_after(old, options.propagation);
+    if finalizers.is_empty() {
+        new["metadata"].as_object_mut().map(|metadata| metadata.remove("finalizers"));
+    } else {
+        new["metadata"]["finalizers"] = json!(finalizers);
+    }
+    let namespace = kind.group.is_empty() && kind.plural == "namespaces";
+    let held = has_finalizers(&new) || (namespace && old["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty()));
+    if grace == 0 && !held {
+        return Step::Remove;
+    }
+    let known = old["metadata"]["deletionGracePeriodSeconds"].as_i64();
+    let asked = options.grace_seconds.is_some();
+    match (deleting(old), known) {
+        // A deletion under way is only ever shortened.
+        (true, Some(known)) if !(grace < known && (asked || grace == 0)) => {}
+        (true, None) => {}
+        _ => mark(&mut new, grace, namespace, context),
+    }
+    if new == *old { Step::Nothing } else { Step::Mark(new) }
+}
+
+fn mark(object: &mut Value, grace: i64, namespace: bool, context: &Context) {
+    let gone_by = context.now.checked_add(SignedDuration::from_secs(grace)).unwrap_or(context.now);
+    object["metadata"]["deletionTimestamp"] = json!(api::time::rfc3339(gone_by));
+    if namespace {
+        object["status"]["phase"] = json!("Terminating");
+        return;
+    }
+    object["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+    if let Some(generation) = object["metadata"]["generation"].as_i64() {
+        object["metadata"]["generation"] = json!(generation + 1);
+    }
+}
+
+/// The finalizers that a propagation policy leaves: it decides about its own two and keeps the others.
+fn finalizers_after(object: &Value, policy: Option<Propagation>) -> Vec<String> {
+    let own = object["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let Some(policy) = policy else { return own.map(str::to_owned).collect() };
+    let mut kept: Vec<String> = own.filter(|name| !matches!(*name, ORPHAN | FOREGROUND)).map(str::to_owned).collect();
+    match policy {
+        Propagation::Background => {}
+        Propagation::Foreground => kept.push(FOREGROUND.into()),
+        Propagation::Orphan => kept.push(ORPHAN.into()),
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_that_contradict_each_other_are_refused() {
+        let both = json!({"orphanDependents": true, "propagationPolicy": "Orphan"});
+        assert_eq!(DeleteOptions::from_value(&both).unwrap_err().code, 422);
+        let all = DeleteOptions::from_value(&json!({"dryRun": ["All"], "gracePeriodSeconds": 3})).unwrap();
+        assert_eq!((all.dry_run, all.grace_seconds), (true, Some(3)));
+    }
+
+    #[test]
+    fn a_policy_replaces_only_its_own_finalizers() {
+        let object = json!({"metadata": {"finalizers": ["orphan", "x/y"]}});
+        assert_eq!(finalizers_after(&object, None), ["orphan", "x/y"]);
+        assert_eq!(finalizers_after(&object, Some(Propagation::Foreground)), ["x/y", "foregroundDeletion"]);
+        assert_eq!(finalizers_after(&object, Some(Propagation::Background)), ["x/y"]);
+    }
+}

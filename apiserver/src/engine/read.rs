@@ -1,0 +1,236 @@
+//! Get and list: from memory, at a revision, in pages.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::selector::{Fields, Labels};
+use api::status::{Cause, FieldError, Status};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+
+use super::{Engine, Target};
+use crate::cache::{Expired, Snapshot};
+use crate::object::{Object, ObjectKey, Revision};
+
+/// How long a page token works, also on a quiet cluster.
+const TOKEN_AGE_SECONDS: i64 = 300;
+/// How long a read waits for a revision that is not here yet.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VersionMatch {
+    NotOlderThan,
+    Exact,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct ListOptions {
+    pub labels: Labels,
+    pub fields: Fields,
+    /// 0: no limit.
+    pub limit: usize,
+    pub continue_token: String,
+    pub version: Option<Revision>,
+    pub version_match: Option<VersionMatch>,
+}
+
+#[derive(Debug)]
+pub struct List {
+    pub revision: Revision,
+    pub objects: Vec<Arc<Object>>,
+    /// Empty on the last page.
+    pub continue_token: String,
+    /// Unknown where a selector filters.
+    pub remaining: Option<usize>,
+}
+
+/// What a page token says; opaque to clients.
+#[derive(Debug, Serialize, Deserialize)]
+struct Token {
+    revision: Revision,
+    /// The last key given.
+    after: String,
+    /// Unix seconds of the first page.
+    issued: i64,
+}
+
+impl Engine {
+    /// The object, not older than `version`.
+    pub async fn get(&self, target: &Target, version: Option<Revision>) -> Result<Arc<Object>, Status> {
+        self.wait_for(version).await?;
+        self.find(target)
+    }
+
+    pub(crate) fn find(&self, target: &Target) -> Result<Arc<Object>, Status> {
+        self.objects(&target.kind).get(&target.key()).ok_or_else(|| target.not_found())
+    }
+
+    pub async fn list(&self, target: &Target, options: &ListOptions) -> Result<List, Status> {
+        if !options.continue_token.is_empty() {
+            return self.next_page(target, options);
+        }
+        self.wait_for(options.version).await?;
+        let objects = self.objects(&target.kind);
+        let snapshot = match (options.version, options.version_match) {
+            (Some(version), Some(VersionMatch::Exact)) => objects.list_at(&target.namespace, version).map_err(|_| expired(None))?,
+            _ => objects.list(&target.namespace),
+        };
+        Ok(page(snapshot, "", options, jiff::Timestamp::now().as_second()))
+    }
+
+    fn next_page(&self, target: &Target, options: &ListOptions) -> Result<List, Status> {
+        if options.version.is_some_and(|version| version != 0) {
+            return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+        }
+        let token = parse_token(&options.continue_token)?;
+        let objects = self.objects(&target.kind);
+        let stale = jiff::Timestamp::now().as_second() - token.issued > TOKEN_AGE_SECONDS;
+        let snapshot = if stale { Err(Expired { oldest: 0 }) } else { objects.list_at(&target.namespace, token.revision) };
+        let snapshot = snapshot.map_err(|_| {
+            let now = jiff::Timestamp::now().as_second();
+            expired(Some(Token { revision: objects.current(), after: token.after.clone(), issued: now }.encode()))
+        })?;
+        Ok(page(snapshot, &token.after, options, token.issued))
+    }
+
+    /// Waits until the cache has a revision; a revision that never comes is the client's mistake.
+    pub(crate) async fn wait_for(&self, version: Option<Revision>) -> Result<(), Status> {
+        let Some(version) = version.filter(|version| *version > self.cache.revision()) else { return Ok(()) };
+        let mut revisions = self.cache.revisions();
+        let reached = tokio::time::timeout(PATIENCE, revisions.wait_for(|now| *now >= version)).await;
+        match reached {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(too_large(version, self.cache.revision())),
+        }
+    }
+}
+
+impl Token {
+    fn encode(&self) -> String {
+        BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
+    }
+}
+
+fn parse_token(text: &str) -> Result<Token, Status> {
+    let invalid = |why: String| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
+    let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).map_err(|error| invalid(error.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|_| {
+        let first = bytes.first().copied().unwrap_or_default();
+        invalid(format!("invalid character '\\u{first:04x}' looking for beginning of value"))
+    })
+}
+
+fn expired(token: Option<String>) -> Status {
+    let mut status = match &token {
+        None => Status::expired("The resourceVersion for the provided list is too old."),
+        Some(_) => Status::expired(
+            "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
+        ),
+    };
+    status.continue_token = token;
+    status
+}
+
+pub(crate) fn too_large(version: Revision, current: Revision) -> Status {
+    let mut status = Status::timeout(format!("Too large resource version: {version}, current: {current}"), 1);
+    if let Some(details) = &mut status.details {
+        let reason = "ResourceVersionTooLarge".into();
+        details.causes = vec![Cause { reason, message: "Too large resource version".into(), field: String::new() }];
+    }
+    status
+}
+
+pub(crate) fn selected(object: &Object, labels: &Labels, fields: &Fields) -> bool {
+    let header = &object.header;
+    let label = |key: &str| header.labels.get(key).map(String::as_str);
+    let field = |path: &str| header.fields.iter().find(|(name, _)| *name == path).map_or("".into(), |(_, value)| value.as_str().into());
+    (labels.is_everything() || labels.matches(label)) && (fields.is_everything() || fields.matches(field))
+}
+
+/// Cuts a page out of a snapshot.
+fn page(snapshot: Snapshot, after: &str, options: &ListOptions, issued: i64) -> List {
+    let Snapshot { revision, objects } = snapshot;
+    let after = (!after.is_empty()).then(|| ObjectKey::parse(after));
+    let start = after.map_or(0, |after| objects.partition_point(|object| object.key <= after));
+    let limit = if options.limit == 0 { usize::MAX } else { options.limit };
+    let mut matching = objects[start..].iter().filter(|object| selected(object, &options.labels, &options.fields));
+    let taken: Vec<_> = matching.by_ref().take(limit).cloned().collect();
+    let rest = matching.count();
+    let continue_token = match (rest, taken.last()) {
+        (1.., Some(last)) => Token { revision, after: last.key.as_str().to_owned(), issued }.encode(),
+        _ => String::new(),
+    };
+    let filtered = !options.labels.is_everything() || !options.fields.is_everything();
+    List { revision, objects: taken, continue_token, remaining: (rest > 0 && !filtered).then_some(rest) }
+}
+
+/// The checks of list and watch parameters that belong together, in upstream's words.
+pub fn check_versions(
+    version: Option<&str>,
+    version_match: Option<&str>,
+    initial_events: Option<bool>,
+    watching: bool,
+) -> Result<Option<VersionMatch>, Status> {
+    let mut errors = Vec::new();
+    let asked = version_match.filter(|text| !text.is_empty());
+    if watching {
+        match (initial_events, asked) {
+            (None, Some(_)) => errors.push(FieldError::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            )),
+            (Some(_), found) if found != Some("NotOlderThan") => {
+                let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+                errors.push(FieldError::forbidden("resourceVersionMatch", why));
+                if let Some(found) = found {
+                    errors.push(FieldError::not_supported("resourceVersionMatch", found, &["NotOlderThan"]));
+                }
+            }
+            _ => {}
+        }
+    } else {
+        if initial_events.is_some() {
+            errors.push(FieldError::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
+        }
+        match (asked, version.unwrap_or_default()) {
+            (Some(_), "") => errors.push(FieldError::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            )),
+            (Some("Exact"), "0") => errors.push(FieldError::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+            )),
+            (Some(other), _) if !matches!(other, "Exact" | "NotOlderThan") => {
+                errors.push(FieldError::not_supported("resourceVersionMatch", other, &["Exact", "NotOlderThan", ""]));
+            }
+            _ => {}
+        }
+    }
+    if !errors.is_empty() {
+        return Err(Status::invalid("meta.k8s.io", "ListOptions", "", errors));
+    }
+    Ok(asked.map(|text| if text == "Exact" { VersionMatch::Exact } else { VersionMatch::NotOlderThan }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_round_trip_and_rubbish_is_named() {
+        let token = Token { revision: 7, after: "ns/a".into(), issued: 1 };
+        assert_eq!(parse_token(&token.encode()).unwrap().after, "ns/a");
+        assert!(parse_token("garbage").unwrap_err().message.starts_with("invalid continue token"));
+    }
+
+    #[test]
+    fn parameters_are_checked_as_upstream_words_them() {
+        let why = |result: Result<_, Status>| result.unwrap_err().message;
+        assert!(why(check_versions(Some("0"), Some("Exact"), None, false)).contains("forbidden for resourceVersion"));
+        assert!(why(check_versions(None, Some("Exact"), None, false)).contains("unless resourceVersion is provided"));
+        assert!(why(check_versions(None, None, Some(true), true)).contains("requires setting"));
+        assert_eq!(check_versions(Some("5"), Some("Exact"), None, false).unwrap(), Some(VersionMatch::Exact));
+    }
+}

@@ -1,0 +1,156 @@
+//! Subresources that are not a slice of their object: scale, binding, eviction.
+
+use api::status::{FieldError, Status};
+use serde_json::{Value, json};
+
+use super::write::Draft;
+use super::{Context, DeleteOptions, Engine, Target, WriteOptions, Written, deleting};
+
+impl Engine {
+    /// Changes an object through its Scale; the outcome is the Scale.
+    pub async fn update_scale(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &WriteOptions,
+        change: &(dyn Fn(&Value) -> Result<Value, Status> + Send + Sync),
+    ) -> Result<Written, Status> {
+        let through = |current: Option<&Value>| {
+            let current = current.ok_or_else(|| target.not_found())?;
+            let scale = change(&api::write::scale_of(current))?;
+            check_scale(target, &scale)?;
+            let mut next = current.clone();
+            api::write::apply_scale(&mut next, &scale);
+            match scale["metadata"]["resourceVersion"].as_str() {
+                Some(version) if !version.is_empty() => next["metadata"]["resourceVersion"] = json!(version),
+                _ => {}
+            }
+            Ok(Draft::Update(next))
+        };
+        let mut written = self.update(context, target, options, &through).await?;
+        written.value = api::write::scale_of(&written.value);
+        Ok(written)
+    }
+
+    /// `pods/NAME/binding`: gives the pod its node, once.
+    pub async fn bind(&self, context: &Context, target: &Target, options: &WriteOptions, binding: &Value) -> Result<(), Status> {
+        let node = binding["target"]["name"].as_str().unwrap_or_default();
+        check_binding(binding)?;
+        let uid = binding["metadata"]["uid"].as_str().unwrap_or_default();
+        let assign = |current: Option<&Value>| {
+            let current = current.ok_or_else(|| target.not_found())?;
+            if !uid.is_empty() && current["metadata"]["uid"] != uid {
+                return Err(target.conflict("Precondition failed: the pod was replaced"));
+            }
+            if deleting(current) {
+                return Err(target.conflict(&format!("pod {} is being deleted, cannot be assigned to a host", target.name)));
+            }
+            if let Some(bound) = current["spec"]["nodeName"].as_str().filter(|bound| !bound.is_empty()) {
+                return Err(Status::conflict("", "pods/binding", &target.name, &format!("pod {} is already assigned to node \"{bound}\"", target.name)));
+            }
+            Ok(Draft::Update(bound_pod(current, node, binding, context)))
+        };
+        self.update(context, target, options, &assign).await.map(drop)
+    }
+
+    /// `pods/NAME/eviction`: a deletion that respects disruption budgets.
+    pub async fn evict(&self, context: &Context, target: &Target, eviction: &Value, dry_run: bool) -> Result<(), Status> {
+        let name = eviction["metadata"]["name"].as_str().unwrap_or_default();
+        if name != target.name {
+            return Err(Status::bad_request("name in URL does not match name in Eviction object"));
+        }
+        let mut options = DeleteOptions::from_value(&eviction["deleteOptions"])?;
+        options.dry_run |= dry_run;
+        let pod = self.find(target)?.value();
+        self.check_budgets(target, &pod)?;
+        self.delete(context, target, &options).await.map(drop)
+    }
+
+    /// A running pod goes only while every budget that selects it has a disruption to spare.
+    fn check_budgets(&self, target: &Target, pod: &Value) -> Result<(), Status> {
+        let pending = matches!(pod["status"]["phase"].as_str(), Some("Pending" | "Succeeded" | "Failed") | None);
+        if pending || deleting(pod) {
+            return Ok(());
+        }
+        let registry = self.registry();
+        let Some(kind) = registry.find("policy", "v1", "poddisruptionbudgets") else { return Ok(()) };
+        for budget in self.objects(&kind).list(&target.namespace).objects {
+            let budget = budget.value();
+            let selects = api::selector::Labels::from_object(&budget["spec"]["selector"]).is_ok_and(|labels| labels.matches_object(pod));
+            if selects && budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0) <= 0 {
+                return Err(budget_refusal(&budget));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn budget_refusal(budget: &Value) -> Status {
+    let name = budget["metadata"]["name"].as_str().unwrap_or_default();
+    let count = |field: &str| budget["status"][field].as_i64().unwrap_or(0);
+    let mut status = Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 0);
+    if let Some(details) = &mut status.details {
+        details.retry_after_seconds = None;
+        details.causes = vec![api::status::Cause {
+            reason: "DisruptionBudget".into(),
+            message: format!(
+                "The disruption budget {name} needs {} healthy pods and has {} currently",
+                count("desiredHealthy"),
+                count("currentHealthy")
+            ),
+            field: String::new(),
+        }];
+    }
+    status
+}
+
+fn check_scale(target: &Target, scale: &Value) -> Result<(), Status> {
+    let name = scale["metadata"]["name"].as_str().unwrap_or_default();
+    if name != target.name {
+        let why = format!("the name of the object ({name}) does not match the name on the URL ({})", target.name);
+        return Err(Status::bad_request(why));
+    }
+    match scale["spec"]["replicas"].as_i64() {
+        Some(negative) if negative < 0 => {
+            let error = FieldError::invalid("spec.replicas", negative, "must be greater than or equal to 0");
+            Err(Status::invalid("autoscaling", "Scale", &target.name, vec![error]))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_binding(binding: &Value) -> Result<(), Status> {
+    let name = binding["metadata"]["name"].as_str().unwrap_or_default();
+    let mut errors = Vec::new();
+    let kind = binding["target"]["kind"].as_str().unwrap_or_default();
+    if !matches!(kind, "" | "Node") {
+        errors.push(FieldError::not_supported("target.kind", kind, &["Node", "<empty>"]));
+    }
+    if binding["target"]["name"].as_str().unwrap_or_default().is_empty() {
+        errors.push(FieldError::required("target.name", ""));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("", "Binding", name, errors)) }
+}
+
+fn bound_pod(current: &Value, node: &str, binding: &Value, context: &Context) -> Value {
+    let mut pod = current.clone();
+    pod["spec"]["nodeName"] = json!(node);
+    for (key, value) in binding["metadata"]["annotations"].as_object().into_iter().flatten() {
+        pod["metadata"]["annotations"][key] = value.clone();
+    }
+    let scheduled = json!({
+        "type": "PodScheduled",
+        "status": "True",
+        "observedGeneration": pod["metadata"]["generation"],
+        "lastProbeTime": null,
+        "lastTransitionTime": api::time::rfc3339(context.now),
+    });
+    match pod["status"]["conditions"].as_array_mut() {
+        Some(conditions) => {
+            conditions.retain(|condition| condition["type"] != "PodScheduled");
+            conditions.push(scheduled);
+        }
+        None => pod["status"]["conditions"] = json!([scheduled]),
+    }
+    pod
+}

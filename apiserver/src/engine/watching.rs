@@ -1,0 +1,181 @@
+//! Watch: the changes after a revision, as one selector sees them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::selector::{Fields, Labels};
+use api::status::Status;
+use tokio::sync::watch::Receiver;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+
+use super::read::selected;
+use super::{Engine, Target};
+use crate::cache::{Change, ChangeKind, CollectionCache};
+use crate::object::{Object, Revision};
+
+/// Bookmarks come about each minute: a client that only ever sees other objects' changes can still continue.
+const BOOKMARKS: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, Default)]
+pub struct WatchOptions {
+    pub labels: Labels,
+    pub fields: Fields,
+    /// `None` and `0`: the current state first, as ADDED.
+    pub version: Option<Revision>,
+    pub bookmarks: bool,
+    /// The current state, then a bookmark that says so.
+    pub initial_events: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    Added,
+    Modified,
+    Deleted,
+    Bookmark,
+    /// The bookmark that ends the initial state.
+    InitialEnd,
+}
+
+impl EventKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+            Self::Bookmark | Self::InitialEnd => "BOOKMARK",
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Event {
+    pub kind: EventKind,
+    /// Bookmarks carry only this.
+    pub revision: Revision,
+    pub object: Option<Arc<Object>>,
+    /// The change behind it, for its shared encoding; `None` where the selector changed what is shown.
+    pub change: Option<Arc<Change>>,
+}
+
+/// A running watch. Dropping it ends it.
+pub struct Watch {
+    objects: Arc<CollectionCache>,
+    changed: Receiver<Revision>,
+    namespace: String,
+    labels: Labels,
+    fields: Fields,
+    cursor: Revision,
+    initial: Vec<Event>,
+    bookmarks: Option<Interval>,
+}
+
+impl Engine {
+    /// # Errors
+    /// 410 when the revision is older than the history.
+    pub fn watch(&self, target: &Target, options: WatchOptions) -> Result<Watch, Status> {
+        let objects = self.objects(&target.kind);
+        let changed = objects.subscribe();
+        let state = matches!(options.version, None | Some(0)) || options.initial_events;
+        let mut initial = Vec::new();
+        let mut cursor = options.version.unwrap_or(0);
+        if state {
+            let snapshot = objects.list(&target.namespace);
+            cursor = snapshot.revision;
+            let shown = snapshot.objects.into_iter().filter(|o| selected(o, &options.labels, &options.fields));
+            initial.extend(shown.map(|object| Event { kind: EventKind::Added, revision: object.revision, object: Some(object), change: None }));
+            if options.initial_events {
+                initial.push(Event { kind: EventKind::InitialEnd, revision: cursor, object: None, change: None });
+            }
+            initial.reverse();
+        } else {
+            objects.since(cursor).map_err(|expired| too_old(cursor, expired.oldest))?;
+        }
+        let bookmarks = options.bookmarks.then(|| {
+            let mut interval = tokio::time::interval_at(Instant::now() + BOOKMARKS, BOOKMARKS);
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            interval
+        });
+        let namespace = target.namespace.clone();
+        let WatchOptions { labels, fields, .. } = options;
+        Ok(Watch { objects, changed, namespace, labels, fields, cursor, initial, bookmarks })
+    }
+}
+
+fn too_old(asked: Revision, oldest: Revision) -> Status {
+    Status::expired(format!("too old resource version: {asked} ({oldest})"))
+}
+
+impl Watch {
+    /// The next events, at least one; waits for them. Cancel-safe.
+    ///
+    /// # Errors
+    /// 410 when the watcher fell behind the history.
+    pub async fn next(&mut self) -> Result<Vec<Event>, Status> {
+        if !self.initial.is_empty() {
+            let mut events = std::mem::take(&mut self.initial);
+            events.reverse();
+            return Ok(events);
+        }
+        loop {
+            self.changed.mark_unchanged();
+            let changes = self.objects.since(self.cursor).map_err(|expired| too_old(self.cursor, expired.oldest))?;
+            if let Some(last) = changes.last() {
+                self.cursor = last.revision();
+                let events: Vec<_> = changes.into_iter().filter_map(|change| self.event(change)).collect();
+                if !events.is_empty() {
+                    return Ok(events);
+                }
+            }
+            tokio::select! {
+                changed = self.changed.changed() => {
+                    changed.map_err(|_| Status::service_unavailable("the server is shutting down"))?;
+                }
+                () = tick(&mut self.bookmarks) => return Ok(vec![self.bookmark()]),
+            }
+        }
+    }
+
+    /// A bookmark at the revision up to which nothing was missed.
+    pub fn bookmark(&mut self) -> Event {
+        // Taken before looking: changes that land in between are still after the bookmark.
+        let current = self.objects.current();
+        if self.objects.since(self.cursor).is_ok_and(|changes| changes.is_empty()) {
+            self.cursor = self.cursor.max(current);
+        }
+        Event { kind: EventKind::Bookmark, revision: self.cursor, object: None, change: None }
+    }
+
+    /// What this watch's selector makes of a change.
+    fn event(&self, change: Arc<Change>) -> Option<Event> {
+        if !self.namespace.is_empty() && change.object.key.namespace() != self.namespace {
+            return None;
+        }
+        let sees = |object: &Arc<Object>| selected(object, &self.labels, &self.fields);
+        let before = change.previous.as_ref().is_some_and(sees);
+        let after = change.kind != ChangeKind::Deleted && sees(&change.object);
+        let kind = match (before, after) {
+            (false, false) => return None,
+            (false, true) => EventKind::Added,
+            (true, true) => EventKind::Modified,
+            (true, false) => EventKind::Deleted,
+        };
+        let object = match (kind, &change.previous, change.kind) {
+            // It left the selector: what is shown is its last state within, at this revision.
+            (EventKind::Deleted, Some(previous), ChangeKind::Modified) => Arc::new(previous.at(change.revision())),
+            _ => change.object.clone(),
+        };
+        let as_it_was = matches!(
+            (kind, change.kind),
+            (EventKind::Added, ChangeKind::Added) | (EventKind::Modified, ChangeKind::Modified) | (EventKind::Deleted, ChangeKind::Deleted)
+        );
+        Some(Event { kind, revision: change.revision(), object: Some(object), change: as_it_was.then_some(change) })
+    }
+}
+
+async fn tick(interval: &mut Option<Interval>) {
+    match interval {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
+    }
+}

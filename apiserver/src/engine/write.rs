@@ -1,0 +1,298 @@
+//! Create, and every way to change: PUT, patches, server-side apply, status, scale.
+
+use std::sync::Arc;
+
+use api::kind::Kind;
+use api::managed::{self, Writer};
+use api::status::{FieldError, Status};
+use api::write::Birth;
+use serde_json::Value;
+
+use super::{Context, Engine, Target, commit_failed, deleting, has_finalizers};
+use crate::committer::{CommitError, Expect, Write};
+use crate::object::Object;
+
+/// Attempts of one change whose object keeps changing under it.
+const ATTEMPTS: usize = 16;
+/// Attempts to find a generated name that is free.
+const NAMES: usize = 8;
+
+#[derive(Debug, Clone, Default)]
+pub struct WriteOptions {
+    pub manager: String,
+    pub dry_run: bool,
+}
+
+/// The outcome of a write, in the requested version.
+#[derive(Debug)]
+pub struct Written {
+    pub value: Value,
+    pub created: bool,
+}
+
+/// The next state as the caller wants it.
+#[derive(Debug)]
+pub enum Draft {
+    /// A PUT or a patch.
+    Update(Value),
+    /// A server-side apply, already merged with the live object.
+    Apply(Value),
+}
+
+/// A change to attempt: gives the next state for the current one (`None`: there is no object).
+pub type Change<'a> = dyn Fn(Option<&Value>) -> Result<Draft, Status> + Send + Sync + 'a;
+
+impl Engine {
+    /// Creates an object that was decoded in the target's version.
+    pub async fn create(&self, context: &Context, target: &Target, options: &WriteOptions, object: Value) -> Result<Written, Status> {
+        let generated = object["metadata"]["name"].as_str().unwrap_or_default().is_empty();
+        let attempts = if generated { NAMES } else { 1 };
+        let mut last = Status::internal("no attempt was made");
+        for _ in 0..attempts {
+            match self.create_once(context, target, options, object.clone()).await {
+                Err(status) if generated && status.reason == "AlreadyExists" => last = status,
+                outcome => return outcome,
+            }
+        }
+        Err(last)
+    }
+
+    async fn create_once(&self, context: &Context, target: &Target, options: &WriteOptions, mut object: Value) -> Result<Written, Status> {
+        let kind = &target.kind;
+        api::default::apply(kind, &mut object);
+        let uid = uuid::Uuid::new_v4();
+        let suffix = suffix();
+        let namespace = kind.namespaced().then_some(target.namespace.as_str());
+        let birth = Birth { uid: &uid.to_string(), now: context.now, namespace, suffix: &suffix };
+        api::write::birth(kind, &mut object, &birth)?;
+        self.check_namespace(target, &object)?;
+        managed::update(kind, None, &mut object, writer(options, target, context));
+        api::write::prepare_create(kind, &mut object);
+        self.admit_create(context, target, &mut object)?;
+        api::default::apply(kind, &mut object);
+        let named = Target { name: name_of(&object).to_owned(), ..target.clone() };
+        let mut allocations = self.allocate(kind, None, &mut object)?;
+        validated(kind, api::validate::create(kind, &object), &object)?;
+        if self.objects(kind).get(&named.key()).is_some() {
+            return Err(exists(&named));
+        }
+        if options.dry_run {
+            return Ok(Written { value: object, created: true });
+        }
+        let mut writes = vec![self.stored(kind, Expect::Absent, &object)];
+        writes.append(&mut allocations);
+        match self.commit(writes).await {
+            Ok(stored) => Ok(Written { value: self.show(kind, &stored), created: true }),
+            Err(CommitError::Conflict { collection, .. }) if collection == super::collection(kind) => Err(exists(&named)),
+            Err(error) => Err(commit_failed(&error)),
+        }
+    }
+
+    /// Changes an object; `change` may run several times.
+    pub async fn update(&self, context: &Context, target: &Target, options: &WriteOptions, change: &Change<'_>) -> Result<Written, Status> {
+        for _ in 0..ATTEMPTS {
+            let Some(current) = self.objects(&target.kind).get(&target.key()) else {
+                return self.create_by_update(context, target, options, change).await;
+            };
+            if let Some(written) = self.update_once(context, target, options, change, &current).await? {
+                return Ok(written);
+            }
+        }
+        Err(Status::modified(&target.kind.group, &target.kind.plural, &target.name))
+    }
+
+    async fn create_by_update(&self, context: &Context, target: &Target, options: &WriteOptions, change: &Change<'_>) -> Result<Written, Status> {
+        if !target.subresource.is_empty() {
+            return Err(target.not_found());
+        }
+        match change(None)? {
+            Draft::Update(object) if creates_on_update(&target.kind) => {
+                let version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+                if !matches!(version, "" | "0") {
+                    return Err(target.not_found());
+                }
+                self.create(context, target, options, object).await
+            }
+            Draft::Update(_) => Err(target.not_found()),
+            Draft::Apply(object) => self.create_applied(context, target, options, object).await,
+        }
+    }
+
+    /// A server-side apply of an object that is not there.
+    async fn create_applied(&self, context: &Context, target: &Target, options: &WriteOptions, mut object: Value) -> Result<Written, Status> {
+        let kind = &target.kind;
+        api::default::apply(kind, &mut object);
+        let uid = uuid::Uuid::new_v4();
+        let namespace = kind.namespaced().then_some(target.namespace.as_str());
+        api::write::birth(kind, &mut object, &Birth { uid: &uid.to_string(), now: context.now, namespace, suffix: "" })?;
+        self.check_namespace(target, &object)?;
+        api::write::prepare_create(kind, &mut object);
+        self.admit_create(context, target, &mut object)?;
+        api::default::apply(kind, &mut object);
+        let mut allocations = self.allocate(kind, None, &mut object)?;
+        validated(kind, api::validate::create(kind, &object), &object)?;
+        if options.dry_run {
+            return Ok(Written { value: object, created: true });
+        }
+        let mut writes = vec![self.stored(kind, Expect::Absent, &object)];
+        writes.append(&mut allocations);
+        let stored = self.commit(writes).await.map_err(|error| match error {
+            CommitError::Conflict { .. } => target.conflict("the object was created meanwhile; please apply again"),
+            other => commit_failed(&other),
+        })?;
+        Ok(Written { value: self.show(kind, &stored), created: true })
+    }
+
+    /// One attempt; `None` when the object changed meanwhile.
+    async fn update_once(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &WriteOptions,
+        change: &Change<'_>,
+        current: &Arc<Object>,
+    ) -> Result<Option<Written>, Status> {
+        let kind = &target.kind;
+        let old = self.show(kind, current);
+        let draft = change(Some(&old))?;
+        let (mut new, applied) = match draft {
+            Draft::Update(new) => (new, false),
+            Draft::Apply(new) => (new, true),
+        };
+        check_identity(target, &new, &old)?;
+        api::default::apply(kind, &mut new);
+        if !applied {
+            managed::update(kind, Some(&old), &mut new, writer(options, target, context));
+        }
+        api::write::prepare_update(kind, target.subresource(), &mut new, &old);
+        self.admit_update(context, target, &mut new, &old)?;
+        api::default::apply(kind, &mut new);
+        let mut allocations = self.allocate(kind, Some(&old), &mut new)?;
+        validated(kind, api::validate::update(kind, target.subresource(), &new, &old), &new)?;
+        if same(&new, &old) {
+            return Ok(Some(Written { value: old, created: false }));
+        }
+        if options.dry_run {
+            return Ok(Some(Written { value: new, created: false }));
+        }
+        let expect = Expect::At(current.revision);
+        let outcome = if finished(kind, &new, &old) {
+            let mut writes = vec![Write { content: None, ..self.stored(kind, expect, &new) }];
+            writes.extend(self.released(kind, &old));
+            self.remove(writes).await.map(|()| {
+                if let Some(metadata) = new["metadata"].as_object_mut() {
+                    metadata.remove("resourceVersion");
+                }
+                new
+            })
+        } else {
+            let mut writes = vec![self.stored(kind, expect, &new)];
+            writes.append(&mut allocations);
+            self.commit(writes).await.map(|stored| self.show(kind, &stored))
+        };
+        match outcome {
+            Ok(value) => Ok(Some(Written { value, created: false })),
+            Err(CommitError::Conflict { .. }) => Ok(None),
+            Err(error) => Err(commit_failed(&error)),
+        }
+    }
+
+    /// The write of an object shown in `kind`'s version, in the storage version.
+    pub(crate) fn stored(&self, kind: &Arc<Kind>, expect: Expect, object: &Value) -> Write {
+        if kind.is_storage() {
+            return self.write(kind, expect, object);
+        }
+        let storage = self.storage(kind);
+        self.write(&storage, expect, &api::convert::convert(kind, &storage, object.clone()))
+    }
+}
+
+fn suffix() -> String {
+    let random = uuid::Uuid::new_v4();
+    let bytes = random.as_bytes();
+    api::names::suffix([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]])
+}
+
+fn name_of(object: &Value) -> &str {
+    object["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+fn writer<'a>(options: &'a WriteOptions, target: &'a Target, context: &Context) -> Writer<'a> {
+    Writer { manager: &options.manager, subresource: &target.subresource, now: context.now }
+}
+
+fn exists(target: &Target) -> Status {
+    Status::already_exists(&target.kind.group, &target.kind.plural, &target.name)
+}
+
+fn validated(kind: &Kind, errors: Vec<FieldError>, object: &Value) -> Result<(), Status> {
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&kind.group, &kind.kind, name_of(object), errors)) }
+}
+
+/// Kinds whose PUT creates what is missing.
+fn creates_on_update(kind: &Kind) -> bool {
+    matches!((&*kind.group, &*kind.plural), ("coordination.k8s.io", "leases") | ("" | "events.k8s.io", "events") | ("", "endpoints" | "limitranges"))
+        || kind.group == "rbac.authorization.k8s.io"
+}
+
+/// Kinds whose PUT must name the version it changes.
+fn needs_version(kind: &Kind) -> bool {
+    matches!(&*kind.group, "policy" | "apiextensions.k8s.io" | "apiregistration.k8s.io" | "flowcontrol.apiserver.k8s.io")
+        || (kind.group == "coordination.k8s.io" && kind.plural == "leases")
+}
+
+/// Name, uid and version of a change against the object it is for.
+fn check_identity(target: &Target, new: &Value, old: &Value) -> Result<(), Status> {
+    let kind = &target.kind;
+    let name = name_of(new);
+    if name != target.name {
+        let why = format!("the name of the object ({name}) does not match the name on the URL ({})", target.name);
+        return Err(Status::bad_request(why));
+    }
+    let namespace = new["metadata"]["namespace"].as_str().unwrap_or_default();
+    if kind.namespaced() && !namespace.is_empty() && namespace != target.namespace {
+        return Err(Status::bad_request("the namespace of the object does not match the namespace on the request"));
+    }
+    let (asked_uid, uid) = (new["metadata"]["uid"].as_str().unwrap_or_default(), old["metadata"]["uid"].as_str().unwrap_or_default());
+    if !asked_uid.is_empty() && asked_uid != uid {
+        return Err(target.conflict(&format!("Precondition failed: UID in precondition: {asked_uid}, UID in object meta: {uid}")));
+    }
+    let version = new["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+    if matches!(version, "" | "0") {
+        if !needs_version(kind) || !target.subresource.is_empty() {
+            return Ok(());
+        }
+        let error = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
+        return Err(Status::invalid(&kind.group, &kind.plural, &target.name, vec![error]));
+    }
+    if version.parse::<u64>().is_err() {
+        return Err(Status::unknown(format!("strconv.ParseUint: parsing \"{version}\": invalid syntax")));
+    }
+    if Some(version) != old["metadata"]["resourceVersion"].as_str() {
+        return Err(Status::modified(&kind.group, &kind.plural, &target.name));
+    }
+    Ok(())
+}
+
+/// Equal but for the version a client may have left out.
+fn same(new: &Value, old: &Value) -> bool {
+    let strip = |object: &Value| {
+        let mut object = object.clone();
+        if let Some(metadata) = object["metadata"].as_object_mut() {
+            metadata.remove("resourceVersion");
+        }
+        object
+    };
+    strip(new) == strip(old)
+}
+
+/// This change was the last thing that kept a deleted object.
+fn finished(kind: &Kind, new: &Value, old: &Value) -> bool {
+    if !deleting(new) || has_finalizers(new) {
+        return false;
+    }
+    if kind.plural == "namespaces" && kind.group.is_empty() {
+        return new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
+    }
+    has_finalizers(old) && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+}

@@ -1,0 +1,448 @@
+//! From a request to the engine call it means: authenticate, impersonate, authorise, decode, act, answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::decode;
+use api::kind::Kind;
+use api::managed::{self, Writer};
+use api::patch::{self, PatchType};
+use api::status::Status;
+use hyper::body::Incoming;
+use hyper::http::request::Parts;
+use hyper::{Method, Request, header};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::negotiate::{self, Accepted};
+use super::params::{self, WriteParams};
+use super::path::{Path, Query, ResourcePath};
+use super::reply::{self, Include, Reply};
+use super::{documents, page_not_found, read_body, streams, watch};
+use crate::authz::Attributes;
+use crate::engine::{Context, DeleteOptions, Deleted, Draft, Target};
+use crate::identity::{AUTHENTICATED, User};
+use crate::reviews;
+use crate::server::Shared;
+
+/// A watch without a time-out ends after this long, so that connections spread over servers again.
+const WATCH_SECONDS: u64 = 2400;
+
+const PATCHES: [&str; 4] = [
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+];
+
+/// One request on its way.
+struct Call<'a> {
+    shared: &'a Arc<Shared>,
+    parts: &'a Parts,
+    query: Query,
+    context: Context,
+    accepted: Accepted,
+    target: Target,
+}
+
+pub async fn answer(shared: &Arc<Shared>, certificate: Option<User>, request: Request<Incoming>) -> Result<Reply, Status> {
+    let (parts, body) = request.into_parts();
+    let user = authenticate(shared, &parts, certificate)?;
+    let user = impersonate(shared, &parts, user)?;
+    let path = Path::parse(parts.uri.path());
+    let query = Query::parse(parts.uri.query().unwrap_or_default());
+    let resource = match path {
+        Path::Resource(resource) => resource,
+        other => {
+            let verb = parts.method.as_str().to_lowercase();
+            let asked = Attributes { verb, path: Some(parts.uri.path().to_owned()), ..Attributes::default() };
+            authorize(shared, &user, &asked)?;
+            return plain(shared, &parts, &other);
+        }
+    };
+    let watching = resource.watch || (parts.method == Method::GET && query.flag("watch"));
+    let verb = verb(&parts.method, &resource, watching);
+    let asked = Attributes {
+        verb: verb.into(),
+        group: resource.group.clone(),
+        resource: resource.plural.clone(),
+        subresource: resource.subresource.clone(),
+        namespace: if resource.plural == "namespaces" { resource.name.clone() } else { resource.namespace.clone() },
+        name: resource.name.clone(),
+        path: None,
+    };
+    authorize(shared, &user, &asked)?;
+    let kind = shared.engine.registry().find(&resource.group, &resource.version, &resource.plural);
+    let Some(kind) = kind else { return unknown(shared, &resource) };
+    let target = target(kind, &resource)?;
+    let context = Context { user, now: Timestamp::now() };
+    if matches!(&*target.subresource, "exec" | "attach") && target.kind.plural == "pods" {
+        let pod = shared.engine.get(&pod_target(&target), None).await?.value();
+        return streams::exec(&*shared.nodes, &pod, &query, parts).await;
+    }
+    let accepted = negotiate::answer(header(&parts, header::ACCEPT), watching)?;
+    let call = Call { shared, parts: &parts, query, context, accepted, target };
+    match verb {
+        "get" => call.get().await,
+        "list" => call.list().await,
+        "watch" => call.watch(),
+        "create" => call.create(body).await,
+        "update" | "patch" => call.change(body).await,
+        "delete" => call.delete(body).await,
+        "deletecollection" => call.delete_collection(body).await,
+        _ => Err(Status::method_not_allowed()),
+    }
+}
+
+fn header<'a>(parts: &'a Parts, name: header::HeaderName) -> Option<&'a str> {
+    parts.headers.get(name)?.to_str().ok()
+}
+
+fn authenticate(shared: &Shared, parts: &Parts, certificate: Option<User>) -> Result<User, Status> {
+    if let Some(user) = certificate {
+        return Ok(user);
+    }
+    let Some(token) = header(parts, header::AUTHORIZATION).and_then(|text| text.strip_prefix("Bearer ")) else {
+        return Ok(User::anonymous());
+    };
+    let audiences = [shared.tokens.issuer.clone()];
+    let found = shared.tokens.check(&shared.engine, token.trim(), &audiences);
+    found.map(|(user, _)| user).ok_or_else(Status::unauthorized)
+}
+
+/// `Impersonate-*` headers: each part has to be allowed to the real user.
+fn impersonate(shared: &Shared, parts: &Parts, user: User) -> Result<User, Status> {
+    let values = |name: &str| -> Vec<String> {
+        parts.headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).map(str::to_owned).collect()
+    };
+    let (names, mut groups, uids) = (values("impersonate-user"), values("impersonate-group"), values("impersonate-uid"));
+    let Some(name) = names.into_iter().next() else {
+        return if groups.is_empty() && uids.is_empty() { Ok(user) } else {
+            Err(Status::internal(format!("requested [{}] without impersonating a user", groups.iter().map(|g| format!("{{Group  {g}    rbac.authorization.k8s.io/v1  }}")).collect::<Vec<_>>().join(" "))))
+        };
+    };
+    let mut wanted = User { name: name.clone(), uid: uids.into_iter().next().unwrap_or_default(), ..User::default() };
+    let allowed = |resource: &str, namespace: &str, name: &str| {
+        let text = str::to_owned;
+        let asked = Attributes { verb: text("impersonate"), resource: text(resource), namespace: text(namespace), name: text(name), ..Attributes::default() };
+        authorize(shared, &user, &asked)
+    };
+    match wanted.as_service_account() {
+        Some((namespace, account)) => allowed("serviceaccounts", namespace, account)?,
+        None => allowed("users", "", &name)?,
+    }
+    for group in &groups {
+        allowed("groups", "", group)?;
+    }
+    if groups.is_empty() && let Some((namespace, account)) = wanted.as_service_account() {
+        groups = User::service_account(namespace, account).groups;
+    }
+    if name != "system:anonymous" && !groups.iter().any(|group| group == AUTHENTICATED || group == crate::identity::UNAUTHENTICATED) {
+        groups.push(AUTHENTICATED.into());
+    }
+    wanted.groups = groups;
+    Ok(wanted)
+}
+
+fn authorize(shared: &Shared, user: &User, asked: &Attributes) -> Result<(), Status> {
+    shared.engine.authorizer.check(&shared.engine, user, asked)
+}
+
+fn plain(shared: &Shared, parts: &Parts, path: &Path) -> Result<Reply, Status> {
+    match path {
+        Path::Discovery(what) => documents::discovery(shared, parts, what),
+        _ => match documents::other(shared, parts) {
+            Some(_) if !matches!(parts.method, Method::GET | Method::HEAD) => Err(Status::method_not_allowed()),
+            Some(reply) => Ok(reply),
+            None => Ok(page_not_found()),
+        },
+    }
+}
+
+/// A path below a group that is there gets a Status, one below nothing a plain page.
+fn unknown(shared: &Shared, resource: &ResourcePath) -> Result<Reply, Status> {
+    let known = shared.engine.registry().groups().iter().any(|(group, _)| *group == resource.group);
+    if known { Err(Status::no_route()) } else { Ok(page_not_found()) }
+}
+
+fn verb(method: &Method, resource: &ResourcePath, watching: bool) -> &'static str {
+    let one = !resource.name.is_empty();
+    match *method {
+        _ if watching => "watch",
+        Method::GET | Method::HEAD if one => "get",
+        Method::GET | Method::HEAD => "list",
+        Method::POST => "create",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE if one => "delete",
+        Method::DELETE => "deletecollection",
+        _ => "",
+    }
+}
+
+fn target(kind: Arc<Kind>, resource: &ResourcePath) -> Result<Target, Status> {
+    if !resource.namespace.is_empty() && !kind.namespaced() {
+        return Err(Status::no_route());
+    }
+    if !resource.subresource.is_empty() && kind.subresource(&resource.subresource).is_none() {
+        return Err(Status::no_route());
+    }
+    let mut target = Target::new(kind, &resource.namespace, &resource.name);
+    target.subresource = resource.subresource.clone();
+    Ok(target)
+}
+
+fn pod_target(target: &Target) -> Target {
+    Target { subresource: String::new(), ..target.clone() }
+}
+
+impl Call<'_> {
+    fn include(&self) -> Result<Include, Status> {
+        Include::parse(self.query.get("includeObject"))
+    }
+
+    /// The kind must have the verb, and so must its subresource.
+    fn check_verb(&self, verb: &str) -> Result<(), Status> {
+        let has = match self.target.subresource() {
+            Some(name) => self.target.kind.subresource(name).is_some_and(|sub| sub.verbs.iter().any(|own| own == verb)),
+            None => self.target.kind.has_verb(verb),
+        };
+        if has { Ok(()) } else { Err(Status::method_not_allowed()) }
+    }
+
+    async fn get(&self) -> Result<Reply, Status> {
+        self.check_verb("get")?;
+        let target = &self.target;
+        let engine = &self.shared.engine;
+        let version = params::get(&self.query)?;
+        match &*target.subresource {
+            "log" => {
+                let pod = engine.get(&pod_target(target), None).await?.value();
+                return streams::logs(&*self.shared.nodes, &pod, &self.query).await;
+            }
+            "scale" => {
+                let object = engine.get(target, version).await?;
+                let scale = api::write::scale_of(&engine.show(&target.kind, &object));
+                return Ok(reply::value(200, &scale, self.accepted.encoding));
+            }
+            "proxy" | "portforward" => return Err(Status::plain(501, "NotImplemented", format!("{} is not served yet", target.subresource))),
+            _ => {}
+        }
+        let include = self.include()?;
+        let object = engine.get(target, version).await?;
+        Ok(reply::object(200, &target.kind, &engine.show(&target.kind, &object), self.accepted, include))
+    }
+
+    async fn list(&self) -> Result<Reply, Status> {
+        self.check_verb("list")?;
+        let include = self.include()?;
+        let options = params::list(&self.target.kind, &self.query)?;
+        let list = self.shared.engine.list(&self.target, &options).await?;
+        Ok(reply::list(&self.shared.engine, &self.target.kind, &list, self.accepted, include))
+    }
+
+    fn watch(&self) -> Result<Reply, Status> {
+        self.check_verb("watch")?;
+        let include = self.include()?;
+        let kind = self.target.kind.clone();
+        let options = params::watch(&kind, &self.query)?;
+        let mut target = self.target.clone();
+        let mut options = options;
+        if !target.name.is_empty() {
+            let one = format!("metadata.name={}", target.name);
+            options.fields = api::selector::Fields::parse(&kind, &one).map_err(Status::bad_request)?;
+            target.name.clear();
+        }
+        let seconds = self.query.number("timeoutSeconds").filter(|seconds| *seconds > 0).unwrap_or(WATCH_SECONDS);
+        let bookmarks = options.bookmarks;
+        let shape = watch::Shape { engine: self.shared.engine.clone(), kind, accepted: self.accepted, include, bookmarks };
+        match self.shared.engine.watch(&target, options) {
+            Ok(running) => Ok(watch::stream(running, shape, Duration::from_secs(seconds))),
+            Err(expired) => Ok(watch::refused(&expired)),
+        }
+    }
+
+    fn write_params(&self, options_kind: &str, apply: bool) -> Result<WriteParams, Status> {
+        params::write(&self.query, header(self.parts, header::USER_AGENT), options_kind, apply)
+    }
+
+    async fn create(&self, body: Incoming) -> Result<Reply, Status> {
+        self.check_verb("create")?;
+        let target = &self.target;
+        let params = self.write_params("CreateOptions", false)?;
+        let media = negotiate::body(header(self.parts, header::CONTENT_TYPE))?;
+        let body = read_body(body).await?;
+        if let Some(sub) = target.subresource().and_then(|name| target.kind.subresource(name)) {
+            let decoded = decode::typed(&sub.gvk, &sub.schema, media, &body, params.validation)?;
+            return Ok(reply::warned(self.create_subresource(&params, decoded.value).await?, &decoded.warnings));
+        }
+        let decoded = decode::object(&target.kind, media, &body, params.validation)?;
+        if !target.kind.stored() {
+            return Ok(reply::warned(self.create_virtual(&params, decoded.value).await?, &decoded.warnings));
+        }
+        let written = self.shared.engine.create(&self.context, target, &params.options, decoded.value).await?;
+        let reply = reply::object(201, &target.kind, &written.value, self.accepted, self.include()?);
+        Ok(reply::warned(reply, &decoded.warnings))
+    }
+
+    async fn create_virtual(&self, params: &WriteParams, object: Value) -> Result<Reply, Status> {
+        if self.target.kind.kind == "Binding" {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+            let pods = self.shared.engine.registry().find("", "v1", "pods").ok_or_else(Status::no_route)?;
+            let mut target = Target::new(pods, &self.target.namespace, &name);
+            target.subresource = "binding".into();
+            self.shared.engine.bind(&self.context, &target, &params.options, &object).await?;
+            return Ok(self.created_status());
+        }
+        let answer = reviews::answer(&self.shared.engine, &self.shared.tokens, &self.context, &self.target, object)?;
+        Ok(reply::value(201, &answer, self.accepted.encoding))
+    }
+
+    async fn create_subresource(&self, params: &WriteParams, object: Value) -> Result<Reply, Status> {
+        let (engine, target) = (&self.shared.engine, &self.target);
+        match &*target.subresource {
+            "binding" => {
+                engine.bind(&self.context, target, &params.options, &object).await?;
+                Ok(self.created_status())
+            }
+            "eviction" => {
+                engine.evict(&self.context, &pod_target(target), &object, params.options.dry_run).await?;
+                Ok(self.created_status())
+            }
+            "token" => {
+                let answer = reviews::token_request(engine, &self.shared.tokens, &self.context, target, object)?;
+                Ok(reply::value(201, &answer, self.accepted.encoding))
+            }
+            _ => Err(Status::method_not_allowed()),
+        }
+    }
+
+    fn created_status(&self) -> Reply {
+        let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+        reply::value(201, &status, self.accepted.encoding)
+    }
+
+    /// PUT and PATCH of an object or of a slice of it.
+    async fn change(&self, body: Incoming) -> Result<Reply, Status> {
+        let patching = self.parts.method == Method::PATCH;
+        self.check_verb(if patching { "patch" } else { "update" })?;
+        if patching { self.patch(body).await } else { self.put(body).await }
+    }
+
+    async fn put(&self, body: Incoming) -> Result<Reply, Status> {
+        let target = &self.target;
+        let params = self.write_params("UpdateOptions", false)?;
+        let media = negotiate::body(header(self.parts, header::CONTENT_TYPE))?;
+        let body = read_body(body).await?;
+        if target.subresource == "scale" {
+            let sub = target.kind.subresource("scale").ok_or_else(Status::no_route)?;
+            let decoded = decode::typed(&sub.gvk, &sub.schema, media, &body, params.validation)?;
+            return self.scale(&params, &|_: &Value| Ok(decoded.value.clone())).await;
+        }
+        let decoded = decode::object(&target.kind, media, &body, params.validation)?;
+        let replace = |_: Option<&Value>| Ok(Draft::Update(decoded.value.clone()));
+        let written = self.shared.engine.update(&self.context, target, &params.options, &replace).await?;
+        let code = if written.created { 201 } else { 200 };
+        let reply = reply::object(code, &target.kind, &written.value, self.accepted, self.include()?);
+        Ok(reply::warned(reply, &decoded.warnings))
+    }
+
+    async fn scale(&self, params: &WriteParams, change: &(dyn Fn(&Value) -> Result<Value, Status> + Send + Sync)) -> Result<Reply, Status> {
+        let written = self.shared.engine.update_scale(&self.context, &self.target, &params.options, change).await?;
+        Ok(reply::value(200, &written.value, self.accepted.encoding))
+    }
+
+    async fn patch(&self, body: Incoming) -> Result<Reply, Status> {
+        let patch_type = match negotiate::media_of(header(self.parts, header::CONTENT_TYPE)) {
+            "application/json-patch+json" => PatchType::Json,
+            "application/merge-patch+json" => PatchType::Merge,
+            "application/strategic-merge-patch+json" => PatchType::StrategicMerge,
+            "application/apply-patch+yaml" => return self.apply(body).await,
+            _ => return Err(Status::unsupported_media_type(&PATCHES)),
+        };
+        let target = &self.target;
+        let params = self.write_params("PatchOptions", false)?;
+        let body = read_body(body).await?;
+        if target.subresource == "scale" {
+            let sub = target.kind.subresource("scale").ok_or_else(Status::no_route)?;
+            let patch = |scale: &Value| Ok(patch::apply(&sub.gvk, &sub.schema, patch_type, scale, &body, params.validation)?.value);
+            return self.scale(&params, &patch).await;
+        }
+        let warnings = std::sync::Mutex::new(Vec::new());
+        let (gvk, schema) = (target.kind.gvk(), &target.kind.schema);
+        let patch = |current: Option<&Value>| {
+            let current = current.ok_or_else(|| target.not_found())?;
+            let decoded = patch::apply(&gvk, schema, patch_type, current, &body, params.validation)?;
+            *warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = decoded.warnings;
+            Ok(Draft::Update(decoded.value))
+        };
+        let written = self.shared.engine.update(&self.context, target, &params.options, &patch).await?;
+        let reply = reply::object(200, &target.kind, &written.value, self.accepted, self.include()?);
+        let warnings = warnings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok(reply::warned(reply, &warnings))
+    }
+
+    async fn apply(&self, body: Incoming) -> Result<Reply, Status> {
+        let target = &self.target;
+        let params = self.write_params("PatchOptions", true)?;
+        let body = read_body(body).await?;
+        let decoded = decode::object(&target.kind, decode::MediaType::Yaml, &body, params.validation)?;
+        let writer = Writer { manager: &params.options.manager, subresource: &target.subresource, now: self.context.now };
+        let apply = |live: Option<&Value>| managed::apply(&target.kind, live, &decoded.value, writer, params.force).map(Draft::Apply);
+        let written = self.shared.engine.update(&self.context, target, &params.options, &apply).await?;
+        let code = if written.created { 201 } else { 200 };
+        let reply = reply::object(code, &target.kind, &written.value, self.accepted, self.include()?);
+        Ok(reply::warned(reply, &decoded.warnings))
+    }
+
+    /// Options of a deletion: from the body, or from the query where there is none.
+    async fn delete_options(&self, body: Incoming) -> Result<DeleteOptions, Status> {
+        let body = read_body(body).await?;
+        let mut options = if body.is_empty() {
+            json!({})
+        } else {
+            let media = negotiate::body(header(self.parts, header::CONTENT_TYPE))?;
+            decode::options("DeleteOptions", media, &body)?
+        };
+        if body.is_empty() {
+            if let Some(seconds) = self.query.number::<i64>("gracePeriodSeconds") {
+                options["gracePeriodSeconds"] = json!(seconds);
+            }
+            if let Some(policy) = self.query.get("propagationPolicy") {
+                options["propagationPolicy"] = json!(policy);
+            }
+            if let Some(orphan) = self.query.get("orphanDependents") {
+                options["orphanDependents"] = json!(orphan == "true");
+            }
+        }
+        if options.get("dryRun").is_none() && self.query.get("dryRun").is_some() {
+            options["dryRun"] = json!(self.query.all("dryRun").collect::<Vec<_>>());
+        }
+        DeleteOptions::from_value(&options)
+    }
+
+    async fn delete(&self, body: Incoming) -> Result<Reply, Status> {
+        self.check_verb("delete")?;
+        let options = self.delete_options(body).await?;
+        let target = &self.target;
+        let (value, status) = match self.shared.engine.delete(&self.context, target, &options).await? {
+            Deleted::Going(value) | Deleted::GoneShown(value) => (value, false),
+            Deleted::Gone { uid } => {
+                let status = Status::deleted(&target.kind.group, &target.kind.plural, &target.name, &uid);
+                (status.to_value(), true)
+            }
+        };
+        if status {
+            return Ok(reply::value(200, &value, self.accepted.encoding));
+        }
+        Ok(reply::object(200, &target.kind, &value, self.accepted, self.include()?))
+    }
+
+    async fn delete_collection(&self, body: Incoming) -> Result<Reply, Status> {
+        self.check_verb("deletecollection")?;
+        let list = params::list(&self.target.kind, &self.query)?;
+        let options = self.delete_options(body).await?;
+        let found = self.shared.engine.delete_collection(&self.context, &self.target, &list, &options).await?;
+        Ok(reply::list(&self.shared.engine, &self.target.kind, &found, self.accepted, Include::Metadata))
+    }
+}

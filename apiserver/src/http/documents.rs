@@ -1,0 +1,132 @@
+//! Answers that are no resources: discovery, OpenAPI, version, health, metrics.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+
+use api::kind::Registry;
+use api::status::Status;
+use hyper::header;
+use hyper::http::request::Parts;
+use serde_json::{Value, json};
+
+use super::path::Discovery;
+use super::reply::{self, Reply};
+use super::{negotiate, page_not_found};
+use crate::server::Shared;
+
+/// The Kubernetes version that this API is.
+const VERSION: (&str, &str, &str) = ("1", "34", "v1.34.3");
+
+fn header<'a>(parts: &'a Parts, name: header::HeaderName) -> Option<&'a str> {
+    parts.headers.get(name)?.to_str().ok()
+}
+
+/// Answers with an ETag, or 304 to a client that has it already.
+fn tagged(parts: &Parts, content_type: &str, body: Vec<u8>) -> Reply {
+    let mut hasher = DefaultHasher::new();
+    body.hash(&mut hasher);
+    let etag = format!("\"{:016X}\"", hasher.finish());
+    let known = header(parts, header::IF_NONE_MATCH).is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == etag));
+    let mut reply = if known { reply::bytes(304, content_type, Vec::new()) } else { reply::bytes(200, content_type, body) };
+    let headers = reply.headers_mut();
+    if let Ok(value) = etag.parse() {
+        headers.insert(header::ETAG, value);
+    }
+    headers.insert(header::VARY, header::HeaderValue::from_static("Accept"));
+    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("public"));
+    reply
+}
+
+pub fn discovery(shared: &Shared, parts: &Parts, what: &Discovery) -> Result<Reply, Status> {
+    let registry = shared.engine.registry();
+    let accept = header(parts, header::ACCEPT);
+    let aggregated = negotiate::aggregated(accept);
+    let document = match (what, aggregated) {
+        (Discovery::Core, Some(form)) => {
+            return Ok(tagged(parts, form.content_type(), api::discovery::aggregated_core(&registry, form).to_string().into()));
+        }
+        (Discovery::Groups, Some(form)) => {
+            return Ok(tagged(parts, form.content_type(), api::discovery::aggregated_groups(&registry, form).to_string().into()));
+        }
+        (Discovery::Core, None) => api::discovery::api_versions(&registry, &shared.address),
+        (Discovery::Groups, None) => api::discovery::group_list(&registry),
+        (Discovery::Group(group), _) => match api::discovery::group(&registry, group) {
+            Some(document) => document,
+            None => return Ok(page_not_found()),
+        },
+        (Discovery::Resources { group, version }, _) => {
+            api::discovery::resources(&registry, group, version).ok_or_else(Status::no_route)?
+        }
+    };
+    Ok(reply::value(200, &document, negotiate::answer(accept, false)?.encoding))
+}
+
+/// Everything that is neither discovery nor a resource; `None` when there is no such path.
+pub fn other(shared: &Shared, parts: &Parts) -> Option<Reply> {
+    let registry = shared.engine.registry();
+    Some(match parts.uri.path().trim_end_matches('/') {
+        "/version" => reply::bytes(200, "application/json", version().to_string()),
+        "/healthz" | "/livez" | "/readyz" => reply::text(200, "ok"),
+        "/metrics" => reply::bytes(200, "text/plain; version=0.0.4", metrics(shared)),
+        "/openapi/v2" => tagged(parts, "application/json", shared.documents.get("v2", &registry, || api::openapi::v2(&registry))),
+        "/openapi/v3" => {
+            let index = || api::openapi::v3_index(&registry).to_string().into_bytes();
+            tagged(parts, "application/json", shared.documents.get("v3", &registry, index))
+        }
+        "/.well-known/openid-configuration" => reply::value(
+            200,
+            &json!({
+                "issuer": shared.tokens.issuer,
+                "jwks_uri": format!("https://{}/openid/v1/jwks", shared.address),
+                "response_types_supported": ["id_token"],
+                "subject_types_supported": ["public"],
+                "id_token_signing_alg_values_supported": ["ES256"],
+            }),
+            negotiate::Encoding::Json,
+        ),
+        path => openapi_v3(shared, &registry, parts, path.strip_prefix("/openapi/v3/")?)?,
+    })
+}
+
+fn openapi_v3(shared: &Shared, registry: &Registry, parts: &Parts, path: &str) -> Option<Reply> {
+    let (group, version) = match path.split('/').collect::<Vec<_>>().as_slice() {
+        ["api", version] => (String::new(), (*version).to_owned()),
+        ["apis", group, version] => ((*group).to_owned(), (*version).to_owned()),
+        _ => return None,
+    };
+    registry.groups().iter().find(|(known, versions)| *known == group && versions.iter().any(|v| *v == version))?;
+    let make = || api::openapi::v3(registry, &group, &version).unwrap_or_default();
+    Some(tagged(parts, "application/json", shared.documents.get(path, registry, make)))
+}
+
+fn version() -> Value {
+    json!({
+        "major": VERSION.0,
+        "minor": VERSION.1,
+        "emulationMajor": VERSION.0,
+        "emulationMinor": VERSION.1,
+        "minCompatibilityMajor": VERSION.0,
+        "minCompatibilityMinor": "33",
+        "gitVersion": format!("{}+amphipod.{}", VERSION.2, env!("CARGO_PKG_VERSION")),
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "",
+        "compiler": "rustc",
+        "platform": format!("linux/{}", if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" }),
+    })
+}
+
+/// The store's revision and the size of every collection, in Prometheus' text form.
+fn metrics(shared: &Shared) -> String {
+    let cache = shared.engine.cache();
+    let mut out = String::from("# TYPE amphipod_store_revision counter\n");
+    out += &format!("amphipod_store_revision {}\n# TYPE apiserver_storage_objects gauge\n", cache.revision());
+    let mut collections = cache.collections();
+    collections.sort_by(|a, b| a.0.cmp(&b.0));
+    for (name, objects) in collections.iter().filter(|(name, _)| &*name.group != "internal") {
+        let dot = if name.group.is_empty() { "" } else { "." };
+        out += &format!("apiserver_storage_objects{{resource=\"{}{dot}{}\"}} {}\n", name.plural, name.group, objects.len());
+    }
+    out
+}

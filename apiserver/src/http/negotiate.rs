@@ -1,0 +1,136 @@
+//! In which form an answer is given, and in which form a body comes.
+
+use api::decode::MediaType;
+use api::discovery::Aggregated;
+use api::status::Status;
+
+/// The form of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    Plain,
+    Table,
+    Partial,
+    PartialList,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    Json,
+    Yaml,
+}
+
+impl Encoding {
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Yaml => "application/yaml",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    pub form: Form,
+    pub encoding: Encoding,
+}
+
+const OFFERED: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+const OFFERED_STREAMS: [&str; 2] = ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
+
+/// One member of an `Accept` header.
+struct Media<'a> {
+    type_: &'a str,
+    parameters: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Media<'a> {
+    fn parse(text: &'a str) -> Self {
+        let mut parts = text.split(';').map(str::trim);
+        let type_ = parts.next().unwrap_or_default();
+        Self { type_, parameters: parts.filter_map(|part| part.split_once('=')).collect() }
+    }
+
+    fn parameter(&self, name: &str) -> &'a str {
+        self.parameters.iter().find(|(key, _)| *key == name).map_or("", |(_, value)| value)
+    }
+
+    fn form(&self) -> Option<Form> {
+        let group = self.parameter("g");
+        match (self.parameter("as"), group, self.parameter("v")) {
+            ("", ..) => Some(Form::Plain),
+            ("Table", "meta.k8s.io", "v1") => Some(Form::Table),
+            ("PartialObjectMetadata", "meta.k8s.io", "v1") => Some(Form::Partial),
+            ("PartialObjectMetadataList", "meta.k8s.io", "v1") => Some(Form::PartialList),
+            _ => None,
+        }
+    }
+}
+
+/// Chooses the first offered member; an absent header takes JSON.
+pub fn answer(accept: Option<&str>, watching: bool) -> Result<Accepted, Status> {
+    let accept = accept.filter(|text| !text.trim().is_empty()).unwrap_or("application/json");
+    for media in accept.split(',').map(|text| Media::parse(text.trim())) {
+        let encoding = match media.type_ {
+            "application/json" | "application/*" | "*/*" => Encoding::Json,
+            "application/yaml" if !watching => Encoding::Yaml,
+            _ => continue,
+        };
+        if let Some(form) = media.form() {
+            return Ok(Accepted { form, encoding });
+        }
+    }
+    let mut offered = OFFERED.to_vec();
+    if watching {
+        offered.extend(OFFERED_STREAMS);
+    }
+    Err(Status::none_acceptable(&offered))
+}
+
+/// The aggregated form of discovery that a client asks for first, if any.
+pub fn aggregated(accept: Option<&str>) -> Option<Aggregated> {
+    let media = accept?.split(',').map(|text| Media::parse(text.trim()));
+    let mut forms = media.map(|media| match (media.type_, media.parameter("g"), media.parameter("v"), media.parameter("as")) {
+        ("application/json", "apidiscovery.k8s.io", "v2", "APIGroupDiscoveryList") => Some(Some(Aggregated::V2)),
+        ("application/json", "apidiscovery.k8s.io", "v2beta1", "APIGroupDiscoveryList") => Some(Some(Aggregated::V2Beta1)),
+        ("application/json" | "*/*" | "application/*", "", ..) => Some(None),
+        _ => None,
+    });
+    forms.find_map(|form| form).flatten()
+}
+
+/// The media type of an object body; an absent header means JSON.
+pub fn body(content_type: Option<&str>) -> Result<MediaType, Status> {
+    match media_of(content_type) {
+        "" | "application/json" => Ok(MediaType::Json),
+        "application/yaml" => Ok(MediaType::Yaml),
+        "application/vnd.kubernetes.protobuf" => Ok(MediaType::Protobuf),
+        _ => Err(Status::unsupported_media_type(&OFFERED)),
+    }
+}
+
+/// A header's media type without its parameters.
+pub fn media_of(content_type: Option<&str>) -> &str {
+    content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kubectls_headers_get_what_they_ask_for() {
+        let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
+        assert_eq!(answer(Some(table), false).unwrap().form, Form::Table);
+        assert_eq!(answer(None, false).unwrap(), Accepted { form: Form::Plain, encoding: Encoding::Json });
+        assert_eq!(answer(Some("application/vnd.kubernetes.protobuf, */*"), false).unwrap().encoding, Encoding::Json);
+        assert_eq!(answer(Some("text/plain"), true).unwrap_err().code, 406);
+    }
+
+    #[test]
+    fn discovery_forms_are_taken_in_order() {
+        let both = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
+        assert_eq!(aggregated(Some(both)), Some(Aggregated::V2));
+        assert_eq!(aggregated(Some("application/json, */*")), None);
+        assert_eq!(aggregated(None), None);
+    }
+}

@@ -1,0 +1,130 @@
+//! Query parameters, checked as upstream does.
+
+use api::decode::FieldValidation;
+use api::kind::Kind;
+use api::selector::{Fields, Labels};
+use api::status::{FieldError, Status};
+
+use super::path::Query;
+use crate::engine::{ListOptions, VersionMatch, WatchOptions, WriteOptions, check_versions};
+
+/// Largest request body, bytes.
+pub const BODY_LIMIT: usize = 3 << 20;
+const MANAGER_LIMIT: usize = 128;
+
+/// What a writing request says beside its body.
+#[derive(Debug)]
+pub struct WriteParams {
+    pub options: WriteOptions,
+    pub validation: FieldValidation,
+    pub force: bool,
+}
+
+/// `options_kind` is the name upstream's errors carry (`CreateOptions`, …).
+pub fn write(query: &Query, user_agent: Option<&str>, options_kind: &str, apply: bool) -> Result<WriteParams, Status> {
+    let mut errors = Vec::new();
+    let manager = query.get("fieldManager").unwrap_or_default();
+    if apply && manager.is_empty() {
+        errors.push(FieldError::required("fieldManager", "is required for apply patch"));
+    }
+    if manager.len() > MANAGER_LIMIT {
+        errors.push(FieldError::too_long("fieldManager", MANAGER_LIMIT));
+    }
+    if manager.chars().any(char::is_control) {
+        errors.push(FieldError::invalid("fieldManager", manager, "should only contain printable characters"));
+    }
+    let dry_run: Vec<&str> = query.all("dryRun").filter(|text| !text.is_empty()).collect();
+    if let Some(other) = dry_run.iter().find(|all| **all != "All") {
+        errors.push(FieldError::not_supported("dryRun", *other, &["All"]));
+    }
+    let validation = match query.get("fieldValidation").unwrap_or_default() {
+        "" | "Warn" => FieldValidation::Warn,
+        "Strict" => FieldValidation::Strict,
+        "Ignore" => FieldValidation::Ignore,
+        other => {
+            errors.push(FieldError::not_supported("fieldValidation", other, &["", "Ignore", "Strict", "Warn"]));
+            FieldValidation::Warn
+        }
+    };
+    let force = query.get("force").is_some_and(|_| query.flag("force"));
+    if query.get("force").is_some() && !apply && options_kind == "PatchOptions" {
+        errors.push(FieldError::forbidden("force", "may not be specified for non-apply patch"));
+    }
+    if !errors.is_empty() {
+        return Err(Status::invalid("meta.k8s.io", options_kind, "", errors));
+    }
+    let manager = if manager.is_empty() { agent_name(user_agent) } else { manager.to_owned() };
+    Ok(WriteParams { options: WriteOptions { manager, dry_run: !dry_run.is_empty() }, validation, force })
+}
+
+/// The first word of a User-Agent names the manager of clients that name none.
+fn agent_name(user_agent: Option<&str>) -> String {
+    let name = user_agent.unwrap_or("unknown").split('/').next().unwrap_or_default();
+    name.chars().filter(|c| !c.is_control()).take(MANAGER_LIMIT).collect()
+}
+
+fn selectors(kind: &Kind, query: &Query) -> Result<(Labels, Fields), Status> {
+    let labels = Labels::parse(query.get("labelSelector").unwrap_or_default()).map_err(Status::bad_request)?;
+    let fields = Fields::parse(kind, query.get("fieldSelector").unwrap_or_default()).map_err(Status::bad_request)?;
+    Ok((labels, fields))
+}
+
+fn version(query: &Query, field: &str) -> Result<Option<u64>, Status> {
+    match query.get("resourceVersion") {
+        None | Some("") => Ok(None),
+        Some(text) => text.parse().map(Some).map_err(|_| {
+            let prefix = if field.is_empty() { String::new() } else { format!("{field}: Invalid value: {text:?}: ") };
+            Status::unknown(format!("{prefix}strconv.ParseUint: parsing {text:?}: invalid syntax"))
+        }),
+    }
+}
+
+pub fn list(kind: &Kind, query: &Query) -> Result<ListOptions, Status> {
+    let initial = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
+    let version_match = check_versions(query.get("resourceVersion"), query.get("resourceVersionMatch"), initial, false)?;
+    let (labels, fields) = selectors(kind, query)?;
+    Ok(ListOptions {
+        labels,
+        fields,
+        limit: query.number("limit").unwrap_or(0),
+        continue_token: query.get("continue").unwrap_or_default().to_owned(),
+        version: version(query, "")?,
+        version_match: version_match.filter(|asked| *asked == VersionMatch::Exact),
+    })
+}
+
+pub fn get(query: &Query) -> Result<Option<u64>, Status> {
+    version(query, "resourceVersion")
+}
+
+pub fn watch(kind: &Kind, query: &Query) -> Result<WatchOptions, Status> {
+    let initial = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
+    check_versions(query.get("resourceVersion"), query.get("resourceVersionMatch"), initial, true)?;
+    let (labels, fields) = selectors(kind, query)?;
+    Ok(WatchOptions {
+        labels,
+        fields,
+        version: version(query, "resourceVersion")?,
+        bookmarks: query.flag("allowWatchBookmarks"),
+        initial_events: initial == Some(true),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn apply_needs_a_manager() {
+        let refused = write(&Query::parse(""), Some("kubectl/v1.32"), "PatchOptions", true).unwrap_err();
+        assert!(refused.message.contains("fieldManager: Required value: is required for apply patch"));
+        let named = write(&Query::parse("dryRun=All"), Some("kubectl/v1.32"), "CreateOptions", false).unwrap();
+        assert_eq!((named.options.manager.as_str(), named.options.dry_run), ("kubectl", true));
+    }
+
+    #[test]
+    fn force_is_for_apply_only() {
+        assert!(write(&Query::parse("force=true&fieldManager=x"), None, "PatchOptions", true).unwrap().force);
+        assert_eq!(write(&Query::parse("force=true"), None, "PatchOptions", false).unwrap_err().code, 422);
+    }
+}

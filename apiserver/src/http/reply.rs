@@ -1,0 +1,172 @@
+//! Answers as bytes: objects, lists, tables, statuses, in the form that was negotiated.
+
+use std::sync::Arc;
+
+use api::kind::Kind;
+use api::status::Status;
+use axum::body::Body;
+use bytes::Bytes;
+use hyper::{Response, StatusCode, header};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::negotiate::{Accepted, Encoding, Form};
+use crate::engine::{Engine, List};
+use crate::object::Object;
+
+pub type Reply = Response<Body>;
+
+/// What `includeObject` asks for in a Table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Include {
+    None,
+    Metadata,
+    Object,
+}
+
+impl Include {
+    pub fn parse(text: Option<&str>) -> Result<Self, Status> {
+        match text {
+            None | Some("" | "Metadata") => Ok(Self::Metadata),
+            Some("None") => Ok(Self::None),
+            Some("Object") => Ok(Self::Object),
+            Some(other) => Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}"))),
+        }
+    }
+}
+
+pub fn bytes(code: u16, content_type: &str, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(Body::from(body.into()));
+    *reply.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = reply.headers_mut();
+    if let Ok(value) = content_type.parse() {
+        headers.insert(header::CONTENT_TYPE, value);
+    }
+    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-cache, private"));
+    reply
+}
+
+pub fn text(code: u16, body: impl Into<String>) -> Reply {
+    bytes(code, "text/plain; charset=utf-8", body.into())
+}
+
+/// A value in the encoding asked for.
+pub fn value(code: u16, value: &Value, encoding: Encoding) -> Reply {
+    match encoding {
+        Encoding::Json => bytes(code, encoding.content_type(), value.to_string()),
+        Encoding::Yaml => match serde_yaml::to_string(value) {
+            Ok(text) => bytes(code, encoding.content_type(), text),
+            Err(error) => status(&Status::internal(error)),
+        },
+    }
+}
+
+pub fn status(status: &Status) -> Reply {
+    let mut reply = bytes(status.code, "application/json", status.to_value().to_string());
+    if let Some(seconds) = status.details.as_ref().and_then(|details| details.retry_after_seconds) {
+        reply.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    reply
+}
+
+/// Adds `Warning: 299` headers.
+pub fn warned(mut reply: Reply, warnings: &[String]) -> Reply {
+    for warning in warnings {
+        let quoted = format!("299 - \"{}\"", warning.replace('\\', "\\\\").replace('"', "\\\""));
+        if let Ok(value) = quoted.parse() {
+            reply.headers_mut().append(header::WARNING, value);
+        }
+    }
+    reply
+}
+
+/// One object in the form asked for.
+pub fn object(code: u16, kind: &Kind, object: &Value, accepted: Accepted, include: Include) -> Reply {
+    let shaped = match accepted.form {
+        Form::Plain => return value(code, object, accepted.encoding),
+        Form::Partial | Form::PartialList => api::table::partial(object),
+        Form::Table => {
+            let meta = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+            api::table::table(kind, meta, vec![row(kind, object, include, Timestamp::now())])
+        }
+    };
+    value(code, &shaped, accepted.encoding)
+}
+
+pub fn row(kind: &Kind, object: &Value, include: Include, now: Timestamp) -> Value {
+    let included = match include {
+        Include::None => None,
+        Include::Metadata => Some(api::table::partial(object)),
+        Include::Object => Some(object.clone()),
+    };
+    api::table::row(kind, object, included, now)
+}
+
+/// A list in the form asked for.
+pub fn list(engine: &Engine, kind: &Arc<Kind>, list: &List, accepted: Accepted, include: Include) -> Reply {
+    let mut meta = json!({"resourceVersion": list.revision.to_string()});
+    if !list.continue_token.is_empty() {
+        meta["continue"] = json!(list.continue_token);
+        if let Some(remaining) = list.remaining {
+            meta["remainingItemCount"] = json!(remaining);
+        }
+    }
+    let shown = |object: &Arc<Object>| engine.show(kind, object);
+    let shaped = match accepted.form {
+        Form::Plain if kind.is_storage() && accepted.encoding == Encoding::Json => return joined(kind, list, &meta),
+        Form::Plain => {
+            let items: Vec<Value> = list.objects.iter().map(|object| bare(shown(object))).collect();
+            json!({"kind": kind.list_kind, "apiVersion": kind.api_version(), "metadata": meta, "items": items})
+        }
+        Form::Table => {
+            let now = Timestamp::now();
+            let rows = list.objects.iter().map(|object| row(kind, &shown(object), include, now)).collect();
+            api::table::table(kind, meta, rows)
+        }
+        Form::Partial | Form::PartialList => {
+            let items: Vec<Value> = list.objects.iter().map(|object| api::table::partial(&shown(object))).collect();
+            json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "items": items})
+        }
+    };
+    value(200, &shaped, accepted.encoding)
+}
+
+/// Items of a list do not repeat their type.
+fn bare(mut object: Value) -> Value {
+    if let Some(map) = object.as_object_mut() {
+        map.remove("kind");
+        map.remove("apiVersion");
+    }
+    object
+}
+
+/// A list of stored bytes: joined, not decoded.
+fn joined(kind: &Kind, list: &List, meta: &Value) -> Reply {
+    let size: usize = list.objects.iter().map(|object| object.json.len()).sum();
+    let head = format!("{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[", kind.list_kind, kind.api_version());
+    let mut out = Vec::with_capacity(size + head.len() + 2);
+    out.extend_from_slice(head.as_bytes());
+    for (index, object) in list.objects.iter().enumerate() {
+        out.extend_from_slice(if index == 0 { b"{" } else { b",{" });
+        out.extend_from_slice(object.list_item());
+    }
+    out.extend_from_slice(b"]}");
+    bytes(200, "application/json", out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_are_quoted() {
+        let reply = warned(text(200, "ok"), &["unknown field \"spec.x\"".into()]);
+        assert_eq!(reply.headers()[header::WARNING], "299 - \"unknown field \\\"spec.x\\\"\"");
+    }
+
+    #[test]
+    fn an_unknown_include_is_refused() {
+        assert_eq!(Include::parse(Some("Everything")).unwrap_err().code, 400);
+        assert_eq!(Include::parse(None).unwrap(), Include::Metadata);
+    }
+}

@@ -1,0 +1,79 @@
+//! How the server reaches what runs on nodes: logs and streams into containers.
+//!
+//! One trait, implemented by whoever knows the way (the agent of the same process).
+
+use api::status::Status;
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+#[derive(Debug, Clone, Default)]
+pub struct LogOptions {
+    pub container: String,
+    pub follow: bool,
+    pub previous: bool,
+    pub timestamps: bool,
+    pub tail_lines: Option<usize>,
+    pub limit_bytes: Option<usize>,
+    /// Only what was written at or after this.
+    pub since: Option<jiff::Timestamp>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct ExecOptions {
+    pub container: String,
+    /// Empty: attach to the container's own process.
+    pub command: Vec<String>,
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    pub tty: bool,
+}
+
+/// Columns and rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    pub width: u16,
+    pub height: u16,
+}
+
+/// A running exec or attach.
+pub struct Session {
+    pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    pub stdout: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    pub stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    pub resize: Option<mpsc::Sender<TerminalSize>>,
+    /// The exit code, or why there is none.
+    pub exit: BoxFuture<'static, Result<i32, String>>,
+}
+
+#[async_trait]
+pub trait Nodes: Send + Sync + 'static {
+    /// A container's log as text. `pod` is the stored object.
+    async fn logs(&self, pod: &Value, options: LogOptions) -> Result<BoxStream<'static, std::io::Result<Bytes>>, Status>;
+    async fn exec(&self, pod: &Value, options: ExecOptions) -> Result<Session, Status>;
+}
+
+/// A server without nodes.
+pub struct NoNodes;
+
+#[async_trait]
+impl Nodes for NoNodes {
+    async fn logs(&self, pod: &Value, _: LogOptions) -> Result<BoxStream<'static, std::io::Result<Bytes>>, Status> {
+        Err(unreachable(pod))
+    }
+
+    async fn exec(&self, pod: &Value, _: ExecOptions) -> Result<Session, Status> {
+        Err(unreachable(pod))
+    }
+}
+
+/// 500 as upstream gives it when a node's agent cannot be reached.
+pub fn unreachable(pod: &Value) -> Status {
+    let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+    Status::internal(format!("no connection to the agent of node {node:?}"))
+}

@@ -1,0 +1,159 @@
+//! A whole API server: its engine, its keys, its listener.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use api::kind::Registry;
+use api::status::Status;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::authn::Tokens;
+use crate::client::Client;
+use crate::engine::{Engine, ServiceNetwork};
+use crate::http::{self, TlsError};
+use crate::identity::{MASTERS, User};
+use crate::nodes::Nodes;
+use crate::pki::{Authority, PkiError};
+use crate::store::StoreError;
+use crate::store::redb::RedbStore;
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The store's file.
+    pub store: PathBuf,
+    pub listen: SocketAddr,
+    /// The address others reach this server at.
+    pub advertise: IpAddr,
+    pub services: ServiceNetwork,
+    pub domain: String,
+    /// More names for the serving certificate.
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Error)]
+pub enum ServerError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Keys(#[from] PkiError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("the key of service account tokens cannot be used")]
+    Tokens(#[from] jsonwebtoken::errors::Error),
+    #[error("cannot listen on {address}: choose another with --listen, or stop what uses it")]
+    Listen { address: SocketAddr, #[source] source: std::io::Error },
+    #[error("cannot create the cluster's first objects")]
+    Bootstrap(#[source] Status),
+}
+
+/// What every request needs.
+pub struct Shared {
+    pub engine: Arc<Engine>,
+    pub tokens: Tokens,
+    pub nodes: Arc<dyn Nodes>,
+    pub(crate) documents: Documents,
+    /// `host:port` as clients see it.
+    pub(crate) address: String,
+}
+
+/// A server that is ready: bound, with its first objects written, not yet accepting.
+pub struct Server {
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    tls: tokio_rustls::TlsAcceptor,
+    authority: Authority,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Binds first (a port in use leaves nothing half made), then opens the store.
+    pub async fn open(config: &Config, nodes: Arc<dyn Nodes>) -> Result<Self, ServerError> {
+        let listen = |source| ServerError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let store = RedbStore::open(&config.store)?;
+        let engine = Arc::new(Engine::open(store, Registry::builtin(), config.services.clone())?);
+        let authority = Authority::open(&engine).await?;
+        crate::bootstrap::run(&engine).await.map_err(ServerError::Bootstrap)?;
+        let identity = authority.serving(&names(config), &addresses(config))?;
+        let tls = http::tls(&authority.ca_certificate, &identity)?;
+        let tokens = Tokens::new(&authority, &config.domain)?;
+        let public = SocketAddr::new(config.advertise, address.port()).to_string();
+        let shared = Shared { engine, tokens, nodes, documents: Documents::default(), address: public };
+        Ok(Self { shared: Arc::new(shared), listener, tls, authority, address })
+    }
+
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.shared.engine
+    }
+
+    /// Where it listens; the port is the real one when `0` was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// An in-process client with an identity and field manager of its own.
+    pub fn client(&self, user: User, manager: &str) -> Client {
+        Client::new(self.shared.clone(), user, manager)
+    }
+
+    /// A kubeconfig of the administrator, its certificate inline.
+    pub fn admin_kubeconfig(&self, address: &str) -> Result<String, PkiError> {
+        use base64::Engine as _;
+        let encode = |text: &str| base64::prelude::BASE64_STANDARD.encode(text);
+        let admin = self.authority.client("kubernetes-admin", &[MASTERS])?;
+        Ok(format!(
+            "apiVersion: v1\nkind: Config\nclusters:\n- name: amphipod\n  cluster:\n    server: https://{address}\n    certificate-authority-data: {}\nusers:\n- name: admin\n  user:\n    client-certificate-data: {}\n    client-key-data: {}\ncontexts:\n- name: amphipod\n  context:\n    cluster: amphipod\n    user: admin\ncurrent-context: amphipod\n",
+            encode(&self.authority.ca_certificate),
+            encode(&admin.certificate),
+            encode(&admin.key),
+        ))
+    }
+
+    /// Serves until told to stop.
+    pub async fn serve(self, stop: CancellationToken) {
+        http::serve(self.shared, self.listener, self.tls, stop).await;
+    }
+}
+
+fn names(config: &Config) -> Vec<String> {
+    let service = "kubernetes.default.svc";
+    let mut names: Vec<String> = ["localhost", "kubernetes", "kubernetes.default", service].map(str::to_owned).into();
+    names.push(format!("{service}.{}", config.domain));
+    names.extend(config.names.iter().cloned());
+    names
+}
+
+fn addresses(config: &Config) -> Vec<IpAddr> {
+    let mut all = vec![config.services.api_server().into(), config.advertise, [127, 0, 0, 1].into()];
+    if !config.listen.ip().is_unspecified() {
+        all.push(config.listen.ip());
+    }
+    all.dedup();
+    all
+}
+
+/// Generated documents, made once per set of kinds.
+#[derive(Default)]
+pub(crate) struct Documents {
+    kept: Mutex<(usize, HashMap<String, Vec<u8>>)>,
+}
+
+impl Documents {
+    pub(crate) fn get(&self, name: &str, registry: &Registry, make: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
+        let kinds = registry.iter().count();
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.0 != kinds {
+            *kept = (kinds, HashMap::new());
+        }
+        kept.1.entry(name.to_owned()).or_insert_with(make).clone()
+    }
+}

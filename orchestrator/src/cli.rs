@@ -1,0 +1,192 @@
+//! The command line: raw arguments (and the YAML file that stands for them) become validated settings.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use apiserver::engine::ServiceNetwork;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use serde_yaml::Value;
+
+use crate::control_plane::{self, ControlPlane};
+use crate::controllers::Selection;
+
+const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
+
+#[derive(Parser)]
+#[command(name = "amphipod", version, about = "A Kubernetes-compatible cluster in one binary", args_override_self = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the API server, controllers and scheduler
+    #[command(args_override_self = true)]
+    Server(ServerArguments),
+}
+
+#[derive(Args)]
+struct ServerArguments {
+    /// Where the store and admin.kubeconfig live
+    #[arg(long, default_value = "/var/lib/amphipod")]
+    data_dir: PathBuf,
+    /// Address and port to serve on
+    #[arg(long, default_value = "0.0.0.0:6443")]
+    listen: SocketAddr,
+    /// Address at which others reach this server [default: the address of --listen, or this machine's]
+    #[arg(long)]
+    advertise_address: Option<IpAddr>,
+    /// Addresses for Services
+    #[arg(long, default_value = "10.96.0.0/12")]
+    service_cidr: String,
+    /// Domain of cluster names
+    #[arg(long, default_value = "cluster.local")]
+    cluster_domain: String,
+    /// Controllers to run: names, '*' for all, -NAME for all but one
+    #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
+    controllers: Vec<String>,
+    /// YAML file with these settings (`data-dir: /somewhere`); the command line wins
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+/// Parses the command line and runs what it says.
+pub fn run() -> Result<()> {
+    let arguments = with_config(std::env::args_os().collect())?;
+    start_log();
+    match Arguments::parse_from(arguments).command {
+        Command::Server(arguments) => runtime()?.block_on(control_plane::run(arguments.settings()?)),
+    }
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+}
+
+impl ServerArguments {
+    fn settings(&self) -> Result<ControlPlane> {
+        let advertise = match self.advertise_address {
+            Some(address) => address,
+            None if self.listen.ip().is_unspecified() => local_address()?,
+            None => self.listen.ip(),
+        };
+        Ok(ControlPlane {
+            data_dir: self.data_dir.clone(),
+            listen: self.listen,
+            advertise,
+            services: service_network(&self.service_cidr)?,
+            domain: self.cluster_domain.clone(),
+            controllers: Selection::parse(&self.controllers)?,
+            names: Vec::new(),
+        })
+    }
+}
+
+/// The address from which this machine reaches the world; nothing is sent to find it.
+fn local_address() -> Result<IpAddr> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot open a socket")?;
+    // A documentation address: only the route to it is looked up.
+    match socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).and_then(|()| socket.local_addr()) {
+        Ok(address) => Ok(address.ip()),
+        Err(_) => bail!("this machine has no default route to tell its address by: give one with --advertise-address (or --node-ip)"),
+    }
+}
+
+fn service_network(text: &str) -> Result<ServiceNetwork> {
+    let parsed = text.split_once('/').and_then(|(base, prefix)| Some((base.parse::<Ipv4Addr>().ok()?, prefix.parse::<u8>().ok()?)));
+    match parsed {
+        Some((base, prefix @ 8..=28)) => Ok(ServiceNetwork { base, prefix, node_ports: NODE_PORTS }),
+        Some((_, prefix)) => bail!("--service-cidr {text}: a prefix of {prefix} bits is out of range (8 to 28)"),
+        None => bail!("--service-cidr {text}: not an IPv4 range such as 10.96.0.0/12"),
+    }
+}
+
+/// Puts the settings of a `--config` file before those of the command line, which then win.
+fn with_config(arguments: Vec<OsString>) -> Result<Vec<OsString>> {
+    let texts: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
+    let spaced = texts.windows(2).find(|pair| pair[0] == "--config").map(|pair| pair[1]);
+    let joined = texts.iter().find_map(|text| text.strip_prefix("--config="));
+    let Some(path) = spaced.or(joined) else { return Ok(arguments) };
+    let settings = read_config(Path::new(path))?;
+    let (head, tail) = arguments.split_at(arguments.len().min(2));
+    check_names(path, head.get(1).and_then(|name| name.to_str()).unwrap_or_default(), &settings)?;
+    let flags = settings.into_iter().map(|(key, value)| OsString::from(format!("--{key}={value}")));
+    Ok(head.iter().cloned().chain(flags).chain(tail.iter().cloned()).collect())
+}
+
+fn read_config(path: &Path) -> Result<Vec<(String, String)>> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
+    let value: Value = serde_yaml::from_str(&text).with_context(|| format!("{shown} is not YAML"))?;
+    let Value::Mapping(map) = value else { bail!("{shown}: settings are wanted, one `name: value` a line") };
+    map.into_iter()
+        .map(|(key, value)| {
+            let key = key.as_str().with_context(|| format!("{shown}: a setting's name is not text"))?.to_owned();
+            let value = scalar(&value).with_context(|| format!("{shown}: {key} is neither a value nor a list of values"))?;
+            Ok((key, value))
+        })
+        .collect()
+}
+
+fn scalar(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(flag) => Some(flag.to_string()),
+        Value::Sequence(items) => items.iter().map(scalar).collect::<Option<Vec<_>>>().map(|items| items.join(",")),
+        _ => None,
+    }
+}
+
+/// A misspelt setting is named with its file, not as a flag nobody typed.
+fn check_names(path: &str, command: &str, settings: &[(String, String)]) -> Result<()> {
+    let root = Arguments::command();
+    let Some(command) = root.find_subcommand(command) else { return Ok(()) };
+    let known: Vec<&str> = command.get_arguments().filter_map(|argument| argument.get_long()).filter(|name| *name != "config").collect();
+    match settings.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+        Some((name, _)) => bail!("{path}: there is no setting {name:?}; there are: {}", known.join(", ")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<ControlPlane> {
+        let arguments = with_config(arguments.iter().map(OsString::from).collect())?;
+        match Arguments::try_parse_from(arguments)?.command {
+            Command::Server(arguments) => arguments.settings(),
+        }
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yaml");
+        std::fs::write(&path, "listen: 127.0.0.1:1\ncluster-domain: from.file\ncontrollers: ['*', -scheduler]\n").unwrap();
+        let path = path.to_str().unwrap();
+        let settings = parse(&["amphipod", "server", "--config", path, "--listen", "127.0.0.1:2"]).unwrap();
+        assert_eq!((settings.listen.port(), settings.domain.as_str()), (2, "from.file"));
+        assert!(!settings.controllers.has("scheduler") && settings.controllers.has("namespace-controller"));
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yaml");
+        std::fs::write(&path, "lisen: x\n").unwrap();
+        let error = parse(&["amphipod", "server", "--config", path.to_str().unwrap()]).unwrap_err().to_string();
+        assert!(error.contains("there is no setting \"lisen\"") && error.contains("config.yaml"), "{error}");
+        let cidr = parse(&["amphipod", "server", "--listen", "127.0.0.1:1", "--service-cidr", "10.0.0.0/30"]);
+        assert!(cidr.unwrap_err().to_string().contains("out of range"));
+    }
+}

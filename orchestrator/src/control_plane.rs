@@ -1,0 +1,107 @@
+//! Server, controllers and scheduler of one process.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use apiserver::engine::ServiceNetwork;
+use apiserver::identity::User;
+use apiserver::nodes::{NoNodes, Nodes};
+use apiserver::server::{Config, Server};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::controllers::{self, Caches, Selection};
+use crate::events::Recorder;
+use crate::scheduler;
+
+/// Validated settings.
+#[derive(Debug, Clone)]
+pub struct ControlPlane {
+    pub data_dir: PathBuf,
+    pub listen: SocketAddr,
+    pub advertise: IpAddr,
+    pub services: ServiceNetwork,
+    pub domain: String,
+    pub controllers: Selection,
+    pub names: Vec<String>,
+}
+
+/// A control plane with its tasks started.
+pub struct Running {
+    pub server: Server,
+    pub caches: Arc<Caches>,
+    pub tasks: JoinSet<()>,
+}
+
+/// `amphipod server`: runs until told to stop.
+pub async fn run(settings: ControlPlane) -> Result<()> {
+    let Running { server, mut tasks, .. } = start(&settings, Arc::new(NoNodes)).await?;
+    tracing::info!(address = %server.address(), "serving");
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(server.serve(stop.clone()));
+    wait(&mut tasks).await?;
+    stop.cancel();
+    serving.await.context("the listener failed")
+}
+
+/// Opens the store and starts everything but the listener.
+pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Running> {
+    make_private(&settings.data_dir)?;
+    let config = Config {
+        store: settings.data_dir.join("store.redb"),
+        listen: settings.listen,
+        advertise: settings.advertise,
+        services: settings.services.clone(),
+        domain: settings.domain.clone(),
+        names: settings.names.clone(),
+    };
+    let server = Server::open(&config, nodes).await?;
+    let address = SocketAddr::new(settings.advertise, server.address().port());
+    write_private(&settings.data_dir.join("admin.kubeconfig"), &server.admin_kubeconfig(&address.to_string())?)?;
+    let (caches, mut tasks) = (Arc::new(Caches::default()), JoinSet::new());
+    caches.start(&server.client(User::new("system:kube-controller-manager", &["system:masters"]), "amphipod"), &mut tasks);
+    controllers::start(&server, &caches, &settings.controllers, &mut tasks);
+    if settings.controllers.has(controllers::SCHEDULER) {
+        let client = scheduler::client(&server);
+        let recorder = Recorder::new(client.clone(), "default-scheduler", "");
+        tasks.spawn(scheduler::run(client, recorder, caches.clone()));
+    }
+    Ok(Running { server, caches, tasks })
+}
+
+/// Waits for SIGTERM or SIGINT; the end of any task before that is fatal.
+pub async fn wait(tasks: &mut JoinSet<()>) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        Some(ended) = tasks.join_next() => {
+            ended.context("a task failed")?;
+            anyhow::bail!("a task ended that should run for ever")
+        }
+    }
+}
+
+fn make_private(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}: choose another with --data-dir", dir.display()))?;
+    let private = std::fs::Permissions::from_mode(0o700);
+    std::fs::set_permissions(dir, private).with_context(|| format!("cannot protect {}", dir.display()))
+}
+
+/// Writes a file nobody else may read; replaces an old one in one step.
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    use std::io::Write;
+    let fresh = path.with_extension("new");
+    let write = || {
+        let mut file = std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&fresh)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}

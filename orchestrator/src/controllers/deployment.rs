@@ -1,0 +1,574 @@
+//! Deployment: ReplicaSets by template, rolled over within surge and unavailability, with revisions.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::selector::Labels;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::Caches;
+use super::informer::Key;
+use super::runtime::{Action, Controller, Plan, Queue};
+use super::views::{DEPLOYMENTS, Deployment, REPLICA_SETS, ReplicaSet};
+
+const REVISION: &str = "deployment.kubernetes.io/revision";
+const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
+const MAXIMUM: &str = "deployment.kubernetes.io/max-replicas";
+const HISTORY: &str = "deployment.kubernetes.io/revision-history";
+const HASH: &str = "pod-template-hash";
+/// Annotations that stay with the Deployment.
+const NOT_COPIED: [&str; 5] = ["kubectl.kubernetes.io/last-applied-configuration", REVISION, DESIRED, MAXIMUM, HISTORY];
+
+pub struct Deployments;
+
+impl Controller for Deployments {
+    const NAME: &'static str = "deployment-controller";
+    const ACCOUNT: &'static str = "deployment-controller";
+
+    fn watch(&self, caches: &Caches, queue: &Queue) {
+        let own = queue.clone();
+        caches.deployments.on_change(move |old, new| {
+            if let Some(deployment) = new.or(old) {
+                own.add(Key::of(&deployment.metadata.meta));
+            }
+        });
+        let sets = queue.clone();
+        caches.replica_sets.on_change(move |old, new| {
+            for set in [old, new].into_iter().flatten() {
+                if let Some(owner) = set.metadata.owned.controller().filter(|owner| owner.kind == "Deployment") {
+                    sets.add(Key::new(&set.metadata.meta.namespace, &owner.name));
+                }
+            }
+        });
+        // Recreate waits for the last old pod to be gone.
+        let (queue, sets) = (queue.clone(), caches.replica_sets.clone());
+        caches.pods.on_change(move |old, new| {
+            if let (Some(pod), None) = (old, new) {
+                let owner = pod.metadata.owned.controller().and_then(|owner| sets.get(&pod.metadata.meta.namespace, &owner.name));
+                if let Some(owner) = owner.as_ref().and_then(|set| set.metadata.owned.controller()) {
+                    queue.add(Key::new(&pod.metadata.meta.namespace, &owner.name));
+                }
+            }
+        });
+    }
+
+    fn reconcile(&self, key: &Key, caches: &Caches) -> Plan {
+        let Some(deployment) = caches.deployments.get(&key.namespace, &key.name) else { return Plan::new() };
+        let Ok(labels) = Labels::from_object(&deployment.spec.selector) else { return Plan::new() };
+        let uid = &deployment.metadata.meta.uid;
+        let all = caches.replica_sets.namespace(&key.namespace);
+        let selected = |set: &&Arc<ReplicaSet>| labels.matches(|key| set.metadata.meta.labels.get(key).map(String::as_str));
+        let (mut mine, mut plan) = (Vec::new(), Plan::new());
+        for set in all.iter().filter(selected) {
+            match set.metadata.owned.controller() {
+                Some(owner) if owner.uid == *uid => mine.push(set.clone()),
+                None if set.metadata.meta.deletion_timestamp.is_none() && deployment.metadata.meta.deletion_timestamp.is_none() => {
+                    plan.push(adopt(&deployment, set));
+                }
+                _ => {}
+            }
+        }
+        let old_pods = mine.iter().any(|set| {
+            !same_template(&set.spec.template, &deployment.spec.template)
+                && caches.pods.indexed(&format!("owner/{}", set.metadata.meta.uid)).iter().any(|pod| !pod.has_ended())
+        });
+        plan.extend(self::plan(&deployment, &mine, old_pods, Timestamp::now()));
+        plan
+    }
+}
+
+fn owner(deployment: &Deployment) -> Value {
+    let meta = &deployment.metadata.meta;
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "name": meta.name,
+        "uid": meta.uid,
+        "controller": true,
+        "blockOwnerDeletion": true,
+    })
+}
+
+fn adopt(deployment: &Deployment, set: &ReplicaSet) -> Action {
+    let meta = &set.metadata.meta;
+    Action::Patch {
+        resource: REPLICA_SETS,
+        key: Key::of(meta),
+        subresource: "",
+        version: Some(meta.resource_version.clone()),
+        patch: json!({"metadata": {"ownerReferences": [owner(deployment)]}}),
+    }
+}
+
+/// The template without what tells ReplicaSets of one Deployment apart.
+fn bare(template: &Value) -> Value {
+    let mut template = template.clone();
+    if let Some(labels) = template["metadata"]["labels"].as_object_mut() {
+        labels.remove(HASH);
+    }
+    template
+}
+
+fn same_template(a: &Value, b: &Value) -> bool {
+    bare(a) == bare(b)
+}
+
+/// A short name of a template: FNV-1a over its canonical text, in the letters of generated names.
+fn hash(template: &Value, collisions: i64) -> String {
+    let text = format!("{}{collisions}", bare(template));
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let bytes = hash.to_le_bytes();
+    let letters = |at: usize| api::names::suffix([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3], bytes[(at + 4) % 8]]);
+    format!("{}{}", letters(0), letters(3))
+}
+
+fn revision_of(annotations: &BTreeMap<String, String>) -> i64 {
+    annotations.get(REVISION).and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// `value` as a number of pods: absolute, or a percentage of `total`.
+fn resolve(value: &Value, total: i64, round_up: bool) -> i64 {
+    let percent = value.as_str().and_then(|text| text.strip_suffix('%')).and_then(|text| text.parse::<i64>().ok());
+    match percent {
+        Some(percent) if round_up => (percent * total + 99) / 100,
+        Some(percent) => percent * total / 100,
+        None => value.as_i64().unwrap_or(0),
+    }
+}
+
+/// How far a rollout may go beyond and below the wanted number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bounds {
+    surge: i64,
+    unavailable: i64,
+}
+
+fn bounds(deployment: &Deployment) -> Bounds {
+    let Some(rolling) = &deployment.spec.strategy.rolling_update else {
+        return Bounds { surge: 0, unavailable: deployment.spec.replicas };
+    };
+    let total = deployment.spec.replicas;
+    let surge = resolve(&rolling.max_surge, total, true);
+    let unavailable = resolve(&rolling.max_unavailable, total, false);
+    // Both zero would never move.
+    let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable };
+    Bounds { surge, unavailable: unavailable.min(total.max(if surge == 0 { 1 } else { 0 })) }
+}
+
+fn plan(deployment: &Deployment, sets: &[Arc<ReplicaSet>], old_pods: bool, now: Timestamp) -> Plan {
+    let mut plan = Plan::new();
+    let current = sets.iter().filter(|set| same_template(&set.spec.template, &deployment.spec.template));
+    let current = current.min_by_key(|set| (set.metadata.owned.creation_timestamp.clone(), set.metadata.meta.name.clone())).cloned();
+    let old: Vec<_> = sets.iter().filter(|set| current.as_ref().is_none_or(|current| current.metadata.meta.uid != set.metadata.meta.uid)).cloned().collect();
+    if deployment.metadata.meta.deletion_timestamp.is_none() {
+        let newest_old = old.iter().map(|set| revision_of(&set.metadata.meta.annotations)).max().unwrap_or(0);
+        match &current {
+            Some(set) => {
+                plan.extend(annotate(deployment, set, newest_old));
+                let scaled = if deployment.spec.paused { rescale_paused(deployment, set, &old) } else { roll(deployment, set, &old, old_pods) };
+                plan.extend(scaled);
+            }
+            None if deployment.spec.paused => {}
+            None => plan.push(create(deployment, sets, newest_old + 1, old_pods)),
+        }
+        plan.extend(clean_up(deployment, current.as_deref(), &old));
+    }
+    plan.extend(status(deployment, current.as_deref(), sets, now));
+    plan
+}
+
+/// The new ReplicaSet, already as large as the bounds allow.
+fn create(deployment: &Deployment, sets: &[Arc<ReplicaSet>], revision: i64, old_pods: bool) -> Action {
+    let meta = &deployment.metadata.meta;
+    let collisions = deployment.status["collisionCount"].as_i64().unwrap_or(0);
+    let hash = hash(&deployment.spec.template, collisions);
+    let mut template = deployment.spec.template.clone();
+    template["metadata"]["labels"][HASH] = json!(hash);
+    let mut selector = deployment.spec.selector.clone();
+    selector["matchLabels"][HASH] = json!(hash);
+    let replicas = first_size(deployment, sets, old_pods);
+    let mut annotations = copied(deployment);
+    annotations.extend(sizes(deployment));
+    annotations.insert(REVISION.into(), revision.to_string());
+    let object = json!({
+        "apiVersion": "apps/v1",
+        "kind": "ReplicaSet",
+        "metadata": {
+            "name": format!("{}-{hash}", meta.name),
+            "namespace": meta.namespace,
+            "labels": template["metadata"]["labels"],
+            "annotations": annotations,
+            "ownerReferences": [owner(deployment)],
+        },
+        "spec": {
+            "replicas": replicas,
+            "minReadySeconds": deployment.spec.min_ready_seconds,
+            "selector": selector,
+            "template": template,
+        },
+    });
+    Action::Create { resource: REPLICA_SETS, namespace: meta.namespace.clone(), object }
+}
+
+fn first_size(deployment: &Deployment, sets: &[Arc<ReplicaSet>], old_pods: bool) -> i64 {
+    if deployment.spec.strategy.type_ == "Recreate" {
+        return if old_pods { 0 } else { deployment.spec.replicas };
+    }
+    grown(deployment, 0, sets)
+}
+
+fn copied(deployment: &Deployment) -> BTreeMap<String, String> {
+    let own = deployment.metadata.meta.annotations.iter();
+    own.filter(|(key, _)| !NOT_COPIED.contains(&key.as_str())).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+fn sizes(deployment: &Deployment) -> [(String, String); 2] {
+    let wanted = deployment.spec.replicas;
+    [(DESIRED.into(), wanted.to_string()), (MAXIMUM.into(), (wanted + bounds(deployment).surge).to_string())]
+}
+
+/// The current set's annotations, and the Deployment's own revision.
+fn annotate(deployment: &Deployment, set: &ReplicaSet, newest_old: i64) -> Plan {
+    let mut plan = Plan::new();
+    let found = &set.metadata.meta.annotations;
+    let (mut revision, mut wanted) = (revision_of(found), copied(deployment));
+    if revision <= newest_old {
+        if revision > 0 {
+            let mut history = found.get(HISTORY).map(|text| format!("{text},")).unwrap_or_default();
+            history += &revision.to_string();
+            wanted.insert(HISTORY.into(), history);
+        }
+        revision = newest_old + 1;
+    }
+    wanted.insert(REVISION.into(), revision.to_string());
+    wanted.extend(sizes(deployment));
+    let changed: BTreeMap<_, _> = wanted.iter().filter(|(key, value)| found.get(*key) != Some(value)).collect();
+    if !changed.is_empty() || set.spec.min_ready_seconds != deployment.spec.min_ready_seconds {
+        plan.push(Action::Patch {
+            resource: REPLICA_SETS,
+            key: Key::of(&set.metadata.meta),
+            subresource: "",
+            version: None,
+            patch: json!({"metadata": {"annotations": changed}, "spec": {"minReadySeconds": deployment.spec.min_ready_seconds}}),
+        });
+    }
+    if revision_of(&deployment.metadata.meta.annotations) != revision {
+        plan.push(Action::Patch {
+            resource: DEPLOYMENTS,
+            key: Key::of(&deployment.metadata.meta),
+            subresource: "",
+            version: None,
+            patch: json!({"metadata": {"annotations": {REVISION: revision.to_string()}}}),
+        });
+    }
+    plan
+}
+
+fn total(sets: &[Arc<ReplicaSet>], of: impl Fn(&ReplicaSet) -> i64) -> i64 {
+    sets.iter().map(|set| of(set)).sum()
+}
+
+/// How large the new set may be, with the others as they are.
+fn grown(deployment: &Deployment, own: i64, others: &[Arc<ReplicaSet>]) -> i64 {
+    let wanted = deployment.spec.replicas;
+    let room = wanted + bounds(deployment).surge - own - total(others, |set| set.spec.replicas);
+    own + room.min(wanted - own).max(0)
+}
+
+fn scale(set: &ReplicaSet, replicas: i64) -> Option<Action> {
+    (set.spec.replicas != replicas).then(|| Action::Patch {
+        resource: REPLICA_SETS,
+        key: Key::of(&set.metadata.meta),
+        subresource: "",
+        version: None,
+        patch: json!({"spec": {"replicas": replicas}}),
+    })
+}
+
+/// A paused Deployment is still scaled: its only running set follows.
+fn rescale_paused(deployment: &Deployment, current: &Arc<ReplicaSet>, old: &[Arc<ReplicaSet>]) -> Plan {
+    let active: Vec<_> = old.iter().chain([current]).filter(|set| set.spec.replicas > 0).collect();
+    match active.as_slice() {
+        [] => scale(current, deployment.spec.replicas).into_iter().collect(),
+        [one] => scale(one, deployment.spec.replicas).into_iter().collect(),
+        _ => Plan::new(),
+    }
+}
+
+/// One step of the rollout.
+fn roll(deployment: &Deployment, current: &Arc<ReplicaSet>, old: &[Arc<ReplicaSet>], old_pods: bool) -> Plan {
+    let wanted = deployment.spec.replicas;
+    if deployment.spec.strategy.type_ == "Recreate" {
+        let mut plan: Plan = old.iter().filter_map(|set| scale(set, 0)).collect();
+        if !old_pods {
+            plan.extend(scale(current, wanted));
+        }
+        return plan;
+    }
+    let own = current.spec.replicas;
+    let size = if own > wanted { wanted } else { grown(deployment, own, old) };
+    let mut plan: Plan = scale(current, size).into_iter().collect();
+    plan.extend(shrink(deployment, current, old));
+    plan
+}
+
+/// Takes old pods away: the broken ones at once, the others as new ones become available.
+fn shrink(deployment: &Deployment, current: &ReplicaSet, old: &[Arc<ReplicaSet>]) -> Plan {
+    let old_total = total(old, |set| set.spec.replicas);
+    if old_total == 0 {
+        return Plan::new();
+    }
+    let minimum = deployment.spec.replicas - bounds(deployment).unavailable;
+    let unavailable_new = current.spec.replicas - current.status.available_replicas;
+    let mut removable = (old_total + current.spec.replicas - minimum - unavailable_new).max(0);
+    let mut sizes: BTreeMap<&str, i64> = old.iter().map(|set| (&*set.metadata.meta.name, set.spec.replicas)).collect();
+    let mut oldest: Vec<_> = old.iter().collect();
+    oldest.sort_by(|a, b| a.metadata.owned.creation_timestamp.cmp(&b.metadata.owned.creation_timestamp));
+    for set in &oldest {
+        let broken = (set.spec.replicas - set.status.available_replicas).clamp(0, removable);
+        removable -= broken;
+        sizes.entry(&set.metadata.meta.name).and_modify(|size| *size -= broken);
+    }
+    let available = total(old, |set| set.status.available_replicas) + current.status.available_replicas;
+    let mut spare = (available - minimum).max(0);
+    for set in &oldest {
+        let size = sizes.entry(&set.metadata.meta.name).or_default();
+        let gone = spare.min(*size).max(0);
+        spare -= gone;
+        *size -= gone;
+    }
+    oldest.iter().filter_map(|set| scale(set, sizes[&*set.metadata.meta.name])).collect()
+}
+
+/// Old sets beyond the history limit, oldest revision first, once the rollout is complete.
+fn clean_up(deployment: &Deployment, current: Option<&ReplicaSet>, old: &[Arc<ReplicaSet>]) -> Plan {
+    let complete = current.is_some_and(|set| set.status.available_replicas == deployment.spec.replicas && set.spec.replicas == deployment.spec.replicas);
+    let limit = usize::try_from(deployment.spec.revision_history_limit.unwrap_or(10)).unwrap_or(usize::MAX);
+    if !complete || old.len() <= limit {
+        return Plan::new();
+    }
+    let idle = |set: &&Arc<ReplicaSet>| {
+        set.spec.replicas == 0 && set.status.replicas == 0 && set.metadata.owned.generation <= set.status.observed_generation && set.metadata.meta.deletion_timestamp.is_none()
+    };
+    let mut candidates: Vec<_> = old.iter().filter(idle).collect();
+    candidates.sort_by_key(|set| revision_of(&set.metadata.meta.annotations));
+    let surplus = old.len() - limit;
+    let delete = |set: &Arc<ReplicaSet>| Action::Delete {
+        resource: REPLICA_SETS,
+        key: Key::of(&set.metadata.meta),
+        uid: Some(set.metadata.meta.uid.clone()),
+        propagation: None,
+    };
+    candidates.into_iter().take(surplus).map(delete).collect()
+}
+
+/// The Deployment's status, when it is not what is stored.
+fn status(deployment: &Deployment, current: Option<&ReplicaSet>, sets: &[Arc<ReplicaSet>], now: Timestamp) -> Plan {
+    let count = |of: fn(&ReplicaSet) -> i64| total(sets, of);
+    let (replicas, ready, available) = (count(|s| s.status.replicas), count(|s| s.status.ready_replicas), count(|s| s.status.available_replicas));
+    let updated = current.map_or(0, |set| set.status.replicas);
+    let unavailable = (total(sets, |set| set.spec.replicas).max(deployment.spec.replicas).min(replicas.max(deployment.spec.replicas)) - available).max(0);
+    let nullable = |number: i64| if number == 0 { Value::Null } else { json!(number) };
+    let counts = json!({
+        "observedGeneration": deployment.metadata.owned.generation,
+        "replicas": nullable(replicas),
+        "updatedReplicas": nullable(updated),
+        "readyReplicas": nullable(ready),
+        "availableReplicas": nullable(available),
+        "unavailableReplicas": nullable(unavailable),
+    });
+    let old = &deployment.status;
+    let progressed = ["replicas", "updatedReplicas", "readyReplicas", "availableReplicas"]
+        .iter()
+        .any(|field| old[*field].as_i64().unwrap_or(0) != counts[*field].as_i64().unwrap_or(0));
+    let complete = updated == deployment.spec.replicas && replicas == updated && available == updated && current.is_some();
+    let minimum = deployment.spec.replicas - bounds(deployment).unavailable;
+    let (progress, again) = progressing(deployment, current, complete, progressed, now);
+    let mut conditions = vec![available_condition(available >= minimum)];
+    conditions.extend(progress);
+    let conditions = merge_conditions(&old["conditions"], conditions, now);
+    let mut patch = counts;
+    patch["conditions"] = json!(conditions);
+    let same = patch.as_object().into_iter().flatten().all(|(key, value)| old.get(key).unwrap_or(&Value::Null) == value);
+    let mut plan: Plan = again.into_iter().collect();
+    if !same {
+        let key = Key::of(&deployment.metadata.meta);
+        plan.push(Action::Patch { resource: DEPLOYMENTS, key, subresource: "status", version: None, patch: json!({"status": patch}) });
+    }
+    plan
+}
+
+fn condition(type_: &str, status: bool, reason: &str, message: String) -> Value {
+    json!({"type": type_, "status": if status { "True" } else { "False" }, "reason": reason, "message": message})
+}
+
+fn available_condition(enough: bool) -> Value {
+    match enough {
+        true => condition("Available", true, "MinimumReplicasAvailable", "Deployment has minimum availability.".into()),
+        false => condition("Available", false, "MinimumReplicasUnavailable", "Deployment does not have minimum availability.".into()),
+    }
+}
+
+/// The Progressing condition, and when to look again for the deadline.
+fn progressing(deployment: &Deployment, current: Option<&ReplicaSet>, complete: bool, progressed: bool, now: Timestamp) -> (Option<Value>, Option<Action>) {
+    let seconds = deployment.spec.progress_deadline_seconds.unwrap_or(600);
+    if seconds >= i64::from(i32::MAX) {
+        return (None, None);
+    }
+    let stored = deployment.status["conditions"].as_array().into_iter().flatten().find(|condition| condition["type"] == "Progressing");
+    let subject = match current {
+        Some(set) => format!("ReplicaSet \"{}\"", set.metadata.meta.name),
+        None => format!("Deployment \"{}\"", deployment.metadata.meta.name),
+    };
+    if complete {
+        return (Some(condition("Progressing", true, "NewReplicaSetAvailable", format!("{subject} has successfully progressed."))), None);
+    }
+    if deployment.spec.paused {
+        return (Some(condition("Progressing", true, "DeploymentPaused", "Deployment is paused".into())), None);
+    }
+    let again = |after: i64| Action::Again { key: Key::of(&deployment.metadata.meta), after: Duration::from_secs(u64::try_from(after.max(1)).unwrap_or(1)) };
+    let moving = || condition("Progressing", true, "ReplicaSetUpdated", format!("{subject} is progressing."));
+    let Some(stored) = stored else {
+        let created = condition("Progressing", true, "NewReplicaSetCreated", format!("Created new replica set {subject}").replace("replica set ReplicaSet", "replica set"));
+        return (Some(created), Some(again(seconds)));
+    };
+    // A new template starts a new count.
+    let restarted = matches!(stored["reason"].as_str(), Some("NewReplicaSetAvailable" | "DeploymentPaused"));
+    if progressed || restarted {
+        return (Some(moving()), Some(again(seconds)));
+    }
+    let since = stored["lastUpdateTime"].as_str().and_then(|text| text.parse::<Timestamp>().ok()).unwrap_or(now);
+    let left = seconds - (now.as_second() - since.as_second());
+    if left <= 0 {
+        return (Some(condition("Progressing", false, "ProgressDeadlineExceeded", format!("{subject} has timed out progressing."))), None);
+    }
+    (Some(stored.clone()), Some(again(left)))
+}
+
+/// New conditions with the times of those that did not change.
+fn merge_conditions(stored: &Value, wanted: Vec<Value>, now: Timestamp) -> Vec<Value> {
+    let time = api::time::rfc3339(now);
+    let find = |type_: &Value| stored.as_array().into_iter().flatten().find(|old| old["type"] == *type_);
+    let mut merged: Vec<Value> = wanted
+        .into_iter()
+        .map(|mut condition| {
+            let old = find(&condition["type"]);
+            let same = |field: &str| old.is_some_and(|old| old[field] == condition[field]);
+            let unchanged = same("status") && same("reason") && same("message");
+            let keep = |field: &str, kept: bool| old.filter(|_| kept).and_then(|old| old[field].as_str()).unwrap_or(&time).to_owned();
+            let (update, transition) = (keep("lastUpdateTime", unchanged), keep("lastTransitionTime", same("status")));
+            condition["lastUpdateTime"] = json!(update);
+            condition["lastTransitionTime"] = json!(transition);
+            condition
+        })
+        .collect();
+    // The order in which they were first stored stays.
+    let order: Vec<&Value> = stored.as_array().into_iter().flatten().map(|old| &old["type"]).collect();
+    merged.sort_by_key(|condition| order.iter().position(|type_| **type_ == condition["type"]).unwrap_or(usize::MAX));
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deployment(replicas: i64, image: &str, surge: &str, unavailable: &str) -> Deployment {
+        let number = |text: &str| text.parse::<i64>().map_or(json!(text), |n| json!(n));
+        serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "ns", "uid": "d", "generation": 1},
+            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "web"}}, "template": template(image),
+                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": number(surge), "maxUnavailable": number(unavailable)}}},
+        }))
+        .unwrap()
+    }
+
+    fn template(image: &str) -> Value {
+        json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": image}]}})
+    }
+
+    fn set(name: &str, image: &str, replicas: i64, available: i64, revision: i64) -> Arc<ReplicaSet> {
+        Arc::new(serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": "ns", "uid": name, "annotations": {REVISION: revision.to_string()}, "creationTimestamp": format!("2026-01-0{revision}T00:00:00Z")},
+            "spec": {"replicas": replicas, "template": template(image)},
+            "status": {"replicas": replicas, "readyReplicas": available, "availableReplicas": available},
+        })).unwrap())
+    }
+
+    fn scales(plan: &Plan) -> Vec<(String, i64)> {
+        plan.iter()
+            .filter_map(|action| match action {
+                Action::Patch { key, subresource: "", patch, .. } => patch["spec"]["replicas"].as_i64().map(|n| (key.name.clone(), n)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn percentages_round_up_for_surge_and_down_for_unavailable() {
+        assert_eq!(bounds(&deployment(3, "a", "25%", "25%")), Bounds { surge: 1, unavailable: 0 });
+        assert_eq!(bounds(&deployment(10, "a", "25%", "25%")), Bounds { surge: 3, unavailable: 2 });
+        assert_eq!(bounds(&deployment(1, "a", "0", "0")), Bounds { surge: 0, unavailable: 1 });
+    }
+
+    #[test]
+    fn a_first_set_is_made_whole_with_hash_and_revision() {
+        let made = plan(&deployment(3, "a", "25%", "25%"), &[], false, Timestamp::UNIX_EPOCH);
+        let Action::Create { object, .. } = &made[0] else { panic!("{made:?}") };
+        let hash = object["metadata"]["labels"][HASH].as_str().unwrap();
+        assert_eq!(object["metadata"]["name"], format!("web-{hash}"));
+        assert_eq!(object["spec"]["selector"]["matchLabels"][HASH], hash);
+        assert_eq!((&object["spec"]["replicas"], &object["metadata"]["annotations"][REVISION]), (&json!(3), &json!("1")));
+    }
+
+    #[test]
+    fn a_new_template_grows_within_surge_and_shrinks_as_it_becomes_available() {
+        let web = deployment(3, "b", "25%", "25%");
+        let made = plan(&web, &[set("old", "a", 3, 3, 1)], true, Timestamp::UNIX_EPOCH);
+        let Some(Action::Create { object, .. }) = made.iter().find(|a| matches!(a, Action::Create { .. })) else { panic!() };
+        assert_eq!(object["spec"]["replicas"], 1);
+        let waiting = plan(&web, &[set("old", "a", 3, 3, 1), set("new", "b", 1, 0, 2)], true, Timestamp::UNIX_EPOCH);
+        assert_eq!(scales(&waiting), []);
+        let stepped = plan(&web, &[set("old", "a", 3, 3, 1), set("new", "b", 1, 1, 2)], true, Timestamp::UNIX_EPOCH);
+        assert_eq!(scales(&stepped), [("old".to_owned(), 2)]);
+        let grown = plan(&web, &[set("old", "a", 2, 2, 1), set("new", "b", 1, 1, 2)], true, Timestamp::UNIX_EPOCH);
+        assert_eq!(scales(&grown), [("new".to_owned(), 2)]);
+    }
+
+    #[test]
+    fn going_back_reuses_the_old_set_under_a_new_revision() {
+        let made = plan(&deployment(3, "a", "25%", "25%"), &[set("old", "a", 0, 0, 1), set("new", "b", 3, 3, 2)], true, Timestamp::UNIX_EPOCH);
+        let revised = made.iter().any(|action| matches!(action, Action::Patch { key, patch, .. }
+            if key.name == "old" && patch["metadata"]["annotations"][REVISION] == "3" && patch["metadata"]["annotations"][HISTORY] == "1"));
+        assert!(revised, "{made:?}");
+        assert!(!made.iter().any(|action| matches!(action, Action::Create { .. })));
+    }
+
+    #[test]
+    fn recreate_waits_for_the_old_pods() {
+        let mut web = deployment(2, "b", "0", "0");
+        web.spec.strategy = Strategy { type_: "Recreate".into(), rolling_update: None };
+        let sets = [set("old", "a", 2, 2, 1), set("new", "b", 0, 0, 2)];
+        assert_eq!(scales(&plan(&web, &sets, true, Timestamp::UNIX_EPOCH)), [("old".to_owned(), 0)]);
+        let sets = [set("old", "a", 0, 0, 1), set("new", "b", 0, 0, 2)];
+        assert_eq!(scales(&plan(&web, &sets, false, Timestamp::UNIX_EPOCH)), [("new".to_owned(), 2)]);
+    }
+
+    use super::super::views::Strategy;
+
+    #[test]
+    fn a_stalled_rollout_is_said_after_its_deadline() {
+        let mut web = deployment(1, "a", "1", "0");
+        let now: Timestamp = "2026-01-01T01:00:00Z".parse().unwrap();
+        web.status = json!({"replicas": 1, "updatedReplicas": 1, "conditions": [{"type": "Progressing", "status": "True", "reason": "ReplicaSetUpdated", "message": "m", "lastUpdateTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+        let made = plan(&web, &[set("s", "a", 1, 0, 1)], false, now);
+        let stalled = made.iter().any(|action| action_reason(action) == Some("ProgressDeadlineExceeded"));
+        assert!(stalled, "{made:?}");
+    }
+
+    fn action_reason(action: &Action) -> Option<&str> {
+        let Action::Patch { subresource: "status", patch, .. } = action else { return None };
+        patch["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == "Progressing")?["reason"].as_str()
+    }
+}

@@ -1,0 +1,279 @@
+//! ReplicaSet: as many pods as asked for, adopted and released by label.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::selector::Labels;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::Caches;
+use super::informer::Key;
+use super::runtime::{Action, Controller, Plan, Queue};
+use super::views::{OwnerReference, PODS, Pod, REPLICA_SETS, ReplicaSet};
+
+/// Pods made or removed by one plan: bounds what a mistake costs before it is seen.
+const BURST: usize = 500;
+
+pub struct ReplicaSets;
+
+impl Controller for ReplicaSets {
+    const NAME: &'static str = "replicaset-controller";
+    const ACCOUNT: &'static str = "replicaset-controller";
+
+    fn watch(&self, caches: &Caches, queue: &Queue) {
+        let own = queue.clone();
+        caches.replica_sets.on_change(move |old, new| {
+            if let Some(set) = new.or(old) {
+                own.add(Key::of(&set.metadata.meta));
+            }
+        });
+        let (queue, sets) = (queue.clone(), caches.replica_sets.clone());
+        caches.pods.on_change(move |old, new| {
+            for pod in [old, new].into_iter().flatten() {
+                let namespace = &pod.metadata.meta.namespace;
+                match pod.metadata.owned.controller() {
+                    Some(owner) if owner.kind == "ReplicaSet" => queue.add(Key::new(namespace, &owner.name)),
+                    Some(_) => {}
+                    // An orphan concerns whoever selects it.
+                    None => sets.namespace(namespace).iter().filter(|set| selects(set, pod)).for_each(|set| queue.add(Key::of(&set.metadata.meta))),
+                }
+            }
+        });
+    }
+
+    fn reconcile(&self, key: &Key, caches: &Caches) -> Plan {
+        let Some(set) = caches.replica_sets.get(&key.namespace, &key.name) else { return Plan::new() };
+        let owned = caches.pods.indexed(&format!("owner/{}", set.metadata.meta.uid));
+        let orphans = caches.pods.namespace(&key.namespace).into_iter().filter(|pod| pod.metadata.owned.controller().is_none());
+        plan(&set, &owned, &orphans.collect::<Vec<_>>(), Timestamp::now())
+    }
+}
+
+fn selects(set: &ReplicaSet, pod: &Pod) -> bool {
+    Labels::from_object(&set.spec.selector).is_ok_and(|labels| !labels.is_everything() && matches(&labels, pod))
+}
+
+fn matches(labels: &Labels, pod: &Pod) -> bool {
+    labels.matches(|key| pod.metadata.meta.labels.get(key).map(String::as_str))
+}
+
+/// What brings the set's pods to the wanted number, and its status to the truth.
+fn plan(set: &ReplicaSet, owned: &[Arc<Pod>], orphans: &[Arc<Pod>], now: Timestamp) -> Plan {
+    let Ok(labels) = Labels::from_object(&set.spec.selector) else { return Plan::new() };
+    let mut plan = Plan::new();
+    let (mine, strangers): (Vec<_>, Vec<_>) = owned.iter().cloned().partition(|pod| matches(&labels, pod));
+    let mut mine: Vec<Arc<Pod>> = mine;
+    if set.metadata.meta.deletion_timestamp.is_none() {
+        plan.extend(strangers.iter().filter(|pod| pod.is_active()).map(|pod| release(set, pod)));
+        let adopted = orphans.iter().filter(|pod| pod.is_active() && matches(&labels, pod));
+        for pod in adopted {
+            plan.push(adopt(set, pod));
+            mine.push(pod.clone());
+        }
+        plan.extend(resize(set, &mine));
+    }
+    let active: Vec<_> = mine.iter().filter(|pod| pod.is_active()).cloned().collect();
+    let terminating = mine.iter().filter(|pod| pod.is_deleting() && !pod.has_ended()).count();
+    plan.extend(status(set, &active, terminating, now));
+    plan.extend(next_available(set, &active, now));
+    plan
+}
+
+fn owner(set: &ReplicaSet) -> Value {
+    let meta = &set.metadata.meta;
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "ReplicaSet",
+        "name": meta.name,
+        "uid": meta.uid,
+        "controller": true,
+        "blockOwnerDeletion": true,
+    })
+}
+
+fn adopt(set: &ReplicaSet, pod: &Pod) -> Action {
+    let mut owners: Vec<Value> = pod.metadata.owned.owner_references.iter().map(reference).collect();
+    owners.push(owner(set));
+    repoint(pod, owners)
+}
+
+fn release(set: &ReplicaSet, pod: &Pod) -> Action {
+    let others = pod.metadata.owned.owner_references.iter().filter(|owner| owner.uid != set.metadata.meta.uid);
+    repoint(pod, others.map(reference).collect())
+}
+
+fn reference(owner: &OwnerReference) -> Value {
+    let mut value = json!({"apiVersion": owner.api_version, "kind": owner.kind, "name": owner.name, "uid": owner.uid});
+    if owner.controller {
+        value["controller"] = json!(true);
+    }
+    value
+}
+
+fn repoint(pod: &Pod, owners: Vec<Value>) -> Action {
+    let meta = &pod.metadata.meta;
+    let owners = if owners.is_empty() { Value::Null } else { json!(owners) };
+    Action::Patch {
+        resource: PODS,
+        key: Key::of(meta),
+        subresource: "",
+        version: Some(meta.resource_version.clone()),
+        patch: json!({"metadata": {"ownerReferences": owners}}),
+    }
+}
+
+/// Creates what is missing or removes what is too much, the least useful first.
+fn resize(set: &ReplicaSet, mine: &[Arc<Pod>]) -> Plan {
+    let mut active: Vec<_> = mine.iter().filter(|pod| pod.is_active()).collect();
+    let wanted = usize::try_from(set.spec.replicas).unwrap_or(0);
+    if active.len() < wanted {
+        let missing = (wanted - active.len()).min(BURST);
+        return (0..missing).map(|_| create(set)).collect();
+    }
+    active.sort_by_key(|pod| usefulness(pod));
+    let surplus = (active.len() - wanted).min(BURST);
+    active.into_iter().take(surplus).map(|pod| remove(pod)).collect()
+}
+
+/// The order in which pods go: unassigned, pending, unready, youngest first.
+fn usefulness(pod: &Pod) -> (bool, u8, bool, Reverse<String>) {
+    let phase = match &*pod.status.phase {
+        "Running" => 2,
+        "Unknown" => 1,
+        _ => 0,
+    };
+    (!pod.spec.node_name.is_empty(), phase, pod.is_ready(), Reverse(pod.metadata.owned.creation_timestamp.clone()))
+}
+
+fn create(set: &ReplicaSet) -> Action {
+    let meta = &set.metadata.meta;
+    let template = &set.spec.template;
+    let mut metadata = json!({"generateName": format!("{}-", meta.name), "namespace": meta.namespace, "ownerReferences": [owner(set)]});
+    for field in ["labels", "annotations", "finalizers"] {
+        if let Some(value) = template["metadata"].get(field) {
+            metadata[field] = value.clone();
+        }
+    }
+    let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]});
+    Action::Create { resource: PODS, namespace: meta.namespace.clone(), object }
+}
+
+fn remove(pod: &Pod) -> Action {
+    let meta = &pod.metadata.meta;
+    Action::Delete { resource: PODS, key: Key::of(meta), uid: Some(meta.uid.clone()), propagation: None }
+}
+
+/// When a pod counts as available; `None` while it is not ready.
+fn available_at(pod: &Pod, min_ready_seconds: i64) -> Option<Timestamp> {
+    let ready = pod.condition("Ready").filter(|ready| ready.status == "True")?;
+    let since: Timestamp = ready.last_transition_time.parse().ok()?;
+    since.checked_add(jiff::SignedDuration::from_secs(min_ready_seconds)).ok()
+}
+
+fn is_available(pod: &Pod, set: &ReplicaSet, now: Timestamp) -> bool {
+    pod.is_ready() && (set.spec.min_ready_seconds == 0 || available_at(pod, set.spec.min_ready_seconds).is_some_and(|at| at <= now))
+}
+
+/// The moment at which the next ready pod becomes available.
+fn next_available(set: &ReplicaSet, active: &[Arc<Pod>], now: Timestamp) -> Option<Action> {
+    let waiting = active.iter().filter(|pod| pod.is_ready() && !is_available(pod, set, now));
+    let next = waiting.filter_map(|pod| available_at(pod, set.spec.min_ready_seconds)).min()?;
+    let after = Duration::try_from(next.duration_since(now)).unwrap_or_default() + Duration::from_millis(10);
+    Some(Action::Again { key: Key::of(&set.metadata.meta), after })
+}
+
+fn status(set: &ReplicaSet, active: &[Arc<Pod>], terminating: usize, now: Timestamp) -> Option<Action> {
+    let template = set.spec.template["metadata"]["labels"].as_object();
+    let labeled = |pod: &Pod| {
+        template.into_iter().flatten().all(|(key, value)| pod.metadata.meta.labels.get(key).map(String::as_str) == value.as_str())
+    };
+    let count = |is: &dyn Fn(&Pod) -> bool| i64::try_from(active.iter().filter(|pod| is(pod)).count()).unwrap_or(i64::MAX);
+    let (replicas, labels) = (count(&|_| true), count(&labeled));
+    let (ready, available) = (count(&Pod::is_ready), count(&|pod| is_available(pod, set, now)));
+    let old = &set.status;
+    let generation = set.metadata.owned.generation;
+    let _ = terminating;
+    let same = (old.replicas, old.fully_labeled_replicas, old.ready_replicas, old.available_replicas, old.observed_generation)
+        == (replicas, labels, ready, available, generation);
+    let nullable = |number: i64| if number == 0 { Value::Null } else { json!(number) };
+    (!same).then(|| Action::Patch {
+        resource: REPLICA_SETS,
+        key: Key::of(&set.metadata.meta),
+        subresource: "status",
+        version: None,
+        patch: json!({"status": {
+            "replicas": replicas,
+            "fullyLabeledReplicas": nullable(labels),
+            "readyReplicas": nullable(ready),
+            "availableReplicas": nullable(available),
+            "observedGeneration": generation,
+        }}),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(replicas: i64) -> ReplicaSet {
+        serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "ns", "uid": "u", "generation": 1},
+            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "web"}},
+                "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": []}}},
+        }))
+        .unwrap()
+    }
+
+    fn pod(name: &str, label: &str, owned: bool, phase: &str) -> Arc<Pod> {
+        let owners = if owned { json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u", "controller": true}]) } else { json!([]) };
+        Arc::new(serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": "ns", "uid": name, "resourceVersion": "1", "labels": {"app": label}, "ownerReferences": owners, "creationTimestamp": format!("2026-01-0{}T00:00:00Z", name.len())},
+            "spec": {"nodeName": "n"}, "status": {"phase": phase},
+        })).unwrap())
+    }
+
+    fn kinds(plan: &Plan) -> Vec<&'static str> {
+        plan.iter()
+            .map(|action| match action {
+                Action::Create { .. } => "create",
+                Action::Delete { .. } => "delete",
+                Action::Patch { subresource: "status", .. } => "status",
+                Action::Patch { .. } => "patch",
+                Action::Again { .. } => "again",
+            })
+            .collect()
+    }
+
+    #[test]
+    fn missing_pods_are_created_and_ended_ones_replaced() {
+        let now = Timestamp::UNIX_EPOCH;
+        assert_eq!(kinds(&plan(&set(2), &[], &[], now)), ["create", "create", "status"]);
+        let owned = [pod("a", "web", true, "Running"), pod("b", "web", true, "Failed")];
+        assert_eq!(kinds(&plan(&set(2), &owned, &[], now)), ["create", "status"]);
+    }
+
+    #[test]
+    fn a_relabelled_pod_is_released_and_replaced() {
+        let owned = [pod("a", "other", true, "Running")];
+        let made = plan(&set(1), &owned, &[], Timestamp::UNIX_EPOCH);
+        assert_eq!(kinds(&made), ["patch", "create", "status"]);
+        let Action::Patch { patch, .. } = &made[0] else { panic!() };
+        assert_eq!(patch["metadata"]["ownerReferences"], Value::Null);
+    }
+
+    #[test]
+    fn a_matching_orphan_is_adopted_before_anything_is_made() {
+        let made = plan(&set(1), &[], &[pod("a", "web", false, "Running")], Timestamp::UNIX_EPOCH);
+        assert_eq!(kinds(&made), ["patch", "status"]);
+    }
+
+    #[test]
+    fn surplus_goes_least_useful_first() {
+        let owned = [pod("a", "web", true, "Running"), pod("bb", "web", true, "Pending"), pod("ccc", "web", true, "Running")];
+        let made = plan(&set(1), &owned, &[], Timestamp::UNIX_EPOCH);
+        let gone: Vec<_> = made.iter().filter_map(|action| match action { Action::Delete { key, .. } => Some(key.name.clone()), _ => None }).collect();
+        assert_eq!(gone, ["bb", "ccc"], "pending first, then the youngest");
+    }
+}

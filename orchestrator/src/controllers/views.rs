@@ -1,0 +1,390 @@
+//! What controllers and the scheduler read of each kind.
+
+use std::collections::BTreeMap;
+
+use api::view::{EndpointSlice, Meta, Service};
+use apiserver::client::Resource;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::informer::View;
+
+pub const PODS: Resource = Resource::core("pods");
+pub const SERVICES: Resource = Resource::core("services");
+pub const ENDPOINTS: Resource = Resource::core("endpoints");
+pub const NODES: Resource = Resource::core("nodes");
+pub const NAMESPACES: Resource = Resource::core("namespaces");
+pub const CONFIG_MAPS: Resource = Resource::core("configmaps");
+pub const SERVICE_ACCOUNTS: Resource = Resource::core("serviceaccounts");
+pub const REPLICA_SETS: Resource = Resource::new("apps", "replicasets");
+pub const DEPLOYMENTS: Resource = Resource::new("apps", "deployments");
+pub const SLICES: Resource = Resource::new("discovery.k8s.io", "endpointslices");
+pub const LEASES: Resource = Resource::new("coordination.k8s.io", "leases");
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OwnerReference {
+    pub api_version: String,
+    pub kind: String,
+    pub name: String,
+    pub uid: String,
+    pub controller: bool,
+}
+
+/// The members of `metadata` that only controllers read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Owned {
+    pub owner_references: Vec<OwnerReference>,
+    pub creation_timestamp: String,
+    pub generation: i64,
+    pub finalizers: Vec<String>,
+}
+
+impl Owned {
+    pub fn controller(&self) -> Option<&OwnerReference> {
+        self.owner_references.iter().find(|owner| owner.controller)
+    }
+}
+
+/// `metadata`, all that anybody reads.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Metadata {
+    #[serde(flatten)]
+    pub meta: Meta,
+    #[serde(flatten)]
+    pub owned: Owned,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LabelSelector {
+    pub match_labels: BTreeMap<String, String>,
+    pub match_expressions: Vec<Value>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Pod {
+    pub metadata: Metadata,
+    pub spec: PodSpec,
+    pub status: PodStatus,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodSpec {
+    pub node_name: String,
+    pub scheduler_name: String,
+    pub hostname: String,
+    pub subdomain: String,
+    pub host_network: bool,
+    pub node_selector: BTreeMap<String, String>,
+    pub affinity: Option<Value>,
+    pub tolerations: Vec<Toleration>,
+    pub priority: i64,
+    pub scheduling_gates: Vec<Value>,
+    pub containers: Vec<Container>,
+    pub init_containers: Vec<Container>,
+    pub overhead: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Container {
+    pub name: String,
+    pub ports: Vec<ContainerPort>,
+    pub resources: Resources,
+    pub restart_policy: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerPort {
+    pub name: String,
+    pub container_port: u16,
+    pub host_port: u16,
+    pub protocol: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Resources {
+    pub requests: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Toleration {
+    pub key: String,
+    pub operator: String,
+    pub value: String,
+    pub effect: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodStatus {
+    pub phase: String,
+    #[serde(rename = "podIP")]
+    pub pod_ip: String,
+    #[serde(rename = "podIPs")]
+    pub pod_ips: Vec<PodIp>,
+    pub conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct PodIp {
+    pub ip: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Condition {
+    #[serde(rename = "type")]
+    pub type_: String,
+    pub status: String,
+    pub reason: String,
+    pub message: String,
+    pub last_transition_time: String,
+    pub last_update_time: String,
+}
+
+impl Pod {
+    pub fn condition(&self, type_: &str) -> Option<&Condition> {
+        self.status.conditions.iter().find(|condition| condition.type_ == type_)
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.condition("Ready").is_some_and(|ready| ready.status == "True")
+    }
+
+    pub fn is_deleting(&self) -> bool {
+        self.metadata.meta.deletion_timestamp.is_some()
+    }
+
+    /// It ended and will not run again.
+    pub fn has_ended(&self) -> bool {
+        matches!(&*self.status.phase, "Succeeded" | "Failed")
+    }
+
+    /// Counts as one of its ReplicaSet's.
+    pub fn is_active(&self) -> bool {
+        !self.is_deleting() && !self.has_ended()
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ReplicaSet {
+    pub metadata: Metadata,
+    pub spec: ReplicaSetSpec,
+    pub status: ReplicaSetStatus,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReplicaSetSpec {
+    pub replicas: i64,
+    pub min_ready_seconds: i64,
+    pub selector: Value,
+    pub template: Value,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReplicaSetStatus {
+    pub replicas: i64,
+    pub fully_labeled_replicas: i64,
+    pub ready_replicas: i64,
+    pub available_replicas: i64,
+    pub terminating_replicas: Option<i64>,
+    pub observed_generation: i64,
+    pub conditions: Vec<Value>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Deployment {
+    pub metadata: Metadata,
+    pub spec: DeploymentSpec,
+    pub status: Value,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DeploymentSpec {
+    pub replicas: i64,
+    pub min_ready_seconds: i64,
+    pub paused: bool,
+    pub progress_deadline_seconds: Option<i64>,
+    pub revision_history_limit: Option<i64>,
+    pub selector: Value,
+    pub strategy: Strategy,
+    pub template: Value,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Strategy {
+    #[serde(rename = "type")]
+    pub type_: String,
+    pub rolling_update: Option<RollingUpdate>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RollingUpdate {
+    pub max_surge: Value,
+    pub max_unavailable: Value,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    pub metadata: Metadata,
+    pub spec: NodeSpec,
+    pub status: NodeStatus,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeSpec {
+    pub unschedulable: bool,
+    pub taints: Vec<Taint>,
+    #[serde(rename = "podCIDR")]
+    pub pod_cidr: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Taint {
+    pub key: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub value: String,
+    pub effect: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_added: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    pub allocatable: BTreeMap<String, String>,
+    pub conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Namespace {
+    pub metadata: Metadata,
+    pub spec: NamespaceSpec,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct NamespaceSpec {
+    pub finalizers: Vec<String>,
+}
+
+/// Kinds of which only the metadata matters.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ServiceAccount {
+    pub metadata: Metadata,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ConfigMap {
+    pub metadata: Metadata,
+    pub data: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Endpoints {
+    pub metadata: Metadata,
+    pub subsets: Vec<Value>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Lease {
+    pub metadata: Metadata,
+    pub spec: LeaseSpec,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LeaseSpec {
+    pub renew_time: String,
+}
+
+/// `owner/UID` for each owner that controls the object.
+fn owner_index(owned: &Owned) -> Vec<String> {
+    owned.controller().map(|owner| format!("owner/{}", owner.uid)).into_iter().collect()
+}
+
+impl View for Pod {
+    const RESOURCE: Resource = PODS;
+    fn meta(&self) -> &Meta {
+        &self.metadata.meta
+    }
+    fn indexes(&self) -> Vec<String> {
+        let mut all = owner_index(&self.metadata.owned);
+        if !self.spec.node_name.is_empty() {
+            all.push(format!("node/{}", self.spec.node_name));
+        }
+        all
+    }
+}
+
+impl View for ReplicaSet {
+    const RESOURCE: Resource = REPLICA_SETS;
+    fn meta(&self) -> &Meta {
+        &self.metadata.meta
+    }
+    fn indexes(&self) -> Vec<String> {
+        owner_index(&self.metadata.owned)
+    }
+}
+
+impl View for EndpointSlice {
+    const RESOURCE: Resource = SLICES;
+    fn meta(&self) -> &Meta {
+        &self.metadata
+    }
+    fn indexes(&self) -> Vec<String> {
+        self.service_name().map(|name| format!("service/{}/{name}", self.metadata.namespace)).into_iter().collect()
+    }
+}
+
+impl View for Service {
+    const RESOURCE: Resource = SERVICES;
+    fn meta(&self) -> &Meta {
+        &self.metadata
+    }
+}
+
+macro_rules! plain_views {
+    ($($view:ty => $resource:expr),* $(,)?) => {$(
+        impl View for $view {
+            const RESOURCE: Resource = $resource;
+            fn meta(&self) -> &Meta {
+                &self.metadata.meta
+            }
+        }
+    )*};
+}
+
+plain_views! {
+    Deployment => DEPLOYMENTS,
+    Node => NODES,
+    Namespace => NAMESPACES,
+    ServiceAccount => SERVICE_ACCOUNTS,
+    ConfigMap => CONFIG_MAPS,
+    Endpoints => ENDPOINTS,
+    Lease => LEASES,
+}

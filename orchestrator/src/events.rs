@@ -1,0 +1,134 @@
+//! Events: what happened to an object, said once and counted when it happens again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use api::view::Meta;
+use apiserver::client::{Client, Resource};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+const EVENTS: Resource = Resource::core("events");
+/// Remembered events; beyond it repetitions become events of their own.
+const REMEMBERED: usize = 4096;
+
+/// What an event is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Reference {
+    pub api_version: String,
+    pub kind: String,
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    pub field_path: String,
+}
+
+impl Reference {
+    pub fn pod(meta: &Meta) -> Self {
+        Self {
+            api_version: "v1".into(),
+            kind: "Pod".into(),
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            uid: meta.uid.clone(),
+            field_path: String::new(),
+        }
+    }
+
+    pub fn container(mut self, name: &str) -> Self {
+        self.field_path = format!("spec.containers{{{name}}}");
+        self
+    }
+}
+
+type Seen = HashMap<(Reference, String, String), String>;
+
+/// Writes events under one component's name; clones share what was said before.
+#[derive(Clone)]
+pub struct Recorder {
+    client: Client,
+    component: String,
+    host: String,
+    seen: Arc<Mutex<Seen>>,
+}
+
+impl Recorder {
+    pub fn new(client: Client, component: &str, host: &str) -> Self {
+        Self { client, component: component.into(), host: host.into(), seen: Arc::default() }
+    }
+
+    pub async fn normal(&self, about: &Reference, reason: &str, message: &str) {
+        self.record(about, "Normal", reason, message).await;
+    }
+
+    pub async fn warning(&self, about: &Reference, reason: &str, message: &str) {
+        self.record(about, "Warning", reason, message).await;
+    }
+
+    /// An event that cannot be written is logged: it must not stop what it is about.
+    pub async fn record(&self, about: &Reference, type_: &str, reason: &str, message: &str) {
+        let key = (about.clone(), reason.to_owned(), message.to_owned());
+        let known = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        if let Some(name) = known && self.count(&namespace(about), &name).await {
+            return;
+        }
+        match self.client.create(EVENTS, &namespace(about), self.event(about, type_, reason, message)).await {
+            Ok(created) => {
+                let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+                if seen.len() >= REMEMBERED {
+                    seen.clear();
+                }
+                seen.insert(key, created["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+            }
+            Err(error) => tracing::warn!(reason, object = about.name, %error, "event not written"),
+        }
+    }
+
+    /// Counts an event once more; false when it is gone.
+    async fn count(&self, namespace: &str, name: &str) -> bool {
+        let now = api::time::rfc3339(Timestamp::now());
+        let again = |current: &Value| {
+            let mut next = current.clone();
+            next["count"] = json!(current["count"].as_i64().unwrap_or(1) + 1);
+            next["lastTimestamp"] = json!(now);
+            Ok(next)
+        };
+        self.client.update(EVENTS, namespace, name, "", again).await.is_ok()
+    }
+
+    fn event(&self, about: &Reference, type_: &str, reason: &str, message: &str) -> Value {
+        let now = Timestamp::now();
+        let time = api::time::rfc3339(now);
+        let mut source = json!({"component": self.component});
+        if !self.host.is_empty() {
+            source["host"] = json!(self.host);
+        }
+        let mut involved = json!({"apiVersion": about.api_version, "kind": about.kind, "name": about.name, "uid": about.uid});
+        if !about.namespace.is_empty() {
+            involved["namespace"] = json!(about.namespace);
+        }
+        if !about.field_path.is_empty() {
+            involved["fieldPath"] = json!(about.field_path);
+        }
+        json!({
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": format!("{}.{:x}", about.name, now.as_nanosecond()), "namespace": namespace(about)},
+            "involvedObject": involved,
+            "type": type_,
+            "reason": reason,
+            "message": message,
+            "source": source,
+            "reportingComponent": self.component,
+            "reportingInstance": self.host,
+            "firstTimestamp": time,
+            "lastTimestamp": time,
+            "count": 1,
+        })
+    }
+}
+
+/// Events of cluster-scoped objects live in `default`.
+fn namespace(about: &Reference) -> String {
+    if about.namespace.is_empty() { "default".into() } else { about.namespace.clone() }
+}

@@ -1,0 +1,148 @@
+//! Where cgroup hierarchies are mounted, and what a container's cgroups say about it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The cgroup folders of one process, as absolute paths.
+#[derive(Debug, Default)]
+pub struct Membership {
+    pub folders: Vec<Folder>,
+}
+
+#[derive(Debug, PartialEq)]
+pub struct Folder {
+    /// Comma-separated v1 controllers (`cpu,cpuacct`, `name=systemd`); empty for cgroup2.
+    pub controllers: String,
+    pub path: PathBuf,
+}
+
+impl Membership {
+    /// The cgroups of a running process.
+    pub fn of(pid: i32) -> io::Result<Membership> {
+        let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        Ok(Membership { folders: folders(&cgroups, &mounts) })
+    }
+
+    /// The files through which a process joins all of them, opened now and written later.
+    pub fn join_files(&self) -> io::Result<Vec<File>> {
+        let open = |folder: &Folder| OpenOptions::new().write(true).open(folder.path.join("cgroup.procs"));
+        self.folders.iter().map(open).collect()
+    }
+
+    /// How many processes the kernel killed here for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        let v1 = self.folders.iter().find(|folder| folder.controllers.split(',').any(|name| name == "memory"));
+        let v2 = self.folders.iter().find(|folder| folder.controllers.is_empty());
+        let count = |folder: &Folder, file: &str| {
+            fs::read_to_string(folder.path.join(file)).ok().and_then(|text| field(&text, "oom_kill"))
+        };
+        v1.and_then(|folder| count(folder, "memory.oom_control"))
+            .or_else(|| v2.and_then(|folder| count(folder, "memory.events")))
+            .unwrap_or(0)
+    }
+
+    /// Every process of the container: its own cgroup is the one whose path ends in `name`.
+    pub fn processes(&self, name: &str) -> Vec<i32> {
+        let own = self.folders.iter().find(|folder| folder.path.ends_with(name));
+        let text = own.and_then(|folder| fs::read_to_string(folder.path.join("cgroup.procs")).ok()).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+}
+
+fn field(text: &str, name: &str) -> Option<u64> {
+    let mut pairs = text.lines().filter_map(|line| line.split_once(' '));
+    pairs.find(|(key, _)| *key == name).and_then(|(_, value)| value.trim().parse().ok())
+}
+
+/// Joins `/proc/<pid>/cgroup` with the mounts of `/proc/self/mountinfo`.
+fn folders(cgroups: &str, mountinfo: &str) -> Vec<Folder> {
+    let mounts: Vec<Mount<'_>> = mountinfo.lines().filter_map(Mount::parse).collect();
+    let folder = |line: &str| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let mount = mounts.iter().find(|mount| mount.serves(controllers))?;
+        let below = Path::new(path).strip_prefix(mount.root).ok()?;
+        Some(Folder { controllers: controllers.to_owned(), path: mount.point.join(below) })
+    };
+    cgroups.lines().filter_map(folder).collect()
+}
+
+struct Mount<'a> {
+    root: &'a str,
+    point: &'a Path,
+    kind: &'a str,
+    options: &'a str,
+}
+
+impl<'a> Mount<'a> {
+    fn parse(line: &'a str) -> Option<Mount<'a>> {
+        let (head, tail) = line.split_once(" - ")?;
+        let mut head = head.split(' ').skip(3);
+        let (root, point) = (head.next()?, Path::new(head.next()?));
+        let mut tail = tail.split(' ');
+        let (kind, options) = (tail.next()?, tail.nth(1)?);
+        kind.starts_with("cgroup").then_some(Mount { root, point, kind, options })
+    }
+
+    fn serves(&self, controllers: &str) -> bool {
+        match controllers {
+            "" => self.kind == "cgroup2",
+            names => self.kind == "cgroup" && names.split(',').all(|name| self.options.split(',').any(|o| o == name)),
+        }
+    }
+}
+
+/// Creates a cgroup2 folder and moves this process into it.
+pub fn join(folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    fs::write(folder.join("cgroup.procs"), "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &str = "\
+30 23 0:26 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory
+31 23 0:27 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+32 23 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
+33 23 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+34 23 0:30 / /tmp rw - tmpfs tmpfs rw
+";
+
+    #[test]
+    fn hybrid_paths() {
+        let found = folders("9:name=systemd:/a\n4:memory:/pods/x\n1:cpu,cpuacct:/pods/x\n0::/amphipod/p\n", MOUNTS);
+        let paths: Vec<_> = found.iter().map(|folder| folder.path.to_str().unwrap()).collect();
+        assert_eq!(
+            paths,
+            [
+                "/sys/fs/cgroup/systemd/a",
+                "/sys/fs/cgroup/memory/pods/x",
+                "/sys/fs/cgroup/cpu,cpuacct/pods/x",
+                "/sys/fs/cgroup/unified/amphipod/p"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_mount_of_a_subtree_shortens_the_path() {
+        let mounts = "30 23 0:26 /docker/abc /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
+        let found = folders("0::/docker/abc/pods/x\n", mounts);
+        assert_eq!(found[0].path, Path::new("/sys/fs/cgroup/pods/x"));
+    }
+
+    #[test]
+    fn own_cgroups_of_this_machine_exist() {
+        let own = Membership::of(std::process::id() as i32).unwrap();
+        assert!(!own.folders.is_empty());
+        assert!(own.folders.iter().all(|folder| folder.path.is_dir()), "{own:?}");
+    }
+
+    #[test]
+    fn oom_counter_is_read_by_name() {
+        assert_eq!(field("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n", "oom_kill"), Some(3));
+        assert_eq!(field("low 0\n", "oom_kill"), None);
+    }
+}

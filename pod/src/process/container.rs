@@ -1,0 +1,401 @@
+//! One container: create and start through libcontainer, its streams, its end.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use libcontainer::container::Container as Runtime;
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::error::LibcontainerError;
+use libcontainer::syscall::syscall::SyscallType;
+use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Spec};
+
+use super::cgroup::Membership;
+use super::log::Log;
+use super::sys;
+use crate::protocol::{ContainerState, CreateContainer, Exit, Failure, FailureKind};
+
+/// A client that reads slower than this many bytes behind is dropped.
+const MAX_BACKLOG: usize = 1 << 20;
+
+/// Which of a container's outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    fn name(self) -> &'static str {
+        match self {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        }
+    }
+}
+
+/// An attached client's end of one output.
+#[derive(Debug)]
+pub struct Tap {
+    stream: Stream,
+    fd: OwnedFd,
+    backlog: Vec<u8>,
+}
+
+/// A container's standard input and the client that feeds it.
+#[derive(Debug, Default)]
+pub struct Input {
+    /// The writing end; the pty itself when there is one.
+    to: Option<OwnedFd>,
+    pub from: Option<OwnedFd>,
+    backlog: Vec<u8>,
+    once: bool,
+}
+
+#[derive(Debug)]
+pub struct Container {
+    pub state: ContainerState,
+    pub seccomp: Option<LinuxSeccomp>,
+    pub env: Vec<String>,
+    runtime: Runtime,
+    pidfd: OwnedFd,
+    cgroups: Membership,
+    cgroup_name: String,
+    owns_pid_namespace: bool,
+    pub outputs: Vec<(Stream, OwnedFd)>,
+    pub pty: Option<OwnedFd>,
+    pub input: Input,
+    pub taps: Vec<Tap>,
+    log: Log,
+}
+
+pub fn failure(kind: FailureKind, message: impl std::fmt::Display) -> Failure {
+    Failure { kind, message: message.to_string() }
+}
+
+fn internal(what: &str) -> impl Fn(io::Error) -> Failure + '_ {
+    move |error| failure(FailureKind::Internal, format!("{what}: {error}"))
+}
+
+impl Container {
+    pub fn create(request: CreateContainer, state_dir: &Path) -> Result<Container, Failure> {
+        let spec = Spec::load(request.bundle.join("config.json"))
+            .map_err(|error| failure(FailureKind::Invalid, format!("config.json: {error}")))?;
+        let log = Log::open(request.log.clone()).map_err(internal("open the log"))?;
+        let terminal = spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
+        let created =
+            if terminal { create_with_pty(&request, state_dir)? } else { create_with_pipes(&request, state_dir)? };
+        let pid = created.runtime.pid().map_or(0, |pid| pid.as_raw());
+        let pidfd = sys::pidfd_open(pid).map_err(internal("pidfd"))?;
+        let cgroups = Membership::of(pid).map_err(internal("read the container's cgroups"))?;
+        if let Some(adjustment) = request.oom_score_adj {
+            set_oom_score(pid, adjustment);
+        }
+        Ok(Container {
+            state: ContainerState { container: request.container, pid, ..ContainerState::default() },
+            seccomp: spec.linux().as_ref().and_then(|linux| linux.seccomp().clone()),
+            env: spec.process().as_ref().and_then(|process| process.env().clone()).unwrap_or_default(),
+            runtime: created.runtime,
+            pidfd,
+            cgroups,
+            cgroup_name: cgroup_name(&spec),
+            owns_pid_namespace: owns_pid_namespace(&spec),
+            outputs: created.outputs,
+            pty: created.pty,
+            input: Input { to: created.input, once: request.stdin_once, ..Input::default() },
+            taps: Vec::new(),
+            log,
+        })
+    }
+
+    pub fn start(&mut self) -> Result<(), Failure> {
+        self.runtime.start().map_err(|error| failure(FailureKind::Internal, chain(&error)))?;
+        self.state.started_at = Some(sys::now_nanos());
+        Ok(())
+    }
+
+    pub fn running(&self) -> bool {
+        self.state.exit.is_none()
+    }
+
+    pub fn pidfd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    pub fn cgroups(&self) -> &Membership {
+        &self.cgroups
+    }
+
+    pub fn signal(&self, signal: i32) -> Result<(), Failure> {
+        match sys::pidfd_signal(self.pidfd.as_fd(), signal) {
+            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => Err(internal("signal")(error)),
+            _ => {
+                if signal == libc::SIGKILL {
+                    self.kill_stragglers();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// In a PID namespace of its own the kernel ends everything with process 1; elsewhere that is ours to do.
+    fn kill_stragglers(&self) {
+        if self.owns_pid_namespace {
+            return;
+        }
+        for _ in 0..16 {
+            let processes = self.cgroups.processes(&self.cgroup_name);
+            if processes.is_empty() {
+                return;
+            }
+            for pid in processes {
+                let _ = sys::kill(pid, libc::SIGKILL); // gone already is as good
+            }
+        }
+    }
+
+    /// Its first process ended.
+    pub fn ended(&mut self, ended: sys::Ended) {
+        self.kill_stragglers();
+        for index in 0..self.outputs.len() {
+            while self.pump_output(index) == Pumped::Some {}
+        }
+        let oom_killed = ended.signal == Some(libc::SIGKILL) && self.cgroups.oom_kills() > 0;
+        let finished_at = sys::now_nanos();
+        self.log.end("stdout", finished_at);
+        self.log.end("stderr", finished_at);
+        self.state.exit = Some(Exit { code: ended.code, signal: ended.signal, oom_killed, finished_at });
+        self.state.log_bytes_lost = self.log.bytes_lost;
+        self.input = Input::default();
+        self.taps.retain(|tap| !tap.backlog.is_empty());
+    }
+
+    /// Removes what libcontainer keeps about it, killing what is left.
+    pub fn delete(&mut self) -> Result<(), Failure> {
+        self.kill_stragglers();
+        self.runtime.delete(true).map_err(|error| failure(FailureKind::Internal, chain(&error)))
+    }
+
+    // ---- streams ----
+
+    /// Moves what one output has to the log and the attached clients.
+    pub fn pump_output(&mut self, index: usize) -> Pumped {
+        let mut buffer = [0_u8; 64 << 10];
+        let Some((stream, fd)) = self.outputs.get(index).map(|(stream, fd)| (*stream, fd.as_raw_fd())) else {
+            return Pumped::Nothing;
+        };
+        match sys::read(fd, &mut buffer) {
+            Ok(0) => Pumped::End,
+            Ok(count) => {
+                self.log.write(stream.name(), &buffer[..count], sys::now_nanos());
+                self.tee(stream, &buffer[..count]);
+                Pumped::Some
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Pumped::Nothing,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Pumped::Some,
+            Err(_) => Pumped::End, // EIO: the last user of a pty is gone
+        }
+    }
+
+    /// An output reached its end: its log line is completed and attached clients see the end too.
+    pub fn close_output(&mut self, index: usize) {
+        let (stream, _) = self.outputs.swap_remove(index);
+        self.log.end(stream.name(), sys::now_nanos());
+        self.taps.retain(|tap| tap.stream != stream || !tap.backlog.is_empty());
+    }
+
+    pub fn tap(&mut self, stream: Stream, fd: OwnedFd) -> io::Result<()> {
+        sys::set_nonblocking(fd.as_raw_fd())?;
+        if self.running() {
+            self.taps.push(Tap { stream, fd, backlog: Vec::new() });
+        }
+        Ok(())
+    }
+
+    fn tee(&mut self, stream: Stream, bytes: &[u8]) {
+        self.taps.retain_mut(|tap| tap.stream != stream || tap.take(bytes));
+    }
+
+    /// Descriptors of clients that have bytes waiting.
+    pub fn backlogged_taps(&self) -> impl Iterator<Item = RawFd> + '_ {
+        self.taps.iter().filter(|tap| !tap.backlog.is_empty()).map(|tap| tap.fd.as_raw_fd())
+    }
+
+    pub fn flush_taps(&mut self) {
+        let running = self.running();
+        self.taps.retain_mut(|tap| tap.take(&[]) && (running || !tap.backlog.is_empty()));
+    }
+
+    /// Lets a client feed the standard input. A container without one refuses.
+    pub fn feed_from(&mut self, fd: OwnedFd) -> Result<(), Failure> {
+        if self.input.to.is_none() && self.pty.is_none() {
+            return Err(failure(FailureKind::Invalid, "the container has no standard input (stdin: false)"));
+        }
+        sys::set_nonblocking(fd.as_raw_fd()).map_err(internal("attach stdin"))?;
+        self.input.from = Some(fd);
+        Ok(())
+    }
+
+    fn input_fd(&self) -> Option<RawFd> {
+        self.input.to.as_ref().or(self.pty.as_ref()).map(|fd| fd.as_raw_fd())
+    }
+
+    /// Which descriptor the input waits for: the client's for reading, or the container's for writing.
+    pub fn input_interest(&self) -> Option<(RawFd, i16)> {
+        if !self.input.backlog.is_empty() {
+            return self.input_fd().map(|fd| (fd, libc::POLLOUT));
+        }
+        self.input.from.as_ref().map(|fd| (fd.as_raw_fd(), libc::POLLIN))
+    }
+
+    pub fn pump_input(&mut self) {
+        if self.input.backlog.is_empty() {
+            self.read_client();
+        }
+        let Some(fd) = self.input_fd() else { return };
+        match sys::write(fd, &self.input.backlog) {
+            Ok(count) => drop(self.input.backlog.drain(..count)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(_) => self.input = Input::default(), // the container closed its standard input
+        }
+    }
+
+    fn read_client(&mut self) {
+        let Some(from) = self.input.from.as_ref().map(|fd| fd.as_raw_fd()) else { return };
+        let mut buffer = [0_u8; 16 << 10];
+        match sys::read(from, &mut buffer) {
+            Ok(0) => {
+                self.input.from = None;
+                if self.input.once {
+                    self.input.to = None;
+                }
+            }
+            Ok(count) => self.input.backlog.extend_from_slice(&buffer[..count]),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(_) => self.input.from = None,
+        }
+    }
+}
+
+impl Tap {
+    /// Sends what fits; false when the client is gone or too far behind.
+    fn take(&mut self, bytes: &[u8]) -> bool {
+        self.backlog.extend_from_slice(bytes);
+        while !self.backlog.is_empty() {
+            match sys::write(self.fd.as_raw_fd(), &self.backlog) {
+                Ok(count) => drop(self.backlog.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => return false,
+            }
+        }
+        self.backlog.len() <= MAX_BACKLOG
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pumped {
+    Some,
+    Nothing,
+    End,
+}
+
+struct Created {
+    runtime: Runtime,
+    outputs: Vec<(Stream, OwnedFd)>,
+    input: Option<OwnedFd>,
+    pty: Option<OwnedFd>,
+}
+
+fn create_with_pipes(request: &CreateContainer, state_dir: &Path) -> Result<Created, Failure> {
+    let wire = internal("make the container's pipes");
+    let (out_reader, out_writer) = sys::pipe().map_err(&wire)?;
+    let (err_reader, err_writer) = sys::pipe().map_err(&wire)?;
+    let (stdin, input) = if request.stdin {
+        let (reader, writer) = sys::pipe().map_err(&wire)?;
+        sys::set_nonblocking(writer.as_raw_fd()).map_err(&wire)?;
+        (reader, Some(writer))
+    } else {
+        (OwnedFd::from(File::open("/dev/null").map_err(&wire)?), None)
+    };
+    for reader in [&out_reader, &err_reader] {
+        sys::set_nonblocking(reader.as_raw_fd()).map_err(&wire)?;
+    }
+    let builder = builder(request, state_dir)?.with_stdin(stdin).with_stdout(out_writer).with_stderr(err_writer);
+    let runtime = build(builder, request)?;
+    Ok(Created { runtime, outputs: vec![(Stream::Stdout, out_reader), (Stream::Stderr, err_reader)], input, pty: None })
+}
+
+/// libcontainer opens the pty inside the container and sends its other side over a console socket.
+fn create_with_pty(request: &CreateContainer, state_dir: &Path) -> Result<Created, Failure> {
+    let wire = internal("make the container's console");
+    let path = state_dir.join(format!("{}.tty", request.container));
+    let listener = UnixListener::bind(&path).map_err(&wire)?;
+    let built =
+        builder(request, state_dir).and_then(|builder| build(builder.with_console_socket(Some(&path)), request));
+    fs::remove_file(&path).map_err(&wire)?;
+    let runtime = built?;
+    listener.set_nonblocking(true).map_err(&wire)?;
+    let (connection, _) = listener.accept().map_err(&wire)?;
+    let pty = sys::receive_fd(connection.as_raw_fd()).map_err(&wire)?;
+    sys::set_nonblocking(pty.as_raw_fd()).map_err(&wire)?;
+    let output = pty.try_clone().map_err(&wire)?;
+    Ok(Created { runtime, outputs: vec![(Stream::Stdout, output)], input: None, pty: Some(pty) })
+}
+
+fn builder(request: &CreateContainer, state_dir: &Path) -> Result<ContainerBuilder, Failure> {
+    ContainerBuilder::new(request.container.clone(), SyscallType::Linux)
+        .with_root_path(state_dir)
+        .and_then(ContainerBuilder::validate_id)
+        .map_err(|error| failure(FailureKind::Invalid, chain(&error)))
+}
+
+fn build(builder: ContainerBuilder, request: &CreateContainer) -> Result<Runtime, Failure> {
+    builder
+        .as_init(&request.bundle)
+        .with_systemd(false)
+        .with_detach(true)
+        .as_sibling(false) // with true its first process would be our parent's child
+        .build()
+        .map_err(|error| cannot_create(&error))
+}
+
+/// libcontainer's errors have no variant for "the program cannot be run" that survives its process boundary: the
+/// child's words are all there is. The kind only decides the container's reason, both ways it has failed to start.
+fn cannot_create(error: &LibcontainerError) -> Failure {
+    failure(FailureKind::CannotRun, chain(error))
+}
+
+/// An error with all its causes.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn owns_pid_namespace(spec: &Spec) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    namespaces.into_iter().flatten().any(|ns| ns.typ() == LinuxNamespaceType::Pid && ns.path().is_none())
+}
+
+fn cgroup_name(spec: &Spec) -> String {
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+    path.and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Lowering it needs CAP_SYS_RESOURCE, which a nested machine may lack: that is a warning, not an end.
+fn set_oom_score(pid: i32, adjustment: i32) {
+    if let Err(error) = fs::write(format!("/proc/{pid}/oom_score_adj"), adjustment.to_string()) {
+        eprintln!("oom_score_adj {adjustment} for {pid}: {error}");
+    }
+}

@@ -1,0 +1,366 @@
+//! One more process in a running container: `kubectl exec`, exec probes and hooks.
+//!
+//! libcontainer's own way to do this drops the seccomp filter, so this is ours. The order follows the rules of the
+//! kernel: cgroups while the host's mounts are visible; namespaces; a second fork to be inside the PID namespace (as
+//! this process's child, CLONE_PARENT); limits before the user changes; the filter before capabilities go when
+//! no_new_privs is off, after them when it is on.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use libcontainer::seccomp;
+use oci_spec::runtime::{Capabilities, LinuxSeccomp, PosixRlimitType, Process};
+
+use super::container::{Container, failure};
+use super::sys;
+use crate::protocol::{Failure, FailureKind};
+
+/// Getting from fork to execve takes milliseconds; a dead file server may make it never.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Starts `process` in `container` with the given stdin, stdout and stderr (or one pty); returns its host pid.
+pub fn exec(container: &Container, process: &Process, stdio: &[OwnedFd]) -> Result<i32, Failure> {
+    let prepared = Prepared::new(container, process, stdio).map_err(|error| failure(FailureKind::Internal, error))?;
+    let (reader, writer) = sys::pipe().map_err(|error| failure(FailureKind::Internal, error))?;
+    let helper = sys::fork().map_err(|error| failure(FailureKind::Internal, format!("fork: {error}")))?;
+    let Some(helper) = helper else { enter(&prepared, File::from(writer)) };
+    drop(writer);
+    let heard = hear(File::from(reader));
+    if heard.is_err() {
+        let _ = sys::kill(helper, libc::SIGKILL); // it may have ended by itself
+    }
+    sys::wait_for(helper).map_err(|error| failure(FailureKind::Internal, format!("wait: {error}")))?;
+    let heard = heard.map_err(|error| failure(FailureKind::Internal, format!("exec: {error}")))?;
+    interpret(&heard)
+}
+
+/// All that the new process needs, gathered where errors can still be told in words.
+struct Prepared<'a> {
+    cgroups: Vec<File>,
+    init: BorrowedFd<'a>,
+    process: &'a Process,
+    seccomp: Option<&'a LinuxSeccomp>,
+    args: Vec<CString>,
+    env: BTreeMap<String, String>,
+    stdio: Vec<i32>,
+    terminal: bool,
+}
+
+impl<'a> Prepared<'a> {
+    fn new(container: &'a Container, process: &'a Process, stdio: &[OwnedFd]) -> io::Result<Prepared<'a>> {
+        let terminal = process.terminal().unwrap_or(false);
+        let stdio: Vec<i32> = stdio.iter().map(|fd| fd.as_raw_fd()).collect();
+        let stdio = match (terminal, stdio.as_slice()) {
+            (true, [pty, ..]) => vec![*pty; 3],
+            (false, [_, _, _]) => stdio,
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "wrong number of descriptors")),
+        };
+        let args = process.args().iter().flatten().map(|arg| sys::c_string(arg)).collect::<io::Result<Vec<_>>>()?;
+        if args.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no command"));
+        }
+        let env = process.env().iter().flatten().chain(container.env.iter().filter(|_| process.env().is_none()));
+        Ok(Prepared {
+            cgroups: container.cgroups().join_files()?,
+            init: container.pidfd(),
+            process,
+            seccomp: container.seccomp.as_ref(),
+            args,
+            env: env.filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+            stdio,
+            terminal,
+        })
+    }
+}
+
+/// What the children say: `P` and the pid from the helper, `E` and words from whoever failed.
+fn hear(mut reader: File) -> io::Result<Vec<u8>> {
+    sys::set_nonblocking(reader.as_raw_fd())?;
+    let mut heard = Vec::new();
+    loop {
+        let mut fds = [libc::pollfd { fd: reader.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+        match sys::poll(&mut fds, Some(PATIENCE)) {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the process did not start in time")),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
+        let mut buffer = [0_u8; 4096];
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(heard),
+            Ok(count) => heard.extend_from_slice(&buffer[..count]),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn interpret(heard: &[u8]) -> Result<i32, Failure> {
+    let text = String::from_utf8_lossy(heard);
+    if let Some((_, words)) = text.split_once('E') {
+        return Err(failure(FailureKind::CannotRun, words));
+    }
+    let pid = text.strip_prefix('P').and_then(|pid| pid.parse().ok());
+    pid.ok_or_else(|| failure(FailureKind::Internal, "the process ended before it started"))
+}
+
+/// The helper: joins cgroups and namespaces, forks the process proper as its own sibling, and ends.
+fn enter(prepared: &Prepared<'_>, mut tell: File) -> ! {
+    let forked = join(prepared).and_then(|()| sys::fork_with(libc::CLONE_PARENT));
+    let outcome = match forked {
+        Ok(Some(pid)) => {
+            let told = write!(tell, "P{pid}");
+            sys::exit_now(i32::from(told.is_err()))
+        }
+        Ok(None) => become_process(prepared),
+        Err(error) => error,
+    };
+    let _ = write!(tell, "E{outcome}"); // nobody else to tell
+    sys::exit_now(127)
+}
+
+fn join(prepared: &Prepared<'_>) -> io::Result<()> {
+    for mut file in &prepared.cgroups {
+        file.write_all(b"0").map_err(|error| sys::context(error, "join the container's cgroup"))?;
+    }
+    if let Some(adjustment) = prepared.process.oom_score_adj()
+        && let Err(error) = fs::write("/proc/self/oom_score_adj", adjustment.to_string())
+    {
+        eprintln!("oom_score_adj {adjustment} for exec: {error}");
+    }
+    let flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWCGROUP | libc::CLONE_NEWIPC;
+    let flags = flags | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
+    sys::setns(prepared.init, flags).map_err(|error| sys::context(error, "enter the container's namespaces"))
+}
+
+/// Returns only when something failed.
+fn become_process(prepared: &Prepared<'_>) -> io::Error {
+    match confine(prepared) {
+        Ok((program, env)) => {
+            let error = sys::execve(&program, &prepared.args, &env);
+            sys::context(error, format!("exec {}", program.to_string_lossy()))
+        }
+        Err(error) => error,
+    }
+}
+
+/// Becomes what the OCI process object says, up to the moment of execve.
+fn confine(prepared: &Prepared<'_>) -> io::Result<(CString, Vec<CString>)> {
+    let process = prepared.process;
+    for (target, fd) in prepared.stdio.iter().enumerate() {
+        sys::dup_to(*fd, target as i32)?;
+    }
+    if prepared.terminal {
+        sys::take_terminal()?
+    } else {
+        sys::new_session()?
+    }
+    sys::close_on_exec_from(3)?;
+    set_limits(process)?;
+    if let Some(mask) = process.user().umask() {
+        sys::set_umask(mask);
+    }
+    let no_new_privileges = process.no_new_privileges();
+    if no_new_privileges == Some(true) {
+        sys::no_new_privileges()?;
+    }
+    if no_new_privileges.is_none() {
+        load_seccomp(prepared)?;
+    }
+    change_dir(process)?;
+    set_identity(process)?;
+    let env = environment(prepared);
+    let program = find_program(&prepared.args[0].to_string_lossy(), prepared.env.get("PATH").map(String::as_str))?;
+    if no_new_privileges.is_some() {
+        load_seccomp(prepared)?;
+    }
+    Ok((program, env))
+}
+
+fn load_seccomp(prepared: &Prepared<'_>) -> io::Result<()> {
+    let Some(profile) = prepared.seccomp else { return Ok(()) };
+    seccomp::initialize_seccomp(profile).map(drop).map_err(|error| io::Error::other(super::container::chain(&error)))
+}
+
+/// Raising a hard limit needs CAP_SYS_RESOURCE; without it the container itself could not have started.
+fn set_limits(process: &Process) -> io::Result<()> {
+    for limit in process.rlimits().iter().flatten() {
+        sys::set_limit(resource(limit.typ()), limit.soft(), limit.hard())
+            .map_err(|error| sys::context(error, format!("set limit {:?}", limit.typ())))?;
+    }
+    Ok(())
+}
+
+fn resource(kind: PosixRlimitType) -> u32 {
+    let resource = match kind {
+        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
+        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
+        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
+        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
+        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
+        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
+        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
+        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
+        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
+        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
+        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
+        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
+        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
+        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
+        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
+        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
+    };
+    resource
+}
+
+fn change_dir(process: &Process) -> io::Result<()> {
+    let cwd = process.cwd();
+    sys::change_dir(&sys::c_path(cwd)?).map_err(|error| sys::context(error, format!("chdir to {}", cwd.display())))
+}
+
+/// Capabilities and user, in the only order that works: bounding set while privileged, ids with the permitted set
+/// kept, then the final sets.
+fn set_identity(process: &Process) -> io::Result<()> {
+    let user = process.user();
+    let groups = user.additional_gids().clone().unwrap_or_default();
+    let Some(sets) = process.capabilities() else {
+        return sys::set_ids(user.uid(), user.gid(), &groups);
+    };
+    let bounding = bits(sets.bounding().as_ref());
+    for capability in 0..64 {
+        if bounding & (1 << capability) == 0 && sys::bounding_holds(capability) {
+            sys::drop_bounding(capability)?;
+        }
+    }
+    sys::keep_capabilities(true)?;
+    sys::set_ids(user.uid(), user.gid(), &groups).map_err(|error| sys::context(error, "change the user"))?;
+    sys::keep_capabilities(false)?;
+    let (effective, permitted) = (bits(sets.effective().as_ref()), bits(sets.permitted().as_ref()));
+    sys::set_capabilities(effective, permitted, bits(sets.inheritable().as_ref()))
+        .map_err(|error| sys::context(error, "set capabilities"))?;
+    let ambient = bits(sets.ambient().as_ref());
+    (0..64).filter(|capability| ambient & (1 << capability) != 0).try_for_each(sys::raise_ambient)
+}
+
+/// A capability set as the kernel's bits: oci-spec lists them in the kernel's order only by luck, so by name.
+fn bits(set: Option<&Capabilities>) -> u64 {
+    const NAMES: [&str; 41] = [
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "DAC_READ_SEARCH",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "SETGID",
+        "SETUID",
+        "SETPCAP",
+        "LINUX_IMMUTABLE",
+        "NET_BIND_SERVICE",
+        "NET_BROADCAST",
+        "NET_ADMIN",
+        "NET_RAW",
+        "IPC_LOCK",
+        "IPC_OWNER",
+        "SYS_MODULE",
+        "SYS_RAWIO",
+        "SYS_CHROOT",
+        "SYS_PTRACE",
+        "SYS_PACCT",
+        "SYS_ADMIN",
+        "SYS_BOOT",
+        "SYS_NICE",
+        "SYS_RESOURCE",
+        "SYS_TIME",
+        "SYS_TTY_CONFIG",
+        "MKNOD",
+        "LEASE",
+        "AUDIT_WRITE",
+        "AUDIT_CONTROL",
+        "SETFCAP",
+        "MAC_OVERRIDE",
+        "MAC_ADMIN",
+        "SYSLOG",
+        "WAKE_ALARM",
+        "BLOCK_SUSPEND",
+        "AUDIT_READ",
+        "PERFMON",
+        "BPF",
+        "CHECKPOINT_RESTORE",
+    ];
+    let bit = |name: String| {
+        let name = name.trim_start_matches("CAP_").to_owned();
+        NAMES.iter().position(|known| *known == name).map_or(0, |position| 1_u64 << position)
+    };
+    set.into_iter().flatten().fold(0, |bits, capability| bits | bit(capability.to_string()))
+}
+
+/// The environment with HOME from the container's passwd file when nobody set it.
+fn environment(prepared: &Prepared<'_>) -> Vec<CString> {
+    let mut env = prepared.env.clone();
+    env.entry("HOME".into()).or_insert_with(|| {
+        let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+        home_of(&passwd, prepared.process.user().uid()).unwrap_or_else(|| "/".into())
+    });
+    env.iter().filter_map(|(name, value)| CString::new(format!("{name}={value}")).ok()).collect()
+}
+
+fn home_of(passwd: &str, uid: u32) -> Option<String> {
+    let entries = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let mut homes = entries.filter(|entry| entry.get(2).is_some_and(|id| id.parse() == Ok(uid)));
+    homes.next().and_then(|entry| entry.get(5).map(|home| (*home).to_owned())).filter(|home| !home.is_empty())
+}
+
+/// Looks a program up as a shell would, in the container's own PATH.
+fn find_program(name: &str, path: Option<&str>) -> io::Result<CString> {
+    if name.contains('/') {
+        return sys::c_string(name);
+    }
+    let path = path.unwrap_or("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    let candidates = path.split(':').filter(|folder| !folder.is_empty()).map(|folder| format!("{folder}/{name}"));
+    let found = candidates.into_iter().find(|candidate| is_executable(candidate));
+    let missing =
+        || io::Error::new(io::ErrorKind::NotFound, format!("exec: {name:?}: executable file not found in $PATH"));
+    sys::c_string(&found.ok_or_else(missing)?)
+}
+
+fn is_executable(path: &str) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oci_spec::runtime::Capability;
+
+    #[test]
+    fn capability_bits_are_the_kernels() {
+        let set: Capabilities = [Capability::Chown, Capability::SysAdmin, Capability::CheckpointRestore].into();
+        assert_eq!(bits(Some(&set)), 1 | 1 << 21 | 1 << 40);
+        assert_eq!(bits(None), 0);
+    }
+
+    #[test]
+    fn homes() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nwww:x:33:33::/var/www:/bin/sh\n";
+        assert_eq!(home_of(passwd, 33).as_deref(), Some("/var/www"));
+        assert_eq!(home_of(passwd, 34), None);
+    }
+
+    #[test]
+    fn words_of_the_children() {
+        assert_eq!(interpret(b"P42").unwrap(), 42);
+        assert_eq!(interpret(b"P42Eno such file").unwrap_err().message, "no such file");
+        assert_eq!(interpret(b"").unwrap_err().kind, FailureKind::Internal);
+    }
+
+    #[test]
+    fn programs_are_found_in_path() {
+        assert_eq!(find_program("sh", Some("/nonexistent:/bin")).unwrap().to_str().unwrap(), "/bin/sh");
+        assert!(find_program("no-such-program", None).unwrap_err().to_string().contains("not found in $PATH"));
+    }
+}

@@ -1,0 +1,425 @@
+//! System calls that std doesn't have, one thin function each.
+#![expect(unsafe_code, reason = "thin wrappers around system calls")]
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Puts what was being done in front of an error.
+pub fn context(error: io::Error, what: impl std::fmt::Display) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+pub fn c_string(text: &str) -> io::Result<CString> {
+    CString::new(text).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("{text:?} holds a zero byte")))
+}
+
+pub fn c_path(path: &Path) -> io::Result<CString> {
+    use std::os::unix::ffi::OsStrExt as _;
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+pub fn now_nanos() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fork {
+    Parent,
+    Child,
+}
+
+/// Forks into a session of its own, working folder `/`.
+pub fn daemonise() -> io::Result<Fork> {
+    match fork()? {
+        Some(_) => Ok(Fork::Parent),
+        None => {
+            // SAFETY: plain system calls without pointers except a static string.
+            unsafe {
+                check(libc::setsid())?;
+                check(libc::chdir(c"/".as_ptr()))?;
+            }
+            Ok(Fork::Child)
+        }
+    }
+}
+
+/// `Some(pid)` in the parent, `None` in the child.
+pub fn fork() -> io::Result<Option<i32>> {
+    // SAFETY: this process has one thread, so the child may run any code.
+    let pid = check(unsafe { libc::fork() })?;
+    Ok((pid > 0).then_some(pid))
+}
+
+/// Forks with namespace or parent flags of clone(2).
+pub fn fork_with(flags: libc::c_int) -> io::Result<Option<i32>> {
+    // SAFETY: without CLONE_VM and with a null stack this is fork; this process has one thread.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0) } as libc::c_int;
+    Ok((check(pid)? > 0).then_some(pid))
+}
+
+/// Ends a forked child without running anything of the parent's.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit never returns and takes no pointer.
+    unsafe { libc::_exit(code) }
+}
+
+/// Frees the agent's pipe: it reads to the end of file.
+pub fn close_stdout() {
+    // SAFETY: both descriptors are ours; stderr is the log that stdout becomes.
+    unsafe { libc::dup2(2, 1) };
+}
+
+pub fn unshare(flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::unshare(flags) }).map(drop)
+}
+
+pub fn setns(fd: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::setns(fd.as_raw_fd(), flags) }).map(drop)
+}
+
+pub fn set_hostname(name: &str) -> io::Result<()> {
+    // SAFETY: pointer and length describe `name`.
+    check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }).map(drop)
+}
+
+/// Orphans of containers that share the host's PID namespace come to us.
+pub fn become_subreaper() -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }).map(drop)
+}
+
+pub fn die_with_parent() -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }).map(drop)
+}
+
+pub fn mount(source: &CStr, target: &CStr, kind: &CStr, flags: libc::c_ulong, data: &CStr) -> io::Result<()> {
+    // SAFETY: all five are valid C strings or plain numbers.
+    check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) })
+        .map(drop)
+}
+
+/// Makes the current folder the root and drops the old one.
+pub fn pivot_root_here() -> io::Result<()> {
+    // SAFETY: static C strings.
+    unsafe {
+        check(libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) as libc::c_int)?;
+        check(libc::umount2(c".".as_ptr(), libc::MNT_DETACH))?;
+        check(libc::chdir(c"/".as_ptr())).map(drop)
+    }
+}
+
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: a new descriptor is ours.
+    unsafe {
+        let fd = check(libc::syscall(libc::SYS_pidfd_open, pid, 0) as libc::c_int)?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: a null siginfo is allowed.
+    let result = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
+    };
+    check(result as libc::c_int).map(drop)
+}
+
+/// Takes a lock that ends with the last copy of this open file.
+pub fn try_lock(file: &File) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(drop)
+}
+
+/// A pipe whose ends close on exec. Reader first.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut fds: [RawFd; 2] = [-1; 2];
+    // SAFETY: pipe2 fills the two descriptors, which are then ours.
+    unsafe {
+        check(libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC))?;
+        Ok((OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])))
+    }
+}
+
+pub fn set_nonblocking(fd: RawFd) -> io::Result<()> {
+    // SAFETY: no pointers.
+    unsafe {
+        let flags = check(libc::fcntl(fd, libc::F_GETFL))?;
+        check(libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK)).map(drop)
+    }
+}
+
+pub fn read(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: pointer and length describe `buffer`.
+    let count = unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) };
+    if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as usize) }
+}
+
+pub fn write(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: pointer and length describe `bytes`.
+    let count = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
+    if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as usize) }
+}
+
+pub fn dup_to(from: RawFd, to: RawFd) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::dup2(from, to) }).map(drop)
+}
+
+/// Marks every descriptor from `first` on to close on exec.
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    check(result as libc::c_int).map(drop)
+}
+
+/// Closes every descriptor from `first` on.
+pub fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: the caller is a forked child that uses none of them any more.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+    check(result as libc::c_int).map(drop)
+}
+
+pub fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<usize> {
+    let millis = timeout.map_or(-1, |timeout| timeout.as_millis().min(i32::MAX as u128) as i32);
+    // SAFETY: pointer and length describe `fds`.
+    let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, millis) };
+    if ready < 0 { Err(io::Error::last_os_error()) } else { Ok(ready as usize) }
+}
+
+/// A child that ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    pub pid: i32,
+    pub code: i32,
+    pub signal: Option<i32>,
+}
+
+/// The next ended child, if one waits to be reaped.
+pub fn reap() -> Option<Ended> {
+    wait(-1, libc::WNOHANG).ok().flatten()
+}
+
+/// Waits for one child.
+pub fn wait_for(pid: i32) -> io::Result<Option<Ended>> {
+    loop {
+        match wait(pid, 0) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+fn wait(pid: i32, flags: libc::c_int) -> io::Result<Option<Ended>> {
+    let mut status = 0;
+    // SAFETY: `status` is written by the kernel.
+    let pid = check(unsafe { libc::waitpid(pid, &raw mut status, flags) })?;
+    if pid == 0 {
+        return Ok(None);
+    }
+    let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
+    let code = signal.map_or_else(|| libc::WEXITSTATUS(status), |signal| 128 + signal);
+    Ok(Some(Ended { pid, code, signal }))
+}
+
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+pub fn set_window(fd: RawFd, width: u16, height: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads one winsize.
+    check(unsafe { libc::ioctl(fd, libc::TIOCSWINSZ, &raw const size) }).map(drop)
+}
+
+/// Makes a terminal on descriptor 0 the controlling one of this new session.
+pub fn take_terminal() -> io::Result<()> {
+    // SAFETY: no pointers.
+    unsafe {
+        check(libc::setsid())?;
+        check(libc::ioctl(0, libc::TIOCSCTTY, 0)).map(drop)
+    }
+}
+
+pub fn new_session() -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::setsid() }).map(drop)
+}
+
+// ---- signals ----
+
+static WAKE: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn on_child(_signal: libc::c_int) {
+    // SAFETY: write is async-signal-safe; the pipe is non-blocking, and a full pipe wakes the loop all the same.
+    unsafe {
+        let errno = *libc::__errno_location();
+        libc::write(WAKE.load(Ordering::Relaxed), c"c".as_ptr().cast(), 1);
+        *libc::__errno_location() = errno;
+    }
+}
+
+extern "C" fn ignore(_signal: libc::c_int) {}
+
+/// Handlers, not masks and not SIG_IGN: exec resets handlers, so containers start with default signals.
+/// Returns the reading end of the pipe that a dead child wakes.
+pub fn install_signals() -> io::Result<OwnedFd> {
+    let (reader, writer) = pipe()?;
+    set_nonblocking(reader.as_raw_fd())?;
+    set_nonblocking(writer.as_raw_fd())?;
+    WAKE.store(writer.as_raw_fd(), Ordering::Relaxed);
+    mem::forget(writer); // lives as long as the process
+    handle(libc::SIGCHLD, on_child)?;
+    for signal in [libc::SIGPIPE, libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
+        handle(signal, ignore)?;
+    }
+    Ok(reader)
+}
+
+fn handle(signal: libc::c_int, handler: extern "C" fn(libc::c_int)) -> io::Result<()> {
+    // SAFETY: sigaction is plain data for which all zeroes is valid; the handler is async-signal-safe.
+    unsafe {
+        let mut action: libc::sigaction = mem::zeroed();
+        action.sa_sigaction = handler as *const () as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESTART | libc::SA_NOCLDSTOP;
+        check(libc::sigaction(signal, &raw const action, std::ptr::null_mut())).map(drop)
+    }
+}
+
+// ---- identity and privileges, for exec ----
+
+pub fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+    // SAFETY: pointer and length describe `groups`; the rest are plain numbers.
+    unsafe {
+        check(libc::setgroups(groups.len(), groups.as_ptr()))?;
+        check(libc::setresgid(gid, gid, gid))?;
+        check(libc::setresuid(uid, uid, uid)).map(drop)
+    }
+}
+
+pub fn keep_capabilities(keep: bool) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, libc::c_ulong::from(keep), 0, 0, 0) }).map(drop)
+}
+
+pub fn no_new_privileges() -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map(drop)
+}
+
+pub fn drop_bounding(capability: u32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) }).map(drop)
+}
+
+pub fn bounding_holds(capability: u32) -> bool {
+    // SAFETY: no pointers.
+    unsafe { libc::prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(capability), 0, 0, 0) == 1 }
+}
+
+pub fn raise_ambient(capability: u32) -> io::Result<()> {
+    let raise = libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong;
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, raise, libc::c_ulong::from(capability), 0, 0) }).map(drop)
+}
+
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+struct CapData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Sets the three sets, one bit per capability.
+pub fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = CapHeader { version: VERSION_3, pid: 0 };
+    let half = |shift: u32| CapData {
+        effective: (effective >> shift) as u32,
+        permitted: (permitted >> shift) as u32,
+        inheritable: (inheritable >> shift) as u32,
+    };
+    let data = [half(0), half(32)];
+    // SAFETY: header and data have the layout of version 3.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) } as libc::c_int).map(drop)
+}
+
+pub fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: setrlimit reads one rlimit.
+    check(unsafe { libc::setrlimit(resource as _, &raw const limit) }).map(drop)
+}
+
+pub fn set_umask(mask: u32) {
+    // SAFETY: no pointers; cannot fail.
+    unsafe { libc::umask(mask as libc::mode_t) };
+}
+
+/// Replaces this process. Only returns when that failed.
+pub fn execve(program: &CStr, args: &[CString], env: &[CString]) -> io::Error {
+    let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
+        list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: both arrays end with a null pointer and outlive the call.
+    unsafe { libc::execve(program.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Takes one descriptor sent over a connected Unix socket.
+pub fn receive_fd(socket: RawFd) -> io::Result<OwnedFd> {
+    let mut inbox = crate::frame::Inbox::default();
+    inbox.receive(socket)?;
+    inbox.take_fds(1).pop().ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "no descriptor came"))
+}
+
+// ---- set-up ----
+
+/// Sets IFF_UP on an interface of this network namespace.
+pub fn interface_up(socket: RawFd, name: &str) -> io::Result<()> {
+    // SAFETY: ifreq is plain data; the name is shorter than IFNAMSIZ and stays zero-terminated.
+    unsafe {
+        let mut request: libc::ifreq = mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        check(libc::ioctl(socket, libc::SIOCGIFFLAGS, &raw mut request))?;
+        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        check(libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const request)).map(drop)
+    }
+}
+
+pub fn change_dir(path: &CStr) -> io::Result<()> {
+    // SAFETY: a valid C string.
+    check(unsafe { libc::chdir(path.as_ptr()) }).map(drop)
+}
+
+/// The whole life of the first process of a shared PID namespace.
+pub fn reap_forever() -> ! {
+    loop {
+        if wait_for(-1).is_err() {
+            // No child: the next orphan's SIGCHLD ends the pause.
+            // SAFETY: no pointers.
+            unsafe { libc::pause() };
+        }
+    }
+}

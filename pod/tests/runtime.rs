@@ -1,0 +1,494 @@
+//! The pod process on the real kernel: containers, exec, logs and signals; and that a container and an exec get
+//! exactly what `runc` gives for the same config.json. Needs root, busybox-static and runc.
+#![cfg(feature = "process")]
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use pod::frame::{self, Inbox};
+use pod::protocol::{CreateContainer, Exec, Exit, FailureKind, LogTarget, Message, Op, Outcome, Request, Setup};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One pod process and everything it made; dropped, nothing of it is left.
+struct TestPod {
+    folder: tempfile::TempDir,
+    name: String,
+    cgroup: PathBuf,
+    stream: UnixStream,
+    inbox: Inbox,
+    events: Vec<Message>,
+    next_id: u64,
+}
+
+impl TestPod {
+    fn start(name: &str, change: impl FnOnce(&mut Setup)) -> TestPod {
+        let folder = tempfile::tempdir().unwrap();
+        let name = format!("amphipod-test-{}-{name}", std::process::id());
+        let path = |file: &str| folder.path().join(file);
+        let cgroup = cgroup2_mount().join(&name).join("pod");
+        let mut setup = Setup {
+            uid: name.clone(),
+            socket: path("socket"),
+            lock: path("lock"),
+            state_dir: path("state"),
+            cgroup: cgroup.clone(),
+            hostname: Some("test-host".into()),
+            ..Setup::default()
+        };
+        change(&mut setup);
+        fs::write(path("setup.json"), serde_json::to_vec(&setup).unwrap()).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_amphipod-pod"))
+            .arg(path("setup.json"))
+            .stdin(Stdio::null())
+            .stderr(File::create(path("stderr")).unwrap())
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "ready\n");
+        let stream = UnixStream::connect(path("socket")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        make_rootfs(&path("rootfs"));
+        TestPod { folder, name, cgroup, stream, inbox: Inbox::default(), events: Vec::new(), next_id: 1 }
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.folder.path().join(file)
+    }
+
+    fn call(&mut self, op: Op, fds: &[OwnedFd]) -> Outcome {
+        let id = self.next_id;
+        self.next_id += 1;
+        let body = serde_json::to_vec(&Request { id, fds: fds.len(), op }).unwrap();
+        let raw: Vec<_> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
+        let bytes = frame::encode(&body);
+        assert_eq!(frame::send(self.stream.as_raw_fd(), &bytes, &raw).unwrap(), bytes.len());
+        loop {
+            match self.message() {
+                Message::Reply { id: replied, outcome } if replied == id => return outcome,
+                event => self.events.push(event),
+            }
+        }
+    }
+
+    fn message(&mut self) -> Message {
+        loop {
+            if let Some(frame) = self.inbox.next_frame().unwrap() {
+                return serde_json::from_slice(&frame).unwrap();
+            }
+            assert_ne!(
+                self.inbox.receive(self.stream.as_raw_fd()).expect("no message in time"),
+                0,
+                "pod process ended"
+            );
+        }
+    }
+
+    fn event(&mut self) -> Message {
+        if self.events.is_empty() { self.message() } else { self.events.remove(0) }
+    }
+
+    fn bundle(&self, container: &str, config: &Value) -> PathBuf {
+        let bundle = self.path(&format!("bundle-{container}"));
+        fs::create_dir_all(&bundle).unwrap();
+        fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+        bundle
+    }
+
+    fn create(&mut self, container: &str, config: &Value) -> Outcome {
+        let bundle = self.bundle(container, config);
+        let log = LogTarget { path: self.path(&format!("{container}.log")), max_bytes: 1 << 20, max_files: 3 };
+        self.call(Op::Create(CreateContainer { container: container.into(), bundle, log, ..Default::default() }), &[])
+    }
+
+    fn run(&mut self, container: &str, config: &Value) {
+        let created = self.create(container, config);
+        assert!(matches!(created, Outcome::Started(pid) if pid > 0), "{created:?}");
+        let started = self.call(Op::Start { container: container.into() }, &[]);
+        assert!(matches!(started, Outcome::Done), "{started:?}");
+    }
+
+    /// Runs a command to its end: exit code and output.
+    fn exec(&mut self, container: &str, process: Value) -> (i32, String) {
+        let (mut reader, writer) = pipe();
+        let stdio: Vec<OwnedFd> = vec![null(), writer.try_clone().unwrap(), writer];
+        let op = Op::Exec(Exec { exec: "e".into(), container: container.into(), process });
+        let started = self.call(op, &stdio);
+        drop(stdio);
+        assert!(matches!(started, Outcome::Started(_)), "{started:?}");
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        match self.event() {
+            Message::ExecExited { exec, exit_code } if exec == "e" => (exit_code, text),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn wait_exit(&mut self, container: &str) -> Exit {
+        match self.event() {
+            Message::ContainerExited(state) if state.container == container => state.exit.unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn log(&self, container: &str) -> String {
+        let text = fs::read_to_string(self.path(&format!("{container}.log"))).unwrap();
+        text.lines().map(|line| line.splitn(2, ' ').nth(1).unwrap().to_owned() + "\n").collect()
+    }
+
+    fn config(&self, container: &str, script: &str) -> Value {
+        config(&self.path("rootfs"), &format!("/{}/{container}", self.name), script)
+    }
+}
+
+impl Drop for TestPod {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", fs::read_to_string(self.path("stderr")).unwrap_or_default());
+        }
+        let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
+        let deadline = Instant::now() + PATIENCE;
+        while fs::remove_dir(&self.cgroup).is_err() && self.cgroup.exists() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            remove_cgroups(&hierarchy.path().join(&self.name));
+        }
+        remove_cgroups(&Path::new("/sys/fs/cgroup").join(&self.name));
+    }
+}
+
+fn remove_cgroups(folder: &Path) {
+    for child in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if child.path().is_dir() {
+            remove_cgroups(&child.path());
+        }
+    }
+    let _ = fs::remove_dir(folder);
+}
+
+fn cgroup2_mount() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("cgroup2 is mounted");
+    line.split(' ').nth(1).unwrap().into()
+}
+
+fn pipe() -> (File, OwnedFd) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    (File::from(OwnedFd::from(reader)), writer.into())
+}
+
+fn null() -> OwnedFd {
+    File::open("/dev/null").unwrap().into()
+}
+
+fn make_rootfs(root: &Path) {
+    for folder in ["bin", "dev", "proc", "sys", "etc", "tmp"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n").unwrap();
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    for applet in ["sh", "cat", "grep", "sleep", "echo", "id", "kill", "true", "hostname", "ps", "readlink"] {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+}
+
+fn config(rootfs: &Path, cgroup: &str, script: &str) -> Value {
+    let capabilities = json!(["CAP_CHOWN", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETUID", "CAP_SETGID"]);
+    json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": 0, "gid": 0, "additionalGids": [0, 10]},
+            "args": ["sh", "-c", script],
+            "env": ["PATH=/bin"],
+            "cwd": "/tmp",
+            "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 2048}],
+        },
+        "root": {"path": rootfs},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
+        ],
+        "linux": {
+            "cgroupsPath": cgroup,
+            "resources": {"memory": {"limit": 64 << 20}, "pids": {"limit": 100}},
+            "namespaces": [{"type": "pid"}, {"type": "mount"}],
+            "seccomp": {
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 99}],
+            },
+            "maskedPaths": ["/proc/kcore", "/sys/firmware"],
+            "readonlyPaths": ["/proc/sys", "/proc/sysrq-trigger"],
+        },
+    })
+}
+
+/// Prints everything that security and limits depend on.
+const PROBE: &str = "grep -E '^(Cap|Seccomp|NoNewPrivs|Uid|Gid|Groups|SigIgn|SigBlk)' /proc/self/status; \
+    cat /proc/self/limits /proc/self/cgroup /proc/self/mountinfo; id; echo HOME=$HOME; readlink /proc/self/cwd";
+
+#[test]
+fn a_container_runs_logs_and_ends() {
+    let mut pod = TestPod::start("run", |_| {});
+    let config = pod.config("c", "echo out; echo err >&2; hostname; exit 3");
+    pod.run("c", &config);
+    let exit = pod.wait_exit("c");
+    assert_eq!((exit.code, exit.signal, exit.oom_killed), (3, None, false));
+    let log = pod.log("c");
+    for line in ["stdout F out\n", "stderr F err\n", "stdout F test-host\n"] {
+        assert!(log.contains(line), "{log}");
+    }
+    assert!(matches!(pod.call(Op::Delete { container: "c".into() }, &[]), Outcome::Done));
+    assert!(matches!(pod.call(Op::Exit, &[]), Outcome::Done));
+}
+
+#[test]
+fn exit_codes_wait_for_the_next_agent() {
+    let mut pod = TestPod::start("wait", |_| {});
+    let config = pod.config("c", "exit 7");
+    pod.run("c", &config);
+    pod.wait_exit("c");
+    pod.stream = UnixStream::connect(pod.path("socket")).unwrap();
+    let Outcome::State(state) = pod.call(Op::Hello { version: 1 }, &[]) else { panic!() };
+    assert_eq!(state.containers[0].exit.as_ref().unwrap().code, 7);
+}
+
+#[test]
+fn killed_by_a_signal_and_by_want_of_memory() {
+    let mut pod = TestPod::start("kill", |_| {});
+    let config = pod.config("c", "sleep 1000");
+    pod.run("c", &config);
+    assert!(matches!(pod.call(Op::Signal { container: "c".into(), signal: 9 }, &[]), Outcome::Done));
+    assert_eq!(pod.wait_exit("c").code, 137);
+    let config = pod.config("m", "x=xxxxxxxx; while true; do x=$x$x; done");
+    pod.run("m", &config);
+    let exit = pod.wait_exit("m");
+    assert!(exit.oom_killed && exit.code == 137, "{exit:?}");
+}
+
+#[test]
+fn a_program_that_is_not_there() {
+    let mut pod = TestPod::start("missing", |_| {});
+    let mut config = pod.config("c", "");
+    config["process"]["args"] = json!(["no-such-program"]);
+    let Outcome::Failed(failure) = pod.create("c", &config) else { panic!("created") };
+    assert_eq!(failure.kind, FailureKind::CannotRun);
+    assert!(failure.message.contains("no-such-program"), "{}", failure.message);
+    let config = pod.config("d", "sleep 1000");
+    pod.run("d", &config);
+    let mut process = config["process"].clone();
+    process["args"] = json!(["nope"]);
+    let stdio = vec![null(), null(), null()];
+    let Outcome::Failed(failure) =
+        pod.call(Op::Exec(Exec { exec: "e".into(), container: "d".into(), process }), &stdio)
+    else {
+        panic!("ran")
+    };
+    assert_eq!(failure.message, "exec: \"nope\": executable file not found in $PATH");
+}
+
+#[test]
+fn containers_share_one_pid_namespace_when_asked() {
+    let mut pod = TestPod::start("pid", |setup| setup.share_pid = true);
+    let Outcome::State(state) = pod.call(Op::Hello { version: 1 }, &[]) else { panic!() };
+    let mut first = pod.config("a", "sleep 1000");
+    first["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "pid", "path": state.pid_namespace.unwrap()}]);
+    let mut second = first.clone();
+    second["linux"]["cgroupsPath"] = json!(format!("/{}/b", pod.name));
+    pod.run("a", &first);
+    pod.run("b", &second);
+    let mut process = second["process"].clone();
+    process["args"] = json!(["sh", "-c", "ps; readlink /proc/1/root; grep CapEff /proc/1/status"]);
+    let (code, text) = pod.exec("b", process);
+    assert_eq!(text.matches("sleep 1000").count(), 2, "{code} {text}");
+    assert!(text.contains("CapEff:\t0000000000000000"), "{text}");
+    assert!(matches!(pod.call(Op::Signal { container: "a".into(), signal: 9 }, &[]), Outcome::Done));
+    assert_eq!(pod.wait_exit("a").code, 137);
+    let mut process = second["process"].clone();
+    process["args"] = json!(["true"]);
+    assert_eq!(pod.exec("b", process).0, 0, "b still runs");
+}
+
+#[test]
+fn standard_input_reaches_the_container() {
+    let mut pod = TestPod::start("stdin", |_| {});
+    let config = pod.config("c", "cat");
+    let bundle = pod.bundle("c", &config);
+    let log = LogTarget { path: pod.path("c.log"), max_bytes: 1 << 20, max_files: 3 };
+    let create =
+        CreateContainer { container: "c".into(), bundle, log, stdin: true, stdin_once: true, oom_score_adj: None };
+    assert!(matches!(pod.call(Op::Create(create), &[]), Outcome::Started(_)));
+    assert!(matches!(pod.call(Op::Start { container: "c".into() }, &[]), Outcome::Done));
+    let (input, to) = std::io::pipe().unwrap();
+    let (mut output, from) = pipe();
+    let attach = Op::Attach { container: "c".into(), stdin: true, stdout: true, stderr: false };
+    assert!(matches!(pod.call(attach, &[input.into(), from]), Outcome::Done));
+    std::io::Write::write_all(&mut &to, b"hello\n").unwrap();
+    drop(to);
+    assert_eq!(pod.wait_exit("c").code, 0);
+    let mut text = String::new();
+    output.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "hello\n");
+    assert_eq!(pod.log("c"), "stdout F hello\n");
+}
+
+#[test]
+fn container_and_exec_get_what_runc_gives() {
+    let mut pod = TestPod::start("runc", |_| {});
+    for (name, change) in variants() {
+        let mut config = pod.config(name, &format!("{PROBE}; echo done; sleep 1000"));
+        change(&mut config);
+        pod.run(name, &config);
+        let ours = wait_for_log(&pod, name);
+        let mut process = config["process"].clone();
+        process["args"] = json!(["sh", "-c", PROBE]);
+        let (code, ours_exec) = pod.exec(name, process);
+        assert_eq!(code, 0, "{ours_exec}");
+
+        let theirs_name = format!("{name}-runc");
+        config["linux"]["cgroupsPath"] = json!(format!("/{}/{theirs_name}", pod.name));
+        let runc = Runc::run(&pod, &theirs_name, &config);
+        let theirs = runc.log();
+        let theirs_exec = runc.exec(PROBE);
+        compare(&format!("{name}: container"), &ours, &theirs);
+        compare(&format!("{name}: exec"), &ours_exec, &theirs_exec);
+        // The cgroup2 line is the pod's own, for the container and for the exec.
+        let joined = format!("0::/{}/pod", pod.name);
+        assert!(ours.contains(&joined) && ours_exec.contains(&joined), "{ours_exec}");
+    }
+}
+
+type Change = fn(&mut Value);
+
+fn variants() -> [(&'static str, Change); 4] {
+    [
+        ("root", |_| {}),
+        ("user", |config| {
+            config["process"]["user"] = json!({"uid": 1000, "gid": 1000, "additionalGids": [1000, 20]});
+            config["process"]["capabilities"]["ambient"] = json!(["CAP_NET_BIND_SERVICE"]);
+            config["process"]["capabilities"]["inheritable"] = json!(["CAP_NET_BIND_SERVICE"]);
+        }),
+        ("nnp", |config| {
+            config["process"]["noNewPrivileges"] = json!(true);
+            config["process"]["user"]["uid"] = json!(1000);
+            config["root"]["readonly"] = json!(true);
+        }),
+        ("plain", |config| {
+            config["linux"].as_object_mut().unwrap().remove("seccomp");
+            config["process"]["capabilities"] = json!({"bounding": [], "effective": [], "permitted": []});
+        }),
+    ]
+}
+
+fn wait_for_log(pod: &TestPod, container: &str) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let log = pod.log(container).replace("stdout F ", "").replace("stderr F ", "");
+        if log.contains("done\n") {
+            return log;
+        }
+        assert!(Instant::now() < deadline, "{log}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+struct Runc {
+    root: PathBuf,
+    output: PathBuf,
+    name: String,
+}
+
+impl Runc {
+    fn run(pod: &TestPod, name: &str, config: &Value) -> Runc {
+        let runc = Runc { root: pod.path("runc"), output: pod.path(&format!("{name}.out")), name: name.into() };
+        let bundle = pod.bundle(name, config);
+        let output = File::create(&runc.output).unwrap();
+        let status = Command::new("runc")
+            .args([
+                "--root",
+                runc.root.to_str().unwrap(),
+                "run",
+                "--detach",
+                "--bundle",
+                bundle.to_str().unwrap(),
+                name,
+            ])
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .status()
+            .unwrap();
+        assert!(status.success(), "{}", fs::read_to_string(&runc.output).unwrap());
+        runc
+    }
+
+    fn log(&self) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = fs::read_to_string(&self.output).unwrap();
+            if text.contains("done\n") {
+                return text;
+            }
+            assert!(Instant::now() < deadline, "{text}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn exec(&self, script: &str) -> String {
+        let root = self.root.to_str().unwrap();
+        let args = ["--root", root, "exec", &self.name, "sh", "-c", script];
+        let output = Command::new("runc").args(args).stdin(Stdio::null()).output().unwrap();
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+impl Drop for Runc {
+    fn drop(&mut self) {
+        let args = ["--root", self.root.to_str().unwrap(), "delete", "--force", &self.name];
+        let _ = Command::new("runc").args(args).status();
+    }
+}
+
+/// One fact per line, without what must differ: mount ids, the container's own name, the cgroup2 line, systemd's
+/// hierarchy (it limits nothing), and the C library's own signals 32 and 33, which follow the caller.
+fn facts(text: &str) -> BTreeMap<String, usize> {
+    let mut facts = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.starts_with("0::") && !line.contains(":name=systemd:")) {
+        let line = match line.strip_prefix("SigIgn:\t").map(|bits| u64::from_str_radix(bits, 16).unwrap()) {
+            Some(bits) => format!("SigIgn {:x}", bits & 0x7fff_ffff),
+            None => line.to_owned(),
+        };
+        let line = match line.split_once(" - ") {
+            Some((head, tail)) => {
+                let head: Vec<_> = head.split(' ').collect();
+                let source = if head[4] == "/" { "" } else { tail };
+                format!("mount {} {} {source}", head[4], head[5])
+            }
+            None => line.replace("-runc", ""),
+        };
+        *facts.entry(line).or_insert(0) += 1;
+    }
+    facts
+}
+
+fn compare(what: &str, ours: &str, theirs: &str) {
+    let (ours, theirs) = (facts(ours), facts(theirs));
+    let only = |left: &BTreeMap<String, usize>, right: &BTreeMap<String, usize>| {
+        left.iter()
+            .filter(|(line, count)| right.get(*line) != Some(count))
+            .map(|(line, _)| line.clone())
+            .collect::<Vec<_>>()
+    };
+    let (more, less) = (only(&ours, &theirs), only(&theirs, &ours));
+    assert!(more.is_empty() && less.is_empty(), "{what}:\nonly ours: {more:#?}\nonly runc's: {less:#?}");
+}
