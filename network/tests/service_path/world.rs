@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use network::{Config, Network};
-use proxy_userspace::desired::{LocalServer, NodeFacts, desired};
+use proxy_userspace::desired::{HostPort, LocalServer, NodeFacts, desired, desired_host_ports};
 use proxy_userspace::{Proxy, SocketHooks};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -141,6 +141,13 @@ impl World {
     pub fn detach(&self, uid: &str) {
         let (network, runtime, uid) = (self.network(), Arc::clone(&self.runtime), uid.to_owned());
         self.node.run(move || runtime.block_on(network.detach(&uid))).unwrap();
+    }
+
+    /// The node's port 8888 leads to the first pod's 8080.
+    pub fn open_host_port(&self) {
+        let port = HostPort { host_ip: None, host_port: 8888, container_port: 8080, protocol: proxy_common::TCP };
+        let entries = desired_host_ports(PODS[0].parse().unwrap(), &[port]);
+        assert!(self.proxy.apply_service("hostport/pod-0", &entries).unwrap().is_empty());
     }
 
     /// Services as (spec, endpoints), each endpoint set on one target port.
