@@ -75,14 +75,23 @@ const RULES: &[(&str, Rule)] = &[
     ("core.v1.ProjectedVolumeSource", |m| set_absent(m, "defaultMode", 0o644)),
     ("core.v1.ServiceAccountTokenProjection", |m| set_absent(m, "expirationSeconds", 3600)),
     ("core.v1.HostPathVolumeSource", |m| set_absent(m, "type", "")),
-    ("core.v1.ImageVolumeSource", |m| {
-        let policy = pull_policy(text(m, "reference"));
-        set(m, "pullPolicy", policy);
-    }),
     ("core.v1.PodSpec", pod_spec),
     ("core.v1.Pod", pod),
+    ("core.v1.PodStatus", |m| match (text(m, "podIP").to_string(), m.get("podIPs").cloned()) {
+        (ip, None) if !ip.is_empty() => {
+            m.insert("podIPs".into(), json!([{"ip": ip}]));
+        }
+        (ip, Some(Value::Array(list))) if ip.is_empty() && !list.is_empty() => {
+            m.insert("podIP".into(), list[0]["ip"].clone());
+        }
+        _ => {}
+    }),
     ("core.v1.Service", service),
-    ("core.v1.Secret", |m| set(m, "type", "Opaque")),
+    ("core.v1.EndpointPort", |m| set(m, "protocol", "TCP")),
+    ("core.v1.Secret", |m| {
+        set(m, "type", "Opaque");
+        fold_string_data(m);
+    }),
     ("core.v1.Namespace", namespace),
     ("core.v1.PersistentVolumeClaimSpec", |m| set_absent(m, "volumeMode", "Filesystem")),
     ("core.v1.PersistentVolumeClaim", |m| nested(m, "status", |s| set(s, "phase", "Pending"))),
@@ -269,7 +278,8 @@ fn service(map: &mut Object) {
             service_port(port);
         }
         let kind = text(spec, "type").to_string();
-        if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
+        let external = spec.get("externalIPs").and_then(Value::as_array).is_some_and(|ips| !ips.is_empty());
+        if matches!(kind.as_str(), "NodePort" | "LoadBalancer") || (kind == "ClusterIP" && external) {
             set(spec, "externalTrafficPolicy", "Cluster");
         }
         if matches!(kind.as_str(), "NodePort" | "LoadBalancer" | "ClusterIP") {
@@ -287,6 +297,18 @@ fn service_port(port: &mut Value) {
     if let Some(number) = port.get("port").cloned() {
         set(port, "targetPort", number);
     }
+}
+
+/// `stringData` is write-only: it lands in `data`.
+fn fold_string_data(secret: &mut Object) {
+    use base64::Engine;
+    let Some(Value::Object(plain)) = secret.remove("stringData") else { return };
+    nested(secret, "data", |data| {
+        for (key, value) in plain {
+            let bytes = value.as_str().unwrap_or_default().as_bytes();
+            data.insert(key, json!(base64::engine::general_purpose::STANDARD.encode(bytes)));
+        }
+    });
 }
 
 fn namespace(map: &mut Object) {

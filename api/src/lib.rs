@@ -8,6 +8,7 @@ pub mod convert;
 pub mod decode;
 pub mod default;
 pub mod discovery;
+pub mod encode;
 pub mod kind;
 pub mod managed;
 pub mod names;

@@ -42,6 +42,16 @@ pub fn update(kind: &Kind, old: Option<&Value>, new: &mut Value, writer: Writer)
     let live = old.unwrap_or(&empty);
     let mut entries = entries_to_update(old, new, !writer.subresource.is_empty());
     take_managed_fields(new);
+    if old.is_none() {
+        // A new object is not being deleted, whatever was sent.
+        for name in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
+            new.get_mut("metadata").and_then(Value::as_object_mut).map(|m| m.remove(name));
+        }
+    }
+    // A stored object that nobody tracks stays so until its first apply.
+    if old.is_some() && entries.is_empty() {
+        return;
+    }
     let difference = typed::compare(kind.schema, live, new).without(&ignored(kind, writer.subresource));
     let own = Entry {
         manager: writer.manager.into(),
@@ -63,7 +73,7 @@ pub fn apply(kind: &Kind, live: Option<&Value>, applied: &Value, writer: Writer,
     let current = live.unwrap_or(&empty);
     let mut entries = live.map(read_entries).unwrap_or_default();
     if let Some(live) = live.filter(|_| entries.is_empty()) {
-        entries.push(before_first_apply(kind, live));
+        entries.push(before_first_apply(kind, live, writer.now));
     }
     let ignored = ignored(kind, writer.subresource);
     let mut config = applied.clone();
@@ -85,8 +95,16 @@ pub fn apply(kind: &Kind, live: Option<&Value>, applied: &Value, writer: Writer,
         .map(|e| (e.clone(), e.fields.intersection(&changed)))
         .filter(|(_, set)| !set.is_empty())
         .collect();
-    if !force && !conflicts.is_empty() {
-        return Err(conflict(&conflicts));
+    if !force {
+        let allowed = moved_from_client_side(kind, live, writer.manager);
+        let real: Vec<(Entry, FieldSet)> = conflicts
+            .into_iter()
+            .map(|(entry, set)| (entry, set.difference(&allowed)))
+            .filter(|(_, set)| !set.is_empty())
+            .collect();
+        if !real.is_empty() {
+            return Err(conflict(&real));
+        }
     }
     release(&mut entries, &difference, is_own);
     let own = Entry {
@@ -99,20 +117,43 @@ pub fn apply(kind: &Kind, live: Option<&Value>, applied: &Value, writer: Writer,
     };
     place(&mut entries, own, previous.as_ref(), difference.is_empty());
     let mut out = merged;
+    if writer.manager == "kubectl" {
+        update_last_applied(&mut out, live, &config);
+    }
     write_entries(&mut out, entries);
     Ok(out)
 }
 
-/// Puts the applier's entry in place of its old one; one that changes nothing keeps its time.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// kubectl's annotation follows its server-side applies, so that either side of it can be used next.
+fn update_last_applied(object: &mut Value, live: Option<&Value>, config: &Value) {
+    if live.is_none_or(|live| live["metadata"]["annotations"].get(LAST_APPLIED).is_none()) {
+        return;
+    }
+    let mut config = config.clone();
+    if let Some(annotations) = config.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
+        annotations.remove(LAST_APPLIED);
+    }
+    object["metadata"]["annotations"][LAST_APPLIED] = json!(format!("{config}\n"));
+}
+
+/// Fields that `kubectl` applied from the client before: it may take those without a conflict.
+fn moved_from_client_side(kind: &Kind, live: Option<&Value>, manager: &str) -> FieldSet {
+    let last = || {
+        let annotations = live.filter(|_| manager == "kubectl")?.pointer("/metadata/annotations")?;
+        let text = annotations[LAST_APPLIED].as_str()?;
+        serde_json::from_str::<Value>(text).ok()
+    };
+    last().map(|object| typed::paths(kind.schema, &object)).unwrap_or_default()
+}
+
+/// Puts the applier's entry in place of its old one; one that changes no field of the object keeps the old time.
 fn place(entries: &mut Vec<Entry>, mut own: Entry, previous: Option<&Entry>, unchanged: bool) {
     let same = |e: &Entry| e.apply && e.manager == own.manager && e.subresource == own.subresource;
     let at = entries.iter().position(same);
-    if let Some(previous) = previous
-        && unchanged
-        && previous.fields == own.fields
-        && previous.api_version == own.api_version
-    {
-        own.time.clone_from(&previous.time);
+    if unchanged {
+        own.time = previous.and_then(|p| p.time.clone());
     }
     match at {
         _ if own.fields.is_empty() => entries.retain(|e| !same(e)),
@@ -127,7 +168,7 @@ fn prune(kind: &Kind, merged: &Value, before: &FieldSet, now: &FieldSet, entries
         .iter()
         .filter(|e| !(e.apply && e.manager == writer.manager && e.subresource == writer.subresource))
         .fold(now.clone(), |set, e| set.union(&e.fields));
-    let gone = before.difference(&others);
+    let gone = before.difference_of_free(&others);
     typed::remove(kind.schema, merged, &gone)
 }
 
@@ -147,7 +188,8 @@ fn record(entries: &mut Vec<Entry>, mut own: Entry, difference: &Difference, now
     if own.fields.is_empty() {
         return;
     }
-    own.time = Some(rfc3339(now));
+    // Upstream gives entries that come through the scale subresource no time.
+    own.time = (own.subresource != "scale").then(|| rfc3339(now));
     let same = |e: &Entry| {
         !e.apply && e.manager == own.manager && e.api_version == own.api_version && e.subresource == own.subresource
     };
@@ -220,14 +262,15 @@ fn check_applied(kind: &Kind, applied: &Value) -> Result<(), Status> {
 }
 
 /// An object that nobody managed yet: what it holds belongs to whoever wrote it before.
-fn before_first_apply(kind: &Kind, live: &Value) -> Entry {
+fn before_first_apply(kind: &Kind, live: &Value, now: Timestamp) -> Entry {
+    let all = typed::compare(kind.schema, &empty_object(kind), live).without(&ignored(kind, ""));
     Entry {
         manager: "before-first-apply".into(),
         apply: false,
         api_version: kind.api_version(),
-        time: live["metadata"]["creationTimestamp"].as_str().map(String::from),
+        time: Some(rfc3339(now)),
         subresource: String::new(),
-        fields: strip(typed::paths(kind.schema, live)),
+        fields: strip(all.added.union(&all.modified)),
     }
 }
 

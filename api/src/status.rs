@@ -11,7 +11,7 @@ pub struct Status {
     /// `NotFound`, `Conflict`, … ; empty when unknown.
     pub reason: &'static str,
     pub message: String,
-    pub details: Option<Details>,
+    pub details: Option<Box<Details>>,
     /// `metadata.continue` of a 410 on an expired list.
     pub continue_token: Option<String>,
 }
@@ -57,8 +57,8 @@ impl Status {
     }
 
     fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
-        self.details =
-            Some(Details { group: group.into(), kind: kind.into(), name: name.into(), ..Details::default() });
+        let details = Details { group: group.into(), kind: kind.into(), name: name.into(), ..Details::default() };
+        self.details = Some(Box::new(details));
         self
     }
 
@@ -71,7 +71,7 @@ impl Status {
     /// 404 for a path that no route serves.
     pub fn no_route() -> Self {
         let mut status = Status::new(404, "NotFound", "the server could not find the requested resource");
-        status.details = Some(Details::default());
+        status.details = Some(Box::default());
         status
     }
 
@@ -95,7 +95,7 @@ impl Status {
     /// 409 of a server-side apply: one cause per field that another manager owns.
     pub fn apply_conflict(message: String, causes: Vec<Cause>) -> Self {
         let mut status = Status::new(409, "Conflict", message);
-        status.details = Some(Details { causes, ..Details::default() });
+        status.details = Some(Box::new(Details { causes, ..Details::default() }));
         status
     }
 
@@ -136,7 +136,7 @@ impl Status {
     pub fn method_not_allowed() -> Self {
         let mut status =
             Status::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource");
-        status.details = Some(Details::default());
+        status.details = Some(Box::default());
         status
     }
 
@@ -171,13 +171,13 @@ impl Status {
 
     pub fn timeout(message: impl Into<String>, retry_after: u32) -> Self {
         let mut status = Status::new(504, "Timeout", format!("Timeout: {}", message.into()));
-        status.details = Some(Details { retry_after_seconds: Some(retry_after), ..Details::default() });
+        status.details = Some(Box::new(Details { retry_after_seconds: Some(retry_after), ..Details::default() }));
         status
     }
 
     pub fn too_many_requests(message: impl Into<String>, retry_after: u32) -> Self {
         let mut status = Status::new(429, "TooManyRequests", message);
-        status.details = Some(Details { retry_after_seconds: Some(retry_after), ..Details::default() });
+        status.details = Some(Box::new(Details { retry_after_seconds: Some(retry_after), ..Details::default() }));
         status
     }
 
@@ -188,7 +188,7 @@ impl Status {
     pub fn internal(message: impl std::fmt::Display) -> Self {
         let mut status = Status::new(500, "InternalError", format!("Internal error occurred: {message}"));
         let cause = Cause { message: message.to_string(), ..Cause::default() };
-        status.details = Some(Details { causes: vec![cause], ..Details::default() });
+        status.details = Some(Box::new(Details { causes: vec![cause], ..Details::default() }));
         status
     }
 
@@ -204,7 +204,7 @@ impl Status {
     /// A refusal with a text of its own and empty details, as routes and negotiation give it.
     pub fn plain(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
         let mut status = Status::new(code, reason, message);
-        status.details = Some(Details::default());
+        status.details = Some(Box::default());
         status
     }
 

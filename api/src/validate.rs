@@ -8,9 +8,12 @@ mod network;
 mod pod;
 mod rbac;
 mod update;
+mod warn;
 mod workload;
 
 use serde_json::Value;
+
+pub use self::warn::warnings;
 
 use crate::kind::Kind;
 use crate::status::FieldError;
@@ -73,8 +76,11 @@ pub fn create(kind: &Kind, object: &Value) -> Vec<FieldError> {
 /// `new` replaces `old` through the object itself (`None`) or a subresource.
 pub fn update(kind: &Kind, subresource: Option<&str>, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    meta::update(&new["metadata"], &old["metadata"], &mut errors);
-    meta::common(&new["metadata"], &mut errors);
+    // Upstream checks twice, generally and per kind, and clients see both causes.
+    for _ in 0..2 {
+        meta::update(&new["metadata"], &old["metadata"], &mut errors);
+        meta::common(&new["metadata"], &mut errors);
+    }
     update::body(kind, subresource, new, old, &mut errors);
     errors
 }

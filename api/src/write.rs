@@ -1,12 +1,19 @@
 //! The pure part of a write: what the server itself sets, keeps or strips before an object is validated.
 
+mod pod;
+mod service;
+
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use crate::kind::Kind;
-use crate::quantity::Quantity;
 use crate::status::Status;
 use crate::time::rfc3339;
+
+pub use self::pod::{admit_pod, mount_service_account, qos_class};
+use self::pod::{drop_image_volumes, new_pod, tolerate_node_trouble};
+pub use self::service::service_families;
+use self::service::update_service;
 
 /// What the server chooses for a new object.
 #[derive(Debug, Clone)]
@@ -108,12 +115,16 @@ pub fn prepare_create(kind: &Kind, object: &mut Value) {
         }
         Generation::Client => {}
     }
+    for path in ["/spec", "/template/spec", "/spec/template/spec"] {
+        if let Some(spec) = object.pointer_mut(path).and_then(Value::as_object_mut) {
+            drop_image_volumes(spec);
+        }
+    }
     match (&*kind.group, &*kind.plural) {
         ("", "pods") => new_pod(object),
         ("", "namespaces") => new_namespace(object),
         ("", "nodes") => new_node(object),
-        ("", "secrets") => fold_string_data(object),
-        ("", "endpoints") => repack_endpoints(object),
+        ("", "services") => service_families(object),
         _ => {}
     }
 }
@@ -128,11 +139,13 @@ fn clear_status(kind: &Kind, object: &mut Value) {
 /// Copies what this path may not change from `old` (main: status; `/status`: the rest; system metadata always) and
 /// raises the generation when the desired state changed.
 pub fn prepare_update(kind: &Kind, subresource: Option<&str>, new: &mut Value, old: &Value) {
-    if kind.plural == "secrets" && kind.group.is_empty() {
-        fold_string_data(new);
-    }
     match subresource {
-        Some("status") => keep_all_but_status(kind, new, old),
+        Some("status") => {
+            keep_all_but_status(kind, new, old);
+            if kind.plural == "pods" && new["status"]["qosClass"].is_null() {
+                keep_field(new, old, "status", "qosClass");
+            }
+        }
         Some("finalize") => keep(new, old, "status"),
         Some("ephemeralcontainers" | "resize") => keep_all_but_spec(new, old),
         Some(_) => {}
@@ -140,13 +153,13 @@ pub fn prepare_update(kind: &Kind, subresource: Option<&str>, new: &mut Value, o
             if kind.subresource("status").is_some() {
                 keep(new, old, "status");
             }
-            if kind.plural == "namespaces" && kind.group.is_empty() {
-                keep_field(new, old, "spec", "finalizers");
+            match (&*kind.group, &*kind.plural) {
+                ("", "namespaces") => keep_field(new, old, "spec", "finalizers"),
+                ("", "pods") => tolerate_node_trouble(section(new, "spec")),
+                ("", "services") => update_service(section(new, "spec"), &old["spec"]),
+                _ => {}
             }
         }
-    }
-    if kind.plural == "endpoints" && kind.group.is_empty() {
-        repack_endpoints(new);
     }
     let changed = match generation(kind) {
         Generation::Spec => new.get("spec") != old.get("spec"),
@@ -276,40 +289,6 @@ fn text<'a>(map: &'a Map<String, Value>, name: &str) -> &'a str {
     map.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn new_pod(pod: &mut Value) {
-    let class = qos_class(pod);
-    let gated = pod["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty());
-    let status = section(pod, "status");
-    status.insert("phase".into(), json!("Pending"));
-    status.insert("qosClass".into(), json!(class));
-    if gated {
-        let condition = json!({"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
-            "message": "Scheduling is blocked due to non-empty scheduling gates", "lastProbeTime": null, "lastTransitionTime": null});
-        status.insert("conditions".into(), json!([condition]));
-    }
-}
-
-/// `Guaranteed` when every container limits what it requests in cpu and memory, `BestEffort` when none asks for any.
-pub fn qos_class(pod: &Value) -> &'static str {
-    let containers = ["containers", "initContainers"].into_iter().filter_map(|l| pod["spec"][l].as_array()).flatten();
-    let amount = |c: &Value, list: &str, name: &str| {
-        c["resources"][list][name].as_str().and_then(|t| Quantity::parse(t).ok()).filter(|q| !q.is_zero())
-    };
-    let (mut any, mut all) = (false, true);
-    for container in containers {
-        for name in ["cpu", "memory"] {
-            let (request, limit) = (amount(container, "requests", name), amount(container, "limits", name));
-            any |= request.is_some() || limit.is_some();
-            all &= limit.is_some() && request.is_none_or(|r| Some(r) == limit);
-        }
-    }
-    match (any, all) {
-        (false, _) => "BestEffort",
-        (true, true) => "Guaranteed",
-        _ => "Burstable",
-    }
-}
-
 fn new_namespace(namespace: &mut Value) {
     let finalizers = section(namespace, "spec").entry("finalizers").or_insert_with(|| json!([]));
     if !finalizers.is_array() {
@@ -335,143 +314,6 @@ fn new_node(node: &mut Value) {
     {
         list.push(taint);
     }
-}
-
-/// `stringData` is write-only: it lands in `data`.
-fn fold_string_data(secret: &mut Value) {
-    use base64::Engine;
-    let Some(map) = secret.as_object_mut() else { return };
-    let Some(Value::Object(plain)) = map.remove("stringData") else { return };
-    let data = map.entry("data").or_insert_with(|| json!({}));
-    if !data.is_object() {
-        *data = json!({});
-    }
-    for (key, value) in plain {
-        let bytes = value.as_str().unwrap_or_default().as_bytes();
-        data[key] = json!(base64::engine::general_purpose::STANDARD.encode(bytes));
-    }
-}
-
-/// One subset per distinct list of ports, addresses and ports in a stable order.
-fn repack_endpoints(endpoints: &mut Value) {
-    let Some(subsets) = endpoints.get_mut("subsets").and_then(Value::as_array_mut) else { return };
-    let mut packed: Vec<(Vec<Value>, Vec<Value>, Vec<Value>)> = Vec::new();
-    for subset in subsets.iter() {
-        let list = |name: &str| subset[name].as_array().cloned().unwrap_or_default();
-        let mut ports = list("ports");
-        ports.sort_by_key(|p| {
-            (p["name"].as_str().unwrap_or_default().to_string(), p["port"].as_i64(), p["protocol"].to_string())
-        });
-        let at = match packed.iter().position(|(p, ..)| *p == ports) {
-            Some(at) => at,
-            None => {
-                packed.push((ports, Vec::new(), Vec::new()));
-                packed.len() - 1
-            }
-        };
-        packed[at].1.extend(list("addresses"));
-        packed[at].2.extend(list("notReadyAddresses"));
-    }
-    *subsets = packed.into_iter().map(|(ports, ready, waiting)| subset(ports, ready, waiting)).collect();
-}
-
-fn subset(ports: Vec<Value>, mut ready: Vec<Value>, mut waiting: Vec<Value>) -> Value {
-    let mut out = Map::new();
-    waiting.retain(|a| !ready.contains(a));
-    for (name, list) in [("addresses", &mut ready), ("notReadyAddresses", &mut waiting)] {
-        list.sort_by_key(|a| {
-            let octets: Vec<u8> =
-                a["ip"].as_str().unwrap_or_default().split('.').filter_map(|o| o.parse().ok()).collect();
-            (octets, a["ip"].to_string(), a["targetRef"]["uid"].to_string())
-        });
-        list.dedup();
-        if !list.is_empty() {
-            out.insert(name.into(), json!(list));
-        }
-    }
-    if !ports.is_empty() {
-        out.insert("ports".into(), json!(ports));
-    }
-    Value::Object(out)
-}
-
-/// Built-in admission of a new pod that needs no other object: service account name, priority, tolerations.
-/// `priority` is of the pod's priority class, 0 without one.
-pub fn admit_pod(pod: &mut Value, priority: i32) {
-    let spec = section(pod, "spec");
-    if text(spec, "serviceAccountName").is_empty() {
-        spec.insert("serviceAccountName".into(), json!("default"));
-    }
-    let account = spec["serviceAccountName"].clone();
-    spec.insert("serviceAccount".into(), account);
-    spec.insert("priority".into(), json!(priority));
-    spec.entry("preemptionPolicy").or_insert_with(|| json!("PreemptLowerPriority"));
-    let mut tolerations = spec.get("tolerations").and_then(Value::as_array).cloned().unwrap_or_default();
-    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
-        let covers = |t: &Value| {
-            let (of, effect) = (t["key"].as_str().unwrap_or_default(), t["effect"].as_str().unwrap_or_default());
-            (of == key || of.is_empty()) && (effect == "NoExecute" || effect.is_empty())
-        };
-        if !tolerations.iter().any(covers) {
-            tolerations
-                .push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
-        }
-    }
-    spec.insert("tolerations".into(), json!(tolerations));
-}
-
-const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-
-/// Adds the token volume and its mounts, and the account's image pull secrets; `suffix` ends the volume's name.
-pub fn mount_service_account(pod: &mut Value, account: &Value, suffix: &str) {
-    let spec = section(pod, "spec");
-    if let (None, Some(secrets)) = (spec.get("imagePullSecrets"), account.get("imagePullSecrets")) {
-        spec.insert("imagePullSecrets".into(), secrets.clone());
-    }
-    let wanted = spec.get("automountServiceAccountToken").or_else(|| account.get("automountServiceAccountToken"));
-    if wanted == Some(&json!(false)) {
-        return;
-    }
-    let existing = spec.get("volumes").and_then(Value::as_array).into_iter().flatten();
-    let existing = existing.filter_map(|v| v["name"].as_str()).find(|n| n.starts_with("kube-api-access-"));
-    let name = existing.map_or_else(|| format!("kube-api-access-{suffix}"), String::from);
-    let mut mounted = false;
-    for list in ["initContainers", "containers"] {
-        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
-            mounted |= mount(container, &name);
-        }
-    }
-    let volumes = spec.entry("volumes").or_insert_with(|| json!([]));
-    if !volumes.is_array() {
-        *volumes = json!([]);
-    }
-    if let Some(list) = volumes.as_array_mut().filter(|l| mounted && !l.iter().any(|v| v["name"] == json!(name))) {
-        list.push(token_volume(&name));
-    }
-}
-
-/// False when the container mounts something there itself.
-fn mount(container: &mut Value, volume: &str) -> bool {
-    let Some(container) = container.as_object_mut() else { return false };
-    let mounts = container.entry("volumeMounts").or_insert_with(|| json!([]));
-    if !mounts.is_array() {
-        *mounts = json!([]);
-    }
-    let Some(mounts) = mounts.as_array_mut() else { return false };
-    if mounts.iter().any(|m| m["mountPath"] == TOKEN_PATH) {
-        return false;
-    }
-    mounts.push(json!({"name": volume, "readOnly": true, "mountPath": TOKEN_PATH}));
-    true
-}
-
-fn token_volume(name: &str) -> Value {
-    json!({"name": name, "projected": {"defaultMode": 0o644, "sources": [
-        {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
-        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
-        {"downwardAPI": {"items": [
-            {"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
-    ]}})
 }
 
 /// The `autoscaling/v1` Scale of an object.
@@ -503,30 +345,5 @@ pub fn apply_scale(object: &mut Value, scale: &Value) {
     section(object, "spec").insert("replicas".into(), json!(replicas));
     if let Some(version) = scale["metadata"].get("resourceVersion") {
         section(object, "metadata").insert("resourceVersion".into(), version.clone());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quality_of_service() {
-        let pod = |resources: Value| json!({"spec": {"containers": [{"resources": resources}]}});
-        assert_eq!(qos_class(&pod(json!({}))), "BestEffort");
-        assert_eq!(qos_class(&pod(json!({"requests": {"cpu": "1"}}))), "Burstable");
-        let all = json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1Gi"}});
-        assert_eq!(qos_class(&pod(all)), "Guaranteed");
-    }
-
-    #[test]
-    fn the_token_is_mounted_once() {
-        let mut pod = json!({"spec": {"containers": [{"name": "a"}, {"name": "b", "volumeMounts": [{"mountPath": TOKEN_PATH}]}]}});
-        mount_service_account(&mut pod, &json!({}), "abcde");
-        let once = pod.clone();
-        mount_service_account(&mut pod, &json!({}), "fghij");
-        assert_eq!(pod, once);
-        assert_eq!(pod["spec"]["volumes"].as_array().unwrap().len(), 1);
-        assert_eq!(pod["spec"]["containers"][1]["volumeMounts"].as_array().unwrap().len(), 1);
     }
 }

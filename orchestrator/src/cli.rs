@@ -11,6 +11,7 @@ use serde_yaml::Value;
 
 use crate::control_plane::{self, ControlPlane};
 use crate::controllers::Selection;
+use crate::{node, up};
 
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 
@@ -26,6 +27,15 @@ enum Command {
     /// Run the API server, controllers and scheduler
     #[command(args_override_self = true)]
     Server(ServerArguments),
+    /// Run server and agent in one process: a cluster on this machine
+    #[command(args_override_self = true)]
+    Up(UpArguments),
+    /// Remove everything that `up` ever made, data included
+    Reset {
+        /// The data folder that `up` was given
+        #[arg(long, default_value = "/var/lib/amphipod")]
+        data_dir: PathBuf,
+    },
 }
 
 #[derive(Args)]
@@ -53,12 +63,47 @@ struct ServerArguments {
     config: Option<PathBuf>,
 }
 
+#[derive(Args)]
+struct UpArguments {
+    #[command(flatten)]
+    server: ServerArguments,
+    /// Sockets, namespaces and other run-time state; keep it short
+    #[arg(long, default_value = "/run/amphipod")]
+    run_dir: PathBuf,
+    /// Name of this node [default: the machine's host name]
+    #[arg(long)]
+    node_name: Option<String>,
+    /// IPv4 address of this node [default: the one that leads to the default route]
+    #[arg(long)]
+    node_ip: Option<Ipv4Addr>,
+    /// Addresses for pods
+    #[arg(long, default_value = "10.244.0.0/16")]
+    pod_cidr: String,
+    /// The cgroup2 folder where socket hooks attach [default: the cgroup2 mount]
+    #[arg(long)]
+    cgroup_root: Option<PathBuf>,
+    /// Parent of the pods' cgroups, below each hierarchy's mount
+    #[arg(long, default_value = "amphipod")]
+    pod_cgroup: String,
+    /// Folder of pinned BPF objects; a BPF file system is mounted there if none is
+    #[arg(long, default_value = "/sys/fs/bpf/amphipod")]
+    bpf_root: PathBuf,
+    /// YAML file that says where registries are and how to reach them
+    #[arg(long)]
+    registries: Option<PathBuf>,
+}
+
 /// Parses the command line and runs what it says.
 pub fn run() -> Result<()> {
     let arguments = with_config(std::env::args_os().collect())?;
     start_log();
     match Arguments::parse_from(arguments).command {
         Command::Server(arguments) => runtime()?.block_on(control_plane::run(arguments.settings()?)),
+        Command::Up(arguments) => {
+            let (control, node) = arguments.settings()?;
+            runtime()?.block_on(up::run(control, node))
+        }
+        Command::Reset { data_dir } => runtime()?.block_on(up::reset(&data_dir)),
     }
 }
 
@@ -73,11 +118,14 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 
 impl ServerArguments {
     fn settings(&self) -> Result<ControlPlane> {
-        let advertise = match self.advertise_address {
-            Some(address) => address,
-            None if self.listen.ip().is_unspecified() => local_address()?,
-            None => self.listen.ip(),
-        };
+        match self.advertise_address {
+            Some(address) => self.settings_at(address),
+            None if self.listen.ip().is_unspecified() => self.settings_at(local_address()?),
+            None => self.settings_at(self.listen.ip()),
+        }
+    }
+
+    fn settings_at(&self, advertise: IpAddr) -> Result<ControlPlane> {
         Ok(ControlPlane {
             data_dir: self.data_dir.clone(),
             listen: self.listen,
@@ -88,6 +136,66 @@ impl ServerArguments {
             names: Vec::new(),
         })
     }
+}
+
+impl UpArguments {
+    fn settings(&self) -> Result<(ControlPlane, node::Settings)> {
+        let ip = match (self.node_ip, self.server.listen.ip()) {
+            (Some(ip), _) => ip,
+            (None, IpAddr::V4(ip)) if !ip.is_unspecified() && !ip.is_loopback() => ip,
+            _ => match local_address()? {
+                IpAddr::V4(ip) => ip,
+                IpAddr::V6(ip) => bail!("this machine is reached at {ip}: give an IPv4 address with --node-ip"),
+            },
+        };
+        let name = match &self.node_name {
+            Some(name) => name.clone(),
+            None => host_name()?,
+        };
+        if !is_node_name(&name) {
+            bail!("node name {name:?}: lower case letters, digits, '-' and '.' are wanted; give one with --node-name");
+        }
+        let mut control = self.server.settings_at(self.server.advertise_address.unwrap_or(ip.into()))?;
+        control.names.push(name.clone());
+        let services = &control.services;
+        let settings = node::Settings {
+            data_dir: self.server.data_dir.clone(),
+            run_dir: self.run_dir.clone(),
+            name,
+            ip,
+            pod_cidr: up::parse_cidr("--pod-cidr", &self.pod_cidr)?,
+            service_cidr: up::parse_cidr("--service-cidr", &self.server.service_cidr)?,
+            cluster_dns: services.dns(),
+            domain: self.server.cluster_domain.clone(),
+            cgroup_root: self.cgroup_root.clone().map_or_else(cgroup2_mount, Ok)?,
+            pod_cgroup: self.pod_cgroup.clone(),
+            bpf_root: self.bpf_root.clone(),
+            registries: self.registries.clone(),
+        };
+        Ok((control, settings))
+    }
+}
+
+fn host_name() -> Result<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host name")?;
+    Ok(name.trim().to_lowercase())
+}
+
+/// An RFC 1123 subdomain.
+fn is_node_name(name: &str) -> bool {
+    let label = |label: &str| {
+        let bytes = label.as_bytes();
+        let ends = [bytes.first(), bytes.last()].into_iter().all(|end| end.is_some_and(u8::is_ascii_alphanumeric));
+        ends && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
+
+fn cgroup2_mount() -> Result<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").context("cannot read the mount table")?;
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let found = fields.find(|fields| fields.get(2) == Some(&"cgroup2")).map(|fields| PathBuf::from(fields[1]));
+    found.context("no cgroup2 hierarchy is mounted: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`")
 }
 
 /// The address from which this machine reaches the world; nothing is sent to find it.
@@ -165,7 +273,13 @@ mod tests {
         let arguments = with_config(arguments.iter().map(OsString::from).collect())?;
         match Arguments::try_parse_from(arguments)?.command {
             Command::Server(arguments) => arguments.settings(),
+            _ => bail!("not the server command"),
         }
+    }
+
+    #[test]
+    fn node_names_are_checked() {
+        assert!(is_node_name("node-1.example") && !is_node_name("Node") && !is_node_name("-a") && !is_node_name("a_b"));
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! The `amphipod` binary: an API server, its controllers and scheduler, and a node's agent, in one process or apart.
 //!
-//! Entry points: [`cli`] (arguments, validated), [`control_plane`] (server, controllers, scheduler).
+//! Entry points: [`cli`] (arguments, validated), [`control_plane`] (server, controllers, scheduler),
+//! [`node`] (agent, network, service path, DNS), [`up`] (both in one process).
 
 mod cli;
 mod control_plane;
 mod controllers;
 mod events;
+mod kubernetes_service;
+mod node;
 mod scheduler;
+mod up;
 
 use std::process::ExitCode;
 

@@ -1,11 +1,20 @@
 //! Developer commands: `cargo xtask help` lists them.
 
 use std::path::Path;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod build;
+mod cluster;
+mod demo;
 mod ebpf;
+mod forward;
+mod netns;
 mod setup;
+mod test;
+
+use cluster::Cluster;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Set up, build and try Amphipod")]
@@ -18,6 +27,8 @@ struct Arguments {
 enum Command {
     /// Install what is missing (through apt and cargo), saying what and why
     Setup,
+    /// Build the amphipod binary (release)
+    Build,
     /// Build the BPF object that is embedded in the binary
     BuildEbpf {
         /// Only compare a fresh build with the committed object
@@ -26,21 +37,90 @@ enum Command {
     },
     /// Build the test images and push them to a registry
     Images {
-        /// Where the registry listens
+        /// Where the registry listens (host:port, plain HTTP)
         registry: String,
     },
+    /// Test clusters in network namespaces
+    Cluster {
+        #[command(subcommand)]
+        command: ClusterCommand,
+    },
+    /// Show the main job: pods, services, names, an update and a rollback
+    Demo {
+        /// Leave the cluster up afterwards
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Run every test: unit, kernel, end to end
+    Test,
+    /// Carry connections from a listener on standard input
+    #[command(hide = true)]
+    Forward { to: String },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
-        Command::Setup => setup::setup(),
-        Command::BuildEbpf { check: true } => ebpf::check_ebpf(),
-        Command::BuildEbpf { check: false } => ebpf::build_ebpf(),
+#[derive(Subcommand)]
+enum ClusterCommand {
+    /// Bring a cluster up
+    Up {
+        #[arg(long, default_value_t = 1)]
+        nodes: usize,
+        #[arg(long)]
+        name: String,
+    },
+    /// Run a command on a node, or on the client outside
+    Exec {
+        name: String,
+        /// node1, node2, … or client
+        place: String,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Take a cluster down
+    Down { name: String },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Setup => setup::setup()?,
+        Command::Build => drop(build::build()?),
+        Command::BuildEbpf { check: true } => ebpf::check_ebpf()?,
+        Command::BuildEbpf { check: false } => ebpf::build_ebpf()?,
         Command::Images { registry } => {
             for reference in images::images(&registry, None, Path::new("target/images"))? {
                 println!("{registry}/{reference}");
             }
-            Ok(())
         }
+        Command::Cluster { command } => return run_cluster(command),
+        Command::Demo { keep } => demo::demo(keep)?,
+        Command::Test => test::test()?,
+        Command::Forward { to } => forward::forward(&to)?,
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_cluster(command: ClusterCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        ClusterCommand::Up { nodes, name } => {
+            setup::setup()?;
+            let cluster = Cluster::new(&name)?;
+            cluster.up(nodes, &build::build()?, &|step| println!("• {step}"))?;
+            println!("• ready: kubectl --kubeconfig {} get pods", cluster.kubeconfig().display());
+        }
+        ClusterCommand::Exec { name, place, command } => {
+            let status = Cluster::new(&name)?.exec(&place, &command)?;
+            return Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from));
+        }
+        ClusterCommand::Down { name } => Cluster::new(&name)?.down()?,
+    }
+    Ok(ExitCode::SUCCESS)
 }

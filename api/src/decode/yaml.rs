@@ -17,17 +17,24 @@ pub fn parse(text: &str) -> Result<Yaml, String> {
     let mut builder = Builder::default();
     Parser::new_from_str(text).load(&mut builder, false).map_err(|error| {
         // go-yaml counts scanner errors from line 1 and leaves column and index out.
-        let info = error.info().trim_start_matches("while parsing a block mapping, ").to_string();
-        let info = match info.split_once(", ").filter(|(context, _)| context.starts_with("while ")) {
-            Some((_, problem)) => problem.to_string(),
-            None => info,
+        let info = match error.info().split_once(", ").filter(|(context, _)| context.starts_with("while ")) {
+            Some((_, problem)) => problem,
+            None => error.info(),
         };
+        if let Some(line) = tabbed_line(text) {
+            return format!("yaml: line {line}: found a tab character that violates indentation");
+        }
         format!("yaml: line {}: {info}", error.marker().line())
     })?;
     if let Some(error) = builder.error {
         return Err(error);
     }
     Ok(Yaml { node: builder.root.unwrap_or(Node::Null), strict: builder.strict })
+}
+
+/// The first line that a tab indents.
+fn tabbed_line(text: &str) -> Option<usize> {
+    text.lines().position(|line| line.trim_start_matches(' ').starts_with('\t')).map(|at| at + 1)
 }
 
 /// A collection being read.

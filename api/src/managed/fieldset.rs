@@ -89,6 +89,20 @@ impl FieldSet {
         )
     }
 
+    /// Paths that `owned` neither has nor has anything below.
+    pub fn difference_of_free(&self, owned: &FieldSet) -> FieldSet {
+        let mut out = FieldSet::default();
+        let free = |e: &&String| !owned.has(e) && owned.child(e).is_none_or(FieldSet::is_empty);
+        out.members.extend(self.members.iter().filter(free).cloned());
+        for (element, child) in &self.children {
+            let left = owned.child(element).map_or_else(|| child.clone(), |o| child.difference_of_free(o));
+            if !left.is_empty() {
+                out.children.insert(element.clone(), left);
+            }
+        }
+        out
+    }
+
     /// Without these paths and everything below them.
     pub fn recursive_difference(&self, other: &FieldSet) -> FieldSet {
         let mut out = FieldSet::default();

@@ -223,48 +223,68 @@ fn merge_node(node: Node, live: &Value, config: &Value) -> Value {
     Value::Object(out)
 }
 
-/// Config's items in config's order; items that only the live list has keep their place relative to their neighbours.
+/// Items of both lists, live-only ones where they stood; items in both go in config's order.
 fn merge_list(node: Node, live: &Value, config: &Value) -> Value {
-    let before = members(node, live);
-    let after = members(node, config);
-    let mut out: Vec<Value> = Vec::new();
-    let mut rest = before.iter().peekable();
-    let in_config = |element: &str| after.iter().any(|(e, ..)| e == element);
-    for (element, child, value) in &after {
-        let was = before.iter().find(|(e, ..)| e == element);
-        if was.is_some() {
-            while let Some((other, _, kept)) = rest.peek() {
-                if in_config(other) {
-                    break;
+    let (left, right) = (members(node, live), members(node, config));
+    let find = |list: &[(String, Node, &Value)], element: &str| list.iter().position(|(e, ..)| e == element);
+    let mut shared = right.iter().map(|(e, ..)| e).filter(|e| find(&left, e).is_some()).peekable();
+    let mut out = Vec::new();
+    let mut taken = vec![false; right.len()];
+    let (mut l, mut r) = (0, 0);
+    let merged = |r: usize| {
+        let (element, child, value) = &right[r];
+        find(&left, element).map_or_else(|| (*value).clone(), |l| merge_node(*child, left[l].2, value))
+    };
+    while l < left.len() || r < right.len() {
+        if l < left.len() {
+            let element = &left[l].0;
+            match find(&right, element) {
+                None => {
+                    out.push(left[l].2.clone());
+                    l += 1;
+                    continue;
                 }
-                out.push((*kept).clone());
-                rest.next();
-            }
-            if rest.peek().is_some_and(|(e, ..)| in_config(e)) {
-                rest.next();
+                Some(at) if taken[at] => {
+                    l += 1;
+                    continue;
+                }
+                // In both lists, but another one is due first.
+                Some(_)
+                    if r < right.len()
+                        && right[r].0 != *element
+                        && shared.peek().is_some_and(|due| *due != element) =>
+                {
+                    l += 1;
+                    continue;
+                }
+                Some(_) => {}
             }
         }
-        out.push(was.map_or_else(|| (*value).clone(), |(_, _, old)| merge_node(*child, old, value)));
+        if r < right.len() {
+            if shared.peek().is_some_and(|due| **due == right[r].0) {
+                shared.next();
+            }
+            l += usize::from(left.get(l).is_some_and(|(e, ..)| *e == right[r].0));
+            taken[r] = true;
+            out.push(merged(r));
+            r += 1;
+        } else {
+            l += 1;
+        }
     }
-    out.extend(rest.filter(|(e, ..)| !in_config(e)).map(|(_, _, v)| (*v).clone()));
     Value::Array(out)
 }
 
-/// `object` without the paths of `gone`; containers that become empty stay unless they are in `gone` themselves.
+/// `object` without the paths of `gone` and what is below them; a list whose items are all gone goes too.
 pub fn remove(schema: Schema, object: &Value, gone: &FieldSet) -> Value {
     remove_node(Node::root(schema), object, gone).unwrap_or_else(|| json!({}))
 }
 
 fn remove_node(node: Node, value: &Value, gone: &FieldSet) -> Option<Value> {
     let keep = |element: &str, child: Node, value: &Value| -> Option<Value> {
-        match gone.child(element).filter(|c| !c.is_empty()) {
-            _ if gone.has(element) && (child.is_leaf(value) || gone.child(element).is_none_or(FieldSet::is_empty)) => {
-                None
-            }
-            Some(below) => {
-                let left = remove_node(child, value, below)?;
-                (!(gone.has(element) && child.is_leaf(&left))).then_some(left)
-            }
+        match gone.child(element) {
+            _ if gone.has(element) => None,
+            Some(below) => remove_node(child, value, below),
             None => Some(value.clone()),
         }
     };

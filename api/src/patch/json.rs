@@ -12,6 +12,8 @@ pub enum Operation {
     Move(Pointer, Pointer),
     Copy(Pointer, Pointer),
     Test(Pointer, Value),
+    /// Anything else, which can never be done.
+    Unknown,
 }
 
 type Pointer = Vec<String>;
@@ -25,21 +27,21 @@ pub fn operations(node: &Node) -> Result<Vec<Operation>, String> {
     let Value::Array(items) = node.to_value() else {
         return Err(format!("json: cannot unmarshal {} into Go value of type []handlers.jsonPatchOp", node.go_kind()));
     };
-    items.iter().map(operation).collect()
+    Ok(items.iter().map(operation).collect())
 }
 
-fn operation(item: &Value) -> Result<Operation, String> {
+fn operation(item: &Value) -> Operation {
     let text = |name: &str| item[name].as_str().unwrap_or_default();
     let path = pointer(text("path"));
     let value = item.get("value").cloned().unwrap_or(Value::Null);
     match text("op") {
-        "add" => Ok(Operation::Add(path, value)),
-        "remove" => Ok(Operation::Remove(path)),
-        "replace" => Ok(Operation::Replace(path, value)),
-        "move" => Ok(Operation::Move(pointer(text("from")), path)),
-        "copy" => Ok(Operation::Copy(pointer(text("from")), path)),
-        "test" => Ok(Operation::Test(path, value)),
-        other => Err(format!("Unexpected kind: {other}")),
+        "add" => Operation::Add(path, value),
+        "remove" => Operation::Remove(path),
+        "replace" => Operation::Replace(path, value),
+        "move" => Operation::Move(pointer(text("from")), path),
+        "copy" => Operation::Copy(pointer(text("from")), path),
+        "test" => Operation::Test(path, value),
+        _ => Operation::Unknown,
     }
 }
 
@@ -66,6 +68,7 @@ pub fn apply(current: &Value, operations: &[Operation]) -> Result<Value, Refused
                 add(&mut out, path, value)?;
             }
             Operation::Test(path, value) => test(&mut out, path, value)?,
+            Operation::Unknown => return Err(Refused),
         }
     }
     Ok(out)

@@ -122,7 +122,7 @@ fn merge_list(
         Shape::List(item) => item.ty(),
         _ => None,
     });
-    let known = current.len();
+    let before: Vec<Value> = current.iter().filter_map(|v| v.get(key).cloned()).collect();
     let mut out = current;
     if patch.iter().any(|p| p.get(PATCH) == Some(&Value::from("replace"))) {
         return Ok(patch.iter().filter(|p| p.get(PATCH).is_none()).cloned().collect());
@@ -142,8 +142,10 @@ fn merge_list(
             (_, None) => out.push(Value::Object(merge_map(item_type, Object::new(), item)?)),
         }
     }
+    let known = out.iter().filter(|v| v.get(key).is_some_and(|id| before.contains(id))).count();
+    let out = ordered(out, patch, Some(key), known);
     Ok(match order {
-        Some(order) => ordered(out, order, Some(key), known),
+        Some(order) => ordered(out, order, Some(key), usize::MAX),
         None => out,
     })
 }
@@ -163,9 +165,10 @@ fn merge_primitives(
             current.push(item.clone());
         }
     }
+    let merged = ordered(current, patch, None, known);
     match order {
-        Some(order) => ordered(current, order, None, known),
-        None => current,
+        Some(order) => ordered(merged, order, None, usize::MAX),
+        None => merged,
     }
 }
 
@@ -236,7 +239,7 @@ mod tests {
             json!({"metadata": {"finalizers": ["a", "b"]}}),
             json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"], "finalizers": ["c"]}}),
         );
-        assert_eq!(out.unwrap(), json!({"metadata": {"finalizers": ["b", "c"]}}));
+        assert_eq!(out.unwrap(), json!({"metadata": {"finalizers": ["c", "b"]}}));
     }
 
     #[test]

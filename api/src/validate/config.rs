@@ -191,7 +191,7 @@ pub fn new_event(object: &Value, errors: &mut Errors) {
     }
     invalid("reportingController", &controller, names::qualified_name(text(&controller)), errors);
     for name in ["reportingInstance", "action", "reason"] {
-        let limit = if name == "reportingInstance" { 1024 / 8 } else { 128 };
+        let limit = 128;
         if text(&object[name]).is_empty() {
             errors.push(FieldError::required(name, ""));
         } else if text(&object[name]).len() > limit {

@@ -18,7 +18,7 @@ pub fn service(object: &Value, errors: &mut Errors) {
         errors.push(FieldError::required("spec.ports", ""));
     }
     by_type(spec, kind, errors);
-    ports(spec, headless, errors);
+    ports(spec, errors);
     for (key, value) in super::entries(&spec["selector"]) {
         invalid("spec.selector", &json!(key), names::qualified_name(key), errors);
         invalid("spec.selector", value, names::label_value(text(value)), errors);
@@ -33,6 +33,7 @@ pub fn service(object: &Value, errors: &mut Errors) {
             special_ip(address, value, &path, errors);
         }
     }
+    families(spec, headless, errors);
     one_of("spec.type", &spec["type"], &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], errors);
     for (i, cidr) in items(&spec["loadBalancerSourceRanges"]).enumerate() {
         if !is_cidr(text(cidr).trim()) {
@@ -41,6 +42,25 @@ pub fn service(object: &Value, errors: &mut Errors) {
         }
     }
     policies(spec, kind, errors);
+}
+
+/// The cluster has IPv4 only; services that get no address may name both families.
+fn families(spec: &Value, headless: bool, errors: &mut Errors) {
+    let selects = spec["selector"].as_object().is_some_and(|s| !s.is_empty());
+    if headless && !selects {
+        return;
+    }
+    if spec["ipFamilyPolicy"] == "RequireDualStack" {
+        let why = "this cluster is not configured for dual-stack services";
+        errors.push(FieldError::invalid("spec.ipFamilyPolicy", "RequireDualStack", why));
+    }
+    for (i, family) in items(&spec["ipFamilies"]).enumerate().filter(|(_, f)| **f == "IPv6") {
+        errors.push(FieldError::invalid(
+            format!("spec.ipFamilies[{i}]"),
+            family.clone(),
+            "not configured on this cluster",
+        ));
+    }
 }
 
 fn by_type(spec: &Value, kind: &str, errors: &mut Errors) {
@@ -65,7 +85,7 @@ fn by_type(spec: &Value, kind: &str, errors: &mut Errors) {
     }
 }
 
-fn ports(spec: &Value, headless: bool, errors: &mut Errors) {
+fn ports(spec: &Value, errors: &mut Errors) {
     let list: Vec<&Value> = items(&spec["ports"]).collect();
     let mut seen: Vec<&str> = Vec::new();
     for (i, p) in list.iter().enumerate() {
@@ -93,17 +113,9 @@ fn ports(spec: &Value, headless: bool, errors: &mut Errors) {
                 errors,
             );
         }
-        if headless && p["targetPort"].is_i64() && p["targetPort"] != p["port"] && p["targetPort"] == json!(0) {
-            errors.push(FieldError::invalid(
-                format!("{path}.port"),
-                p["port"].clone(),
-                "must be equal to targetPort when headless",
-            ));
-        }
     }
     if text(&spec["type"]) == "ClusterIP" {
-        for (i, p) in list.iter().enumerate().filter(|(_, p)| p["nodePort"].as_i64().unwrap_or(0) != 0) {
-            let _ = p;
+        for (i, _) in list.iter().enumerate().filter(|(_, p)| p["nodePort"].as_i64().unwrap_or(0) != 0) {
             let why = "may not be used when `type` is 'ClusterIP'";
             errors.push(FieldError::forbidden(format!("spec.ports[{i}].nodePort"), why));
         }
@@ -253,9 +265,7 @@ fn slice_endpoints(object: &Value, kind: &str, errors: &mut Errors) {
         for (j, zone) in items(&endpoint["hints"]["forZones"]).enumerate() {
             let path = format!("{path}.hints.forZones[{j}].name");
             let name = text(&zone["name"]);
-            if name.is_empty() {
-                errors.push(FieldError::required(path, ""));
-            } else {
+            if !name.is_empty() {
                 invalid(&path, &zone["name"], names::label_value(name), errors);
             }
         }

@@ -55,7 +55,7 @@ pub fn binding(object: &Value, namespaced: bool, errors: &mut Errors) {
     one_of("roleRef.kind", &Value::from(text(&role["kind"])), kinds, errors);
     name(&role["name"], "roleRef.name", errors);
     for (i, subject) in items(&object["subjects"]).enumerate() {
-        subject_of(subject, &format!("subjects[{i}]"), errors);
+        subject_of(subject, namespaced, &format!("subjects[{i}]"), errors);
     }
 }
 
@@ -67,7 +67,7 @@ fn name(value: &Value, path: &str, errors: &mut Errors) {
     }
 }
 
-fn subject_of(subject: &Value, path: &str, errors: &mut Errors) {
+fn subject_of(subject: &Value, namespaced: bool, path: &str, errors: &mut Errors) {
     if text(&subject["name"]).is_empty() {
         errors.push(FieldError::required(format!("{path}.name"), ""));
     }
@@ -84,7 +84,7 @@ fn subject_of(subject: &Value, path: &str, errors: &mut Errors) {
                 super::invalid(&format!("{path}.name"), &subject["name"], complaints, errors);
             }
             group("", errors);
-            if text(&subject["namespace"]).is_empty() {
+            if !namespaced && text(&subject["namespace"]).is_empty() {
                 errors.push(FieldError::required(format!("{path}.namespace"), ""));
             }
         }

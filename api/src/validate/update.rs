@@ -35,7 +35,9 @@ pub fn body(kind: &Kind, subresource: Option<&str>, new: &Value, old: &Value, er
             body_check(kind)(new, errors);
         }
         ("discovery.k8s.io", "endpointslices", None) => {
-            body_check(kind)(new, errors);
+            if new["addressType"] == old["addressType"] {
+                body_check(kind)(new, errors);
+            }
             immutable(&new["addressType"], &old["addressType"], "addressType", errors);
         }
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings", None) => {

@@ -62,7 +62,7 @@ fn template(spec: &Value, errors: &mut Errors) {
                 errors.push(FieldError::invalid("spec.template.metadata.labels", labels.clone(), why));
             }
         }
-        Err(_) => errors.push(FieldError::invalid("spec.selector", json!(""), "invalid label selector")),
+        Err(_) => errors.push(FieldError::invalid("spec.selector", spec["selector"].clone(), "invalid label selector")),
     }
     pod::template(template, "spec.template", errors);
     one_of("spec.template.spec.restartPolicy", &template["spec"]["restartPolicy"], &["Always"], errors);

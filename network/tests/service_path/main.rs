@@ -545,12 +545,6 @@ fn cluster_dns_is_the_nodes_own_server() {
 }
 
 #[test]
-fn a_second_agent_in_the_namespace_is_refused() {
-    let world = World::new(SocketHooks::Absent);
-    assert!(world.start_another().contains("another agent"));
-}
-
-#[test]
 fn big_uploads_leave_the_cluster() {
     let world = World::new(SocketHooks::Absent);
     let listener = world.client.run(|| std::net::TcpListener::bind("203.0.113.5:9000").unwrap());

@@ -97,14 +97,6 @@ impl World {
         self.node.run(move || runtime.block_on(Network::reset(&folder.join("state")))).unwrap();
     }
 
-    /// A second agent in the node's namespace.
-    pub fn start_another(&self) -> String {
-        let (runtime, proxy, folder) =
-            (Arc::clone(&self.runtime), Arc::clone(&self.proxy), self.folder.path().to_owned());
-        let outcome = self.node.run(move || runtime.block_on(Network::start(&config(&folder), proxy)).map(drop));
-        outcome.unwrap_err().to_string()
-    }
-
     /// The node's DNS server; cluster DNS is translated to it.
     pub fn start_dns(&self, objects: &[Service]) -> dns::Server {
         let config =

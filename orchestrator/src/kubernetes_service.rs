@@ -1,0 +1,138 @@
+//! The Services that every cluster has: `kubernetes`, with this server as its endpoint, and `kube-dns`.
+//!
+//! Kept as they should be: whoever deletes or edits them gets them back.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use api::status::Status;
+use apiserver::client::{Client, Resource};
+use apiserver::identity::{MASTERS, User};
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+use crate::control_plane::{ControlPlane, Running};
+use crate::controllers::views::{ENDPOINTS, SERVICES, SLICES};
+use crate::controllers::{Caches, KUBERNETES_SERVICE};
+use crate::node::Settings;
+
+/// One object to keep: where it is, and the members that must be as given.
+struct Kept {
+    resource: Resource,
+    namespace: &'static str,
+    name: &'static str,
+    object: Value,
+    members: &'static [&'static str],
+}
+
+/// Starts keeping them, if that controller is chosen.
+pub fn start(running: &Running, control: &ControlPlane, settings: &Settings, address: SocketAddr) {
+    if !control.controllers.has(KUBERNETES_SERVICE) {
+        return;
+    }
+    let client = running.server.client(User::new("system:apiserver", &[MASTERS]), "kube-apiserver");
+    let kept = objects(address, &control.services.api_server().to_string(), &settings.cluster_dns.to_string());
+    tokio::spawn(keep(client, running.caches.clone(), kept));
+}
+
+fn objects(server: SocketAddr, first: &str, dns: &str) -> Vec<Kept> {
+    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let service = |name: &str, namespace: &str, labels: Value, address: &str, ports: Value| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": name, "namespace": namespace, "labels": labels},
+            "spec": {"type": "ClusterIP", "clusterIP": address, "clusterIPs": [address], "ports": ports},
+        })
+    };
+    let https = json!([{"name": "https", "protocol": "TCP", "port": 443, "targetPort": server.port()}]);
+    let endpoint_port = json!([{"name": "https", "protocol": "TCP", "port": server.port()}]);
+    let dns_ports = json!([
+        {"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 53},
+        {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 53},
+    ]);
+    let dns_labels = json!({"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"});
+    vec![
+        Kept { resource: SERVICES, namespace: "default", name: "kubernetes", object: service("kubernetes", "default", labels, first, https), members: &[] },
+        Kept {
+            resource: ENDPOINTS,
+            namespace: "default",
+            name: "kubernetes",
+            object: json!({
+                "apiVersion": "v1",
+                "kind": "Endpoints",
+                "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+                "subsets": [{"addresses": [{"ip": server.ip()}], "ports": endpoint_port}],
+            }),
+            members: &["subsets"],
+        },
+        Kept {
+            resource: SLICES,
+            namespace: "default",
+            name: "kubernetes",
+            object: json!({
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+                "addressType": "IPv4",
+                "endpoints": [{"addresses": [server.ip()], "conditions": {"ready": true}}],
+                "ports": endpoint_port,
+            }),
+            members: &["endpoints", "ports"],
+        },
+        Kept { resource: SERVICES, namespace: "kube-system", name: "kube-dns", object: service("kube-dns", "kube-system", dns_labels, dns, dns_ports), members: &[] },
+    ]
+}
+
+async fn keep(client: Client, caches: Arc<Caches>, all: Vec<Kept>) {
+    let wake = Arc::new(Notify::new());
+    let concerns = |namespace: &str, name: &str| matches!((namespace, name), ("default", "kubernetes") | ("kube-system", "kube-dns"));
+    let (services, endpoints, slices) = (wake.clone(), wake.clone(), wake.clone());
+    caches.services.on_change(move |old, new| {
+        if new.or(old).is_some_and(|found| concerns(&found.metadata.namespace, &found.metadata.name)) {
+            services.notify_one();
+        }
+    });
+    caches.endpoints.on_change(move |old, new| {
+        if new.or(old).is_some_and(|found| concerns(&found.metadata.meta.namespace, &found.metadata.meta.name)) {
+            endpoints.notify_one();
+        }
+    });
+    caches.slices.on_change(move |old, new| {
+        if new.or(old).is_some_and(|found| concerns(&found.metadata.namespace, &found.metadata.name)) {
+            slices.notify_one();
+        }
+    });
+    loop {
+        for one in &all {
+            if let Err(error) = ensure(&client, one).await {
+                tracing::warn!(object = one.name, resource = one.resource.plural, %error, "not kept; will retry");
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                wake.notify_one();
+            }
+        }
+        wake.notified().await;
+    }
+}
+
+/// Creates what is missing, sets right what differs.
+async fn ensure(client: &Client, kept: &Kept) -> Result<(), Status> {
+    let found = match client.get(kept.resource, kept.namespace, kept.name).await {
+        Ok(found) => found,
+        Err(status) if status.code == 404 => {
+            return client.create(kept.resource, kept.namespace, kept.object.clone()).await.map(drop);
+        }
+        Err(status) => return Err(status),
+    };
+    if kept.members.iter().all(|member| found[*member] == kept.object[*member]) {
+        return Ok(());
+    }
+    let correct = |current: &Value| {
+        let mut next = current.clone();
+        for member in kept.members {
+            next[*member] = kept.object[*member].clone();
+        }
+        Ok(next)
+    };
+    client.update(kept.resource, kept.namespace, kept.name, "", correct).await.map(drop)
+}

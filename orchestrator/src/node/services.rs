@@ -1,0 +1,141 @@
+//! Services and their slices, from the caches to the kernel and to DNS: one service per change, in the order of changes.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use api::view::{EndpointSlice, Service};
+use dns::Snapshot;
+use proxy_userspace::Proxy;
+use proxy_userspace::desired::{LocalServer, NodeFacts, desired, desired_service};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use super::Settings;
+use crate::controllers::Caches;
+use crate::controllers::informer::Key;
+use crate::events::{Recorder, Reference};
+
+const DNS_PORT: u16 = 53;
+
+/// Keys of services that changed, each once.
+#[derive(Default)]
+struct Changed {
+    state: Mutex<(VecDeque<Key>, HashSet<Key>)>,
+    wake: Notify,
+}
+
+impl Changed {
+    fn add(&self, key: Key) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.1.insert(key.clone()) {
+            state.0.push_back(key);
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    fn take(&self) -> Vec<Key> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.1.clear();
+        state.0.drain(..).collect()
+    }
+}
+
+pub struct Feed {
+    proxy: Arc<Proxy>,
+    dns: Arc<dns::Server>,
+    facts: NodeFacts,
+    recorder: Recorder,
+    changed: Arc<Changed>,
+}
+
+impl Feed {
+    pub fn new(settings: &Settings, proxy: Arc<Proxy>, dns: Arc<dns::Server>, recorder: Recorder) -> Self {
+        let server = (settings.ip, dns.address().port());
+        let local = LocalServer { address: (settings.cluster_dns, DNS_PORT), server };
+        let facts = NodeFacts { node_name: settings.name.clone(), local_servers: vec![local] };
+        Self { proxy, dns, facts, recorder, changed: Arc::default() }
+    }
+
+    /// Subscribes to the caches and starts feeding.
+    pub fn start(self, caches: &Arc<Caches>, tasks: &mut JoinSet<()>) {
+        let services = self.changed.clone();
+        caches.services.on_change(move |old, new| {
+            if let Some(service) = new.or(old) {
+                services.add(Key::of(&service.metadata));
+            }
+        });
+        let slices = self.changed.clone();
+        caches.slices.on_change(move |old, new| {
+            for slice in [old, new].into_iter().flatten() {
+                if let Some(name) = slice.service_name() {
+                    slices.add(Key::new(&slice.metadata.namespace, name));
+                }
+            }
+        });
+        tasks.spawn(self.run(caches.clone()));
+    }
+
+    async fn run(self, caches: Arc<Caches>) {
+        caches.synced().await;
+        self.changed.take();
+        let mut snapshot = self.everything(&caches).await;
+        loop {
+            self.changed.wake.notified().await;
+            let keys = self.changed.take();
+            if keys.is_empty() {
+                continue;
+            }
+            for key in &keys {
+                self.one(&caches, key, &mut snapshot).await;
+            }
+            self.dns.publish(snapshot.clone());
+        }
+    }
+
+    /// The whole state at once: what an earlier agent left is reconciled, not flushed.
+    async fn everything(&self, caches: &Caches) -> Snapshot {
+        let services: Vec<Service> = caches.services.all().iter().map(|service| (**service).clone()).collect();
+        let slices: Vec<EndpointSlice> = caches.slices.all().iter().map(|slice| (**slice).clone()).collect();
+        let applied = self.proxy.apply(&desired(&services, &slices, &self.facts));
+        self.report(caches, applied).await;
+        let snapshot = Snapshot::compute(&services, &slices);
+        self.dns.publish(snapshot.clone());
+        snapshot
+    }
+
+    async fn one(&self, caches: &Caches, key: &Key, snapshot: &mut Snapshot) {
+        let service = caches.services.get(&key.namespace, &key.name);
+        let slices = caches.slices.indexed(&format!("service/{}/{}", key.namespace, key.name));
+        let slices: Vec<&EndpointSlice> = slices.iter().map(|slice| &**slice).collect();
+        let entries = match &service {
+            Some(service) => desired_service(service, &slices, &self.facts),
+            None => Vec::new(),
+        };
+        let applied = self.proxy.apply_service(&format!("{}/{}", key.namespace, key.name), &entries);
+        self.report(caches, applied).await;
+        match &service {
+            Some(service) => snapshot.set(service, &slices),
+            None => snapshot.remove(&key.namespace, &key.name),
+        }
+    }
+
+    /// What the kernel does not hold is said on the Service that misses it.
+    async fn report(&self, caches: &Caches, applied: Result<proxy_userspace::Refusals, proxy_userspace::ProxyError>) {
+        match applied {
+            Ok(refusals) => {
+                let refused: HashMap<_, _> = refusals.into_iter().collect();
+                for (name, refusal) in refused {
+                    let (namespace, name) = name.split_once('/').unwrap_or(("", &name));
+                    if let Some(service) = caches.services.get(namespace, name) {
+                        let about = Reference { kind: "Service".into(), ..Reference::pod(&service.metadata) };
+                        self.recorder.warning(&about, "ServicePathFull", &refusal.to_string()).await;
+                    }
+                }
+            }
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "service path not updated"),
+        }
+    }
+}
+

@@ -1,0 +1,119 @@
+//! The API server's way to containers of this process's own node.
+
+use std::sync::{Arc, OnceLock};
+
+use agent::Agent;
+use agent::exec::{AttachRequest, ExecError, ExecRequest, ExecSession};
+use agent::logs::LogError;
+use api::status::Status;
+use apiserver::nodes::{ExecOptions, LogOptions, Nodes, Session, TerminalSize, unreachable};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+/// Holds the agent once it runs: the server is made before it.
+#[derive(Clone)]
+pub struct AgentSlot {
+    node: String,
+    agent: Arc<OnceLock<Arc<Agent>>>,
+}
+
+impl AgentSlot {
+    pub fn new(node: &str) -> Self {
+        Self { node: node.to_owned(), agent: Arc::default() }
+    }
+
+    pub fn fill(&self, agent: Arc<Agent>) {
+        // Filled once, at start.
+        let _ = self.agent.set(agent);
+    }
+
+    /// The agent of the pod's node, if that is ours.
+    fn of(&self, pod: &Value) -> Result<&Arc<Agent>, Status> {
+        let agent = self.agent.get().filter(|_| pod["spec"]["nodeName"] == *self.node);
+        agent.ok_or_else(|| unreachable(pod))
+    }
+}
+
+fn uid(pod: &Value) -> &str {
+    pod["metadata"]["uid"].as_str().unwrap_or_default()
+}
+
+fn name(pod: &Value) -> &str {
+    pod["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+#[async_trait]
+impl Nodes for AgentSlot {
+    async fn logs(&self, pod: &Value, options: LogOptions) -> Result<BoxStream<'static, std::io::Result<Bytes>>, Status> {
+        let wanted = agent::logs::LogOptions {
+            follow: options.follow,
+            previous: options.previous,
+            since: options.since,
+            tail: options.tail_lines.map(|lines| lines as u64),
+            timestamps: options.timestamps,
+            limit_bytes: options.limit_bytes.map(|bytes| bytes as u64),
+            stream: None,
+        };
+        match self.of(pod)?.logs(uid(pod), &options.container, wanted) {
+            Ok(lines) => Ok(lines.boxed()),
+            Err(error) => Err(log_refusal(&error, pod, &options.container)),
+        }
+    }
+
+    async fn exec(&self, pod: &Value, options: ExecOptions) -> Result<Session, Status> {
+        let agent = self.of(pod)?;
+        let ExecOptions { container, command, stdin, stdout, stderr, tty } = options;
+        let session = if command.is_empty() {
+            agent.attach(uid(pod), &container, AttachRequest { stdin, stdout, stderr }).await
+        } else {
+            agent.exec(uid(pod), &container, &ExecRequest { command, stdin, stdout, stderr, tty }).await
+        };
+        session.map(connect).map_err(|error| exec_refusal(&error, &container))
+    }
+}
+
+fn log_refusal(error: &LogError, pod: &Value, container: &str) -> Status {
+    let pod = name(pod);
+    match error {
+        LogError::NotStarted { .. } => {
+            Status::bad_request(format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating"))
+        }
+        LogError::NoPrevious { .. } => {
+            Status::bad_request(format!("previous terminated container \"{container}\" in pod \"{pod}\" not found"))
+        }
+        LogError::Io(error) => Status::internal(format!("cannot read the log of container {container}: {error}")),
+    }
+}
+
+fn exec_refusal(error: &ExecError, container: &str) -> Status {
+    match error {
+        ExecError::NotRunning { .. } => Status::internal(format!("container not found (\"{container}\")")),
+        other => Status::internal(other),
+    }
+}
+
+fn connect(session: ExecSession) -> Session {
+    let resize = session.resize.map(|resizer| {
+        let (sender, mut sizes) = mpsc::channel::<TerminalSize>(4);
+        tokio::spawn(async move {
+            while let Some(TerminalSize { width, height }) = sizes.recv().await {
+                if resizer.resize(width, height).await.is_err() {
+                    return; // the terminal is gone with its process
+                }
+            }
+        });
+        sender
+    });
+    let exit = Box::pin(async move {
+        match session.exit {
+            Some(exit) => exit.await.map_err(|_| "the pod process ended before the command".to_owned()),
+            // An attached client outlives nothing: its streams' end is the end.
+            None => Ok(0),
+        }
+    });
+    Session { stdin: session.stdin, stdout: session.stdout, stderr: session.stderr, resize, exit }
+}

@@ -1,0 +1,162 @@
+//! The API server as the agent sees it: under the node's own identity.
+
+use std::sync::Arc;
+
+use agent::boundary::{EventKind, PodEvent, PodRef, Token, TokenRequest, Upstream, UpstreamError};
+use api::status::Status;
+use api::view::Service;
+use apiserver::client::{Client, Resource};
+use apiserver::engine::DeleteOptions;
+use async_trait::async_trait;
+use serde_json::{Value, json};
+
+use crate::controllers::Caches;
+use crate::controllers::views::{CONFIG_MAPS, PODS};
+use crate::events::{Recorder, Reference};
+
+pub struct ApiUpstream {
+    client: Client,
+    recorder: Recorder,
+    caches: Arc<Caches>,
+}
+
+impl ApiUpstream {
+    pub fn new(client: Client, recorder: Recorder, caches: Arc<Caches>) -> Self {
+        Self { client, recorder, caches }
+    }
+}
+
+fn failed(status: Status) -> UpstreamError {
+    match status.code {
+        404 => UpstreamError::NotFound(status.message),
+        500.. => UpstreamError::Unavailable(status.message),
+        _ => UpstreamError::Refused(status.message),
+    }
+}
+
+#[async_trait]
+impl Upstream for ApiUpstream {
+    async fn write_status(&self, pod: &PodRef, status: Value) -> Result<(), UpstreamError> {
+        let replace = |current: &Value| {
+            if current["metadata"]["uid"] != pod.uid {
+                return Err(Status::not_found("", "pods", &pod.name));
+            }
+            let mut next = current.clone();
+            next["status"] = status.clone();
+            keep_foreign_conditions(&current["status"]["conditions"], &mut next["status"]);
+            Ok(next)
+        };
+        self.client.update(PODS, &pod.namespace, &pod.name, "status", replace).await.map(drop).map_err(failed)
+    }
+
+    async fn event(&self, event: PodEvent) {
+        let about = Reference {
+            api_version: "v1".into(),
+            kind: "Pod".into(),
+            namespace: event.pod.namespace,
+            name: event.pod.name,
+            uid: event.pod.uid,
+            field_path: event.field_path.unwrap_or_default(),
+        };
+        match event.kind {
+            EventKind::Normal => self.recorder.normal(&about, event.reason, &event.message).await,
+            EventKind::Warning => self.recorder.warning(&about, event.reason, &event.message).await,
+        }
+    }
+
+    async fn config_map(&self, namespace: &str, name: &str) -> Result<Arc<Value>, UpstreamError> {
+        self.client.get(CONFIG_MAPS, namespace, name).await.map(Arc::new).map_err(failed)
+    }
+
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Arc<Value>, UpstreamError> {
+        self.client.get(Resource::core("secrets"), namespace, name).await.map(Arc::new).map_err(failed)
+    }
+
+    async fn service_account_token(&self, request: &TokenRequest) -> Result<Token, UpstreamError> {
+        let spec = json!({
+            "audiences": request.audiences,
+            "expirationSeconds": request.expiration_seconds,
+            "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": request.pod_name, "uid": request.pod_uid},
+        });
+        let answer = self.client.token(&request.namespace, &request.service_account, spec).await.map_err(failed)?;
+        let text = |field: &str| answer["status"][field].as_str().unwrap_or_default().to_owned();
+        let expires_at = text("expirationTimestamp").parse().map_err(|_| UpstreamError::Unavailable("a token without an end".into()))?;
+        Ok(Token { token: text("token"), expires_at })
+    }
+
+    async fn service_environment(&self, namespace: &str, links: bool) -> Result<Vec<(String, String)>, UpstreamError> {
+        let mut services: Vec<Arc<Service>> = self.caches.services.get("default", "kubernetes").into_iter().collect();
+        if links {
+            services.extend(self.caches.services.namespace(namespace).into_iter().filter(|service| service.metadata.name != "kubernetes"));
+        }
+        Ok(services.iter().flat_map(|service| environment(service)).collect())
+    }
+
+    async fn pod_removed(&self, pod: &PodRef) -> Result<(), UpstreamError> {
+        let options = DeleteOptions { grace_seconds: Some(0), uid: Some(pod.uid.clone()), ..DeleteOptions::default() };
+        match self.client.delete(PODS, &pod.namespace, &pod.name, &options).await {
+            Ok(_) => Ok(()),
+            // Gone already, or a namesake took its place.
+            Err(status) if matches!(status.code, 404 | 409) => Ok(()),
+            Err(status) => Err(failed(status)),
+        }
+    }
+}
+
+/// Conditions that others wrote (PodScheduled, readiness gates) stay.
+fn keep_foreign_conditions(stored: &Value, status: &mut Value) {
+    let own = status["conditions"].as_array().cloned().unwrap_or_default();
+    let foreign = stored.as_array().into_iter().flatten().filter(|old| !own.iter().any(|mine| mine["type"] == old["type"]));
+    let all: Vec<Value> = own.iter().chain(foreign).cloned().collect();
+    status["conditions"] = json!(all);
+}
+
+/// `NAME_SERVICE_HOST` and its kin, as containers have had them since Docker links.
+fn environment(service: &Service) -> Vec<(String, String)> {
+    let Some(host) = service.spec.cluster_ips.first().filter(|ip| !matches!(ip.as_str(), "" | "None")) else { return Vec::new() };
+    let name = service.metadata.name.to_uppercase().replace('-', "_");
+    let Some(first) = service.spec.ports.first() else { return Vec::new() };
+    let url = |protocol: &str, port: u16| format!("{}://{host}:{port}", protocol.to_lowercase());
+    let protocol = |text: &str| if text.is_empty() { "TCP".to_owned() } else { text.to_owned() };
+    let mut all = vec![(format!("{name}_SERVICE_HOST"), host.clone()), (format!("{name}_SERVICE_PORT"), first.port.to_string())];
+    for port in service.spec.ports.iter().filter(|port| !port.name.is_empty()) {
+        all.push((format!("{name}_SERVICE_PORT_{}", port.name.to_uppercase().replace('-', "_")), port.port.to_string()));
+    }
+    all.push((format!("{name}_PORT"), url(&protocol(&first.protocol), first.port)));
+    for port in &service.spec.ports {
+        let protocol = protocol(&port.protocol);
+        let prefix = format!("{name}_PORT_{}_{protocol}", port.port);
+        all.push((prefix.clone(), url(&protocol, port.port)));
+        all.push((format!("{prefix}_PROTO"), protocol.to_lowercase()));
+        all.push((format!("{prefix}_PORT"), port.port.to_string()));
+        all.push((format!("{prefix}_ADDR"), host.clone()));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_are_told_as_links_did() {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"name": "my-db"},
+            "spec": {"clusterIPs": ["10.96.0.9"], "ports": [{"name": "sql", "port": 5432, "protocol": "TCP"}]},
+        }))
+        .unwrap();
+        let all: std::collections::BTreeMap<_, _> = environment(&service).into_iter().collect();
+        assert_eq!(all["MY_DB_SERVICE_HOST"], "10.96.0.9");
+        assert_eq!(all["MY_DB_SERVICE_PORT_SQL"], "5432");
+        assert_eq!(all["MY_DB_PORT_5432_TCP"], "tcp://10.96.0.9:5432");
+        let headless: Service = serde_json::from_value(json!({"metadata": {"name": "x"}, "spec": {"clusterIPs": ["None"], "ports": [{"port": 1}]}})).unwrap();
+        assert!(environment(&headless).is_empty());
+    }
+
+    #[test]
+    fn conditions_of_others_stay() {
+        let mut status = json!({"conditions": [{"type": "Ready", "status": "True"}]});
+        keep_foreign_conditions(&json!([{"type": "Ready", "status": "False"}, {"type": "PodScheduled", "status": "True"}]), &mut status);
+        assert_eq!(status["conditions"], json!([{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}]));
+    }
+}

@@ -1,0 +1,26 @@
+//! The release build that demo, clusters and end-to-end tests run.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::setup::workspace_root;
+
+/// Builds `target/release/amphipod`.
+pub fn build() -> Result<PathBuf> {
+    cargo(&["build", "--release", "--package", "amphipod"])?;
+    Ok(binary())
+}
+
+pub fn binary() -> PathBuf {
+    workspace_root().join("target/release/amphipod")
+}
+
+/// Runs cargo in the workspace, its output shown as it comes.
+pub fn cargo(arguments: &[&str]) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo).args(arguments).current_dir(workspace_root()).status().context("cannot run cargo")?;
+    ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+    Ok(())
+}

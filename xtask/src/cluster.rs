@@ -1,0 +1,336 @@
+//! Test clusters: each node in a network namespace of its own, a client outside on the same link, a registry.
+//!
+//! ```text
+//!   node1 ─┐
+//!   node2 ─┤ bridge (10.90.0.1, registry :5000) ─ client
+//! ```
+//!
+//! Everything a cluster made is written to `target/clusters/NAME/` before it exists, so that `down` finds it after any
+//! failure.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::netns;
+use crate::setup::workspace_root;
+
+const GATEWAY: &str = "10.90.0.1";
+const REGISTRY: &str = "10.90.0.1:5000";
+const CLIENT: &str = "10.90.0.100";
+const API_PORT: u16 = 6443;
+/// How long a node may take to be ready.
+const READY: Duration = Duration::from_secs(30);
+/// How long a process may take to end after SIGTERM.
+const END: Duration = Duration::from_secs(10);
+
+/// A cluster by its name; it may or may not be up.
+pub struct Cluster {
+    name: String,
+    dir: PathBuf,
+}
+
+/// One node's places.
+struct Node {
+    name: String,
+    netns: String,
+    ip: String,
+    data_dir: PathBuf,
+    run_dir: PathBuf,
+}
+
+impl Cluster {
+    pub fn new(name: &str) -> Result<Self> {
+        let fits = (1..=12).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        ensure!(fits, "cluster name {name:?}: 1 to 12 lower case letters, digits and '-' are wanted");
+        Ok(Self { name: name.to_owned(), dir: workspace_root().join("target/clusters").join(name) })
+    }
+
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.join("kubeconfig")
+    }
+
+    fn place(&self, what: &str) -> String {
+        format!("amp-{}-{what}", self.name)
+    }
+
+    fn node(&self, index: usize) -> Node {
+        let name = format!("node{index}");
+        Node {
+            netns: self.place(&name),
+            ip: format!("10.90.0.{}", 10 + index),
+            data_dir: self.dir.join(&name),
+            run_dir: PathBuf::from(format!("/run/amphipod-{}/{name}", self.name)),
+            name,
+        }
+    }
+
+    fn read(&self, file: &str) -> Option<Value> {
+        serde_json::from_str(&fs::read_to_string(self.dir.join(file)).ok()?).ok()
+    }
+
+    fn write(&self, file: &str, value: &Value) -> Result<()> {
+        let path = self.dir.join(file);
+        fs::write(&path, format!("{value:#}\n")).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Brings the cluster up with this binary; tells each step through `say`.
+    pub fn up(&self, nodes: usize, binary: &Path, say: &dyn Fn(&str)) -> Result<()> {
+        ensure!((1..=80).contains(&nodes), "1 to 80 nodes are wanted, not {nodes}");
+        ensure!(nodes == 1, "clusters of several nodes are not there yet: use --nodes 1");
+        ensure!(!self.dir.exists(), "cluster {} is there already: cargo xtask cluster down {}", self.name, self.name);
+        fs::create_dir_all(&self.dir).with_context(|| format!("cannot create {}", self.dir.display()))?;
+        let all: Vec<Node> = (1..=nodes).map(|index| self.node(index)).collect();
+        self.write("made.json", &json!({"nodes": nodes, "processes": []}))?;
+        let made = self.bring_up(&all, binary, say);
+        if made.is_err() {
+            // The failure is what matters; what cannot be taken down is said after it.
+            if let Err(error) = self.down() {
+                eprintln!("taking the half-made cluster down: {error:#}");
+            }
+        }
+        made
+    }
+
+    fn bring_up(&self, nodes: &[Node], binary: &Path, say: &dyn Fn(&str)) -> Result<()> {
+        say("network namespaces: one per node, one for a client outside, one link");
+        let switch = self.place("link");
+        netns::make(&switch)?;
+        netns::bridge(&switch, "br0", &format!("{GATEWAY}/24"))?;
+        for (index, node) in nodes.iter().enumerate() {
+            netns::make(&node.netns)?;
+            netns::plug(&node.netns, &format!("{}/24", node.ip), GATEWAY, &switch, "br0", &format!("node{}", index + 1))?;
+        }
+        let client = self.place("client");
+        netns::make(&client)?;
+        netns::plug(&client, &format!("{CLIENT}/24"), GATEWAY, &switch, "br0", "client")?;
+        say("registry with the test images (nginx, hostname-server, busybox)");
+        self.start_registry(&switch)?;
+        for node in nodes {
+            say(&format!("{}: amphipod up", node.name));
+            self.start_node(node, binary)?;
+        }
+        self.forward(&nodes[0])?;
+        let first = &nodes[0];
+        let listed: Vec<Value> =
+            nodes.iter().map(|node| json!({"name": node.name, "netns": node.netns, "ip": node.ip, "data_dir": node.data_dir})).collect();
+        self.write(
+            "cluster.json",
+            &json!({
+                "kubeconfig": self.kubeconfig(),
+                "nodes": listed,
+                "client": {"netns": client, "ip": CLIENT},
+                "registry": REGISTRY,
+                "log": first.data_dir.with_extension("log"),
+            }),
+        )?;
+        self.wait_ready()
+    }
+
+    fn start_registry(&self, switch: &str) -> Result<()> {
+        // One content for all clusters: a second start pushes nothing.
+        let registry = images::start_registry(REGISTRY, Some(switch), &workspace_root().join("target/registry"))?;
+        self.note_process(registry.pid())?;
+        images::images(REGISTRY, Some(switch), &workspace_root().join("target/images"))?;
+        // It lives until `down`.
+        std::mem::forget(registry);
+        Ok(())
+    }
+
+    fn start_node(&self, node: &Node, binary: &Path) -> Result<()> {
+        fs::create_dir_all(&node.data_dir)?;
+        let registries = self.dir.join("registries.yaml");
+        fs::write(&registries, format!("registries:\n  docker.io:\n    endpoints: [\"http://{REGISTRY}\"]\n"))?;
+        let log = fs::File::options().create(true).append(true).open(node.data_dir.with_extension("log"))?;
+        let mut command = netns::command(&node.netns, &binary.display().to_string());
+        command
+            .arg("up")
+            .args(["--node-name", &node.name, "--node-ip", &node.ip])
+            .args(["--listen", &format!("0.0.0.0:{API_PORT}")])
+            .arg("--data-dir")
+            .arg(&node.data_dir)
+            .arg("--run-dir")
+            .arg(&node.run_dir)
+            .args(["--pod-cgroup", &format!("amphipod-{}/{}", self.name, node.name)])
+            .arg("--bpf-root")
+            .arg(node.run_dir.join("bpf"))
+            .arg("--registries")
+            .arg(&registries);
+        let child = detached(command, Stdio::null(), log)?;
+        self.note_process(child.id())?;
+        let kubeconfig = node.data_dir.join("admin.kubeconfig");
+        wait_for(READY, || kubeconfig.exists() || has_ended(child.id())).ok();
+        if !kubeconfig.exists() {
+            bail!("{} did not start:\n{}", node.name, tail(&node.data_dir.with_extension("log")));
+        }
+        Ok(())
+    }
+
+    /// Starts a node again, as after a crash or an upgrade.
+    pub fn restart_node(&self, index: usize, binary: &Path) -> Result<()> {
+        self.start_node(&self.node(index), binary)
+    }
+
+    /// Makes the API server of a namespace reachable from here: a listener of ours, served from in there.
+    fn forward(&self, node: &Node) -> Result<()> {
+        let listener = TcpListener::bind("127.0.0.1:0").context("cannot listen on loopback")?;
+        let port = listener.local_addr()?.port();
+        let program = std::env::current_exe().context("cannot find this program")?;
+        let mut command = netns::command(&node.netns, &program.display().to_string());
+        command.args(["forward", &format!("{}:{API_PORT}", node.ip)]);
+        let log = fs::File::create(self.dir.join("forward.log"))?;
+        let child = detached(command, Stdio::from(OwnedFd::from(listener)), log)?;
+        self.note_process(child.id())?;
+        let admin = fs::read_to_string(node.data_dir.join("admin.kubeconfig"))?;
+        let here = admin.replace(&format!("https://{}:{API_PORT}", node.ip), &format!("https://127.0.0.1:{port}"));
+        fs::write(self.kubeconfig(), here).context("cannot write the kubeconfig")
+    }
+
+    fn wait_ready(&self) -> Result<()> {
+        let kubectl = || {
+            let output = Command::new("kubectl").arg("--kubeconfig").arg(self.kubeconfig()).args(["get", "nodes", "--no-headers"]).output();
+            output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(" Ready "))
+        };
+        let ready = wait_for(READY, kubectl);
+        ready.with_context(|| format!("the node is not ready:\n{}", tail(&self.node(1).data_dir.with_extension("log"))))
+    }
+
+    /// Remembers a process, by id and start time, so that `down` ends this one and no successor of its number.
+    fn note_process(&self, pid: u32) -> Result<()> {
+        let mut made = self.read("made.json").unwrap_or_else(|| json!({"nodes": 1, "processes": []}));
+        if let Some(list) = made["processes"].as_array_mut() {
+            list.push(json!({"pid": pid, "started": start_time(pid)}));
+        }
+        self.write("made.json", &made)
+    }
+
+    /// The pid of a node's `amphipod up`, the last one started.
+    pub fn node_pid(&self) -> Option<u32> {
+        let made = self.read("made.json")?;
+        let all = made["processes"].as_array()?.iter().rev();
+        let mut pids = all.filter(|process| is_same(process)).filter_map(|process| u32::try_from(process["pid"].as_u64()?).ok());
+        pids.find(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("\0up\0")))
+    }
+
+    /// Takes the cluster away: processes, pods, programs, namespaces, files.
+    pub fn down(&self) -> Result<()> {
+        let Some(made) = self.read("made.json") else { bail!("there is no cluster {}", self.name) };
+        for process in made["processes"].as_array().into_iter().flatten().rev() {
+            end(process)?;
+        }
+        let nodes = usize::try_from(made["nodes"].as_u64().unwrap_or(1)).unwrap_or(1);
+        for index in 1..=nodes {
+            self.reset(&self.node(index))?;
+        }
+        for index in 1..=nodes {
+            netns::remove(&self.node(index).netns)?;
+        }
+        netns::remove(&self.place("client"))?;
+        netns::remove(&self.place("link"))?;
+        remove_dir(&PathBuf::from(format!("/run/amphipod-{}", self.name)))?;
+        remove_cgroups(&format!("amphipod-{}", self.name))?;
+        fs::remove_dir_all(&self.dir).with_context(|| format!("cannot remove {}", self.dir.display()))
+    }
+
+    fn reset(&self, node: &Node) -> Result<()> {
+        if !node.data_dir.join("places.json").exists() || !netns::exists(&node.netns) {
+            return Ok(());
+        }
+        let binary = crate::build::binary();
+        let data_dir = node.data_dir.display().to_string();
+        netns::inside(&node.netns, &binary.display().to_string(), &["reset", "--data-dir", &data_dir]).map(drop)
+    }
+
+    /// Runs a command where a node or the client is; its end is ours.
+    pub fn exec(&self, place: &str, command: &[String]) -> Result<ExitStatus> {
+        let netns = self.place(place);
+        ensure!(netns::exists(&netns), "cluster {} has no {place}: nodes are node1, node2, …; the outside is client", self.name);
+        let (program, arguments) = command.split_first().context("a command is wanted after --")?;
+        netns::command(&netns, program).args(arguments).status().with_context(|| format!("cannot run {program}"))
+    }
+}
+
+fn detached(mut command: Command, stdin: Stdio, log: fs::File) -> Result<Child> {
+    let errors = log.try_clone()?;
+    command.stdin(stdin).stdout(log).stderr(errors).process_group(0);
+    command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))
+}
+
+/// Clock ticks since boot at which a process started; `None` when there is none.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let after_name = stat.rsplit_once(") ")?.1;
+    let mut fields = after_name.split(' ');
+    let zombie = fields.next() == Some("Z");
+    if zombie { None } else { fields.nth(18)?.parse().ok() }
+}
+
+fn is_same(process: &Value) -> bool {
+    let pid = process["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+    pid.is_some_and(|pid| start_time(pid).is_some() && start_time(pid) == process["started"].as_u64())
+}
+
+fn has_ended(pid: u32) -> bool {
+    start_time(pid).is_none()
+}
+
+/// Ends a process of ours: politely, then not.
+fn end(process: &Value) -> Result<()> {
+    let pid = process["pid"].as_u64().unwrap_or_default().to_string();
+    for signal in ["-TERM", "-KILL"] {
+        if !is_same(process) {
+            return Ok(());
+        }
+        netns::run("kill", &[signal, &pid]).ok();
+        if wait_for(END, || !is_same(process)).is_ok() {
+            return Ok(());
+        }
+    }
+    bail!("process {pid} does not end")
+}
+
+/// Waits for a condition, looking every few milliseconds.
+pub fn wait_for(limit: Duration, mut holds: impl FnMut() -> bool) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    while !holds() {
+        ensure!(Instant::now() < deadline, "nothing happened within {} s", limit.as_secs());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn tail(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}
+
+fn remove_dir(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("cannot remove {}", dir.display())),
+        _ => Ok(()),
+    }
+}
+
+/// The cluster's own folder in every hierarchy, empty by now.
+fn remove_cgroups(name: &str) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read the mount table")?;
+    for line in mounts.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        if matches!(fields.get(2), Some(&("cgroup" | "cgroup2"))) {
+            let dir = Path::new(fields[1]).join(name);
+            match fs::remove_dir(&dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(|| format!("cannot remove {}", dir.display())),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
