@@ -87,8 +87,9 @@ impl Network {
     pub async fn start(config: &Config, proxy: Arc<Proxy>) -> Result<Self> {
         let netlink = Netlink::here()?;
         let node = node::set_up(config, &netlink, &proxy).await?;
-        let pods = Mutex::new(Pods::new(netlink, proxy, config.node_ip, node.mtu));
-        Ok(Self { pods, node })
+        let pods = Pods::new(netlink, proxy, config.node_ip, node.mtu);
+        pods.forget_vanished().await?;
+        Ok(Self { pods: Mutex::new(pods), node })
     }
 
     /// The device that carries the node's address.
@@ -102,7 +103,7 @@ impl Network {
         self.pods.lock().await.attach(&pod).await
     }
 
-    /// Takes a pod's link away. One that has none is no error.
+    /// Takes a pod's link away, whichever agent made it. A pod that has none is no error.
     pub async fn detach(&self, uid: &str) -> Result<()> {
         self.pods.lock().await.detach(uid).await
     }

@@ -503,6 +503,7 @@ fn an_absent_pod_is_answered_for() {
     for client in [&world.pods[0], &world.client] {
         assert_eq!(ask_tcp(client, "10.244.0.6:8080").unwrap_err().kind(), ErrorKind::ConnectionRefused);
     }
+    assert_eq!(world.proxy.pods().unwrap().len(), 1);
     // Detaching twice is once, and the uid may come back with a new namespace.
     world.detach("pod-1");
     let again = netns::Namespace::new();
@@ -656,4 +657,25 @@ fn many_short_connections_all_succeed() {
         });
         assert_eq!(failures, [0, 0, 0], "{hooks:?} {:?}", world.counters());
     }
+}
+
+#[test]
+fn pods_of_an_earlier_agent_can_be_detached_and_vanished_ones_are_forgotten() {
+    let mut world = World::new(SocketHooks::Attached);
+    let vanishing = netns::Namespace::new();
+    world.attach("pod-9", "10.244.0.9", &vanishing.path());
+    world.restart(SocketHooks::Attached);
+    assert_eq!(world.proxy.pods().unwrap().len(), 3);
+    world.detach("pod-1");
+    assert_eq!(world.proxy.pods().unwrap().len(), 2);
+    assert_eq!(ask_tcp(&world.pods[0], "10.244.0.6:8080").unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    drop(vanishing);
+    // The kernel takes a namespace apart in its own time.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while world.node.command("ip -o link show").lines().count() > 5 {
+        assert!(Instant::now() < deadline, "the link of a pod without namespace stays");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    world.restart(SocketHooks::Attached);
+    assert_eq!(world.proxy.pods().unwrap().len(), 1);
 }
