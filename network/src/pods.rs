@@ -34,6 +34,8 @@ impl Pods {
     /// Forgets pods whose links went while no agent ran: a link goes with its pod's namespace.
     pub async fn forget_vanished(&self) -> Result<()> {
         let links = self.netlink.links().await?;
+        let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
+        self.proxy.forget_devices(&names)?;
         let present: HashSet<u32> =
             links.iter().filter(|link| is_pod_device(&link.name)).map(|link| link.index).collect();
         for (ip, ifindex) in self.proxy.pods()? {

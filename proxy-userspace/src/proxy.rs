@@ -288,6 +288,11 @@ impl Proxy {
         Ok(links::detach_device(&self.shared.pins, device)?)
     }
 
+    /// Forgets the devices that are none of `present`.
+    pub fn forget_devices(&self, present: &[&str]) -> Result<()> {
+        Ok(links::forget_devices(&self.shared.pins, present)?)
+    }
+
     /// Every counter by name.
     pub fn counters(&self) -> Result<Vec<(&'static str, u64)>> {
         let cpus = possible_cpus();

@@ -91,6 +91,10 @@ impl World {
         Arc::clone(self.network.as_ref().unwrap())
     }
 
+    pub fn pinned_links(&self) -> usize {
+        std::fs::read_dir(self.folder.path().join("bpf/links")).unwrap().count()
+    }
+
     /// What `amphipod reset` does.
     pub fn reset(&self) {
         let (runtime, folder) = (Arc::clone(&self.runtime), self.folder.path().to_owned());
