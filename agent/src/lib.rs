@@ -1,1 +1,37 @@
-//! See ARCHITECTURE.md.
+//! The node agent's pod side: from a Pod in the API to processes in containers, and back to its status.
+//!
+//! Entry point: [`Agent::start`]. Per pod UID it spawns one worker task (`worker`), fed by commands (the pod changed,
+//! it is gone, a probe's verdict), by reports of its pod process (`link`), and by deadlines. A worker asks `plan` (pure)
+//! what to do, does it (`volume`, `sandbox`, `image`, `launch`), and tells `status` (pure). What must survive is in the
+//! `record`, fsynced before any kernel object exists. The rest of the node is behind the traits of [`boundary`].
+//!
+//! *Architecture invariant:* every name of a kernel object or folder derives from the pod's UID, so recovery is
+//! "existing − recorded", and needs no memory of steps. Liveness of a pod process is a file lock, never a pid.
+
+mod agent;
+pub mod boundary;
+pub mod config;
+mod disk;
+mod embed;
+mod env;
+mod exec;
+mod files;
+pub mod image;
+mod launch;
+mod link;
+mod logs;
+mod model;
+mod node;
+mod oci;
+mod plan;
+mod probe;
+mod record;
+mod sandbox;
+mod status;
+mod volume;
+mod worker;
+
+pub use agent::{Agent, ResetError, StartError, remove_everything};
+pub use config::{Config, PodCidr};
+pub use exec::{AttachRequest, ExecError, ExecRequest, ExecSession, Resizer};
+pub use logs::{LogError, LogOptions};

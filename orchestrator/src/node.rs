@@ -66,7 +66,7 @@ pub async fn start(settings: &Settings, running: &Running, slot: &streams::Agent
     let dns = dns::Config {
         listen: SocketAddr::from((settings.ip, 0)),
         domain: settings.domain.clone(),
-        upstreams: dns::upstreams_of(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
+        upstreams: dns::upstreams_of(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(), &[SocketAddr::from((settings.cluster_dns, 53))]),
     };
     let dns = Arc::new(dns::Server::start(dns).await.context("cannot start DNS")?);
     let feed = services::Feed::new(settings, proxy, dns.clone(), recorder.clone());

@@ -209,7 +209,7 @@ fn config(rootfs: &Path, cgroup: &str, script: &str) -> Value {
             "env": ["PATH=/bin"],
             "cwd": "/tmp",
             "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
-            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 2048}],
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 2048, "hard": 2048}],
         },
         "root": {"path": rootfs},
         "mounts": [

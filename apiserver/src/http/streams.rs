@@ -197,7 +197,7 @@ fn exit_status(exit: Result<i32, String>) -> Value {
             let message = format!("command terminated with non-zero exit code: exit status {code}");
             let mut status = Status::plain(500, "NonZeroExitCode", message);
             let cause = Cause { reason: "ExitCode".into(), message: code.to_string(), field: String::new() };
-            status.details = Some(Details { causes: vec![cause], ..Details::default() });
+            status.details = Some(Box::new(Details { causes: vec![cause], ..Details::default() }));
             status.to_value()
         }
         Err(why) => Status::internal(why).to_value(),

@@ -2,9 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use agent::Agent;
-use agent::exec::{AttachRequest, ExecError, ExecRequest, ExecSession};
-use agent::logs::LogError;
+
+use agent::{Agent, AttachRequest, ExecError, ExecRequest, ExecSession, LogError};
 use api::status::Status;
 use apiserver::nodes::{ExecOptions, LogOptions, Nodes, Session, TerminalSize, unreachable};
 use async_trait::async_trait;
@@ -49,7 +48,7 @@ fn name(pod: &Value) -> &str {
 #[async_trait]
 impl Nodes for AgentSlot {
     async fn logs(&self, pod: &Value, options: LogOptions) -> Result<BoxStream<'static, std::io::Result<Bytes>>, Status> {
-        let wanted = agent::logs::LogOptions {
+        let wanted = agent::LogOptions {
             follow: options.follow,
             previous: options.previous,
             since: options.since,

@@ -1,0 +1,364 @@
+//! The agent's handle: takes pods, starts a worker per UID, finds again what an earlier agent left.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures::Stream;
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::boundary::{PodNetwork, PodRef, Upstream};
+use crate::config::Config;
+use crate::disk;
+use crate::embed::PodExecutable;
+use crate::exec::{self, AttachRequest, ExecError, ExecRequest, ExecSession};
+use crate::image::{ImageError, ImageStore, MountError, Registries, RegistryError, check_upper};
+use crate::logs::{self, LogError, LogOptions};
+use crate::node::{Addresses, CgroupError, Cgroups, Node, remove_cgroup};
+use crate::record::{Record, Records};
+use crate::sandbox::{Teardown, tear_down};
+use crate::worker::{Command, Worker};
+
+/// Everything about the pods of one node. Dropping it leaves the pods running; a later one adopts them.
+pub struct Agent {
+    node: Arc<Node>,
+    workers: Arc<Mutex<Workers>>,
+}
+
+#[derive(Default)]
+struct Workers {
+    running: HashMap<String, Running>,
+    /// Pods that wait for a namesake with another UID to be taken away: by UID.
+    queued: BTreeMap<String, Arc<Value>>,
+}
+
+struct Running {
+    pod: PodRef,
+    commands: mpsc::UnboundedSender<Command>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("prepare {path}")]
+    Folder { path: String, source: io::Error },
+    #[error(transparent)]
+    Registries(#[from] RegistryError),
+    #[error(transparent)]
+    Images(#[from] ImageError),
+    #[error(transparent)]
+    Upper(#[from] MountError),
+    #[error(transparent)]
+    Cgroups(#[from] CgroupError),
+    #[error("the pod process's executable")]
+    Executable(#[source] io::Error),
+    #[error("another agent uses {path}: one data folder serves one agent")]
+    Locked { path: String },
+}
+
+impl Agent {
+    /// Opens the node's folders, finds the records of pods and takes them over again. Pods that should not be here any
+    /// more are told by the first [`Agent::resync`].
+    pub async fn start(
+        config: Config,
+        upstream: Arc<dyn Upstream>,
+        network: Arc<dyn PodNetwork>,
+    ) -> Result<Agent, StartError> {
+        // The client for registries needs a provider; the binary may have chosen one already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let node = Arc::new(open_node(config, upstream, network)?);
+        let agent = Agent { node, workers: Arc::default() };
+        let records = load(&agent.node)?;
+        remove_strangers(&agent.node, &records).await;
+        for record in records {
+            agent.spawn(record);
+        }
+        Ok(agent)
+    }
+
+    /// A pod bound to this node, as it is now.
+    pub fn sync(&self, object: Arc<Value>) {
+        let Some(pod) = pod_ref(&object) else {
+            tracing::warn!("a pod without name or UID was given to the agent");
+            return;
+        };
+        let mut workers = self.lock();
+        if let Some(running) = workers.running.get(&pod.uid) {
+            let _ = running.commands.send(Command::Update(object)); // a worker that has ended is replaced below
+            return;
+        }
+        if is_terminal(&object) && object["metadata"]["deletionTimestamp"].is_null() {
+            return; // finished before this agent knew it: nothing to run
+        }
+        let namesake = |running: &Running| (&running.pod.namespace, &running.pod.name) == (&pod.namespace, &pod.name);
+        if workers.running.values().any(namesake) {
+            workers.queued.insert(pod.uid.clone(), object);
+            return;
+        }
+        drop(workers);
+        self.begin(pod, object);
+    }
+
+    /// The pod's object is gone.
+    pub fn gone(&self, uid: &str) {
+        let mut workers = self.lock();
+        workers.queued.remove(uid);
+        if let Some(running) = workers.running.get(uid) {
+            let _ = running.commands.send(Command::Gone); // ended: gone already
+        }
+    }
+
+    /// All pods bound to this node: whatever else is here has been deleted meanwhile.
+    pub fn resync(&self, objects: Vec<Arc<Value>>) {
+        let wanted: BTreeSet<String> = objects.iter().filter_map(|object| pod_ref(object)).map(|pod| pod.uid).collect();
+        let known: Vec<String> = {
+            let workers = self.lock();
+            workers.running.keys().chain(workers.queued.keys()).cloned().collect()
+        };
+        known.iter().filter(|uid| !wanted.contains(*uid)).for_each(|uid| self.gone(uid));
+        objects.into_iter().for_each(|object| self.sync(object));
+    }
+
+    /// A config map or secret changed: pods that may mount it look again.
+    pub fn content_changed(&self, namespace: &str) {
+        for running in self.lock().running.values().filter(|running| running.pod.namespace == namespace) {
+            let _ = running.commands.send(Command::ContentChanged); // a worker that has ended needs no content
+        }
+    }
+
+    pub fn logs(
+        &self,
+        uid: &str,
+        container: &str,
+        options: LogOptions,
+    ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + 'static + use<>, LogError> {
+        logs::read(&self.node, uid, container, options)
+    }
+
+    pub async fn exec(&self, uid: &str, container: &str, request: &ExecRequest) -> Result<ExecSession, ExecError> {
+        exec::exec(&self.node, uid, container, request).await
+    }
+
+    pub async fn attach(&self, uid: &str, container: &str, request: AttachRequest) -> Result<ExecSession, ExecError> {
+        exec::attach(&self.node, uid, container, request).await
+    }
+
+    /// UIDs of the pods that are here, also those on their way out.
+    pub fn pods(&self) -> Vec<PodRef> {
+        self.lock().running.values().map(|running| running.pod.clone()).collect()
+    }
+
+    fn begin(&self, pod: PodRef, object: Arc<Value>) {
+        let record = Record {
+            pod,
+            object,
+            ip: None,
+            started_at: Timestamp::now(),
+            sandboxes: 0,
+            containers: BTreeMap::new(),
+            finished: None,
+            stopping: None,
+        };
+        if let Err(error) = self.node.records.write(&record) {
+            tracing::error!(uid = %record.pod.uid, %error, "pod not taken: its record cannot be written");
+            return;
+        }
+        self.spawn(record);
+    }
+
+    fn spawn(&self, record: Record) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let pod = record.pod.clone();
+        let worker = Worker::new(self.node.clone(), record, receiver, sender.clone());
+        let agent = Agent { node: self.node.clone(), workers: self.workers.clone() };
+        let uid = pod.uid.clone();
+        let mut workers = self.lock();
+        let task = tokio::spawn(async move {
+            worker.run().await;
+            agent.ended(&uid);
+        });
+        workers.running.insert(pod.uid.clone(), Running { pod, commands: sender, task });
+    }
+
+    /// A pod has been taken away: its successor of the same name may begin.
+    fn ended(&self, uid: &str) {
+        let mut workers = self.lock();
+        let Some(ended) = workers.running.remove(uid) else { return };
+        let next = workers.queued.iter().find_map(|(next, object)| {
+            let pod = pod_ref(object)?;
+            ((&pod.namespace, &pod.name) == (&ended.pod.namespace, &ended.pod.name)).then(|| next.clone())
+        });
+        let object = next.and_then(|next| workers.queued.remove(&next));
+        drop(workers);
+        if let Some(object) = object {
+            self.sync(object);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Workers> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the workers and leaves the pods running.
+    pub async fn shut_down(self) {
+        let tasks: Vec<JoinHandle<()>> = self.lock().running.drain().map(|(_, running)| running.task).collect();
+        for task in tasks {
+            task.abort();
+            let _ = task.await; // cancelled, which was the point
+        }
+    }
+}
+
+fn pod_ref(object: &Value) -> Option<PodRef> {
+    let metadata = &object["metadata"];
+    let text = |field: &str| metadata[field].as_str().map(str::to_owned);
+    Some(PodRef { namespace: text("namespace")?, name: text("name")?, uid: text("uid")? })
+}
+
+fn is_terminal(object: &Value) -> bool {
+    matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
+}
+
+fn open_node(config: Config, upstream: Arc<dyn Upstream>, network: Arc<dyn PodNetwork>) -> Result<Node, StartError> {
+    for (path, mode) in [(&config.data_dir, 0o755), (&config.run_dir, 0o755)] {
+        disk::create_folder(path, mode)
+            .map_err(|source| StartError::Folder { path: path.display().to_string(), source })?;
+    }
+    let lock = lock_data_dir(&config)?;
+    check_upper(&config.data_dir)?;
+    let registries = config.registries.as_deref().map(Registries::load).transpose()?.unwrap_or_default();
+    let folder = |source| StartError::Folder { path: config.data_dir.display().to_string(), source };
+    let records = Records::open(config.data_dir.join("pods")).map_err(folder)?;
+    let taken = records.load().map_err(folder)?.iter().filter_map(|record| record.ip).collect();
+    Ok(Node {
+        _lock: lock,
+        images: ImageStore::open(&config.data_dir.join("images"), registries)?,
+        records,
+        executable: PodExecutable::new().map_err(StartError::Executable)?,
+        cgroups: Cgroups::discover(&config.cgroup_root, &config.pod_cgroup)?,
+        addresses: Addresses::new(config.pod_cidr, &taken),
+        live: Mutex::default(),
+        changes: tokio::sync::watch::channel(0).0,
+        upstream,
+        network,
+        config,
+    })
+}
+
+/// Held as long as the agent lives.
+fn lock_data_dir(config: &Config) -> Result<fs::File, StartError> {
+    let path = config.data_dir.join("agent.lock");
+    let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|source| StartError::Folder { path: path.display().to_string(), source })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(StartError::Locked { path: config.data_dir.display().to_string() }),
+        Err(fs::TryLockError::Error(source)) => Err(StartError::Folder { path: path.display().to_string(), source }),
+    }
+}
+
+/// The records; after a reboot the run folder is emptied first, since nothing in it lives.
+fn load(node: &Node) -> Result<Vec<Record>, StartError> {
+    let failed = |path: &std::path::Path| {
+        let path = path.display().to_string();
+        move |source| StartError::Folder { path, source }
+    };
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(failed(&node.config.run_dir))?;
+    let mark = node.config.run_dir.join("boot_id");
+    if fs::read_to_string(&mark).ok().as_ref() != Some(&boot) {
+        let pods = node.config.run_dir.join("pods");
+        disk::unmount_below(&pods).map_err(failed(&pods))?;
+        disk::remove_tree(&pods).map_err(failed(&pods))?;
+        fs::write(&mark, boot).map_err(failed(&mark))?;
+    }
+    node.records.load().map_err(failed(&node.config.data_dir))
+}
+
+/// Takes away what exists here but is in no record. The address of such a pod is unknown, but its link ended with its
+/// network namespace.
+async fn remove_strangers(node: &Node, records: &[Record]) {
+    let known: BTreeSet<&str> = records.iter().map(|record| record.pod.uid.as_str()).collect();
+    let folders = [node.config.run_dir.join("pods"), node.config.data_dir.join("containers")];
+    let folders = folders.into_iter().chain(["volumes", "logs"].map(|name| node.config.data_dir.join(name)));
+    let names = folders.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
+    let found = names.filter_map(|item| item.file_name().into_string().ok()).chain(node.cgroups.known_pods());
+    let strangers: BTreeSet<String> = found.filter(|uid| !known.contains(uid.as_str())).collect();
+    for uid in strangers {
+        if let Err(error) = tear_down(node, &Teardown::ALL, &uid, None).await {
+            tracing::warn!(uid, error = %crate::worker::chain(&error), "leftovers of an unknown pod");
+        }
+    }
+}
+
+/// Removes everything an agent with this configuration ever made: for `amphipod reset`. No agent may be running.
+pub async fn remove_everything(config: Config, network: Arc<dyn PodNetwork>) -> Result<(), ResetError> {
+    let node = open_node(config, Arc::new(Nobody), network)?;
+    let records = load(&node)?;
+    let ips: HashMap<String, std::net::IpAddr> =
+        records.iter().filter_map(|record| Some((record.pod.uid.clone(), record.ip?))).collect();
+    let mut uids: BTreeSet<String> = records.into_iter().map(|record| record.pod.uid).collect();
+    uids.extend(node.cgroups.known_pods());
+    for folder in [node.config.run_dir.join("pods"), node.config.data_dir.join("volumes")] {
+        let names = fs::read_dir(folder).into_iter().flatten().flatten();
+        uids.extend(names.filter_map(|item| item.file_name().into_string().ok()));
+    }
+    for uid in uids {
+        tear_down(&node, &Teardown::ALL, &uid, ips.get(&uid).copied()).await?;
+    }
+    for root in node.cgroups.own_roots() {
+        remove_cgroup(&root).map_err(ResetError::Files)?;
+    }
+    let data = ["pods", "volumes", "containers", "logs", "images"].map(|name| node.config.data_dir.join(name));
+    for folder in data.iter().chain([&node.config.run_dir.join("pods")]) {
+        disk::remove_tree(folder).map_err(ResetError::Files)?;
+    }
+    disk::remove_file(&node.config.run_dir.join("boot_id")).map_err(ResetError::Files)
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ResetError {
+    #[error(transparent)]
+    Open(#[from] StartError),
+    #[error("take a pod away")]
+    Pod(#[from] crate::sandbox::TeardownError),
+    #[error("remove the agent's folders")]
+    Files(#[source] io::Error),
+}
+
+/// Reset talks to no API server.
+struct Nobody;
+
+#[async_trait::async_trait]
+impl Upstream for Nobody {
+    async fn write_status(&self, pod: &PodRef, _: Value) -> Result<(), crate::boundary::UpstreamError> {
+        Err(crate::boundary::UpstreamError::NotFound(pod.name.clone()))
+    }
+    async fn event(&self, _: crate::boundary::PodEvent) {}
+    async fn config_map(&self, _: &str, name: &str) -> Result<Arc<Value>, crate::boundary::UpstreamError> {
+        Err(crate::boundary::UpstreamError::NotFound(name.to_owned()))
+    }
+    async fn secret(&self, _: &str, name: &str) -> Result<Arc<Value>, crate::boundary::UpstreamError> {
+        Err(crate::boundary::UpstreamError::NotFound(name.to_owned()))
+    }
+    async fn service_account_token(
+        &self,
+        request: &crate::boundary::TokenRequest,
+    ) -> Result<crate::boundary::Token, crate::boundary::UpstreamError> {
+        Err(crate::boundary::UpstreamError::NotFound(request.service_account.clone()))
+    }
+    async fn service_environment(
+        &self,
+        _: &str,
+        _: bool,
+    ) -> Result<Vec<(String, String)>, crate::boundary::UpstreamError> {
+        Ok(Vec::new())
+    }
+    async fn pod_removed(&self, _: &PodRef) -> Result<(), crate::boundary::UpstreamError> {
+        Ok(())
+    }
+}

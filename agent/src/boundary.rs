@@ -1,0 +1,100 @@
+//! What the agent needs from the rest of the node, one trait per boundary. The binary implements them.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+/// Which pod, by everything that tells it from a namesake.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct PodRef {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// The object is not there (or, for a pod, has another UID by now).
+    #[error("{0} not found")]
+    NotFound(String),
+    /// The API server refused; asking again unchanged is useless.
+    #[error("{0}")]
+    Refused(String),
+    /// Nobody answers; ask again later.
+    #[error("API server unavailable: {0}")]
+    Unavailable(String),
+}
+
+/// An event about a pod, with the kubelet's reasons.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodEvent {
+    pub pod: PodRef,
+    /// `spec.containers{web}`, when it is about one container.
+    pub field_path: Option<String>,
+    pub kind: EventKind,
+    pub reason: &'static str,
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    Normal,
+    Warning,
+}
+
+#[derive(Clone, Debug)]
+pub struct TokenRequest {
+    pub namespace: String,
+    pub service_account: String,
+    /// Empty means the API server's own audience.
+    pub audiences: Vec<String>,
+    pub expiration_seconds: i64,
+    pub pod_name: String,
+    pub pod_uid: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct Token {
+    pub token: String,
+    pub expires_at: jiff::Timestamp,
+}
+
+/// The API server as the agent sees it.
+#[async_trait]
+pub trait Upstream: Send + Sync + 'static {
+    /// Replaces `status` of the pod with this UID.
+    async fn write_status(&self, pod: &PodRef, status: Value) -> Result<(), UpstreamError>;
+    /// Best effort: losing an event is the implementation's to log.
+    async fn event(&self, event: PodEvent);
+    async fn config_map(&self, namespace: &str, name: &str) -> Result<Arc<Value>, UpstreamError>;
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Arc<Value>, UpstreamError>;
+    async fn service_account_token(&self, request: &TokenRequest) -> Result<Token, UpstreamError>;
+    /// The variables that tell a pod its namespace's services: always the `kubernetes` service's, the others when
+    /// `links` (spec.enableServiceLinks).
+    async fn service_environment(&self, namespace: &str, links: bool) -> Result<Vec<(String, String)>, UpstreamError>;
+    /// Everything of the pod is gone here: delete the object with grace 0 and this UID as precondition.
+    async fn pod_removed(&self, pod: &PodRef) -> Result<(), UpstreamError>;
+}
+
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    pub pod: PodRef,
+    pub ip: IpAddr,
+    /// Any path that opens the pod's network namespace, valid during the call.
+    pub netns: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NetworkError(pub String);
+
+/// The pod network. Both calls may be repeated, also after a restart of the agent.
+#[async_trait]
+pub trait PodNetwork: Send + Sync + 'static {
+    async fn attach(&self, attachment: &Attachment) -> Result<(), NetworkError>;
+    /// Takes back all that `attach` made; the namespace may be gone already.
+    async fn detach(&self, pod_uid: &str, ip: IpAddr) -> Result<(), NetworkError>;
+}

@@ -1,0 +1,127 @@
+//! Files that must survive a power cut, and mounts that must not survive their pod.
+#![expect(unsafe_code, reason = "umount2 and mount have no safe form in std")]
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// Replaces a file so that a crash leaves the old or the new content, and the new one once this returns.
+pub fn write_durably(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    File::open(folder)?.sync_all()
+}
+
+/// Removes a file; that it isn't there is fine.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a folder with all in it; that it isn't there is fine.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Creates a folder (and its parents) with exactly this mode.
+pub fn create_folder(path: &Path, mode: u32) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+pub fn mount(source: &str, target: &Path, kind: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {
+    let target_text = CString::new(target.as_os_str().as_bytes())?;
+    let (source, kind, data) = (CString::new(source)?, CString::new(kind)?, CString::new(data)?);
+    // SAFETY: valid C strings.
+    let result =
+        unsafe { libc::mount(source.as_ptr(), target_text.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Unmounts everything mounted at or below `path`, the youngest first.
+pub fn unmount_below(path: &Path) -> io::Result<()> {
+    for point in mounts_below(path)?.into_iter().rev() {
+        let text = CString::new(point.as_os_str().as_bytes())?;
+        // SAFETY: a valid C string.
+        if unsafe { libc::umount2(text.as_ptr(), libc::MNT_DETACH) } < 0 {
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() != Some(libc::EINVAL) {
+                return Err(io::Error::new(error.kind(), format!("unmount {}: {error}", point.display())));
+            }
+        }
+    }
+    Ok(())
+}
+
+pub fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    let points = table.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+    let points = points.map(|point| PathBuf::from(std::ffi::OsStr::from_bytes(&unescape(point))));
+    Ok(points.filter(|point| point.starts_with(path)).collect())
+}
+
+/// mountinfo writes blanks and backslashes as three octal digits.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let (mut out, mut rest) = (Vec::with_capacity(text.len()), text);
+    while let Some((first, tail)) = rest.split_first() {
+        let octal = tail.get(..3).filter(|digits| *first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
+        match octal {
+            Some(digits) => {
+                out.push(digits.iter().fold(0_u8, |value, digit| value.wrapping_mul(8) + (digit - b'0')));
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record");
+        write_durably(&path, b"one", 0o600).unwrap();
+        write_durably(&path, b"two", 0o600).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn octal_escapes() {
+        assert_eq!(unescape(br"/a\040b\134c"), b"/a b\\c");
+    }
+
+    #[test]
+    fn mounts_are_found_and_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a"), folder.path().join("a/b c"));
+        fs::create_dir(&a).unwrap();
+        mount("tmpfs", &a, "tmpfs", 0, "size=64k").unwrap();
+        fs::create_dir(&b).unwrap();
+        mount("tmpfs", &b, "tmpfs", 0, "size=64k").unwrap();
+        assert_eq!(mounts_below(folder.path()).unwrap(), [a, b]);
+        unmount_below(folder.path()).unwrap();
+        assert!(mounts_below(folder.path()).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,254 @@
+//! Another process in a running container, and joining a container's own streams.
+#![expect(unsafe_code, reason = "pty ioctls have no safe form in std")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use pod::protocol::{Exec, Op};
+use serde_json::json;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
+
+use crate::image::Root;
+use crate::link::{LinkError, PodLink};
+use crate::node::{LiveContainer, LivePod, Node};
+
+#[derive(Clone, Debug, Default)]
+pub struct ExecRequest {
+    pub command: Vec<String>,
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    pub tty: bool,
+}
+
+/// Which streams of a running container to join.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AttachRequest {
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+}
+
+/// The agent's ends. Dropping `stdin` closes the process's standard input.
+pub struct ExecSession {
+    pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    pub stdout: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    pub stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    /// With a terminal only.
+    pub resize: Option<Resizer>,
+    /// The exit code; `None` from an attach, which ends with its streams.
+    pub exit: Option<oneshot::Receiver<i32>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    #[error("container {container:?} of pod {uid} is not running")]
+    NotRunning { uid: String, container: String },
+    #[error("prepare the process's streams")]
+    Streams(#[from] io::Error),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+/// Sets a terminal's size.
+#[derive(Clone)]
+pub enum Resizer {
+    Pty(Arc<Pty>),
+    Container { link: Arc<PodLink>, run: String },
+}
+
+impl Resizer {
+    pub async fn resize(&self, width: u16, height: u16) -> Result<(), ExecError> {
+        match self {
+            Resizer::Pty(pty) => Ok(pty.resize(width, height)?),
+            Resizer::Container { link, run } => {
+                Ok(link.tell(Op::Resize { container: run.clone(), width, height }).await?)
+            }
+        }
+    }
+}
+
+fn find(node: &Node, uid: &str, container: &str) -> Result<(LivePod, LiveContainer), ExecError> {
+    let live = node.live();
+    let found = live.get(uid).and_then(|pod| Some((pod.clone(), pod.containers.get(container)?.clone())));
+    found.ok_or_else(|| ExecError::NotRunning { uid: uid.to_owned(), container: container.to_owned() })
+}
+
+pub async fn exec(node: &Node, uid: &str, container: &str, request: &ExecRequest) -> Result<ExecSession, ExecError> {
+    let (pod, container) = find(node, uid, container)?;
+    let mut process = (*container.process).clone();
+    process["args"] = json!(request.command);
+    process["terminal"] = json!(request.tty);
+    if request.tty
+        && let Some(env) = process["env"].as_array_mut()
+        && !env.iter().any(|pair| pair.as_str().is_some_and(|pair| pair.starts_with("TERM=")))
+    {
+        env.push(json!("TERM=xterm"));
+    }
+    let exec = Exec { exec: uuid::Uuid::new_v4().to_string(), container: container.run.clone(), process };
+    let mut streams = if request.tty { pty_streams(container.pid, request)? } else { pipe_streams(request)? };
+    let given: Vec<BorrowedFd<'_>> = streams.theirs.iter().map(|fd| fd.as_fd()).collect();
+    streams.session.exit = Some(pod.link.exec(exec, &given).await?);
+    Ok(streams.session)
+}
+
+pub async fn attach(node: &Node, uid: &str, container: &str, request: AttachRequest) -> Result<ExecSession, ExecError> {
+    let (pod, container) = find(node, uid, container)?;
+    let (AttachRequest { stdin, stdout, stderr }, tty) = (request, container.tty);
+    let stderr = stderr && !tty; // a terminal has one output
+    let wanted = ExecRequest { command: Vec::new(), stdin, stdout, stderr, tty: false };
+    let mut streams = pipe_streams(&wanted)?;
+    let chosen = streams.theirs.iter().zip([stdin, stdout, stderr]).filter(|(_, wanted)| *wanted);
+    let given: Vec<BorrowedFd<'_>> = chosen.map(|(fd, _)| fd.as_fd()).collect();
+    pod.link.call(Op::Attach { container: container.run.clone(), stdin, stdout, stderr }, &given).await?;
+    if tty {
+        streams.session.resize = Some(Resizer::Container { link: pod.link.clone(), run: container.run });
+    }
+    Ok(streams.session)
+}
+
+struct Streams {
+    session: ExecSession,
+    theirs: Vec<OwnedFd>,
+}
+
+fn pipe_streams(request: &ExecRequest) -> io::Result<Streams> {
+    let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+    let mut session = ExecSession { stdin: None, stdout: None, stderr: None, resize: None, exit: None };
+    let mut theirs = Vec::new();
+    if request.stdin {
+        let (reader, writer) = io::pipe()?;
+        session.stdin = Some(Box::new(pipe::Sender::from_owned_fd(OwnedFd::from(writer))?));
+        theirs.push(reader.into());
+    } else {
+        theirs.push(null()?);
+    }
+    for (wanted, ours) in [(request.stdout, &mut session.stdout), (request.stderr, &mut session.stderr)] {
+        if wanted {
+            let (reader, writer) = io::pipe()?;
+            *ours = Some(Box::new(pipe::Receiver::from_owned_fd(OwnedFd::from(reader))?));
+            theirs.push(writer.into());
+        } else {
+            theirs.push(null()?);
+        }
+    }
+    Ok(Streams { session, theirs })
+}
+
+fn pty_streams(pid: i32, request: &ExecRequest) -> io::Result<Streams> {
+    let (pty, terminal) = Pty::open(pid)?;
+    let pty = Arc::new(pty);
+    let session = ExecSession {
+        stdin: request.stdin.then(|| Box::new(PtyStream(pty.clone())) as _),
+        stdout: Some(Box::new(PtyStream(pty.clone()))),
+        stderr: None,
+        resize: Some(Resizer::Pty(pty)),
+        exit: None,
+    };
+    Ok(Streams { session, theirs: vec![terminal] })
+}
+
+/// The controlling side of a pseudo terminal that belongs to the container's own devpts, so that `tty` works there.
+pub struct Pty(AsyncFd<OwnedFd>);
+
+impl Pty {
+    fn open(pid: i32) -> io::Result<(Pty, OwnedFd)> {
+        let root = Root::open(Path::new(&format!("/proc/{pid}/root")))?;
+        let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK;
+        let controller = root.open_inside(Path::new("dev/pts/ptmx"), flags)?;
+        check_ptmx(&controller)?;
+        let mut unlock: libc::c_int = 0;
+        // SAFETY: TIOCSPTLCK reads an int; TIOCGPTPEER returns a new descriptor, which is ours.
+        let terminal = unsafe {
+            if libc::ioctl(controller.as_raw_fd(), libc::TIOCSPTLCK, &raw mut unlock) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let fd =
+                libc::ioctl(controller.as_raw_fd(), libc::TIOCGPTPEER, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        // SAFETY: the AsyncFd owns the descriptor, which nothing else closes or replaces.
+        let controller = unsafe { AsyncFd::register(controller)? };
+        Ok((Pty(controller), terminal))
+    }
+
+    fn resize(&self, width: u16, height: u16) -> io::Result<()> {
+        let size = libc::winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: TIOCSWINSZ reads one winsize.
+        let result = unsafe { libc::ioctl(self.0.get_ref().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// The container could have put anything at that path: it must be the kernel's device 5:2.
+fn check_ptmx(file: &OwnedFd) -> io::Result<()> {
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+    let meta = File::from(file.try_clone()?).metadata()?;
+    let genuine = meta.file_type().is_char_device() && meta.rdev() == libc::makedev(5, 2);
+    if genuine {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidData, "/dev/pts/ptmx is no terminal device"))
+    }
+}
+
+struct PtyStream(Arc<Pty>);
+
+impl AsyncRead for PtyStream {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut guard = ready!(self.0.0.poll_read_ready(context))?;
+            let space = buffer.initialize_unfilled();
+            let read = guard.try_io(|fd| {
+                // SAFETY: pointer and length describe `space`.
+                let count = unsafe { libc::read(fd.as_raw_fd(), space.as_mut_ptr().cast(), space.len()) };
+                if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as usize) }
+            });
+            match read {
+                Ok(Ok(count)) => {
+                    buffer.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                // EIO: the last process on the terminal is gone.
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::EIO) => return Poll::Ready(Ok(())),
+                Ok(Err(error)) => return Poll::Ready(Err(error)),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+impl AsyncWrite for PtyStream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.0.0.poll_write_ready(context))?;
+            let written = guard.try_io(|fd| {
+                // SAFETY: pointer and length describe `bytes`.
+                let count = unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+                if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as usize) }
+            });
+            if let Ok(result) = written {
+                return Poll::Ready(result);
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

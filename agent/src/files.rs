@@ -1,0 +1,168 @@
+//! The small files every container gets: `/etc/hosts`, `/etc/resolv.conf`. Pure text.
+
+use std::net::IpAddr;
+
+use crate::model::{Pod, PodSpec};
+
+/// What name resolution on the node looks like, and the cluster's.
+#[derive(Clone, Debug, Default)]
+pub struct Resolver<'a> {
+    pub cluster_dns: Option<IpAddr>,
+    pub cluster_domain: &'a str,
+    /// The node's own resolv.conf.
+    pub host: &'a str,
+}
+
+/// `/etc/resolv.conf` by dnsPolicy and dnsConfig.
+pub fn resolv_conf(spec: &PodSpec, namespace: &str, resolver: &Resolver<'_>) -> String {
+    let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
+    let cluster = match policy {
+        "ClusterFirstWithHostNet" => true,
+        "ClusterFirst" => !spec.host_network,
+        _ => false,
+    };
+    let host = parse(resolver.host);
+    let mut conf = match resolver.cluster_dns {
+        Some(dns) if cluster => {
+            let domain = resolver.cluster_domain;
+            let own = [format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()];
+            Conf {
+                nameservers: vec![dns.to_string()],
+                searches: own.into_iter().chain(host.searches).collect(),
+                options: vec!["ndots:5".into()],
+            }
+        }
+        _ if policy == "None" => Conf::default(),
+        _ => host,
+    };
+    if let Some(config) = &spec.dns_config {
+        conf.nameservers.extend(config.nameservers.iter().cloned());
+        conf.searches.extend(config.searches.iter().cloned());
+        for option in &config.options {
+            let name = |text: &str| text.split(':').next().unwrap_or_default().to_owned();
+            conf.options.retain(|known| name(known) != option.name);
+            conf.options.push(match &option.value {
+                Some(value) => format!("{}:{value}", option.name),
+                None => option.name.clone(),
+            });
+        }
+    }
+    conf.text()
+}
+
+#[derive(Debug, Default)]
+struct Conf {
+    nameservers: Vec<String>,
+    searches: Vec<String>,
+    options: Vec<String>,
+}
+
+fn parse(text: &str) -> Conf {
+    let mut conf = Conf::default();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("nameserver") => conf.nameservers.extend(words.next().map(str::to_owned)),
+            Some("search" | "domain") => conf.searches = words.map(str::to_owned).collect(),
+            Some("options") => conf.options.extend(words.map(str::to_owned)),
+            _ => {}
+        }
+    }
+    conf
+}
+
+impl Conf {
+    fn text(mut self) -> String {
+        let mut text = String::new();
+        let mut seen = std::collections::BTreeSet::new();
+        self.searches.retain(|domain| domain != "." && seen.insert(domain.clone()));
+        if !self.searches.is_empty() {
+            text.push_str(&format!("search {}\n", self.searches.join(" ")));
+        }
+        for server in self.nameservers.iter().take(3) {
+            text.push_str(&format!("nameserver {server}\n"));
+        }
+        if !self.options.is_empty() {
+            text.push_str(&format!("options {}\n", self.options.join(" ")));
+        }
+        text
+    }
+}
+
+/// `/etc/hosts`; with hostNetwork the node's own entries come first.
+pub fn hosts(pod: &Pod, hostname: Option<&str>, ip: Option<IpAddr>, domain: &str, host_file: &str) -> String {
+    let mut text = if pod.spec.host_network {
+        format!("# Kubernetes-managed hosts file (host network).\n{host_file}")
+    } else {
+        String::from(
+            "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+             fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
+        )
+    };
+    if let (Some(ip), Some(hostname)) = (ip, hostname) {
+        let full = pod
+            .spec
+            .subdomain
+            .as_ref()
+            .map(|subdomain| format!("{hostname}.{subdomain}.{}.svc.{domain}\t", pod.metadata.namespace));
+        text.push_str(&format!("{ip}\t{}{hostname}\n", full.unwrap_or_default()));
+    }
+    if !pod.spec.host_aliases.is_empty() {
+        text.push_str("\n# Entries added by HostAliases.\n");
+        for alias in &pod.spec.host_aliases {
+            text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.join("\t")));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn conf(spec: Value) -> String {
+        let resolver = Resolver {
+            cluster_dns: Some("10.96.0.10".parse().unwrap()),
+            cluster_domain: "cluster.local",
+            host: "# mine\nnameserver 1.1.1.1\nsearch example.com\noptions edns0\n",
+        };
+        resolv_conf(&serde_json::from_value(spec).unwrap(), "shop", &resolver)
+    }
+
+    #[test]
+    fn policies() {
+        assert_eq!(
+            conf(json!({})),
+            "search shop.svc.cluster.local svc.cluster.local cluster.local example.com\nnameserver 10.96.0.10\noptions ndots:5\n"
+        );
+        let host = "search example.com\nnameserver 1.1.1.1\noptions edns0\n";
+        assert_eq!(conf(json!({"dnsPolicy": "Default"})), host);
+        assert_eq!(conf(json!({"hostNetwork": true})), host);
+        assert!(conf(json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"})).contains("10.96.0.10"));
+    }
+
+    #[test]
+    fn own_configuration_is_added_and_wins() {
+        let config =
+            json!({"nameservers": ["8.8.8.8"], "searches": ["x"], "options": [{"name": "ndots", "value": "2"}]});
+        assert_eq!(
+            conf(json!({"dnsPolicy": "None", "dnsConfig": config})),
+            "search x\nnameserver 8.8.8.8\noptions ndots:2\n"
+        );
+        assert!(conf(json!({"dnsConfig": config})).ends_with("options ndots:2\n"));
+    }
+
+    #[test]
+    fn hosts_file() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "n"},
+            "spec": {"subdomain": "sub", "hostAliases": [{"ip": "9.9.9.9", "hostnames": ["a", "b"]}]}}))
+        .unwrap();
+        let text = hosts(&pod, Some("p"), Some("10.0.0.2".parse().unwrap()), "cluster.local", "");
+        assert!(
+            text.contains("10.0.0.2\tp.sub.n.svc.cluster.local\tp\n") && text.ends_with("9.9.9.9\ta\tb\n"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,187 @@
+//! What the agent knows about a pod, fsynced before any kernel object of it exists. Everything else (paths, cgroups,
+//! socket, namespaces) has a name derived from the UID, so a record is all that recovery needs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::boundary::PodRef;
+use crate::disk;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    pub pod: PodRef,
+    /// The pod as last seen, so that its containers restart while the API server is away.
+    pub object: Arc<Value>,
+    pub ip: Option<IpAddr>,
+    /// When this node took the pod.
+    pub started_at: Timestamp,
+    /// How many sandboxes it has had; 0 before the first.
+    #[serde(default)]
+    pub sandboxes: u32,
+    #[serde(default)]
+    pub containers: BTreeMap<String, ContainerRecord>,
+    /// Set once, when the pod may never run again.
+    #[serde(default)]
+    pub finished: Option<Finished>,
+    /// Set once, when the pod must go: the moment it was asked.
+    #[serde(default)]
+    pub stopping: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finished {
+    pub succeeded: bool,
+    pub reason: Option<String>,
+    pub message: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// How many runs it has had; also the number of the next one.
+    pub runs: u32,
+    pub current: Option<Run>,
+    /// How the run before the current one ended.
+    pub last: Option<End>,
+    pub back_off: Option<BackOff>,
+}
+
+/// One run of a container.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Its name in the pod process: `web-0`.
+    pub name: String,
+    /// 64 hexadecimal digits, for `status.containerStatuses[].containerID`.
+    pub id: String,
+    pub image: String,
+    pub image_id: String,
+    pub stop_signal: Option<String>,
+    pub started_at: Option<Timestamp>,
+    pub end: Option<End>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct End {
+    pub exit_code: i32,
+    pub reason: String,
+    pub message: Option<String>,
+    pub started_at: Option<Timestamp>,
+    pub finished_at: Option<Timestamp>,
+    pub id: String,
+}
+
+/// How long a container waits before its next run, and since when that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackOff {
+    pub seconds: u32,
+    pub since: Timestamp,
+}
+
+impl ContainerRecord {
+    pub fn running(&self) -> bool {
+        self.current.as_ref().is_some_and(|run| run.started_at.is_some() && run.end.is_none())
+    }
+
+    pub fn end(&self) -> Option<&End> {
+        self.current.as_ref().and_then(|run| run.end.as_ref())
+    }
+
+    pub fn restarts(&self) -> u32 {
+        self.runs.saturating_sub(1)
+    }
+}
+
+/// The folder of records.
+#[derive(Clone, Debug)]
+pub struct Records {
+    dir: PathBuf,
+}
+
+impl Records {
+    pub fn open(dir: PathBuf) -> io::Result<Records> {
+        disk::create_folder(&dir, 0o700)?;
+        Ok(Records { dir })
+    }
+
+    fn path(&self, uid: &str) -> PathBuf {
+        self.dir.join(format!("{uid}.json"))
+    }
+
+    pub fn write(&self, record: &Record) -> io::Result<()> {
+        disk::write_durably(&self.path(&record.pod.uid), &serde_json::to_vec(record)?, 0o600)
+    }
+
+    pub fn remove(&self, uid: &str) -> io::Result<()> {
+        disk::remove_file(&self.path(uid))?;
+        fs::File::open(&self.dir)?.sync_all()
+    }
+
+    /// Every record; one that cannot be read is set aside under another name, and reported.
+    pub fn load(&self) -> io::Result<Vec<Record>> {
+        let mut records = Vec::new();
+        for item in fs::read_dir(&self.dir)? {
+            let path = item?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match read(&path) {
+                Ok(record) => records.push(record),
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "unreadable pod record set aside");
+                    fs::rename(&path, path.with_extension("unreadable"))?;
+                }
+            }
+        }
+        Ok(records)
+    }
+}
+
+fn read(path: &Path) -> io::Result<Record> {
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub fn record(uid: &str) -> Record {
+        Record {
+            pod: PodRef { namespace: "default".into(), name: "web".into(), uid: uid.into() },
+            object: Arc::default(),
+            ip: Some("10.0.0.2".parse().unwrap()),
+            started_at: "2024-01-01T00:00:00Z".parse().unwrap(),
+            sandboxes: 1,
+            containers: BTreeMap::new(),
+            finished: None,
+            stopping: None,
+        }
+    }
+
+    #[test]
+    fn records_come_back_and_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::open(folder.path().join("pods")).unwrap();
+        records.write(&record("a")).unwrap();
+        records.write(&record("b")).unwrap();
+        records.remove("a").unwrap();
+        let loaded = records.load().unwrap();
+        assert_eq!(loaded.len(), 1);
+        assert_eq!(loaded[0].pod.uid, "b");
+    }
+
+    #[test]
+    fn an_unreadable_record_is_set_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::open(folder.path().to_owned()).unwrap();
+        fs::write(folder.path().join("x.json"), "{").unwrap();
+        assert!(records.load().unwrap().is_empty());
+        assert!(folder.path().join("x.unreadable").exists());
+    }
+}

@@ -1,0 +1,378 @@
+//! `status` as the kubelet writes it: a pure function of the pod, its record and what is known about waits and probes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use crate::model::{Container, Pod, RestartPolicy};
+use crate::record::{ContainerRecord, End, Record};
+
+/// Why a container isn't running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    pub reason: &'static str,
+    pub message: Option<String>,
+}
+
+/// What probes found about a running container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub started: bool,
+    pub ready: bool,
+}
+
+#[derive(Debug)]
+pub struct Inputs<'a> {
+    pub pod: &'a Pod,
+    pub record: &'a Record,
+    pub waiting: &'a BTreeMap<String, Waiting>,
+    pub health: &'a BTreeMap<String, Health>,
+    pub sandbox_ready: bool,
+    pub initialized: bool,
+    pub host_ip: IpAddr,
+    pub now: Timestamp,
+}
+
+/// The new status. Fields and conditions that others own are kept from the pod's present one.
+pub fn status(inputs: &Inputs<'_>) -> Value {
+    let (spec, old) = (&inputs.pod.spec, &inputs.pod.status);
+    let phase = phase(inputs);
+    let terminal = matches!(phase, "Succeeded" | "Failed");
+    let mut out: Map<String, Value> = old.as_object().cloned().unwrap_or_default();
+    for field in ["reason", "message"] {
+        out.remove(field);
+    }
+    if let Some(finished) = &inputs.record.finished {
+        for (field, value) in [("reason", &finished.reason), ("message", &finished.message)] {
+            out.extend(value.as_ref().map(|value| (field.to_owned(), json!(value))));
+        }
+    }
+    out.insert("phase".into(), json!(phase));
+    out.insert("startTime".into(), json!(seconds(inputs.record.started_at)));
+    out.insert("hostIP".into(), json!(inputs.host_ip));
+    out.insert("hostIPs".into(), json!([{"ip": inputs.host_ip}]));
+    let ip = if spec.host_network { Some(inputs.host_ip) } else { inputs.record.ip };
+    if let Some(ip) = ip.filter(|_| inputs.sandbox_ready) {
+        out.insert("podIP".into(), json!(ip));
+        out.insert("podIPs".into(), json!([{"ip": ip}]));
+    }
+    let statuses: Vec<Value> = spec.containers.iter().map(|c| container_status(inputs, c, false)).collect();
+    out.insert("conditions".into(), conditions(inputs, &statuses, terminal));
+    out.insert("containerStatuses".into(), Value::Array(statuses));
+    if !spec.init_containers.is_empty() {
+        let statuses: Vec<Value> = spec.init_containers.iter().map(|c| container_status(inputs, c, true)).collect();
+        out.insert("initContainerStatuses".into(), Value::Array(statuses));
+    }
+    if let Some(generation) = inputs.pod.metadata.generation {
+        out.insert("observedGeneration".into(), json!(generation));
+    }
+    Value::Object(out)
+}
+
+fn phase(inputs: &Inputs<'_>) -> &'static str {
+    if let Some(finished) = &inputs.record.finished {
+        return if finished.succeeded { "Succeeded" } else { "Failed" };
+    }
+    let spec = &inputs.pod.spec;
+    let started = |container: &Container| {
+        inputs.record.containers.get(&container.name).is_some_and(|record| {
+            record.last.is_some() || record.current.as_ref().is_some_and(|run| run.started_at.is_some())
+        })
+    };
+    let all_ended =
+        spec.containers.iter().all(|c| inputs.record.containers.get(&c.name).is_some_and(|r| r.end().is_some()));
+    if inputs.record.stopping.is_some() && all_ended && spec.restart_policy != RestartPolicy::Always {
+        let codes = spec.containers.iter().filter_map(|c| inputs.record.containers.get(&c.name)?.end());
+        return if codes.into_iter().all(|end| end.exit_code == 0) { "Succeeded" } else { "Failed" };
+    }
+    if inputs.initialized && spec.containers.iter().all(started) { "Running" } else { "Pending" }
+}
+
+fn container_status(inputs: &Inputs<'_>, container: &Container, init: bool) -> Value {
+    let none = ContainerRecord::default();
+    let record = inputs.record.containers.get(&container.name).unwrap_or(&none);
+    let running = record.running();
+    let health = inputs.health.get(&container.name).copied();
+    let plain_init = init && !container.is_sidecar();
+    let ready = if plain_init {
+        record.end().is_some_and(|end| end.exit_code == 0)
+    } else {
+        running && health.is_some_and(|health| health.ready)
+    };
+    let started = running && if plain_init { true } else { health.is_some_and(|health| health.started) };
+    let mut status = json!({
+        "name": container.name,
+        "state": state(inputs, container, record, init),
+        "lastState": {},
+        "ready": ready,
+        "restartCount": record.restarts(),
+        "image": container.image,
+        "imageID": "",
+        "started": started,
+    });
+    if let Some(run) = &record.current {
+        status["image"] = json!(run.image);
+        status["imageID"] = json!(run.image_id);
+        status["containerID"] = json!(format!("amphipod://{}", run.id));
+    }
+    if waits(inputs, container, record) {
+        // What ended last is history once the state says "waiting".
+        if let Some(end) = record.end().or(record.last.as_ref()) {
+            status["lastState"] = json!({"terminated": terminated(end)});
+        }
+    } else if let Some(end) = &record.last {
+        status["lastState"] = json!({"terminated": terminated(end)});
+    }
+    status
+}
+
+/// An ended container shows as waiting while it waits for its next run.
+fn waits(inputs: &Inputs<'_>, container: &Container, record: &ContainerRecord) -> bool {
+    !record.running() && (record.current.is_none() || inputs.waiting.contains_key(&container.name))
+}
+
+fn state(inputs: &Inputs<'_>, container: &Container, record: &ContainerRecord, init: bool) -> Value {
+    if let Some(run) = &record.current
+        && let (Some(started_at), None) = (run.started_at, &run.end)
+    {
+        return json!({"running": {"startedAt": seconds(started_at)}});
+    }
+    if let (Some(end), false) = (record.end(), inputs.waiting.contains_key(&container.name)) {
+        return json!({"terminated": terminated(end)});
+    }
+    let default = if inputs.initialized || init || inputs.pod.spec.init_containers.is_empty() {
+        "ContainerCreating"
+    } else {
+        "PodInitializing"
+    };
+    let default = if init && record.runs == 0 && !inputs.waiting.contains_key(&container.name) {
+        "PodInitializing"
+    } else {
+        default
+    };
+    match inputs.waiting.get(&container.name) {
+        Some(Waiting { reason, message: Some(message) }) => json!({"waiting": {"reason": reason, "message": message}}),
+        Some(Waiting { reason, message: None }) => json!({"waiting": {"reason": reason}}),
+        None => json!({"waiting": {"reason": default}}),
+    }
+}
+
+fn terminated(end: &End) -> Value {
+    let mut out = json!({
+        "exitCode": end.exit_code,
+        "reason": end.reason,
+        "startedAt": end.started_at.map(seconds),
+        "finishedAt": end.finished_at.map(seconds),
+        "containerID": format!("amphipod://{}", end.id),
+    });
+    if let Some(message) = &end.message {
+        out["message"] = json!(message);
+    }
+    out
+}
+
+/// Conditions of the kubelet, with those of others kept.
+fn conditions(inputs: &Inputs<'_>, statuses: &[Value], terminal: bool) -> Value {
+    let old = inputs.pod.status["conditions"].as_array().cloned().unwrap_or_default();
+    let unready = |statuses: &[Value]| -> Vec<String> {
+        let not = statuses.iter().filter(|status| status["ready"] != true);
+        not.filter_map(|status| status["name"].as_str().map(str::to_owned)).collect()
+    };
+    let not_ready = unready(statuses);
+    let containers = condition_of(!terminal && not_ready.is_empty(), terminal, inputs, "ContainersNotReady", || {
+        format!("containers with unready status: [{}]", not_ready.join(" "))
+    });
+    let gates = missing_gates(inputs, &old);
+    let ready = if containers.0 && !gates.is_empty() {
+        (false, Some("ReadinessGatesNotReady"), Some(gates.join(", ")))
+    } else {
+        containers.clone()
+    };
+    let initialized = match (inputs.initialized || terminal, inputs.record.finished.as_ref()) {
+        (true, Some(finished)) if finished.succeeded => (true, Some("PodCompleted"), None),
+        (true, _) => (true, None, None),
+        (false, _) => {
+            let names: Vec<_> = inputs.pod.spec.init_containers.iter().map(|c| c.name.as_str()).collect();
+            let message = format!("containers with incomplete status: [{}]", names.join(" "));
+            (false, Some("ContainersNotInitialized"), Some(message))
+        }
+    };
+    let own = [
+        ("PodReadyToStartContainers", (inputs.sandbox_ready && !terminal, None, None)),
+        ("Initialized", initialized),
+        ("Ready", ready),
+        ("ContainersReady", containers),
+        ("PodScheduled", (true, None, None)),
+    ];
+    let is_own = |condition: &Value| own.iter().any(|(kind, _)| condition["type"] == *kind);
+    let mut list: Vec<Value> = old.iter().filter(|condition| !is_own(condition)).cloned().collect();
+    list.extend(own.iter().map(|(kind, found)| condition(inputs, &old, kind, found)));
+    Value::Array(list)
+}
+
+type Found = (bool, Option<&'static str>, Option<String>);
+
+fn condition_of(
+    good: bool,
+    terminal: bool,
+    inputs: &Inputs<'_>,
+    reason: &'static str,
+    message: impl Fn() -> String,
+) -> Found {
+    match (good, terminal, &inputs.record.finished) {
+        (true, ..) => (true, None, None),
+        (false, true, Some(finished)) if finished.succeeded => (false, Some("PodCompleted"), None),
+        (false, true, _) => (false, Some("PodFailed"), None),
+        (false, false, _) => (false, Some(reason), Some(message())),
+    }
+}
+
+fn missing_gates(inputs: &Inputs<'_>, old: &[Value]) -> Vec<String> {
+    let gates = inputs.pod.spec.readiness_gates.iter().filter_map(|gate| gate["conditionType"].as_str());
+    let good = |gate: &str| old.iter().any(|condition| condition["type"] == gate && condition["status"] == "True");
+    gates
+        .filter(|gate| !good(gate))
+        .map(|gate| format!("corresponding condition of pod readiness gate {gate:?} does not exist."))
+        .collect()
+}
+
+fn condition(inputs: &Inputs<'_>, old: &[Value], kind: &str, found: &Found) -> Value {
+    let (good, reason, message) = found;
+    let value = if *good { "True" } else { "False" };
+    let before = old.iter().find(|condition| condition["type"] == kind);
+    let since = before.filter(|before| before["status"] == value).map(|before| before["lastTransitionTime"].clone());
+    let mut out = json!({
+        "type": kind,
+        "status": value,
+        "lastProbeTime": null,
+        "lastTransitionTime": since.filter(Value::is_string).unwrap_or_else(|| json!(seconds(inputs.now))),
+    });
+    if let Some(generation) = inputs.pod.metadata.generation {
+        out["observedGeneration"] = json!(generation);
+    }
+    if let Some(reason) = reason {
+        out["reason"] = json!(reason);
+    }
+    if let Some(message) = message {
+        out["message"] = json!(message);
+    }
+    out
+}
+
+/// The API's times have whole seconds.
+fn seconds(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Finished, Run};
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).unwrap()
+    }
+
+    fn run(end: Option<i32>) -> ContainerRecord {
+        let end = end.map(|exit_code| End {
+            exit_code,
+            reason: if exit_code == 0 { "Completed".into() } else { "Error".into() },
+            message: None,
+            started_at: Some(at(1)),
+            finished_at: Some(at(2)),
+            id: "id0".into(),
+        });
+        let run = Run { id: "id0".into(), image: "i".into(), started_at: Some(at(1)), end, ..Run::default() };
+        ContainerRecord { runs: 1, current: Some(run), ..ContainerRecord::default() }
+    }
+
+    fn status_of(
+        pod: Value,
+        containers: &[(&str, ContainerRecord)],
+        waiting: &[(&str, &'static str)],
+        change: impl FnOnce(&mut Record),
+    ) -> Value {
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let mut record = Record {
+            pod: crate::boundary::PodRef { namespace: "n".into(), name: "p".into(), uid: "u".into() },
+            object: std::sync::Arc::default(),
+            ip: Some("10.0.0.2".parse().unwrap()),
+            started_at: at(0),
+            sandboxes: 1,
+            containers: containers.iter().map(|(name, record)| ((*name).to_owned(), record.clone())).collect(),
+            finished: None,
+            stopping: None,
+        };
+        change(&mut record);
+        let waiting =
+            waiting.iter().map(|(name, reason)| ((*name).to_owned(), Waiting { reason, message: None })).collect();
+        let health =
+            containers.iter().map(|(name, _)| ((*name).to_owned(), Health { started: true, ready: true })).collect();
+        status(&Inputs {
+            pod: &pod,
+            record: &record,
+            waiting: &waiting,
+            health: &health,
+            sandbox_ready: true,
+            initialized: true,
+            host_ip: "192.168.0.1".parse().unwrap(),
+            now: at(5),
+        })
+    }
+
+    fn condition<'a>(status: &'a Value, kind: &str) -> &'a Value {
+        status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == kind).unwrap()
+    }
+
+    fn pod() -> Value {
+        json!({"metadata": {"generation": 3}, "spec": {"containers": [{"name": "a", "image": "nginx"}]},
+            "status": {"qosClass": "BestEffort", "conditions": [
+                {"type": "Ready", "status": "False", "lastTransitionTime": "2020-01-01T00:00:00Z"},
+                {"type": "example.com/gate", "status": "True"}]}})
+    }
+
+    #[test]
+    fn a_running_pod() {
+        let status = status_of(pod(), &[("a", run(None))], &[], |_| {});
+        assert_eq!(
+            (&status["phase"], &status["podIP"], &status["qosClass"]),
+            (&json!("Running"), &json!("10.0.0.2"), &json!("BestEffort"))
+        );
+        let container = &status["containerStatuses"][0];
+        assert_eq!(container["containerID"], "amphipod://id0");
+        assert_eq!(container["state"]["running"]["startedAt"], "2023-11-14T22:13:21Z");
+        let ready = condition(&status, "Ready");
+        assert_eq!((&ready["status"], &ready["observedGeneration"]), (&json!("True"), &json!(3)));
+        assert_eq!(ready["lastTransitionTime"], "2023-11-14T22:13:25Z");
+        assert_eq!(condition(&status, "example.com/gate")["status"], "True");
+    }
+
+    #[test]
+    fn a_transition_time_stays_until_the_status_changes() {
+        let status = status_of(pod(), &[], &[("a", "ImagePullBackOff")], |_| {});
+        assert_eq!(status["phase"], "Pending");
+        assert_eq!(condition(&status, "Ready")["lastTransitionTime"], "2020-01-01T00:00:00Z");
+        assert_eq!(condition(&status, "Ready")["message"], "containers with unready status: [a]");
+        assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["reason"], "ImagePullBackOff");
+    }
+
+    #[test]
+    fn a_crash_loop_shows_the_last_end() {
+        let status = status_of(pod(), &[("a", run(Some(1)))], &[("a", "CrashLoopBackOff")], |_| {});
+        let container = &status["containerStatuses"][0];
+        assert_eq!(status["phase"], "Running");
+        assert_eq!(container["state"]["waiting"]["reason"], "CrashLoopBackOff");
+        assert_eq!(container["lastState"]["terminated"]["exitCode"], 1);
+    }
+
+    #[test]
+    fn a_pod_that_is_through() {
+        let finished = Finished { succeeded: true, reason: None, message: None };
+        let status = status_of(pod(), &[("a", run(Some(0)))], &[], |record| record.finished = Some(finished));
+        assert_eq!(status["phase"], "Succeeded");
+        assert_eq!(condition(&status, "Ready")["reason"], "PodCompleted");
+        assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["reason"], "Completed");
+    }
+}

@@ -1,0 +1,526 @@
+//! One task per pod UID: brings the pod up, keeps its containers as the plan says, tells its status, takes it down.
+//!
+//! It wakes for a change of the pod, a report of its pod process, or a deadline; nothing is polled.
+
+mod health;
+mod start;
+mod stop;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pod::protocol::ContainerState;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::boundary::{EventKind, UpstreamError};
+use crate::env::Facts;
+use crate::link::LinkEvent;
+use crate::model::Pod;
+use crate::node::{LivePod, Node};
+use crate::plan::{Plan, plan};
+use crate::probe::{Kind, Probes, Verdict};
+use crate::record::{End, Finished, Record};
+use crate::sandbox::{self, Sandbox, Teardown, tear_down};
+use crate::status::{self, Health, Waiting};
+
+/// What a worker is told.
+#[derive(Debug)]
+pub enum Command {
+    /// The pod as it is now.
+    Update(Arc<Value>),
+    /// The object is gone: nothing to report to any more.
+    Gone,
+    /// A config map or secret the pod may use has changed.
+    ContentChanged,
+    Probe(Verdict),
+}
+
+/// First and longest wait before something that failed is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+
+pub struct Worker {
+    node: Arc<Node>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    /// For tasks that report back to this worker.
+    own: mpsc::UnboundedSender<Command>,
+    record: Record,
+    pod: Arc<Pod>,
+    sandbox: Option<Sandbox>,
+    volumes: HashMap<String, PathBuf>,
+    renew_at: Option<Timestamp>,
+    waiting: BTreeMap<String, Waiting>,
+    health: BTreeMap<String, Health>,
+    probes: Probes,
+    /// Warnings to tell: container, reason, message.
+    notices: Vec<(String, &'static str, String)>,
+    /// Containers that a probe has given up.
+    condemned: Vec<(String, Kind)>,
+    /// Containers (or the pod, under the empty name) to try again, and after which wait.
+    retries: BTreeMap<String, Retry>,
+    initialized: bool,
+    written: Option<Value>,
+    gone: bool,
+    /// The sandbox of a finished pod has been taken away.
+    cleared: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Retry {
+    at: Instant,
+    wait: Duration,
+}
+
+/// Why a wait ended.
+enum Wake {
+    Command(Option<Command>),
+    Link(Option<LinkEvent>),
+    Deadline,
+}
+
+impl Worker {
+    pub fn new(
+        node: Arc<Node>,
+        record: Record,
+        commands: mpsc::UnboundedReceiver<Command>,
+        own: mpsc::UnboundedSender<Command>,
+    ) -> Worker {
+        let pod = Arc::new(parse(&record));
+        Worker {
+            node,
+            commands,
+            own,
+            record,
+            pod,
+            sandbox: None,
+            volumes: HashMap::new(),
+            renew_at: None,
+            waiting: BTreeMap::new(),
+            health: BTreeMap::new(),
+            probes: Probes::default(),
+            notices: Vec::new(),
+            condemned: Vec::new(),
+            retries: BTreeMap::new(),
+            initialized: false,
+            written: None,
+            gone: false,
+            cleared: false,
+        }
+    }
+
+    /// Runs until the pod is no more. Dropping the commands' sender ends it and leaves the pod running.
+    pub async fn run(mut self) {
+        self.recover().await;
+        loop {
+            if self.must_stop() {
+                return self.stop().await;
+            }
+            let plan = self.step().await;
+            if self.must_stop() {
+                continue;
+            }
+            self.publish().await;
+            let deadline = self.deadline(&plan);
+            match self.wait(deadline).await {
+                Wake::Command(None) => return,
+                Wake::Command(Some(command)) => self.take(command),
+                Wake::Link(event) => self.heard(event),
+                Wake::Deadline => {}
+            }
+        }
+    }
+
+    fn must_stop(&self) -> bool {
+        self.gone || self.record.stopping.is_some() || self.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    async fn wait(&mut self, deadline: Option<Instant>) -> Wake {
+        let events = self.sandbox.as_mut().map(|sandbox| &mut sandbox.events);
+        tokio::select! {
+            biased;
+            command = self.commands.recv() => Wake::Command(command),
+            event = async { match events { Some(events) => events.recv().await, None => std::future::pending().await } } => Wake::Link(event),
+            () = async { match deadline { Some(at) => tokio::time::sleep_until(at).await, None => std::future::pending().await } } => Wake::Deadline,
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Update(object) => {
+                self.record.object = object;
+                self.pod = Arc::new(parse(&self.record));
+                self.save();
+            }
+            Command::Gone => self.gone = true,
+            Command::ContentChanged => {
+                self.volumes.clear();
+                self.retries.clear();
+            }
+            Command::Probe(verdict) => self.judge(verdict),
+        }
+    }
+
+    // ---- recovery ----
+
+    /// Finds what an earlier agent left: a living pod process goes on, a dead one is cleaned away.
+    async fn recover(&mut self) {
+        if self.record.sandboxes == 0 {
+            return;
+        }
+        match sandbox::adopt(&self.node, &self.record).await {
+            Ok(Some(sandbox)) => self.adopted(sandbox),
+            Ok(None) => self.lost_sandbox().await,
+            Err(error) => {
+                self.log_failure("adopt the pod process", &error);
+                self.lost_sandbox().await;
+            }
+        }
+    }
+
+    fn adopted(&mut self, sandbox: Sandbox) {
+        tracing::info!(pod = %self.record.pod.name, uid = %self.record.pod.uid, "pod process adopted");
+        let states: Vec<ContainerState> = sandbox.state.containers.clone();
+        self.sandbox = Some(sandbox);
+        for state in &states {
+            self.container_state(state);
+        }
+        let known = |run: &str| states.iter().any(|state| state.container == run);
+        let lost: Vec<String> =
+            self.running_runs().into_iter().filter(|(_, run)| !known(run)).map(|(name, _)| name).collect();
+        lost.iter().for_each(|name| self.container_lost(name));
+        self.save();
+        self.go_live();
+        for (name, _) in self.running_runs() {
+            self.watch_health(&name);
+        }
+    }
+
+    /// The pod process died: whatever ran in it is killed, and how it would have ended is unknown.
+    async fn lost_sandbox(&mut self) {
+        self.sandbox = None;
+        self.leave_live();
+        for (name, _) in self.running_runs() {
+            self.container_lost(&name);
+        }
+        self.volumes.clear();
+        self.save();
+        self.clear(&Teardown::SANDBOX).await;
+    }
+
+    fn container_lost(&mut self, name: &str) {
+        self.probes.stop(name);
+        let end = |started_at, id: &str| End {
+            exit_code: 137,
+            reason: "ContainerStatusUnknown".into(),
+            message: Some("The container could not be located when the pod was terminated".into()),
+            started_at,
+            finished_at: Some(Timestamp::now()),
+            id: id.to_owned(),
+        };
+        if let Some(run) = self.record.containers.get_mut(name).and_then(|record| record.current.as_mut()) {
+            run.end = Some(end(run.started_at, &run.id));
+        }
+    }
+
+    fn running_runs(&self) -> Vec<(String, String)> {
+        let running = self
+            .record
+            .containers
+            .iter()
+            .filter(|(_, record)| record.current.as_ref().is_some_and(|run| run.end.is_none()));
+        running.filter_map(|(name, record)| Some((name.clone(), record.current.as_ref()?.name.clone()))).collect()
+    }
+
+    /// Runs teardown steps until they succeed; what fails is tried again after a while.
+    async fn clear(&mut self, steps: &[Teardown]) {
+        let mut wait = RETRY.0;
+        while let Err(error) = tear_down(&self.node, steps, &self.record.pod.uid, self.record.ip).await {
+            self.log_failure("take the pod away", &error);
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(RETRY.1);
+        }
+    }
+
+    // ---- reports of the pod process ----
+
+    fn heard(&mut self, event: Option<LinkEvent>) {
+        match event {
+            Some(LinkEvent::Exited(state)) => {
+                self.container_state(&state);
+                self.save();
+                self.go_live();
+            }
+            Some(LinkEvent::Closed) | None => self.sandbox = None, // the next step cleans up and starts anew
+        }
+    }
+
+    fn container_state(&mut self, state: &ContainerState) {
+        let found = self.record.containers.iter().find(|(_, record)| {
+            record.current.as_ref().is_some_and(|run| run.name == state.container && run.end.is_none())
+        });
+        let Some(name) = found.map(|(name, _)| name.clone()) else { return };
+        let end = state.exit.as_ref().map(|exit| self.end_of(&name, state, exit));
+        let ended = end.is_some();
+        if let Some(run) = self.record.containers.get_mut(&name).and_then(|record| record.current.as_mut()) {
+            run.started_at = state.started_at.and_then(from_nanos).or(run.started_at);
+            run.end = end;
+        }
+        if ended {
+            self.probes.stop(&name);
+            self.health.remove(&name);
+        }
+    }
+
+    fn end_of(&self, name: &str, state: &ContainerState, exit: &pod::protocol::Exit) -> End {
+        let reason = match exit {
+            exit if exit.oom_killed => "OOMKilled",
+            exit if exit.code == 0 => "Completed",
+            _ => "Error",
+        };
+        let id = self.record.containers.get(name).and_then(|record| record.current.as_ref()).map(|run| run.id.clone());
+        End {
+            exit_code: exit.code,
+            reason: reason.into(),
+            message: self.termination_message(name, &state.container, exit.code),
+            started_at: state.started_at.and_then(from_nanos),
+            finished_at: from_nanos(exit.finished_at),
+            id: id.unwrap_or_default(),
+        }
+    }
+
+    /// What the container wrote to its termination log, or the end of its log when it asked for that and failed.
+    fn termination_message(&self, name: &str, run: &str, exit_code: i32) -> Option<String> {
+        const MAX: usize = 4096;
+        let uid = &self.record.pod.uid;
+        let container = self.pod.spec.container(name)?;
+        let written = std::fs::read(crate::launch::termination_file(&self.node, uid, run)).unwrap_or_default();
+        let fall_back = container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+        let bytes = if written.is_empty() && fall_back && exit_code != 0 {
+            let number = self.record.containers.get(name)?.runs.saturating_sub(1);
+            crate::logs::last_lines(&self.node.log_file(uid, name, number), 80, 2048)
+        } else {
+            written[..written.len().min(MAX)].to_vec()
+        };
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        (!text.is_empty()).then_some(text)
+    }
+
+    /// Tells exec and attach what runs now.
+    fn go_live(&self) {
+        let Some(sandbox) = &self.sandbox else { return };
+        let mut live = self.node.live();
+        let entry = live
+            .entry(self.record.pod.uid.clone())
+            .or_insert_with(|| LivePod { link: sandbox.link.clone(), containers: HashMap::new() });
+        entry.link = sandbox.link.clone();
+        let uid = &self.record.pod.uid;
+        let running = self.running_runs();
+        entry.containers.retain(|name, container| running.iter().any(|(n, run)| n == name && *run == container.run));
+        for (name, run) in running {
+            if entry.containers.contains_key(&name) {
+                continue;
+            }
+            let pid = sandbox.state.containers.iter().find(|state| state.container == run).map_or(0, |state| state.pid);
+            let config = std::fs::read(crate::launch::run_folder(&self.node, uid, &run).join("config.json"));
+            let config: Value = config.ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+            let tty = config["process"]["terminal"] == true;
+            let process = Arc::new(config["process"].clone());
+            entry.containers.insert(name, crate::node::LiveContainer { run, pid, process, tty });
+        }
+        drop(live);
+        self.node.changes.send_modify(|count| *count += 1);
+    }
+
+    fn leave_live(&self) {
+        self.node.live().remove(&self.record.pod.uid);
+        self.node.changes.send_modify(|count| *count += 1);
+    }
+
+    // ---- what to do next ----
+
+    async fn step(&mut self) -> Plan {
+        if self.cleared {
+            return self.plan();
+        }
+        if let Some(finished) = self.past_deadline() {
+            self.finish(finished).await;
+        }
+        self.act_on_health().await;
+        if self.record.finished.is_none() && self.sandbox.is_none() && self.record.sandboxes > 0 {
+            self.lost_sandbox().await;
+        }
+        let mut plan = self.plan();
+        if plan.finished.is_none() && self.ready_to_run().await {
+            self.start_containers(&mut plan).await;
+        }
+        if let Some(finished) = plan.finished.clone()
+            && !self.must_stop()
+        {
+            self.finish(finished).await;
+        }
+        self.initialized = plan.initialized || self.initialized;
+        plan
+    }
+
+    fn plan(&mut self) -> Plan {
+        let health = &self.health;
+        let started = |name: &str| health.get(name).is_some_and(|health| health.started);
+        let plan = plan(&self.pod.spec, &self.record, Timestamp::now(), &started);
+        self.initialized = plan.initialized;
+        plan
+    }
+
+    /// activeDeadlineSeconds.
+    fn past_deadline(&self) -> Option<Finished> {
+        let seconds = self.pod.spec.active_deadline_seconds?;
+        let until = self.record.started_at.checked_add(jiff::SignedDuration::from_secs(seconds)).ok()?;
+        (self.record.finished.is_none() && Timestamp::now() >= until).then(|| Finished {
+            succeeded: false,
+            reason: Some("DeadlineExceeded".into()),
+            message: Some("Pod was active on the node longer than the specified deadline".into()),
+        })
+    }
+
+    /// No container of the pod will run again: the sandbox goes, logs and volumes stay until the pod is deleted.
+    async fn finish(&mut self, finished: Finished) {
+        if self.record.finished.is_none() {
+            if self.sandbox.is_some() {
+                self.stop_containers(None).await;
+            }
+            self.record.finished = Some(finished);
+            self.waiting.clear();
+            self.save();
+        }
+        self.sandbox = None;
+        self.leave_live();
+        self.publish().await;
+        self.clear(&Teardown::SANDBOX).await;
+        if let Some(ip) = self.record.ip.take() {
+            self.save();
+            self.node.addresses.release(ip);
+        }
+        self.cleared = true;
+    }
+
+    fn deadline(&self, plan: &Plan) -> Option<Instant> {
+        if self.cleared {
+            return self.retries.values().map(|retry| retry.at).min();
+        }
+        let active = self
+            .pod
+            .spec
+            .active_deadline_seconds
+            .filter(|_| self.record.finished.is_none())
+            .and_then(|seconds| self.record.started_at.checked_add(jiff::SignedDuration::from_secs(seconds)).ok());
+        let moments = [plan.wake_at(), self.renew_at, active];
+        let moments = moments.into_iter().flatten().map(instant_of);
+        moments.chain(self.retries.values().map(|retry| retry.at)).min()
+    }
+
+    /// Notes that something is to be tried again, each time after a longer wait.
+    fn retry_later(&mut self, name: &str) {
+        let wait = self.retries.get(name).map_or(RETRY.0, |retry| (retry.wait * 2).min(RETRY.1));
+        self.retries.insert(name.to_owned(), Retry { at: Instant::now() + wait, wait });
+    }
+
+    fn must_wait(&self, name: &str) -> bool {
+        self.retries.get(name).is_some_and(|retry| retry.at > Instant::now())
+    }
+
+    // ---- status ----
+
+    async fn publish(&mut self) {
+        const STATUS: &str = "\u{0}status";
+        let status = status::status(&status::Inputs {
+            pod: &self.pod,
+            record: &self.record,
+            waiting: &self.waiting,
+            health: &self.health,
+            sandbox_ready: self.sandbox.is_some(),
+            initialized: self.initialized,
+            host_ip: self.node.config.node_ip,
+            now: Timestamp::now(),
+        });
+        if self.gone || self.written.as_ref() == Some(&status) || self.pod.status == status {
+            self.retries.remove(STATUS);
+            return;
+        }
+        match self.node.upstream.write_status(&self.record.pod, status.clone()).await {
+            Ok(()) => {
+                self.retries.remove(STATUS);
+                // Conditions keep their times: the next status is computed from this one.
+                let mut pod = (*self.pod).clone();
+                pod.status = status.clone();
+                self.pod = Arc::new(pod);
+                self.written = Some(status);
+            }
+            Err(UpstreamError::NotFound(_)) => self.gone = true,
+            Err(error) => {
+                self.log_failure("write the pod's status", &error);
+                self.retry_later(STATUS);
+            }
+        }
+    }
+
+    fn facts(&self) -> Facts {
+        let ip = if self.pod.spec.host_network { Some(self.node.config.node_ip) } else { self.record.ip };
+        Facts {
+            node_name: self.node.config.node_name.clone(),
+            host_ip: self.node.config.node_ip.to_string(),
+            pod_ip: ip.map(|ip| ip.to_string()),
+        }
+    }
+
+    /// A record that cannot be written is a node in trouble: the pod goes on, loudly.
+    fn save(&self) {
+        if let Err(error) = self.node.records.write(&self.record) {
+            self.log_failure("write the pod's record", &error);
+        }
+    }
+
+    async fn event(&self, container: Option<&str>, kind: EventKind, reason: &'static str, message: String) {
+        self.node.event(&self.record.pod, container, kind, reason, message).await;
+    }
+
+    fn log_failure(&self, what: &'static str, error: &dyn std::error::Error) {
+        let pod = &self.record.pod;
+        tracing::warn!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, what, error = %chain(error));
+    }
+}
+
+fn parse(record: &Record) -> Pod {
+    match serde_json::from_value((*record.object).clone()) {
+        Ok(pod) => pod,
+        Err(error) => {
+            tracing::error!(uid = %record.pod.uid, %error, "pod cannot be read");
+            Pod::default()
+        }
+    }
+}
+
+/// An error with all its causes.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn from_nanos(nanos: i64) -> Option<Timestamp> {
+    Timestamp::from_nanosecond(nanos.into()).ok()
+}
+
+fn instant_of(time: Timestamp) -> Instant {
+    let ahead = time.duration_since(Timestamp::now());
+    Instant::now() + Duration::try_from(ahead).unwrap_or(Duration::ZERO)
+}

@@ -1,0 +1,116 @@
+//! What probes mean for a container, and the hooks around its life.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::Worker;
+use crate::boundary::EventKind;
+use crate::model::{Container, Probe};
+use crate::probe::{Kind, Target, Verdict, run_handler};
+use crate::status::Health;
+
+/// A hook has no time limit of its own but must not hold the pod for ever.
+const HOOK_TIMEOUT: Duration = Duration::from_secs(600);
+
+impl Worker {
+    /// Begins watching a container that has just been started (or adopted).
+    pub(super) fn watch_health(&mut self, name: &str) {
+        let pod = self.pod.clone();
+        let Some(container) = pod.spec.container(name) else { return };
+        let started = container.startup_probe.is_none();
+        self.health.insert(name.to_owned(), Health { started, ready: started && container.readiness_probe.is_none() });
+        match &container.startup_probe {
+            Some(probe) => self.start_probe(container, Kind::Startup, probe),
+            None => self.watch_started(container),
+        }
+    }
+
+    fn watch_started(&mut self, container: &Container) {
+        for (kind, probe) in
+            [(Kind::Readiness, &container.readiness_probe), (Kind::Liveness, &container.liveness_probe)]
+        {
+            if let Some(probe) = probe {
+                self.start_probe(container, kind, probe);
+            }
+        }
+    }
+
+    fn start_probe(&mut self, container: &Container, kind: Kind, probe: &Probe) {
+        let Some(run) = self.run_name(&container.name) else { return };
+        let sender: mpsc::UnboundedSender<_> = self.own.clone();
+        self.probes.start(self.target(container), &run, kind, probe.clone(), sender);
+    }
+
+    fn target(&self, container: &Container) -> Target {
+        let ip = if self.pod.spec.host_network { Some(self.node.config.node_ip) } else { self.record.ip };
+        Target { node: self.node.clone(), uid: self.record.pod.uid.clone(), ip, container: Arc::new(container.clone()) }
+    }
+
+    fn run_name(&self, name: &str) -> Option<String> {
+        self.record.containers.get(name)?.current.as_ref().filter(|run| run.end.is_none()).map(|run| run.name.clone())
+    }
+
+    /// Takes a probe's result; what needs waiting is left to the next step.
+    pub(super) fn judge(&mut self, verdict: Verdict) {
+        if self.run_name(&verdict.container).as_ref() != Some(&verdict.run) {
+            return; // about a run that is over
+        }
+        if let Some(failure) = &verdict.failure {
+            let message = format!("{} probe failed: {failure}", verdict.kind.name());
+            self.notices.push((verdict.container.clone(), "Unhealthy", message));
+        }
+        let Some(good) = verdict.changed else { return };
+        let Some(health) = self.health.get_mut(&verdict.container) else { return };
+        match (verdict.kind, good) {
+            (Kind::Readiness, good) => health.ready = good,
+            (Kind::Startup, true) => self.has_started(&verdict.container),
+            (Kind::Liveness, true) => {}
+            (Kind::Startup | Kind::Liveness, false) => self.condemned.push((verdict.container, verdict.kind)),
+        }
+    }
+
+    fn has_started(&mut self, name: &str) {
+        let pod = self.pod.clone();
+        let Some(container) = pod.spec.container(name) else { return };
+        self.health.insert(name.to_owned(), Health { started: true, ready: container.readiness_probe.is_none() });
+        self.watch_started(container);
+    }
+
+    /// Says what probes found, and ends containers they have given up.
+    pub(super) async fn act_on_health(&mut self) {
+        for (container, reason, message) in std::mem::take(&mut self.notices) {
+            self.event(Some(&container), EventKind::Warning, reason, message).await;
+        }
+        for (name, kind) in std::mem::take(&mut self.condemned) {
+            let pod = self.pod.clone();
+            let Some(container) = pod.spec.container(&name) else { continue };
+            let probe = if kind == Kind::Startup { &container.startup_probe } else { &container.liveness_probe };
+            let own = probe.as_ref().and_then(|probe| probe.termination_grace_period_seconds);
+            let seconds = own.or(pod.spec.termination_grace_period_seconds).unwrap_or(30).max(1);
+            let what = kind.name().to_lowercase();
+            let message = format!("Container {name} failed {what} probe, will be restarted");
+            self.event(Some(&name), EventKind::Normal, "Killing", message).await;
+            self.stop_containers(Some((&name, Duration::from_secs(seconds.unsigned_abs())))).await;
+        }
+    }
+
+    /// A hook that fails costs the container its life, and the plan decides about the next.
+    pub(super) async fn post_start(&mut self, container: &Container) {
+        let Some(handler) = &container.lifecycle.post_start else { return };
+        if let Err(error) = run_handler(&self.target(container), handler, HOOK_TIMEOUT).await {
+            let message = format!("PostStartHook failed: {error}");
+            self.event(Some(&container.name), EventKind::Warning, "FailedPostStartHook", message).await;
+            self.stop_containers(Some((&container.name, Duration::from_secs(1)))).await;
+        }
+    }
+
+    pub(super) async fn pre_stop(&self, container: &Container, left: Duration) {
+        let Some(handler) = &container.lifecycle.pre_stop else { return };
+        if let Err(error) = run_handler(&self.target(container), handler, left).await {
+            let message = format!("PreStopHook failed: {error}");
+            self.event(Some(&container.name), EventKind::Warning, "FailedPreStopHook", message).await;
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! Bringing up: volumes, sandbox, network; then images and containers one after the other.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use pod::protocol::{FailureKind, Op};
+
+use super::{Wake, Worker, chain};
+use crate::boundary::EventKind;
+use crate::image::{Image, ImageError, PullPolicy};
+use crate::launch::{Launch, LaunchError, remove_run};
+use crate::link::LinkError;
+use crate::model::Container;
+use crate::node::LivePod;
+use crate::plan::{Plan, next_back_off};
+use crate::record::{BackOff, ContainerRecord, End, Run};
+use crate::sandbox;
+use crate::status::Waiting;
+use crate::volume::Volumes;
+
+/// The empty name: what concerns the pod as a whole.
+const POD: &str = "";
+
+impl Worker {
+    /// Makes what containers need. False when something is missing; it is tried again later.
+    pub(super) async fn ready_to_run(&mut self) -> bool {
+        if self.must_wait(POD) {
+            return false;
+        }
+        let ready = self.make_volumes().await && self.make_sandbox().await;
+        if ready {
+            self.retries.remove(POD);
+        } else {
+            self.retry_later(POD);
+        }
+        ready
+    }
+
+    async fn make_volumes(&mut self) -> bool {
+        let due = self.renew_at.is_some_and(|at| at <= Timestamp::now());
+        let made = self.pod.spec.volumes.iter().all(|volume| self.volumes.contains_key(&volume.name));
+        if made && !due {
+            return true;
+        }
+        let (pod, facts, uid) = (self.pod.clone(), self.facts(), self.record.pod.uid.clone());
+        let (durable, volatile) = (self.node.pod_volumes(&uid), self.node.pod_run(&uid).join("volumes"));
+        let upstream = self.node.upstream.clone();
+        let maker =
+            Volumes { upstream: upstream.as_ref(), pod: &pod, facts: &facts, durable: &durable, volatile: &volatile };
+        let (mut paths, mut renew_at) = (HashMap::new(), None::<Timestamp>);
+        for volume in &pod.spec.volumes {
+            match maker.make(volume).await {
+                Ok(ready) => {
+                    paths.insert(volume.name.clone(), ready.path);
+                    renew_at = renew_at.into_iter().chain(ready.renew_at).min();
+                }
+                Err(error) => {
+                    self.event(None, EventKind::Warning, "FailedMount", chain(&error)).await;
+                    return false;
+                }
+            }
+        }
+        (self.volumes, self.renew_at) = (paths, renew_at);
+        true
+    }
+
+    async fn make_sandbox(&mut self) -> bool {
+        if self.sandbox.is_some() {
+            return true;
+        }
+        if self.record.ip.is_none() && !self.pod.spec.host_network {
+            let Some(ip) = self.node.addresses.take() else {
+                let message = "Failed to create pod sandbox: no pod address is free on this node".to_owned();
+                self.event(None, EventKind::Warning, "FailedCreatePodSandBox", message).await;
+                return false;
+            };
+            self.record.ip = Some(ip);
+        }
+        self.record.sandboxes += 1;
+        self.save();
+        match sandbox::start(&self.node, &self.pod, &self.record).await {
+            Ok(sandbox) => {
+                self.sandbox = Some(sandbox);
+                true
+            }
+            Err(error) => {
+                let message = format!("Failed to create pod sandbox: {}", chain(&error));
+                self.event(None, EventKind::Warning, "FailedCreatePodSandBox", message).await;
+                false
+            }
+        }
+    }
+
+    /// Starts what the plan says, re-planning after each because starting takes time.
+    pub(super) async fn start_containers(&mut self, plan: &mut Plan) {
+        let mut tried = Vec::new();
+        loop {
+            self.show_waiting(plan).await;
+            let next = plan.start.iter().find(|name| !tried.contains(*name) && !self.must_wait(name)).cloned();
+            let Some(name) = next else { return };
+            tried.push(name.clone());
+            self.start_container(&name).await;
+            if self.must_stop() || self.sandbox.is_none() {
+                return;
+            }
+            *plan = self.plan();
+        }
+    }
+
+    /// Containers waiting for their back-off show it, with an event when that begins.
+    async fn show_waiting(&mut self, plan: &Plan) {
+        for (name, _) in &plan.waiting {
+            let seconds = self.record.containers.get(name).and_then(|record| record.back_off).map_or(0, |b| b.seconds);
+            let pod = &self.record.pod;
+            let whole = format!("{name} in pod {}_{}({})", pod.name, pod.namespace, pod.uid);
+            let delay =
+                if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) };
+            let message = format!("back-off {delay} restarting failed container={whole}");
+            let shown = Waiting { reason: "CrashLoopBackOff", message: Some(message) };
+            if self.waiting.insert(name.clone(), shown.clone()) != Some(shown) {
+                let message = format!("Back-off restarting failed container {whole}");
+                self.event(Some(name), EventKind::Warning, "BackOff", message).await;
+            }
+        }
+    }
+
+    async fn start_container(&mut self, name: &str) {
+        let pod = self.pod.clone();
+        let Some(container) = pod.spec.container(name) else { return };
+        let Some(image) = self.get_image(container).await else { return };
+        let first = self.record.containers.get(name).is_none_or(|record| record.runs == 0);
+        if first {
+            self.waiting.remove(name);
+        }
+        self.forget_last_run(name).await;
+        let run = self.begin_run(container, &image);
+        match self.launch(container, &image, &run).await {
+            Ok(()) => {
+                self.retries.remove(name);
+                self.waiting.remove(name);
+            }
+            Err(error) => self.launch_failed(name, &run, error).await,
+        }
+        self.save();
+    }
+
+    // ---- images ----
+
+    async fn get_image(&mut self, container: &Container) -> Option<Image> {
+        let policy = match container.image_pull_policy.as_deref() {
+            Some("Always") => PullPolicy::Always,
+            Some("Never") => PullPolicy::Never,
+            _ => PullPolicy::IfNotPresent,
+        };
+        let (name, image) = (container.name.as_str(), container.image.as_str());
+        let node = self.node.clone();
+        let pulling = match node.images.must_pull(image, policy) {
+            Ok(pulling) => pulling,
+            Err(error) => {
+                self.image_failed(container, &error).await;
+                return None;
+            }
+        };
+        if pulling {
+            self.event(Some(name), EventKind::Normal, "Pulling", format!("Pulling image {image:?}")).await;
+            self.publish().await;
+        }
+        let began = tokio::time::Instant::now();
+        let pulled = self.unless_stopped(node.images.ensure(image, policy)).await?;
+        match pulled {
+            Ok(found) => {
+                let message = if pulling {
+                    let took = format!("{:.3?}", began.elapsed());
+                    let size = found.size;
+                    format!(
+                        "Successfully pulled image {image:?} in {took} ({took} including waiting). Image size: {size} bytes."
+                    )
+                } else {
+                    format!("Container image {image:?} already present on machine")
+                };
+                self.event(Some(name), EventKind::Normal, "Pulled", message).await;
+                Some(found)
+            }
+            Err(error) => {
+                self.image_failed(container, &error).await;
+                None
+            }
+        }
+    }
+
+    /// Waits for something slow while commands and reports still are taken. `None` when the pod must stop meanwhile.
+    async fn unless_stopped<T>(&mut self, slow: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(slow);
+        loop {
+            let wake = tokio::select! {
+                done = &mut slow => return Some(done),
+                wake = self.wait(None) => wake,
+            };
+            match wake {
+                Wake::Command(Some(command)) => self.take(command),
+                Wake::Command(None) => return None,
+                Wake::Link(event) => self.heard(event),
+                Wake::Deadline => {}
+            }
+            if self.must_stop() || self.sandbox.is_none() {
+                return None;
+            }
+        }
+    }
+
+    async fn image_failed(&mut self, container: &Container, error: &ImageError) {
+        let (name, image, text) = (container.name.as_str(), container.image.as_str(), chain(error));
+        let (reason, back_off) = match error {
+            ImageError::InvalidName(_) => ("InvalidImageName", false),
+            ImageError::NeverPull { .. } => ("ErrImageNeverPull", false),
+            _ => ("ErrImagePull", true),
+        };
+        let message = match reason {
+            "InvalidImageName" => format!("Failed to apply default image tag {image:?}: {text}"),
+            "ErrImageNeverPull" => text.clone(),
+            _ => format!("Failed to pull image {image:?}: {text}"),
+        };
+        let event = if reason == "InvalidImageName" { "InspectFailed" } else { "Failed" };
+        self.event(Some(name), EventKind::Warning, if reason == "ErrImageNeverPull" { reason } else { event }, message)
+            .await;
+        self.event(Some(name), EventKind::Warning, "Failed", format!("Error: {reason}")).await;
+        self.waiting.insert(name.to_owned(), Waiting { reason, message: Some(text.clone()) });
+        self.publish().await;
+        let wait = self.pull_back_off(name);
+        if back_off {
+            let message = format!("Back-off pulling image {image:?}: {reason}: {text}");
+            self.event(Some(name), EventKind::Normal, "BackOff", format!("Back-off pulling image {image:?}")).await;
+            self.waiting.insert(name.to_owned(), Waiting { reason: "ImagePullBackOff", message: Some(message) });
+        }
+        self.retries.insert(name.to_owned(), super::Retry { at: tokio::time::Instant::now() + wait, wait });
+    }
+
+    /// 10 s, doubling up to 5 min.
+    fn pull_back_off(&self, name: &str) -> std::time::Duration {
+        const FIRST: std::time::Duration = std::time::Duration::from_secs(10);
+        const LONGEST: std::time::Duration = std::time::Duration::from_secs(300);
+        self.retries.get(name).map_or(FIRST, |retry| (retry.wait * 2).clamp(FIRST, LONGEST))
+    }
+
+    // ---- runs ----
+
+    /// The pod process and the disk forget the last run; its log stays for `--previous`.
+    async fn forget_last_run(&mut self, name: &str) {
+        let Some(run) = self.record.containers.get(name).and_then(|record| record.current.clone()) else { return };
+        if let Some(sandbox) = &self.sandbox
+            && let Err(error) = sandbox.link.tell(Op::Delete { container: run.name.clone() }).await
+            && !matches!(&error, LinkError::Failed(failure) if failure.kind == FailureKind::NotFound)
+        {
+            self.log_failure("delete a container", &error);
+        }
+        if let Err(error) = remove_run(&self.node, &self.record.pod.uid, &run.name) {
+            self.log_failure("remove a container's files", &error);
+        }
+        let runs = self.record.containers.get(name).map_or(0, |record| record.runs);
+        if let Some(old) = runs.checked_sub(2) {
+            self.remove_logs(name, old);
+        }
+    }
+
+    fn remove_logs(&self, name: &str, run: u32) {
+        if let Err(error) = crate::logs::remove(&self.node.log_file(&self.record.pod.uid, name, run)) {
+            self.log_failure("remove an old log", &error);
+        }
+    }
+
+    /// Notes a new run before anything of it exists.
+    fn begin_run(&mut self, container: &Container, image: &Image) -> Run {
+        let record = self.record.containers.entry(container.name.clone()).or_default();
+        let again = record.runs > 0 && record.end().is_some();
+        if again {
+            record.back_off = Some(next_back_off(record, Timestamp::now()));
+        }
+        let run = Run {
+            name: format!("{}-{}", container.name, record.runs),
+            id: format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple()),
+            image: image.name.clone(),
+            image_id: image.id.clone(),
+            stop_signal: container.lifecycle.stop_signal.clone().or_else(|| image.config.stop_signal.clone()),
+            started_at: None,
+            end: None,
+        };
+        if let Some(end) = record.end().cloned() {
+            record.last = Some(end);
+        }
+        record.runs += 1;
+        record.current = Some(run.clone());
+        self.save();
+        run
+    }
+
+    async fn launch(&mut self, container: &Container, image: &Image, run: &Run) -> Result<(), LaunchError> {
+        let Some(sandbox) = &self.sandbox else { return Err(LinkError::Gone.into()) };
+        let link = sandbox.link.clone();
+        let (facts, name) = (self.facts(), container.name.as_str());
+        let launch = Launch {
+            node: &self.node,
+            pod: &self.pod,
+            record: &self.record,
+            container,
+            image,
+            volumes: &self.volumes,
+            facts: &facts,
+            sandbox,
+            number: self.record.containers.get(name).map_or(0, |record| record.runs.saturating_sub(1)),
+            run: &run.name,
+        };
+        let live = launch.create().await?;
+        self.event(Some(name), EventKind::Normal, "Created", format!("Created container: {name}")).await;
+        link.tell(Op::Start { container: run.name.clone() }).await?;
+        if let Some(run) = self.record.containers.get_mut(name).and_then(|record| record.current.as_mut())
+            && run.started_at.is_none()
+        {
+            run.started_at = Some(Timestamp::now());
+        }
+        let uid = self.record.pod.uid.clone();
+        let entry = || LivePod { link, containers: HashMap::new() };
+        self.node.live().entry(uid).or_insert_with(entry).containers.insert(name.to_owned(), live);
+        self.event(Some(name), EventKind::Normal, "Started", format!("Started container {name}")).await;
+        self.watch_health(name);
+        self.post_start(container).await;
+        Ok(())
+    }
+
+    async fn launch_failed(&mut self, name: &str, run: &Run, error: LaunchError) {
+        let text = chain(&error);
+        self.event(Some(name), EventKind::Warning, "Failed", format!("Error: {text}")).await;
+        let Some(record) = self.record.containers.get_mut(name) else { return };
+        if let LaunchError::Link(LinkError::Failed(failure)) = &error
+            && failure.kind == FailureKind::CannotRun
+        {
+            // The program itself is at fault: this counts as a run that failed, as other runtimes tell it.
+            let end = End {
+                exit_code: 128,
+                reason: "StartError".into(),
+                message: Some(text.clone()),
+                started_at: Some(Timestamp::UNIX_EPOCH),
+                finished_at: Some(Timestamp::now()),
+                id: run.id.clone(),
+            };
+            if let Some(current) = record.current.as_mut() {
+                current.end = Some(end);
+            }
+            record.back_off.get_or_insert(BackOff { seconds: 10, since: Timestamp::now() });
+            self.waiting.insert(name.to_owned(), Waiting { reason: "RunContainerError", message: Some(text) });
+            return;
+        }
+        take_back(record);
+        if let Err(error) = remove_run(&self.node, &self.record.pod.uid, &run.name) {
+            self.log_failure("remove a container's files", &error);
+        }
+        self.waiting.insert(name.to_owned(), Waiting { reason: error.reason(), message: Some(text) });
+        self.retry_later(name);
+    }
+}
+
+/// A run that never began is no run: the numbers go back, the end before it stays known.
+fn take_back(record: &mut ContainerRecord) {
+    record.runs = record.runs.saturating_sub(1);
+    record.current = None;
+}

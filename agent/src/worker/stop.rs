@@ -1,0 +1,219 @@
+//! Taking down: preStop, the stop signal, the grace period, SIGKILL; then the teardown steps and the last word.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pod::protocol::Op;
+use tokio::time::Instant;
+
+use super::{Command, RETRY, Wake, Worker};
+use crate::boundary::{EventKind, UpstreamError};
+use crate::link::LinkEvent;
+use crate::model::Container;
+use crate::sandbox::Teardown;
+
+const DEFAULT_GRACE: i64 = 30;
+/// A pod whose object is gone has nobody to be graceful for; still it may finish a write.
+const GONE_GRACE: i64 = 1;
+/// After SIGKILL only a process stuck in the kernel remains.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Worker {
+    /// Ends the pod for good.
+    pub(super) async fn stop(mut self) {
+        if self.record.stopping.is_none() {
+            self.record.stopping = Some(Timestamp::now());
+            self.save();
+        }
+        if self.sandbox.is_some() {
+            self.stop_containers(None).await;
+        }
+        for (name, _) in self.running_runs() {
+            self.container_lost(&name);
+        }
+        self.save();
+        self.probes.stop_all();
+        self.leave_live();
+        self.sandbox = None;
+        self.publish().await;
+        self.clear(&Teardown::ALL).await;
+        self.say_removed().await;
+        if let Err(error) = self.node.records.remove(&self.record.pod.uid) {
+            self.log_failure("remove the pod's record", &error);
+        }
+        if let Some(ip) = self.record.ip {
+            self.node.addresses.release(ip);
+        }
+    }
+
+    async fn say_removed(&mut self) {
+        let mut wait = RETRY.0;
+        while !self.gone {
+            match self.node.upstream.pod_removed(&self.record.pod).await {
+                Ok(()) | Err(UpstreamError::NotFound(_)) => return,
+                Err(error) => self.log_failure("report the pod's removal", &error),
+            }
+            let sleep = tokio::time::sleep(wait);
+            tokio::pin!(sleep);
+            tokio::select! {
+                () = &mut sleep => {}
+                command = self.commands.recv() => match command {
+                    Some(command) => self.take(command),
+                    None => return,
+                },
+            }
+            wait = (wait * 2).min(RETRY.1);
+        }
+    }
+
+    fn grace(&self) -> Duration {
+        let metadata = &self.pod.metadata;
+        let asked = metadata.deletion_grace_period_seconds.or(self.pod.spec.termination_grace_period_seconds);
+        let seconds = if self.gone { GONE_GRACE } else { asked.unwrap_or(DEFAULT_GRACE).max(1) };
+        Duration::from_secs(seconds.unsigned_abs())
+    }
+
+    /// Stops all containers, or one. Sidecars go after the main containers.
+    pub(super) async fn stop_containers(&mut self, only: Option<(&str, Duration)>) {
+        let (began, pod) = (Instant::now(), self.pod.clone());
+        let chosen = |container: &&Container| only.is_none_or(|(name, _)| container.name == name);
+        let sidecars: Vec<&Container> = pod.spec.init_containers.iter().filter(chosen).collect();
+        let main: Vec<&Container> = pod.spec.containers.iter().filter(chosen).collect();
+        for group in [main, sidecars.into_iter().rev().collect()] {
+            self.stop_group(&group, began, only.map(|(_, grace)| grace)).await;
+        }
+    }
+
+    async fn stop_group(&mut self, group: &[&Container], began: Instant, grace: Option<Duration>) {
+        let running = self.running_runs();
+        let group: Vec<(&Container, String)> = group
+            .iter()
+            .filter_map(|container| {
+                let (_, run) = running.iter().find(|(name, _)| *name == container.name)?;
+                Some((*container, run.clone()))
+            })
+            .collect();
+        if group.is_empty() {
+            return;
+        }
+        for (container, _) in &group {
+            self.probes.stop(&container.name);
+            let message = format!("Stopping container {}", container.name);
+            self.event(Some(&container.name), EventKind::Normal, "Killing", message).await;
+        }
+        let left = |worker: &Worker| {
+            (began + grace.unwrap_or_else(|| worker.grace())).saturating_duration_since(Instant::now())
+        };
+        let hooks = group.iter().map(|(container, _)| self.pre_stop(container, left(self)));
+        futures::future::join_all(hooks).await;
+        for (container, run) in &group {
+            let signal = self.stop_signal(&container.name);
+            self.signal(run, signal).await;
+        }
+        let runs: Vec<String> = group.into_iter().map(|(_, run)| run).collect();
+        self.wait_for_ends(&runs, |worker| began + grace.unwrap_or_else(|| worker.grace())).await;
+        for run in &runs {
+            if self.runs(run) {
+                self.signal(run, libc::SIGKILL).await;
+            }
+        }
+        let last = Instant::now() + KILL_PATIENCE;
+        self.wait_for_ends(&runs, |_| last).await;
+        self.save();
+    }
+
+    fn runs(&self, run: &str) -> bool {
+        self.sandbox.is_some() && self.running_runs().iter().any(|(_, running)| running == run)
+    }
+
+    async fn wait_for_ends(&mut self, runs: &[String], deadline: impl Fn(&Worker) -> Instant) {
+        while runs.iter().any(|run| self.runs(run)) {
+            let at = deadline(self);
+            match self.wait(Some(at)).await {
+                Wake::Command(Some(Command::Gone)) => self.gone = true,
+                Wake::Command(Some(command)) => self.take(command),
+                Wake::Command(None) => tokio::time::sleep_until(at).await, // told to leave: the kernel objects stay
+                Wake::Link(Some(event @ LinkEvent::Exited(_))) => self.heard(Some(event)),
+                Wake::Link(_) => {
+                    self.sandbox = None;
+                    return;
+                }
+                Wake::Deadline => {}
+            }
+            if Instant::now() >= deadline(self) {
+                return;
+            }
+        }
+    }
+
+    async fn signal(&self, run: &str, signal: i32) {
+        let Some(sandbox) = &self.sandbox else { return };
+        if let Err(error) = sandbox.link.tell(Op::Signal { container: run.to_owned(), signal }).await {
+            self.log_failure("signal a container", &error);
+        }
+    }
+
+    fn stop_signal(&self, name: &str) -> i32 {
+        let run = self.record.containers.get(name).and_then(|record| record.current.as_ref());
+        run.and_then(|run| run.stop_signal.as_deref()).and_then(signal_number).unwrap_or(libc::SIGTERM)
+    }
+}
+
+/// `SIGQUIT`, `QUIT` or `3`.
+fn signal_number(name: &str) -> Option<i32> {
+    const NAMES: [(&str, i32); 30] = [
+        ("HUP", libc::SIGHUP),
+        ("INT", libc::SIGINT),
+        ("QUIT", libc::SIGQUIT),
+        ("ILL", libc::SIGILL),
+        ("TRAP", libc::SIGTRAP),
+        ("ABRT", libc::SIGABRT),
+        ("BUS", libc::SIGBUS),
+        ("FPE", libc::SIGFPE),
+        ("KILL", libc::SIGKILL),
+        ("USR1", libc::SIGUSR1),
+        ("SEGV", libc::SIGSEGV),
+        ("USR2", libc::SIGUSR2),
+        ("PIPE", libc::SIGPIPE),
+        ("ALRM", libc::SIGALRM),
+        ("TERM", libc::SIGTERM),
+        ("CHLD", libc::SIGCHLD),
+        ("CONT", libc::SIGCONT),
+        ("STOP", libc::SIGSTOP),
+        ("TSTP", libc::SIGTSTP),
+        ("TTIN", libc::SIGTTIN),
+        ("TTOU", libc::SIGTTOU),
+        ("URG", libc::SIGURG),
+        ("XCPU", libc::SIGXCPU),
+        ("XFSZ", libc::SIGXFSZ),
+        ("VTALRM", libc::SIGVTALRM),
+        ("PROF", libc::SIGPROF),
+        ("WINCH", libc::SIGWINCH),
+        ("IO", libc::SIGIO),
+        ("PWR", libc::SIGPWR),
+        ("SYS", libc::SIGSYS),
+    ];
+    if let Ok(number) = name.parse::<i32>() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let short = name.trim_start_matches("SIG");
+    if let Some(offset) = short.strip_prefix("RTMIN+") {
+        return offset.parse::<i32>().ok().map(|offset| libc::SIGRTMIN() + offset);
+    }
+    NAMES.iter().find(|(known, _)| *known == short).map(|(_, number)| *number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_by_name_and_number() {
+        assert_eq!(signal_number("SIGQUIT"), Some(libc::SIGQUIT));
+        assert_eq!(signal_number("USR1"), Some(libc::SIGUSR1));
+        assert_eq!(signal_number("15"), Some(15));
+        assert_eq!(signal_number("SIGRTMIN+3"), Some(libc::SIGRTMIN() + 3));
+        assert_eq!(signal_number("SIGNOTHING"), None);
+        assert_eq!(signal_number("99"), None);
+    }
+}
