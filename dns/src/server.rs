@@ -9,7 +9,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode}
 use hickory_proto::rr::{DNSClass, Name, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -47,7 +47,7 @@ pub enum ServerError {
 pub struct Server {
     shared: Arc<Shared>,
     address: SocketAddr,
-    tasks: JoinSet<()>,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(serve_udp(Arc::clone(&shared), Arc::new(udp)));
         tasks.spawn(serve_tcp(Arc::clone(&shared), tcp));
-        Ok(Self { shared, address, tasks })
+        Ok(Self { shared, address, tasks: Mutex::new(tasks) })
     }
 
     /// Where it listens, with the port that was chosen.
@@ -88,8 +88,8 @@ impl Server {
     }
 
     /// Waits for the end of a task that should have none: the server is broken then, and its owner must not go on without it.
-    pub async fn broken(&mut self) {
-        if let Some(Err(error)) = self.tasks.join_next().await {
+    pub async fn broken(&self) {
+        if let Some(Err(error)) = self.tasks.lock().await.join_next().await {
             tracing::error!(%error, "a DNS task ended");
         }
     }

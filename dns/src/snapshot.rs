@@ -1,10 +1,10 @@
 //! What the cluster zone holds: a pure function of Services and EndpointSlices, updated one service at a time.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use api::view::{Endpoint, EndpointSlice, Service};
+use api::view::{Endpoint, EndpointPort, EndpointSlice, Service};
 
 /// `(namespace, name)` of a Service.
 pub(crate) type Key = (String, String);
@@ -35,7 +35,7 @@ pub(crate) enum Records {
     External { target: String },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Port {
     pub name: String,
     /// `tcp`, `udp` or `sctp`.
@@ -148,24 +148,26 @@ fn records(service: &Service, slices: &[&EndpointSlice]) -> Option<Records> {
 }
 
 fn hosts(slices: &[&EndpointSlice], all: bool) -> Vec<Host> {
-    let mut hosts: BTreeMap<(IpAddr, String), BTreeSet<(String, String, u16)>> = BTreeMap::new();
+    // One endpoint may stand in several slices, each with some of its ports.
+    let mut hosts: BTreeMap<(IpAddr, String), Vec<Port>> = BTreeMap::new();
     for slice in slices {
-        let ports = slice
-            .ports
-            .iter()
-            .filter_map(|port| Some((port.name.to_lowercase(), protocol(&port.protocol), port.port?)));
-        let ports: Vec<_> = ports.collect();
+        let ports: Vec<Port> = slice.ports.iter().filter_map(port).collect();
         for endpoint in slice.endpoints.iter().filter(|endpoint| all || endpoint.conditions.is_ready()) {
             for address in endpoint.addresses.iter().filter_map(|address| address.parse().ok()) {
                 hosts.entry((address, host_name(endpoint, address))).or_default().extend(ports.iter().cloned());
             }
         }
     }
-    let host = |((address, name), ports): ((IpAddr, String), BTreeSet<_>)| {
-        let ports = ports.into_iter().map(|(name, protocol, number)| Port { name, protocol, number });
-        Host { name, address, ports: ports.collect() }
+    let host = |((address, name), mut ports): ((IpAddr, String), Vec<Port>)| {
+        ports.sort();
+        ports.dedup();
+        Host { name, address, ports }
     };
     hosts.into_iter().map(host).collect()
+}
+
+fn port(port: &EndpointPort) -> Option<Port> {
+    Some(Port { name: port.name.to_lowercase(), protocol: protocol(&port.protocol), number: port.port? })
 }
 
 /// The endpoint's own host name, else its address with dashes.

@@ -15,8 +15,6 @@ mod sysctl;
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -70,8 +68,6 @@ pub enum NetworkError {
     Socket(#[source] io::Error),
     #[error("{} cannot be used", path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error("another agent runs in this network namespace: stop it first")]
-    AlreadyRunning,
     #[error("device {0} vanished while it was set up")]
     Vanished(String),
     #[error(transparent)]
@@ -84,17 +80,16 @@ pub(crate) type Result<T> = std::result::Result<T, NetworkError>;
 pub struct Network {
     pods: Mutex<Pods>,
     node: Node,
-    _only: UnixListener,
 }
 
 impl Network {
     /// Sets the node up. Safe to repeat: what an earlier agent made is taken up.
     pub async fn start(config: &Config, proxy: Arc<Proxy>) -> Result<Self> {
-        let only = claim_namespace()?;
         let netlink = Netlink::here()?;
         let node = node::set_up(config, &netlink, &proxy).await?;
-        let pods = Mutex::new(Pods::new(netlink, proxy, config.node_ip, node.mtu));
-        Ok(Self { pods, node, _only: only })
+        let pods = Pods::new(netlink, proxy, config.node_ip, node.mtu);
+        pods.forget_vanished().await?;
+        Ok(Self { pods: Mutex::new(pods), node })
     }
 
     /// The device that carries the node's address.
@@ -108,7 +103,7 @@ impl Network {
         self.pods.lock().await.attach(&pod).await
     }
 
-    /// Takes a pod's link away. One that has none is no error.
+    /// Takes a pod's link away, whichever agent made it. A pod that has none is no error.
     pub async fn detach(&self, uid: &str) -> Result<()> {
         self.pods.lock().await.detach(uid).await
     }
@@ -124,15 +119,6 @@ impl Network {
         pods::remove_all(&netlink).await?;
         node::tear_down(&netlink, state_file).await
     }
-}
-
-/// An abstract socket belongs to a network namespace, and goes with its process: two agents cannot both hold it.
-fn claim_namespace() -> Result<UnixListener> {
-    let address = SocketAddr::from_abstract_name("amphipod-agent").map_err(NetworkError::Socket)?;
-    UnixListener::bind_addr(&address).map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => NetworkError::AlreadyRunning,
-        _ => NetworkError::Socket(error),
-    })
 }
 
 pub(crate) fn open(path: &Path) -> Result<File> {

@@ -31,6 +31,21 @@ impl Pods {
         Self { netlink, proxy, node_ip, mtu, attached: HashMap::new() }
     }
 
+    /// Forgets pods whose links went while no agent ran: a link goes with its pod's namespace.
+    pub async fn forget_vanished(&self) -> Result<()> {
+        let links = self.netlink.links().await?;
+        let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
+        self.proxy.forget_devices(&names)?;
+        let present: HashSet<u32> =
+            links.iter().filter(|link| is_pod_device(&link.name)).map(|link| link.index).collect();
+        for (ip, ifindex) in self.proxy.pods()? {
+            if !present.contains(&ifindex) {
+                self.proxy.remove_pod(ip)?;
+            }
+        }
+        Ok(())
+    }
+
     pub async fn attach(&mut self, pod: &PodNetwork) -> Result<()> {
         let netns = crate::open(&pod.netns)?;
         let inside = Netlink::in_netns(&netns)?;
@@ -72,11 +87,17 @@ impl Pods {
 
     pub async fn detach(&mut self, uid: &str) -> Result<()> {
         let name = device_name(uid);
-        if let Some(ip) = self.attached.get(uid) {
-            self.proxy.remove_pod(*ip)?;
+        let near = self.netlink.link(&name).await?;
+        // An earlier agent may have attached it: then only its device tells the address.
+        let index = near.as_ref().map(|near| near.index);
+        let attached = self.attached.get(uid).copied();
+        for (ip, ifindex) in self.proxy.pods()? {
+            if attached == Some(ip) || index == Some(ifindex) {
+                self.proxy.remove_pod(ip)?;
+            }
         }
         self.proxy.detach_device(&name)?;
-        if let Some(near) = self.netlink.link(&name).await? {
+        if let Some(near) = near {
             self.netlink.delete(near.index).await?;
         }
         self.attached.remove(uid);
@@ -98,7 +119,7 @@ impl Pods {
             }
         }
         let addresses: HashSet<Ipv4Addr> = known.iter().map(|pod| pod.ip).collect();
-        for ip in self.proxy.pods()? {
+        for (ip, _) in self.proxy.pods()? {
             if !addresses.contains(&ip) {
                 self.proxy.remove_pod(ip)?;
             }

@@ -43,8 +43,6 @@ counters! {
     DropSnatExhausted = "drop_snat_exhausted",
     /// A later fragment came without its first.
     DropFragment = "drop_fragment",
-    /// The route to the destination is missing.
-    DropNoRoute = "drop_no_route",
     /// The packet could not be changed.
     DropMangle = "drop_mangle",
     /// The confirmed flow table is full.

@@ -13,6 +13,8 @@ use crate::packet::Packet;
 const AF_INET: u8 = 2;
 const SKIP_NEIGHBOUR: u32 = 1 << 2;
 const FIB_SUCCESS: i64 = 0;
+const FIB_BLACKHOLE: i64 = 1;
+const FIB_PROHIBIT: i64 = 3;
 
 /// Where a packet came from, which decides how it may be answered and which frontends it sees.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -86,9 +88,18 @@ pub fn to_host_as_service(ctx: &TcContext, node: &NodeConfig) -> Result<Verdict,
     Ok(Verdict::Redirect(unsafe { bpf_redirect(node.service_link, BPF_F_INGRESS as u64) } as i32))
 }
 
-/// The device that the routes choose for a packet between these addresses.
+/// What the node's routes say about a destination.
+#[derive(Clone, Copy)]
+pub enum Way {
+    Device(u32),
+    /// Unreachable, prohibited, or a black hole.
+    Nowhere,
+    /// An address of the host itself, a group, or anything else that the stack knows better.
+    Stack,
+}
+
 #[inline(always)]
-pub fn route(ctx: &TcContext, to: &Tuple) -> Option<u32> {
+pub fn route(ctx: &TcContext, to: &Tuple) -> Way {
     // SAFETY: all fields are integers.
     let mut query: FibLookup = unsafe { core::mem::zeroed() };
     query.family = AF_INET;
@@ -97,9 +108,12 @@ pub fn route(ctx: &TcContext, to: &Tuple) -> Option<u32> {
     query.__bindgen_anon_3.ipv4_src = to.src.0;
     query.__bindgen_anon_4.ipv4_dst = to.dst.0;
     // SAFETY: the query is of the stated size.
-    let answer =
-        unsafe { bpf_fib_lookup(ctx.as_ptr(), &mut query, size_of::<FibLookup>() as i32, SKIP_NEIGHBOUR) } as i64;
-    (answer == FIB_SUCCESS).then_some(query.ifindex)
+    let answer = unsafe { bpf_fib_lookup(ctx.as_ptr(), &mut query, size_of::<FibLookup>() as i32, SKIP_NEIGHBOUR) };
+    match answer {
+        FIB_SUCCESS => Way::Device(query.ifindex),
+        FIB_BLACKHOLE..=FIB_PROHIBIT => Way::Nowhere,
+        _ => Way::Stack,
+    }
 }
 
 #[inline(always)]

@@ -6,7 +6,7 @@ use proxy_common::*;
 
 use crate::choose::{Choice, choose, find_service};
 use crate::flow::{self, Source};
-use crate::forward::{From, Place, Verdict, ifindex, place_of, route, to_host_as_service, to_pod, to_uplink};
+use crate::forward::{From, Place, Verdict, Way, ifindex, place_of, route, to_host_as_service, to_pod, to_uplink};
 use crate::icmp;
 use crate::mangle::rewrite;
 use crate::maps::{count, local_pod, node};
@@ -200,9 +200,9 @@ fn untranslated(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig)
 fn leave(ctx: &TcContext, packet: &Packet, node: &NodeConfig) -> Step {
     let tuple = &packet.tuple;
     match route(ctx, tuple) {
-        Some(device) if device == node.uplink => {}
-        Some(_) => return Ok(Verdict::Next),
-        None => return reject(ctx, packet, From::Pod, node, HOST_UNREACHABLE),
+        Way::Device(device) if device == node.uplink => {}
+        Way::Device(_) | Way::Stack => return Ok(Verdict::Next),
+        Way::Nowhere => return reject(ctx, packet, From::Pod, node, HOST_UNREACHABLE),
     }
     match packet.layer4 {
         Layer4::Unknown => return Err(Verdict::Drop(Counter::DropFragment)),

@@ -115,6 +115,34 @@ pub fn desired_local_servers(facts: &NodeFacts) -> Vec<Entry> {
     .collect()
 }
 
+/// A port of a container that the node answers on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostPort {
+    /// Every node address when none.
+    pub host_ip: Option<Ipv4Addr>,
+    pub host_port: u16,
+    pub container_port: u16,
+    /// As in IP headers.
+    pub protocol: u8,
+}
+
+/// The entries of a pod's host ports. They need a name of their own, such as `hostport/<uid>`, which no Service has.
+pub fn desired_host_ports(pod_ip: Ipv4Addr, ports: &[HostPort]) -> Vec<Entry> {
+    let entry = |host: &HostPort| {
+        let addr = host.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let frontend = |scope| Frontend { addr, port: host.host_port, protocol: host.protocol, scope };
+        // Clients keep their address, as with port mapping by a network plugin.
+        let set = EndpointSet {
+            backends: vec![backend(pod_ip, host.container_port)],
+            flags: Slot::KEEP_SOURCE,
+            affinity_seconds: 0,
+        };
+        let frontends = vec![frontend(Scope::Internal), frontend(Scope::External)];
+        Entry { port: host.host_port, protocol: host.protocol, frontends, set }
+    };
+    ports.iter().map(entry).collect()
+}
+
 /// SCTP is not translated: the kernels this runs on lack it and its checksum needs another way.
 fn protocol_number(name: &str) -> Option<u8> {
     match name {

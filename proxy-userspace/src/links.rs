@@ -59,9 +59,28 @@ pub fn detach_device(pins: &Pins, device: &str) -> Result<(), LinkError> {
     PacketHook::ALL.iter().try_for_each(|hook| unpin(&device_pin(pins, device, *hook)))
 }
 
+/// Removes the pins of devices that are gone: their links do nothing any more.
+pub fn forget_devices(pins: &Pins, present: &[&str]) -> Result<(), LinkError> {
+    let folder = pins.link("");
+    let failed = |source| LinkError::Pin { path: folder.clone(), source };
+    let present: Vec<String> = present.iter().map(|device| pin_part(device)).collect();
+    for entry in fs::read_dir(&folder).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let device = name.to_str().and_then(|name| name.split_once('@')).map(|(_, device)| device);
+        if device.is_some_and(|device| !present.iter().any(|present| present == device)) {
+            unpin(&folder.join(&name))?;
+        }
+    }
+    Ok(())
+}
+
 /// A dot may not be part of a pin's name.
 fn device_pin(pins: &Pins, device: &str, hook: PacketHook) -> PathBuf {
-    pins.link(&format!("{}@{}", hook.program(), device.replace('.', "-")))
+    pins.link(&format!("{}@{}", hook.program(), pin_part(device)))
+}
+
+fn pin_part(device: &str) -> String {
+    device.replace('.', "-")
 }
 
 /// Gives the pinned link the program, or makes a new link when there is none or its target is gone.

@@ -251,10 +251,10 @@ impl Proxy {
         self.forget_netns(Netns { kind: Netns::POD, ip: address }, None)
     }
 
-    /// Addresses of the pods that the maps hold, for removing what no pod owns any more.
-    pub fn pods(&self) -> Result<Vec<Ipv4Addr>> {
+    /// Address and host end of every pod that the maps hold, for removing what no pod owns any more.
+    pub fn pods(&self) -> Result<Vec<(Ipv4Addr, u32)>> {
         let pods = self.shared.maps.pods.entries(MAX_PODS * 2).map_err(written("PODS"))?;
-        Ok(pods.into_iter().map(|(ip, _)| Ip4(ip).octets().into()).collect())
+        Ok(pods.into_iter().map(|(ip, bits)| (Ip4(ip).octets().into(), PodLink::from_bits(bits).ifindex)).collect())
     }
 
     /// Whether sockets of the namespace with this cookie are translated.
@@ -286,6 +286,11 @@ impl Proxy {
 
     pub fn detach_device(&self, device: &str) -> Result<()> {
         Ok(links::detach_device(&self.shared.pins, device)?)
+    }
+
+    /// Forgets the devices that are none of `present`.
+    pub fn forget_devices(&self, present: &[&str]) -> Result<()> {
+        Ok(links::forget_devices(&self.shared.pins, present)?)
     }
 
     /// Every counter by name.

@@ -4,7 +4,7 @@
 //! compares what the kernel would be given: instructions, relocations, map definitions. Debug information and BTF line texts are
 //! left out, for they change with comments and with the compiler's patch level.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,7 +32,7 @@ pub fn build_ebpf() -> Result<()> {
 pub fn check_ebpf() -> Result<()> {
     let fresh = digest(&compile()?)?;
     let committed = digest(&committed_object())?;
-    let differing: Vec<&str> = fresh
+    let differing: BTreeSet<&str> = fresh
         .keys()
         .chain(committed.keys())
         .filter(|name| fresh.get(*name) != committed.get(*name))
@@ -41,7 +41,7 @@ pub fn check_ebpf() -> Result<()> {
     if !differing.is_empty() {
         bail!(
             "the committed BPF object is not what proxy-ebpf/ builds (run `cargo xtask build-ebpf`): {}",
-            differing.join(", ")
+            differing.into_iter().collect::<Vec<_>>().join(", ")
         );
     }
     Ok(())

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use network::{Config, Network};
-use proxy_userspace::desired::{LocalServer, NodeFacts, desired};
+use proxy_userspace::desired::{HostPort, LocalServer, NodeFacts, desired, desired_host_ports};
 use proxy_userspace::{Proxy, SocketHooks};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -91,18 +91,14 @@ impl World {
         Arc::clone(self.network.as_ref().unwrap())
     }
 
+    pub fn pinned_links(&self) -> usize {
+        std::fs::read_dir(self.folder.path().join("bpf/links")).unwrap().count()
+    }
+
     /// What `amphipod reset` does.
     pub fn reset(&self) {
         let (runtime, folder) = (Arc::clone(&self.runtime), self.folder.path().to_owned());
         self.node.run(move || runtime.block_on(Network::reset(&folder.join("state")))).unwrap();
-    }
-
-    /// A second agent in the node's namespace.
-    pub fn start_another(&self) -> String {
-        let (runtime, proxy, folder) =
-            (Arc::clone(&self.runtime), Arc::clone(&self.proxy), self.folder.path().to_owned());
-        let outcome = self.node.run(move || runtime.block_on(Network::start(&config(&folder), proxy)).map(drop));
-        outcome.unwrap_err().to_string()
     }
 
     /// The node's DNS server; cluster DNS is translated to it.
@@ -122,8 +118,8 @@ impl World {
         let (runtime, netns) = (Arc::clone(&self.runtime), self.node.file());
         std::thread::scope(|scope| {
             let node = scope.spawn(move || {
-                let turning = || Ok(drop(runtime.block_on(ended)));
-                proxy_userspace::sys::inside(&netns, turning).unwrap();
+                let turned = proxy_userspace::sys::inside(&netns, || Ok(runtime.block_on(ended)));
+                assert!(turned.unwrap().is_err(), "ends when its sender is dropped");
             });
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
             drop(done);
@@ -143,6 +139,13 @@ impl World {
         self.node.run(move || runtime.block_on(network.detach(&uid))).unwrap();
     }
 
+    /// The node's port 8888 leads to the first pod's 8080.
+    pub fn open_host_port(&self) {
+        let port = HostPort { host_ip: None, host_port: 8888, container_port: 8080, protocol: proxy_common::TCP };
+        let entries = desired_host_ports(PODS[0].parse().unwrap(), &[port]);
+        assert!(self.proxy.apply_service("hostport/pod-0", &entries).unwrap().is_empty());
+    }
+
     /// Services as (spec, endpoints), each endpoint set on one target port.
     pub fn serve(&self, services: &[Service]) {
         let facts = NodeFacts { node_name: "n1".into(), local_servers: vec![cluster_dns()] };
@@ -160,7 +163,7 @@ impl World {
     /// How much each counter rose since.
     pub fn rose(&self, before: &BTreeMap<&'static str, u64>) -> BTreeMap<&'static str, u64> {
         let now = self.counters().into_iter();
-        now.filter_map(|(name, value)| (value > before[name]).then(|| (name, value - before[name]))).collect()
+        now.filter(|(name, value)| *value > before[name]).map(|(name, value)| (name, value - before[name])).collect()
     }
 }
 
