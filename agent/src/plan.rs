@@ -71,7 +71,8 @@ fn plan_init<'a>(
         let record = of(container);
         if container.is_sidecar() {
             plan_container(container, record, RestartPolicy::Always, now, plan);
-            if !past && !(record.running() && started(&container.name)) {
+            let up = record.running() && started(&container.name);
+            if !past && !up {
                 return false;
             }
             continue;

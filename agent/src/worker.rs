@@ -24,7 +24,7 @@ use crate::model::Pod;
 use crate::node::{LivePod, Node};
 use crate::plan::{Plan, plan};
 use crate::probe::{Kind, Probes, Verdict};
-use crate::record::{End, Finished, Record};
+use crate::record::{ContainerRecord, End, Finished, Record};
 use crate::sandbox::{self, Sandbox, Teardown, tear_down};
 use crate::status::{self, Health, Waiting};
 
@@ -172,7 +172,7 @@ impl Worker {
             return;
         }
         match sandbox::adopt(&self.node, &self.record).await {
-            Ok(Some(sandbox)) => self.adopted(sandbox),
+            Ok(Some(sandbox)) => self.adopted(sandbox).await,
             Ok(None) => self.lost_sandbox().await,
             Err(error) => {
                 self.log_failure("adopt the pod process", &error);
@@ -181,17 +181,21 @@ impl Worker {
         }
     }
 
-    fn adopted(&mut self, sandbox: Sandbox) {
+    async fn adopted(&mut self, sandbox: Sandbox) {
         tracing::info!(pod = %self.record.pod.name, uid = %self.record.pod.uid, "pod process adopted");
         let states: Vec<ContainerState> = sandbox.state.containers.clone();
         self.sandbox = Some(sandbox);
         for state in &states {
             self.container_state(state);
         }
-        let known = |run: &str| states.iter().any(|state| state.container == run);
-        let lost: Vec<String> =
-            self.running_runs().into_iter().filter(|(_, run)| !known(run)).map(|(name, _)| name).collect();
-        lost.iter().for_each(|name| self.container_lost(name));
+        for (name, run) in self.running_runs() {
+            let state = states.iter().find(|state| state.container == run);
+            if !self.record.containers.get(&name).is_some_and(ContainerRecord::running) {
+                self.take_back_run(&name).await;
+            } else if state.is_none() {
+                self.container_lost(&name);
+            }
+        }
         self.save();
         self.go_live();
         for (name, _) in self.running_runs() {
@@ -204,7 +208,11 @@ impl Worker {
         self.sandbox = None;
         self.leave_live();
         for (name, _) in self.running_runs() {
-            self.container_lost(&name);
+            if self.record.containers.get(&name).is_some_and(ContainerRecord::running) {
+                self.container_lost(&name);
+            } else {
+                self.take_back_run(&name).await;
+            }
         }
         self.volumes.clear();
         self.save();

@@ -1,4 +1,5 @@
 //! Pods from their JSON to processes and back, on the real kernel with real images. Needs root.
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 mod support;
 
@@ -106,7 +107,9 @@ async fn read_until(node: &TestNode, uid: &str, text: &str) -> String {
     let options = LogOptions { follow: true, ..LogOptions::default() };
     let mut stream = Box::pin(node.agent().logs(uid, "main", options).unwrap());
     let mut log = String::new();
-    while !log.contains(text) {
+    let mut seen = 0;
+    while !log[seen..].contains(text) {
+        seen = log.len().saturating_sub(text.len());
         let chunk = tokio::time::timeout(support::PATIENCE, stream.next()).await;
         let chunk = chunk.unwrap_or_else(|_| panic!("no {text:?} in {log}")).unwrap().unwrap();
         log.push_str(std::str::from_utf8(&chunk).unwrap());
@@ -148,9 +151,9 @@ async fn exec_with_input_terminal_and_exit_code() {
     assert!(text.contains("Seccomp:\t2") && text.contains("CapEff:\t00000000a80425fb"), "{text}");
     let (_, cgroups, _) = node.exec(&uid, "main", &["cat", "/proc/self/cgroup"]).await;
     assert!(cgroups.contains(&format!("kubepods/besteffort/pod{uid}/main-0")), "{cgroups}");
-    for (refused, word) in [(["unshare", "-U", "true"], "not permitted"), (["mount", "-t", "tmpfs"], "")] {
-        let (code, _, err) = node.exec(&uid, "main", &refused).await;
-        assert!(code != 0 && err.contains(word), "{refused:?} {code} {err}");
+    for refused in ["unshare -U true", "mount -t tmpfs none /tmp"] {
+        let (code, _, err) = node.exec(&uid, "main", &["sh", "-c", refused]).await;
+        assert!(code != 0 && (err.contains("not permitted") || err.contains("denied")), "{refused:?} {code} {err}");
     }
     let missing = ExecRequest { command: vec!["nope".into()], stdout: true, ..ExecRequest::default() };
     let error = node.agent().exec(&uid, "main", &missing).await.err().unwrap();
@@ -304,6 +307,62 @@ async fn readiness_and_liveness() {
     let killed =
         node.upstream.api.lock().unwrap().events.iter().any(|event| event.message.contains("failed liveness probe"));
     assert!(killed);
+    node.delete(&pod, 1);
+    node.wait_removed(&uid).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_with_other_bytes_than_its_digest_is_refused() {
+    let listen = support::free_address();
+    let folder = tempfile::tempdir().unwrap();
+    let _registry = images::start_registry(&listen, None, &folder.path().join("registry")).unwrap();
+    images::images(&listen, None, &folder.path().join("layouts")).unwrap();
+    let node = TestNode::with_registry("digest", &listen).await;
+    for blob in blobs_larger_than(folder.path(), 100_000) {
+        let mut bytes = std::fs::read(&blob).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&blob, bytes).unwrap();
+    }
+    let pod = pod("forged", json!({"command": ["sleep", "1000"]}));
+    let uid = uid_of(&pod).to_owned();
+    node.agent().sync(Arc::new(pod.clone()));
+    let waiting = |status: &serde_json::Value| status["containerStatuses"][0]["state"]["waiting"].clone();
+    let status = node.wait_status(&uid, "refused", |status| waiting(status)["reason"] == "ImagePullBackOff").await;
+    assert!(waiting(&status)["message"].as_str().unwrap().to_lowercase().contains("digest"), "{status}");
+    node.delete(&pod, 1);
+    node.wait_removed(&uid).await;
+}
+
+fn blobs_larger_than(folder: &std::path::Path, size: u64) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for item in std::fs::read_dir(folder).unwrap().flatten() {
+        let path = item.path();
+        if path.is_dir() {
+            found.extend(blobs_larger_than(&path, size));
+        } else if path.ends_with("data") && path.metadata().unwrap().len() > size {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn following_a_log_over_its_rotations_loses_nothing() {
+    let node = TestNode::start("rotate").await;
+    // About 25 MB: the log is rotated at least twice.
+    let script = "yes 0123456789012345678901234567890123456789012345678901234567890123456789 | head -n 250000 | cat -n; sleep 1000";
+    let pod = pod("talker", json!({"command": ["sh", "-c", script]}));
+    let uid = uid_of(&pod).to_owned();
+    node.agent().sync(Arc::new(pod.clone()));
+    node.wait_ready(&uid).await;
+    let log = read_until(&node, &uid, "250000").await;
+    let numbers: Vec<u32> = log.lines().map(|line| line.split_whitespace().next().unwrap().parse().unwrap()).collect();
+    assert!(numbers.iter().enumerate().all(|(index, number)| *number == index as u32 + 1), "{} lines", numbers.len());
+    let files = std::fs::read_dir(node.config.data_dir.join("logs").join(&uid).join("main")).unwrap().count();
+    assert!(files >= 3, "{files} files");
+    let tail = node.logs(&uid, "main", LogOptions { tail: Some(2), ..LogOptions::default() }).await;
+    assert_eq!(tail.lines().count(), 2);
     node.delete(&pod, 1);
     node.wait_removed(&uid).await;
 }

@@ -1,5 +1,5 @@
 //! A node under test: real images from a real registry, real pod processes, an API server and a network of our own.
-#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses its part")]
+#![allow(dead_code, clippy::unwrap_used, clippy::allow_attributes, reason = "each test file uses its part")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -25,16 +25,18 @@ pub fn registry() -> &'static str {
         let folder = tempfile::tempdir().unwrap();
         let registry = images::start_registry(&free_address(), None, &folder.path().join("registry")).unwrap();
         images::images(&registry.listen, None, &folder.path().join("layouts")).unwrap();
-        end_with_us(registry.pid());
+        end_with_us(registry.pid(), folder.path());
         (registry, folder)
     });
     &registry.listen
 }
 
-/// Statics are not dropped: a watcher ends the registry when this process does.
-fn end_with_us(pid: u32) {
-    let script = format!("tail --pid={} -f /dev/null; kill {pid}", std::process::id());
-    std::process::Command::new("sh").args(["-c", &script]).spawn().unwrap();
+/// Statics are not dropped: a shell ends the registry and removes its folder when this process is gone.
+fn end_with_us(registry: u32, folder: &Path) {
+    let own = std::process::id();
+    let script = format!("tail --pid={own} -f /dev/null; kill {registry}; rm -rf {}", folder.display());
+    #[expect(clippy::zombie_processes, reason = "it outlives this process on purpose")]
+    std::process::Command::new("setsid").args(["sh", "-c", &script]).spawn().unwrap();
 }
 
 pub fn free_address() -> String {
@@ -160,6 +162,8 @@ impl TestNode {
     /// As a SIGKILL would: the agent is gone from one moment to the next, the pods stay.
     pub async fn kill_agent(&mut self) {
         self.agent.take().unwrap().shut_down().await;
+        // What the next one says is what counts.
+        self.upstream.api.lock().unwrap().statuses.clear();
     }
 
     pub fn agent(&self) -> &Agent {

@@ -244,8 +244,24 @@ impl Worker {
 
     // ---- runs ----
 
+    /// Undoes a run that was noted but never started: the agent died in between.
+    pub(super) async fn take_back_run(&mut self, name: &str) {
+        self.forget_run(name).await;
+        if let Some(record) = self.record.containers.get_mut(name) {
+            take_back(record);
+        }
+    }
+
     /// The pod process and the disk forget the last run; its log stays for `--previous`.
     async fn forget_last_run(&mut self, name: &str) {
+        self.forget_run(name).await;
+        let runs = self.record.containers.get(name).map_or(0, |record| record.runs);
+        if let Some(old) = runs.checked_sub(2) {
+            self.remove_logs(name, old);
+        }
+    }
+
+    async fn forget_run(&mut self, name: &str) {
         let Some(run) = self.record.containers.get(name).and_then(|record| record.current.clone()) else { return };
         if let Some(sandbox) = &self.sandbox
             && let Err(error) = sandbox.link.tell(Op::Delete { container: run.name.clone() }).await
@@ -255,10 +271,6 @@ impl Worker {
         }
         if let Err(error) = remove_run(&self.node, &self.record.pod.uid, &run.name) {
             self.log_failure("remove a container's files", &error);
-        }
-        let runs = self.record.containers.get(name).map_or(0, |record| record.runs);
-        if let Some(old) = runs.checked_sub(2) {
-            self.remove_logs(name, old);
         }
     }
 
