@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::boundary::{PodNetwork, PodRef, Upstream};
 use crate::config::Config;
@@ -24,11 +25,14 @@ use crate::record::{Record, Records};
 use crate::sandbox::{Teardown, tear_down};
 use crate::worker::{Command, Worker};
 
-/// Everything about the pods of one node. Dropping it leaves the pods running; a later one adopts them.
+/// Everything about the pods of one node. [`Agent::shut_down`] leaves the pods running; a later agent adopts them.
 pub struct Agent {
     node: Arc<Node>,
     workers: Arc<Mutex<Workers>>,
 }
+
+/// A worker that fails at once must not fail in a hot loop.
+const REPLACE_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
 
 #[derive(Default)]
 struct Workers {
@@ -176,13 +180,32 @@ impl Agent {
         let pod = record.pod.clone();
         let worker = Worker::new(self.node.clone(), record, receiver, sender.clone());
         let agent = Agent { node: self.node.clone(), workers: self.workers.clone() };
-        let uid = pod.uid.clone();
         let mut workers = self.lock();
-        let task = tokio::spawn(async move {
-            worker.run().await;
-            agent.ended(&uid);
-        });
+        let task = tokio::spawn(agent.supervise(pod.uid.clone(), worker));
         workers.running.insert(pod.uid.clone(), Running { pod, commands: sender, task });
+    }
+
+    /// Runs a worker to its end; one that panics is a defect, told loudly, and replaced from the pod's record.
+    async fn supervise(self, uid: String, mut worker: Worker) {
+        loop {
+            match AbortOnDropHandle::new(tokio::spawn(worker.run())).await {
+                Ok(()) => return self.ended(&uid),
+                Err(error) => tracing::error!(uid, %error, "pod worker failed, starting another"),
+            }
+            tokio::time::sleep(REPLACE_AFTER).await;
+            let record = match self.node.records.read(&uid) {
+                Ok(record) => record,
+                Err(error) => {
+                    tracing::error!(uid, %error, "pod given up: its record cannot be read");
+                    return self.ended(&uid);
+                }
+            };
+            let (sender, receiver) = mpsc::unbounded_channel();
+            worker = Worker::new(self.node.clone(), record, receiver, sender.clone());
+            if let Some(running) = self.lock().running.get_mut(&uid) {
+                running.commands = sender;
+            }
+        }
     }
 
     /// A pod has been taken away: its successor of the same name may begin.

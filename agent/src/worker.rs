@@ -112,7 +112,7 @@ impl Worker {
         }
     }
 
-    /// Runs until the pod is no more. Dropping the commands' sender ends it and leaves the pod running.
+    /// Runs until the pod is no more. Cancelled at any moment, it leaves the pod to the next worker.
     pub async fn run(mut self) {
         self.recover().await;
         loop {
@@ -158,7 +158,10 @@ impl Worker {
             Command::Gone => self.gone = true,
             Command::ContentChanged => {
                 self.volumes.clear();
-                self.retries.clear();
+                let waiting = &self.waiting;
+                // A registry in trouble is not helped by this; all else may be.
+                self.retries
+                    .retain(|name, _| waiting.get(name).is_some_and(|waiting| waiting.reason == "ImagePullBackOff"));
             }
             Command::Probe(verdict) => self.judge(verdict),
         }

@@ -151,6 +151,8 @@ async fn exec_with_input_terminal_and_exit_code() {
     assert!(text.contains("Seccomp:\t2") && text.contains("CapEff:\t00000000a80425fb"), "{text}");
     let (_, cgroups, _) = node.exec(&uid, "main", &["cat", "/proc/self/cgroup"]).await;
     assert!(cgroups.contains(&format!("kubepods/besteffort/pod{uid}/main-0")), "{cgroups}");
+    let cgroup2 = cgroups.lines().find(|line| line.starts_with("0::")).unwrap();
+    assert!(cgroup2.contains(&uid), "the exec'd process is in the pod's cgroup2 folder: {cgroup2}");
     for refused in ["unshare -U true", "mount -t tmpfs none /tmp"] {
         let (code, _, err) = node.exec(&uid, "main", &["sh", "-c", refused]).await;
         assert!(code != 0 && (err.contains("not permitted") || err.contains("denied")), "{refused:?} {code} {err}");
@@ -365,4 +367,80 @@ async fn following_a_log_over_its_rotations_loses_nothing() {
     assert_eq!(tail.lines().count(), 2);
     node.delete(&pod, 1);
     node.wait_removed(&uid).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changed_config_maps_reach_running_containers() {
+    let node = TestNode::start("content").await;
+    let set = |value: &str| {
+        let mut api = node.upstream.api.lock().unwrap();
+        api.config_maps.insert("c".into(), Arc::new(json!({"data": {"key": value}})));
+    };
+    let mut pod =
+        pod("config", json!({"command": ["sleep", "1000"], "volumeMounts": [{"name": "c", "mountPath": "/c"}]}));
+    pod["spec"]["volumes"] = json!([{"name": "c", "configMap": {"name": "c"}}]);
+    let uid = uid_of(&pod).to_owned();
+    node.agent().sync(Arc::new(pod.clone()));
+    node.wait("mount fails", |api| support::warnings(api).contains(&"FailedMount").then_some(())).await;
+    set("one");
+    node.agent().content_changed("default");
+    node.wait_ready(&uid).await;
+    assert_eq!(node.exec(&uid, "main", &["cat", "/c/key"]).await.1, "one");
+    set("two");
+    node.agent().content_changed("default");
+    let deadline = tokio::time::Instant::now() + support::PATIENCE;
+    while node.exec(&uid, "main", &["cat", "/c/key"]).await.1 != "two" {
+        assert!(tokio::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    node.delete(&pod, 1);
+    node.wait_removed(&uid).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_with_a_terminal_is_attached_to() {
+    let node = TestNode::start("tty").await;
+    let pod = pod("tty", json!({"command": ["sh"], "stdin": true, "tty": true}));
+    let uid = uid_of(&pod).to_owned();
+    node.agent().sync(Arc::new(pod.clone()));
+    node.wait_ready(&uid).await;
+    let request = agent::AttachRequest { stdin: true, stdout: true, stderr: false };
+    let session = node.agent().attach(&uid, "main", request).await.unwrap();
+    session.resize.as_ref().unwrap().resize(101, 31).await.unwrap();
+    let (mut stdin, mut stdout) = (session.stdin.unwrap(), session.stdout.unwrap());
+    stdin.write_all(b"stty size; tty; exit 5\n").await.unwrap();
+    let mut text = String::new();
+    tokio::time::timeout(support::PATIENCE, stdout.read_to_string(&mut text)).await.unwrap().unwrap();
+    assert!(text.contains("31 101\r\n/dev/"), "{text:?}");
+    node.wait_status(&uid, "ended", |status| {
+        status["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 5
+    })
+    .await;
+    node.delete(&pod, 1);
+    node.wait_removed(&uid).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_process_is_small_and_has_one_thread() {
+    let node = TestNode::start("small").await;
+    let pods = ["a", "b"].map(|name| pod(name, json!({"command": ["sleep", "1000"]})));
+    for pod in &pods {
+        node.agent().sync(Arc::new(pod.clone()));
+        node.wait_ready(uid_of(pod)).await;
+        node.exec(uid_of(pod), "main", &["true"]).await;
+    }
+    for pod in &pods {
+        let netns = node.network.attached.lock().unwrap()[uid_of(pod)].1.clone();
+        let process = netns.parent().unwrap().parent().unwrap();
+        let memory = std::fs::read_to_string(process.join("smaps_rollup")).unwrap();
+        let dirty = memory.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).unwrap().trim().to_owned();
+        let kilobytes: u32 = dirty.trim_end_matches(" kB").parse().unwrap();
+        assert!(kilobytes <= 1024, "Private_Dirty {dirty}");
+        println!("Private_Dirty {dirty}");
+        assert_eq!(std::fs::read_dir(process.join("task")).unwrap().count(), 1);
+    }
+    for pod in &pods {
+        node.delete(pod, 1);
+        node.wait_removed(uid_of(pod)).await;
+    }
 }

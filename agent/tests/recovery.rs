@@ -113,7 +113,8 @@ async fn a_namesake_waits_for_the_end_of_the_old() {
 async fn an_agent_that_dies_at_any_moment_leaves_nothing_wrong() {
     let mut node = TestNode::start("anytime").await;
     for round in 0..24_u64 {
-        let pod = pod(&format!("round-{round}"), json!({"command": ["sleep", "1000"]}));
+        let script = "trap 'exit 0' TERM; sleep 1000 & wait";
+        let pod = pod(&format!("round-{round}"), json!({"command": ["sh", "-c", script]}));
         let uid = uid_of(&pod).to_owned();
         node.agent().sync(Arc::new(pod.clone()));
         tokio::time::sleep(std::time::Duration::from_millis(round * 4)).await;
