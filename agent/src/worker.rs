@@ -43,6 +43,9 @@ pub enum Command {
 /// First and longest wait before something that failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
+/// The name under which writing the status is tried again; no container has it.
+const STATUS: &str = "status of the pod";
+
 pub struct Worker {
     node: Arc<Node>,
     commands: mpsc::UnboundedReceiver<Command>,
@@ -63,7 +66,9 @@ pub struct Worker {
     /// Containers (or the pod, under the empty name) to try again, and after which wait.
     retries: BTreeMap<String, Retry>,
     initialized: bool,
+    /// The status this worker wrote last, and the one the API server showed last.
     written: Option<Value>,
+    seen: Value,
     gone: bool,
     /// The sandbox of a finished pod has been taken away.
     cleared: bool,
@@ -90,6 +95,7 @@ impl Worker {
         own: mpsc::UnboundedSender<Command>,
     ) -> Worker {
         let pod = Arc::new(parse(&record));
+        let seen = pod.status.clone();
         Worker {
             node,
             commands,
@@ -107,6 +113,7 @@ impl Worker {
             retries: BTreeMap::new(),
             initialized: false,
             written: None,
+            seen,
             gone: false,
             cleared: false,
         }
@@ -152,7 +159,12 @@ impl Worker {
         match command {
             Command::Update(object) => {
                 self.record.object = object;
-                self.pod = Arc::new(parse(&self.record));
+                let mut pod = parse(&self.record);
+                self.seen = pod.status.clone();
+                if let Some(written) = &self.written {
+                    pod.status = status::merge(&pod.status, written);
+                }
+                self.pod = Arc::new(pod);
                 self.save();
             }
             Command::Gone => self.gone = true,
@@ -445,7 +457,6 @@ impl Worker {
     // ---- status ----
 
     async fn publish(&mut self) {
-        const STATUS: &str = "\u{0}status";
         let status = status::status(&status::Inputs {
             pod: &self.pod,
             record: &self.record,
@@ -456,8 +467,11 @@ impl Worker {
             host_ip: self.node.config.node_ip,
             now: Timestamp::now(),
         });
-        if self.gone || self.written.as_ref() == Some(&status) || self.pod.status == status {
+        if self.gone || status == self.seen {
             self.retries.remove(STATUS);
+            return;
+        }
+        if self.written.as_ref() == Some(&status) && !self.overwritten() {
             return;
         }
         match self.node.upstream.write_status(&self.record.pod, status.clone()).await {
@@ -467,12 +481,26 @@ impl Worker {
                 let mut pod = (*self.pod).clone();
                 pod.status = status.clone();
                 self.pod = Arc::new(pod);
+                self.seen = status.clone();
                 self.written = Some(status);
             }
             Err(UpstreamError::NotFound(_)) => self.gone = true,
             Err(error) => {
                 self.log_failure("write the pod's status", &error);
                 self.retry_later(STATUS);
+            }
+        }
+    }
+
+    /// The API server shows something else than was written. That may be an older state on its way, so it only counts
+    /// after a moment; then somebody else has written, and this node's word is repeated.
+    fn overwritten(&mut self) -> bool {
+        const MOMENT: Duration = Duration::from_secs(2);
+        match self.retries.get(STATUS) {
+            Some(retry) => retry.at <= Instant::now(),
+            None => {
+                self.retries.insert(STATUS.to_owned(), Retry { at: Instant::now() + MOMENT, wait: MOMENT });
+                false
             }
         }
     }

@@ -27,8 +27,7 @@ async fn nginx_serves_and_goes_without_a_trace() {
         assert!(tokio::time::Instant::now() < deadline, "{}", node.get_inside(uid));
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let log = node.logs(uid, "main", LogOptions::default()).await;
-    assert!(log.contains("GET / HTTP"), "{log}");
+    read_until(&node, uid, "GET / HTTP").await;
     let (code, hostname, _) = node.exec(uid, "main", &["hostname"]).await;
     assert_eq!((code, hostname.as_str()), (0, "web\n"));
     node.delete(&pod, 5);
@@ -443,4 +442,26 @@ async fn a_pod_process_is_small_and_has_one_thread() {
         node.delete(pod, 1);
         node.wait_removed(uid_of(pod)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_status_that_somebody_overwrote_is_repeated() {
+    let node = TestNode::start("overwrite").await;
+    let mut pod = pod("steady", json!({"command": ["sleep", "1000"]}));
+    let uid = uid_of(&pod).to_owned();
+    node.agent().sync(Arc::new(pod.clone()));
+    let ready = node.wait_ready(&uid).await;
+    // A node controller that had lost sight of the node did this.
+    let mut other = ready.clone();
+    for condition in other["conditions"].as_array_mut().unwrap() {
+        if condition["type"] == "Ready" {
+            condition["status"] = json!("False");
+        }
+    }
+    node.upstream.api.lock().unwrap().statuses.insert(uid.clone(), other.clone());
+    pod["status"] = other;
+    node.agent().sync(Arc::new(pod.clone()));
+    assert_eq!(node.wait_ready(&uid).await["conditions"], ready["conditions"]);
+    node.delete(&pod, 1);
+    node.wait_removed(&uid).await;
 }

@@ -116,6 +116,21 @@ impl PodNetwork for FakeNetwork {
     }
 }
 
+fn config(folder: &Path, cgroup: String, registries: Option<PathBuf>) -> Config {
+    Config {
+        data_dir: folder.join("data"),
+        run_dir: folder.join("run"),
+        node_name: "node".into(),
+        node_ip: "192.0.2.1".parse().unwrap(),
+        pod_cidr: "10.244.0.0/24".parse().unwrap(),
+        pod_cgroup: format!("{cgroup}/pods"),
+        cgroup_root: cgroup,
+        cluster_dns: Some("10.96.0.10".parse().unwrap()),
+        cluster_domain: "cluster.local".into(),
+        registries,
+    }
+}
+
 pub struct TestNode {
     pub folder: tempfile::TempDir,
     pub config: Config,
@@ -130,27 +145,33 @@ impl TestNode {
     }
 
     pub async fn with_registry(name: &str, registry: &str) -> TestNode {
+        let mut node = TestNode::unstarted(name, registry);
+        node.start_agent().await;
+        node
+    }
+
+    fn unstarted(name: &str, registry: &str) -> TestNode {
         let _ = tracing_subscriber::fmt().with_env_filter("warn,agent=debug").with_test_writer().try_init();
         let folder = tempfile::tempdir().unwrap();
         let registries = folder.path().join("registries.yaml");
         std::fs::write(&registries, format!("registries:\n  docker.io:\n    endpoints: ['http://{registry}']\n"))
             .unwrap();
         let cgroup = format!("amphipod-test-{}-{name}", std::process::id());
-        let config = Config {
-            data_dir: folder.path().join("data"),
-            run_dir: folder.path().join("run"),
-            node_name: "node".into(),
-            node_ip: "192.0.2.1".parse().unwrap(),
-            pod_cidr: "10.244.0.0/24".parse().unwrap(),
-            cgroup_root: cgroup.clone(),
-            pod_cgroup: format!("{cgroup}/pods"),
-            cluster_dns: Some("10.96.0.10".parse().unwrap()),
-            cluster_domain: "cluster.local".into(),
-            registries: Some(registries),
-        };
+        let config = config(folder.path(), cgroup, Some(registries));
         let upstream = Arc::new(FakeUpstream { api: Mutex::default(), changed: watch::channel(0).0 });
-        let mut node = TestNode { folder, config, upstream, network: Arc::default(), agent: None };
+        TestNode { folder, config, upstream, network: Arc::default(), agent: None }
+    }
+
+    /// In a folder (and with cgroups) that another process made; that one also cleans up.
+    pub async fn in_folder(settings: &Value) -> std::mem::ManuallyDrop<TestNode> {
+        let text = |field: &str| settings[field].as_str().unwrap().to_owned();
+        let path = PathBuf::from(text("folder"));
+        let mut node = std::mem::ManuallyDrop::new(TestNode::unstarted("other", &text("registry")));
+        let registries = node.config.registries.clone();
+        node.config = config(&path, text("cgroup"), registries);
         node.start_agent().await;
+        // The folder of its own holds only the registries file, which has been read.
+        std::fs::remove_dir_all(node.folder.path()).unwrap();
         node
     }
 
