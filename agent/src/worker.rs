@@ -158,6 +158,7 @@ impl Worker {
     fn take(&mut self, command: Command) {
         match command {
             Command::Update(object) => {
+                let changed = wish(&self.record.object) != wish(&object);
                 self.record.object = object;
                 let mut pod = parse(&self.record);
                 self.seen = pod.status.clone();
@@ -165,7 +166,9 @@ impl Worker {
                     pod.status = status::merge(&pod.status, written);
                 }
                 self.pod = Arc::new(pod);
-                self.save();
+                if changed {
+                    self.save();
+                }
             }
             Command::Gone => self.gone = true,
             Command::ContentChanged => {
@@ -529,6 +532,13 @@ impl Worker {
         let pod = &self.record.pod;
         tracing::warn!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, what, error = %chain(error));
     }
+}
+
+/// The part of a pod that a record must keep up with; the status comes back from here anyway.
+fn wish(object: &Value) -> (&Value, Vec<&Value>) {
+    let metadata = &object["metadata"];
+    let fields = ["generation", "labels", "annotations", "deletionTimestamp", "deletionGracePeriodSeconds"];
+    (&object["spec"], fields.iter().map(|field| &metadata[*field]).collect())
 }
 
 fn parse(record: &Record) -> Pod {

@@ -424,8 +424,10 @@ async fn a_pod_process_is_small_and_has_one_thread() {
     let node = TestNode::start("small").await;
     let pods = ["a", "b"].map(|name| pod(name, json!({"command": ["sleep", "1000"]})));
     for pod in &pods {
+        let began = tokio::time::Instant::now();
         node.agent().sync(Arc::new(pod.clone()));
         node.wait_ready(uid_of(pod)).await;
+        println!("ready after {:?}", began.elapsed());
         node.exec(uid_of(pod), "main", &["true"]).await;
     }
     for pod in &pods {
