@@ -140,7 +140,7 @@ impl TestPod {
 
     fn log(&self, container: &str) -> String {
         let text = fs::read_to_string(self.path(&format!("{container}.log"))).unwrap();
-        text.lines().map(|line| line.splitn(2, ' ').nth(1).unwrap().to_owned() + "\n").collect()
+        text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned() + "\n").collect()
     }
 
     fn config(&self, container: &str, script: &str) -> Value {
