@@ -10,7 +10,7 @@ use futures::Stream;
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::boundary::{PodNetwork, PodRef, Upstream};
 use crate::config::Config;
@@ -24,11 +24,14 @@ use crate::record::{Record, Records};
 use crate::sandbox::{Teardown, tear_down};
 use crate::worker::{Command, Worker};
 
-/// Everything about the pods of one node. Dropping it leaves the pods running; a later one adopts them.
+/// Everything about the pods of one node. [`Agent::shut_down`] leaves the pods running; a later agent adopts them.
 pub struct Agent {
     node: Arc<Node>,
     workers: Arc<Mutex<Workers>>,
 }
+
+/// A worker that fails at once must not fail in a hot loop.
+const REPLACE_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
 
 #[derive(Default)]
 struct Workers {
@@ -40,6 +43,7 @@ struct Workers {
 struct Running {
     pod: PodRef,
     commands: mpsc::UnboundedSender<Command>,
+    worker: AbortHandle,
     task: JoinHandle<()>,
 }
 
@@ -71,7 +75,8 @@ impl Agent {
     ) -> Result<Agent, StartError> {
         // The client for registries needs a provider; the binary may have chosen one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let node = Arc::new(open_node(config, upstream, network)?);
+        let lock = lock_data_dir(&config).await?;
+        let node = Arc::new(open_node(config, upstream, network, lock)?);
         let agent = Agent { node, workers: Arc::default() };
         let records = load(&agent.node)?;
         remove_strangers(&agent.node, &records).await;
@@ -176,13 +181,35 @@ impl Agent {
         let pod = record.pod.clone();
         let worker = Worker::new(self.node.clone(), record, receiver, sender.clone());
         let agent = Agent { node: self.node.clone(), workers: self.workers.clone() };
-        let uid = pod.uid.clone();
         let mut workers = self.lock();
-        let task = tokio::spawn(async move {
-            worker.run().await;
-            agent.ended(&uid);
-        });
-        workers.running.insert(pod.uid.clone(), Running { pod, commands: sender, task });
+        let running = tokio::spawn(worker.run());
+        let worker = running.abort_handle();
+        let task = tokio::spawn(agent.supervise(pod.uid.clone(), running));
+        workers.running.insert(pod.uid.clone(), Running { pod, commands: sender, worker, task });
+    }
+
+    /// Runs a worker to its end; one that panics is a defect, told loudly, and replaced from the pod's record.
+    async fn supervise(self, uid: String, mut worker: JoinHandle<()>) {
+        loop {
+            match worker.await {
+                Ok(()) => return self.ended(&uid),
+                Err(error) if error.is_cancelled() => return,
+                Err(error) => tracing::error!(uid, %error, "pod worker failed, starting another"),
+            }
+            tokio::time::sleep(REPLACE_AFTER).await;
+            let record = match self.node.records.read(&uid) {
+                Ok(record) => record,
+                Err(error) => {
+                    tracing::error!(uid, %error, "pod given up: its record cannot be read");
+                    return self.ended(&uid);
+                }
+            };
+            let (sender, receiver) = mpsc::unbounded_channel();
+            let mut workers = self.lock();
+            let Some(running) = workers.running.get_mut(&uid) else { return };
+            worker = tokio::spawn(Worker::new(self.node.clone(), record, receiver, sender.clone()).run());
+            (running.commands, running.worker) = (sender, worker.abort_handle());
+        }
     }
 
     /// A pod has been taken away: its successor of the same name may begin.
@@ -206,10 +233,12 @@ impl Agent {
 
     /// Ends the workers and leaves the pods running.
     pub async fn shut_down(self) {
-        let tasks: Vec<JoinHandle<()>> = self.lock().running.drain().map(|(_, running)| running.task).collect();
-        for task in tasks {
-            task.abort();
-            let _ = task.await; // cancelled, which was the point
+        let running: Vec<Running> = self.lock().running.drain().map(|(_, running)| running).collect();
+        for Running { pod, worker, task, .. } in running {
+            worker.abort();
+            if let Err(error) = task.await {
+                tracing::error!(uid = %pod.uid, %error, "pod supervisor failed");
+            }
         }
     }
 }
@@ -224,12 +253,14 @@ fn is_terminal(object: &Value) -> bool {
     matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
 }
 
-fn open_node(config: Config, upstream: Arc<dyn Upstream>, network: Arc<dyn PodNetwork>) -> Result<Node, StartError> {
-    for (path, mode) in [(&config.data_dir, 0o755), (&config.run_dir, 0o755)] {
-        disk::create_folder(path, mode)
-            .map_err(|source| StartError::Folder { path: path.display().to_string(), source })?;
-    }
-    let lock = lock_data_dir(&config)?;
+fn open_node(
+    config: Config,
+    upstream: Arc<dyn Upstream>,
+    network: Arc<dyn PodNetwork>,
+    lock: fs::File,
+) -> Result<Node, StartError> {
+    disk::create_folder(&config.run_dir, 0o755)
+        .map_err(|source| StartError::Folder { path: config.run_dir.display().to_string(), source })?;
     check_upper(&config.data_dir)?;
     let registries = config.registries.as_deref().map(Registries::load).transpose()?.unwrap_or_default();
     let folder = |source| StartError::Folder { path: config.data_dir.display().to_string(), source };
@@ -250,15 +281,23 @@ fn open_node(config: Config, upstream: Arc<dyn Upstream>, network: Arc<dyn PodNe
     })
 }
 
-/// Held as long as the agent lives.
-fn lock_data_dir(config: &Config) -> Result<fs::File, StartError> {
+/// Held as long as the agent lives. One that is just ending is waited for.
+async fn lock_data_dir(config: &Config) -> Result<fs::File, StartError> {
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+    let folder = |source| StartError::Folder { path: config.data_dir.display().to_string(), source };
+    disk::create_folder(&config.data_dir, 0o755).map_err(folder)?;
     let path = config.data_dir.join("agent.lock");
-    let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(|source| StartError::Folder { path: path.display().to_string(), source })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(StartError::Locked { path: config.data_dir.display().to_string() }),
-        Err(fs::TryLockError::Error(source)) => Err(StartError::Folder { path: path.display().to_string(), source }),
+    let file = fs::File::options().create(true).truncate(false).write(true).open(&path).map_err(folder)?;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::Error(source)) => return Err(folder(source)),
+            Err(fs::TryLockError::WouldBlock) if tokio::time::Instant::now() > deadline => {
+                return Err(StartError::Locked { path: config.data_dir.display().to_string() });
+            }
+            Err(fs::TryLockError::WouldBlock) => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+        }
     }
 }
 
@@ -297,7 +336,8 @@ async fn remove_strangers(node: &Node, records: &[Record]) {
 
 /// Removes everything an agent with this configuration ever made: for `amphipod reset`. No agent may be running.
 pub async fn remove_everything(config: Config, network: Arc<dyn PodNetwork>) -> Result<(), ResetError> {
-    let node = open_node(config, Arc::new(Nobody), network)?;
+    let lock = lock_data_dir(&config).await?;
+    let node = open_node(config, Arc::new(Nobody), network, lock)?;
     let records = load(&node)?;
     let ips: HashMap<String, std::net::IpAddr> =
         records.iter().filter_map(|record| Some((record.pod.uid.clone(), record.ip?))).collect();

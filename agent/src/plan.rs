@@ -42,18 +42,22 @@ pub fn plan(spec: &PodSpec, record: &Record, now: Timestamp, started: &dyn Fn(&s
         return plan;
     }
     plan.initialized = true;
+    let mut main = Plan::default();
     for container in &spec.containers {
-        plan_container(container, of(container), spec.restart_policy, now, &mut plan);
+        plan_container(container, of(container), spec.restart_policy, now, &mut main);
     }
     let ends: Option<Vec<i32>> = spec.containers.iter().map(|c| of(c).end().map(|end| end.exit_code)).collect();
-    if plan.start.is_empty()
-        && plan.waiting.is_empty()
+    if main.start.is_empty()
+        && main.waiting.is_empty()
         && let Some(codes) = ends
     {
+        // Sidecars serve the main containers and end with them.
         let succeeded = codes.iter().all(|code| *code == 0);
-        plan.finished = Some(Finished { succeeded, reason: None, message: None });
-        plan.start.clear();
+        let finished = Some(Finished { succeeded, reason: None, message: None });
+        return Plan { finished, initialized: true, ..Plan::default() };
     }
+    plan.start.extend(main.start);
+    plan.waiting.extend(main.waiting);
     plan
 }
 
@@ -71,7 +75,8 @@ fn plan_init<'a>(
         let record = of(container);
         if container.is_sidecar() {
             plan_container(container, record, RestartPolicy::Always, now, plan);
-            if !past && !(record.running() && started(&container.name)) {
+            let up = record.running() && started(&container.name);
+            if !past && !up {
                 return false;
             }
             continue;
@@ -229,6 +234,9 @@ mod tests {
         assert_eq!(plan_at(&spec, &[("s", running())], 0).start, ["i"]);
         let later = [("s", ended(1, 1, None)), ("i", ended(0, 1, None)), ("a", running())];
         assert_eq!(plan_at(&spec, &later, 2).start, ["s"]);
+        let over = [("s", ended(1, 1, Some(10))), ("i", ended(0, 1, None)), ("a", ended(0, 1, None))];
+        let job = PodSpec { restart_policy: RestartPolicy::Never, ..spec.clone() };
+        assert!(plan_at(&job, &over, 2).finished.unwrap().succeeded, "a crashing sidecar doesn't hold the pod");
         let waits = plan(&spec, &record(&[("s", running())]), at(0), &|_| false);
         assert!(waits.start.is_empty(), "its startup probe has not passed");
     }

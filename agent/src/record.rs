@@ -118,6 +118,10 @@ impl Records {
         disk::write_durably(&self.path(&record.pod.uid), &serde_json::to_vec(record)?, 0o600)
     }
 
+    pub fn read(&self, uid: &str) -> io::Result<Record> {
+        read(&self.path(uid))
+    }
+
     pub fn remove(&self, uid: &str) -> io::Result<()> {
         disk::remove_file(&self.path(uid))?;
         fs::File::open(&self.dir)?.sync_all()

@@ -173,6 +173,37 @@ fn terminated(end: &End) -> Value {
     out
 }
 
+/// What others wrote into a pod's status, with this node's own part as `written`.
+pub fn merge(seen: &Value, written: &Value) -> Value {
+    let mut out = seen.as_object().cloned().unwrap_or_default();
+    for (field, value) in written.as_object().into_iter().flatten() {
+        if OWN_FIELDS.contains(&field.as_str()) {
+            out.insert(field.clone(), value.clone());
+        }
+    }
+    let list = |status: &Value, own: bool| -> Vec<Value> {
+        let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+        let is_own = |condition: &Value| condition["type"].as_str().is_some_and(|kind| OWN_CONDITIONS.contains(&kind));
+        conditions.into_iter().filter(|condition| is_own(condition) == own).collect()
+    };
+    out.insert("conditions".into(), Value::Array([list(seen, false), list(written, true)].concat()));
+    Value::Object(out)
+}
+
+const OWN_FIELDS: [&str; 9] = [
+    "phase",
+    "startTime",
+    "hostIP",
+    "hostIPs",
+    "podIP",
+    "podIPs",
+    "containerStatuses",
+    "initContainerStatuses",
+    "observedGeneration",
+];
+const OWN_CONDITIONS: [&str; 5] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+
 /// Conditions of the kubelet, with those of others kept.
 fn conditions(inputs: &Inputs<'_>, statuses: &[Value], terminal: bool) -> Value {
     let old = inputs.pod.status["conditions"].as_array().cloned().unwrap_or_default();
@@ -356,6 +387,17 @@ mod tests {
         assert_eq!(condition(&status, "Ready")["lastTransitionTime"], "2020-01-01T00:00:00Z");
         assert_eq!(condition(&status, "Ready")["message"], "containers with unready status: [a]");
         assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["reason"], "ImagePullBackOff");
+    }
+
+    #[test]
+    fn others_conditions_are_taken_and_own_ones_kept() {
+        let seen = json!({"qosClass": "Burstable", "phase": "Pending", "conditions": [
+            {"type": "Ready", "status": "False"}, {"type": "example.com/gate", "status": "False"}]});
+        let written = json!({"phase": "Running", "qosClass": "BestEffort", "conditions": [
+            {"type": "example.com/gate", "status": "True"}, {"type": "Ready", "status": "True"}]});
+        let expected = json!({"qosClass": "Burstable", "phase": "Running", "conditions": [
+            {"type": "example.com/gate", "status": "False"}, {"type": "Ready", "status": "True"}]});
+        assert_eq!(merge(&seen, &written), expected);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::model::Pod;
 use crate::node::{LivePod, Node};
 use crate::plan::{Plan, plan};
 use crate::probe::{Kind, Probes, Verdict};
-use crate::record::{End, Finished, Record};
+use crate::record::{ContainerRecord, End, Finished, Record};
 use crate::sandbox::{self, Sandbox, Teardown, tear_down};
 use crate::status::{self, Health, Waiting};
 
@@ -42,6 +42,9 @@ pub enum Command {
 
 /// First and longest wait before something that failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+
+/// The name under which writing the status is tried again; no container has it.
+const STATUS: &str = "status of the pod";
 
 pub struct Worker {
     node: Arc<Node>,
@@ -63,7 +66,9 @@ pub struct Worker {
     /// Containers (or the pod, under the empty name) to try again, and after which wait.
     retries: BTreeMap<String, Retry>,
     initialized: bool,
+    /// The status this worker wrote last, and the one the API server showed last.
     written: Option<Value>,
+    seen: Value,
     gone: bool,
     /// The sandbox of a finished pod has been taken away.
     cleared: bool,
@@ -90,6 +95,7 @@ impl Worker {
         own: mpsc::UnboundedSender<Command>,
     ) -> Worker {
         let pod = Arc::new(parse(&record));
+        let seen = pod.status.clone();
         Worker {
             node,
             commands,
@@ -107,12 +113,13 @@ impl Worker {
             retries: BTreeMap::new(),
             initialized: false,
             written: None,
+            seen,
             gone: false,
             cleared: false,
         }
     }
 
-    /// Runs until the pod is no more. Dropping the commands' sender ends it and leaves the pod running.
+    /// Runs until the pod is no more. Cancelled at any moment, it leaves the pod to the next worker.
     pub async fn run(mut self) {
         self.recover().await;
         loop {
@@ -151,14 +158,25 @@ impl Worker {
     fn take(&mut self, command: Command) {
         match command {
             Command::Update(object) => {
+                let changed = wish(&self.record.object) != wish(&object);
                 self.record.object = object;
-                self.pod = Arc::new(parse(&self.record));
-                self.save();
+                let mut pod = parse(&self.record);
+                self.seen = pod.status.clone();
+                if let Some(written) = &self.written {
+                    pod.status = status::merge(&pod.status, written);
+                }
+                self.pod = Arc::new(pod);
+                if changed {
+                    self.save();
+                }
             }
             Command::Gone => self.gone = true,
             Command::ContentChanged => {
                 self.volumes.clear();
-                self.retries.clear();
+                let waiting = &self.waiting;
+                // A registry in trouble is not helped by this; all else may be.
+                self.retries
+                    .retain(|name, _| waiting.get(name).is_some_and(|waiting| waiting.reason == "ImagePullBackOff"));
             }
             Command::Probe(verdict) => self.judge(verdict),
         }
@@ -172,7 +190,7 @@ impl Worker {
             return;
         }
         match sandbox::adopt(&self.node, &self.record).await {
-            Ok(Some(sandbox)) => self.adopted(sandbox),
+            Ok(Some(sandbox)) => self.adopted(sandbox).await,
             Ok(None) => self.lost_sandbox().await,
             Err(error) => {
                 self.log_failure("adopt the pod process", &error);
@@ -181,17 +199,21 @@ impl Worker {
         }
     }
 
-    fn adopted(&mut self, sandbox: Sandbox) {
+    async fn adopted(&mut self, sandbox: Sandbox) {
         tracing::info!(pod = %self.record.pod.name, uid = %self.record.pod.uid, "pod process adopted");
         let states: Vec<ContainerState> = sandbox.state.containers.clone();
         self.sandbox = Some(sandbox);
         for state in &states {
             self.container_state(state);
         }
-        let known = |run: &str| states.iter().any(|state| state.container == run);
-        let lost: Vec<String> =
-            self.running_runs().into_iter().filter(|(_, run)| !known(run)).map(|(name, _)| name).collect();
-        lost.iter().for_each(|name| self.container_lost(name));
+        for (name, run) in self.running_runs() {
+            let state = states.iter().find(|state| state.container == run);
+            if !self.record.containers.get(&name).is_some_and(ContainerRecord::running) {
+                self.take_back_run(&name).await;
+            } else if state.is_none() {
+                self.container_lost(&name);
+            }
+        }
         self.save();
         self.go_live();
         for (name, _) in self.running_runs() {
@@ -204,7 +226,11 @@ impl Worker {
         self.sandbox = None;
         self.leave_live();
         for (name, _) in self.running_runs() {
-            self.container_lost(&name);
+            if self.record.containers.get(&name).is_some_and(ContainerRecord::running) {
+                self.container_lost(&name);
+            } else {
+                self.take_back_run(&name).await;
+            }
         }
         self.volumes.clear();
         self.save();
@@ -434,7 +460,6 @@ impl Worker {
     // ---- status ----
 
     async fn publish(&mut self) {
-        const STATUS: &str = "\u{0}status";
         let status = status::status(&status::Inputs {
             pod: &self.pod,
             record: &self.record,
@@ -445,8 +470,11 @@ impl Worker {
             host_ip: self.node.config.node_ip,
             now: Timestamp::now(),
         });
-        if self.gone || self.written.as_ref() == Some(&status) || self.pod.status == status {
+        if self.gone || status == self.seen {
             self.retries.remove(STATUS);
+            return;
+        }
+        if self.written.as_ref() == Some(&status) && !self.overwritten() {
             return;
         }
         match self.node.upstream.write_status(&self.record.pod, status.clone()).await {
@@ -456,12 +484,26 @@ impl Worker {
                 let mut pod = (*self.pod).clone();
                 pod.status = status.clone();
                 self.pod = Arc::new(pod);
+                self.seen = status.clone();
                 self.written = Some(status);
             }
             Err(UpstreamError::NotFound(_)) => self.gone = true,
             Err(error) => {
                 self.log_failure("write the pod's status", &error);
                 self.retry_later(STATUS);
+            }
+        }
+    }
+
+    /// The API server shows something else than was written. That may be an older state on its way, so it only counts
+    /// after a moment; then somebody else has written, and this node's word is repeated.
+    fn overwritten(&mut self) -> bool {
+        const MOMENT: Duration = Duration::from_secs(2);
+        match self.retries.get(STATUS) {
+            Some(retry) => retry.at <= Instant::now(),
+            None => {
+                self.retries.insert(STATUS.to_owned(), Retry { at: Instant::now() + MOMENT, wait: MOMENT });
+                false
             }
         }
     }
@@ -490,6 +532,13 @@ impl Worker {
         let pod = &self.record.pod;
         tracing::warn!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, what, error = %chain(error));
     }
+}
+
+/// The part of a pod that a record must keep up with; the status comes back from here anyway.
+fn wish(object: &Value) -> (&Value, Vec<&Value>) {
+    let metadata = &object["metadata"];
+    let fields = ["generation", "labels", "annotations", "deletionTimestamp", "deletionGracePeriodSeconds"];
+    (&object["spec"], fields.iter().map(|field| &metadata[*field]).collect())
 }
 
 fn parse(record: &Record) -> Pod {

@@ -1,4 +1,5 @@
 //! Pods from their JSON to processes and back, on the real kernel with real images. Needs root.
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 mod support;
 
@@ -26,8 +27,7 @@ async fn nginx_serves_and_goes_without_a_trace() {
         assert!(tokio::time::Instant::now() < deadline, "{}", node.get_inside(uid));
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let log = node.logs(uid, "main", LogOptions::default()).await;
-    assert!(log.contains("GET / HTTP"), "{log}");
+    read_until(&node, uid, "GET / HTTP").await;
     let (code, hostname, _) = node.exec(uid, "main", &["hostname"]).await;
     assert_eq!((code, hostname.as_str()), (0, "web\n"));
     node.delete(&pod, 5);
@@ -106,7 +106,9 @@ async fn read_until(node: &TestNode, uid: &str, text: &str) -> String {
     let options = LogOptions { follow: true, ..LogOptions::default() };
     let mut stream = Box::pin(node.agent().logs(uid, "main", options).unwrap());
     let mut log = String::new();
-    while !log.contains(text) {
+    let mut seen = 0;
+    while !log[seen..].contains(text) {
+        seen = log.len().saturating_sub(text.len());
         let chunk = tokio::time::timeout(support::PATIENCE, stream.next()).await;
         let chunk = chunk.unwrap_or_else(|_| panic!("no {text:?} in {log}")).unwrap().unwrap();
         log.push_str(std::str::from_utf8(&chunk).unwrap());
@@ -148,9 +150,11 @@ async fn exec_with_input_terminal_and_exit_code() {
     assert!(text.contains("Seccomp:\t2") && text.contains("CapEff:\t00000000a80425fb"), "{text}");
     let (_, cgroups, _) = node.exec(&uid, "main", &["cat", "/proc/self/cgroup"]).await;
     assert!(cgroups.contains(&format!("kubepods/besteffort/pod{uid}/main-0")), "{cgroups}");
-    for (refused, word) in [(["unshare", "-U", "true"], "not permitted"), (["mount", "-t", "tmpfs"], "")] {
-        let (code, _, err) = node.exec(&uid, "main", &refused).await;
-        assert!(code != 0 && err.contains(word), "{refused:?} {code} {err}");
+    let cgroup2 = cgroups.lines().find(|line| line.starts_with("0::")).unwrap();
+    assert!(cgroup2.contains(&uid), "the exec'd process is in the pod's cgroup2 folder: {cgroup2}");
+    for refused in ["unshare -U true", "mount -t tmpfs none /tmp"] {
+        let (code, _, err) = node.exec(&uid, "main", &["sh", "-c", refused]).await;
+        assert!(code != 0 && (err.contains("not permitted") || err.contains("denied")), "{refused:?} {code} {err}");
     }
     let missing = ExecRequest { command: vec!["nope".into()], stdout: true, ..ExecRequest::default() };
     let error = node.agent().exec(&uid, "main", &missing).await.err().unwrap();
@@ -304,6 +308,163 @@ async fn readiness_and_liveness() {
     let killed =
         node.upstream.api.lock().unwrap().events.iter().any(|event| event.message.contains("failed liveness probe"));
     assert!(killed);
+    node.delete(&pod, 1);
+    node.wait_removed(&uid).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_with_other_bytes_than_its_digest_is_refused() {
+    let listen = support::free_address();
+    let folder = tempfile::tempdir().unwrap();
+    let _registry = images::start_registry(&listen, None, &folder.path().join("registry")).unwrap();
+    images::images(&listen, None, &folder.path().join("layouts")).unwrap();
+    let node = TestNode::with_registry("digest", &listen).await;
+    for blob in blobs_larger_than(folder.path(), 100_000) {
+        let mut bytes = std::fs::read(&blob).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&blob, bytes).unwrap();
+    }
+    let pod = pod("forged", json!({"command": ["sleep", "1000"]}));
+    let uid = uid_of(&pod).to_owned();
+    node.agent().sync(Arc::new(pod.clone()));
+    let waiting = |status: &serde_json::Value| status["containerStatuses"][0]["state"]["waiting"].clone();
+    let status = node.wait_status(&uid, "refused", |status| waiting(status)["reason"] == "ImagePullBackOff").await;
+    assert!(waiting(&status)["message"].as_str().unwrap().to_lowercase().contains("digest"), "{status}");
+    node.delete(&pod, 1);
+    node.wait_removed(&uid).await;
+}
+
+fn blobs_larger_than(folder: &std::path::Path, size: u64) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for item in std::fs::read_dir(folder).unwrap().flatten() {
+        let path = item.path();
+        if path.is_dir() {
+            found.extend(blobs_larger_than(&path, size));
+        } else if path.ends_with("data") && path.metadata().unwrap().len() > size {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn following_a_log_over_its_rotations_loses_nothing() {
+    let node = TestNode::start("rotate").await;
+    // About 25 MB: the log is rotated at least twice.
+    let script = "yes 0123456789012345678901234567890123456789012345678901234567890123456789 | head -n 250000 | cat -n; sleep 1000";
+    let pod = pod("talker", json!({"command": ["sh", "-c", script]}));
+    let uid = uid_of(&pod).to_owned();
+    node.agent().sync(Arc::new(pod.clone()));
+    node.wait_ready(&uid).await;
+    let log = read_until(&node, &uid, "250000").await;
+    let numbers: Vec<u32> = log.lines().map(|line| line.split_whitespace().next().unwrap().parse().unwrap()).collect();
+    assert!(numbers.iter().enumerate().all(|(index, number)| *number == index as u32 + 1), "{} lines", numbers.len());
+    let files = std::fs::read_dir(node.config.data_dir.join("logs").join(&uid).join("main")).unwrap().count();
+    assert!(files >= 3, "{files} files");
+    let tail = node.logs(&uid, "main", LogOptions { tail: Some(2), ..LogOptions::default() }).await;
+    assert_eq!(tail.lines().count(), 2);
+    node.delete(&pod, 1);
+    node.wait_removed(&uid).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changed_config_maps_reach_running_containers() {
+    let node = TestNode::start("content").await;
+    let set = |value: &str| {
+        let mut api = node.upstream.api.lock().unwrap();
+        api.config_maps.insert("c".into(), Arc::new(json!({"data": {"key": value}})));
+    };
+    let mut pod =
+        pod("config", json!({"command": ["sleep", "1000"], "volumeMounts": [{"name": "c", "mountPath": "/c"}]}));
+    pod["spec"]["volumes"] = json!([{"name": "c", "configMap": {"name": "c"}}]);
+    let uid = uid_of(&pod).to_owned();
+    node.agent().sync(Arc::new(pod.clone()));
+    node.wait("mount fails", |api| support::warnings(api).contains(&"FailedMount").then_some(())).await;
+    set("one");
+    node.agent().content_changed("default");
+    node.wait_ready(&uid).await;
+    assert_eq!(node.exec(&uid, "main", &["cat", "/c/key"]).await.1, "one");
+    set("two");
+    node.agent().content_changed("default");
+    let deadline = tokio::time::Instant::now() + support::PATIENCE;
+    while node.exec(&uid, "main", &["cat", "/c/key"]).await.1 != "two" {
+        assert!(tokio::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    node.delete(&pod, 1);
+    node.wait_removed(&uid).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_with_a_terminal_is_attached_to() {
+    let node = TestNode::start("tty").await;
+    let pod = pod("tty", json!({"command": ["sh"], "stdin": true, "tty": true}));
+    let uid = uid_of(&pod).to_owned();
+    node.agent().sync(Arc::new(pod.clone()));
+    node.wait_ready(&uid).await;
+    let request = agent::AttachRequest { stdin: true, stdout: true, stderr: false };
+    let session = node.agent().attach(&uid, "main", request).await.unwrap();
+    session.resize.as_ref().unwrap().resize(101, 31).await.unwrap();
+    let (mut stdin, mut stdout) = (session.stdin.unwrap(), session.stdout.unwrap());
+    stdin.write_all(b"stty size; tty; exit 5\n").await.unwrap();
+    let mut text = String::new();
+    tokio::time::timeout(support::PATIENCE, stdout.read_to_string(&mut text)).await.unwrap().unwrap();
+    assert!(text.contains("31 101\r\n/dev/"), "{text:?}");
+    node.wait_status(&uid, "ended", |status| {
+        status["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 5
+    })
+    .await;
+    node.delete(&pod, 1);
+    node.wait_removed(&uid).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_process_is_small_and_has_one_thread() {
+    let node = TestNode::start("small").await;
+    let pods = ["a", "b"].map(|name| pod(name, json!({"command": ["sleep", "1000"]})));
+    for pod in &pods {
+        let began = tokio::time::Instant::now();
+        node.agent().sync(Arc::new(pod.clone()));
+        node.wait_ready(uid_of(pod)).await;
+        println!("ready after {:?}", began.elapsed());
+        node.exec(uid_of(pod), "main", &["true"]).await;
+    }
+    for pod in &pods {
+        let netns = node.network.attached.lock().unwrap()[uid_of(pod)].1.clone();
+        let process = netns.parent().unwrap().parent().unwrap();
+        let memory = std::fs::read_to_string(process.join("smaps_rollup")).unwrap();
+        // Not Private_Dirty: pages of the shared memfd that only one process has touched yet would count.
+        let own = memory.lines().find_map(|line| line.strip_prefix("Anonymous:")).unwrap().trim().to_owned();
+        let kilobytes: u32 = own.trim_end_matches(" kB").parse().unwrap();
+        assert!(kilobytes <= 1024, "{own} of its own");
+        println!("memory of its own: {own}");
+        assert_eq!(std::fs::read_dir(process.join("task")).unwrap().count(), 1);
+    }
+    for pod in &pods {
+        node.delete(pod, 1);
+        node.wait_removed(uid_of(pod)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_status_that_somebody_overwrote_is_repeated() {
+    let node = TestNode::start("overwrite").await;
+    let mut pod = pod("steady", json!({"command": ["sleep", "1000"]}));
+    let uid = uid_of(&pod).to_owned();
+    node.agent().sync(Arc::new(pod.clone()));
+    let ready = node.wait_ready(&uid).await;
+    // A node controller that had lost sight of the node did this.
+    let mut other = ready.clone();
+    for condition in other["conditions"].as_array_mut().unwrap() {
+        if condition["type"] == "Ready" {
+            condition["status"] = json!("False");
+        }
+    }
+    node.upstream.api.lock().unwrap().statuses.insert(uid.clone(), other.clone());
+    pod["status"] = other;
+    node.agent().sync(Arc::new(pod.clone()));
+    assert_eq!(node.wait_ready(&uid).await["conditions"], ready["conditions"]);
     node.delete(&pod, 1);
     node.wait_removed(&uid).await;
 }

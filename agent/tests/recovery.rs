@@ -1,4 +1,5 @@
 //! The agent killed, the pod process killed, a namesake waiting: nothing is lost, nothing is left. Needs root.
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 mod support;
 
@@ -25,7 +26,6 @@ async fn a_killed_agent_finds_its_pods_again() {
     node.kill_agent().await;
     // While no agent lives, one container ends: its exit code waits in the pod process.
     touch_in_container(&node, &ending, "main-0", "tmp/end");
-    node.upstream.api.lock().unwrap().statuses.clear();
     node.start_agent().await;
     node.agent().resync(vec![Arc::new(pod.clone()), Arc::new(ends.clone())]);
     let after = node.wait_ready(&uid).await;
@@ -106,4 +106,29 @@ async fn a_namesake_waits_for_the_end_of_the_old() {
     assert!(node.upstream.api.lock().unwrap().removed.contains(uid_of(&old)));
     node.delete(&new, 1);
     node.wait_removed(uid_of(&new)).await;
+}
+
+/// The agent dies at many different moments of a pod's start and of its end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_dies_at_any_moment_leaves_nothing_wrong() {
+    let mut node = TestNode::start("anytime").await;
+    for round in 0..24_u64 {
+        let script = "trap 'exit 0' TERM; sleep 1000 & wait";
+        let pod = pod(&format!("round-{round}"), json!({"command": ["sh", "-c", script]}));
+        let uid = uid_of(&pod).to_owned();
+        node.agent().sync(Arc::new(pod.clone()));
+        tokio::time::sleep(std::time::Duration::from_millis(round * 4)).await;
+        node.kill_agent().await;
+        node.start_agent().await;
+        node.agent().resync(vec![Arc::new(pod.clone())]);
+        let status = node.wait_ready(&uid).await;
+        assert_eq!(node.exec(&uid, "main", &["true"]).await.0, 0, "round {round}: {status}");
+        node.delete(&pod, 1);
+        tokio::time::sleep(std::time::Duration::from_millis(round * 3)).await;
+        node.kill_agent().await;
+        node.start_agent().await;
+        node.delete(&pod, 1);
+        node.wait_removed(&uid).await;
+        assert_eq!(node.leftovers(), Vec::<String>::new(), "round {round}");
+    }
 }

@@ -1,5 +1,5 @@
 //! A node under test: real images from a real registry, real pod processes, an API server and a network of our own.
-#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses its part")]
+#![allow(dead_code, clippy::unwrap_used, clippy::allow_attributes, reason = "each test file uses its part")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -25,16 +25,18 @@ pub fn registry() -> &'static str {
         let folder = tempfile::tempdir().unwrap();
         let registry = images::start_registry(&free_address(), None, &folder.path().join("registry")).unwrap();
         images::images(&registry.listen, None, &folder.path().join("layouts")).unwrap();
-        end_with_us(registry.pid());
+        end_with_us(registry.pid(), folder.path());
         (registry, folder)
     });
     &registry.listen
 }
 
-/// Statics are not dropped: a watcher ends the registry when this process does.
-fn end_with_us(pid: u32) {
-    let script = format!("tail --pid={} -f /dev/null; kill {pid}", std::process::id());
-    std::process::Command::new("sh").args(["-c", &script]).spawn().unwrap();
+/// Statics are not dropped: a shell ends the registry and removes its folder when this process is gone.
+fn end_with_us(registry: u32, folder: &Path) {
+    let own = std::process::id();
+    let script = format!("tail --pid={own} -f /dev/null; kill {registry}; rm -rf {}", folder.display());
+    #[expect(clippy::zombie_processes, reason = "it outlives this process on purpose")]
+    std::process::Command::new("setsid").args(["sh", "-c", &script]).spawn().unwrap();
 }
 
 pub fn free_address() -> String {
@@ -114,6 +116,21 @@ impl PodNetwork for FakeNetwork {
     }
 }
 
+fn config(folder: &Path, cgroup: String, registries: Option<PathBuf>) -> Config {
+    Config {
+        data_dir: folder.join("data"),
+        run_dir: folder.join("run"),
+        node_name: "node".into(),
+        node_ip: "192.0.2.1".parse().unwrap(),
+        pod_cidr: "10.244.0.0/24".parse().unwrap(),
+        pod_cgroup: format!("{cgroup}/pods"),
+        cgroup_root: cgroup,
+        cluster_dns: Some("10.96.0.10".parse().unwrap()),
+        cluster_domain: "cluster.local".into(),
+        registries,
+    }
+}
+
 pub struct TestNode {
     pub folder: tempfile::TempDir,
     pub config: Config,
@@ -128,27 +145,33 @@ impl TestNode {
     }
 
     pub async fn with_registry(name: &str, registry: &str) -> TestNode {
+        let mut node = TestNode::unstarted(name, registry);
+        node.start_agent().await;
+        node
+    }
+
+    fn unstarted(name: &str, registry: &str) -> TestNode {
         let _ = tracing_subscriber::fmt().with_env_filter("warn,agent=debug").with_test_writer().try_init();
         let folder = tempfile::tempdir().unwrap();
         let registries = folder.path().join("registries.yaml");
         std::fs::write(&registries, format!("registries:\n  docker.io:\n    endpoints: ['http://{registry}']\n"))
             .unwrap();
         let cgroup = format!("amphipod-test-{}-{name}", std::process::id());
-        let config = Config {
-            data_dir: folder.path().join("data"),
-            run_dir: folder.path().join("run"),
-            node_name: "node".into(),
-            node_ip: "192.0.2.1".parse().unwrap(),
-            pod_cidr: "10.244.0.0/24".parse().unwrap(),
-            cgroup_root: cgroup.clone(),
-            pod_cgroup: format!("{cgroup}/pods"),
-            cluster_dns: Some("10.96.0.10".parse().unwrap()),
-            cluster_domain: "cluster.local".into(),
-            registries: Some(registries),
-        };
+        let config = config(folder.path(), cgroup, Some(registries));
         let upstream = Arc::new(FakeUpstream { api: Mutex::default(), changed: watch::channel(0).0 });
-        let mut node = TestNode { folder, config, upstream, network: Arc::default(), agent: None };
+        TestNode { folder, config, upstream, network: Arc::default(), agent: None }
+    }
+
+    /// In a folder (and with cgroups) that another process made; that one also cleans up.
+    pub async fn in_folder(settings: &Value) -> std::mem::ManuallyDrop<TestNode> {
+        let text = |field: &str| settings[field].as_str().unwrap().to_owned();
+        let path = PathBuf::from(text("folder"));
+        let mut node = std::mem::ManuallyDrop::new(TestNode::unstarted("other", &text("registry")));
+        let registries = node.config.registries.clone();
+        node.config = config(&path, text("cgroup"), registries);
         node.start_agent().await;
+        // The folder of its own holds only the registries file, which has been read.
+        std::fs::remove_dir_all(node.folder.path()).unwrap();
         node
     }
 
@@ -160,6 +183,8 @@ impl TestNode {
     /// As a SIGKILL would: the agent is gone from one moment to the next, the pods stay.
     pub async fn kill_agent(&mut self) {
         self.agent.take().unwrap().shut_down().await;
+        // What the next one says is what counts.
+        self.upstream.api.lock().unwrap().statuses.clear();
     }
 
     pub fn agent(&self) -> &Agent {

@@ -1,5 +1,6 @@
 //! The pod process on the real kernel: containers, exec, logs and signals; and that a container and an exec get
 //! exactly what `runc` gives for the same config.json. Needs root, busybox-static and runc.
+#![expect(clippy::unwrap_used, reason = "a test")]
 #![cfg(feature = "process")]
 
 use std::collections::BTreeMap;
@@ -139,7 +140,7 @@ impl TestPod {
 
     fn log(&self, container: &str) -> String {
         let text = fs::read_to_string(self.path(&format!("{container}.log"))).unwrap();
-        text.lines().map(|line| line.splitn(2, ' ').nth(1).unwrap().to_owned() + "\n").collect()
+        text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned() + "\n").collect()
     }
 
     fn config(&self, container: &str, script: &str) -> Value {

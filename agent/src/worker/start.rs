@@ -244,8 +244,24 @@ impl Worker {
 
     // ---- runs ----
 
+    /// Undoes a run that was noted but never started: the agent died in between.
+    pub(super) async fn take_back_run(&mut self, name: &str) {
+        self.forget_run(name).await;
+        if let Some(record) = self.record.containers.get_mut(name) {
+            take_back(record);
+        }
+    }
+
     /// The pod process and the disk forget the last run; its log stays for `--previous`.
     async fn forget_last_run(&mut self, name: &str) {
+        self.forget_run(name).await;
+        let runs = self.record.containers.get(name).map_or(0, |record| record.runs);
+        if let Some(old) = runs.checked_sub(2) {
+            self.remove_logs(name, old);
+        }
+    }
+
+    async fn forget_run(&mut self, name: &str) {
         let Some(run) = self.record.containers.get(name).and_then(|record| record.current.clone()) else { return };
         if let Some(sandbox) = &self.sandbox
             && let Err(error) = sandbox.link.tell(Op::Delete { container: run.name.clone() }).await
@@ -255,10 +271,6 @@ impl Worker {
         }
         if let Err(error) = remove_run(&self.node, &self.record.pod.uid, &run.name) {
             self.log_failure("remove a container's files", &error);
-        }
-        let runs = self.record.containers.get(name).map_or(0, |record| record.runs);
-        if let Some(old) = runs.checked_sub(2) {
-            self.remove_logs(name, old);
         }
     }
 
@@ -329,32 +341,33 @@ impl Worker {
     async fn launch_failed(&mut self, name: &str, run: &Run, error: LaunchError) {
         let text = chain(&error);
         self.event(Some(name), EventKind::Warning, "Failed", format!("Error: {text}")).await;
-        let Some(record) = self.record.containers.get_mut(name) else { return };
         if let LaunchError::Link(LinkError::Failed(failure)) = &error
             && failure.kind == FailureKind::CannotRun
         {
-            // The program itself is at fault: this counts as a run that failed, as other runtimes tell it.
-            let end = End {
-                exit_code: 128,
-                reason: "StartError".into(),
-                message: Some(text.clone()),
-                started_at: Some(Timestamp::UNIX_EPOCH),
-                finished_at: Some(Timestamp::now()),
-                id: run.id.clone(),
-            };
-            if let Some(current) = record.current.as_mut() {
-                current.end = Some(end);
-            }
-            record.back_off.get_or_insert(BackOff { seconds: 10, since: Timestamp::now() });
-            self.waiting.insert(name.to_owned(), Waiting { reason: "RunContainerError", message: Some(text) });
+            self.could_not_run(name, run, text);
             return;
         }
-        take_back(record);
-        if let Err(error) = remove_run(&self.node, &self.record.pod.uid, &run.name) {
-            self.log_failure("remove a container's files", &error);
-        }
+        self.take_back_run(name).await;
         self.waiting.insert(name.to_owned(), Waiting { reason: error.reason(), message: Some(text) });
         self.retry_later(name);
+    }
+
+    /// The program itself is at fault: this counts as a run that failed, as other runtimes tell it.
+    fn could_not_run(&mut self, name: &str, run: &Run, text: String) {
+        let Some(record) = self.record.containers.get_mut(name) else { return };
+        let end = End {
+            exit_code: 128,
+            reason: "StartError".into(),
+            message: Some(text.clone()),
+            started_at: Some(Timestamp::UNIX_EPOCH),
+            finished_at: Some(Timestamp::now()),
+            id: run.id.clone(),
+        };
+        if let Some(current) = record.current.as_mut() {
+            current.end = Some(end);
+        }
+        record.back_off.get_or_insert(BackOff { seconds: 10, since: Timestamp::now() });
+        self.waiting.insert(name.to_owned(), Waiting { reason: "RunContainerError", message: Some(text) });
     }
 }
 

@@ -196,7 +196,7 @@ fn set_limits(process: &Process) -> io::Result<()> {
 }
 
 fn resource(kind: PosixRlimitType) -> u32 {
-    let resource = match kind {
+    match kind {
         PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
         PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
         PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
@@ -213,8 +213,7 @@ fn resource(kind: PosixRlimitType) -> u32 {
         PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
         PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
         PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
-    };
-    resource
+    }
 }
 
 fn change_dir(process: &Process) -> io::Result<()> {
