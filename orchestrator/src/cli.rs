@@ -85,9 +85,9 @@ struct UpArguments {
     /// Parent of the pods' cgroups, below each hierarchy's mount
     #[arg(long, default_value = "amphipod")]
     pod_cgroup: String,
-    /// Folder of pinned BPF objects; a BPF file system is mounted there if none is
-    #[arg(long, default_value = "/sys/fs/bpf/amphipod")]
-    bpf_root: PathBuf,
+    /// Folder of pinned BPF objects; a BPF file system is mounted there if none is [default: bpf in the run folder]
+    #[arg(long)]
+    bpf_root: Option<PathBuf>,
     /// YAML file that says where registries are and how to reach them
     #[arg(long)]
     registries: Option<PathBuf>,
@@ -169,7 +169,7 @@ impl UpArguments {
             domain: self.server.cluster_domain.clone(),
             cgroup_root: self.cgroup_root.clone().map_or_else(cgroup2_mount, Ok)?,
             pod_cgroup: self.pod_cgroup.clone(),
-            bpf_root: self.bpf_root.clone(),
+            bpf_root: self.bpf_root.clone().unwrap_or_else(|| self.run_dir.join("bpf")),
             registries: self.registries.clone(),
         };
         Ok((control, settings))
