@@ -6,6 +6,29 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Decodes a view. Empty lists and maps that Kubernetes always writes stand as `null` in stored objects; they count as
+/// absent. Such objects are few, so they alone pay for the second look.
+pub fn decode<T: DeserializeOwned>(json: &[u8]) -> Result<T, serde_json::Error> {
+    serde_json::from_slice(json).or_else(|_| {
+        let mut value: Value = serde_json::from_slice(json)?;
+        drop_nulls(&mut value);
+        serde_json::from_value(value)
+    })
+}
+
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, member| !member.is_null());
+            map.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(list) => list.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
 
 /// What every reader needs of `metadata`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -62,7 +85,7 @@ pub struct ServicePort {
     pub protocol: String,
     pub port: u16,
     /// A number or the name of a container's port; null means `port`.
-    pub target_port: serde_json::Value,
+    pub target_port: Value,
     pub node_port: u16,
 }
 
@@ -164,4 +187,16 @@ pub struct ObjectReference {
     pub namespace: String,
     pub name: String,
     pub uid: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn null_counts_as_absent() {
+        let slice: EndpointSlice = decode(br#"{"metadata":{"name":"a"},"endpoints":null,"ports":[{"port":80,"name":null}]}"#).unwrap();
+        assert!(slice.endpoints.is_empty() && slice.ports[0].port == Some(80));
+        assert!(decode::<EndpointSlice>(br#"{"endpoints":7}"#).is_err());
+    }
 }

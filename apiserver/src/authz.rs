@@ -189,7 +189,7 @@ impl Authorizer {
 
 /// Stored roles passed validation; one that does not decode grants nothing.
 fn decode<T: Default + serde::de::DeserializeOwned>(object: &crate::object::Object) -> T {
-    serde_json::from_slice(&object.json).unwrap_or_else(|error| {
+    api::view::decode(&object.json).unwrap_or_else(|error| {
         tracing::error!(key = object.key.as_str(), %error, "role or binding does not decode; it grants nothing");
         T::default()
     })

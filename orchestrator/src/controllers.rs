@@ -22,7 +22,7 @@ pub mod views;
 
 use informer::{Informer, View};
 use runtime::Controller;
-use views::{ConfigMap, Deployment, Endpoints, Lease, Namespace, Node, Pod, ReplicaSet, ServiceAccount};
+use views::{ConfigMap, Deployment, Endpoints, Lease, Namespace, Node, Pod, ReplicaSet, Secret, ServiceAccount};
 
 /// The decoded views that controllers, the scheduler and the node share.
 #[derive(Default)]
@@ -37,6 +37,7 @@ pub struct Caches {
     pub namespaces: Arc<Informer<Namespace>>,
     pub service_accounts: Arc<Informer<ServiceAccount>>,
     pub config_maps: Arc<Informer<ConfigMap>>,
+    pub secrets: Arc<Informer<Secret>>,
     pub leases: Arc<Informer<Lease>>,
 }
 
@@ -44,7 +45,7 @@ pub struct Caches {
 macro_rules! each_cache {
     ($caches:expr, $cache:ident => $act:expr) => {{
         let caches = $caches;
-        each_cache!(@ caches, $cache => $act; pods, replica_sets, deployments, services, slices, endpoints, nodes, namespaces, service_accounts, config_maps, leases);
+        each_cache!(@ caches, $cache => $act; pods, replica_sets, deployments, services, slices, endpoints, nodes, namespaces, service_accounts, config_maps, secrets, leases);
     }};
     (@ $caches:ident, $cache:ident => $act:expr; $($field:ident),*) => {
         $({ let $cache = &$caches.$field; $act; })*

@@ -34,11 +34,6 @@ impl Reference {
             field_path: String::new(),
         }
     }
-
-    pub fn container(mut self, name: &str) -> Self {
-        self.field_path = format!("spec.containers{{{name}}}");
-        self
-    }
 }
 
 type Seen = HashMap<(Reference, String, String), String>;

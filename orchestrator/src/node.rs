@@ -75,6 +75,7 @@ pub async fn start(settings: &Settings, running: &Running, slot: &streams::Agent
     let agent = Agent::start(agent_config(settings, node_cidr)?, upstream, Arc::new(links::PodLinks::new(network))).await?;
     let agent = Arc::new(agent);
     slot.fill(agent.clone());
+    pods::tell_content(&running.caches, &agent);
     tasks.spawn(pods::follow(client.clone(), settings.name.clone(), agent));
     tasks.spawn(registration::renew(settings.name.clone(), client));
     Ok(Node { _dns: dns })

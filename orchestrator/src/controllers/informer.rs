@@ -13,7 +13,6 @@ use tokio::sync::watch;
 /// What of a kind is kept decoded.
 pub trait View: DeserializeOwned + Send + Sync + 'static {
     const RESOURCE: Resource;
-    fn meta(&self) -> &Meta;
     /// The index entries under which the object is found, `name/value`.
     fn indexes(&self) -> Vec<String> {
         Vec::new()
@@ -64,9 +63,12 @@ impl<T: View> Informer<T> {
         look(&self.state.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Calls `handle` with the state before and after each change, from the start.
+    /// Calls `handle` with the state before and after each change, first with each object that is here already. One that
+    /// changes just then may be told twice.
     pub fn on_change(&self, handle: impl Fn(Option<&T>, Option<&T>) + Send + Sync + 'static) {
-        self.handlers.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(handle));
+        let mut handlers = self.handlers.write().unwrap_or_else(PoisonError::into_inner);
+        self.all().iter().for_each(|object| handle(None, Some(object)));
+        handlers.push(Box::new(handle));
     }
 
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<T>> {
@@ -175,7 +177,7 @@ impl<T: View> Informer<T> {
 
 /// Views skip what they do not know, so a stored object decodes; one that does not is reported and left out.
 fn decode<T: View>(object: &Object) -> Option<Arc<T>> {
-    match serde_json::from_slice(&object.json) {
+    match api::view::decode::<T>(&object.json) {
         Ok(view) => Some(Arc::new(view)),
         Err(error) => {
             tracing::error!(resource = T::RESOURCE.plural, key = object.key.as_str(), %error, "stored object does not decode");
@@ -217,5 +219,15 @@ mod tests {
         pods.apply(&key, Some(pod("a", "n")));
         pods.apply(&key, None);
         assert_eq!(*seen.lock().unwrap(), [(false, true), (true, true), (true, false)]);
+    }
+
+    #[test]
+    fn who_comes_late_is_told_what_is_there() {
+        let pods = Informer::<Pod>::default();
+        pods.apply(&ObjectKey::new("ns", "a"), Some(pod("a", "")));
+        let seen = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = seen.clone();
+        pods.on_change(move |old, new| assert!(old.is_none() && new.is_some() && count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0));
+        assert_eq!(seen.load(std::sync::atomic::Ordering::Relaxed), 1);
     }
 }

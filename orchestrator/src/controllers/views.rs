@@ -56,13 +56,6 @@ pub struct Metadata {
     pub owned: Owned,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct LabelSelector {
-    pub match_labels: BTreeMap<String, String>,
-    pub match_expressions: Vec<Value>,
-}
-
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Pod {
@@ -297,6 +290,12 @@ pub struct ServiceAccount {
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
+pub struct Secret {
+    pub metadata: Metadata,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
 pub struct ConfigMap {
     pub metadata: Metadata,
     pub data: BTreeMap<String, String>,
@@ -329,9 +328,6 @@ fn owner_index(owned: &Owned) -> Vec<String> {
 
 impl View for Pod {
     const RESOURCE: Resource = PODS;
-    fn meta(&self) -> &Meta {
-        &self.metadata.meta
-    }
     fn indexes(&self) -> Vec<String> {
         let mut all = owner_index(&self.metadata.owned);
         if !self.spec.node_name.is_empty() {
@@ -343,9 +339,6 @@ impl View for Pod {
 
 impl View for ReplicaSet {
     const RESOURCE: Resource = REPLICA_SETS;
-    fn meta(&self) -> &Meta {
-        &self.metadata.meta
-    }
     fn indexes(&self) -> Vec<String> {
         owner_index(&self.metadata.owned)
     }
@@ -353,9 +346,6 @@ impl View for ReplicaSet {
 
 impl View for EndpointSlice {
     const RESOURCE: Resource = SLICES;
-    fn meta(&self) -> &Meta {
-        &self.metadata
-    }
     fn indexes(&self) -> Vec<String> {
         self.service_name().map(|name| format!("service/{}/{name}", self.metadata.namespace)).into_iter().collect()
     }
@@ -363,18 +353,12 @@ impl View for EndpointSlice {
 
 impl View for Service {
     const RESOURCE: Resource = SERVICES;
-    fn meta(&self) -> &Meta {
-        &self.metadata
-    }
 }
 
 macro_rules! plain_views {
     ($($view:ty => $resource:expr),* $(,)?) => {$(
         impl View for $view {
             const RESOURCE: Resource = $resource;
-            fn meta(&self) -> &Meta {
-                &self.metadata.meta
-            }
         }
     )*};
 }
@@ -385,6 +369,7 @@ plain_views! {
     Namespace => NAMESPACES,
     ServiceAccount => SERVICE_ACCOUNTS,
     ConfigMap => CONFIG_MAPS,
+    Secret => Resource::core("secrets"),
     Endpoints => ENDPOINTS,
     Lease => LEASES,
 }

@@ -10,7 +10,24 @@ use apiserver::ObjectKey;
 use apiserver::client::Client;
 use apiserver::engine::{Event, EventKind, WatchOptions};
 
+use crate::controllers::Caches;
 use crate::controllers::views::PODS;
+
+/// Tells the agent when something changed that pods may have mounted.
+pub fn tell_content(caches: &Caches, agent: &Arc<Agent>) {
+    let maps = agent.clone();
+    caches.config_maps.on_change(move |old, new| {
+        if let Some(map) = new.or(old) {
+            maps.content_changed(&map.metadata.meta.namespace);
+        }
+    });
+    let secrets = agent.clone();
+    caches.secrets.on_change(move |old, new| {
+        if let Some(secret) = new.or(old) {
+            secrets.content_changed(&secret.metadata.meta.namespace);
+        }
+    });
+}
 
 /// Follows them for ever; starts over from the whole state when it fell behind.
 pub async fn follow(client: Client, node: String, agent: Arc<Agent>) {
