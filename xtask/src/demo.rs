@@ -118,8 +118,11 @@ impl Demo {
     }
 }
 
+/// A page's title, or its first line that says something.
 fn first_line(page: &str) -> &str {
-    page.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim()
+    let title = page.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>"));
+    let line = || page.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    title.map_or_else(line, |(title, _)| title).trim()
 }
 
 fn show(demo: &Demo, say: &dyn Fn(&str)) -> Result<()> {
