@@ -109,7 +109,10 @@ impl Client {
     where
         F: Fn(&Value) -> Result<Value, Status> + Send + Sync,
     {
-        let target = self.allowed("update", resource, namespace, name, subresource)?;
+        // What follows is a read-modify-write or a patch, whichever the identity's role grants.
+        let target = self
+            .allowed("update", resource, namespace, name, subresource)
+            .or_else(|refused| self.allowed("patch", resource, namespace, name, subresource).map_err(|_| refused))?;
         let through = |current: Option<&Value>| {
             let next = change(current.ok_or_else(|| target.not_found())?)?;
             canonical(&target.kind, &next).map(Draft::Update)

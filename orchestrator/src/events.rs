@@ -25,9 +25,13 @@ pub struct Reference {
 
 impl Reference {
     pub fn pod(meta: &Meta) -> Self {
+        Self::new("v1", "Pod", meta)
+    }
+
+    pub fn new(api_version: &str, kind: &str, meta: &Meta) -> Self {
         Self {
-            api_version: "v1".into(),
-            kind: "Pod".into(),
+            api_version: api_version.into(),
+            kind: kind.into(),
             namespace: meta.namespace.clone(),
             name: meta.name.clone(),
             uid: meta.uid.clone(),
@@ -75,6 +79,8 @@ impl Recorder {
                 }
                 seen.insert(key, created["metadata"]["name"].as_str().unwrap_or_default().to_owned());
             }
+            // Its namespace is on its way out: nobody will ask.
+            Err(error) if matches!(error.code, 403 | 404) => tracing::debug!(reason, object = about.name, %error, "event not written"),
             Err(error) => tracing::warn!(reason, object = about.name, %error, "event not written"),
         }
     }

@@ -105,7 +105,7 @@ impl Cluster {
 
     /// Applies a manifest given as text.
     pub fn apply_text(&self, manifest: &str) -> Result<String> {
-        succeeded(self.kubectl_with(&["apply", "-f", "-"], manifest, &[])?, "kubectl apply -f -")
+        succeeded(self.kubectl_with(&["apply", "-f", "-"], &yaml(manifest), &[])?, "kubectl apply -f -")
     }
 
     /// A value of an object, by JSONPath.
@@ -158,6 +158,11 @@ impl Drop for Cluster {
             eprintln!("taking the cluster down: {error:#}");
         }
     }
+}
+
+/// Text that kubectl takes for YAML even where it opens with a brace.
+pub fn yaml(manifest: &str) -> String {
+    format!("---\n{manifest}")
 }
 
 pub fn text(bytes: &[u8]) -> String {

@@ -1,7 +1,7 @@
 //! What users get for their mistakes.
 
 use anyhow::{Result, ensure};
-use e2e::{Cluster, text};
+use e2e::{Cluster, text, yaml};
 
 /// A manifest and what kubectl must say of it.
 const MANIFESTS: &[(&str, &str)] = &[
@@ -29,7 +29,7 @@ const MANIFESTS: &[(&str, &str)] = &[
 pub fn manifests(cluster: &Cluster) -> Result<()> {
     for (manifest, said) in MANIFESTS {
         for validate in ["--validate=strict", "--validate=false"] {
-            let output = cluster.kubectl_with(&["apply", validate, "-f", "-"], manifest, &[])?;
+            let output = cluster.kubectl_with(&["apply", validate, "-f", "-"], &yaml(manifest), &[])?;
             // Without validation an unknown field is dropped with a warning, as upstream does.
             if validate == "--validate=false" && said.contains("unknown field") {
                 ensure!(output.status.success(), "{}", text(&output.stderr));

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, succeeded, workspace};
 
+/// A shell as PID 1 hears no SIGTERM: it would take the whole grace of 30 seconds.
+const QUICK: &str = r#"--overrides={"apiVersion":"v1","spec":{"terminationGracePeriodSeconds":1}}"#;
 const DEPLOYMENT: &str = "deployment/my-nginx-deployment";
 
 pub fn examples(cluster: &Cluster) -> Result<()> {
@@ -144,7 +146,7 @@ pub fn deleted(cluster: &Cluster) -> Result<()> {
     })?;
     cluster.kubectl(&["create", "namespace", "short-lived"])?;
     cluster.until("it has its account", |cluster| Ok(cluster.try_kubectl(&["get", "serviceaccount", "default", "-n", "short-lived"])?.status.success()))?;
-    cluster.kubectl(&["run", "inside", "--image=busybox:latest", "-n", "short-lived", "--", "sleep", "1000"])?;
+    cluster.kubectl(&["run", "inside", "--image=busybox:latest", "-n", "short-lived", QUICK, "--", "sleep", "1000"])?;
     cluster.kubectl(&["wait", "--for=condition=Ready", "pod/inside", "-n", "short-lived", "--timeout=60s"])?;
     cluster.kubectl(&["delete", "namespace", "short-lived", "--timeout=60s"])?;
     let gone = cluster.kubectl_fails(&["get", "namespace", "short-lived"])?;

@@ -12,6 +12,7 @@ use super::Caches;
 use super::informer::Key;
 use super::runtime::{Action, Controller, Plan, Queue};
 use super::views::{DEPLOYMENTS, Deployment, REPLICA_SETS, ReplicaSet};
+use crate::events::Reference;
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
 const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
@@ -175,8 +176,30 @@ fn plan(deployment: &Deployment, sets: &[Arc<ReplicaSet>], old_pods: bool, now: 
         }
         plan.extend(clean_up(deployment, current.as_deref(), &old));
     }
+    let said = said(deployment, sets, &plan);
+    plan.extend(said);
     plan.extend(status(deployment, current.as_deref(), sets, now));
     plan
+}
+
+/// One event per ReplicaSet whose size the plan changes.
+fn said(deployment: &Deployment, sets: &[Arc<ReplicaSet>], plan: &Plan) -> Plan {
+    let about = Reference::new("apps/v1", "Deployment", &deployment.metadata.meta);
+    let event = |name: &str, from: i64, to: i64| {
+        let way = if to > from { "up" } else { "down" };
+        let message = format!("Scaled {way} replica set {name} from {from} to {to}");
+        Action::Event { about: about.clone(), reason: "ScalingReplicaSet", message }
+    };
+    let size_of = |name: &str| sets.iter().find(|set| set.metadata.meta.name == name).map_or(0, |set| set.spec.replicas);
+    let change = |action: &Action| match action {
+        Action::Create { object, .. } => {
+            let name = object["metadata"]["name"].as_str()?;
+            Some(event(name, 0, object["spec"]["replicas"].as_i64()?))
+        }
+        Action::Patch { key, subresource: "", patch, .. } => Some(event(&key.name, size_of(&key.name), patch["spec"]["replicas"].as_i64()?)),
+        _ => None,
+    };
+    plan.iter().filter_map(change).collect()
 }
 
 /// The new ReplicaSet, already as large as the bounds allow.
@@ -209,7 +232,7 @@ fn create(deployment: &Deployment, sets: &[Arc<ReplicaSet>], revision: i64, old_
             "template": template,
         },
     });
-    Action::Create { resource: REPLICA_SETS, namespace: meta.namespace.clone(), object }
+    Action::Create { resource: REPLICA_SETS, namespace: meta.namespace.clone(), object, announce: None }
 }
 
 fn first_size(deployment: &Deployment, sets: &[Arc<ReplicaSet>], old_pods: bool) -> i64 {

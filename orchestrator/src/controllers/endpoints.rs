@@ -289,7 +289,7 @@ fn create(service: &Service, labels: &BTreeMap<String, String>, ports: Value, en
         "ports": ports,
         "endpoints": endpoints,
     });
-    Action::Create { resource: SLICES, namespace: meta.namespace.clone(), object }
+    Action::Create { resource: SLICES, namespace: meta.namespace.clone(), object, announce: None }
 }
 
 impl Controller for EndpointsObjects {
@@ -389,7 +389,7 @@ fn write_endpoints(service: &Service, found: Option<&Endpoints>, subsets: Vec<Va
         None => {
             let metadata = json!({"name": meta.name, "namespace": meta.namespace, "labels": labels});
             let object = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": metadata, "subsets": subsets});
-            vec![Action::Create { resource: ENDPOINTS, namespace: meta.namespace.clone(), object }]
+            vec![Action::Create { resource: ENDPOINTS, namespace: meta.namespace.clone(), object, announce: None }]
         }
     }
 }

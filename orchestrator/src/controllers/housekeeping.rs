@@ -52,7 +52,7 @@ impl Controller for ServiceAccounts {
             return Plan::new();
         }
         let object = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": DEFAULT_ACCOUNT, "namespace": namespace}});
-        vec![Action::Create { resource: SERVICE_ACCOUNTS, namespace, object }]
+        vec![Action::Create { resource: SERVICE_ACCOUNTS, namespace, object, announce: None }]
     }
 }
 
@@ -91,7 +91,7 @@ impl Controller for RootCa {
                 let description = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters.";
                 let metadata = json!({"name": CA_MAP, "namespace": namespace, "annotations": {"kubernetes.io/description": description}});
                 let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data});
-                vec![Action::Create { resource: CONFIG_MAPS, namespace, object }]
+                vec![Action::Create { resource: CONFIG_MAPS, namespace, object, announce: None }]
             }
         }
     }

@@ -12,6 +12,7 @@ use super::Caches;
 use super::informer::Key;
 use super::runtime::{Action, Controller, Plan, Queue};
 use super::views::{OwnerReference, PODS, Pod, REPLICA_SETS, ReplicaSet};
+use crate::events::Reference;
 
 /// Pods made or removed by one plan: bounds what a mistake costs before it is seen.
 const BURST: usize = 500;
@@ -134,7 +135,7 @@ fn resize(set: &ReplicaSet, mine: &[Arc<Pod>]) -> Plan {
     }
     active.sort_by_key(|pod| usefulness(pod));
     let surplus = (active.len() - wanted).min(BURST);
-    active.into_iter().take(surplus).map(|pod| remove(pod)).collect()
+    active.into_iter().take(surplus).flat_map(|pod| remove(set, pod)).collect()
 }
 
 /// The order in which pods go: unassigned, pending, unready, youngest first.
@@ -157,12 +158,17 @@ fn create(set: &ReplicaSet) -> Action {
         }
     }
     let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]});
-    Action::Create { resource: PODS, namespace: meta.namespace.clone(), object }
+    Action::Create { resource: PODS, namespace: meta.namespace.clone(), object, announce: Some(about(set)) }
 }
 
-fn remove(pod: &Pod) -> Action {
+fn remove(set: &ReplicaSet, pod: &Pod) -> [Action; 2] {
     let meta = &pod.metadata.meta;
-    Action::Delete { resource: PODS, key: Key::of(meta), uid: Some(meta.uid.clone()), propagation: None }
+    let said = Action::Event { about: about(set), reason: "SuccessfulDelete", message: format!("Deleted pod: {}", meta.name) };
+    [Action::Delete { resource: PODS, key: Key::of(meta), uid: Some(meta.uid.clone()), propagation: None }, said]
+}
+
+fn about(set: &ReplicaSet) -> Reference {
+    Reference::new("apps/v1", "ReplicaSet", &set.metadata.meta)
 }
 
 /// When a pod counts as available; `None` while it is not ready.
@@ -242,6 +248,7 @@ mod tests {
                 Action::Patch { subresource: "status", .. } => "status",
                 Action::Patch { .. } => "patch",
                 Action::Again { .. } => "again",
+                Action::Event { .. } => "event",
             })
             .collect()
     }

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use super::Caches;
 use super::informer::Key;
+use crate::events::{Recorder, Reference};
 
 /// Workers of one controller: different keys at the same time, never one key twice.
 const WORKERS: usize = 4;
@@ -28,12 +29,15 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 /// One effect.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    Create { resource: Resource, namespace: String, object: Value },
+    /// With `announce`, an event on that object names what was made.
+    Create { resource: Resource, namespace: String, object: Value, announce: Option<Reference> },
     /// A JSON merge patch; with `version` only if the object is still at it.
     Patch { resource: Resource, key: Key, subresource: &'static str, version: Option<String>, patch: Value },
     Delete { resource: Resource, key: Key, uid: Option<String>, propagation: Option<Propagation> },
     /// Reconcile this key again after a while.
     Again { key: Key, after: Duration },
+    /// Says what the rest of the plan does.
+    Event { about: Reference, reason: &'static str, message: String },
 }
 
 pub type Plan = Vec<Action>;
@@ -144,13 +148,14 @@ pub async fn run<C: Controller>(controller: C, client: Client, caches: Arc<Cache
 
 async fn work<C: Controller>(controller: Arc<C>, client: Client, caches: Arc<Caches>, queue: Queue) {
     let mut written = HashMap::new();
+    let recorder = Recorder::new(client.clone(), C::NAME, "");
     loop {
         let key = queue.take().await;
         for (resource, revision) in written.drain() {
             caches.caught_up(resource, revision).await;
         }
         let plan = controller.reconcile(&key, &caches);
-        let outcome = apply(plan, &client, &queue, &mut written).await;
+        let outcome = apply(plan, &client, &queue, &recorder, &mut written).await;
         if let Err(error) = &outcome {
             let key = format!("{}/{}", key.namespace, key.name);
             // Two writers met: routine, and the retry sees the other's state.
@@ -164,9 +169,9 @@ async fn work<C: Controller>(controller: Arc<C>, client: Client, caches: Arc<Cac
 }
 
 /// Carries a plan out; remembers the revision of each write. The first failure is reported after all were tried.
-async fn apply(plan: Plan, client: &Client, queue: &Queue, written: &mut HashMap<Resource, Revision>) -> Result<(), Status> {
+async fn apply(plan: Plan, client: &Client, queue: &Queue, recorder: &Recorder, written: &mut HashMap<Resource, Revision>) -> Result<(), Status> {
     let mut failed = Ok(());
-    let mut outcomes = futures::stream::iter(plan).map(|action| act(action, client, queue)).buffer_unordered(CONCURRENT);
+    let mut outcomes = futures::stream::iter(plan).map(|action| act(action, client, queue, recorder)).buffer_unordered(CONCURRENT);
     while let Some(outcome) = outcomes.next().await {
         match outcome {
             Ok(Some((resource, revision))) => {
@@ -180,10 +185,17 @@ async fn apply(plan: Plan, client: &Client, queue: &Queue, written: &mut HashMap
     failed
 }
 
-async fn act(action: Action, client: &Client, queue: &Queue) -> Result<Option<(Resource, Revision)>, Status> {
+async fn act(action: Action, client: &Client, queue: &Queue, recorder: &Recorder) -> Result<Option<(Resource, Revision)>, Status> {
     match action {
-        Action::Create { resource, namespace, object } => match client.create(resource, &namespace, object).await {
-            Ok(created) => Ok(Some((resource, revision(&created)))),
+        Action::Create { resource, namespace, object, announce } => match client.create(resource, &namespace, object).await {
+            Ok(created) => {
+                if let Some(about) = announce {
+                    let kind = created["kind"].as_str().unwrap_or_default().to_lowercase();
+                    let name = created["metadata"]["name"].as_str().unwrap_or_default();
+                    recorder.normal(&about, "SuccessfulCreate", &format!("Created {kind}: {name}")).await;
+                }
+                Ok(Some((resource, revision(&created))))
+            }
             // Somebody was quicker: level-triggered, the next look sees it.
             Err(status) if status.reason == "AlreadyExists" => Ok(None),
             Err(status) => Err(status),
@@ -213,6 +225,10 @@ async fn act(action: Action, client: &Client, queue: &Queue) -> Result<Option<(R
         }
         Action::Again { key, after } => {
             queue.add_after(key, after);
+            Ok(None)
+        }
+        Action::Event { about, reason, message } => {
+            recorder.normal(&about, reason, &message).await;
             Ok(None)
         }
     }
