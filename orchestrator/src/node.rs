@@ -70,13 +70,14 @@ pub async fn start(settings: &Settings, running: &Running, slot: &streams::Agent
     };
     let dns = Arc::new(dns::Server::start(dns).await.context("cannot start DNS")?);
     let feed = services::Feed::new(settings, proxy, dns.clone(), recorder.clone());
-    feed.start(&running.caches, tasks);
+    let settled = feed.start(&running.caches, tasks);
     let upstream = Arc::new(upstream::ApiUpstream::new(client.clone(), recorder, running.caches.clone()));
     let agent = Agent::start(agent_config(settings, node_cidr)?, upstream, Arc::new(links::PodLinks::new(network))).await?;
     let agent = Arc::new(agent);
     slot.fill(agent.clone());
     pods::tell_content(&running.caches, &agent);
-    tasks.spawn(pods::follow(client.clone(), settings.name.clone(), agent));
+    let follower = pods::Follower { client: client.clone(), node: settings.name.clone(), agent, caches: running.caches.clone(), settled };
+    tasks.spawn(pods::follow(follower));
     tasks.spawn(registration::renew(settings.name.clone(), client));
     Ok(Node { _dns: dns })
 }

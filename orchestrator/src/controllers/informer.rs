@@ -95,6 +95,16 @@ impl<T: View> Informer<T> {
         })
     }
 
+    /// The revision up to which changes were taken in.
+    pub fn seen(&self) -> Revision {
+        *self.seen.borrow()
+    }
+
+    /// Wakes when changes were taken in.
+    pub fn subscribe(&self) -> watch::Receiver<Revision> {
+        self.seen.subscribe()
+    }
+
     /// Waits until the first state is here and every change up to `revision` was taken in.
     pub async fn caught_up(&self, revision: Revision) {
         // The sender lives in self: it cannot close while we wait.
