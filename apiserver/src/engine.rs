@@ -190,8 +190,11 @@ impl Engine {
         Ok(objects.swap_remove(0).expect("the first write of every transaction is a put: deletions go through `remove`"))
     }
 
-    pub(crate) async fn remove(&self, writes: Vec<Write>) -> Result<(), CommitError> {
-        self.committer.commit(writes).await.map(drop)
+    /// Removes; gives the revision at which the first of them went.
+    pub(crate) async fn remove(&self, writes: Vec<Write>) -> Result<Revision, CommitError> {
+        let count = writes.len() as Revision;
+        let (last, _) = self.committer.commit(writes).await?;
+        Ok(last + 1 - count)
     }
 }
 

@@ -111,9 +111,11 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, tl
 }
 
 async fn handle(shared: Arc<Shared>, certificate: Option<User>, request: Request<Incoming>) -> Response<Body> {
+    let accept = request.headers().get(hyper::header::ACCEPT).and_then(|value| value.to_str().ok());
+    let encoding = negotiate::of_refusal(accept);
     match dispatch::answer(&shared, certificate, request).await {
         Ok(reply) => reply,
-        Err(status) => reply::status(&status),
+        Err(status) => reply::status(&status, encoding),
     }
 }
 

@@ -80,7 +80,8 @@ pub enum Deleted {
 
 /// What to do with one object.
 enum Step {
-    Remove,
+    /// With the state that is shown, where upstream marks what it removes.
+    Remove(Option<Value>),
     Mark(Value),
     Nothing,
 }
@@ -123,10 +124,17 @@ impl Engine {
         let expect = Expect::At(current.revision);
         let committed = match &step {
             Step::Nothing => Ok(old.clone()),
-            Step::Remove => {
+            Step::Remove(shown) => {
                 let mut writes = vec![Write { content: None, ..self.stored(kind, expect, &old) }];
                 writes.extend(self.released(kind, &old));
-                self.remove(writes).await.map(|()| old.clone())
+                self.remove(writes).await.map(|revision| match shown {
+                    Some(marked) => {
+                        let mut marked = marked.clone();
+                        marked["metadata"]["resourceVersion"] = json!(revision.to_string());
+                        marked
+                    }
+                    None => old.clone(),
+                })
             }
             Step::Mark(new) => self.commit(vec![self.stored(kind, expect, new)]).await.map(|stored| self.show(kind, &stored)),
         };
@@ -141,8 +149,8 @@ impl Engine {
 
 fn outcome(kind: &Kind, step: Step, value: Value) -> Deleted {
     match step {
-        Step::Remove if shows_deleted(kind) => Deleted::GoneShown(value),
-        Step::Remove => Deleted::Gone { uid: value["metadata"]["uid"].as_str().unwrap_or_default().to_owned() },
+        Step::Remove(_) if shows_deleted(kind) => Deleted::GoneShown(value),
+        Step::Remove(_) => Deleted::Gone { uid: value["metadata"]["uid"].as_str().unwrap_or_default().to_owned() },
         Step::Mark(_) | Step::Nothing => Deleted::Going(value),
     }
 }
@@ -155,14 +163,17 @@ fn shows_deleted(kind: &Kind) -> bool {
 }
 
 fn check_preconditions(target: &Target, options: &DeleteOptions, current: &Object) -> Result<(), Status> {
+    // Upstream names the kind here, not the resource.
+    let refused = |why: String| Status::conflict(&target.kind.group, &target.kind.kind, &target.name, &why);
     let uid = &current.header.uid;
     if let Some(asked) = options.uid.as_ref().filter(|asked| *asked != uid) {
-        return Err(target.conflict(&format!("Precondition failed: UID in precondition: {asked}, UID in object meta: {uid}")));
+        let why = format!("the UID in the precondition ({asked}) does not match the UID in record ({uid}). The object might have been deleted and then recreated");
+        return Err(refused(why));
     }
     let version = current.revision.to_string();
     if let Some(asked) = options.version.as_ref().filter(|asked| **asked != version) {
-        let why = format!("Precondition failed: ResourceVersion in precondition: {asked}, ResourceVersion in object meta: {version}");
-        return Err(target.conflict(&why));
+        let why = format!("the ResourceVersion in the precondition ({asked}) does not match the ResourceVersion in record ({version}). The object might have been modified");
+        return Err(refused(why));
     }
     Ok(())
 }
@@ -196,7 +207,12 @@ fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, context: &Context) ->
     let namespace = kind.group.is_empty() && kind.plural == "namespaces";
     let held = has_finalizers(&new) || (namespace && old["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty()));
     if grace == 0 && !held {
-        return Step::Remove;
+        let graceful = kind.group.is_empty() && kind.plural == "pods";
+        let shown = graceful.then(|| {
+            mark(&mut new, 0, false, context);
+            new
+        });
+        return Step::Remove(shown);
     }
     let known = old["metadata"]["deletionGracePeriodSeconds"].as_i64();
     let asked = options.grace_seconds.is_some();
@@ -210,6 +226,7 @@ fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, context: &Context) ->
 }
 
 fn mark(object: &mut Value, grace: i64, namespace: bool, context: &Context) {
+    let first = !deleting(object);
     let gone_by = context.now.checked_add(SignedDuration::from_secs(grace)).unwrap_or(context.now);
     object["metadata"]["deletionTimestamp"] = json!(api::time::rfc3339(gone_by));
     if namespace {
@@ -217,7 +234,7 @@ fn mark(object: &mut Value, grace: i64, namespace: bool, context: &Context) {
         return;
     }
     object["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
-    if let Some(generation) = object["metadata"]["generation"].as_i64() {
+    if let Some(generation) = object["metadata"]["generation"].as_i64().filter(|_| first) {
         object["metadata"]["generation"] = json!(generation + 1);
     }
 }

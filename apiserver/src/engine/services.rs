@@ -89,13 +89,17 @@ impl Engine {
         if !is_service(kind) {
             return Ok(Vec::new());
         }
-        if let Some(old) = old {
-            carry_over(old, service);
-        }
         let mut writes = Vec::new();
         self.allocate_address(old, service, &mut writes)?;
         self.allocate_ports(old, service, &mut writes)?;
         Ok(writes)
+    }
+
+    /// What an update of a Service that does not say keeps of the old one.
+    pub(crate) fn carry_over(&self, kind: &Kind, old: &Value, new: &mut Value) {
+        if is_service(kind) {
+            carry_over(old, new);
+        }
     }
 
     /// The writes that free what a removed object held.
@@ -128,6 +132,7 @@ impl Engine {
         let Some(address) = address else { return Ok(()) };
         service["spec"]["clusterIP"] = json!(address.to_string());
         service["spec"]["clusterIPs"] = json!([address.to_string()]);
+        api::write::service_families(service);
         writes.push(self.address_write(address, service));
         Ok(())
     }

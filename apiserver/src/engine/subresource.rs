@@ -48,7 +48,7 @@ impl Engine {
             if let Some(bound) = current["spec"]["nodeName"].as_str().filter(|bound| !bound.is_empty()) {
                 return Err(Status::conflict("", "pods/binding", &target.name, &format!("pod {} is already assigned to node \"{bound}\"", target.name)));
             }
-            Ok(Draft::Update(bound_pod(current, node, binding, context)))
+            Ok(Draft::Own(bound_pod(current, node, binding, context)))
         };
         self.update(context, target, options, &assign).await.map(drop)
     }
@@ -120,7 +120,6 @@ fn check_scale(target: &Target, scale: &Value) -> Result<(), Status> {
 }
 
 fn check_binding(binding: &Value) -> Result<(), Status> {
-    let name = binding["metadata"]["name"].as_str().unwrap_or_default();
     let mut errors = Vec::new();
     let kind = binding["target"]["kind"].as_str().unwrap_or_default();
     if !matches!(kind, "" | "Node") {
@@ -129,7 +128,12 @@ fn check_binding(binding: &Value) -> Result<(), Status> {
     if binding["target"]["name"].as_str().unwrap_or_default().is_empty() {
         errors.push(FieldError::required("target.name", ""));
     }
-    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("", "Binding", name, errors)) }
+    match errors.as_slice() {
+        [] => Ok(()),
+        // Upstream passes these on as they are.
+        [one] => Err(Status::unknown(one.to_string())),
+        many => Err(Status::unknown(format!("[{}]", many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")))),
+    }
 }
 
 fn bound_pod(current: &Value, node: &str, binding: &Value, context: &Context) -> Value {
@@ -141,7 +145,6 @@ fn bound_pod(current: &Value, node: &str, binding: &Value, context: &Context) ->
     let scheduled = json!({
         "type": "PodScheduled",
         "status": "True",
-        "observedGeneration": pod["metadata"]["generation"],
         "lastProbeTime": null,
         "lastTransitionTime": api::time::rfc3339(context.now),
     });

@@ -20,7 +20,7 @@ use super::path::{Path, Query, ResourcePath};
 use super::reply::{self, Include, Reply};
 use super::{documents, page_not_found, read_body, streams, watch};
 use crate::authz::Attributes;
-use crate::engine::{Context, DeleteOptions, Deleted, Draft, Target};
+use crate::engine::{Context, DeleteOptions, Deleted, Draft, Target, Written};
 use crate::identity::{AUTHENTICATED, User};
 use crate::reviews;
 use crate::server::Shared;
@@ -80,7 +80,7 @@ pub async fn answer(shared: &Arc<Shared>, certificate: Option<User>, request: Re
         let pod = shared.engine.get(&pod_target(&target), None).await?.value();
         return streams::exec(&*shared.nodes, &pod, &query, parts).await;
     }
-    let accepted = negotiate::answer(header(&parts, header::ACCEPT), watching)?;
+    let accepted = negotiate::answer(header(&parts, header::ACCEPT), watching, !resource.name.is_empty() || parts.method == Method::POST)?;
     let call = Call { shared, parts: &parts, query, context, accepted, target };
     match verb {
         "get" => call.get().await,
@@ -207,7 +207,13 @@ impl Call<'_> {
             Some(name) => self.target.kind.subresource(name).is_some_and(|sub| sub.verbs.iter().any(|own| own == verb)),
             None => self.target.kind.has_verb(verb),
         };
-        if has { Ok(()) } else { Err(Status::method_not_allowed()) }
+        // Objects are created below their collection, and changed one by one.
+        let place = match verb {
+            "create" => self.target.name.is_empty() || !self.target.subresource.is_empty(),
+            "get" | "update" | "patch" | "delete" => !self.target.name.is_empty(),
+            _ => true,
+        };
+        if has && place { Ok(()) } else { Err(Status::method_not_allowed()) }
     }
 
     async fn get(&self) -> Result<Reply, Status> {
@@ -280,9 +286,8 @@ impl Call<'_> {
         if !target.kind.stored() {
             return Ok(reply::warned(self.create_virtual(&params, decoded.value).await?, &decoded.warnings));
         }
-        let written = self.shared.engine.create(&self.context, target, &params.options, decoded.value).await?;
-        let reply = reply::object(201, &target.kind, &written.value, self.accepted, self.include()?);
-        Ok(reply::warned(reply, &decoded.warnings))
+        let written = self.shared.engine.create(&self.context, target, &params.options, decoded.value).await;
+        self.written(written, &decoded.warnings)
     }
 
     async fn create_virtual(&self, params: &WriteParams, object: Value) -> Result<Reply, Status> {
@@ -341,10 +346,16 @@ impl Call<'_> {
         }
         let decoded = decode::object(&target.kind, media, &body, params.validation)?;
         let replace = |_: Option<&Value>| Ok(Draft::Update(decoded.value.clone()));
-        let written = self.shared.engine.update(&self.context, target, &params.options, &replace).await?;
+        let written = self.shared.engine.update(&self.context, target, &params.options, &replace).await;
+        self.written(written, &decoded.warnings)
+    }
+
+    /// The answer to a write; warnings go out with a refusal too.
+    fn written(&self, written: Result<Written, Status>, warnings: &[String]) -> Result<Reply, Status> {
+        let written = written.map_err(|status| status.warned(warnings))?;
         let code = if written.created { 201 } else { 200 };
-        let reply = reply::object(code, &target.kind, &written.value, self.accepted, self.include()?);
-        Ok(reply::warned(reply, &decoded.warnings))
+        let reply = reply::object(code, &self.target.kind, &written.value, self.accepted, self.include()?);
+        Ok(reply::warned(reply, &[warnings, &written.warnings].concat()))
     }
 
     async fn scale(&self, params: &WriteParams, change: &(dyn Fn(&Value) -> Result<Value, Status> + Send + Sync)) -> Result<Reply, Status> {
@@ -376,23 +387,22 @@ impl Call<'_> {
             *warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = decoded.warnings;
             Ok(Draft::Update(decoded.value))
         };
-        let written = self.shared.engine.update(&self.context, target, &params.options, &patch).await?;
-        let reply = reply::object(200, &target.kind, &written.value, self.accepted, self.include()?);
+        let written = self.shared.engine.update(&self.context, target, &params.options, &patch).await;
         let warnings = warnings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(reply::warned(reply, &warnings))
+        self.written(written, &warnings)
     }
 
     async fn apply(&self, body: Incoming) -> Result<Reply, Status> {
         let target = &self.target;
         let params = self.write_params("PatchOptions", true)?;
         let body = read_body(body).await?;
-        let decoded = decode::object(&target.kind, decode::MediaType::Yaml, &body, params.validation)?;
+        // As sent: what the types would add is not what the applier asked for.
+        let applied = decode::untyped(decode::MediaType::Yaml, &body)
+            .map_err(|why| Status::bad_request(format!("error decoding YAML: {why}")))?;
         let writer = Writer { manager: &params.options.manager, subresource: &target.subresource, now: self.context.now };
-        let apply = |live: Option<&Value>| managed::apply(&target.kind, live, &decoded.value, writer, params.force).map(Draft::Apply);
-        let written = self.shared.engine.update(&self.context, target, &params.options, &apply).await?;
-        let code = if written.created { 201 } else { 200 };
-        let reply = reply::object(code, &target.kind, &written.value, self.accepted, self.include()?);
-        Ok(reply::warned(reply, &decoded.warnings))
+        let apply = |live: Option<&Value>| managed::apply(&target.kind, live, &applied, writer, params.force).map(Draft::Apply);
+        let written = self.shared.engine.update(&self.context, target, &params.options, &apply).await;
+        self.written(written, &[])
     }
 
     /// Options of a deletion: from the body, or from the query where there is none.

@@ -58,7 +58,7 @@ pub fn discovery(shared: &Shared, parts: &Parts, what: &Discovery) -> Result<Rep
             api::discovery::resources(&registry, group, version).ok_or_else(Status::no_route)?
         }
     };
-    Ok(reply::value(200, &document, negotiate::answer(accept, false)?.encoding))
+    Ok(reply::value(200, &document, negotiate::answer(accept, false, false)?.encoding))
 }
 
 /// Everything that is neither discovery nor a resource; `None` when there is no such path.

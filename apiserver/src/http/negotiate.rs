@@ -17,6 +17,7 @@ pub enum Form {
 pub enum Encoding {
     Json,
     Yaml,
+    Protobuf,
 }
 
 impl Encoding {
@@ -24,6 +25,7 @@ impl Encoding {
         match self {
             Self::Json => "application/json",
             Self::Yaml => "application/yaml",
+            Self::Protobuf => "application/vnd.kubernetes.protobuf",
         }
     }
 }
@@ -66,10 +68,12 @@ impl<'a> Media<'a> {
     }
 }
 
-/// Chooses the first offered member; an absent header takes JSON.
-pub fn answer(accept: Option<&str>, watching: bool) -> Result<Accepted, Status> {
+/// Chooses the first offered member; an absent header takes JSON. Protobuf is given for single objects, and only to
+/// clients that take nothing else.
+pub fn answer(accept: Option<&str>, watching: bool, single: bool) -> Result<Accepted, Status> {
     let accept = accept.filter(|text| !text.trim().is_empty()).unwrap_or("application/json");
-    for media in accept.split(',').map(|text| Media::parse(text.trim())) {
+    let asked: Vec<Media<'_>> = accept.split(',').map(|text| Media::parse(text.trim())).collect();
+    for media in &asked {
         let encoding = match media.type_ {
             "application/json" | "application/*" | "*/*" => Encoding::Json,
             "application/yaml" if !watching => Encoding::Yaml,
@@ -79,11 +83,28 @@ pub fn answer(accept: Option<&str>, watching: bool) -> Result<Accepted, Status> 
             return Ok(Accepted { form, encoding });
         }
     }
+    let protobuf = |media: &Media<'_>| media.type_ == Encoding::Protobuf.content_type() && media.form() == Some(Form::Plain);
+    if single && !watching && asked.iter().any(protobuf) {
+        return Ok(Accepted { form: Form::Plain, encoding: Encoding::Protobuf });
+    }
     let mut offered = OFFERED.to_vec();
     if watching {
         offered.extend(OFFERED_STREAMS);
     }
     Err(Status::none_acceptable(&offered))
+}
+
+/// The encoding of a refusal.
+pub fn of_refusal(accept: Option<&str>) -> Encoding {
+    let types = accept.unwrap_or_default().split(',').map(|text| Media::parse(text.trim()).type_);
+    let mut encodings = types.filter_map(|type_| match type_ {
+        "application/json" | "application/*" | "*/*" => Some(Encoding::Json),
+        "application/yaml" => Some(Encoding::Yaml),
+        "application/vnd.kubernetes.protobuf" => Some(Encoding::Protobuf),
+        _ => None,
+    });
+    let first = encodings.next();
+    if encodings.any(|other| other == Encoding::Json) { Encoding::Json } else { first.unwrap_or(Encoding::Json) }
 }
 
 /// The aggregated form of discovery that a client asks for first, if any.
@@ -120,10 +141,10 @@ mod tests {
     #[test]
     fn kubectls_headers_get_what_they_ask_for() {
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
-        assert_eq!(answer(Some(table), false).unwrap().form, Form::Table);
-        assert_eq!(answer(None, false).unwrap(), Accepted { form: Form::Plain, encoding: Encoding::Json });
-        assert_eq!(answer(Some("application/vnd.kubernetes.protobuf, */*"), false).unwrap().encoding, Encoding::Json);
-        assert_eq!(answer(Some("text/plain"), true).unwrap_err().code, 406);
+        assert_eq!(answer(Some(table), false, false).unwrap().form, Form::Table);
+        assert_eq!(answer(None, false, false).unwrap(), Accepted { form: Form::Plain, encoding: Encoding::Json });
+        assert_eq!(answer(Some("application/vnd.kubernetes.protobuf, */*"), false, true).unwrap().encoding, Encoding::Json);
+        assert_eq!(answer(Some("text/plain"), true, false).unwrap_err().code, 406);
     }
 
     #[test]

@@ -34,8 +34,8 @@ pub fn write(query: &Query, user_agent: Option<&str>, options_kind: &str, apply:
         errors.push(FieldError::invalid("fieldManager", manager, "should only contain printable characters"));
     }
     let dry_run: Vec<&str> = query.all("dryRun").filter(|text| !text.is_empty()).collect();
-    if let Some(other) = dry_run.iter().find(|all| **all != "All") {
-        errors.push(FieldError::not_supported("dryRun", *other, &["All"]));
+    if dry_run.iter().any(|all| *all != "All") {
+        errors.push(FieldError::not_supported("dryRun", serde_json::json!(dry_run), &["All"]));
     }
     let validation = match query.get("fieldValidation").unwrap_or_default() {
         "" | "Warn" => FieldValidation::Warn,
@@ -79,6 +79,13 @@ fn version(query: &Query, field: &str) -> Result<Option<u64>, Status> {
     }
 }
 
+/// A number, refused as upstream does when it is none.
+pub fn number<T: std::str::FromStr>(query: &Query, name: &str) -> Result<Option<T>, Status> {
+    let text = query.get(name).filter(|text| !text.is_empty());
+    let refused = |text| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"));
+    text.map(|text| text.parse().map_err(|_| refused(text))).transpose()
+}
+
 pub fn list(kind: &Kind, query: &Query) -> Result<ListOptions, Status> {
     let initial = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
     let version_match = check_versions(query.get("resourceVersion"), query.get("resourceVersionMatch"), initial, false)?;
@@ -86,7 +93,7 @@ pub fn list(kind: &Kind, query: &Query) -> Result<ListOptions, Status> {
     Ok(ListOptions {
         labels,
         fields,
-        limit: query.number("limit").unwrap_or(0),
+        limit: number::<i64>(query, "limit")?.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(0),
         continue_token: query.get("continue").unwrap_or_default().to_owned(),
         version: version(query, "")?,
         version_match: version_match.filter(|asked| *asked == VersionMatch::Exact),
