@@ -71,19 +71,27 @@ impl Tokens {
         jsonwebtoken::encode(&header, claims, &self.encoding).map_err(Status::internal)
     }
 
+    /// The audiences of a token that is good in itself.
+    pub fn audiences(&self, engine: &Engine, token: &str) -> Option<Vec<String>> {
+        self.claims(engine, token).map(|claims| claims.aud)
+    }
+
     /// The user a token stands for and the audiences it shares with `audiences`; `None` when it proves nothing.
     pub fn check(&self, engine: &Engine, token: &str, audiences: &[String]) -> Option<(User, Vec<String>)> {
+        let claims = self.claims(engine, token)?;
+        let shared: Vec<String> = claims.aud.iter().filter(|aud| audiences.contains(aud)).cloned().collect();
+        (!shared.is_empty()).then(|| (user_of(&claims), shared))
+    }
+
+    /// What a token says, when we signed it, its time is now, and what it is bound to is still there.
+    fn claims(&self, engine: &Engine, token: &str) -> Option<Claims> {
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_issuer(&[&self.issuer]);
         validation.validate_aud = false;
         validation.validate_nbf = true;
         validation.leeway = 10;
         let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation).ok()?.claims;
-        let shared: Vec<String> = claims.aud.iter().filter(|aud| audiences.contains(aud)).cloned().collect();
-        if shared.is_empty() || !still_there(engine, &claims.bound) {
-            return None;
-        }
-        Some((user_of(&claims), shared))
+        still_there(engine, &claims.bound).then_some(claims)
     }
 }
 

@@ -121,28 +121,35 @@ impl Authorizer {
     }
 
     pub fn allows(&self, engine: &Engine, user: &User, asked: &Attributes) -> bool {
+        self.decide(engine, user, asked).is_some()
+    }
+
+    /// Why it is allowed (empty for masters, who need no reason), or `None`.
+    pub fn decide(&self, engine: &Engine, user: &User, asked: &Attributes) -> Option<String> {
         if user.is_master() {
-            return true;
+            return Some(String::new());
         }
         if let Some(node) = user.as_node() {
             let policy = self.policy(engine);
             let rules = policy.cluster_roles.get("system:node").map(Vec::as_slice).unwrap_or_default();
             if rules.iter().any(|rule| rule.covers(asked)) && node::may_touch(engine, node, asked) {
-                return true;
+                return Some(String::new());
             }
         }
-        let mut allowed = false;
-        self.visit(engine, user, &asked.namespace, &mut |rules| {
-            allowed = rules.iter().any(|rule| rule.covers(asked));
-            !allowed
+        let mut reason = None;
+        self.visit(engine, user, &asked.namespace, &mut |binding, subject, rules| {
+            if rules.iter().any(|rule| rule.covers(asked)) {
+                reason = Some(binding.describe(subject));
+            }
+            reason.is_none()
         });
-        allowed
+        reason
     }
 
     /// Every rule that holds for a user in a namespace.
     pub fn rules(&self, engine: &Engine, user: &User, namespace: &str) -> Vec<Rule> {
         let mut all = Vec::new();
-        self.visit(engine, user, namespace, &mut |rules| {
+        self.visit(engine, user, namespace, &mut |_, _, rules| {
             all.extend_from_slice(rules);
             true
         });
@@ -150,13 +157,16 @@ impl Authorizer {
     }
 
     /// Calls `see` with the rules of each binding that names the user, until it says stop.
-    fn visit(&self, engine: &Engine, user: &User, namespace: &str, see: &mut dyn FnMut(&[Rule]) -> bool) {
+    fn visit(&self, engine: &Engine, user: &User, namespace: &str, see: &mut dyn FnMut(&Binding, &Subject, &[Rule]) -> bool) {
         let policy = self.policy(engine);
         let cluster = policy.cluster_bindings.iter().map(|binding| (binding, ""));
         let local = policy.bindings.get(namespace).into_iter().flatten().map(|binding| (binding, namespace));
         for (binding, namespace) in cluster.chain(local) {
-            let named = binding.subjects.iter().any(|subject| subject.is(user, &binding.metadata.namespace));
-            if named && let Some(rules) = policy.rules_of(&binding.role_ref, namespace) && !see(rules) {
+            let named = binding.subjects.iter().find(|subject| subject.is(user, &binding.metadata.namespace));
+            if let Some(subject) = named
+                && let Some(rules) = policy.rules_of(&binding.role_ref, namespace)
+                && !see(binding, subject, rules)
+            {
                 return;
             }
         }
@@ -202,6 +212,21 @@ impl Policy {
             _ => self.roles.get(&(namespace.to_owned(), reference.name.clone())),
         };
         rules.map(Vec::as_slice)
+    }
+}
+
+impl Binding {
+    /// As access reviews give their reason.
+    fn describe(&self, subject: &Subject) -> String {
+        let (RoleRef { kind, name }, own) = (&self.role_ref, &self.metadata.name);
+        let who = match &*subject.kind {
+            "ServiceAccount" => format!("ServiceAccount \"{}/{}\"", subject.name, subject.namespace),
+            kind => format!("{kind} {:?}", subject.name),
+        };
+        match &*self.metadata.namespace {
+            "" => format!("RBAC: allowed by ClusterRoleBinding {own:?} of {kind} {name:?} to {who}"),
+            namespace => format!("RBAC: allowed by RoleBinding \"{own}/{namespace}\" of {kind} {name:?} to {who}"),
+        }
     }
 }
 
@@ -296,7 +321,11 @@ pub(crate) fn check_escalation(engine: &Engine, user: &User, target: &Target, ob
     if authorizer.allows(engine, user, &special) {
         return Ok(());
     }
-    let granted = if binding {
+    let aggregates = object.get("aggregationRule").is_some_and(|rule| !rule.is_null());
+    let granted = if aggregates {
+        // What it will select nobody knows: only who has everything may have it made.
+        full_authority()
+    } else if binding {
         let namespace = if resource == "clusterroles" { "" } else { &*target.namespace };
         let found = engine.lookup(RBAC, resource, namespace, role).ok_or_else(|| Status::not_found(RBAC, resource, role))?;
         decode::<Role>(&found).rules
@@ -316,6 +345,14 @@ pub(crate) fn check_escalation(engine: &Engine, user: &User, target: &Target, ob
         shown.join("\n")
     );
     Err(Status::forbidden(RBAC, &target.kind.plural, name, &why))
+}
+
+fn full_authority() -> Vec<Rule> {
+    let all = || vec!["*".to_owned()];
+    vec![
+        Rule { verbs: all(), api_groups: all(), resources: all(), ..Rule::default() },
+        Rule { verbs: all(), non_resource_urls: all(), ..Rule::default() },
+    ]
 }
 
 /// The single permissions of `rule` that none of `own` covers, joined per group and resource.

@@ -6,6 +6,22 @@ use serde_json::Value;
 use super::{Context, Engine, Target, deleting};
 use crate::authz;
 
+/// The fields of roles and bindings that give permissions.
+const GRANTS: [&str; 4] = ["rules", "aggregationRule", "roleRef", "subjects"];
+
+/// An agent creates only what is its own: its node, its lease, and no pods (it runs none that the API did not give it).
+fn restrict_node(node: &str, target: &Target, object: &Value) -> Result<(), Status> {
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let refused = |why: String| Err(Status::forbidden(&target.kind.group, &target.kind.plural, name, &why));
+    match (&*target.kind.group, &*target.kind.plural) {
+        ("", "pods") => refused(format!("node {node:?} can only create mirror pods, and this cluster has none")),
+        ("", "nodes") | ("coordination.k8s.io", "leases") if name != node => {
+            refused(format!("node {node:?} is not allowed to create the {} of another node", target.kind.kind))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Engine {
     /// A namespaced object is created only in a namespace that is there and stays.
     pub(crate) fn check_namespace(&self, target: &Target, object: &Value) -> Result<(), Status> {
@@ -33,6 +49,9 @@ impl Engine {
     }
 
     pub(crate) fn admit_create(&self, context: &Context, target: &Target, object: &mut Value) -> Result<(), Status> {
+        if let Some(node) = context.user.as_node() {
+            restrict_node(node, target, object)?;
+        }
         match (&*target.kind.group, &*target.kind.plural) {
             ("", "pods") => self.admit_pod(target, object),
             ("rbac.authorization.k8s.io", _) => authz::check_escalation(self, &context.user, target, object),
@@ -42,7 +61,7 @@ impl Engine {
 
     pub(crate) fn admit_update(&self, context: &Context, target: &Target, new: &mut Value, old: &Value) -> Result<(), Status> {
         match &*target.kind.group {
-            "rbac.authorization.k8s.io" if new.get("rules") != old.get("rules") || new.get("roleRef") != old.get("roleRef") => {
+            "rbac.authorization.k8s.io" if GRANTS.iter().any(|field| new.get(field) != old.get(field)) => {
                 authz::check_escalation(self, &context.user, target, new)
             }
             _ => Ok(()),

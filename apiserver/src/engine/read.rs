@@ -6,7 +6,8 @@ use std::time::Duration;
 use api::selector::{Fields, Labels};
 use api::status::{Cause, FieldError, Status};
 use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use base64::alphabet::URL_SAFE;
+use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
 use serde::{Deserialize, Serialize};
 
 use super::{Engine, Target};
@@ -44,6 +45,9 @@ pub struct List {
     /// Unknown where a selector filters.
     pub remaining: Option<usize>,
 }
+
+/// As Go decodes tokens: without padding, indifferent to bits that are left over.
+const TOKENS: GeneralPurpose = GeneralPurpose::new(&URL_SAFE, NO_PAD.with_decode_allow_trailing_bits(true));
 
 /// What a page token says; opaque to clients.
 #[derive(Debug, Serialize, Deserialize)]
@@ -108,13 +112,13 @@ impl Engine {
 
 impl Token {
     fn encode(&self) -> String {
-        BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
+        TOKENS.encode(serde_json::to_vec(self).unwrap_or_default())
     }
 }
 
 fn parse_token(text: &str) -> Result<Token, Status> {
     let invalid = |why: String| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
-    let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).map_err(|error| invalid(error.to_string()))?;
+    let bytes = TOKENS.decode(text).map_err(|error| invalid(error.to_string()))?;
     serde_json::from_slice(&bytes).map_err(|_| {
         let first = bytes.first().copied().unwrap_or_default();
         invalid(format!("invalid character '\\u{first:04x}' looking for beginning of value"))

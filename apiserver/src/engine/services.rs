@@ -145,8 +145,15 @@ impl Engine {
         };
         let address = match asked.parse::<IpAddr>() {
             Ok(IpAddr::V4(address)) => address,
-            _ => return Ok(None),
+            Ok(IpAddr::V6(_)) => {
+                let error = FieldError::invalid("spec.clusterIPs[0]", json!([asked]), "IPv6 is not configured on this cluster");
+                return Err(Status::invalid("", "Service", service["metadata"]["name"].as_str().unwrap_or_default(), vec![error]));
+            }
+            Err(_) => return Ok(None),
         };
+        if !self.services.contains(address) {
+            return Err(refuse(format!("failed to allocate IP {asked}: the provided network does not match the current range")));
+        }
         if !self.services.usable(address) {
             let range = self.services.to_string();
             return Err(refuse(format!("failed to allocate IP {asked}: the provided IP ({asked}) is not in the valid range. The range of valid IPs is {range}")));
@@ -220,6 +227,11 @@ impl Engine {
                     (0, None) => self.pick_port(&kept)?,
                     (asked, _) => asked,
                 };
+                if fresh.iter().any(|(_, other, taken)| *taken == node && *other == protocol) {
+                    let why = "provided port is already allocated";
+                    let error = FieldError::invalid(format!("spec.ports[{index}].nodePort"), node, why);
+                    return Err(Status::invalid("", "Service", &name, vec![error]));
+                }
                 let mine = held.contains(&node) || kept.contains(&node);
                 if !mine {
                     self.check_port(&name, &format!("spec.ports[{index}].nodePort"), node)?;

@@ -42,7 +42,9 @@ enum Origin {
 /// The next state as the caller wants it.
 #[derive(Debug)]
 pub enum Draft {
-    /// A PUT or a patch.
+    /// A PUT: a uid in it must be the object's.
+    Replace(Value),
+    /// A patch, or a change from inside.
     Update(Value),
     /// A server-side apply, already merged with the live object.
     Apply(Value),
@@ -136,7 +138,7 @@ impl Engine {
             return Err(target.not_found());
         }
         match change(None)? {
-            Draft::Update(object) if creates_on_update(&target.kind) => {
+            Draft::Update(object) | Draft::Replace(object) if creates_on_update(&target.kind) => {
                 check_name(target, &object)?;
                 let version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
                 if !matches!(version, "" | "0") {
@@ -144,7 +146,7 @@ impl Engine {
                 }
                 self.create(context, target, options, object).await
             }
-            Draft::Update(object) => {
+            Draft::Update(object) | Draft::Replace(object) => {
                 check_name(target, &object)?;
                 Err(target.not_found())
             }
@@ -174,6 +176,10 @@ impl Engine {
         let old = self.show(kind, current);
         let mut new = match change(Some(&old))? {
             Draft::Own(new) => new,
+            Draft::Replace(new) => {
+                check_uid(target, &new, &old)?;
+                self.prepared(context, target, options, new, &old, Origin::Sent)?
+            }
             Draft::Update(new) => self.prepared(context, target, options, new, &old, Origin::Sent)?,
             Draft::Apply(new) => self.prepared(context, target, options, typed(kind, &new)?, &old, Origin::Applied)?,
         };
@@ -292,17 +298,27 @@ fn check_name(target: &Target, object: &Value) -> Result<(), Status> {
     }
 }
 
-/// Name, uid and version of a change against the object it is for.
+fn check_uid(target: &Target, new: &Value, old: &Value) -> Result<(), Status> {
+    let text = |object: &Value| object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+    let (asked, uid) = (text(new), text(old));
+    if asked.is_empty() || asked == uid {
+        return Ok(());
+    }
+    // Clients match on this text of upstream's storage.
+    let place = [&*target.kind.plural, &target.namespace, &target.name].into_iter().filter(|part| !part.is_empty());
+    let key = place.collect::<Vec<_>>().join("/");
+    Err(target.conflict(&format!(
+        "StorageError: invalid object, Code: 4, Key: /registry/{key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {asked}, UID in object meta: {uid}"
+    )))
+}
+
+/// Name and version of a change against the object it is for.
 fn check_identity(target: &Target, new: &Value, old: &Value) -> Result<(), Status> {
     let kind = &target.kind;
     check_name(target, new)?;
     let namespace = new["metadata"]["namespace"].as_str().unwrap_or_default();
     if kind.namespaced() && !namespace.is_empty() && namespace != target.namespace {
-        return Err(Status::bad_request("the namespace of the object does not match the namespace on the request"));
-    }
-    let (asked_uid, uid) = (new["metadata"]["uid"].as_str().unwrap_or_default(), old["metadata"]["uid"].as_str().unwrap_or_default());
-    if !asked_uid.is_empty() && asked_uid != uid {
-        return Err(target.conflict(&format!("Precondition failed: UID in precondition: {asked_uid}, UID in object meta: {uid}")));
+        return Err(Status::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
     }
     let version = new["metadata"]["resourceVersion"].as_str().unwrap_or_default();
     if matches!(version, "" | "0") {

@@ -66,7 +66,7 @@ pub fn other(shared: &Shared, parts: &Parts) -> Option<Reply> {
     let registry = shared.engine.registry();
     Some(match parts.uri.path().trim_end_matches('/') {
         "/version" => reply::bytes(200, "application/json", version().to_string()),
-        "/healthz" | "/livez" | "/readyz" => reply::text(200, "ok"),
+        "/healthz" | "/livez" | "/readyz" | "/healthz/ping" | "/livez/ping" | "/readyz/ping" => reply::text(200, "ok"),
         "/metrics" => reply::bytes(200, "text/plain; version=0.0.4", metrics(shared)),
         "/openapi/v2" => tagged(parts, "application/json", shared.documents.get("v2", &registry, || api::openapi::v2(&registry))),
         "/openapi/v3" => {

@@ -75,7 +75,7 @@ pub fn answer(accept: Option<&str>, watching: bool, single: bool) -> Result<Acce
     let asked: Vec<Media<'_>> = accept.split(',').map(|text| Media::parse(text.trim())).collect();
     for media in &asked {
         let encoding = match media.type_ {
-            "application/json" | "application/*" | "*/*" => Encoding::Json,
+            "application/json" | "*/*" => Encoding::Json,
             "application/yaml" if !watching => Encoding::Yaml,
             _ => continue,
         };
