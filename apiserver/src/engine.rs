@@ -65,6 +65,12 @@ impl Target {
         Status::conflict(&self.kind.group, &self.kind.plural, &self.name, why)
     }
 
+    /// The same about an object whose name the path does not say.
+    pub(crate) fn forbidden_named(&self, object: &Value, why: &str) -> Status {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        Status::forbidden(&self.kind.group, &self.kind.plural, name, why)
+    }
+
     pub(crate) fn forbidden(&self, why: &str) -> Status {
         Status::forbidden(&self.kind.group, &self.kind.plural, &self.name, why)
     }

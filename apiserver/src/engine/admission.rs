@@ -80,6 +80,16 @@ impl Engine {
     /// Service account and its token volume, priority, tolerations.
     fn admit_pod(&self, target: &Target, pod: &mut Value) -> Result<(), Status> {
         let priority = self.priority(target, pod)?;
+        if let Some(given) = pod["spec"]["priority"].as_i64().filter(|given| *given != i64::from(priority)) {
+            let why = format!(
+                "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {priority} from the given PriorityClass name"
+            );
+            return Err(target.forbidden_named(pod, &why));
+        }
+        let class = pod["spec"]["runtimeClassName"].as_str().filter(|class| !class.is_empty());
+        if let Some(class) = class.filter(|class| self.lookup("node.k8s.io", "runtimeclasses", "", class).is_none()) {
+            return Err(target.forbidden_named(pod, &format!("pod rejected: RuntimeClass {class:?} not found")));
+        }
         api::write::admit_pod(pod, priority);
         if pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some() {
             return Ok(());

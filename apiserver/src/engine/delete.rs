@@ -127,13 +127,10 @@ impl Engine {
             Step::Remove(shown) => {
                 let mut writes = vec![Write { content: None, ..self.stored(kind, expect, &old) }];
                 writes.extend(self.released(kind, &old));
-                self.remove(writes).await.map(|revision| match shown {
-                    Some(marked) => {
-                        let mut marked = marked.clone();
-                        marked["metadata"]["resourceVersion"] = json!(revision.to_string());
-                        marked
-                    }
-                    None => old.clone(),
+                self.remove(writes).await.map(|revision| {
+                    let mut last = shown.as_ref().unwrap_or(&old).clone();
+                    last["metadata"]["resourceVersion"] = json!(revision.to_string());
+                    last
                 })
             }
             Step::Mark(new) => self.commit(vec![self.stored(kind, expect, new)]).await.map(|stored| self.show(kind, &stored)),

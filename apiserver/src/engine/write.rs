@@ -96,7 +96,7 @@ impl Engine {
         api::write::prepare_create(kind, &mut object);
         api::default::apply(kind, &mut object);
         let warnings = api::validate::warnings(kind, &object);
-        let refused = |status: Status| status.warned(&warnings);
+        let refused = |status: Status| status.warned(&api::validate::deprecations(kind));
         validated(kind, api::validate::create(kind, &object), &object).map_err(refused)?;
         if versioned && origin == Origin::Sent {
             return Err(Status::unknown("resourceVersion should not be set on objects to be created"));
@@ -186,7 +186,7 @@ impl Engine {
         self.admit_update(context, target, &mut new, &old)?;
         api::default::apply(kind, &mut new);
         let warnings = api::validate::warnings(kind, &new);
-        validated(kind, api::validate::update(kind, target.subresource(), &new, &old), &new).map_err(|status| status.warned(&warnings))?;
+        validated(kind, api::validate::update(kind, target.subresource(), &new, &old), &new).map_err(|status| status.warned(&api::validate::deprecations(kind)))?;
         let mut allocations = self.allocate(kind, Some(&old), &mut new)?;
         new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
         new = canonical(kind, &new);
@@ -255,7 +255,9 @@ fn exists(target: &Target) -> Status {
 }
 
 fn validated(kind: &Kind, errors: Vec<FieldError>, object: &Value) -> Result<(), Status> {
-    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&kind.group, &kind.kind, name_of(object), errors)) }
+    // Upstream checks both kinds of Event as one, of the core group.
+    let group = if kind.kind == "Event" { "" } else { &*kind.group };
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(group, &kind.kind, name_of(object), errors)) }
 }
 
 /// Kinds whose PUT creates what is missing.

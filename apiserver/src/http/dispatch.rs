@@ -443,7 +443,7 @@ impl Call<'_> {
         let body = read_body(body).await?;
         // As sent: what the types would add is not what the applier asked for.
         let applied = decode::untyped(decode::MediaType::Yaml, &body)
-            .map_err(|why| Status::bad_request(format!("error decoding YAML: {why}")))?;
+            .map_err(|why| Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {why}")))?;
         let writer = self.writer(&params);
         let apply = |live: Option<&Value>| managed::apply(&target.kind, live, &applied, writer, params.force).map(Draft::Apply);
         let written = self.shared.engine.update(&self.context, target, &params.options, &apply).await;

@@ -73,19 +73,24 @@ impl<'a> Media<'a> {
 pub fn answer(accept: Option<&str>, watching: bool, single: bool) -> Result<Accepted, Status> {
     let accept = accept.filter(|text| !text.trim().is_empty()).unwrap_or("application/json");
     let asked: Vec<Media<'_>> = accept.split(',').map(|text| Media::parse(text.trim())).collect();
+    let mut unknown_form = false;
     for media in &asked {
         let encoding = match media.type_ {
             "application/json" | "*/*" => Encoding::Json,
             "application/yaml" if !watching => Encoding::Yaml,
             _ => continue,
         };
-        if let Some(form) = media.form() {
-            return Ok(Accepted { form, encoding });
+        match media.form() {
+            Some(form) => return Ok(Accepted { form, encoding }),
+            None => unknown_form = true,
         }
     }
     let protobuf = |media: &Media<'_>| media.type_ == Encoding::Protobuf.content_type() && media.form() == Some(Form::Plain);
     if single && !watching && asked.iter().any(protobuf) {
         return Ok(Accepted { form: Form::Plain, encoding: Encoding::Protobuf });
+    }
+    if unknown_form {
+        return Err(Status::not_acceptable(&OFFERED));
     }
     let mut offered = OFFERED.to_vec();
     if watching {
