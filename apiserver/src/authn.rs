@@ -97,11 +97,16 @@ impl Tokens {
 
 /// The account, and the pod a token is bound to, exist with the uids the token was made for.
 fn still_there(engine: &Engine, bound: &Bound) -> bool {
-    let uid = |plural: &str, namespace: &str, name: &str| engine.lookup("", plural, namespace, name).map(|o| o.header.uid.clone());
+    let uid = |plural: &str, namespace: &str, name: &str| {
+        engine.lookup("", plural, namespace, name).map(|o| o.header.uid.clone())
+    };
     let account = &bound.serviceaccount;
     uid("serviceaccounts", &bound.namespace, &account.name).as_ref() == Some(&account.uid)
         && bound.pod.as_ref().is_none_or(|pod| uid("pods", &bound.namespace, &pod.name).as_ref() == Some(&pod.uid))
-        && bound.secret.as_ref().is_none_or(|secret| uid("secrets", &bound.namespace, &secret.name).as_ref() == Some(&secret.uid))
+        && bound
+            .secret
+            .as_ref()
+            .is_none_or(|secret| uid("secrets", &bound.namespace, &secret.name).as_ref() == Some(&secret.uid))
 }
 
 fn user_of(claims: &Claims) -> User {
@@ -125,7 +130,8 @@ pub fn certificate_user(der: &[u8]) -> Option<User> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let subject = certificate.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-    let mut groups: Vec<String> = subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
+    let mut groups: Vec<String> =
+        subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
     groups.push(AUTHENTICATED.into());
     Some(User { name, groups, ..User::default() })
 }

@@ -44,7 +44,11 @@ impl Attributes {
             "" => "at the cluster scope".to_owned(),
             namespace => format!("in the namespace \"{namespace}\""),
         };
-        format!("User \"{name}\" cannot {verb} resource \"{}\" in API group \"{}\" {place}", self.full_resource(), self.group)
+        format!(
+            "User \"{name}\" cannot {verb} resource \"{}\" in API group \"{}\" {place}",
+            self.full_resource(),
+            self.group
+        )
     }
 }
 
@@ -157,7 +161,13 @@ impl Authorizer {
     }
 
     /// Calls `see` with the rules of each binding that names the user, until it says stop.
-    fn visit(&self, engine: &Engine, user: &User, namespace: &str, see: &mut dyn FnMut(&Binding, &Subject, &[Rule]) -> bool) {
+    fn visit(
+        &self,
+        engine: &Engine,
+        user: &User,
+        namespace: &str,
+        see: &mut dyn FnMut(&Binding, &Subject, &[Rule]) -> bool,
+    ) {
         let policy = self.policy(engine);
         let cluster = policy.cluster_bindings.iter().map(|binding| (binding, ""));
         let local = policy.bindings.get(namespace).into_iter().flatten().map(|binding| (binding, namespace));
@@ -267,7 +277,9 @@ impl Rule {
     fn covers_resource(&self, asked: &Attributes) -> bool {
         let full = asked.full_resource();
         let any_of_sub = format!("*/{}", asked.subresource);
-        self.resources.iter().any(|own| own == "*" || *own == full || (!asked.subresource.is_empty() && *own == any_of_sub))
+        self.resources
+            .iter()
+            .any(|own| own == "*" || *own == full || (!asked.subresource.is_empty() && *own == any_of_sub))
     }
 
     /// The single permissions of a rule.
@@ -327,7 +339,8 @@ pub(crate) fn check_escalation(engine: &Engine, user: &User, target: &Target, ob
         full_authority()
     } else if binding {
         let namespace = if resource == "clusterroles" { "" } else { &*target.namespace };
-        let found = engine.lookup(RBAC, resource, namespace, role).ok_or_else(|| Status::not_found(RBAC, resource, role))?;
+        let found =
+            engine.lookup(RBAC, resource, namespace, role).ok_or_else(|| Status::not_found(RBAC, resource, role))?;
         decode::<Role>(&found).rules
     } else {
         serde_json::from_value(object["rules"].clone()).unwrap_or_default()
@@ -363,9 +376,20 @@ fn uncovered(rule: &Rule, own: &[Rule]) -> Vec<Rule> {
         let resources = if urls.is_empty() { vec![single.full_resource()] } else { Vec::new() };
         let groups = if urls.is_empty() { vec![single.group.clone()] } else { Vec::new() };
         let names: Vec<String> = Some(single.name.clone()).filter(|name| !name.is_empty()).into_iter().collect();
-        match missing.iter_mut().find(|m| m.resources == resources && m.api_groups == groups && m.resource_names == names && m.non_resource_urls == urls) {
+        match missing.iter_mut().find(|m| {
+            m.resources == resources
+                && m.api_groups == groups
+                && m.resource_names == names
+                && m.non_resource_urls == urls
+        }) {
             Some(known) => known.verbs.push(single.verb),
-            None => missing.push(Rule { verbs: vec![single.verb], api_groups: groups, resources, resource_names: names, non_resource_urls: urls }),
+            None => missing.push(Rule {
+                verbs: vec![single.verb],
+                api_groups: groups,
+                resources,
+                resource_names: names,
+                non_resource_urls: urls,
+            }),
         }
     }
     missing
@@ -395,12 +419,24 @@ mod tests {
 
     fn ask(verb: &str, resource: &str, subresource: &str, name: &str) -> Attributes {
         let text = str::to_owned;
-        Attributes { verb: text(verb), resource: text(resource), subresource: text(subresource), name: text(name), ..Attributes::default() }
+        Attributes {
+            verb: text(verb),
+            resource: text(resource),
+            subresource: text(subresource),
+            name: text(name),
+            ..Attributes::default()
+        }
     }
 
     fn rule(verbs: &[&str], resources: &[&str], names: &[&str]) -> Rule {
         let all = |items: &[&str]| items.iter().map(|item| (*item).to_owned()).collect();
-        Rule { verbs: all(verbs), api_groups: all(&[""]), resources: all(resources), resource_names: all(names), ..Rule::default() }
+        Rule {
+            verbs: all(verbs),
+            api_groups: all(&[""]),
+            resources: all(resources),
+            resource_names: all(names),
+            ..Rule::default()
+        }
     }
 
     #[test]
@@ -415,7 +451,11 @@ mod tests {
 
     #[test]
     fn paths_match_by_prefix_only_with_a_star() {
-        let urls = Rule { verbs: vec!["get".into()], non_resource_urls: vec!["/healthz".into(), "/api/*".into()], ..Rule::default() };
+        let urls = Rule {
+            verbs: vec!["get".into()],
+            non_resource_urls: vec!["/healthz".into(), "/api/*".into()],
+            ..Rule::default()
+        };
         let path = |path: &str| Attributes { verb: "get".into(), path: Some(path.into()), ..Attributes::default() };
         assert!(urls.covers(&path("/healthz")) && urls.covers(&path("/api/v1")) && !urls.covers(&path("/healthz/x")));
     }
@@ -425,6 +465,12 @@ mod tests {
         let own = [rule(&["get"], &["pods"], &[])];
         let missing = uncovered(&rule(&["get", "list"], &["pods", "secrets"], &[]), &own);
         let shown: Vec<_> = missing.iter().map(show).collect();
-        assert_eq!(shown, ["{APIGroups:[\"\"], Resources:[\"secrets\"], Verbs:[\"get\" \"list\"]}", "{APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"list\"]}"]);
+        assert_eq!(
+            shown,
+            [
+                "{APIGroups:[\"\"], Resources:[\"secrets\"], Verbs:[\"get\" \"list\"]}",
+                "{APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"list\"]}"
+            ]
+        );
     }
 }

@@ -193,7 +193,9 @@ impl Engine {
 
     pub(crate) async fn commit(&self, writes: Vec<Write>) -> Result<Arc<Object>, CommitError> {
         let (_, mut objects) = self.committer.commit(writes).await?;
-        Ok(objects.swap_remove(0).expect("the first write of every transaction is a put: deletions go through `remove`"))
+        Ok(objects
+            .swap_remove(0)
+            .expect("the first write of every transaction is a put: deletions go through `remove`"))
     }
 
     /// Removes; gives the revision at which the first of them went.
@@ -209,7 +211,10 @@ pub(crate) fn collection(kind: &Kind) -> Collection {
 }
 
 fn storage_kind(registry: &Registry, collection: &Collection) -> Option<Arc<Kind>> {
-    registry.iter().find(|k| k.is_storage() && *k.group == *collection.group && *k.plural == *collection.plural).cloned()
+    registry
+        .iter()
+        .find(|k| k.is_storage() && *k.group == *collection.group && *k.plural == *collection.plural)
+        .cloned()
 }
 
 /// The header of an object of this (storage) kind.

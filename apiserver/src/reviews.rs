@@ -10,7 +10,13 @@ use crate::engine::{Context, Engine, Target};
 use crate::identity::User;
 
 /// Answers a POST of a kind that is not stored.
-pub fn answer(engine: &Engine, tokens: &Tokens, context: &Context, target: &Target, mut object: Value) -> Result<Value, Status> {
+pub fn answer(
+    engine: &Engine,
+    tokens: &Tokens,
+    context: &Context,
+    target: &Target,
+    mut object: Value,
+) -> Result<Value, Status> {
     object["metadata"].as_object_mut().map(|metadata| metadata.remove("name"));
     if !object["metadata"].is_object() {
         object["metadata"] = json!({});
@@ -66,10 +72,18 @@ fn access(engine: &Engine, user: &User, kind: &str, object: &Value) -> Result<Va
     match (resource, path) {
         (Some(_), Some(path)) => {
             let met = json!({"Path": path["path"].as_str().unwrap_or_default(), "Verb": path["verb"].as_str().unwrap_or_default()});
-            errors.push(FieldError::invalid("spec.nonResourceAttributes", met, "cannot be specified in combination with resourceAttributes"));
+            errors.push(FieldError::invalid(
+                "spec.nonResourceAttributes",
+                met,
+                "cannot be specified in combination with resourceAttributes",
+            ));
         }
         (None, None) => {
-            errors.push(FieldError::invalid("spec.resourceAttributes", Value::Null, "exactly one of nonResourceAttributes or resourceAttributes must be specified"));
+            errors.push(FieldError::invalid(
+                "spec.resourceAttributes",
+                Value::Null,
+                "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+            ));
         }
         _ => {}
     }
@@ -125,7 +139,8 @@ fn token_review(engine: &Engine, tokens: &Tokens, object: &Value) -> Result<Valu
     if token.is_empty() {
         return Err(Status::bad_request("token is required for TokenReview in authentication"));
     }
-    let asked: Vec<String> = spec["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    let asked: Vec<String> =
+        spec["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
     let audiences = if asked.is_empty() { vec![tokens.issuer.clone()] } else { asked };
     Ok(match tokens.check(engine, token, &audiences) {
         Some((user, shared)) => json!({"authenticated": true, "user": user_info(&user), "audiences": shared}),
@@ -136,9 +151,9 @@ fn token_review(engine: &Engine, tokens: &Tokens, object: &Value) -> Result<Valu
 /// Why a token proves nothing: a good one for somebody else is told apart, as upstream does.
 fn refusal(engine: &Engine, tokens: &Tokens, token: &str, audiences: &[String]) -> String {
     match tokens.audiences(engine, token) {
-        Some(own) => format!(
-            "[invalid bearer token, token audiences {own:?} is invalid for the target audiences {audiences:?}]"
-        ),
+        Some(own) => {
+            format!("[invalid bearer token, token audiences {own:?} is invalid for the target audiences {audiences:?}]")
+        }
         None => "invalid bearer token".into(),
     }
 }
@@ -154,17 +169,32 @@ pub fn default_token(request: &mut Value) {
 pub fn token_kind(target: &Target) -> Option<Kind> {
     let sub = target.kind.subresource("token")?;
     let gvk = sub.gvk.clone();
-    Some(Kind { group: gvk.group, version: gvk.version, kind: gvk.kind, schema: sub.schema.clone(), ..Kind::clone(&target.kind) })
+    Some(Kind {
+        group: gvk.group,
+        version: gvk.version,
+        kind: gvk.kind,
+        schema: sub.schema.clone(),
+        ..Kind::clone(&target.kind)
+    })
 }
 
 /// `serviceaccounts/NAME/token`.
-pub fn token_request(engine: &Engine, tokens: &Tokens, context: &Context, target: &Target, mut request: Value) -> Result<Value, Status> {
+pub fn token_request(
+    engine: &Engine,
+    tokens: &Tokens,
+    context: &Context,
+    target: &Target,
+    mut request: Value,
+) -> Result<Value, Status> {
     let (namespace, name) = (&target.namespace, &target.name);
-    let account = engine.lookup("", "serviceaccounts", namespace, name).ok_or_else(|| Status::not_found("", "serviceaccounts", name))?;
+    let account = engine
+        .lookup("", "serviceaccounts", namespace, name)
+        .ok_or_else(|| Status::not_found("", "serviceaccounts", name))?;
     let spec = &request["spec"];
     let seconds = spec["expirationSeconds"].as_i64().unwrap_or(authn::DEFAULT_SECONDS);
     check_seconds(seconds)?;
-    let asked: Vec<String> = spec["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    let asked: Vec<String> =
+        spec["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
     let audiences = if asked.is_empty() { vec![tokens.issuer.clone()] } else { asked };
     let bound = bind(engine, target, &spec["boundObjectRef"], &account.header.uid)?;
     check_node(engine, &context.user, target, &bound)?;
@@ -182,7 +212,8 @@ pub fn token_request(engine: &Engine, tokens: &Tokens, context: &Context, target
     let until = jiff::Timestamp::from_second(now + seconds).map_err(Status::internal)?;
     let managed = request["metadata"].get("managedFields").cloned();
     let uid = uuid::Uuid::new_v4().to_string();
-    request["metadata"] = json!({"name": name, "namespace": namespace, "uid": uid, "creationTimestamp": api::time::rfc3339(context.now)});
+    request["metadata"] =
+        json!({"name": name, "namespace": namespace, "uid": uid, "creationTimestamp": api::time::rfc3339(context.now)});
     if let Some(managed) = managed {
         request["metadata"]["managedFields"] = managed;
     }
@@ -198,11 +229,19 @@ pub fn token_request(engine: &Engine, tokens: &Tokens, context: &Context, target
 /// An agent gets tokens only for pods of its own node.
 fn check_node(engine: &Engine, user: &User, target: &Target, bound: &Bound) -> Result<(), Status> {
     let Some(node) = user.as_node() else { return Ok(()) };
-    let pod = bound.pod.as_ref().and_then(|pod| engine.lookup("", "pods", &target.namespace, &pod.name)).map(|pod| pod.value());
+    let pod = bound
+        .pod
+        .as_ref()
+        .and_then(|pod| engine.lookup("", "pods", &target.namespace, &pod.name))
+        .map(|pod| pod.value());
     let why = match &pod {
         None => format!("node requested token not bound to a pod: node {node:?}"),
-        Some(pod) if pod["spec"]["nodeName"] != node => "node requested token bound to a pod scheduled on a different node".to_owned(),
-        Some(pod) if pod["spec"]["serviceAccountName"] != *target.name => format!("node requested token for another account than the pod's: {:?}", target.name),
+        Some(pod) if pod["spec"]["nodeName"] != node => {
+            "node requested token bound to a pod scheduled on a different node".to_owned()
+        }
+        Some(pod) if pod["spec"]["serviceAccountName"] != *target.name => {
+            format!("node requested token for another account than the pod's: {:?}", target.name)
+        }
         Some(_) => return Ok(()),
     };
     Err(target.forbidden(&why))
@@ -234,10 +273,13 @@ fn bind(engine: &Engine, target: &Target, reference: &Value, account_uid: &str) 
             return Err(Status::bad_request(gvk));
         }
     };
-    let found = engine.lookup("", plural, &target.namespace, name).ok_or_else(|| Status::not_found("", plural, name))?;
+    let found =
+        engine.lookup("", plural, &target.namespace, name).ok_or_else(|| Status::not_found("", plural, name))?;
     let uid = found.header.uid.clone();
     if let Some(asked) = reference["uid"].as_str().filter(|asked| !asked.is_empty() && *asked != uid) {
-        let why = format!("the UID in the bound object reference ({asked}) does not match the UID in record. The object might have been deleted and then recreated");
+        let why = format!(
+            "the UID in the bound object reference ({asked}) does not match the UID in record. The object might have been deleted and then recreated"
+        );
         return Err(Status::conflict("", plural, name, &why));
     }
     let own = Some(Reference { name: name.to_owned(), uid });

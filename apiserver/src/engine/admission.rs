@@ -59,7 +59,13 @@ impl Engine {
         }
     }
 
-    pub(crate) fn admit_update(&self, context: &Context, target: &Target, new: &mut Value, old: &Value) -> Result<(), Status> {
+    pub(crate) fn admit_update(
+        &self,
+        context: &Context,
+        target: &Target,
+        new: &mut Value,
+        old: &Value,
+    ) -> Result<(), Status> {
         match &*target.kind.group {
             "rbac.authorization.k8s.io" if GRANTS.iter().any(|field| new.get(field) != old.get(field)) => {
                 authz::check_escalation(self, &context.user, target, new)
@@ -70,10 +76,19 @@ impl Engine {
 
     /// The number behind a pod's priority class; 0 without one.
     fn priority(&self, target: &Target, pod: &Value) -> Result<i32, Status> {
-        let Some(class) = pod["spec"]["priorityClassName"].as_str().filter(|class| !class.is_empty()) else { return Ok(0) };
+        let Some(class) = pod["spec"]["priorityClassName"].as_str().filter(|class| !class.is_empty()) else {
+            return Ok(0);
+        };
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
         let found = self.lookup("scheduling.k8s.io", "priorityclasses", "", class);
-        let found = found.ok_or_else(|| Status::forbidden(&target.kind.group, &target.kind.plural, name, &format!("no PriorityClass with name {class} was found")))?;
+        let found = found.ok_or_else(|| {
+            Status::forbidden(
+                &target.kind.group,
+                &target.kind.plural,
+                name,
+                &format!("no PriorityClass with name {class} was found"),
+            )
+        })?;
         Ok(found.value()["value"].as_i64().and_then(|value| i32::try_from(value).ok()).unwrap_or(0))
     }
 
@@ -97,7 +112,10 @@ impl Engine {
         let account = pod["spec"]["serviceAccountName"].as_str().unwrap_or("default").to_owned();
         let Some(found) = self.lookup("", "serviceaccounts", &target.namespace, &account) else {
             let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-            let why = format!("error looking up service account {}/{account}: serviceaccount \"{account}\" not found", target.namespace);
+            let why = format!(
+                "error looking up service account {}/{account}: serviceaccount \"{account}\" not found",
+                target.namespace
+            );
             return Err(Status::forbidden("", "pods", name, &why));
         };
         let random = uuid::Uuid::new_v4();

@@ -47,12 +47,21 @@ impl DeleteOptions {
             (Some("Foreground"), _) => Some(Propagation::Foreground),
             (Some("Orphan"), _) | (None, Some(true)) => Some(Propagation::Orphan),
             (Some(other), _) => {
-                errors.push(FieldError::not_supported("propagationPolicy", other, &["Foreground", "Background", "Orphan", "nil"]));
+                errors.push(FieldError::not_supported(
+                    "propagationPolicy",
+                    other,
+                    &["Foreground", "Background", "Orphan", "nil"],
+                ));
                 None
             }
         };
         let dry_run = options["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        errors.extend(dry_run.clone().filter(|all| *all != "All").map(|other| FieldError::not_supported("dryRun", other, &["All"])));
+        errors.extend(
+            dry_run
+                .clone()
+                .filter(|all| *all != "All")
+                .map(|other| FieldError::not_supported("dryRun", other, &["All"])),
+        );
         if !errors.is_empty() {
             return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", errors));
         }
@@ -98,7 +107,13 @@ impl Engine {
     }
 
     /// Deletes what a list gives, one by one, and returns that list.
-    pub async fn delete_collection(&self, context: &Context, target: &Target, list: &ListOptions, options: &DeleteOptions) -> Result<List, Status> {
+    pub async fn delete_collection(
+        &self,
+        context: &Context,
+        target: &Target,
+        list: &ListOptions,
+        options: &DeleteOptions,
+    ) -> Result<List, Status> {
         let found = self.list(target, list).await?;
         for object in &found.objects {
             let one = Target::new(target.kind.clone(), object.key.namespace(), object.key.name());
@@ -110,11 +125,20 @@ impl Engine {
         Ok(found)
     }
 
-    async fn delete_once(&self, context: &Context, target: &Target, options: &DeleteOptions, current: &Arc<Object>) -> Result<Option<Deleted>, Status> {
+    async fn delete_once(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &DeleteOptions,
+        current: &Arc<Object>,
+    ) -> Result<Option<Deleted>, Status> {
         let kind = &target.kind;
         let old = self.show(kind, current);
         check_preconditions(target, options, current)?;
-        if kind.group.is_empty() && kind.plural == "namespaces" && matches!(&*target.name, "default" | "kube-system" | "kube-public") {
+        if kind.group.is_empty()
+            && kind.plural == "namespaces"
+            && matches!(&*target.name, "default" | "kube-system" | "kube-public")
+        {
             return Err(target.forbidden("this namespace may not be deleted"));
         }
         let step = plan(kind, &old, options, context);
@@ -133,7 +157,9 @@ impl Engine {
                     last
                 })
             }
-            Step::Mark(new) => self.commit(vec![self.stored(kind, expect, new)]).await.map(|stored| self.show(kind, &stored)),
+            Step::Mark(new) => {
+                self.commit(vec![self.stored(kind, expect, new)]).await.map(|stored| self.show(kind, &stored))
+            }
         };
         match committed {
             Ok(value) => Ok(Some(outcome(kind, step, value))),
@@ -141,7 +167,6 @@ impl Engine {
             Err(error) => Err(commit_failed(&error)),
         }
     }
-
 }
 
 fn outcome(kind: &Kind, step: Step, value: Value) -> Deleted {
@@ -155,7 +180,16 @@ fn outcome(kind: &Kind, step: Step, value: Value) -> Deleted {
 /// Kinds of which upstream returns the last state instead of a Status.
 fn shows_deleted(kind: &Kind) -> bool {
     kind.group.is_empty()
-        && matches!(&*kind.plural, "pods" | "services" | "serviceaccounts" | "podtemplates" | "persistentvolumes" | "persistentvolumeclaims" | "resourcequotas")
+        && matches!(
+            &*kind.plural,
+            "pods"
+                | "services"
+                | "serviceaccounts"
+                | "podtemplates"
+                | "persistentvolumes"
+                | "persistentvolumeclaims"
+                | "resourcequotas"
+        )
         || matches!(&*kind.plural, "storageclasses" | "volumeattachments" | "csinodes" | "csidrivers")
 }
 
@@ -164,12 +198,16 @@ fn check_preconditions(target: &Target, options: &DeleteOptions, current: &Objec
     let refused = |why: String| Status::conflict(&target.kind.group, &target.kind.kind, &target.name, &why);
     let uid = &current.header.uid;
     if let Some(asked) = options.uid.as_ref().filter(|asked| *asked != uid) {
-        let why = format!("the UID in the precondition ({asked}) does not match the UID in record ({uid}). The object might have been deleted and then recreated");
+        let why = format!(
+            "the UID in the precondition ({asked}) does not match the UID in record ({uid}). The object might have been deleted and then recreated"
+        );
         return Err(refused(why));
     }
     let version = current.revision.to_string();
     if let Some(asked) = options.version.as_ref().filter(|asked| **asked != version) {
-        let why = format!("the ResourceVersion in the precondition ({asked}) does not match the ResourceVersion in record ({version}). The object might have been modified");
+        let why = format!(
+            "the ResourceVersion in the precondition ({asked}) does not match the ResourceVersion in record ({version}). The object might have been modified"
+        );
         return Err(refused(why));
     }
     Ok(())
@@ -202,7 +240,8 @@ fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, context: &Context) ->
         new["metadata"]["finalizers"] = json!(finalizers);
     }
     let namespace = kind.group.is_empty() && kind.plural == "namespaces";
-    let held = has_finalizers(&new) || (namespace && old["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty()));
+    let held = has_finalizers(&new)
+        || (namespace && old["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty()));
     if grace == 0 && !held {
         let graceful = kind.group.is_empty() && kind.plural == "pods";
         let shown = graceful.then(|| {

@@ -77,7 +77,9 @@ impl Engine {
         self.wait_for(options.version).await?;
         let objects = self.objects(&target.kind);
         let snapshot = match (options.version, options.version_match) {
-            (Some(version), Some(VersionMatch::Exact)) => objects.list_at(&target.namespace, version).map_err(|_| expired(None))?,
+            (Some(version), Some(VersionMatch::Exact)) => {
+                objects.list_at(&target.namespace, version).map_err(|_| expired(None))?
+            }
             _ => objects.list(&target.namespace),
         };
         Ok(page(snapshot, "", options, jiff::Timestamp::now().as_second()))
@@ -90,7 +92,8 @@ impl Engine {
         let token = parse_token(&options.continue_token)?;
         let objects = self.objects(&target.kind);
         let stale = jiff::Timestamp::now().as_second() - token.issued > TOKEN_AGE_SECONDS;
-        let snapshot = if stale { Err(Expired { oldest: 0 }) } else { objects.list_at(&target.namespace, token.revision) };
+        let snapshot =
+            if stale { Err(Expired { oldest: 0 }) } else { objects.list_at(&target.namespace, token.revision) };
         let snapshot = snapshot.map_err(|_| {
             let now = jiff::Timestamp::now().as_second();
             expired(Some(Token { revision: objects.current(), after: token.after.clone(), issued: now }.encode()))
@@ -117,7 +120,8 @@ impl Token {
 }
 
 fn parse_token(text: &str) -> Result<Token, Status> {
-    let invalid = |why: String| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
+    let invalid =
+        |why: String| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
     let bytes = TOKENS.decode(text).map_err(|error| invalid(error.to_string()))?;
     serde_json::from_slice(&bytes).map_err(|_| {
         let first = bytes.first().copied().unwrap_or_default();
@@ -148,7 +152,9 @@ pub(crate) fn too_large(version: Revision, current: Revision) -> Status {
 pub(crate) fn selected(object: &Object, labels: &Labels, fields: &Fields) -> bool {
     let header = &object.header;
     let label = |key: &str| header.labels.get(key).map(String::as_str);
-    let field = |path: &str| header.fields.iter().find(|(name, _)| *name == path).map_or("".into(), |(_, value)| value.as_str().into());
+    let field = |path: &str| {
+        header.fields.iter().find(|(name, _)| *name == path).map_or("".into(), |(_, value)| value.as_str().into())
+    };
     (labels.is_everything() || labels.matches(label)) && (fields.is_everything() || fields.matches(field))
 }
 

@@ -33,7 +33,13 @@ impl Engine {
     }
 
     /// `pods/NAME/binding`: gives the pod its node, once.
-    pub async fn bind(&self, context: &Context, target: &Target, options: &WriteOptions, binding: &Value) -> Result<(), Status> {
+    pub async fn bind(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &WriteOptions,
+        binding: &Value,
+    ) -> Result<(), Status> {
         let node = binding["target"]["name"].as_str().unwrap_or_default();
         check_binding(binding)?;
         let uid = binding["metadata"]["uid"].as_str().unwrap_or_default();
@@ -43,10 +49,17 @@ impl Engine {
                 return Err(target.conflict("Precondition failed: the pod was replaced"));
             }
             if deleting(current) {
-                return Err(target.conflict(&format!("pod {} is being deleted, cannot be assigned to a host", target.name)));
+                return Err(
+                    target.conflict(&format!("pod {} is being deleted, cannot be assigned to a host", target.name))
+                );
             }
             if let Some(bound) = current["spec"]["nodeName"].as_str().filter(|bound| !bound.is_empty()) {
-                return Err(Status::conflict("", "pods/binding", &target.name, &format!("pod {} is already assigned to node \"{bound}\"", target.name)));
+                return Err(Status::conflict(
+                    "",
+                    "pods/binding",
+                    &target.name,
+                    &format!("pod {} is already assigned to node \"{bound}\"", target.name),
+                ));
             }
             Ok(Draft::Own(bound_pod(current, node, binding, context)))
         };
@@ -54,7 +67,13 @@ impl Engine {
     }
 
     /// `pods/NAME/eviction`: a deletion that respects disruption budgets.
-    pub async fn evict(&self, context: &Context, target: &Target, eviction: &Value, dry_run: bool) -> Result<(), Status> {
+    pub async fn evict(
+        &self,
+        context: &Context,
+        target: &Target,
+        eviction: &Value,
+        dry_run: bool,
+    ) -> Result<(), Status> {
         let name = eviction["metadata"]["name"].as_str().unwrap_or_default();
         if name != target.name {
             return Err(Status::bad_request("name in URL does not match name in Eviction object"));
@@ -76,7 +95,8 @@ impl Engine {
         let Some(kind) = registry.find("policy", "v1", "poddisruptionbudgets") else { return Ok(()) };
         for budget in self.objects(&kind).list(&target.namespace).objects {
             let budget = budget.value();
-            let selects = api::selector::Labels::from_object(&budget["spec"]["selector"]).is_ok_and(|labels| labels.matches_object(pod));
+            let selects = api::selector::Labels::from_object(&budget["spec"]["selector"])
+                .is_ok_and(|labels| labels.matches_object(pod));
             if selects && budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0) <= 0 {
                 return Err(budget_refusal(&budget));
             }
@@ -132,7 +152,9 @@ fn check_binding(binding: &Value) -> Result<(), Status> {
         [] => Ok(()),
         // Upstream passes these on as they are.
         [one] => Err(Status::unknown(one.to_string())),
-        many => Err(Status::unknown(format!("[{}]", many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")))),
+        many => {
+            Err(Status::unknown(format!("[{}]", many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))))
+        }
     }
 }
 

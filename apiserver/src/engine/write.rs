@@ -57,7 +57,13 @@ pub type Change<'a> = dyn Fn(Option<&Value>) -> Result<Draft, Status> + Send + S
 
 impl Engine {
     /// Creates an object that was decoded in the target's version.
-    pub async fn create(&self, context: &Context, target: &Target, options: &WriteOptions, object: Value) -> Result<Written, Status> {
+    pub async fn create(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &WriteOptions,
+        object: Value,
+    ) -> Result<Written, Status> {
         let generated = object["metadata"]["name"].as_str().unwrap_or_default().is_empty();
         let attempts = if generated { NAMES } else { 1 };
         let mut last = Status::internal("no attempt was made");
@@ -114,14 +120,24 @@ impl Engine {
         writes.append(&mut allocations);
         match self.commit(writes).await {
             Ok(stored) => Ok(Written { value: self.show(kind, &stored), created: true, warnings }),
-            Err(CommitError::Conflict { collection, .. }) if collection == super::collection(kind) => Err(exists(&named)),
-            Err(CommitError::Conflict { .. }) => Err(Status::internal("another Service took the address or port; please try again")),
+            Err(CommitError::Conflict { collection, .. }) if collection == super::collection(kind) => {
+                Err(exists(&named))
+            }
+            Err(CommitError::Conflict { .. }) => {
+                Err(Status::internal("another Service took the address or port; please try again"))
+            }
             Err(error) => Err(commit_failed(&error)),
         }
     }
 
     /// Changes an object; `change` may run several times.
-    pub async fn update(&self, context: &Context, target: &Target, options: &WriteOptions, change: &Change<'_>) -> Result<Written, Status> {
+    pub async fn update(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &WriteOptions,
+        change: &Change<'_>,
+    ) -> Result<Written, Status> {
         for _ in 0..ATTEMPTS {
             let Some(current) = self.objects(&target.kind).get(&target.key()) else {
                 return self.create_by_update(context, target, options, change).await;
@@ -133,7 +149,13 @@ impl Engine {
         Err(Status::modified(&target.kind.group, &target.kind.plural, &target.name))
     }
 
-    async fn create_by_update(&self, context: &Context, target: &Target, options: &WriteOptions, change: &Change<'_>) -> Result<Written, Status> {
+    async fn create_by_update(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &WriteOptions,
+        change: &Change<'_>,
+    ) -> Result<Written, Status> {
         if !target.subresource.is_empty() {
             return Err(target.not_found());
         }
@@ -155,7 +177,9 @@ impl Engine {
                 let object = typed(&target.kind, &object)?;
                 check_name(target, &object)?;
                 if let Some(uid) = object["metadata"]["uid"].as_str().filter(|uid| !uid.is_empty()) {
-                    let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+                    let why = format!(
+                        "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+                    );
                     return Err(target.conflict(&why));
                 }
                 self.create_once(context, target, options, object, Origin::Applied).await
@@ -186,7 +210,8 @@ impl Engine {
         self.admit_update(context, target, &mut new, &old)?;
         api::default::apply(kind, &mut new);
         let warnings = api::validate::warnings(kind, &new);
-        validated(kind, api::validate::update(kind, target.subresource(), &new, &old), &new).map_err(|status| status.warned(&api::validate::deprecations(kind)))?;
+        validated(kind, api::validate::update(kind, target.subresource(), &new, &old), &new)
+            .map_err(|status| status.warned(&api::validate::deprecations(kind)))?;
         let mut allocations = self.allocate(kind, Some(&old), &mut new)?;
         new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
         new = canonical(kind, &new);
@@ -211,7 +236,15 @@ impl Engine {
     }
 
     /// A client's next state, with what it may not change taken from the old one.
-    fn prepared(&self, context: &Context, target: &Target, options: &WriteOptions, mut new: Value, old: &Value, origin: Origin) -> Result<Value, Status> {
+    fn prepared(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &WriteOptions,
+        mut new: Value,
+        old: &Value,
+        origin: Origin,
+    ) -> Result<Value, Status> {
         let kind = &target.kind;
         check_identity(target, &new, old)?;
         if kind.namespaced() {
@@ -262,14 +295,18 @@ fn validated(kind: &Kind, errors: Vec<FieldError>, object: &Value) -> Result<(),
 
 /// Kinds whose PUT creates what is missing.
 fn creates_on_update(kind: &Kind) -> bool {
-    matches!((&*kind.group, &*kind.plural), ("coordination.k8s.io", "leases") | ("" | "events.k8s.io", "events") | ("", "endpoints" | "limitranges"))
-        || kind.group == "rbac.authorization.k8s.io"
+    matches!(
+        (&*kind.group, &*kind.plural),
+        ("coordination.k8s.io", "leases") | ("" | "events.k8s.io", "events") | ("", "endpoints" | "limitranges")
+    ) || kind.group == "rbac.authorization.k8s.io"
 }
 
 /// Kinds whose PUT must name the version it changes.
 fn needs_version(kind: &Kind) -> bool {
-    matches!(&*kind.group, "policy" | "apiextensions.k8s.io" | "apiregistration.k8s.io" | "flowcontrol.apiserver.k8s.io")
-        || (kind.group == "coordination.k8s.io" && kind.plural == "leases")
+    matches!(
+        &*kind.group,
+        "policy" | "apiextensions.k8s.io" | "apiregistration.k8s.io" | "flowcontrol.apiserver.k8s.io"
+    ) || (kind.group == "coordination.k8s.io" && kind.plural == "leases")
 }
 
 fn canonical(kind: &Kind, object: &Value) -> Value {
@@ -278,7 +315,8 @@ fn canonical(kind: &Kind, object: &Value) -> Value {
 
 /// A merged apply brought to the kind's types.
 fn typed(kind: &Kind, object: &Value) -> Result<Value, Status> {
-    let decoded = api::decode::value(&kind.gvk(), &kind.schema, object, Vec::new(), api::decode::FieldValidation::Ignore);
+    let decoded =
+        api::decode::value(&kind.gvk(), &kind.schema, object, Vec::new(), api::decode::FieldValidation::Ignore);
     decoded.map(|decoded| decoded.value).map_err(|failure| Status::bad_request(failure.0))
 }
 
@@ -320,7 +358,9 @@ fn check_identity(target: &Target, new: &Value, old: &Value) -> Result<(), Statu
     check_name(target, new)?;
     let namespace = new["metadata"]["namespace"].as_str().unwrap_or_default();
     if kind.namespaced() && !namespace.is_empty() && namespace != target.namespace {
-        return Err(Status::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
     }
     let version = new["metadata"]["resourceVersion"].as_str().unwrap_or_default();
     if matches!(version, "" | "0") {

@@ -38,7 +38,11 @@ struct Call<'a> {
     target: Target,
 }
 
-pub async fn answer(shared: &Arc<Shared>, certificate: Option<User>, request: Request<Incoming>) -> Result<Reply, Status> {
+pub async fn answer(
+    shared: &Arc<Shared>,
+    certificate: Option<User>,
+    request: Request<Incoming>,
+) -> Result<Reply, Status> {
     let (parts, body) = request.into_parts();
     let user = authenticate(shared, &parts, certificate)?;
     if let Some(reply) = impersonates_nobody(&parts) {
@@ -77,7 +81,11 @@ pub async fn answer(shared: &Arc<Shared>, certificate: Option<User>, request: Re
         let pod = shared.engine.get(&pod_target(&target), None).await?.value();
         return streams::exec(&*shared.nodes, &pod, &query, parts).await;
     }
-    let accepted = negotiate::answer(header(&parts, header::ACCEPT), watching, !resource.name.is_empty() || parts.method == Method::POST)?;
+    let accepted = negotiate::answer(
+        header(&parts, header::ACCEPT),
+        watching,
+        !resource.name.is_empty() || parts.method == Method::POST,
+    )?;
     let call = Call { shared, parts: &parts, query, context, accepted, target };
     match verb {
         "get" => call.get().await,
@@ -117,7 +125,9 @@ fn impersonates_nobody(parts: &Parts) -> Option<Reply> {
         return None;
     }
     let groups = impersonation(parts, "impersonate-group").into_iter().map(|group| format!("{{Group  {group}    }}"));
-    let uids = impersonation(parts, "impersonate-uid").into_iter().map(|uid| format!("{{UID  {uid}  authentication.k8s.io/v1  }}"));
+    let uids = impersonation(parts, "impersonate-uid")
+        .into_iter()
+        .map(|uid| format!("{{UID  {uid}  authentication.k8s.io/v1  }}"));
     let asked = groups.chain(uids).collect::<Vec<_>>().join(" ");
     let path = parts.uri.path();
     let text = || format!("Internal Server Error: {path:?}: requested [{asked}] without impersonating a user\n");
@@ -126,7 +136,9 @@ fn impersonates_nobody(parts: &Parts) -> Option<Reply> {
 
 /// `Impersonate-*` headers: each part has to be allowed to the real user.
 fn impersonate(shared: &Shared, parts: &Parts, user: User) -> Result<User, Status> {
-    let Some(name) = impersonation(parts, "impersonate-user").into_iter().next().map(str::to_owned) else { return Ok(user) };
+    let Some(name) = impersonation(parts, "impersonate-user").into_iter().next().map(str::to_owned) else {
+        return Ok(user);
+    };
     let mut groups: Vec<String> = impersonation(parts, "impersonate-group").into_iter().map(str::to_owned).collect();
     let uid = impersonation(parts, "impersonate-uid").into_iter().next().unwrap_or_default().to_owned();
     let mut wanted = User { name: name.clone(), uid, ..User::default() };
@@ -157,14 +169,19 @@ fn impersonate(shared: &Shared, parts: &Parts, user: User) -> Result<User, Statu
     }
     for (header, value) in &parts.headers {
         let Some(key) = header.as_str().strip_prefix("impersonate-extra-") else { continue };
-        let (key, value) = (super::path::decode(key), value.to_str().map_err(|_| Status::bad_request("a header is no text"))?);
+        let (key, value) =
+            (super::path::decode(key), value.to_str().map_err(|_| Status::bad_request("a header is no text"))?);
         allowed(&format!("userextras/{key}"), "", value)?;
         wanted.extra.entry(key).or_default().push(value.to_owned());
     }
-    if groups.is_empty() && let Some((namespace, account)) = wanted.as_service_account() {
+    if groups.is_empty()
+        && let Some((namespace, account)) = wanted.as_service_account()
+    {
         groups = User::service_account(namespace, account).groups;
     }
-    if name != "system:anonymous" && !groups.iter().any(|group| group == AUTHENTICATED || group == crate::identity::UNAUTHENTICATED) {
+    if name != "system:anonymous"
+        && !groups.iter().any(|group| group == AUTHENTICATED || group == crate::identity::UNAUTHENTICATED)
+    {
         groups.push(AUTHENTICATED.into());
     }
     wanted.groups = groups;
@@ -267,7 +284,9 @@ impl Call<'_> {
                 let scale = api::write::scale_of(&engine.show(&target.kind, &object));
                 return Ok(reply::value(200, &scale, self.accepted.encoding));
             }
-            "proxy" | "portforward" => return Err(Status::plain(501, "NotImplemented", format!("{} is not served yet", target.subresource))),
+            "proxy" | "portforward" => {
+                return Err(Status::plain(501, "NotImplemented", format!("{} is not served yet", target.subresource)));
+            }
             _ => {}
         }
         let include = self.include()?;
@@ -295,9 +314,12 @@ impl Call<'_> {
             options.fields = api::selector::Fields::parse(&kind, &one).map_err(Status::bad_request)?;
             target.name.clear();
         }
-        let seconds = params::number::<u64>(&self.query, "timeoutSeconds")?.filter(|seconds| *seconds > 0).unwrap_or(WATCH_SECONDS);
+        let seconds = params::number::<u64>(&self.query, "timeoutSeconds")?
+            .filter(|seconds| *seconds > 0)
+            .unwrap_or(WATCH_SECONDS);
         let bookmarks = options.bookmarks;
-        let shape = watch::Shape { engine: self.shared.engine.clone(), kind, accepted: self.accepted, include, bookmarks };
+        let shape =
+            watch::Shape { engine: self.shared.engine.clone(), kind, accepted: self.accepted, include, bookmarks };
         match self.shared.engine.watch(&target, options) {
             Ok(running) => Ok(watch::stream(running, shape, Duration::from_secs(seconds))),
             Err(expired) => Ok(watch::refused(&expired)),
@@ -403,7 +425,11 @@ impl Call<'_> {
         Ok(reply::warned(reply, &[warnings, &written.warnings].concat()))
     }
 
-    async fn scale(&self, params: &WriteParams, change: &(dyn Fn(&Value) -> Result<Value, Status> + Send + Sync)) -> Result<Reply, Status> {
+    async fn scale(
+        &self,
+        params: &WriteParams,
+        change: &(dyn Fn(&Value) -> Result<Value, Status> + Send + Sync),
+    ) -> Result<Reply, Status> {
         let written = self.shared.engine.update_scale(&self.context, &self.target, &params.options, change).await?;
         Ok(reply::value(200, &written.value, self.accepted.encoding))
     }
@@ -421,7 +447,9 @@ impl Call<'_> {
         let body = read_body(body).await?;
         if target.subresource == "scale" {
             let sub = target.kind.subresource("scale").ok_or_else(Status::no_route)?;
-            let patch = |scale: &Value| Ok(patch::apply(&sub.gvk, &sub.schema, patch_type, scale, &body, params.validation)?.value);
+            let patch = |scale: &Value| {
+                Ok(patch::apply(&sub.gvk, &sub.schema, patch_type, scale, &body, params.validation)?.value)
+            };
             return self.scale(&params, &patch).await;
         }
         let warnings = std::sync::Mutex::new(Vec::new());
@@ -445,7 +473,8 @@ impl Call<'_> {
         let applied = decode::untyped(decode::MediaType::Yaml, &body)
             .map_err(|why| Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {why}")))?;
         let writer = self.writer(&params);
-        let apply = |live: Option<&Value>| managed::apply(&target.kind, live, &applied, writer, params.force).map(Draft::Apply);
+        let apply =
+            |live: Option<&Value>| managed::apply(&target.kind, live, &applied, writer, params.force).map(Draft::Apply);
         let written = self.shared.engine.update(&self.context, target, &params.options, &apply).await;
         self.written(written, &[])
     }

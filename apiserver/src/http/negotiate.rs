@@ -37,7 +37,8 @@ pub struct Accepted {
 }
 
 const OFFERED: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
-const OFFERED_STREAMS: [&str; 2] = ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
+const OFFERED_STREAMS: [&str; 2] =
+    ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
 
 /// One member of an `Accept` header.
 struct Media<'a> {
@@ -85,7 +86,8 @@ pub fn answer(accept: Option<&str>, watching: bool, single: bool) -> Result<Acce
             None => unknown_form = true,
         }
     }
-    let protobuf = |media: &Media<'_>| media.type_ == Encoding::Protobuf.content_type() && media.form() == Some(Form::Plain);
+    let protobuf =
+        |media: &Media<'_>| media.type_ == Encoding::Protobuf.content_type() && media.form() == Some(Form::Plain);
     if single && !watching && asked.iter().any(protobuf) {
         return Ok(Accepted { form: Form::Plain, encoding: Encoding::Protobuf });
     }
@@ -115,12 +117,15 @@ pub fn of_refusal(accept: Option<&str>) -> Encoding {
 /// The aggregated form of discovery that a client asks for first, if any.
 pub fn aggregated(accept: Option<&str>) -> Option<Aggregated> {
     let media = accept?.split(',').map(|text| Media::parse(text.trim()));
-    let mut forms = media.map(|media| match (media.type_, media.parameter("g"), media.parameter("v"), media.parameter("as")) {
-        ("application/json", "apidiscovery.k8s.io", "v2", "APIGroupDiscoveryList") => Some(Some(Aggregated::V2)),
-        ("application/json", "apidiscovery.k8s.io", "v2beta1", "APIGroupDiscoveryList") => Some(Some(Aggregated::V2Beta1)),
-        ("application/json" | "*/*" | "application/*", "", ..) => Some(None),
-        _ => None,
-    });
+    let mut forms =
+        media.map(|media| match (media.type_, media.parameter("g"), media.parameter("v"), media.parameter("as")) {
+            ("application/json", "apidiscovery.k8s.io", "v2", "APIGroupDiscoveryList") => Some(Some(Aggregated::V2)),
+            ("application/json", "apidiscovery.k8s.io", "v2beta1", "APIGroupDiscoveryList") => {
+                Some(Some(Aggregated::V2Beta1))
+            }
+            ("application/json" | "*/*" | "application/*", "", ..) => Some(None),
+            _ => None,
+        });
     forms.find_map(|form| form).flatten()
 }
 
@@ -148,7 +153,10 @@ mod tests {
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(answer(Some(table), false, false).unwrap().form, Form::Table);
         assert_eq!(answer(None, false, false).unwrap(), Accepted { form: Form::Plain, encoding: Encoding::Json });
-        assert_eq!(answer(Some("application/vnd.kubernetes.protobuf, */*"), false, true).unwrap().encoding, Encoding::Json);
+        assert_eq!(
+            answer(Some("application/vnd.kubernetes.protobuf, */*"), false, true).unwrap().encoding,
+            Encoding::Json
+        );
         assert_eq!(answer(Some("text/plain"), true, false).unwrap_err().code, 406);
     }
 

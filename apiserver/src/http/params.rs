@@ -109,7 +109,8 @@ pub fn number<T: std::str::FromStr>(query: &Query, name: &str) -> Result<Option<
 
 pub fn list(kind: &Kind, query: &Query) -> Result<ListOptions, Status> {
     let initial = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
-    let version_match = check_versions(query.get("resourceVersion"), query.get("resourceVersionMatch"), initial, false)?;
+    let version_match =
+        check_versions(query.get("resourceVersion"), query.get("resourceVersionMatch"), initial, false)?;
     let (labels, fields) = selectors(kind, query)?;
     number::<i64>(query, "timeoutSeconds")?;
     Ok(ListOptions {

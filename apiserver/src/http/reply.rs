@@ -155,7 +155,11 @@ fn bare(mut object: Value) -> Value {
 /// A list of stored bytes: joined, not decoded.
 fn joined(kind: &Kind, list: &List, meta: &Value) -> Reply {
     let size: usize = list.objects.iter().map(|object| object.json.len()).sum();
-    let head = format!("{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[", kind.list_kind, kind.api_version());
+    let head = format!(
+        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[",
+        kind.list_kind,
+        kind.api_version()
+    );
     let mut out = Vec::with_capacity(size + head.len() + 2);
     out.extend_from_slice(head.as_bytes());
     for (index, object) in list.objects.iter().enumerate() {
