@@ -27,7 +27,8 @@ fn tagged(parts: &Parts, content_type: &str, body: Vec<u8>) -> Reply {
     body.hash(&mut hasher);
     let etag = format!("\"{:016X}\"", hasher.finish());
     let known = header(parts, header::IF_NONE_MATCH).is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == etag));
-    let mut reply = if known { reply::bytes(304, content_type, Vec::new()) } else { reply::bytes(200, content_type, body) };
+    let mut reply =
+        if known { reply::bytes(304, content_type, Vec::new()) } else { reply::bytes(200, content_type, body) };
     let headers = reply.headers_mut();
     if let Ok(value) = etag.parse() {
         headers.insert(header::ETAG, value);
@@ -43,10 +44,18 @@ pub fn discovery(shared: &Shared, parts: &Parts, what: &Discovery) -> Result<Rep
     let aggregated = negotiate::aggregated(accept);
     let document = match (what, aggregated) {
         (Discovery::Core, Some(form)) => {
-            return Ok(tagged(parts, form.content_type(), api::discovery::aggregated_core(&registry, form).to_string().into()));
+            return Ok(tagged(
+                parts,
+                form.content_type(),
+                api::discovery::aggregated_core(&registry, form).to_string().into(),
+            ));
         }
         (Discovery::Groups, Some(form)) => {
-            return Ok(tagged(parts, form.content_type(), api::discovery::aggregated_groups(&registry, form).to_string().into()));
+            return Ok(tagged(
+                parts,
+                form.content_type(),
+                api::discovery::aggregated_groups(&registry, form).to_string().into(),
+            ));
         }
         (Discovery::Core, None) => api::discovery::api_versions(&registry, &shared.address),
         (Discovery::Groups, None) => api::discovery::group_list(&registry),
@@ -58,7 +67,7 @@ pub fn discovery(shared: &Shared, parts: &Parts, what: &Discovery) -> Result<Rep
             api::discovery::resources(&registry, group, version).ok_or_else(Status::no_route)?
         }
     };
-    Ok(reply::value(200, &document, negotiate::answer(accept, false)?.encoding))
+    Ok(reply::value(200, &document, negotiate::answer(accept, false, false)?.encoding))
 }
 
 /// Everything that is neither discovery nor a resource; `None` when there is no such path.
@@ -66,9 +75,11 @@ pub fn other(shared: &Shared, parts: &Parts) -> Option<Reply> {
     let registry = shared.engine.registry();
     Some(match parts.uri.path().trim_end_matches('/') {
         "/version" => reply::bytes(200, "application/json", version().to_string()),
-        "/healthz" | "/livez" | "/readyz" => reply::text(200, "ok"),
+        "/healthz" | "/livez" | "/readyz" | "/healthz/ping" | "/livez/ping" | "/readyz/ping" => reply::text(200, "ok"),
         "/metrics" => reply::bytes(200, "text/plain; version=0.0.4", metrics(shared)),
-        "/openapi/v2" => tagged(parts, "application/json", shared.documents.get("v2", &registry, || api::openapi::v2(&registry))),
+        "/openapi/v2" => {
+            tagged(parts, "application/json", shared.documents.get("v2", &registry, || api::openapi::v2(&registry)))
+        }
         "/openapi/v3" => {
             let index = || api::openapi::v3_index(&registry).to_string().into_bytes();
             tagged(parts, "application/json", shared.documents.get("v3", &registry, index))
@@ -126,7 +137,12 @@ fn metrics(shared: &Shared) -> String {
     collections.sort_by(|a, b| a.0.cmp(&b.0));
     for (name, objects) in collections.iter().filter(|(name, _)| &*name.group != "internal") {
         let dot = if name.group.is_empty() { "" } else { "." };
-        out += &format!("apiserver_storage_objects{{resource=\"{}{dot}{}\"}} {}\n", name.plural, name.group, objects.len());
+        out += &format!(
+            "apiserver_storage_objects{{resource=\"{}{dot}{}\"}} {}\n",
+            name.plural,
+            name.group,
+            objects.len()
+        );
     }
     out
 }
