@@ -135,3 +135,8 @@ async fn read_body(body: Incoming) -> Result<bytes::Bytes, Status> {
     let body = Body::new(body);
     axum::body::to_bytes(body, params::BODY_LIMIT).await.map_err(|_| Status::too_large(params::BODY_LIMIT))
 }
+
+/// A request header as text.
+fn header_of(parts: &hyper::http::request::Parts, name: hyper::header::HeaderName) -> Option<&str> {
+    parts.headers.get(name)?.to_str().ok()
+}

@@ -54,7 +54,9 @@ fn suite(wanted: &[String]) -> Result<bool> {
     let before = Inventory::take()?;
     let cluster = Cluster::up("e2e")?;
     let (mut passed, mut failed) = (0, 0);
-    for (name, case) in CASES.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()))) {
+    for (name, case) in
+        CASES.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())))
+    {
         let started = Instant::now();
         match case(&cluster) {
             Ok(()) => {

@@ -18,7 +18,7 @@ use super::negotiate::{self, Accepted};
 use super::params::{self, WriteParams};
 use super::path::{Path, Query, ResourcePath};
 use super::reply::{self, Include, Reply};
-use super::{documents, page_not_found, read_body, streams, watch};
+use super::{documents, header_of, page_not_found, read_body, streams, watch};
 use crate::authz::Attributes;
 use crate::engine::{Context, DeleteOptions, Deleted, Draft, Target, Written};
 use crate::identity::{AUTHENTICATED, User};
@@ -82,7 +82,7 @@ pub async fn answer(
         return streams::exec(&*shared.nodes, &pod, &query, parts).await;
     }
     let accepted = negotiate::answer(
-        header(&parts, header::ACCEPT),
+        header_of(&parts, header::ACCEPT),
         watching,
         !resource.name.is_empty() || parts.method == Method::POST,
     )?;
@@ -99,15 +99,11 @@ pub async fn answer(
     }
 }
 
-fn header<'a>(parts: &'a Parts, name: header::HeaderName) -> Option<&'a str> {
-    parts.headers.get(name)?.to_str().ok()
-}
-
 fn authenticate(shared: &Shared, parts: &Parts, certificate: Option<User>) -> Result<User, Status> {
     if let Some(user) = certificate {
         return Ok(user);
     }
-    let Some(token) = header(parts, header::AUTHORIZATION).and_then(|text| text.strip_prefix("Bearer ")) else {
+    let Some(token) = header_of(parts, header::AUTHORIZATION).and_then(|text| text.strip_prefix("Bearer ")) else {
         return Ok(User::anonymous());
     };
     let audiences = [shared.tokens.issuer.clone()];
@@ -327,14 +323,14 @@ impl Call<'_> {
     }
 
     fn write_params(&self, options_kind: &str, apply: bool) -> Result<WriteParams, Status> {
-        params::write(&self.query, header(self.parts, header::USER_AGENT), options_kind, apply)
+        params::write(&self.query, header_of(self.parts, header::USER_AGENT), options_kind, apply)
     }
 
     async fn create(&self, body: Incoming) -> Result<Reply, Status> {
         self.check_verb("create")?;
         let target = &self.target;
         let params = self.write_params("CreateOptions", false)?;
-        let media = negotiate::body(header(self.parts, header::CONTENT_TYPE))?;
+        let media = negotiate::body(header_of(self.parts, header::CONTENT_TYPE))?;
         let body = read_body(body).await?;
         if let Some(sub) = target.subresource().and_then(|name| target.kind.subresource(name)) {
             let decoded = decode::typed(&sub.gvk, &sub.schema, media, &body, params.validation)?;
@@ -404,7 +400,7 @@ impl Call<'_> {
     async fn put(&self, body: Incoming) -> Result<Reply, Status> {
         let target = &self.target;
         let params = self.write_params("UpdateOptions", false)?;
-        let media = negotiate::body(header(self.parts, header::CONTENT_TYPE))?;
+        let media = negotiate::body(header_of(self.parts, header::CONTENT_TYPE))?;
         let body = read_body(body).await?;
         if target.subresource == "scale" {
             let sub = target.kind.subresource("scale").ok_or_else(Status::no_route)?;
@@ -435,7 +431,7 @@ impl Call<'_> {
     }
 
     async fn patch(&self, body: Incoming) -> Result<Reply, Status> {
-        let patch_type = match negotiate::media_of(header(self.parts, header::CONTENT_TYPE)) {
+        let patch_type = match negotiate::media_of(header_of(self.parts, header::CONTENT_TYPE)) {
             "application/json-patch+json" => PatchType::Json,
             "application/merge-patch+json" => PatchType::Merge,
             "application/strategic-merge-patch+json" => PatchType::StrategicMerge,
@@ -485,7 +481,7 @@ impl Call<'_> {
         let mut options = if body.is_empty() {
             json!({})
         } else {
-            let media = negotiate::body(header(self.parts, header::CONTENT_TYPE))?;
+            let media = negotiate::body(header_of(self.parts, header::CONTENT_TYPE))?;
             decode::options("DeleteOptions", media, &body)?
         };
         if body.is_empty() {

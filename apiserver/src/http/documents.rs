@@ -11,22 +11,18 @@ use serde_json::{Value, json};
 
 use super::path::Discovery;
 use super::reply::{self, Reply};
-use super::{negotiate, page_not_found};
+use super::{header_of, negotiate, page_not_found};
 use crate::server::Shared;
 
 /// The Kubernetes version that this API is.
 const VERSION: (&str, &str, &str) = ("1", "34", "v1.34.3");
-
-fn header<'a>(parts: &'a Parts, name: header::HeaderName) -> Option<&'a str> {
-    parts.headers.get(name)?.to_str().ok()
-}
 
 /// Answers with an ETag, or 304 to a client that has it already.
 fn tagged(parts: &Parts, content_type: &str, body: Vec<u8>) -> Reply {
     let mut hasher = DefaultHasher::new();
     body.hash(&mut hasher);
     let etag = format!("\"{:016X}\"", hasher.finish());
-    let known = header(parts, header::IF_NONE_MATCH).is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == etag));
+    let known = header_of(parts, header::IF_NONE_MATCH).is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == etag));
     let mut reply =
         if known { reply::bytes(304, content_type, Vec::new()) } else { reply::bytes(200, content_type, body) };
     let headers = reply.headers_mut();
@@ -40,7 +36,7 @@ fn tagged(parts: &Parts, content_type: &str, body: Vec<u8>) -> Reply {
 
 pub fn discovery(shared: &Shared, parts: &Parts, what: &Discovery) -> Result<Reply, Status> {
     let registry = shared.engine.registry();
-    let accept = header(parts, header::ACCEPT);
+    let accept = header_of(parts, header::ACCEPT);
     let aggregated = negotiate::aggregated(accept);
     let document = match (what, aggregated) {
         (Discovery::Core, Some(form)) => {

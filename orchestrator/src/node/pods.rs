@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use agent::Agent;
 use api::selector::Fields;
+use api::view::Endpoint;
 use apiserver::ObjectKey;
 use apiserver::client::Client;
-use api::view::Endpoint;
 use apiserver::engine::{Event, EventKind, WatchOptions};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -57,7 +57,8 @@ struct Relay<'a> {
 impl Relay<'_> {
     /// Has a pod that is on its way out come back when the service path has let go of it.
     fn drain(&self, pod: Arc<Value>) {
-        let (caches, mut settled, done) = (self.follower.caches.clone(), self.follower.settled.clone(), self.drained.clone());
+        let (caches, mut settled, done) =
+            (self.follower.caches.clone(), self.follower.settled.clone(), self.drained.clone());
         tokio::spawn(async move {
             let _in_time = tokio::time::timeout(DRAIN, drained(&pod, &caches, &mut settled)).await;
             // A relay that ended starts over with the whole state.
@@ -87,7 +88,11 @@ impl Relay<'_> {
             return;
         }
         // A namesake may have taken the place between two looks.
-        if let Some(before) = self.uids.insert(object.key.clone(), object.header.uid.clone()).filter(|before| *before != object.header.uid) {
+        if let Some(before) = self
+            .uids
+            .insert(object.key.clone(), object.header.uid.clone())
+            .filter(|before| *before != object.header.uid)
+        {
             agent.gone(&before);
         }
         let pod = Arc::new(object.value());
@@ -105,8 +110,14 @@ async fn drained(pod: &Value, caches: &Caches, settled: &mut Settled) {
     let mut seen = caches.slices.subscribe();
     loop {
         seen.mark_unchanged();
-        let offers = |endpoint: &Endpoint| endpoint.conditions.is_ready() && endpoint.target_ref.as_ref().is_some_and(|target| target.uid == uid);
-        let offered = caches.slices.namespace(pod["metadata"]["namespace"].as_str().unwrap_or_default()).iter().any(|slice| slice.endpoints.iter().any(offers));
+        let offers = |endpoint: &Endpoint| {
+            endpoint.conditions.is_ready() && endpoint.target_ref.as_ref().is_some_and(|target| target.uid == uid)
+        };
+        let offered = caches
+            .slices
+            .namespace(pod["metadata"]["namespace"].as_str().unwrap_or_default())
+            .iter()
+            .any(|slice| slice.endpoints.iter().any(offers));
         if !offered {
             return settled.caught_up(caches).await;
         }

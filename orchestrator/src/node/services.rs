@@ -5,10 +5,10 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use api::view::{EndpointSlice, Service};
+use apiserver::Revision;
 use dns::Snapshot;
 use proxy_userspace::Proxy;
 use proxy_userspace::desired::{LocalServer, NodeFacts, desired, desired_service};
-use apiserver::Revision;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -161,4 +161,3 @@ impl Feed {
         }
     }
 }
-
