@@ -58,7 +58,14 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
         domain: settings.domain.clone(),
         names: settings.names.clone(),
     };
-    let server = Server::open(&config, nodes).await?;
+    let server = match Server::open(&config, nodes).await {
+        Ok(server) => server,
+        Err(error) => {
+            // Leaves a folder that was here, or has something in it, alone.
+            let _ = std::fs::remove_dir(&settings.data_dir);
+            return Err(error.into());
+        }
+    };
     let address = SocketAddr::new(settings.advertise, server.address().port());
     write_private(&settings.data_dir.join("admin.kubeconfig"), &server.admin_kubeconfig(&address.to_string())?)?;
     let (caches, mut tasks) = (Arc::new(Caches::default()), JoinSet::new());

@@ -29,6 +29,7 @@ const CASES: &[Case] = &[
     ("scale and edit", workloads::scale_and_edit),
     ("a relabelled pod is left alone and replaced", workloads::relabelled),
     ("a killed container starts again", pods::killed_container),
+    ("probes decide about endpoints and restarts", pods::probes),
     ("a service changes its type in every direction", access::type_changes),
     ("bad manifests get Kubernetes' own words", mistakes::manifests),
     ("a missing image is said, and a pod recovers when it comes", mistakes::images),

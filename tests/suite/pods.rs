@@ -40,6 +40,45 @@ pub fn logs_and_exec(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["delete", "pod", "talker", "--grace-period=1", "--timeout=30s"]).map(drop)
 }
 
+/// Readiness decides about endpoints; a failing liveness probe restarts.
+pub fn probes(cluster: &Cluster) -> Result<()> {
+    let pod = |name: &str, probe: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: probed}}}}, spec: {{terminationGracePeriodSeconds: 1, containers: [{{name: c, image: 'nginx:1.10', {probe}}}]}}}}"
+        )
+    };
+    cluster.apply_text("{apiVersion: v1, kind: Service, metadata: {name: probed}, spec: {selector: {app: probed}, ports: [{port: 80}]}}")?;
+    cluster.apply_text(&pod("well", "readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}, livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}"))?;
+    cluster.apply_text(&pod("unwell", "readinessProbe: {httpGet: {path: /nonesuch, port: 80}, periodSeconds: 1}"))?;
+    cluster.apply_text(&pod(
+        "dying",
+        "livenessProbe: {exec: {command: ['false']}, periodSeconds: 1, failureThreshold: 1}",
+    ))?;
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/well", "--timeout=60s"])?;
+    cluster.until("a failed readiness probe is said", |cluster| {
+        Ok(cluster
+            .kubectl(&["get", "events", "--field-selector", "involvedObject.name=unwell,reason=Unhealthy"])?
+            .contains("404"))
+    })?;
+    let ready = cluster.get(&["pod", "unwell"], "{.status.conditions[?(@.type==\"Ready\")].status}")?;
+    ensure!(ready == "False", "a pod whose readiness probe fails is ready");
+    let ip = cluster.get(&["pod", "well"], "{.status.podIP}")?;
+    let offered = cluster.get(
+        &["endpointslices", "-l", "kubernetes.io/service-name=probed"],
+        "{range .items[*].endpoints[?(@.conditions.ready==true)]}{.addresses[0]} {end}",
+    )?;
+    ensure!(offered.split_whitespace().any(|address| address == ip), "the ready pod is not offered: {offered}");
+    cluster.until("a failing liveness probe restarts", |cluster| {
+        Ok(cluster
+            .get(&["pod", "dying"], "{.status.containerStatuses[0].restartCount}")?
+            .parse::<u32>()
+            .is_ok_and(|count| count > 0))
+    })?;
+    let steady = cluster.get(&["pod", "well"], "{.status.containerStatuses[0].restartCount}")?;
+    ensure!(steady == "0", "the healthy pod was restarted");
+    cluster.kubectl(&["delete", "pod/well", "pod/unwell", "pod/dying", "service/probed", "--timeout=30s"]).map(drop)
+}
+
 /// Ends a container's process from outside; the pod stays and counts it.
 pub fn killed_container(cluster: &Cluster) -> Result<()> {
     let pod = "my-nginx-pod";
