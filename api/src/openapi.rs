@@ -101,7 +101,14 @@ struct Document {
 
 impl Document {
     fn new(dialect: Dialect) -> Self {
-        Document { dialect, paths: Map::new(), schemas: Map::new(), wanted: BTreeSet::new(), types: Vec::new(), json: false }
+        Document {
+            dialect,
+            paths: Map::new(),
+            schemas: Map::new(),
+            wanted: BTreeSet::new(),
+            types: Vec::new(),
+            json: false,
+        }
     }
 
     fn want(&mut self, ty: &'static Type) -> Value {
