@@ -4,4 +4,5 @@ mod proto;
 mod yaml;
 
 pub use self::proto::protobuf;
+pub(crate) use self::proto::{put_bytes, put_varint};
 pub use self::yaml::yaml;

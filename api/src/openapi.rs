@@ -1,5 +1,7 @@
 //! OpenAPI documents (v3 per group and version, v2 for all), generated from the table.
 
+mod gnostic;
+
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
@@ -66,12 +68,20 @@ pub fn v3(registry: &Registry, group: &str, version: &str) -> Option<Vec<u8>> {
 
 /// `/openapi/v2` as JSON.
 pub fn v2(registry: &Registry) -> Vec<u8> {
+    v2_document(registry).to_string().into_bytes()
+}
+
+/// `/openapi/v2` as client-go asks for it.
+pub fn v2_protobuf(registry: &Registry) -> Vec<u8> {
+    gnostic::encode(&v2_document(registry))
+}
+
+fn v2_document(registry: &Registry) -> Value {
     let mut document = Document::new(Dialect::V2);
     registry.iter().for_each(|kind| document.kind(kind));
     let (paths, definitions) = document.finish(registry);
-    let out = json!({"swagger": "2.0", "info": info(), "paths": paths, "definitions": definitions,
-        "securityDefinitions": {"BearerToken": {"type": "apiKey", "name": "authorization", "in": "header"}}});
-    out.to_string().into_bytes()
+    json!({"swagger": "2.0", "info": info(), "paths": paths, "definitions": definitions,
+        "securityDefinitions": {"BearerToken": {"type": "apiKey", "name": "authorization", "in": "header"}}})
 }
 
 fn info() -> Value {
@@ -85,11 +95,20 @@ struct Document {
     /// Types referred to and not yet written.
     wanted: BTreeSet<&'static str>,
     types: Vec<&'static Type>,
+    /// In the type being written, any value is any JSON; elsewhere it is an object of an open type.
+    json: bool,
 }
 
 impl Document {
     fn new(dialect: Dialect) -> Self {
-        Document { dialect, paths: Map::new(), schemas: Map::new(), wanted: BTreeSet::new(), types: Vec::new() }
+        Document {
+            dialect,
+            paths: Map::new(),
+            schemas: Map::new(),
+            wanted: BTreeSet::new(),
+            types: Vec::new(),
+            json: false,
+        }
     }
 
     fn want(&mut self, ty: &'static Type) -> Value {
@@ -222,6 +241,7 @@ impl Document {
     fn schema(&mut self, ty: &'static Type, registry: &Registry) -> Value {
         let mut properties = Map::new();
         let mut required = Vec::new();
+        self.json = ty.short_name() == "JSONSchemaProps";
         for field in &ty.fields {
             properties.insert(field.name.to_string(), self.property(field));
             if field.required {
@@ -302,6 +322,7 @@ impl Document {
             Shape::Quantity if self.dialect == Dialect::V2 => json!({"type": "string"}),
             Shape::Quantity => json!({"oneOf": [{"type": "string"}, {"type": "number"}]}),
             Shape::IntOrString => int_or_string,
+            Shape::Any if self.json => json!({}),
             Shape::Any => json!({"type": "object"}),
             Shape::List(item) => json!({"type": "array", "items": self.shape(item)}),
             Shape::Map(item) => json!({"type": "object", "additionalProperties": self.shape(item)}),
@@ -387,6 +408,15 @@ mod tests {
                 assert!(schemas.get(name).is_some(), "{name}");
             }
         }
+    }
+
+    #[test]
+    fn a_default_in_a_schema_may_be_any_json() {
+        let schemas = &document("apiextensions.k8s.io")["components"]["schemas"];
+        let name = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+        assert_eq!(schemas[name]["properties"]["default"], json!({}));
+        let managed = "io.k8s.apimachinery.pkg.apis.meta.v1.ManagedFieldsEntry";
+        assert_eq!(schemas[managed]["properties"]["fieldsV1"], json!({"type": "object"}));
     }
 
     #[test]

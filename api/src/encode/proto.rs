@@ -112,13 +112,13 @@ fn nanoseconds(text: &str) -> u64 {
     span.ok().and_then(|s| i64::try_from(s.as_nanos()).ok()).unwrap_or(0).cast_unsigned()
 }
 
-fn put_bytes(tag: u32, bytes: &[u8], out: &mut Vec<u8>) {
+pub(crate) fn put_bytes(tag: u32, bytes: &[u8], out: &mut Vec<u8>) {
     varint(u64::from(tag) << 3 | 2, out);
     varint(bytes.len() as u64, out);
     out.extend(bytes);
 }
 
-fn put_varint(tag: u32, value: u64, out: &mut Vec<u8>) {
+pub(crate) fn put_varint(tag: u32, value: u64, out: &mut Vec<u8>) {
     varint(u64::from(tag) << 3, out);
     varint(value, out);
 }

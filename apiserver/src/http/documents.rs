@@ -9,6 +9,7 @@ use hyper::header;
 use hyper::http::request::Parts;
 use serde_json::{Value, json};
 
+use super::negotiate::OpenApi;
 use super::path::Discovery;
 use super::reply::{self, Reply};
 use super::{header_of, negotiate, page_not_found};
@@ -73,9 +74,7 @@ pub fn other(shared: &Shared, parts: &Parts) -> Option<Reply> {
         "/version" => reply::bytes(200, "application/json", version().to_string()),
         "/healthz" | "/livez" | "/readyz" | "/healthz/ping" | "/livez/ping" | "/readyz/ping" => reply::text(200, "ok"),
         "/metrics" => reply::bytes(200, "text/plain; version=0.0.4", metrics(shared)),
-        "/openapi/v2" => {
-            tagged(parts, "application/json", shared.documents.get("v2", &registry, || api::openapi::v2(&registry)))
-        }
+        "/openapi/v2" => openapi_v2(shared, &registry, parts),
         "/openapi/v3" => {
             let index = || api::openapi::v3_index(&registry).to_string().into_bytes();
             tagged(parts, "application/json", shared.documents.get("v3", &registry, index))
@@ -93,6 +92,15 @@ pub fn other(shared: &Shared, parts: &Parts) -> Option<Reply> {
         ),
         path => openapi_v3(shared, &registry, parts, path.strip_prefix("/openapi/v3/")?)?,
     })
+}
+
+fn openapi_v2(shared: &Shared, registry: &Registry, parts: &Parts) -> Reply {
+    let form = OpenApi::wanted(header_of(parts, header::ACCEPT));
+    let document = match form {
+        OpenApi::Json => shared.documents.get("v2", registry, || api::openapi::v2(registry)),
+        OpenApi::Protobuf => shared.documents.get("v2.protobuf", registry, || api::openapi::v2_protobuf(registry)),
+    };
+    tagged(parts, form.content_type(), document)
 }
 
 fn openapi_v3(shared: &Shared, registry: &Registry, parts: &Parts, path: &str) -> Option<Reply> {

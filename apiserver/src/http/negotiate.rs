@@ -129,6 +129,35 @@ pub fn aggregated(accept: Option<&str>) -> Option<Aggregated> {
     forms.find_map(|form| form).flatten()
 }
 
+/// The form of `/openapi/v2`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenApi {
+    Json,
+    Protobuf,
+}
+
+impl OpenApi {
+    /// The first form offered among those asked for; an absent header, or none that is offered, takes JSON.
+    pub fn wanted(accept: Option<&str>) -> Self {
+        let media = accept.unwrap_or_default().split(',').map(|text| Media::parse(text.trim()));
+        let mut forms = media.filter_map(|media| match media.type_ {
+            "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+            | "application/com.github.proto-openapi.spec.v2.v1.0+protobuf" => Some(Self::Protobuf),
+            "application/json" | "application/*" | "*/*" => Some(Self::Json),
+            _ => None,
+        });
+        forms.next().unwrap_or(Self::Json)
+    }
+
+    /// Asked for with an `@`, which no media type may contain; answered, as upstream does, without.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Protobuf => "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+        }
+    }
+}
+
 /// The media type of an object body; an absent header means JSON.
 pub fn body(content_type: Option<&str>) -> Result<MediaType, Status> {
     match media_of(content_type) {
@@ -158,6 +187,15 @@ mod tests {
             Encoding::Json
         );
         assert_eq!(answer(Some("text/plain"), true, false).unwrap_err().code, 406);
+    }
+
+    #[test]
+    fn client_go_gets_openapi_in_protobuf() {
+        let client_go = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+        assert_eq!(OpenApi::wanted(Some(client_go)), OpenApi::Protobuf);
+        assert_eq!(OpenApi::wanted(Some("application/json")), OpenApi::Json);
+        assert_eq!(OpenApi::wanted(None), OpenApi::Json);
+        assert!(!OpenApi::Protobuf.content_type().contains('@'));
     }
 
     #[test]

@@ -1,0 +1,211 @@
+//! The real kubectl, whichever is on PATH, against a server of this process: what users type every day must work.
+//!
+//! Words are those that every kubectl since 1.20 says, whether it validates by the OpenAPI document or lets the server do it.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use apiserver::engine::ServiceNetwork;
+use apiserver::nodes::NoNodes;
+use apiserver::server::{Config, Server};
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// How long one command may take, on a machine that does other things too.
+const LIMIT: Duration = Duration::from_secs(60);
+
+const DEPLOYMENT: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - {name: nginx, image: 'nginx:1.10', ports: [{containerPort: 80}]}
+";
+
+/// A server with its own folder, which is also kubectl's home (its caches must not outlive the server).
+struct Cluster {
+    folder: TempDir,
+    _stop: DropGuard,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config {
+            store: folder.path().join("store.redb"),
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            advertise: Ipv4Addr::LOCALHOST.into(),
+            services: ServiceNetwork { base: Ipv4Addr::new(10, 96, 0, 0), prefix: 12, node_ports: 30000..=32767 },
+            domain: "cluster.local".into(),
+            names: Vec::new(),
+        };
+        let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
+        let kubeconfig = server.admin_kubeconfig(&server.address().to_string()).unwrap();
+        std::fs::write(folder.path().join("kubeconfig"), kubeconfig).unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(server.serve(stop.clone()));
+        let cluster = Self { folder, _stop: stop.drop_guard() };
+        // Pods are admitted only where their service account is; no controller makes it here.
+        cluster.kubectl("create serviceaccount default").await;
+        cluster
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    async fn run(&self, arguments: &[&str], input: &str) -> Output {
+        let mut command = Command::new("kubectl");
+        command.args(arguments).env("HOME", self.path()).env("KUBECONFIG", self.path().join("kubeconfig"));
+        command.env("KUBE_EDITOR", "sed -i s/nginx:1.10/nginx:1.11/").env_remove("KUBECTL_EXTERNAL_DIFF");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().expect("kubectl is on PATH");
+        let mut stdin = child.stdin.take().unwrap();
+        // Who reads no input has closed it.
+        let _ = stdin.write_all(input.as_bytes()).await;
+        drop(stdin);
+        tokio::time::timeout(LIMIT, child.wait_with_output()).await.expect("kubectl ends in time").unwrap()
+    }
+
+    /// What the command prints; it must succeed.
+    async fn kubectl(&self, words: &str) -> String {
+        self.fed(words, "").await
+    }
+
+    async fn fed(&self, words: &str, input: &str) -> String {
+        let output = self.run(&words.split(' ').collect::<Vec<_>>(), input).await;
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "kubectl {words}: {out}{err}");
+        out.into_owned()
+    }
+
+    /// What the command says when it fails, as it must.
+    async fn refused(&self, words: &str, input: &str) -> String {
+        let output = self.run(&words.split(' ').collect::<Vec<_>>(), input).await;
+        assert!(!output.status.success(), "kubectl {words}: {}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    async fn image(&self) -> String {
+        self.kubectl("get deployment web -o jsonpath={.spec.template.spec.containers[*].image}").await
+    }
+}
+
+#[track_caller]
+fn says(text: &str, wanted: &[&str]) {
+    for words in wanted {
+        assert!(text.contains(words), "wanted {words:?} in:\n{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_is_applied_changed_and_deleted() {
+    let cluster = Cluster::start().await;
+    says(&cluster.fed("apply -f -", DEPLOYMENT).await, &["deployment.apps/web created"]);
+    says(&cluster.fed("apply -f -", DEPLOYMENT).await, &["deployment.apps/web unchanged"]);
+    says(&cluster.kubectl("get deployments -o wide").await, &["READY", "IMAGES", "0/3", "nginx:1.10", "app=web"]);
+    says(&cluster.kubectl("describe deployment web").await, &["Replicas:", "RollingUpdate", "nginx:1.10"]);
+    says(&cluster.kubectl("edit deployment web").await, &["edited"]);
+    assert_eq!(cluster.image().await, "nginx:1.11");
+    cluster.kubectl("set image deployment/web nginx=nginx:1.12").await;
+    cluster.kubectl("scale deployment web --replicas=2").await;
+    // By the containers' merge key: the second one is added, the first one stays.
+    let two = r#"{"spec":{"template":{"spec":{"containers":[{"name":"side","image":"busybox"}]}}}}"#;
+    cluster.kubectl(&format!("patch deployment web -p {two}")).await;
+    assert_eq!(cluster.image().await, "busybox nginx:1.12");
+    cluster.kubectl(r#"patch deployment web --type=merge -p {"metadata":{"labels":{"a":"b"}}}"#).await;
+    cluster
+        .kubectl(r#"patch deployment web --type=json -p [{"op":"replace","path":"/spec/replicas","value":4}]"#)
+        .await;
+    assert_eq!(cluster.kubectl("get deployment -l a=b -o jsonpath={.items[*].spec.replicas}").await, "4");
+    says(&cluster.kubectl("delete deployment web --timeout=30s").await, &["\"web\" deleted"]);
+    says(&cluster.refused("get deployment web", "").await, &["(NotFound): deployments.apps \"web\" not found"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn differences_are_shown_before_they_are_applied() {
+    let cluster = Cluster::start().await;
+    cluster.fed("apply -f -", DEPLOYMENT).await;
+    let newer = DEPLOYMENT.replace("nginx:1.10", "nginx:1.11");
+    let output = cluster.run(&["diff", "-f", "-"], &newer).await;
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    says(&String::from_utf8_lossy(&output.stdout), &["-      - image: nginx:1.10", "+      - image: nginx:1.11"]);
+    says(&cluster.fed("apply --dry-run=server -f -", &newer).await, &["configured (server dry run)"]);
+    assert_eq!(cluster.image().await, "nginx:1.10");
+    says(&cluster.fed("apply -f -", &newer).await, &["configured"]);
+    assert_eq!(cluster.image().await, "nginx:1.11");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_side_apply_keeps_managers_apart() {
+    let cluster = Cluster::start().await;
+    let map = |value: &str| {
+        format!("---\n{{apiVersion: v1, kind: ConfigMap, metadata: {{name: m}}, data: {{x: '{value}'}}}}")
+    };
+    says(&cluster.fed("apply --server-side -f -", &map("1")).await, &["configmap/m serverside-applied"]);
+    let other = "apply --server-side --field-manager=other -f -";
+    let conflict = cluster.refused(other, &map("2")).await;
+    says(&conflict, &["Apply failed with 1 conflict: conflict with \"kubectl\"", ".data.x", "--force-conflicts"]);
+    cluster.fed(&format!("{other} --force-conflicts"), &map("2")).await;
+    assert_eq!(cluster.kubectl("get configmap m -o jsonpath={.data.x}").await, "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mistakes_are_named() {
+    let cluster = Cluster::start().await;
+    let pod = |version: &str, container: &str| {
+        format!("---\n{{apiVersion: {version}, kind: Pod, metadata: {{name: p}}, spec: {{containers: [{container}]}}}}")
+    };
+    for (manifest, wanted) in [
+        (pod("v1", "{name: c, image: i, imagee: j}"), ["unknown field", "imagee"]),
+        (pod("v1", "{name: c, image: i, ports: [{containerPort: eighty}]}"), ["string", "containerPort"]),
+        (pod("v1", "{name: C, image: i}"), ["spec.containers[0].name: Invalid value: \"C\"", "RFC 1123 label"]),
+        (pod("v2", "{name: c, image: i}"), ["no matches for kind \"Pod\"", "in version \"v2\""]),
+    ] {
+        says(&cluster.refused("apply -f -", &manifest).await, &wanted);
+    }
+    says(&cluster.fed("apply -f -", &pod("v1", "{name: c, image: i}")).await, &["pod/p created"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_explains_itself() {
+    let cluster = Cluster::start().await;
+    says(&cluster.kubectl("explain pod.spec.containers").await, &["FIELDS:", "image", "<string>", "livenessProbe"]);
+    says(&cluster.kubectl("explain deployment --recursive").await, &["apps", "strategy", "rollingUpdate", "maxSurge"]);
+    says(&cluster.kubectl("api-resources --api-group=apps -o name").await, &["deployments.apps", "statefulsets.apps"]);
+    says(&cluster.kubectl("api-versions").await, &["apps/v1\n", "autoscaling/v2\n", "\nv1\n"]);
+    says(&cluster.kubectl("auth can-i delete nodes").await, &["yes"]);
+    says(&cluster.kubectl("version").await, &["1.34"]);
+}
+
+/// Newer clients send these in protobuf.
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_are_made_without_a_manifest() {
+    let cluster = Cluster::start().await;
+    for (words, made) in [
+        ("namespace n", "namespace/n"),
+        ("configmap m --from-literal=a=b", "configmap/m"),
+        ("secret generic s --from-literal=a=b", "secret/s"),
+        ("deployment d --image=nginx --replicas=2", "deployment.apps/d"),
+        ("service clusterip v --tcp=80:8080", "service/v"),
+        ("job j --image=busybox -- true", "job.batch/j"),
+    ] {
+        says(&cluster.kubectl(&format!("create {words}")).await, &[made, "created"]);
+    }
+    assert_eq!(cluster.kubectl("get service v -o jsonpath={.spec.ports[*].targetPort}").await, "8080");
+    assert_eq!(cluster.kubectl("get secret s -o jsonpath={.data.a}").await, "Yg==");
+    cluster.kubectl("label configmap m tier=x").await;
+    cluster.kubectl("annotate configmap m note=y").await;
+    says(&cluster.kubectl("get configmaps -l tier=x -o yaml").await, &["note: \"y\"", "a: b"]);
+}
