@@ -1,5 +1,7 @@
 //! OpenAPI documents (v3 per group and version, v2 for all), generated from the table.
 
+mod proto;
+
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
@@ -63,6 +65,9 @@ pub fn v3(registry: &Registry, group: &str, version: &str) -> Option<Vec<u8>> {
         "securitySchemes": {"BearerToken": {"type": "apiKey", "name": "authorization", "in": "header"}}}});
     Some(out.to_string().into_bytes())
 }
+
+/// The document of [`v2`] as protobuf.
+pub use self::proto::document as v2_protobuf;
 
 /// `/openapi/v2` as JSON.
 pub fn v2(registry: &Registry) -> Vec<u8> {

@@ -99,7 +99,7 @@ pub async fn answer(
     }
 }
 
-fn header<'a>(parts: &'a Parts, name: header::HeaderName) -> Option<&'a str> {
+fn header(parts: &Parts, name: header::HeaderName) -> Option<&str> {
     parts.headers.get(name)?.to_str().ok()
 }
 

@@ -17,7 +17,7 @@ use crate::server::Shared;
 /// The Kubernetes version that this API is.
 const VERSION: (&str, &str, &str) = ("1", "34", "v1.34.3");
 
-fn header<'a>(parts: &'a Parts, name: header::HeaderName) -> Option<&'a str> {
+fn header(parts: &Parts, name: header::HeaderName) -> Option<&str> {
     parts.headers.get(name)?.to_str().ok()
 }
 
@@ -77,9 +77,7 @@ pub fn other(shared: &Shared, parts: &Parts) -> Option<Reply> {
         "/version" => reply::bytes(200, "application/json", version().to_string()),
         "/healthz" | "/livez" | "/readyz" | "/healthz/ping" | "/livez/ping" | "/readyz/ping" => reply::text(200, "ok"),
         "/metrics" => reply::bytes(200, "text/plain; version=0.0.4", metrics(shared)),
-        "/openapi/v2" => {
-            tagged(parts, "application/json", shared.documents.get("v2", &registry, || api::openapi::v2(&registry)))
-        }
+        "/openapi/v2" => openapi_v2(shared, &registry, parts),
         "/openapi/v3" => {
             let index = || api::openapi::v3_index(&registry).to_string().into_bytes();
             tagged(parts, "application/json", shared.documents.get("v3", &registry, index))
@@ -97,6 +95,22 @@ pub fn other(shared: &Shared, parts: &Parts) -> Option<Reply> {
         ),
         path => openapi_v3(shared, &registry, parts, path.strip_prefix("/openapi/v3/")?)?,
     })
+}
+
+/// As clients before 1.28 ask for it; `@` may not stand in the content type of an answer.
+const PROTOBUF: [&str; 2] = [
+    "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+    "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+];
+
+fn openapi_v2(shared: &Shared, registry: &Registry, parts: &Parts) -> Reply {
+    let document = shared.documents.get("v2", registry, || api::openapi::v2(registry));
+    let first = header(parts, header::ACCEPT).unwrap_or_default().split(',').next().unwrap_or_default();
+    if !PROTOBUF.contains(&negotiate::media_of(Some(first))) {
+        return tagged(parts, "application/json", document);
+    }
+    let message = shared.documents.get("v2.pb", registry, || api::openapi::v2_protobuf(&document).unwrap_or_default());
+    tagged(parts, PROTOBUF[0], message)
 }
 
 fn openapi_v3(shared: &Shared, registry: &Registry, parts: &Parts, path: &str) -> Option<Reply> {
