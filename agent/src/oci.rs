@@ -164,57 +164,13 @@ const DEFAULT_CAPABILITIES: [&str; 14] = [
     "AUDIT_WRITE",
 ];
 
-const ALL_CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
 /// The capability set, limited to what this agent itself may give.
 fn capabilities(security: &Security) -> Result<Vec<String>, SpecError> {
     let short = |name: &String| name.to_ascii_uppercase().trim_start_matches("CAP_").to_owned();
     let (add, drop): (Vec<_>, Vec<_>) =
         (security.capabilities.add.iter().map(short).collect(), security.capabilities.drop.iter().map(short).collect());
     if let Some(unknown) =
-        add.iter().chain(&drop).find(|name| *name != "ALL" && !ALL_CAPABILITIES.contains(&name.as_str()))
+        add.iter().chain(&drop).find(|name| *name != "ALL" && !pod::capability::NAMES.contains(&name.as_str()))
     {
         return Err(SpecError::Capability(unknown.clone()));
     }
@@ -227,7 +183,8 @@ fn capabilities(security: &Security) -> Result<Vec<String>, SpecError> {
         has(&add, name) || (base && !has(&drop, name))
     };
     let own = own_bounding_set();
-    let allowed = ALL_CAPABILITIES.iter().enumerate().filter(|(bit, _)| own & (1 << bit) != 0).map(|(_, name)| name);
+    let allowed =
+        pod::capability::NAMES.iter().enumerate().filter(|(bit, _)| own & (1 << bit) != 0).map(|(_, name)| name);
     Ok(allowed.filter(wanted).map(|name| format!("CAP_{name}")).collect())
 }
 

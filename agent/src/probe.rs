@@ -171,7 +171,7 @@ pub async fn run_handler(target: &Target, handler: &Handler, timeout: Duration) 
 async fn run_command(target: &Target, command: &[String]) -> Result<(), String> {
     let request = ExecRequest { command: command.to_vec(), stdout: true, stderr: true, ..ExecRequest::default() };
     let session = exec(&target.node, &target.uid, &target.container.name, &request).await;
-    let mut session = session.map_err(|error| crate::worker::chain(&error))?;
+    let mut session = session.map_err(|error| pod::causes::chain(&error))?;
     let mut output = Vec::new();
     for stream in [session.stdout.take(), session.stderr.take()].into_iter().flatten() {
         let read = stream.take(10 << 10).read_to_end(&mut output).await;

@@ -530,7 +530,7 @@ impl Worker {
 
     fn log_failure(&self, what: &'static str, error: &dyn std::error::Error) {
         let pod = &self.record.pod;
-        tracing::warn!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, what, error = %chain(error));
+        tracing::warn!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, what, error = %pod::causes::chain(error));
     }
 }
 
@@ -549,20 +549,6 @@ fn parse(record: &Record) -> Pod {
             Pod::default()
         }
     }
-}
-
-/// An error with all its causes.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text = format!("{text}: {part}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 fn from_nanos(nanos: i64) -> Option<Timestamp> {

@@ -4,11 +4,14 @@
 //! the CRI-format logs, and answers the agent on a Unix socket. It outlives the agent: exit codes wait here until the
 //! agent has read them and says `Delete`.
 //!
-//! Without the feature `process` this crate is only [`protocol`] and [`frame`], which is all that the agent links.
+//! Without the feature `process` this crate is only [`protocol`], [`frame`] and two small helpers, which is all that
+//! the agent links.
 //!
 //! *Architecture invariant:* no thread exists here, before or after a clone. libcontainer runs allocating code in a
 //! cloned child, which may hang when another thread held a lock at that moment; hence no tokio and no helper threads.
 
+pub mod capability;
+pub mod causes;
 pub mod frame;
 pub mod protocol;
 

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use jiff::Timestamp;
+use pod::causes::chain;
 use pod::protocol::{FailureKind, Op};
 
-use super::{Wake, Worker, chain};
+use super::{Wake, Worker};
 use crate::boundary::EventKind;
 use crate::image::{Image, ImageError, PullPolicy};
 use crate::launch::{Launch, LaunchError, remove_run};

@@ -23,7 +23,8 @@ fn tagged(parts: &Parts, content_type: &str, body: Vec<u8>) -> Reply {
     let mut hasher = DefaultHasher::new();
     body.hash(&mut hasher);
     let etag = format!("\"{:016X}\"", hasher.finish());
-    let known = header_of(parts, header::IF_NONE_MATCH).is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == etag));
+    let known =
+        header_of(parts, header::IF_NONE_MATCH).is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == etag));
     let mut reply =
         if known { reply::bytes(304, content_type, Vec::new()) } else { reply::bytes(200, content_type, body) };
     let headers = reply.headers_mut();

@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use regex::{Captures, Regex};
 use serde_json::Value;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -86,11 +87,39 @@ pub fn body(text: &str, bases: &Value, fill: impl Fn(&str) -> String) -> Vec<u8>
 fn based(text: &str, bases: &Value) -> String {
     let (name, sets) = text.split_once(' ').unwrap_or((text, "{}"));
     let mut object = bases[name].clone();
-    let sets: Value = serde_json::from_str(sets).unwrap_or_else(|error| panic!("{text}: {error}"));
+    let sets: Value = serde_json::from_str(&keep_integers(sets)).unwrap_or_else(|error| panic!("{text}: {error}"));
     for (path, value) in sets.as_object().into_iter().flatten() {
         set(&mut object, path, value.clone());
     }
-    object.to_string()
+    spaced(&object)
+}
+
+/// Marks a string that stands for an integer of any size.
+const INTEGER: char = '\u{1}';
+
+/// Wraps integers, so that they are sent with all their digits.
+fn keep_integers(text: &str) -> String {
+    let token = Regex::new(r#""(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"#).unwrap();
+    let wrapped = token.replace_all(text, |found: &Captures<'_>| match &found[0] {
+        other if other.contains(['"', '.', 'e', 'E']) => other.to_owned(),
+        "-0" => "\"\\u00010\"".to_owned(),
+        integer => format!("\"\\u0001{integer}\""),
+    });
+    wrapped.into_owned()
+}
+
+/// JSON with spaces after colons and commas, as it was sent when the tape was recorded.
+fn spaced(value: &Value) -> String {
+    match value {
+        Value::Object(map) => {
+            let members: Vec<String> =
+                map.iter().map(|(key, value)| format!("{}: {}", Value::from(key.as_str()), spaced(value))).collect();
+            format!("{{{}}}", members.join(", "))
+        }
+        Value::Array(items) => format!("[{}]", items.iter().map(spaced).collect::<Vec<_>>().join(", ")),
+        Value::String(text) => text.strip_prefix(INTEGER).map_or_else(|| value.to_string(), str::to_owned),
+        other => other.to_string(),
+    }
 }
 
 /// Sets a dotted path; an index equal to the length appends; null removes.
@@ -143,6 +172,10 @@ fn cases_are_read() {
 #[test]
 fn bases_take_changes() {
     let bases = serde_json::json!({"o": {"a": {"b": [1]}, "c": 1}});
+    assert_eq!(
+        body(r#"@o {"a":-0,"c":99999999999999999999}"#, &bases, str::to_owned),
+        br#"{"a": 0, "c": 99999999999999999999}"#
+    );
     let made = body(r#"@o {"a.b.1":2,"a.d.e":"${v}","c":null}"#, &bases, |text| text.replace("${v}", "x"));
     let made: Value = serde_json::from_slice(&made).unwrap();
     assert_eq!(made, serde_json::json!({"a": {"b": [1, 2], "d": {"e": "x"}}}));

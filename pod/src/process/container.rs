@@ -15,6 +15,7 @@ use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Spec};
 use super::cgroup::Membership;
 use super::log::Log;
 use super::sys;
+use crate::causes::chain;
 use crate::protocol::{ContainerState, CreateContainer, Exit, Failure, FailureKind};
 
 /// A client that reads slower than this many bytes behind is dropped.
@@ -366,21 +367,6 @@ fn build(builder: ContainerBuilder, request: &CreateContainer) -> Result<Runtime
 /// child's words are all there is. The kind only decides the container's reason, both ways it has failed to start.
 fn cannot_create(error: &LibcontainerError) -> Failure {
     failure(FailureKind::CannotRun, chain(error))
-}
-
-/// An error with all its causes.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text.push_str(": ");
-            text.push_str(&part);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 fn owns_pid_namespace(spec: &Spec) -> bool {

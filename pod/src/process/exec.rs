@@ -183,7 +183,7 @@ fn confine(prepared: &Prepared<'_>) -> io::Result<(CString, Vec<CString>)> {
 
 fn load_seccomp(prepared: &Prepared<'_>) -> io::Result<()> {
     let Some(profile) = prepared.seccomp else { return Ok(()) };
-    seccomp::initialize_seccomp(profile).map(drop).map_err(|error| io::Error::other(super::container::chain(&error)))
+    seccomp::initialize_seccomp(profile).map(drop).map_err(|error| io::Error::other(crate::causes::chain(&error)))
 }
 
 /// Raising a hard limit needs CAP_SYS_RESOURCE; without it the container itself could not have started.
@@ -247,52 +247,9 @@ fn set_identity(process: &Process) -> io::Result<()> {
 
 /// A capability set as the kernel's bits: oci-spec lists them in the kernel's order only by luck, so by name.
 fn bits(set: Option<&Capabilities>) -> u64 {
-    const NAMES: [&str; 41] = [
-        "CHOWN",
-        "DAC_OVERRIDE",
-        "DAC_READ_SEARCH",
-        "FOWNER",
-        "FSETID",
-        "KILL",
-        "SETGID",
-        "SETUID",
-        "SETPCAP",
-        "LINUX_IMMUTABLE",
-        "NET_BIND_SERVICE",
-        "NET_BROADCAST",
-        "NET_ADMIN",
-        "NET_RAW",
-        "IPC_LOCK",
-        "IPC_OWNER",
-        "SYS_MODULE",
-        "SYS_RAWIO",
-        "SYS_CHROOT",
-        "SYS_PTRACE",
-        "SYS_PACCT",
-        "SYS_ADMIN",
-        "SYS_BOOT",
-        "SYS_NICE",
-        "SYS_RESOURCE",
-        "SYS_TIME",
-        "SYS_TTY_CONFIG",
-        "MKNOD",
-        "LEASE",
-        "AUDIT_WRITE",
-        "AUDIT_CONTROL",
-        "SETFCAP",
-        "MAC_OVERRIDE",
-        "MAC_ADMIN",
-        "SYSLOG",
-        "WAKE_ALARM",
-        "BLOCK_SUSPEND",
-        "AUDIT_READ",
-        "PERFMON",
-        "BPF",
-        "CHECKPOINT_RESTORE",
-    ];
     let bit = |name: String| {
         let name = name.trim_start_matches("CAP_").to_owned();
-        NAMES.iter().position(|known| *known == name).map_or(0, |position| 1_u64 << position)
+        crate::capability::NAMES.iter().position(|known| *known == name).map_or(0, |position| 1_u64 << position)
     };
     set.into_iter().flatten().fold(0, |bits, capability| bits | bit(capability.to_string()))
 }
