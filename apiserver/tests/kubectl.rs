@@ -1,6 +1,7 @@
 //! The real kubectl, whichever is on PATH, against a server of this process: what users type every day must work.
 //!
 //! Words are those that every kubectl since 1.20 says, whether it validates by the OpenAPI document or lets the server do it.
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::net::Ipv4Addr;
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! The pod process on the real kernel: containers, exec, logs and signals; and that a container and an exec get
 //! exactly what `runc` gives for the same config.json. Needs root, busybox-static and runc.
-#![expect(clippy::unwrap_used, reason = "a test")]
+#![cfg_attr(feature = "process", expect(clippy::unwrap_used, reason = "a test"))]
 #![cfg(feature = "process")]
 
 use std::collections::BTreeMap;

@@ -11,6 +11,8 @@ pub fn test() -> Result<()> {
     ebpf::check_ebpf()?;
     step("unit and kernel tests");
     build::cargo(&["test", "--workspace", "--exclude", "e2e"])?;
+    step("the pod process: containers beside runc's");
+    build::cargo(&["test", "--package", "pod", "--features", "process"])?;
     step("the binary");
     build::build()?;
     step("end to end: real kubectl, real containers, clusters in network namespaces");

@@ -3,6 +3,7 @@
 //! The corpus lies in `tests/tape` (its README says how to record it anew). `passing.txt` names the cases whose answers
 //! are equal: one of them that differs fails the test, and so does a new one that is not in the list yet.
 //! `TAPE_REFRESH=1` writes the list anew; `TAPE_ONLY=e-writes/apply` runs and prints the cases whose name contains that.
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 mod answer;
 mod cases;
