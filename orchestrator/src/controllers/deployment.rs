@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use api::selector::Labels;
 use jiff::Timestamp;
@@ -21,6 +20,10 @@ const HISTORY: &str = "deployment.kubernetes.io/revision-history";
 const HASH: &str = "pod-template-hash";
 /// Annotations that stay with the Deployment.
 const NOT_COPIED: [&str; 5] = ["kubectl.kubernetes.io/last-applied-configuration", REVISION, DESIRED, MAXIMUM, HISTORY];
+
+mod status;
+
+use status::status;
 
 pub struct Deployments;
 
@@ -415,166 +418,6 @@ fn clean_up(deployment: &Deployment, current: Option<&ReplicaSet>, old: &[Arc<Re
         propagation: None,
     };
     candidates.into_iter().take(surplus).map(delete).collect()
-}
-
-/// The Deployment's status, when it is not what is stored.
-fn status(deployment: &Deployment, current: Option<&ReplicaSet>, sets: &[Arc<ReplicaSet>], now: Timestamp) -> Plan {
-    let count = |of: fn(&ReplicaSet) -> i64| total(sets, of);
-    let (replicas, ready, available) =
-        (count(|s| s.status.replicas), count(|s| s.status.ready_replicas), count(|s| s.status.available_replicas));
-    let updated = current.map_or(0, |set| set.status.replicas);
-    let unavailable = (total(sets, |set| set.spec.replicas)
-        .max(deployment.spec.replicas)
-        .min(replicas.max(deployment.spec.replicas))
-        - available)
-        .max(0);
-    let nullable = |number: i64| if number == 0 { Value::Null } else { json!(number) };
-    let counts = json!({
-        "observedGeneration": deployment.metadata.owned.generation,
-        "replicas": nullable(replicas),
-        "updatedReplicas": nullable(updated),
-        "readyReplicas": nullable(ready),
-        "availableReplicas": nullable(available),
-        "unavailableReplicas": nullable(unavailable),
-    });
-    let old = &deployment.status;
-    let progressed = ["replicas", "updatedReplicas", "readyReplicas", "availableReplicas"]
-        .iter()
-        .any(|field| old[*field].as_i64().unwrap_or(0) != counts[*field].as_i64().unwrap_or(0));
-    let complete =
-        updated == deployment.spec.replicas && replicas == updated && available == updated && current.is_some();
-    let minimum = deployment.spec.replicas - bounds(deployment).unavailable;
-    let (progress, again) = progressing(deployment, current, complete, progressed, now);
-    let mut conditions = vec![available_condition(available >= minimum)];
-    conditions.extend(progress);
-    let conditions = merge_conditions(&old["conditions"], conditions, now);
-    let mut patch = counts;
-    patch["conditions"] = json!(conditions);
-    let same =
-        patch.as_object().into_iter().flatten().all(|(key, value)| old.get(key).unwrap_or(&Value::Null) == value);
-    let mut plan: Plan = again.into_iter().collect();
-    if !same {
-        let key = Key::of(&deployment.metadata.meta);
-        plan.push(Action::Patch {
-            resource: DEPLOYMENTS,
-            key,
-            subresource: "status",
-            version: None,
-            patch: json!({"status": patch}),
-        });
-    }
-    plan
-}
-
-fn condition(type_: &str, status: bool, reason: &str, message: String) -> Value {
-    json!({"type": type_, "status": if status { "True" } else { "False" }, "reason": reason, "message": message})
-}
-
-fn available_condition(enough: bool) -> Value {
-    match enough {
-        true => condition("Available", true, "MinimumReplicasAvailable", "Deployment has minimum availability.".into()),
-        false => condition(
-            "Available",
-            false,
-            "MinimumReplicasUnavailable",
-            "Deployment does not have minimum availability.".into(),
-        ),
-    }
-}
-
-/// The Progressing condition, and when to look again for the deadline.
-fn progressing(
-    deployment: &Deployment,
-    current: Option<&ReplicaSet>,
-    complete: bool,
-    progressed: bool,
-    now: Timestamp,
-) -> (Option<Value>, Option<Action>) {
-    let seconds = deployment.spec.progress_deadline_seconds.unwrap_or(600);
-    if seconds >= i64::from(i32::MAX) {
-        return (None, None);
-    }
-    let stored = deployment.status["conditions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|condition| condition["type"] == "Progressing");
-    let subject = match current {
-        Some(set) => format!("ReplicaSet \"{}\"", set.metadata.meta.name),
-        None => format!("Deployment \"{}\"", deployment.metadata.meta.name),
-    };
-    if complete {
-        return (
-            Some(condition(
-                "Progressing",
-                true,
-                "NewReplicaSetAvailable",
-                format!("{subject} has successfully progressed."),
-            )),
-            None,
-        );
-    }
-    if deployment.spec.paused {
-        return (Some(condition("Progressing", true, "DeploymentPaused", "Deployment is paused".into())), None);
-    }
-    let again = |after: i64| Action::Again {
-        key: Key::of(&deployment.metadata.meta),
-        after: Duration::from_secs(u64::try_from(after.max(1)).unwrap_or(1)),
-    };
-    let moving = || condition("Progressing", true, "ReplicaSetUpdated", format!("{subject} is progressing."));
-    let Some(stored) = stored else {
-        let created = condition(
-            "Progressing",
-            true,
-            "NewReplicaSetCreated",
-            format!("Created new replica set {subject}").replace("replica set ReplicaSet", "replica set"),
-        );
-        return (Some(created), Some(again(seconds)));
-    };
-    // A new template starts a new count.
-    let restarted = matches!(stored["reason"].as_str(), Some("NewReplicaSetAvailable" | "DeploymentPaused"));
-    if progressed || restarted {
-        return (Some(moving()), Some(again(seconds)));
-    }
-    let since = stored["lastUpdateTime"].as_str().and_then(|text| text.parse::<Timestamp>().ok()).unwrap_or(now);
-    let left = seconds - (now.as_second() - since.as_second());
-    if left <= 0 {
-        return (
-            Some(condition(
-                "Progressing",
-                false,
-                "ProgressDeadlineExceeded",
-                format!("{subject} has timed out progressing."),
-            )),
-            None,
-        );
-    }
-    (Some(stored.clone()), Some(again(left)))
-}
-
-/// New conditions with the times of those that did not change.
-fn merge_conditions(stored: &Value, wanted: Vec<Value>, now: Timestamp) -> Vec<Value> {
-    let time = api::time::rfc3339(now);
-    let find = |type_: &Value| stored.as_array().into_iter().flatten().find(|old| old["type"] == *type_);
-    let mut merged: Vec<Value> = wanted
-        .into_iter()
-        .map(|mut condition| {
-            let old = find(&condition["type"]);
-            let same = |field: &str| old.is_some_and(|old| old[field] == condition[field]);
-            let unchanged = same("status") && same("reason") && same("message");
-            let keep = |field: &str, kept: bool| {
-                old.filter(|_| kept).and_then(|old| old[field].as_str()).unwrap_or(&time).to_owned()
-            };
-            let (update, transition) = (keep("lastUpdateTime", unchanged), keep("lastTransitionTime", same("status")));
-            condition["lastUpdateTime"] = json!(update);
-            condition["lastTransitionTime"] = json!(transition);
-            condition
-        })
-        .collect();
-    // The order in which they were first stored stays.
-    let order: Vec<&Value> = stored.as_array().into_iter().flatten().map(|old| &old["type"]).collect();
-    merged.sort_by_key(|condition| order.iter().position(|type_| **type_ == condition["type"]).unwrap_or(usize::MAX));
-    merged
 }
 
 #[cfg(test)]
