@@ -83,6 +83,7 @@ pub struct Engine {
     committer: Committer,
     pub(crate) services: ServiceNetwork,
     pub(crate) authorizer: Authorizer,
+    pub(crate) events: crate::expiry::Counters,
 }
 
 impl Engine {
@@ -110,7 +111,14 @@ impl Engine {
             cache.put_loaded(&collection, Object { key, revision: record.revision, header, json });
         }
         let committer = Committer::start(store, cache.clone(), last);
-        Ok(Self { registry: RwLock::new(registry), cache, committer, services, authorizer: Authorizer::default() })
+        Ok(Self {
+            registry: RwLock::new(registry),
+            cache,
+            committer,
+            services,
+            authorizer: Authorizer::default(),
+            events: Default::default(),
+        })
     }
 
     pub fn registry(&self) -> Registry {

@@ -9,7 +9,7 @@ use axum::body::Body;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -33,6 +33,13 @@ mod watch;
 
 /// A client gets this long for its TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// The head of a request takes no longer; a connection that idles longer between requests is closed.
+const HEADERS: Duration = Duration::from_secs(120);
+/// A peer that went without a word is found out by pings.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// Requests, watches among them, on one connection.
+const STREAMS: u32 = 1000;
 
 #[derive(Debug, Error)]
 pub enum TlsError {
@@ -104,7 +111,9 @@ async fn connection(
         let (shared, user) = (shared.clone(), user.clone());
         async move { Ok::<_, std::convert::Infallible>(handle(shared, user, request).await) }
     });
-    let builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).max_concurrent_streams(STREAMS);
     let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::select! {
         ended = serving => {

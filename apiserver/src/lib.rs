@@ -5,7 +5,7 @@
 //! [`committer`], one thread that checks compare-and-swap, commits batches to the [`store`] with one fsync each and
 //! then publishes to the [`cache`], from which every read and watch is answered.
 //!
-//! Tasks: one thread for the committer; one task per connection. Channels: requests → committer (bounded);
+//! Tasks: one thread for the committer; one that removes old Events (`expiry`); one task per connection. Channels: requests → committer (bounded);
 //! committer → watchers through the cache's history, which each watcher reads with its own cursor.
 //!
 //! *Architecture invariant:* nothing outside this crate sees the store, and nothing in it polls.
@@ -17,6 +17,7 @@ mod cache;
 pub mod client;
 mod committer;
 pub mod engine;
+mod expiry;
 mod http;
 pub mod identity;
 pub mod nodes;

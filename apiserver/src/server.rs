@@ -124,7 +124,8 @@ impl Server {
 
     /// Serves until told to stop.
     pub async fn serve(self, stop: CancellationToken) {
-        http::serve(self.shared, self.listener, self.tls, stop).await;
+        let expiry = crate::expiry::run(self.shared.engine.clone(), stop.clone());
+        tokio::join!(http::serve(self.shared, self.listener, self.tls, stop), expiry);
     }
 }
 

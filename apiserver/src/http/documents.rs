@@ -137,8 +137,15 @@ fn version() -> Value {
 fn metrics(shared: &Shared) -> String {
     let cache = shared.engine.cache();
     let mut out = String::from("# TYPE amphipod_store_revision counter\n");
-    out += &format!("amphipod_store_revision {}\n# TYPE apiserver_storage_objects gauge\n", cache.revision());
+    out += &format!("amphipod_store_revision {}\n", cache.revision());
+    let events = &shared.engine.events;
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+    out += &format!("# TYPE amphipod_events_limit gauge\namphipod_events_limit {}\n", crate::expiry::LIMIT);
+    out += "# TYPE amphipod_events_removed_total counter\n";
+    out += &format!("amphipod_events_removed_total{{reason=\"age\"}} {}\n", count(&events.expired));
+    out += &format!("amphipod_events_removed_total{{reason=\"limit\"}} {}\n", count(&events.pushed_out));
     let mut collections = cache.collections();
+    out += "# TYPE apiserver_storage_objects gauge\n";
     collections.sort_by(|a, b| a.0.cmp(&b.0));
     for (name, objects) in collections.iter().filter(|(name, _)| &*name.group != "internal") {
         let dot = if name.group.is_empty() { "" } else { "." };
