@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use api::status::Status;
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Validation};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::engine::Engine;
@@ -15,6 +17,22 @@ use crate::pki::Authority;
 /// The lifetime of a token nobody gave one, and the shortest that may be asked for, seconds.
 pub const DEFAULT_SECONDS: i64 = 3600;
 pub const SHORTEST_SECONDS: i64 = 600;
+
+/// An uncompressed P-256 point: a mark, then both coordinates.
+const POINT: usize = 65;
+
+/// A P-256 public key as a JSON Web Key; `Null` for anything else.
+fn jwk(pem: &str) -> Value {
+    let text: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+    let der = BASE64_STANDARD.decode(text).unwrap_or_default();
+    // The key is the last member of its SubjectPublicKeyInfo.
+    let Some((4, point)) = der.len().checked_sub(POINT).and_then(|at| der[at..].split_first()) else {
+        return Value::Null;
+    };
+    let (x, y) = point.split_at(POINT / 2);
+    let encode = |part: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(part);
+    json!({"kty": "EC", "use": "sig", "alg": "ES256", "crv": "P-256", "x": encode(x), "y": encode(y)})
+}
 
 /// What a service account token says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -55,6 +73,8 @@ pub struct Tokens {
     decoding: DecodingKey,
     /// Issuer and default audience.
     pub issuer: String,
+    /// The public key as others check tokens with it.
+    pub keys: Value,
 }
 
 impl Tokens {
@@ -63,6 +83,7 @@ impl Tokens {
             encoding: EncodingKey::from_ec_pem(authority.token_key.as_bytes())?,
             decoding: DecodingKey::from_ec_pem(authority.token_public_key.as_bytes())?,
             issuer: format!("https://kubernetes.default.svc.{domain}"),
+            keys: json!({"keys": [jwk(&authority.token_public_key)]}),
         })
     }
 
@@ -150,4 +171,21 @@ pub fn user_info(user: &User) -> Value {
         info.insert("extra".into(), serde_json::to_value(&user.extra).unwrap_or_default());
     }
     info.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_public_key_becomes_its_coordinates() {
+        let der = [vec![0x30, 0x59], vec![4], vec![1; 32], vec![2; 32]].concat();
+        let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", BASE64_STANDARD.encode(der));
+        let key = jwk(&pem);
+        assert_eq!(
+            (&key["x"], &key["y"]),
+            (&json!(BASE64_URL_SAFE_NO_PAD.encode([1; 32])), &json!(BASE64_URL_SAFE_NO_PAD.encode([2; 32])))
+        );
+        assert_eq!(jwk("no key"), Value::Null);
+    }
 }

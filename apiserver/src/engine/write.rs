@@ -9,6 +9,7 @@ use api::write::Birth;
 use serde_json::Value;
 
 use super::{Context, Engine, Target, commit_failed, deleting, has_finalizers};
+use crate::authz::Attributes;
 use crate::committer::{CommitError, Expect, Write};
 use crate::object::Object;
 
@@ -149,6 +150,19 @@ impl Engine {
         Err(Status::modified(&target.kind.group, &target.kind.plural, &target.name))
     }
 
+    /// Who changes what is not there creates it, and has to be allowed to.
+    fn check_create(&self, context: &Context, target: &Target) -> Result<(), Status> {
+        let asked = Attributes {
+            verb: "create".into(),
+            group: target.kind.group.to_string(),
+            resource: target.kind.plural.to_string(),
+            namespace: target.namespace.clone(),
+            name: target.name.clone(),
+            ..Attributes::default()
+        };
+        self.authorizer.check(self, &context.user, &asked)
+    }
+
     async fn create_by_update(
         &self,
         context: &Context,
@@ -166,6 +180,7 @@ impl Engine {
                 if !matches!(version, "" | "0") {
                     return Err(target.not_found());
                 }
+                self.check_create(context, target)?;
                 self.create(context, target, options, object).await
             }
             Draft::Update(object) | Draft::Replace(object) => {
@@ -182,6 +197,7 @@ impl Engine {
                     );
                     return Err(target.conflict(&why));
                 }
+                self.check_create(context, target)?;
                 self.create_once(context, target, options, object, Origin::Applied).await
             }
         }

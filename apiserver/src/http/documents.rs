@@ -80,6 +80,7 @@ pub fn other(shared: &Shared, parts: &Parts) -> Option<Reply> {
             let index = || api::openapi::v3_index(&registry).to_string().into_bytes();
             tagged(parts, "application/json", shared.documents.get("v3", &registry, index))
         }
+        "/openid/v1/jwks" => reply::bytes(200, "application/jwk-set+json", shared.tokens.keys.to_string()),
         "/.well-known/openid-configuration" => reply::value(
             200,
             &json!({
