@@ -248,6 +248,12 @@ fn check_applied(kind: &Kind, applied: &Value) -> Result<(), Status> {
     if applied.pointer("/metadata/managedFields").is_some_and(|v| !v.is_null()) {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
+    let text = |field: &str| applied[field].as_str().unwrap_or_default();
+    if text("apiVersion") != kind.api_version() || text("kind") != kind.kind {
+        let version = text("apiVersion");
+        let shown = if version.contains('/') { version.to_owned() } else { format!("/{version}") };
+        return Err(Status::bad_request(format!("invalid object type: {shown}, Kind={}", text("kind"))));
+    }
     typed::check(kind.schema, applied).map_err(|why| {
         let name = |key: &str| applied["metadata"][key].as_str().unwrap_or_default();
         let version = kind.api_version();

@@ -14,6 +14,8 @@ pub struct Status {
     pub details: Option<Box<Details>>,
     /// `metadata.continue` of a 410 on an expired list.
     pub continue_token: Option<String>,
+    /// Texts for `Warning: 299` headers that go out with a refusal.
+    pub warnings: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -53,7 +55,7 @@ impl std::error::Error for Status {}
 
 impl Status {
     fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Status { code, reason, message: message.into(), details: None, continue_token: None }
+        Status { code, reason, message: message.into(), details: None, continue_token: None, warnings: Vec::new() }
     }
 
     fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
@@ -211,6 +213,12 @@ impl Status {
     /// 500 of an error that upstream passes on as it is: message only.
     pub fn unknown(message: impl Into<String>) -> Self {
         Status::new(500, "", message)
+    }
+
+    /// The same, with more warnings.
+    pub fn warned(mut self, warnings: &[String]) -> Self {
+        self.warnings.extend_from_slice(warnings);
+        self
     }
 
     pub fn is_success(&self) -> bool {

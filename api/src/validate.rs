@@ -13,7 +13,7 @@ mod workload;
 
 use serde_json::Value;
 
-pub use self::warn::warnings;
+pub use self::warn::{deprecations, warnings};
 
 use crate::kind::Kind;
 use crate::status::FieldError;

@@ -195,7 +195,8 @@ mod tests {
 
     #[test]
     fn null_counts_as_absent() {
-        let slice: EndpointSlice = decode(br#"{"metadata":{"name":"a"},"endpoints":null,"ports":[{"port":80,"name":null}]}"#).unwrap();
+        let slice: EndpointSlice =
+            decode(br#"{"metadata":{"name":"a"},"endpoints":null,"ports":[{"port":80,"name":null}]}"#).unwrap();
         assert!(slice.endpoints.is_empty() && slice.ports[0].port == Some(80));
         assert!(decode::<EndpointSlice>(br#"{"endpoints":7}"#).is_err());
     }

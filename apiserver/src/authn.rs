@@ -71,29 +71,42 @@ impl Tokens {
         jsonwebtoken::encode(&header, claims, &self.encoding).map_err(Status::internal)
     }
 
+    /// The audiences of a token that is good in itself.
+    pub fn audiences(&self, engine: &Engine, token: &str) -> Option<Vec<String>> {
+        self.claims(engine, token).map(|claims| claims.aud)
+    }
+
     /// The user a token stands for and the audiences it shares with `audiences`; `None` when it proves nothing.
     pub fn check(&self, engine: &Engine, token: &str, audiences: &[String]) -> Option<(User, Vec<String>)> {
+        let claims = self.claims(engine, token)?;
+        let shared: Vec<String> = claims.aud.iter().filter(|aud| audiences.contains(aud)).cloned().collect();
+        (!shared.is_empty()).then(|| (user_of(&claims), shared))
+    }
+
+    /// What a token says, when we signed it, its time is now, and what it is bound to is still there.
+    fn claims(&self, engine: &Engine, token: &str) -> Option<Claims> {
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_issuer(&[&self.issuer]);
         validation.validate_aud = false;
         validation.validate_nbf = true;
         validation.leeway = 10;
         let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation).ok()?.claims;
-        let shared: Vec<String> = claims.aud.iter().filter(|aud| audiences.contains(aud)).cloned().collect();
-        if shared.is_empty() || !still_there(engine, &claims.bound) {
-            return None;
-        }
-        Some((user_of(&claims), shared))
+        still_there(engine, &claims.bound).then_some(claims)
     }
 }
 
 /// The account, and the pod a token is bound to, exist with the uids the token was made for.
 fn still_there(engine: &Engine, bound: &Bound) -> bool {
-    let uid = |plural: &str, namespace: &str, name: &str| engine.lookup("", plural, namespace, name).map(|o| o.header.uid.clone());
+    let uid = |plural: &str, namespace: &str, name: &str| {
+        engine.lookup("", plural, namespace, name).map(|o| o.header.uid.clone())
+    };
     let account = &bound.serviceaccount;
     uid("serviceaccounts", &bound.namespace, &account.name).as_ref() == Some(&account.uid)
         && bound.pod.as_ref().is_none_or(|pod| uid("pods", &bound.namespace, &pod.name).as_ref() == Some(&pod.uid))
-        && bound.secret.as_ref().is_none_or(|secret| uid("secrets", &bound.namespace, &secret.name).as_ref() == Some(&secret.uid))
+        && bound
+            .secret
+            .as_ref()
+            .is_none_or(|secret| uid("secrets", &bound.namespace, &secret.name).as_ref() == Some(&secret.uid))
 }
 
 fn user_of(claims: &Claims) -> User {
@@ -117,7 +130,8 @@ pub fn certificate_user(der: &[u8]) -> Option<User> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let subject = certificate.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-    let mut groups: Vec<String> = subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
+    let mut groups: Vec<String> =
+        subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
     groups.push(AUTHENTICATED.into());
     Some(User { name, groups, ..User::default() })
 }

@@ -44,7 +44,11 @@ impl Attributes {
             "" => "at the cluster scope".to_owned(),
             namespace => format!("in the namespace \"{namespace}\""),
         };
-        format!("User \"{name}\" cannot {verb} resource \"{}\" in API group \"{}\" {place}", self.full_resource(), self.group)
+        format!(
+            "User \"{name}\" cannot {verb} resource \"{}\" in API group \"{}\" {place}",
+            self.full_resource(),
+            self.group
+        )
     }
 }
 
@@ -121,28 +125,35 @@ impl Authorizer {
     }
 
     pub fn allows(&self, engine: &Engine, user: &User, asked: &Attributes) -> bool {
+        self.decide(engine, user, asked).is_some()
+    }
+
+    /// Why it is allowed (empty for masters, who need no reason), or `None`.
+    pub fn decide(&self, engine: &Engine, user: &User, asked: &Attributes) -> Option<String> {
         if user.is_master() {
-            return true;
+            return Some(String::new());
         }
         if let Some(node) = user.as_node() {
             let policy = self.policy(engine);
             let rules = policy.cluster_roles.get("system:node").map(Vec::as_slice).unwrap_or_default();
             if rules.iter().any(|rule| rule.covers(asked)) && node::may_touch(engine, node, asked) {
-                return true;
+                return Some(String::new());
             }
         }
-        let mut allowed = false;
-        self.visit(engine, user, &asked.namespace, &mut |rules| {
-            allowed = rules.iter().any(|rule| rule.covers(asked));
-            !allowed
+        let mut reason = None;
+        self.visit(engine, user, &asked.namespace, &mut |binding, subject, rules| {
+            if rules.iter().any(|rule| rule.covers(asked)) {
+                reason = Some(binding.describe(subject));
+            }
+            reason.is_none()
         });
-        allowed
+        reason
     }
 
     /// Every rule that holds for a user in a namespace.
     pub fn rules(&self, engine: &Engine, user: &User, namespace: &str) -> Vec<Rule> {
         let mut all = Vec::new();
-        self.visit(engine, user, namespace, &mut |rules| {
+        self.visit(engine, user, namespace, &mut |_, _, rules| {
             all.extend_from_slice(rules);
             true
         });
@@ -150,13 +161,22 @@ impl Authorizer {
     }
 
     /// Calls `see` with the rules of each binding that names the user, until it says stop.
-    fn visit(&self, engine: &Engine, user: &User, namespace: &str, see: &mut dyn FnMut(&[Rule]) -> bool) {
+    fn visit(
+        &self,
+        engine: &Engine,
+        user: &User,
+        namespace: &str,
+        see: &mut dyn FnMut(&Binding, &Subject, &[Rule]) -> bool,
+    ) {
         let policy = self.policy(engine);
         let cluster = policy.cluster_bindings.iter().map(|binding| (binding, ""));
         let local = policy.bindings.get(namespace).into_iter().flatten().map(|binding| (binding, namespace));
         for (binding, namespace) in cluster.chain(local) {
-            let named = binding.subjects.iter().any(|subject| subject.is(user, &binding.metadata.namespace));
-            if named && let Some(rules) = policy.rules_of(&binding.role_ref, namespace) && !see(rules) {
+            let named = binding.subjects.iter().find(|subject| subject.is(user, &binding.metadata.namespace));
+            if let Some(subject) = named
+                && let Some(rules) = policy.rules_of(&binding.role_ref, namespace)
+                && !see(binding, subject, rules)
+            {
                 return;
             }
         }
@@ -205,6 +225,21 @@ impl Policy {
     }
 }
 
+impl Binding {
+    /// As access reviews give their reason.
+    fn describe(&self, subject: &Subject) -> String {
+        let (RoleRef { kind, name }, own) = (&self.role_ref, &self.metadata.name);
+        let who = match &*subject.kind {
+            "ServiceAccount" => format!("ServiceAccount \"{}/{}\"", subject.name, subject.namespace),
+            kind => format!("{kind} {:?}", subject.name),
+        };
+        match &*self.metadata.namespace {
+            "" => format!("RBAC: allowed by ClusterRoleBinding {own:?} of {kind} {name:?} to {who}"),
+            namespace => format!("RBAC: allowed by RoleBinding \"{own}/{namespace}\" of {kind} {name:?} to {who}"),
+        }
+    }
+}
+
 impl Subject {
     fn is(&self, user: &User, binding_namespace: &str) -> bool {
         match &*self.kind {
@@ -242,7 +277,9 @@ impl Rule {
     fn covers_resource(&self, asked: &Attributes) -> bool {
         let full = asked.full_resource();
         let any_of_sub = format!("*/{}", asked.subresource);
-        self.resources.iter().any(|own| own == "*" || *own == full || (!asked.subresource.is_empty() && *own == any_of_sub))
+        self.resources
+            .iter()
+            .any(|own| own == "*" || *own == full || (!asked.subresource.is_empty() && *own == any_of_sub))
     }
 
     /// The single permissions of a rule.
@@ -296,9 +333,14 @@ pub(crate) fn check_escalation(engine: &Engine, user: &User, target: &Target, ob
     if authorizer.allows(engine, user, &special) {
         return Ok(());
     }
-    let granted = if binding {
+    let aggregates = object.get("aggregationRule").is_some_and(|rule| !rule.is_null());
+    let granted = if aggregates {
+        // What it will select nobody knows: only who has everything may have it made.
+        full_authority()
+    } else if binding {
         let namespace = if resource == "clusterroles" { "" } else { &*target.namespace };
-        let found = engine.lookup(RBAC, resource, namespace, role).ok_or_else(|| Status::not_found(RBAC, resource, role))?;
+        let found =
+            engine.lookup(RBAC, resource, namespace, role).ok_or_else(|| Status::not_found(RBAC, resource, role))?;
         decode::<Role>(&found).rules
     } else {
         serde_json::from_value(object["rules"].clone()).unwrap_or_default()
@@ -318,6 +360,14 @@ pub(crate) fn check_escalation(engine: &Engine, user: &User, target: &Target, ob
     Err(Status::forbidden(RBAC, &target.kind.plural, name, &why))
 }
 
+fn full_authority() -> Vec<Rule> {
+    let all = || vec!["*".to_owned()];
+    vec![
+        Rule { verbs: all(), api_groups: all(), resources: all(), ..Rule::default() },
+        Rule { verbs: all(), non_resource_urls: all(), ..Rule::default() },
+    ]
+}
+
 /// The single permissions of `rule` that none of `own` covers, joined per group and resource.
 fn uncovered(rule: &Rule, own: &[Rule]) -> Vec<Rule> {
     let mut missing: Vec<Rule> = Vec::new();
@@ -326,9 +376,20 @@ fn uncovered(rule: &Rule, own: &[Rule]) -> Vec<Rule> {
         let resources = if urls.is_empty() { vec![single.full_resource()] } else { Vec::new() };
         let groups = if urls.is_empty() { vec![single.group.clone()] } else { Vec::new() };
         let names: Vec<String> = Some(single.name.clone()).filter(|name| !name.is_empty()).into_iter().collect();
-        match missing.iter_mut().find(|m| m.resources == resources && m.api_groups == groups && m.resource_names == names && m.non_resource_urls == urls) {
+        match missing.iter_mut().find(|m| {
+            m.resources == resources
+                && m.api_groups == groups
+                && m.resource_names == names
+                && m.non_resource_urls == urls
+        }) {
             Some(known) => known.verbs.push(single.verb),
-            None => missing.push(Rule { verbs: vec![single.verb], api_groups: groups, resources, resource_names: names, non_resource_urls: urls }),
+            None => missing.push(Rule {
+                verbs: vec![single.verb],
+                api_groups: groups,
+                resources,
+                resource_names: names,
+                non_resource_urls: urls,
+            }),
         }
     }
     missing
@@ -358,12 +419,24 @@ mod tests {
 
     fn ask(verb: &str, resource: &str, subresource: &str, name: &str) -> Attributes {
         let text = str::to_owned;
-        Attributes { verb: text(verb), resource: text(resource), subresource: text(subresource), name: text(name), ..Attributes::default() }
+        Attributes {
+            verb: text(verb),
+            resource: text(resource),
+            subresource: text(subresource),
+            name: text(name),
+            ..Attributes::default()
+        }
     }
 
     fn rule(verbs: &[&str], resources: &[&str], names: &[&str]) -> Rule {
         let all = |items: &[&str]| items.iter().map(|item| (*item).to_owned()).collect();
-        Rule { verbs: all(verbs), api_groups: all(&[""]), resources: all(resources), resource_names: all(names), ..Rule::default() }
+        Rule {
+            verbs: all(verbs),
+            api_groups: all(&[""]),
+            resources: all(resources),
+            resource_names: all(names),
+            ..Rule::default()
+        }
     }
 
     #[test]
@@ -378,7 +451,11 @@ mod tests {
 
     #[test]
     fn paths_match_by_prefix_only_with_a_star() {
-        let urls = Rule { verbs: vec!["get".into()], non_resource_urls: vec!["/healthz".into(), "/api/*".into()], ..Rule::default() };
+        let urls = Rule {
+            verbs: vec!["get".into()],
+            non_resource_urls: vec!["/healthz".into(), "/api/*".into()],
+            ..Rule::default()
+        };
         let path = |path: &str| Attributes { verb: "get".into(), path: Some(path.into()), ..Attributes::default() };
         assert!(urls.covers(&path("/healthz")) && urls.covers(&path("/api/v1")) && !urls.covers(&path("/healthz/x")));
     }
@@ -388,6 +465,12 @@ mod tests {
         let own = [rule(&["get"], &["pods"], &[])];
         let missing = uncovered(&rule(&["get", "list"], &["pods", "secrets"], &[]), &own);
         let shown: Vec<_> = missing.iter().map(show).collect();
-        assert_eq!(shown, ["{APIGroups:[\"\"], Resources:[\"secrets\"], Verbs:[\"get\" \"list\"]}", "{APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"list\"]}"]);
+        assert_eq!(
+            shown,
+            [
+                "{APIGroups:[\"\"], Resources:[\"secrets\"], Verbs:[\"get\" \"list\"]}",
+                "{APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"list\"]}"
+            ]
+        );
     }
 }

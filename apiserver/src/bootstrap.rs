@@ -17,7 +17,8 @@ pub async fn run(engine: &Engine) -> Result<(), Status> {
     let context = Context { user: User::new("system:apiserver", &[MASTERS]), now: jiff::Timestamp::now() };
     let options = WriteOptions { manager: "kube-apiserver".into(), dry_run: false };
     for line in OBJECTS.lines() {
-        let object: Value = serde_json::from_str(line).map_err(|error| Status::internal(format!("built-in object: {error}")))?;
+        let object: Value =
+            serde_json::from_str(line).map_err(|error| Status::internal(format!("built-in object: {error}")))?;
         let target = target(engine, &object)?;
         match engine.find(&target) {
             Err(_) => drop(engine.create(&context, &target, &options, object).await?),
@@ -39,7 +40,14 @@ pub fn target(engine: &Engine, object: &Value) -> Result<Target, Status> {
 }
 
 /// A default role that was changed gets its rules and subjects back, unless its owner opted out.
-async fn reconcile(engine: &Engine, context: &Context, target: &Target, options: &WriteOptions, found: &Value, wanted: &Value) -> Result<(), Status> {
+async fn reconcile(
+    engine: &Engine,
+    context: &Context,
+    target: &Target,
+    options: &WriteOptions,
+    found: &Value,
+    wanted: &Value,
+) -> Result<(), Status> {
     if found["metadata"]["annotations"][AUTO_UPDATE] != json!("true") {
         return Ok(());
     }

@@ -119,7 +119,8 @@ impl CollectionCache {
             if revision < state.floor {
                 return Err(Expired { oldest: state.floor });
             }
-            let mut then: BTreeMap<&ObjectKey, Arc<Object>> = range(state, namespace).map(|(k, o)| (k, o.clone())).collect();
+            let mut then: BTreeMap<&ObjectKey, Arc<Object>> =
+                range(state, namespace).map(|(k, o)| (k, o.clone())).collect();
             for change in state.history.iter().rev().take_while(|change| change.revision() > revision) {
                 let key = &change.object.key;
                 if !namespace.is_empty() && key.namespace() != namespace {

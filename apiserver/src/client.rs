@@ -11,7 +11,9 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::authz::Attributes;
-use crate::engine::{Context, DeleteOptions, Deleted, Draft, Engine, List, ListOptions, Target, Watch, WatchOptions, WriteOptions};
+use crate::engine::{
+    Context, DeleteOptions, Deleted, Draft, Engine, List, ListOptions, Target, Watch, WatchOptions, WriteOptions,
+};
 use crate::identity::User;
 use crate::reviews;
 use crate::server::Shared;
@@ -56,7 +58,14 @@ impl Client {
     }
 
     /// The target of a request of ours, if we may make it.
-    fn allowed(&self, verb: &str, resource: Resource, namespace: &str, name: &str, subresource: &str) -> Result<Target, Status> {
+    fn allowed(
+        &self,
+        verb: &str,
+        resource: Resource,
+        namespace: &str,
+        name: &str,
+        subresource: &str,
+    ) -> Result<Target, Status> {
         let text = str::to_owned;
         let asked = Attributes {
             verb: text(verb),
@@ -105,7 +114,14 @@ impl Client {
     }
 
     /// Changes an object or a slice of it (`""`, `status`, `finalize`); `change` may run several times.
-    pub async fn update<F>(&self, resource: Resource, namespace: &str, name: &str, subresource: &str, change: F) -> Result<Value, Status>
+    pub async fn update<F>(
+        &self,
+        resource: Resource,
+        namespace: &str,
+        name: &str,
+        subresource: &str,
+        change: F,
+    ) -> Result<Value, Status>
     where
         F: Fn(&Value) -> Result<Value, Status> + Send + Sync,
     {
@@ -121,7 +137,13 @@ impl Client {
         Ok(written.value)
     }
 
-    pub async fn delete(&self, resource: Resource, namespace: &str, name: &str, options: &DeleteOptions) -> Result<Deleted, Status> {
+    pub async fn delete(
+        &self,
+        resource: Resource,
+        namespace: &str,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<Deleted, Status> {
         let target = self.allowed("delete", resource, namespace, name, "")?;
         self.engine().delete(&self.context(), &target, options).await
     }

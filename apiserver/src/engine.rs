@@ -65,6 +65,12 @@ impl Target {
         Status::conflict(&self.kind.group, &self.kind.plural, &self.name, why)
     }
 
+    /// The same about an object whose name the path does not say.
+    pub(crate) fn forbidden_named(&self, object: &Value, why: &str) -> Status {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        Status::forbidden(&self.kind.group, &self.kind.plural, name, why)
+    }
+
     pub(crate) fn forbidden(&self, why: &str) -> Status {
         Status::forbidden(&self.kind.group, &self.kind.plural, &self.name, why)
     }
@@ -187,11 +193,16 @@ impl Engine {
 
     pub(crate) async fn commit(&self, writes: Vec<Write>) -> Result<Arc<Object>, CommitError> {
         let (_, mut objects) = self.committer.commit(writes).await?;
-        Ok(objects.swap_remove(0).expect("the first write of every transaction is a put: deletions go through `remove`"))
+        Ok(objects
+            .swap_remove(0)
+            .expect("the first write of every transaction is a put: deletions go through `remove`"))
     }
 
-    pub(crate) async fn remove(&self, writes: Vec<Write>) -> Result<(), CommitError> {
-        self.committer.commit(writes).await.map(drop)
+    /// Removes; gives the revision at which the first of them went.
+    pub(crate) async fn remove(&self, writes: Vec<Write>) -> Result<Revision, CommitError> {
+        let count = writes.len() as Revision;
+        let (last, _) = self.committer.commit(writes).await?;
+        Ok(last + 1 - count)
     }
 }
 
@@ -200,7 +211,10 @@ pub(crate) fn collection(kind: &Kind) -> Collection {
 }
 
 fn storage_kind(registry: &Registry, collection: &Collection) -> Option<Arc<Kind>> {
-    registry.iter().find(|k| k.is_storage() && *k.group == *collection.group && *k.plural == *collection.plural).cloned()
+    registry
+        .iter()
+        .find(|k| k.is_storage() && *k.group == *collection.group && *k.plural == *collection.plural)
+        .cloned()
 }
 
 /// The header of an object of this (storage) kind.

@@ -82,7 +82,13 @@ pub async fn serve(shared: Arc<Shared>, listener: TcpListener, tls: TlsAcceptor,
     }
 }
 
-async fn connection(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, tls: TlsAcceptor, stop: CancellationToken) {
+async fn connection(
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: TlsAcceptor,
+    stop: CancellationToken,
+) {
     let _best_effort = stream.set_nodelay(true);
     let stream = match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -111,9 +117,11 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, tl
 }
 
 async fn handle(shared: Arc<Shared>, certificate: Option<User>, request: Request<Incoming>) -> Response<Body> {
+    let accept = request.headers().get(hyper::header::ACCEPT).and_then(|value| value.to_str().ok());
+    let encoding = negotiate::of_refusal(accept);
     match dispatch::answer(&shared, certificate, request).await {
         Ok(reply) => reply,
-        Err(status) => reply::status(&status),
+        Err(status) => reply::status(&status, encoding),
     }
 }
 
@@ -126,4 +134,9 @@ fn page_not_found() -> reply::Reply {
 async fn read_body(body: Incoming) -> Result<bytes::Bytes, Status> {
     let body = Body::new(body);
     axum::body::to_bytes(body, params::BODY_LIMIT).await.map_err(|_| Status::too_large(params::BODY_LIMIT))
+}
+
+/// A request header as text.
+fn header_of(parts: &hyper::http::request::Parts, name: hyper::header::HeaderName) -> Option<&str> {
+    parts.headers.get(name)?.to_str().ok()
 }

@@ -54,7 +54,11 @@ pub struct Session {
 #[async_trait]
 pub trait Nodes: Send + Sync + 'static {
     /// A container's log as text. `pod` is the stored object.
-    async fn logs(&self, pod: &Value, options: LogOptions) -> Result<BoxStream<'static, std::io::Result<Bytes>>, Status>;
+    async fn logs(
+        &self,
+        pod: &Value,
+        options: LogOptions,
+    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, Status>;
     async fn exec(&self, pod: &Value, options: ExecOptions) -> Result<Session, Status>;
 }
 

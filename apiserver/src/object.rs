@@ -172,10 +172,14 @@ mod tests {
 
     #[test]
     fn a_version_is_spliced_without_parsing() {
-        let object = json!({"kind": "ConfigMap", "metadata": {"name": "a", "resourceVersion": "1"}, "data": {"metadata": {}}});
+        let object =
+            json!({"kind": "ConfigMap", "metadata": {"name": "a", "resourceVersion": "1"}, "data": {"metadata": {}}});
         let encoded = Encoded::new(&object);
         let text: Value = serde_json::from_slice(&encoded.with_version(7)).unwrap();
-        assert_eq!(text, json!({"kind": "ConfigMap", "metadata": {"name": "a", "resourceVersion": "7"}, "data": {"metadata": {}}}));
+        assert_eq!(
+            text,
+            json!({"kind": "ConfigMap", "metadata": {"name": "a", "resourceVersion": "7"}, "data": {"metadata": {}}})
+        );
         let again = Encoded::from_stored(encoded.stored().to_vec()).unwrap();
         assert_eq!(again.with_version(7), encoded.with_version(7));
     }

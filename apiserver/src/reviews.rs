@@ -1,5 +1,6 @@
 //! The virtual kinds: reviews of identities and permissions, token requests. Answered, never stored.
 
+use api::kind::Kind;
 use api::status::{FieldError, Status};
 use serde_json::{Value, json};
 
@@ -9,14 +10,23 @@ use crate::engine::{Context, Engine, Target};
 use crate::identity::User;
 
 /// Answers a POST of a kind that is not stored.
-pub fn answer(engine: &Engine, tokens: &Tokens, context: &Context, target: &Target, mut object: Value) -> Result<Value, Status> {
+pub fn answer(
+    engine: &Engine,
+    tokens: &Tokens,
+    context: &Context,
+    target: &Target,
+    mut object: Value,
+) -> Result<Value, Status> {
     object["metadata"].as_object_mut().map(|metadata| metadata.remove("name"));
     if !object["metadata"].is_object() {
         object["metadata"] = json!({});
     }
     let status = match &*target.kind.kind {
         "TokenReview" => token_review(engine, tokens, &object)?,
-        "SelfSubjectReview" => json!({"userInfo": user_info(&context.user)}),
+        "SelfSubjectReview" => {
+            object["metadata"] = json!({"creationTimestamp": api::time::rfc3339(context.now)});
+            json!({"userInfo": user_info(&context.user)})
+        }
         "SelfSubjectAccessReview" => access(engine, &context.user, &target.kind.kind, &object)?,
         "SubjectAccessReview" | "LocalSubjectAccessReview" => {
             let spec = &object["spec"];
@@ -25,7 +35,12 @@ pub fn answer(engine: &Engine, tokens: &Tokens, context: &Context, target: &Targ
             }
             access(engine, &subject(spec), &target.kind.kind, &object)?
         }
-        "SelfSubjectRulesReview" => rules(engine, &context.user, &object)?,
+        "SelfSubjectRulesReview" => {
+            let rules = rules(engine, &context.user, &object)?;
+            // Upstream answers with a fresh object.
+            (object["metadata"], object["spec"]) = (json!({}), json!({}));
+            rules
+        }
         _ => return Err(Status::method_not_allowed()),
     };
     object["status"] = status;
@@ -46,9 +61,8 @@ fn check_local(target: &Target, spec: &Value) -> Result<(), Status> {
     if asked == target.namespace {
         return Ok(());
     }
-    let why = "namespace on request path must match spec.resourceAttributes.namespace";
-    let error = FieldError::invalid("spec.resourceAttributes.namespace", asked, why);
-    Err(Status::invalid("authorization.k8s.io", "LocalSubjectAccessReview", "", vec![error]))
+    let error = FieldError::invalid("spec.resourceAttributes.namespace", asked, "must match metadata.namespace");
+    Err(Status::invalid("authorization.k8s.io", "", "", vec![error]))
 }
 
 fn access(engine: &Engine, user: &User, kind: &str, object: &Value) -> Result<Value, Status> {
@@ -56,11 +70,20 @@ fn access(engine: &Engine, user: &User, kind: &str, object: &Value) -> Result<Va
     let (resource, path) = (spec.get("resourceAttributes"), spec.get("nonResourceAttributes"));
     let mut errors = Vec::new();
     match (resource, path) {
-        (Some(_), Some(_)) => {
-            errors.push(FieldError::invalid("spec.nonResourceAttributes", "nonResourceAttributes", "cannot be specified in combination with resourceAttributes"));
+        (Some(_), Some(path)) => {
+            let met = json!({"Path": path["path"].as_str().unwrap_or_default(), "Verb": path["verb"].as_str().unwrap_or_default()});
+            errors.push(FieldError::invalid(
+                "spec.nonResourceAttributes",
+                met,
+                "cannot be specified in combination with resourceAttributes",
+            ));
         }
         (None, None) => {
-            errors.push(FieldError::invalid("spec.resourceAttributes", Value::Null, "exactly one of nonResourceAttributes or resourceAttributes must be specified"));
+            errors.push(FieldError::invalid(
+                "spec.resourceAttributes",
+                Value::Null,
+                "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+            ));
         }
         _ => {}
     }
@@ -68,7 +91,8 @@ fn access(engine: &Engine, user: &User, kind: &str, object: &Value) -> Result<Va
         errors.push(FieldError::invalid("spec.user", "", "at least one of user or group must be specified"));
     }
     if !errors.is_empty() {
-        return Err(Status::invalid("authorization.k8s.io", kind, "", errors));
+        // Upstream leaves the kind out.
+        return Err(Status::invalid("authorization.k8s.io", "", "", errors));
     }
     let text = |value: &Value, field: &str| value[field].as_str().unwrap_or_default().to_owned();
     let asked = match (resource, path) {
@@ -86,10 +110,10 @@ fn access(engine: &Engine, user: &User, kind: &str, object: &Value) -> Result<Va
             Attributes { verb: text(&of, "verb"), path: Some(text(&of, "path")), ..Attributes::default() }
         }
     };
-    Ok(match engine.authorizer.allows(engine, user, &asked) {
-        true if user.is_master() => json!({"allowed": true}),
-        true => json!({"allowed": true, "reason": "RBAC: allowed"}),
-        false => json!({"allowed": false}),
+    Ok(match engine.authorizer.decide(engine, user, &asked) {
+        Some(reason) if reason.is_empty() => json!({"allowed": true}),
+        Some(reason) => json!({"allowed": true, "reason": reason}),
+        None => json!({"allowed": false}),
     })
 }
 
@@ -115,24 +139,65 @@ fn token_review(engine: &Engine, tokens: &Tokens, object: &Value) -> Result<Valu
     if token.is_empty() {
         return Err(Status::bad_request("token is required for TokenReview in authentication"));
     }
-    let asked: Vec<String> = spec["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    let asked: Vec<String> =
+        spec["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
     let audiences = if asked.is_empty() { vec![tokens.issuer.clone()] } else { asked };
     Ok(match tokens.check(engine, token, &audiences) {
         Some((user, shared)) => json!({"authenticated": true, "user": user_info(&user), "audiences": shared}),
-        None => json!({"user": {}, "error": "[invalid bearer token, Token has been invalidated]"}),
+        None => json!({"user": {}, "error": refusal(engine, tokens, token, &audiences)}),
+    })
+}
+
+/// Why a token proves nothing: a good one for somebody else is told apart, as upstream does.
+fn refusal(engine: &Engine, tokens: &Tokens, token: &str, audiences: &[String]) -> String {
+    match tokens.audiences(engine, token) {
+        Some(own) => {
+            format!("[invalid bearer token, token audiences {own:?} is invalid for the target audiences {audiences:?}]")
+        }
+        None => "invalid bearer token".into(),
+    }
+}
+
+/// What a token request that does not say gets.
+pub fn default_token(request: &mut Value) {
+    if request["spec"]["expirationSeconds"].is_null() {
+        request["spec"]["expirationSeconds"] = json!(authn::DEFAULT_SECONDS);
+    }
+}
+
+/// TokenRequest as a kind of its own, for its field managers.
+pub fn token_kind(target: &Target) -> Option<Kind> {
+    let sub = target.kind.subresource("token")?;
+    let gvk = sub.gvk.clone();
+    Some(Kind {
+        group: gvk.group,
+        version: gvk.version,
+        kind: gvk.kind,
+        schema: sub.schema,
+        ..Kind::clone(&target.kind)
     })
 }
 
 /// `serviceaccounts/NAME/token`.
-pub fn token_request(engine: &Engine, tokens: &Tokens, context: &Context, target: &Target, mut request: Value) -> Result<Value, Status> {
+pub fn token_request(
+    engine: &Engine,
+    tokens: &Tokens,
+    context: &Context,
+    target: &Target,
+    mut request: Value,
+) -> Result<Value, Status> {
     let (namespace, name) = (&target.namespace, &target.name);
-    let account = engine.lookup("", "serviceaccounts", namespace, name).ok_or_else(|| Status::not_found("", "serviceaccounts", name))?;
+    let account = engine
+        .lookup("", "serviceaccounts", namespace, name)
+        .ok_or_else(|| Status::not_found("", "serviceaccounts", name))?;
     let spec = &request["spec"];
     let seconds = spec["expirationSeconds"].as_i64().unwrap_or(authn::DEFAULT_SECONDS);
     check_seconds(seconds)?;
-    let asked: Vec<String> = spec["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    let asked: Vec<String> =
+        spec["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
     let audiences = if asked.is_empty() { vec![tokens.issuer.clone()] } else { asked };
     let bound = bind(engine, target, &spec["boundObjectRef"], &account.header.uid)?;
+    check_node(engine, &context.user, target, &bound)?;
     let now = context.now.as_second();
     let claims = Claims {
         iss: tokens.issuer.clone(),
@@ -145,7 +210,13 @@ pub fn token_request(engine: &Engine, tokens: &Tokens, context: &Context, target
         bound,
     };
     let until = jiff::Timestamp::from_second(now + seconds).map_err(Status::internal)?;
-    request["metadata"] = json!({"name": name, "namespace": namespace, "creationTimestamp": api::time::rfc3339(context.now)});
+    let managed = request["metadata"].get("managedFields").cloned();
+    let uid = uuid::Uuid::new_v4().to_string();
+    request["metadata"] =
+        json!({"name": name, "namespace": namespace, "uid": uid, "creationTimestamp": api::time::rfc3339(context.now)});
+    if let Some(managed) = managed {
+        request["metadata"]["managedFields"] = managed;
+    }
     request["spec"]["audiences"] = json!(audiences);
     request["spec"]["expirationSeconds"] = json!(seconds);
     if request["spec"].get("boundObjectRef").is_none() {
@@ -153,6 +224,27 @@ pub fn token_request(engine: &Engine, tokens: &Tokens, context: &Context, target
     }
     request["status"] = json!({"token": tokens.sign(&claims)?, "expirationTimestamp": api::time::rfc3339(until)});
     Ok(request)
+}
+
+/// An agent gets tokens only for pods of its own node.
+fn check_node(engine: &Engine, user: &User, target: &Target, bound: &Bound) -> Result<(), Status> {
+    let Some(node) = user.as_node() else { return Ok(()) };
+    let pod = bound
+        .pod
+        .as_ref()
+        .and_then(|pod| engine.lookup("", "pods", &target.namespace, &pod.name))
+        .map(|pod| pod.value());
+    let why = match &pod {
+        None => format!("node requested token not bound to a pod: node {node:?}"),
+        Some(pod) if pod["spec"]["nodeName"] != node => {
+            "node requested token bound to a pod scheduled on a different node".to_owned()
+        }
+        Some(pod) if pod["spec"]["serviceAccountName"] != *target.name => {
+            format!("node requested token for another account than the pod's: {:?}", target.name)
+        }
+        Some(_) => return Ok(()),
+    };
+    Err(target.forbidden(&why))
 }
 
 fn check_seconds(seconds: i64) -> Result<(), Status> {
@@ -181,10 +273,13 @@ fn bind(engine: &Engine, target: &Target, reference: &Value, account_uid: &str) 
             return Err(Status::bad_request(gvk));
         }
     };
-    let found = engine.lookup("", plural, &target.namespace, name).ok_or_else(|| Status::not_found("", plural, name))?;
+    let found =
+        engine.lookup("", plural, &target.namespace, name).ok_or_else(|| Status::not_found("", plural, name))?;
     let uid = found.header.uid.clone();
     if let Some(asked) = reference["uid"].as_str().filter(|asked| !asked.is_empty() && *asked != uid) {
-        let why = format!("the UID in the bound object reference ({asked}) does not match the UID in record. The object might have been deleted and then recreated");
+        let why = format!(
+            "the UID in the bound object reference ({asked}) does not match the UID in record. The object might have been deleted and then recreated"
+        );
         return Err(Status::conflict("", plural, name, &why));
     }
     let own = Some(Reference { name: name.to_owned(), uid });

@@ -45,7 +45,11 @@ pub enum ServerError {
     #[error("the key of service account tokens cannot be used")]
     Tokens(#[from] jsonwebtoken::errors::Error),
     #[error("cannot listen on {address}: choose another with --listen, or stop what uses it")]
-    Listen { address: SocketAddr, #[source] source: std::io::Error },
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("cannot create the cluster's first objects")]
     Bootstrap(#[source] Status),
 }

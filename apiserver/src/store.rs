@@ -20,13 +20,23 @@ pub struct Record {
 #[derive(Debug, Error)]
 pub enum StoreError {
     #[error("cannot open the store at {path}")]
-    Open { path: String, #[source] source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("the store at {path} was written by a newer release (format {found}, this one reads up to {known}); start that release, or restore a backup")]
+    Open {
+        path: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error(
+        "the store at {path} was written by a newer release (format {found}, this one reads up to {known}); start that release, or restore a backup"
+    )]
     Newer { path: String, found: u64, known: u64 },
     #[error("cannot read the store")]
     Read(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("cannot commit revision {revision} to the store")]
-    Commit { revision: Revision, #[source] source: Box<dyn std::error::Error + Send + Sync> },
+    Commit {
+        revision: Revision,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("the store holds {key} in a form that cannot be read: {why}")]
     Corrupt { key: String, why: &'static str },
 }
@@ -84,7 +94,9 @@ mod tests {
 
     #[test]
     fn keys_round_trip() {
-        for (group, plural, namespace, name) in [("", "pods", "default", "a"), ("apps", "deployments", "x", "b"), ("", "nodes", "", "n")] {
+        for (group, plural, namespace, name) in
+            [("", "pods", "default", "a"), ("apps", "deployments", "x", "b"), ("", "nodes", "", "n")]
+        {
             let pair = (Collection::new(group, plural), ObjectKey::new(namespace, name));
             assert_eq!(parse_key(&store_key(&pair.0, &pair.1)), Some(pair));
         }

@@ -16,7 +16,12 @@ use crate::{node, up};
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 
 #[derive(Parser)]
-#[command(name = "amphipod", version, about = "A Kubernetes-compatible cluster in one binary", args_override_self = true)]
+#[command(
+    name = "amphipod",
+    version,
+    about = "A Kubernetes-compatible cluster in one binary",
+    args_override_self = true
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -205,12 +210,16 @@ fn local_address() -> Result<IpAddr> {
     // A documentation address: only the route to it is looked up.
     match socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).and_then(|()| socket.local_addr()) {
         Ok(address) => Ok(address.ip()),
-        Err(_) => bail!("this machine has no default route to tell its address by: give one with --advertise-address (or --node-ip)"),
+        Err(_) => bail!(
+            "this machine has no default route to tell its address by: give one with --advertise-address (or --node-ip)"
+        ),
     }
 }
 
 fn service_network(text: &str) -> Result<ServiceNetwork> {
-    let parsed = text.split_once('/').and_then(|(base, prefix)| Some((base.parse::<Ipv4Addr>().ok()?, prefix.parse::<u8>().ok()?)));
+    let parsed = text
+        .split_once('/')
+        .and_then(|(base, prefix)| Some((base.parse::<Ipv4Addr>().ok()?, prefix.parse::<u8>().ok()?)));
     match parsed {
         Some((base, prefix @ 8..=28)) => Ok(ServiceNetwork { base, prefix, node_ports: NODE_PORTS }),
         Some((_, prefix)) => bail!("--service-cidr {text}: a prefix of {prefix} bits is out of range (8 to 28)"),
@@ -239,7 +248,8 @@ fn read_config(path: &Path) -> Result<Vec<(String, String)>> {
     map.into_iter()
         .map(|(key, value)| {
             let key = key.as_str().with_context(|| format!("{shown}: a setting's name is not text"))?.to_owned();
-            let value = scalar(&value).with_context(|| format!("{shown}: {key} is neither a value nor a list of values"))?;
+            let value =
+                scalar(&value).with_context(|| format!("{shown}: {key} is neither a value nor a list of values"))?;
             Ok((key, value))
         })
         .collect()
@@ -259,7 +269,8 @@ fn scalar(value: &Value) -> Option<String> {
 fn check_names(path: &str, command: &str, settings: &[(String, String)]) -> Result<()> {
     let root = Arguments::command();
     let Some(command) = root.find_subcommand(command) else { return Ok(()) };
-    let known: Vec<&str> = command.get_arguments().filter_map(|argument| argument.get_long()).filter(|name| *name != "config").collect();
+    let known: Vec<&str> =
+        command.get_arguments().filter_map(|argument| argument.get_long()).filter(|name| *name != "config").collect();
     match settings.iter().find(|(name, _)| !known.contains(&name.as_str())) {
         Some((name, _)) => bail!("{path}: there is no setting {name:?}; there are: {}", known.join(", ")),
         None => Ok(()),
@@ -287,7 +298,8 @@ mod tests {
     fn the_command_line_wins_over_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.yaml");
-        std::fs::write(&path, "listen: 127.0.0.1:1\ncluster-domain: from.file\ncontrollers: ['*', -scheduler]\n").unwrap();
+        std::fs::write(&path, "listen: 127.0.0.1:1\ncluster-domain: from.file\ncontrollers: ['*', -scheduler]\n")
+            .unwrap();
         let path = path.to_str().unwrap();
         let settings = parse(&["amphipod", "server", "--config", path, "--listen", "127.0.0.1:2"]).unwrap();
         assert_eq!((settings.listen.port(), settings.domain.as_str()), (2, "from.file"));

@@ -58,11 +58,21 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
         domain: settings.domain.clone(),
         names: settings.names.clone(),
     };
-    let server = Server::open(&config, nodes).await?;
+    let server = match Server::open(&config, nodes).await {
+        Ok(server) => server,
+        Err(error) => {
+            // Leaves a folder that was here, or has something in it, alone.
+            let _ = std::fs::remove_dir(&settings.data_dir);
+            return Err(error.into());
+        }
+    };
     let address = SocketAddr::new(settings.advertise, server.address().port());
     write_private(&settings.data_dir.join("admin.kubeconfig"), &server.admin_kubeconfig(&address.to_string())?)?;
     let (caches, mut tasks) = (Arc::new(Caches::default()), JoinSet::new());
-    caches.start(&server.client(User::new("system:kube-controller-manager", &["system:masters"]), "amphipod"), &mut tasks);
+    caches.start(
+        &server.client(User::new("system:kube-controller-manager", &["system:masters"]), "amphipod"),
+        &mut tasks,
+    );
     controllers::start(&server, &caches, &settings.controllers, &mut tasks);
     if settings.controllers.has(controllers::SCHEDULER) {
         let client = scheduler::client(&server);
@@ -88,7 +98,8 @@ pub async fn wait(tasks: &mut JoinSet<()>) -> Result<()> {
 }
 
 fn make_private(dir: &Path) -> Result<()> {
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}: choose another with --data-dir", dir.display()))?;
+    std::fs::create_dir_all(dir)
+        .with_context(|| format!("cannot create {}: choose another with --data-dir", dir.display()))?;
     let private = std::fs::Permissions::from_mode(0o700);
     std::fs::set_permissions(dir, private).with_context(|| format!("cannot protect {}", dir.display()))
 }

@@ -104,7 +104,9 @@ pub struct UnknownController(String);
 
 impl Selection {
     pub fn parse(items: &[String]) -> Result<Self, UnknownController> {
-        let find = |name: &str| NAMES.into_iter().find(|known| *known == name).ok_or_else(|| UnknownController(name.to_owned()));
+        let find = |name: &str| {
+            NAMES.into_iter().find(|known| *known == name).ok_or_else(|| UnknownController(name.to_owned()))
+        };
         let mut chosen = BTreeSet::new();
         if items.iter().any(|item| item == "*") {
             chosen.extend(NAMES);
@@ -134,7 +136,8 @@ pub fn start(server: &Server, caches: &Arc<Caches>, chosen: &Selection, tasks: &
     starter.start(housekeeping::ServiceAccounts, tasks);
     starter.start(housekeeping::RootCa { certificate: server.authority().ca_certificate.clone() }, tasks);
     starter.start(housekeeping::NodeLifecycle::default(), tasks);
-    let client = server.client(User::service_account("kube-system", "generic-garbage-collector"), "kube-controller-manager");
+    let client =
+        server.client(User::service_account("kube-system", "generic-garbage-collector"), "kube-controller-manager");
     if chosen.has(GARBAGE_COLLECTOR) {
         tasks.spawn(collection::GarbageCollector::new(&client).run());
     }
@@ -152,7 +155,8 @@ struct Starter<'a> {
 impl Starter<'_> {
     fn start<C: Controller>(&self, controller: C, tasks: &mut JoinSet<()>) {
         if self.chosen.has(C::NAME) {
-            let client = self.server.client(User::service_account("kube-system", C::ACCOUNT), "kube-controller-manager");
+            let client =
+                self.server.client(User::service_account("kube-system", C::ACCOUNT), "kube-controller-manager");
             tasks.spawn(runtime::run(controller, client, self.caches.clone()));
         }
     }

@@ -68,7 +68,9 @@ impl Recorder {
     pub async fn record(&self, about: &Reference, type_: &str, reason: &str, message: &str) {
         let key = (about.clone(), reason.to_owned(), message.to_owned());
         let known = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        if let Some(name) = known && self.count(&namespace(about), &name).await {
+        if let Some(name) = known
+            && self.count(&namespace(about), &name).await
+        {
             return;
         }
         match self.client.create(EVENTS, &namespace(about), self.event(about, type_, reason, message)).await {
@@ -80,7 +82,9 @@ impl Recorder {
                 seen.insert(key, created["metadata"]["name"].as_str().unwrap_or_default().to_owned());
             }
             // Its namespace is on its way out: nobody will ask.
-            Err(error) if matches!(error.code, 403 | 404) => tracing::debug!(reason, object = about.name, %error, "event not written"),
+            Err(error) if matches!(error.code, 403 | 404) => {
+                tracing::debug!(reason, object = about.name, %error, "event not written")
+            }
             Err(error) => tracing::warn!(reason, object = about.name, %error, "event not written"),
         }
     }
@@ -104,7 +108,8 @@ impl Recorder {
         if !self.host.is_empty() {
             source["host"] = json!(self.host);
         }
-        let mut involved = json!({"apiVersion": about.api_version, "kind": about.kind, "name": about.name, "uid": about.uid});
+        let mut involved =
+            json!({"apiVersion": about.api_version, "kind": about.kind, "name": about.name, "uid": about.uid});
         if !about.namespace.is_empty() {
             involved["namespace"] = json!(about.namespace);
         }

@@ -51,9 +51,16 @@ fn objects(server: SocketAddr, first: &str, dns: &str) -> Vec<Kept> {
         {"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 53},
         {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 53},
     ]);
-    let dns_labels = json!({"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"});
+    let dns_labels =
+        json!({"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"});
     vec![
-        Kept { resource: SERVICES, namespace: "default", name: "kubernetes", object: service("kubernetes", "default", labels, first, https), members: &[] },
+        Kept {
+            resource: SERVICES,
+            namespace: "default",
+            name: "kubernetes",
+            object: service("kubernetes", "default", labels, first, https),
+            members: &[],
+        },
         Kept {
             resource: ENDPOINTS,
             namespace: "default",
@@ -80,13 +87,21 @@ fn objects(server: SocketAddr, first: &str, dns: &str) -> Vec<Kept> {
             }),
             members: &["endpoints", "ports"],
         },
-        Kept { resource: SERVICES, namespace: "kube-system", name: "kube-dns", object: service("kube-dns", "kube-system", dns_labels, dns, dns_ports), members: &[] },
+        Kept {
+            resource: SERVICES,
+            namespace: "kube-system",
+            name: "kube-dns",
+            object: service("kube-dns", "kube-system", dns_labels, dns, dns_ports),
+            members: &[],
+        },
     ]
 }
 
 async fn keep(client: Client, caches: Arc<Caches>, all: Vec<Kept>) {
     let wake = Arc::new(Notify::new());
-    let concerns = |namespace: &str, name: &str| matches!((namespace, name), ("default", "kubernetes") | ("kube-system", "kube-dns"));
+    let concerns = |namespace: &str, name: &str| {
+        matches!((namespace, name), ("default", "kubernetes") | ("kube-system", "kube-dns"))
+    };
     let (services, endpoints, slices) = (wake.clone(), wake.clone(), wake.clone());
     caches.services.on_change(move |old, new| {
         if new.or(old).is_some_and(|found| concerns(&found.metadata.namespace, &found.metadata.name)) {

@@ -52,10 +52,16 @@ pub struct Node {
 }
 
 /// Starts every part. What an earlier process left running is taken up.
-pub async fn start(settings: &Settings, running: &Running, slot: &streams::AgentSlot, tasks: &mut JoinSet<()>) -> Result<Node> {
+pub async fn start(
+    settings: &Settings,
+    running: &Running,
+    slot: &streams::AgentSlot,
+    tasks: &mut JoinSet<()>,
+) -> Result<Node> {
     let client = running.server.client(User::node(&settings.name), "amphipod");
     let recorder = Recorder::new(client.clone(), "kubelet", &settings.name);
-    let node_cidr = registration::register(settings, &running.server.client(User::node(&settings.name), "kubelet")).await?;
+    let node_cidr =
+        registration::register(settings, &running.server.client(User::node(&settings.name), "kubelet")).await?;
     let proxy = proxy_userspace::Config {
         bpf_root: settings.bpf_root.clone(),
         cgroup_root: settings.cgroup_root.clone(),
@@ -66,17 +72,28 @@ pub async fn start(settings: &Settings, running: &Running, slot: &streams::Agent
     let dns = dns::Config {
         listen: SocketAddr::from((settings.ip, 0)),
         domain: settings.domain.clone(),
-        upstreams: dns::upstreams_of(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(), &[SocketAddr::from((settings.cluster_dns, 53))]),
+        upstreams: dns::upstreams_of(
+            &std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+            &[SocketAddr::from((settings.cluster_dns, 53))],
+        ),
     };
     let dns = Arc::new(dns::Server::start(dns).await.context("cannot start DNS")?);
     let feed = services::Feed::new(settings, proxy, dns.clone(), recorder.clone());
-    feed.start(&running.caches, tasks);
+    let settled = feed.start(&running.caches, tasks);
     let upstream = Arc::new(upstream::ApiUpstream::new(client.clone(), recorder, running.caches.clone()));
-    let agent = Agent::start(agent_config(settings, node_cidr)?, upstream, Arc::new(links::PodLinks::new(network))).await?;
+    let agent =
+        Agent::start(agent_config(settings, node_cidr)?, upstream, Arc::new(links::PodLinks::new(network))).await?;
     let agent = Arc::new(agent);
     slot.fill(agent.clone());
     pods::tell_content(&running.caches, &agent);
-    tasks.spawn(pods::follow(client.clone(), settings.name.clone(), agent));
+    let follower = pods::Follower {
+        client: client.clone(),
+        node: settings.name.clone(),
+        agent,
+        caches: running.caches.clone(),
+        settled,
+    };
+    tasks.spawn(pods::follow(follower));
     tasks.spawn(registration::renew(settings.name.clone(), client));
     Ok(Node { _dns: dns })
 }

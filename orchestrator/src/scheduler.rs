@@ -83,7 +83,9 @@ pub fn requests(pod: &Pod) -> Amounts {
 
 fn amounts(list: &BTreeMap<String, String>) -> Amounts {
     // Stored quantities passed validation; one that does not parse asks for nothing.
-    list.iter().filter_map(|(name, text)| Some((name.clone(), Quantity::parse(text).ok()?.milli_value().into()))).collect()
+    list.iter()
+        .filter_map(|(name, text)| Some((name.clone(), Quantity::parse(text).ok()?.milli_value().into())))
+        .collect()
 }
 
 fn add(to: &mut Amounts, more: &Amounts) {
@@ -113,7 +115,9 @@ fn obstacles(pod: &Pod, wanted: &Amounts, candidate: &Candidate<'_>) -> Vec<Stri
         amount > free
     };
     let short = wanted.iter().filter(|(name, amount)| **amount > 0 && lacks(name, **amount));
-    short.map(|(name, _)| if name == "pods" { "Too many pods".to_owned() } else { format!("Insufficient {name}") }).collect()
+    short
+        .map(|(name, _)| if name == "pods" { "Too many pods".to_owned() } else { format!("Insufficient {name}") })
+        .collect()
 }
 
 fn tolerates_all(tolerations: &[Toleration], key: &str) -> bool {
@@ -136,7 +140,11 @@ fn untolerated<'a>(pod: &Pod, taints: &'a [Taint]) -> Option<&'a Taint> {
 fn selected(pod: &Pod, node: &Node) -> bool {
     let labels = &node.metadata.meta.labels;
     let own = pod.spec.node_selector.iter().all(|(key, value)| labels.get(key) == Some(value));
-    let required = pod.spec.affinity.as_ref().map(|affinity| &affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]);
+    let required = pod
+        .spec
+        .affinity
+        .as_ref()
+        .map(|affinity| &affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]);
     let terms = required.and_then(|required| required["nodeSelectorTerms"].as_array());
     own && terms.is_none_or(|terms| terms.iter().any(|term| term_matches(term, node)))
 }
@@ -229,7 +237,9 @@ pub fn client(server: &Server) -> Client {
 fn watch(caches: &Caches, wake: &Arc<Notify>) {
     let pods = wake.clone();
     caches.pods.on_change(move |old, new| {
-        let unbound = new.is_some_and(|pod| pod.spec.node_name.is_empty()) && old.is_none_or(|old| old.metadata.owned.generation != new.map_or(0, |new| new.metadata.owned.generation));
+        let unbound = new.is_some_and(|pod| pod.spec.node_name.is_empty())
+            && old
+                .is_none_or(|old| old.metadata.owned.generation != new.map_or(0, |new| new.metadata.owned.generation));
         let freed = old.is_some_and(|old| !old.spec.node_name.is_empty() && (new.is_none_or(Pod::has_ended)));
         if unbound || freed {
             pods.notify_one();
@@ -237,7 +247,8 @@ fn watch(caches: &Caches, wake: &Arc<Notify>) {
     });
     let nodes = wake.clone();
     caches.nodes.on_change(move |old, new| {
-        let facts = |node: &Node| (node.spec.clone(), node.status.allocatable.clone(), node.metadata.meta.labels.clone());
+        let facts =
+            |node: &Node| (node.spec.clone(), node.status.allocatable.clone(), node.metadata.meta.labels.clone());
         if old.map(facts) != new.map(facts) {
             nodes.notify_one();
         }
@@ -247,7 +258,10 @@ fn watch(caches: &Caches, wake: &Arc<Notify>) {
 /// Unbound pods of this scheduler: higher priority first, then the oldest.
 fn pending(caches: &Caches) -> Vec<Arc<Pod>> {
     let waiting = |pod: &Arc<Pod>| {
-        pod.spec.node_name.is_empty() && pod.spec.scheduler_name == NAME && pod.is_active() && pod.spec.scheduling_gates.is_empty()
+        pod.spec.node_name.is_empty()
+            && pod.spec.scheduler_name == NAME
+            && pod.is_active()
+            && pod.spec.scheduling_gates.is_empty()
     };
     let mut all: Vec<_> = caches.pods.all().into_iter().filter(waiting).collect();
     all.sort_by_key(|pod| (std::cmp::Reverse(pod.spec.priority), pod.metadata.owned.creation_timestamp.clone()));
@@ -264,7 +278,13 @@ async fn place(client: &Client, recorder: &Recorder, caches: &Caches, pod: &Pod)
             Ok(()) => {
                 // The next decision must see this one.
                 caches.caught_up(PODS, client.engine().revision()).await;
-                recorder.normal(&reference, "Scheduled", &format!("Successfully assigned {}/{} to {node}", meta.namespace, meta.name)).await;
+                recorder
+                    .normal(
+                        &reference,
+                        "Scheduled",
+                        &format!("Successfully assigned {}/{} to {node}", meta.namespace, meta.name),
+                    )
+                    .await;
                 true
             }
             Err(error) => {
@@ -316,7 +336,10 @@ mod tests {
         let mut spec = spec;
         spec["containers"] = json!([{"name": "c", "resources": {"requests": {"cpu": cpu}}}]);
         spec["nodeName"] = json!(bound);
-        Arc::new(serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec, "status": {"phase": "Running"}})).unwrap())
+        Arc::new(
+            serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec, "status": {"phase": "Running"}}))
+                .unwrap(),
+        )
     }
 
     fn choose(pod: &Pod, nodes: &[Arc<Node>], pods: &[Arc<Pod>]) -> Result<String, String> {
@@ -327,9 +350,15 @@ mod tests {
     fn what_does_not_fit_is_said_with_counts() {
         let nodes = [node("a", "1", json!({})), node("b", "2", json!({}))];
         assert_eq!(choose(&pod("1500m", json!({}), ""), &nodes, &[]), Ok("b".into()));
-        assert_eq!(choose(&pod("3", json!({}), ""), &nodes, &[]), Err("0/2 nodes are available: 2 Insufficient cpu.".into()));
+        assert_eq!(
+            choose(&pod("3", json!({}), ""), &nodes, &[]),
+            Err("0/2 nodes are available: 2 Insufficient cpu.".into())
+        );
         let full = [pod("0", json!({}), "a"), pod("0", json!({}), "a")];
-        assert_eq!(choose(&pod("0", json!({}), ""), &nodes[..1], &full), Err("0/1 nodes are available: 1 Too many pods.".into()));
+        assert_eq!(
+            choose(&pod("0", json!({}), ""), &nodes[..1], &full),
+            Err("0/1 nodes are available: 1 Too many pods.".into())
+        );
         assert_eq!(choose(&pod("0", json!({}), ""), &[], &[]), Err("no nodes available to schedule pods".into()));
     }
 
@@ -346,10 +375,19 @@ mod tests {
     #[test]
     fn taints_keep_away_whoever_does_not_tolerate_them() {
         let nodes = [node("a", "1", json!({"taints": [{"key": "k", "value": "v", "effect": "NoSchedule"}]}))];
-        assert_eq!(choose(&pod("0", json!({}), ""), &nodes, &[]), Err("0/1 nodes are available: 1 node(s) had untolerated taint {k: v}.".into()));
-        assert_eq!(choose(&pod("0", json!({"tolerations": [{"key": "k", "operator": "Exists"}]}), ""), &nodes, &[]), Ok("a".into()));
+        assert_eq!(
+            choose(&pod("0", json!({}), ""), &nodes, &[]),
+            Err("0/1 nodes are available: 1 node(s) had untolerated taint {k: v}.".into())
+        );
+        assert_eq!(
+            choose(&pod("0", json!({"tolerations": [{"key": "k", "operator": "Exists"}]}), ""), &nodes, &[]),
+            Ok("a".into())
+        );
         let closed = [node("a", "1", json!({"unschedulable": true}))];
-        assert_eq!(choose(&pod("0", json!({}), ""), &closed, &[]), Err("0/1 nodes are available: 1 node(s) were unschedulable.".into()));
+        assert_eq!(
+            choose(&pod("0", json!({}), ""), &closed, &[]),
+            Err("0/1 nodes are available: 1 node(s) were unschedulable.".into())
+        );
     }
 
     #[test]

@@ -69,7 +69,11 @@ fn claim_namespace() -> Result<UnixListener> {
 }
 
 fn remember(settings: &Settings) -> Result<()> {
-    let places = Places { run_dir: settings.run_dir.clone(), pod_cgroup: settings.pod_cgroup.clone(), bpf_root: settings.bpf_root.clone() };
+    let places = Places {
+        run_dir: settings.run_dir.clone(),
+        pod_cgroup: settings.pod_cgroup.clone(),
+        bpf_root: settings.bpf_root.clone(),
+    };
     let path = settings.data_dir.join(PLACES);
     let text = serde_json::to_string_pretty(&places).context("encoding")?;
     std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
@@ -85,7 +89,8 @@ pub async fn reset(data_dir: &Path) -> Result<()> {
         }
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
-    let places: Places = serde_json::from_str(&text).with_context(|| format!("{} cannot be understood", path.display()))?;
+    let places: Places =
+        serde_json::from_str(&text).with_context(|| format!("{} cannot be understood", path.display()))?;
     let _only_one = claim_namespace()?;
     let config = agent::config::Config {
         data_dir: data_dir.to_owned(),
@@ -100,7 +105,8 @@ pub async fn reset(data_dir: &Path) -> Result<()> {
         registries: None,
     };
     agent::remove_everything(config, Arc::new(LinksGoLast)).await.context("cannot remove the pods")?;
-    Proxy::unload(&places.bpf_root).with_context(|| format!("cannot unload the programs of {}", places.bpf_root.display()))?;
+    Proxy::unload(&places.bpf_root)
+        .with_context(|| format!("cannot unload the programs of {}", places.bpf_root.display()))?;
     Network::reset(&node::state_file(data_dir)).await.context("cannot undo the network set-up")?;
     remove_files(data_dir, &places.run_dir)
 }
@@ -122,7 +128,8 @@ impl PodNetwork for LinksGoLast {
 /// The files of the control plane, then the folders, if nobody else put anything there.
 fn remove_files(data_dir: &Path, run_dir: &Path) -> Result<()> {
     for name in ["store.redb", "admin.kubeconfig", "network.json", PLACES] {
-        gone(std::fs::remove_file(data_dir.join(name))).with_context(|| format!("cannot remove {name} of {}", data_dir.display()))?;
+        gone(std::fs::remove_file(data_dir.join(name)))
+            .with_context(|| format!("cannot remove {name} of {}", data_dir.display()))?;
     }
     for dir in [run_dir, data_dir] {
         match std::fs::remove_dir(dir) {
@@ -141,7 +148,6 @@ fn gone(outcome: std::io::Result<()>) -> std::io::Result<()> {
         other => other,
     }
 }
-
 
 /// The whole range, for those who parse one.
 pub fn parse_cidr(flag: &str, text: &str) -> Result<Cidr> {

@@ -62,7 +62,9 @@ fn processes(all: &mut BTreeSet<String>) {
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        let ours = ["amphipod up", "amphipod-pod", "docker-registry serve", "xtask forward"].iter().any(|what| line.contains(what));
+        let ours = ["amphipod up", "amphipod-pod", "docker-registry serve", "xtask forward"]
+            .iter()
+            .any(|what| line.contains(what));
         if ours {
             all.insert(format!("process {} {line}", entry.file_name().to_string_lossy()));
         }
@@ -79,6 +81,10 @@ fn programs(all: &mut BTreeSet<String>) -> Result<()> {
     let output = Command::new("bpftool").args(["prog", "list"]).output().context("cannot run bpftool")?;
     let text = String::from_utf8_lossy(&output.stdout);
     // The first line of each program: id, type, name.
-    all.extend(text.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_digit())).map(|line| format!("program {}", line.split("  tag").next().unwrap_or_default())));
+    all.extend(
+        text.lines()
+            .filter(|line| line.starts_with(|c: char| c.is_ascii_digit()))
+            .map(|line| format!("program {}", line.split("  tag").next().unwrap_or_default())),
+    );
     Ok(())
 }

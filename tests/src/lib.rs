@@ -28,7 +28,12 @@ pub fn workspace() -> PathBuf {
 
 fn xtask(arguments: &[&str]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo).args(["xtask"]).args(arguments).current_dir(workspace()).status().context("cannot run cargo xtask")?;
+    let status = Command::new(cargo)
+        .args(["xtask"])
+        .args(arguments)
+        .current_dir(workspace())
+        .status()
+        .context("cannot run cargo xtask")?;
     ensure!(status.success(), "cargo xtask {} failed", arguments.join(" "));
     Ok(())
 }
@@ -126,7 +131,8 @@ impl Cluster {
     }
 
     pub fn run(&self, place: &str, program: &str, arguments: &[&str]) -> Result<String> {
-        let output = self.command(place, program, arguments).output().with_context(|| format!("cannot run {program}"))?;
+        let output =
+            self.command(place, program, arguments).output().with_context(|| format!("cannot run {program}"))?;
         succeeded(output, &format!("{place}: {program} {}", arguments.join(" ")))
     }
 
@@ -144,7 +150,9 @@ impl Cluster {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return outcome.and_then(|_| bail!("it did not happen within {} s", LIMIT.as_secs())).context(format!("waiting until {what}"));
+                return outcome
+                    .and_then(|_| bail!("it did not happen within {} s", LIMIT.as_secs()))
+                    .context(format!("waiting until {what}"));
             }
             std::thread::sleep(Duration::from_millis(50));
         }

@@ -32,7 +32,9 @@ pub fn three_ways(cluster: &Cluster) -> Result<()> {
     let port = node_port(cluster, "hostname-svc-nodeport")?;
     let names = cluster.get(&["pods", "-l", "app=webserver"], "{.items[*].metadata.name}")?;
     let known = |page: &str| names.split(' ').any(|name| page.contains(name));
-    cluster.until("the ClusterIP answers on the node", |cluster| cluster.fetch("node1", &format!("http://{ip}:8080/")).map(|page| known(&page)))?;
+    cluster.until("the ClusterIP answers on the node", |cluster| {
+        cluster.fetch("node1", &format!("http://{ip}:8080/")).map(|page| known(&page))
+    })?;
     let page = in_pod(cluster, &["wget", "-qO-", &format!("http://{ip}:8080/")])?;
     ensure!(known(&page), "from a pod: {page}");
     let page = in_pod(cluster, &["wget", "-qO-", &format!("http://{CLUSTER_IP}:8080/")])?;
@@ -44,7 +46,8 @@ pub fn three_ways(cluster: &Cluster) -> Result<()> {
         ensure!(known(&page), "by NodePort from the node itself at {place}: {page}");
     }
     // A ClusterIP is for the inside: nothing answers outside, even with a route to the node.
-    let outside = cluster.command("client", "curl", &["--silent", "--max-time", "1", &format!("http://{ip}:8080/")]).output()?;
+    let outside =
+        cluster.command("client", "curl", &["--silent", "--max-time", "1", &format!("http://{ip}:8080/")]).output()?;
     ensure!(!outside.status.success(), "the ClusterIP answers outside the cluster");
     Ok(())
 }
@@ -52,7 +55,9 @@ pub fn three_ways(cluster: &Cluster) -> Result<()> {
 pub fn balanced(cluster: &Cluster) -> Result<()> {
     let ip = address(cluster, CLUSTER_IP)?;
     let port = node_port(cluster, "hostname-svc-nodeport")?;
-    for (place, url) in [("node1", format!("http://{ip}:8080/")), ("client", format!("http://{}:{port}/", cluster.node_ip()))] {
+    for (place, url) in
+        [("node1", format!("http://{ip}:8080/")), ("client", format!("http://{}:{port}/", cluster.node_ip()))]
+    {
         let mut seen = BTreeSet::new();
         for _ in 0..40 {
             seen.insert(cluster.fetch(place, &url)?);
@@ -67,12 +72,17 @@ pub fn refused(cluster: &Cluster) -> Result<()> {
     cluster.apply_text("{apiVersion: v1, kind: Service, metadata: {name: nobody}, spec: {type: NodePort, selector: {app: nobody}, ports: [{port: 80}]}}")?;
     let ip = address(cluster, "nobody")?;
     let port = node_port(cluster, "nobody")?;
-    for (place, url) in [("node1", format!("http://{ip}/")), ("client", format!("http://{}:{port}/", cluster.node_ip()))] {
+    for (place, url) in
+        [("node1", format!("http://{ip}/")), ("client", format!("http://{}:{port}/", cluster.node_ip()))]
+    {
         cluster.until("it refuses", |cluster| {
             let started = Instant::now();
-            let output = cluster.command(place, "curl", &["--silent", "--show-error", "--max-time", "3", &url]).output()?;
+            let output =
+                cluster.command(place, "curl", &["--silent", "--show-error", "--max-time", "3", &url]).output()?;
             // 7: could not connect; 28 would be a time-out.
-            Ok(output.status.code() == Some(7) && started.elapsed() < Duration::from_secs(1) && text(&output.stderr).contains("connect"))
+            Ok(output.status.code() == Some(7)
+                && started.elapsed() < Duration::from_secs(1)
+                && text(&output.stderr).contains("connect"))
         })?;
     }
     let refused = cluster.try_kubectl(&["exec", "asker", "--", "wget", "-qO-", &format!("http://{ip}/")])?;
@@ -91,18 +101,31 @@ pub fn names(cluster: &Cluster) -> Result<()> {
     ensure!(dig(&[&format!("{CLUSTER_IP}.{domain}")])? == ip, "A of {CLUSTER_IP}");
     ensure!(dig(&["+tcp", &format!("{CLUSTER_IP}.{domain}")])? == ip, "A over TCP");
     ensure!(dig(&["-x", &ip])? == format!("{CLUSTER_IP}.{domain}."), "PTR of {ip}");
-    ensure!(dig(&["SRV", &format!("_web-port._tcp.{CLUSTER_IP}.{domain}")])? == format!("0 100 8080 {CLUSTER_IP}.{domain}."), "SRV");
+    ensure!(
+        dig(&["SRV", &format!("_web-port._tcp.{CLUSTER_IP}.{domain}")])?
+            == format!("0 100 8080 {CLUSTER_IP}.{domain}."),
+        "SRV"
+    );
     ensure!(dig(&["CNAME", &format!("externalname-svc.{domain}")])? == "my.database.example.com.", "CNAME");
     ensure!(dig(&[&format!("kubernetes.{domain}")])? == "10.96.0.1", "the API server's name");
     ensure!(dig(&[&format!("nonesuch.{domain}")])?.is_empty(), "a name that is not there");
     cluster.apply_text("{apiVersion: v1, kind: Service, metadata: {name: headless}, spec: {clusterIP: None, selector: {app: webserver}, ports: [{port: 80}]}}")?;
-    let pods: BTreeSet<String> =
-        cluster.get(&["pods", "-l", "app=webserver"], "{.items[*].status.podIP}")?.split(' ').map(str::to_owned).collect();
-    cluster.until("a headless service gives its pods", |_| Ok(dig(&[&format!("headless.{domain}")])?.lines().map(str::to_owned).collect::<BTreeSet<_>>() == pods))?;
+    let pods: BTreeSet<String> = cluster
+        .get(&["pods", "-l", "app=webserver"], "{.items[*].status.podIP}")?
+        .split(' ')
+        .map(str::to_owned)
+        .collect();
+    cluster.until("a headless service gives its pods", |_| {
+        Ok(dig(&[&format!("headless.{domain}")])?.lines().map(str::to_owned).collect::<BTreeSet<_>>() == pods)
+    })?;
     let inside = in_pod(cluster, &["nslookup", &format!("{CLUSTER_IP}.{domain}")])?;
     ensure!(inside.contains(&ip), "from a pod: {inside}");
     let search = in_pod(cluster, &["cat", "/etc/resolv.conf"])?;
-    ensure!(search.contains("search default.svc.cluster.local svc.cluster.local cluster.local") && search.contains("ndots:5"), "{search}");
+    ensure!(
+        search.contains("search default.svc.cluster.local svc.cluster.local cluster.local")
+            && search.contains("ndots:5"),
+        "{search}"
+    );
     cluster.kubectl(&["delete", "service", "headless"]).map(drop)
 }
 
@@ -122,7 +145,10 @@ pub fn type_changes(cluster: &Cluster) -> Result<()> {
     cluster.until("the node port answers", |cluster| Ok(cluster.fetch("client", &url).is_ok()))?;
     patch(r#"{"spec":{"type":"ClusterIP"}}"#)?;
     cluster.until("the node port is closed", |cluster| Ok(cluster.fetch("client", &url).is_err()))?;
-    ensure!(node_port(cluster, "changing")?.is_empty() && address(cluster, "changing")? == first, "the address stays, the port goes");
+    ensure!(
+        node_port(cluster, "changing")?.is_empty() && address(cluster, "changing")? == first,
+        "the address stays, the port goes"
+    );
     patch(r#"{"spec":{"type":"LoadBalancer"}}"#)?;
     ensure!(!node_port(cluster, "changing")?.is_empty(), "a load balancer has a node port");
     patch(r#"{"spec":{"type":"ExternalName","externalName":"elsewhere.example.com"}}"#)?;
@@ -131,5 +157,7 @@ pub fn type_changes(cluster: &Cluster) -> Result<()> {
     let ip = address(cluster, "changing")?;
     cluster.until("the new address answers", |cluster| Ok(cluster.fetch("node1", &format!("http://{ip}/")).is_ok()))?;
     cluster.kubectl(&["delete", "service", "changing"])?;
-    cluster.until("a deleted service answers no more", |cluster| Ok(cluster.fetch("node1", &format!("http://{ip}/")).is_err()))
+    cluster.until("a deleted service answers no more", |cluster| {
+        Ok(cluster.fetch("node1", &format!("http://{ip}/")).is_err())
+    })
 }

@@ -29,6 +29,7 @@ const CASES: &[Case] = &[
     ("scale and edit", workloads::scale_and_edit),
     ("a relabelled pod is left alone and replaced", workloads::relabelled),
     ("a killed container starts again", pods::killed_container),
+    ("probes decide about endpoints and restarts", pods::probes),
     ("a service changes its type in every direction", access::type_changes),
     ("bad manifests get Kubernetes' own words", mistakes::manifests),
     ("a missing image is said, and a pod recovers when it comes", mistakes::images),
@@ -54,7 +55,9 @@ fn suite(wanted: &[String]) -> Result<bool> {
     let before = Inventory::take()?;
     let cluster = Cluster::up("e2e")?;
     let (mut passed, mut failed) = (0, 0);
-    for (name, case) in CASES.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()))) {
+    for (name, case) in
+        CASES.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())))
+    {
         let started = Instant::now();
         match case(&cluster) {
             Ok(()) => {

@@ -9,7 +9,10 @@ const MANIFESTS: &[(&str, &str)] = &[
         "{apiVersion: v1, kind: Pod, metadata: {name: x}, spec: {containers: [{name: c, image: i, imagePolicy: Always}]}}",
         "unknown field \"spec.containers[0].imagePolicy\"",
     ),
-    ("{apiVersion: v1, kind: Service, metadata: {name: x}, spec: {ports: [{port: eighty}]}}", "cannot unmarshal string into Go struct field ServicePort.spec.ports.port of type int32"),
+    (
+        "{apiVersion: v1, kind: Service, metadata: {name: x}, spec: {ports: [{port: eighty}]}}",
+        "cannot unmarshal string into Go struct field ServicePort.spec.ports.port of type int32",
+    ),
     (
         "{apiVersion: v1, kind: ConfigMap, metadata: {name: Bad_Name}}",
         "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters",
@@ -22,7 +25,10 @@ const MANIFESTS: &[(&str, &str)] = &[
         "{apiVersion: apps/v1, kind: Deployment, metadata: {name: x}, spec: {selector: {matchLabels: {a: c}}, template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i}]}}}}",
         "`selector` does not match template `labels`",
     ),
-    ("{apiVersion: v1, kind: Service, metadata: {name: x}, spec: {type: NodePort, ports: [{port: 80, nodePort: 80}]}}", "The range of valid ports is 30000-32767"),
+    (
+        "{apiVersion: v1, kind: Service, metadata: {name: x}, spec: {type: NodePort, ports: [{port: 80, nodePort: 80}]}}",
+        "The range of valid ports is 30000-32767",
+    ),
     ("{apiVersion: v2, kind: Pod, metadata: {name: x}}", "no matches for kind \"Pod\" in version \"v2\""),
 ];
 
@@ -37,7 +43,10 @@ pub fn manifests(cluster: &Cluster) -> Result<()> {
                 continue;
             }
             let words = text(&output.stderr);
-            ensure!(!output.status.success() && words.contains(said), "{manifest}\n    wanted: {said}\n    said: {words}");
+            ensure!(
+                !output.status.success() && words.contains(said),
+                "{manifest}\n    wanted: {said}\n    said: {words}"
+            );
         }
     }
     let absent = cluster.kubectl_fails(&["get", "pod", "nonesuch"])?;

@@ -23,14 +23,17 @@ pub fn adopted(cluster: &Cluster) -> Result<()> {
     ensure!(said == "still here\n", "{said:?}");
     // And new things still work.
     cluster.kubectl(&["run", "after", "--image=busybox:latest", "--restart=Never", "--", "true"])?;
-    cluster.until("a new pod runs to its end", |cluster| Ok(cluster.get(&["pod", "after"], "{.status.phase}")? == "Succeeded"))
+    cluster.until("a new pod runs to its end", |cluster| {
+        Ok(cluster.get(&["pod", "after"], "{.status.phase}")? == "Succeeded")
+    })
 }
 
 /// SIGKILLs the node's `amphipod up`, does something, and starts it again by the project's own command.
 fn restart(cluster: &Cluster, meanwhile: impl Fn() -> Result<()>) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let xtask = |words: &[&str]| -> Result<()> {
-        let status = Command::new(&cargo).arg("xtask").args(words).current_dir(workspace()).stdin(Stdio::null()).status()?;
+        let status =
+            Command::new(&cargo).arg("xtask").args(words).current_dir(workspace()).stdin(Stdio::null()).status()?;
         ensure!(status.success(), "cargo xtask {} failed", words.join(" "));
         Ok(())
     };

@@ -1,6 +1,5 @@
 //! Deployments, ReplicaSets and the examples.
 
-
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, ensure};
@@ -37,7 +36,13 @@ pub fn examples(cluster: &Cluster) -> Result<()> {
 
 pub fn shown(cluster: &Cluster) -> Result<()> {
     let all = cluster.kubectl(&["get", "all", "-o", "wide"])?;
-    for part in ["pod/my-nginx-pod", "service/kubernetes", "deployment.apps/my-nginx-deployment", "3/3", "replicaset.apps/replicaset-nginx"] {
+    for part in [
+        "pod/my-nginx-pod",
+        "service/kubernetes",
+        "deployment.apps/my-nginx-deployment",
+        "3/3",
+        "replicaset.apps/replicaset-nginx",
+    ] {
         ensure!(all.contains(part), "{part} is missing:\n{all}");
     }
     let pod = cluster.kubectl(&["describe", "pod", "my-nginx-pod"])?;
@@ -59,7 +64,9 @@ pub fn rolling_update(cluster: &Cluster) -> Result<()> {
     cluster.apply_text(SERVICE)?;
     let address = cluster.get(&["service", "rolling"], "{.spec.clusterIP}")?;
     let url = format!("http://{address}/");
-    cluster.until("the service answers", |cluster| Ok(cluster.fetch("node1", &url).is_ok_and(|page| page.contains("1.10"))))?;
+    cluster.until("the service answers", |cluster| {
+        Ok(cluster.fetch("node1", &url).is_ok_and(|page| page.contains("1.10")))
+    })?;
     let (stop, asked, failed) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     let reason = std::sync::Mutex::new(String::new());
     let rolled = std::thread::scope(|scope| {
@@ -77,14 +84,22 @@ pub fn rolling_update(cluster: &Cluster) -> Result<()> {
         let rolled = cluster
             .kubectl(&["set", "image", DEPLOYMENT, "nginx=nginx:1.11"])
             .and_then(|_| cluster.kubectl(&["rollout", "status", DEPLOYMENT, "--timeout=90s"]))
-            .and_then(|_| cluster.until("only new pods are left", |cluster| Ok(cluster.kubectl(&["get", "pods", "-l", "app=my-nginx", "--no-headers"])?.lines().count() == 3)));
+            .and_then(|_| {
+                cluster.until("only new pods are left", |cluster| {
+                    Ok(cluster.kubectl(&["get", "pods", "-l", "app=my-nginx", "--no-headers"])?.lines().count() == 3)
+                })
+            });
         stop.store(true, Ordering::Relaxed);
         rolled
     });
     rolled?;
     let (asked, failed) = (asked.into_inner(), failed.into_inner());
     ensure!(asked > 20, "only {asked} requests were made");
-    ensure!(failed == 0, "{failed} of {asked} requests failed while it rolled, the last: {}", reason.into_inner().unwrap_or_default());
+    ensure!(
+        failed == 0,
+        "{failed} of {asked} requests failed while it rolled, the last: {}",
+        reason.into_inner().unwrap_or_default()
+    );
     let page = cluster.fetch("node1", &url)?;
     ensure!(page.contains("1.11"), "the new page is not there: {page}");
     Ok(())
@@ -107,13 +122,18 @@ pub fn rollback(cluster: &Cluster) -> Result<()> {
     let image = cluster.get(&[DEPLOYMENT], "{.spec.template.spec.containers[0].image}")?;
     ensure!(image == "nginx:1.10", "{image}");
     let history = cluster.kubectl(&["rollout", "history", DEPLOYMENT])?;
-    ensure!(history.lines().any(|line| line.starts_with('3')) && !history.lines().any(|line| line.starts_with('1')), "{history}");
+    ensure!(
+        history.lines().any(|line| line.starts_with('3')) && !history.lines().any(|line| line.starts_with('1')),
+        "{history}"
+    );
     Ok(())
 }
 
 pub fn scale_and_edit(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["scale", DEPLOYMENT, "--replicas=5"])?;
-    cluster.until("five replicas are ready", |cluster| Ok(cluster.get(&[DEPLOYMENT], "{.status.readyReplicas}")? == "5"))?;
+    cluster.until("five replicas are ready", |cluster| {
+        Ok(cluster.get(&[DEPLOYMENT], "{.status.readyReplicas}")? == "5")
+    })?;
     let editor = [("KUBE_EDITOR", "sed -i 's/replicas: 5/replicas: 2/'")];
     succeeded(cluster.kubectl_with(&["edit", DEPLOYMENT], "", &editor)?, "kubectl edit")?;
     cluster.until("two replicas are left", |cluster| {
@@ -145,7 +165,9 @@ pub fn deleted(cluster: &Cluster) -> Result<()> {
         Ok(cluster.kubectl(&["get", "pods,replicasets", "--no-headers"]).context("get")?.trim().is_empty())
     })?;
     cluster.kubectl(&["create", "namespace", "short-lived"])?;
-    cluster.until("it has its account", |cluster| Ok(cluster.try_kubectl(&["get", "serviceaccount", "default", "-n", "short-lived"])?.status.success()))?;
+    cluster.until("it has its account", |cluster| {
+        Ok(cluster.try_kubectl(&["get", "serviceaccount", "default", "-n", "short-lived"])?.status.success())
+    })?;
     cluster.kubectl(&["run", "inside", "--image=busybox:latest", "-n", "short-lived", QUICK, "--", "sleep", "1000"])?;
     cluster.kubectl(&["wait", "--for=condition=Ready", "pod/inside", "-n", "short-lived", "--timeout=60s"])?;
     cluster.kubectl(&["delete", "namespace", "short-lived", "--timeout=60s"])?;
@@ -153,4 +175,3 @@ pub fn deleted(cluster: &Cluster) -> Result<()> {
     ensure!(gone.contains("not found"), "{gone}");
     Ok(())
 }
-

@@ -20,7 +20,8 @@ pub fn binary() -> PathBuf {
 /// Runs cargo in the workspace, its output shown as it comes.
 pub fn cargo(arguments: &[&str]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo).args(arguments).current_dir(workspace_root()).status().context("cannot run cargo")?;
+    let status =
+        Command::new(cargo).args(arguments).current_dir(workspace_root()).status().context("cannot run cargo")?;
     ensure!(status.success(), "cargo {} failed", arguments.join(" "));
     Ok(())
 }

@@ -48,7 +48,8 @@ struct Node {
 
 impl Cluster {
     pub fn new(name: &str) -> Result<Self> {
-        let fits = (1..=12).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        let fits = (1..=12).contains(&name.len())
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         ensure!(fits, "cluster name {name:?}: 1 to 12 lower case letters, digits and '-' are wanted");
         Ok(Self { name: name.to_owned(), dir: workspace_root().join("target/clusters").join(name) })
     }
@@ -106,7 +107,14 @@ impl Cluster {
         netns::bridge(&switch, "br0", &format!("{GATEWAY}/24"))?;
         for (index, node) in nodes.iter().enumerate() {
             netns::make(&node.netns)?;
-            netns::plug(&node.netns, &format!("{}/24", node.ip), GATEWAY, &switch, "br0", &format!("node{}", index + 1))?;
+            netns::plug(
+                &node.netns,
+                &format!("{}/24", node.ip),
+                GATEWAY,
+                &switch,
+                "br0",
+                &format!("node{}", index + 1),
+            )?;
         }
         let client = self.place("client");
         netns::make(&client)?;
@@ -119,8 +127,10 @@ impl Cluster {
         }
         self.forward(&nodes[0])?;
         let first = &nodes[0];
-        let listed: Vec<Value> =
-            nodes.iter().map(|node| json!({"name": node.name, "netns": node.netns, "ip": node.ip, "data_dir": node.data_dir})).collect();
+        let listed: Vec<Value> = nodes
+            .iter()
+            .map(|node| json!({"name": node.name, "netns": node.netns, "ip": node.ip, "data_dir": node.data_dir}))
+            .collect();
         self.write(
             "cluster.json",
             &json!({
@@ -176,7 +186,9 @@ impl Cluster {
     /// The number of a node by its name.
     fn index(&self, place: &str) -> Result<usize> {
         let index = place.strip_prefix("node").and_then(|number| number.parse().ok());
-        index.filter(|_| netns::exists(&self.place(place))).with_context(|| format!("cluster {} has no {place}", self.name))
+        index
+            .filter(|_| netns::exists(&self.place(place)))
+            .with_context(|| format!("cluster {} has no {place}", self.name))
     }
 
     /// Kills a node's amphipod, as a crash would.
@@ -211,7 +223,11 @@ impl Cluster {
 
     fn wait_ready(&self) -> Result<()> {
         let kubectl = || {
-            let output = Command::new("kubectl").arg("--kubeconfig").arg(self.kubeconfig()).args(["get", "nodes", "--no-headers"]).output();
+            let output = Command::new("kubectl")
+                .arg("--kubeconfig")
+                .arg(self.kubeconfig())
+                .args(["get", "nodes", "--no-headers"])
+                .output();
             output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(" Ready "))
         };
         let ready = wait_for(READY, kubectl);
@@ -233,7 +249,10 @@ impl Cluster {
         let made = self.read("made.json")?;
         let alive = made["processes"].as_array()?.iter().filter(|process| is_same(process));
         let mut pids = alive.filter_map(|process| u32::try_from(process["pid"].as_u64()?).ok());
-        pids.find(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("\0up\0") && line.contains(&data_dir)))
+        pids.find(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.contains("\0up\0") && line.contains(&data_dir))
+        })
     }
 
     /// Takes the cluster away: processes, pods, programs, namespaces, files.
@@ -268,7 +287,11 @@ impl Cluster {
     /// Runs a command where a node or the client is; its end is ours.
     pub fn exec(&self, place: &str, command: &[String]) -> Result<ExitStatus> {
         let netns = self.place(place);
-        ensure!(netns::exists(&netns), "cluster {} has no {place}: nodes are node1, node2, …; the outside is client", self.name);
+        ensure!(
+            netns::exists(&netns),
+            "cluster {} has no {place}: nodes are node1, node2, …; the outside is client",
+            self.name
+        );
         let (program, arguments) = command.split_first().context("a command is wanted after --")?;
         netns::command(&netns, program).args(arguments).status().with_context(|| format!("cannot run {program}"))
     }
@@ -331,7 +354,9 @@ fn tail(log: &Path) -> String {
 
 fn remove_dir(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("cannot remove {}", dir.display())),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
+        }
         _ => Ok(()),
     }
 }
@@ -344,7 +369,9 @@ fn remove_cgroups(name: &str) -> Result<()> {
         if matches!(fields.get(2), Some(&("cgroup" | "cgroup2"))) {
             let dir = Path::new(fields[1]).join(name);
             match fs::remove_dir(&dir) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(|| format!("cannot remove {}", dir.display())),
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {}", dir.display()));
+                }
                 _ => {}
             }
         }

@@ -78,7 +78,12 @@ impl Demo {
 
     fn value(&self, arguments: &[&str]) -> Result<String> {
         let output = self.command(arguments).output().context("cannot run kubectl")?;
-        ensure!(output.status.success(), "kubectl {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        ensure!(
+            output.status.success(),
+            "kubectl {}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
@@ -139,7 +144,9 @@ fn show(demo: &Demo, say: &dyn Fn(&str)) -> Result<()> {
     say("one Service, three ways: ClusterIP, NodePort, name — translated by eBPF");
     let address = demo.value(&["get", "service", "hostname-svc-clusterip", "-o", "jsonpath={.spec.clusterIP}"])?;
     let port = demo.value(&["get", "service", "hostname-svc-nodeport", "-o", "jsonpath={.spec.ports[0].nodePort}"])?;
-    demo.until("the ClusterIP answers", |demo| demo.curl("node1", &format!("http://{address}:8080/"), &[]).map(|_| true))?;
+    demo.until("the ClusterIP answers", |demo| {
+        demo.curl("node1", &format!("http://{address}:8080/"), &[]).map(|_| true)
+    })?;
     for _ in 0..2 {
         demo.curl("node1", &format!("http://{address}:8080/"), &[])?;
     }
@@ -153,7 +160,10 @@ fn show(demo: &Demo, say: &dyn Fn(&str)) -> Result<()> {
     demo.kubectl(&["wait", "--for=condition=Ready", "pod/my-nginx-pod", "--timeout=60s"])?;
     demo.kubectl(&["get", "pod", "my-nginx-pod"])?;
     say("nothing of iptables: the firewall of the node is empty");
-    println!("  node1 $ nft list ruleset  →  {:?}", crate::netns::inside(&format!("amp-{NAME}-node1"), "nft", &["list", "ruleset"])?);
+    println!(
+        "  node1 $ nft list ruleset  →  {:?}",
+        crate::netns::inside(&format!("amp-{NAME}-node1"), "nft", &["list", "ruleset"])?
+    );
     Ok(())
 }
 
@@ -165,7 +175,17 @@ fn by_name(demo: &Demo) -> Result<()> {
     ensure!(!found.trim().is_empty(), "{name} does not resolve");
     println!("  node1 $ dig +short @10.96.0.10 {name}  →  {}", first_line(&found));
     demo.curl("node1", &format!("http://{name}:8080/"), &["--resolve", &format!("{name}:8080:{}", found.trim())])?;
-    let run = ["run", "asker", "--image=busybox:latest", "--restart=Never", "--command", "--", "wget", "-qO-", "http://hostname-svc-clusterip:8080/"];
+    let run = [
+        "run",
+        "asker",
+        "--image=busybox:latest",
+        "--restart=Never",
+        "--command",
+        "--",
+        "wget",
+        "-qO-",
+        "http://hostname-svc-clusterip:8080/",
+    ];
     demo.kubectl(&run)?;
     demo.until("the pod has asked", |demo| {
         let phase = demo.value(&["get", "pod", "asker", "-o", "jsonpath={.status.phase}"])?;

@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 
 /// Serves until it is ended.
 pub fn forward(to: &str) -> Result<()> {
-    let listener = TcpListener::from(io::stdin().as_fd().try_clone_to_owned().context("standard input is no listener")?);
+    let listener =
+        TcpListener::from(io::stdin().as_fd().try_clone_to_owned().context("standard input is no listener")?);
     for client in listener.incoming() {
         let (client, to) = (client.context("accept failed")?, to.to_owned());
         thread::spawn(move || match TcpStream::connect(&to) {

@@ -125,7 +125,10 @@ fn run_cluster(command: ClusterCommand) -> anyhow::Result<ExitCode> {
         }
         ClusterCommand::Exec { name, place, command } => {
             let status = Cluster::new(&name)?.exec(&place, &command)?;
-            return Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from));
+            return Ok(status
+                .code()
+                .and_then(|code| u8::try_from(code).ok())
+                .map_or(ExitCode::FAILURE, ExitCode::from));
         }
         ClusterCommand::Kill { name, place } => Cluster::new(&name)?.kill(&place)?,
         ClusterCommand::Start { name, place } => Cluster::new(&name)?.start(&place, &build::binary())?,

@@ -24,6 +24,13 @@ pub fn parse(text: &str) -> Result<Yaml, String> {
         if let Some(line) = tabbed_line(text) {
             return format!("yaml: line {line}: found a tab character that violates indentation");
         }
+        if let Some(wanted) = info.strip_prefix("expected ',' or ") {
+            // What go-yaml's parser finds, unlike its scanner, it counts from line 0.
+            return format!(
+                "yaml: line {}: did not find expected ',' or {wanted}",
+                error.marker().line().saturating_sub(1)
+            );
+        }
         format!("yaml: line {}: {info}", error.marker().line())
     })?;
     if let Some(error) = builder.error {

@@ -18,6 +18,9 @@ pub fn body(kind: &Kind, subresource: Option<&str>, new: &Value, old: &Value, er
             body_check(kind)(new, errors);
         }
         ("", "configmaps", None) => {
+            // Upstream looks at a ConfigMap's metadata four times, and says so four times.
+            super::meta::common(&new["metadata"], errors);
+            super::meta::common(&new["metadata"], errors);
             frozen(new, old, &["data", "binaryData"], errors);
             body_check(kind)(new, errors);
         }

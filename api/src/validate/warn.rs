@@ -1,4 +1,4 @@
-//! Warnings: what is accepted but will surprise, as texts for `Warning: 299` headers. They go out with refusals too.
+//! Warnings: what is accepted but will surprise, as texts for `Warning: 299` headers.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -7,12 +7,20 @@ use serde_json::Value;
 use super::{entries, text};
 use crate::kind::Kind;
 
-/// What to tell whoever writes this object.
-pub fn warnings(kind: &Kind, object: &Value) -> Vec<String> {
+/// What to tell whoever writes an object of this kind, accepted or not.
+pub fn deprecations(kind: &Kind) -> Vec<String> {
     match (&*kind.group, &*kind.plural) {
         ("", "endpoints") => {
             vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into()]
         }
+        _ => Vec::new(),
+    }
+}
+
+/// What to tell whoever had this object accepted.
+pub fn warnings(kind: &Kind, object: &Value) -> Vec<String> {
+    match (&*kind.group, &*kind.plural) {
+        ("", "endpoints") => deprecations(kind),
         ("", "serviceaccounts") => service_account(object),
         ("", "secrets") => secret(object),
         ("", "pods") => pod(&object["metadata"], &object["spec"], "metadata", "spec"),

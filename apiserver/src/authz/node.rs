@@ -11,11 +11,14 @@ pub(super) fn may_touch(engine: &Engine, node: &str, asked: &Attributes) -> bool
     let reading = matches!(&*asked.verb, "get" | "list" | "watch");
     match (&*asked.group, &*asked.resource) {
         ("", "nodes") => reading || asked.name.is_empty() || asked.name == node,
-        ("coordination.k8s.io", "leases") => asked.namespace == "kube-node-lease" && (asked.verb == "create" || asked.name == node),
+        ("coordination.k8s.io", "leases") => {
+            asked.namespace == "kube-node-lease" && (asked.verb == "create" || asked.name == node)
+        }
         ("", "pods") if reading || asked.verb == "create" => true,
         ("", "pods") => bound_here(engine, node, asked),
         ("", "secrets" | "configmaps" | "persistentvolumeclaims" | "serviceaccounts") => {
-            !asked.name.is_empty() && own_pods(engine, node, &asked.namespace).any(|pod| refers(&pod, &asked.resource, &asked.name))
+            !asked.name.is_empty()
+                && own_pods(engine, node, &asked.namespace).any(|pod| refers(&pod, &asked.resource, &asked.name))
         }
         _ => true,
     }
@@ -49,7 +52,8 @@ fn any_reference(value: &Value, keys: &[&str], name: &str) -> bool {
     let names = |reference: &Value| ["name", "secretName", "claimName"].iter().any(|field| reference[*field] == name);
     match value {
         Value::Object(map) => map.iter().any(|(key, inner)| {
-            let here = keys.contains(&key.as_str()) && (names(inner) || inner.as_array().is_some_and(|list| list.iter().any(names)));
+            let here = keys.contains(&key.as_str())
+                && (names(inner) || inner.as_array().is_some_and(|list| list.iter().any(names)));
             here || any_reference(inner, keys, name)
         }),
         Value::Array(list) => list.iter().any(|inner| any_reference(inner, keys, name)),

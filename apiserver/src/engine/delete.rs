@@ -47,12 +47,21 @@ impl DeleteOptions {
             (Some("Foreground"), _) => Some(Propagation::Foreground),
             (Some("Orphan"), _) | (None, Some(true)) => Some(Propagation::Orphan),
             (Some(other), _) => {
-                errors.push(FieldError::not_supported("propagationPolicy", other, &["Foreground", "Background", "Orphan", "nil"]));
+                errors.push(FieldError::not_supported(
+                    "propagationPolicy",
+                    other,
+                    &["Foreground", "Background", "Orphan", "nil"],
+                ));
                 None
             }
         };
         let dry_run = options["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        errors.extend(dry_run.clone().filter(|all| *all != "All").map(|other| FieldError::not_supported("dryRun", other, &["All"])));
+        errors.extend(
+            dry_run
+                .clone()
+                .filter(|all| *all != "All")
+                .map(|other| FieldError::not_supported("dryRun", other, &["All"])),
+        );
         if !errors.is_empty() {
             return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", errors));
         }
@@ -80,7 +89,8 @@ pub enum Deleted {
 
 /// What to do with one object.
 enum Step {
-    Remove,
+    /// With the state that is shown, where upstream marks what it removes.
+    Remove(Option<Value>),
     Mark(Value),
     Nothing,
 }
@@ -97,7 +107,13 @@ impl Engine {
     }
 
     /// Deletes what a list gives, one by one, and returns that list.
-    pub async fn delete_collection(&self, context: &Context, target: &Target, list: &ListOptions, options: &DeleteOptions) -> Result<List, Status> {
+    pub async fn delete_collection(
+        &self,
+        context: &Context,
+        target: &Target,
+        list: &ListOptions,
+        options: &DeleteOptions,
+    ) -> Result<List, Status> {
         let found = self.list(target, list).await?;
         for object in &found.objects {
             let one = Target::new(target.kind.clone(), object.key.namespace(), object.key.name());
@@ -109,11 +125,20 @@ impl Engine {
         Ok(found)
     }
 
-    async fn delete_once(&self, context: &Context, target: &Target, options: &DeleteOptions, current: &Arc<Object>) -> Result<Option<Deleted>, Status> {
+    async fn delete_once(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &DeleteOptions,
+        current: &Arc<Object>,
+    ) -> Result<Option<Deleted>, Status> {
         let kind = &target.kind;
         let old = self.show(kind, current);
         check_preconditions(target, options, current)?;
-        if kind.group.is_empty() && kind.plural == "namespaces" && matches!(&*target.name, "default" | "kube-system" | "kube-public") {
+        if kind.group.is_empty()
+            && kind.plural == "namespaces"
+            && matches!(&*target.name, "default" | "kube-system" | "kube-public")
+        {
             return Err(target.forbidden("this namespace may not be deleted"));
         }
         let step = plan(kind, &old, options, context);
@@ -123,12 +148,18 @@ impl Engine {
         let expect = Expect::At(current.revision);
         let committed = match &step {
             Step::Nothing => Ok(old.clone()),
-            Step::Remove => {
+            Step::Remove(shown) => {
                 let mut writes = vec![Write { content: None, ..self.stored(kind, expect, &old) }];
                 writes.extend(self.released(kind, &old));
-                self.remove(writes).await.map(|()| old.clone())
+                self.remove(writes).await.map(|revision| {
+                    let mut last = shown.as_ref().unwrap_or(&old).clone();
+                    last["metadata"]["resourceVersion"] = json!(revision.to_string());
+                    last
+                })
             }
-            Step::Mark(new) => self.commit(vec![self.stored(kind, expect, new)]).await.map(|stored| self.show(kind, &stored)),
+            Step::Mark(new) => {
+                self.commit(vec![self.stored(kind, expect, new)]).await.map(|stored| self.show(kind, &stored))
+            }
         };
         match committed {
             Ok(value) => Ok(Some(outcome(kind, step, value))),
@@ -136,13 +167,12 @@ impl Engine {
             Err(error) => Err(commit_failed(&error)),
         }
     }
-
 }
 
 fn outcome(kind: &Kind, step: Step, value: Value) -> Deleted {
     match step {
-        Step::Remove if shows_deleted(kind) => Deleted::GoneShown(value),
-        Step::Remove => Deleted::Gone { uid: value["metadata"]["uid"].as_str().unwrap_or_default().to_owned() },
+        Step::Remove(_) if shows_deleted(kind) => Deleted::GoneShown(value),
+        Step::Remove(_) => Deleted::Gone { uid: value["metadata"]["uid"].as_str().unwrap_or_default().to_owned() },
         Step::Mark(_) | Step::Nothing => Deleted::Going(value),
     }
 }
@@ -150,19 +180,35 @@ fn outcome(kind: &Kind, step: Step, value: Value) -> Deleted {
 /// Kinds of which upstream returns the last state instead of a Status.
 fn shows_deleted(kind: &Kind) -> bool {
     kind.group.is_empty()
-        && matches!(&*kind.plural, "pods" | "services" | "serviceaccounts" | "podtemplates" | "persistentvolumes" | "persistentvolumeclaims" | "resourcequotas")
+        && matches!(
+            &*kind.plural,
+            "pods"
+                | "services"
+                | "serviceaccounts"
+                | "podtemplates"
+                | "persistentvolumes"
+                | "persistentvolumeclaims"
+                | "resourcequotas"
+        )
         || matches!(&*kind.plural, "storageclasses" | "volumeattachments" | "csinodes" | "csidrivers")
 }
 
 fn check_preconditions(target: &Target, options: &DeleteOptions, current: &Object) -> Result<(), Status> {
+    // Upstream names the kind here, not the resource.
+    let refused = |why: String| Status::conflict(&target.kind.group, &target.kind.kind, &target.name, &why);
     let uid = &current.header.uid;
     if let Some(asked) = options.uid.as_ref().filter(|asked| *asked != uid) {
-        return Err(target.conflict(&format!("Precondition failed: UID in precondition: {asked}, UID in object meta: {uid}")));
+        let why = format!(
+            "the UID in the precondition ({asked}) does not match the UID in record ({uid}). The object might have been deleted and then recreated"
+        );
+        return Err(refused(why));
     }
     let version = current.revision.to_string();
     if let Some(asked) = options.version.as_ref().filter(|asked| **asked != version) {
-        let why = format!("Precondition failed: ResourceVersion in precondition: {asked}, ResourceVersion in object meta: {version}");
-        return Err(target.conflict(&why));
+        let why = format!(
+            "the ResourceVersion in the precondition ({asked}) does not match the ResourceVersion in record ({version}). The object might have been modified"
+        );
+        return Err(refused(why));
     }
     Ok(())
 }
@@ -194,9 +240,15 @@ fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, context: &Context) ->
         new["metadata"]["finalizers"] = json!(finalizers);
     }
     let namespace = kind.group.is_empty() && kind.plural == "namespaces";
-    let held = has_finalizers(&new) || (namespace && old["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty()));
+    let held = has_finalizers(&new)
+        || (namespace && old["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty()));
     if grace == 0 && !held {
-        return Step::Remove;
+        let graceful = kind.group.is_empty() && kind.plural == "pods";
+        let shown = graceful.then(|| {
+            mark(&mut new, 0, false, context);
+            new
+        });
+        return Step::Remove(shown);
     }
     let known = old["metadata"]["deletionGracePeriodSeconds"].as_i64();
     let asked = options.grace_seconds.is_some();
@@ -210,6 +262,7 @@ fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, context: &Context) ->
 }
 
 fn mark(object: &mut Value, grace: i64, namespace: bool, context: &Context) {
+    let first = !deleting(object);
     let gone_by = context.now.checked_add(SignedDuration::from_secs(grace)).unwrap_or(context.now);
     object["metadata"]["deletionTimestamp"] = json!(api::time::rfc3339(gone_by));
     if namespace {
@@ -217,7 +270,7 @@ fn mark(object: &mut Value, grace: i64, namespace: bool, context: &Context) {
         return;
     }
     object["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
-    if let Some(generation) = object["metadata"]["generation"].as_i64() {
+    if let Some(generation) = object["metadata"]["generation"].as_i64().filter(|_| first) {
         object["metadata"]["generation"] = json!(generation + 1);
     }
 }

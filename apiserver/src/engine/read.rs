@@ -6,7 +6,8 @@ use std::time::Duration;
 use api::selector::{Fields, Labels};
 use api::status::{Cause, FieldError, Status};
 use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use base64::alphabet::URL_SAFE;
+use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
 use serde::{Deserialize, Serialize};
 
 use super::{Engine, Target};
@@ -45,6 +46,9 @@ pub struct List {
     pub remaining: Option<usize>,
 }
 
+/// As Go decodes tokens: without padding, indifferent to bits that are left over.
+const TOKENS: GeneralPurpose = GeneralPurpose::new(&URL_SAFE, NO_PAD.with_decode_allow_trailing_bits(true));
+
 /// What a page token says; opaque to clients.
 #[derive(Debug, Serialize, Deserialize)]
 struct Token {
@@ -73,7 +77,9 @@ impl Engine {
         self.wait_for(options.version).await?;
         let objects = self.objects(&target.kind);
         let snapshot = match (options.version, options.version_match) {
-            (Some(version), Some(VersionMatch::Exact)) => objects.list_at(&target.namespace, version).map_err(|_| expired(None))?,
+            (Some(version), Some(VersionMatch::Exact)) => {
+                objects.list_at(&target.namespace, version).map_err(|_| expired(None))?
+            }
             _ => objects.list(&target.namespace),
         };
         Ok(page(snapshot, "", options, jiff::Timestamp::now().as_second()))
@@ -86,7 +92,8 @@ impl Engine {
         let token = parse_token(&options.continue_token)?;
         let objects = self.objects(&target.kind);
         let stale = jiff::Timestamp::now().as_second() - token.issued > TOKEN_AGE_SECONDS;
-        let snapshot = if stale { Err(Expired { oldest: 0 }) } else { objects.list_at(&target.namespace, token.revision) };
+        let snapshot =
+            if stale { Err(Expired { oldest: 0 }) } else { objects.list_at(&target.namespace, token.revision) };
         let snapshot = snapshot.map_err(|_| {
             let now = jiff::Timestamp::now().as_second();
             expired(Some(Token { revision: objects.current(), after: token.after.clone(), issued: now }.encode()))
@@ -108,13 +115,14 @@ impl Engine {
 
 impl Token {
     fn encode(&self) -> String {
-        BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
+        TOKENS.encode(serde_json::to_vec(self).unwrap_or_default())
     }
 }
 
 fn parse_token(text: &str) -> Result<Token, Status> {
-    let invalid = |why: String| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
-    let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).map_err(|error| invalid(error.to_string()))?;
+    let invalid =
+        |why: String| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
+    let bytes = TOKENS.decode(text).map_err(|error| invalid(error.to_string()))?;
     serde_json::from_slice(&bytes).map_err(|_| {
         let first = bytes.first().copied().unwrap_or_default();
         invalid(format!("invalid character '\\u{first:04x}' looking for beginning of value"))
@@ -144,7 +152,9 @@ pub(crate) fn too_large(version: Revision, current: Revision) -> Status {
 pub(crate) fn selected(object: &Object, labels: &Labels, fields: &Fields) -> bool {
     let header = &object.header;
     let label = |key: &str| header.labels.get(key).map(String::as_str);
-    let field = |path: &str| header.fields.iter().find(|(name, _)| *name == path).map_or("".into(), |(_, value)| value.as_str().into());
+    let field = |path: &str| {
+        header.fields.iter().find(|(name, _)| *name == path).map_or("".into(), |(_, value)| value.as_str().into())
+    };
     (labels.is_everything() || labels.matches(label)) && (fields.is_everything() || fields.matches(field))
 }
 

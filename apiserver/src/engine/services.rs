@@ -89,13 +89,17 @@ impl Engine {
         if !is_service(kind) {
             return Ok(Vec::new());
         }
-        if let Some(old) = old {
-            carry_over(old, service);
-        }
         let mut writes = Vec::new();
         self.allocate_address(old, service, &mut writes)?;
         self.allocate_ports(old, service, &mut writes)?;
         Ok(writes)
+    }
+
+    /// What an update of a Service that does not say keeps of the old one.
+    pub(crate) fn carry_over(&self, kind: &Kind, old: &Value, new: &mut Value) {
+        if is_service(kind) {
+            carry_over(old, new);
+        }
     }
 
     /// The writes that free what a removed object held.
@@ -104,7 +108,9 @@ impl Engine {
             return Vec::new();
         }
         let addresses = held_addresses(object).into_iter().filter_map(|address| self.free(addresses(), &address));
-        addresses.chain(held_ports(object).into_iter().filter_map(|port| self.free(node_ports(), &port.to_string()))).collect()
+        addresses
+            .chain(held_ports(object).into_iter().filter_map(|port| self.free(node_ports(), &port.to_string())))
+            .collect()
     }
 
     fn free(&self, collection: Collection, name: &str) -> Option<Write> {
@@ -113,7 +119,12 @@ impl Engine {
         Some(Write { collection, key, expect: Expect::At(found.revision), content: None })
     }
 
-    fn allocate_address(&self, old: Option<&Value>, service: &mut Value, writes: &mut Vec<Write>) -> Result<(), Status> {
+    fn allocate_address(
+        &self,
+        old: Option<&Value>,
+        service: &mut Value,
+        writes: &mut Vec<Write>,
+    ) -> Result<(), Status> {
         let held = old.map(held_addresses).unwrap_or_default();
         let type_ = service["spec"]["type"].as_str().unwrap_or("ClusterIP");
         if type_ == "ExternalName" {
@@ -128,6 +139,7 @@ impl Engine {
         let Some(address) = address else { return Ok(()) };
         service["spec"]["clusterIP"] = json!(address.to_string());
         service["spec"]["clusterIPs"] = json!([address.to_string()]);
+        api::write::service_families(service);
         writes.push(self.address_write(address, service));
         Ok(())
     }
@@ -140,11 +152,28 @@ impl Engine {
         };
         let address = match asked.parse::<IpAddr>() {
             Ok(IpAddr::V4(address)) => address,
-            _ => return Ok(None),
+            Ok(IpAddr::V6(_)) => {
+                let error =
+                    FieldError::invalid("spec.clusterIPs[0]", json!([asked]), "IPv6 is not configured on this cluster");
+                return Err(Status::invalid(
+                    "",
+                    "Service",
+                    service["metadata"]["name"].as_str().unwrap_or_default(),
+                    vec![error],
+                ));
+            }
+            Err(_) => return Ok(None),
         };
+        if !self.services.contains(address) {
+            return Err(refuse(format!(
+                "failed to allocate IP {asked}: the provided network does not match the current range"
+            )));
+        }
         if !self.services.usable(address) {
             let range = self.services.to_string();
-            return Err(refuse(format!("failed to allocate IP {asked}: the provided IP ({asked}) is not in the valid range. The range of valid IPs is {range}")));
+            return Err(refuse(format!(
+                "failed to allocate IP {asked}: the provided IP ({asked}) is not in the valid range. The range of valid IPs is {range}"
+            )));
         }
         if self.cache.collection(&addresses()).get(&ObjectKey::new("", asked)).is_some() {
             return Err(refuse(format!("failed to allocate IP {asked}: provided IP is already allocated")));
@@ -209,12 +238,18 @@ impl Engine {
                 let number = port["port"].as_u64().unwrap_or(0);
                 let asked = u16::try_from(port["nodePort"].as_u64().unwrap_or(0)).unwrap_or(0);
                 // TCP and UDP on one port number share a node port, as upstream gives it.
-                let shared = fresh.iter().find(|(port, other, _)| *port == number && *other != protocol).map(|(.., node)| *node);
+                let shared =
+                    fresh.iter().find(|(port, other, _)| *port == number && *other != protocol).map(|(.., node)| *node);
                 let node = match (asked, shared) {
                     (0, Some(shared)) => shared,
                     (0, None) => self.pick_port(&kept)?,
                     (asked, _) => asked,
                 };
+                if fresh.iter().any(|(_, other, taken)| *taken == node && *other == protocol) {
+                    let why = "provided port is already allocated";
+                    let error = FieldError::invalid(format!("spec.ports[{index}].nodePort"), node, why);
+                    return Err(Status::invalid("", "Service", &name, vec![error]));
+                }
                 let mine = held.contains(&node) || kept.contains(&node);
                 if !mine {
                     self.check_port(&name, &format!("spec.ports[{index}].nodePort"), node)?;
@@ -243,7 +278,11 @@ impl Engine {
     fn check_port(&self, service: &str, field: &str, port: u16) -> Result<(), Status> {
         let range = &self.services.node_ports;
         let why = if !range.contains(&port) {
-            format!("provided port is not in the valid range. The range of valid ports is {}-{}", range.start(), range.end())
+            format!(
+                "provided port is not in the valid range. The range of valid ports is {}-{}",
+                range.start(),
+                range.end()
+            )
         } else if self.port_taken(port) {
             "provided port is already allocated".to_owned()
         } else {
@@ -261,9 +300,10 @@ impl Engine {
         let free = |port: &u16| !kept.contains(port) && !self.port_taken(*port);
         let span = u32::from(high - low) + 1;
         let mut tries = (0..RANDOM_TRIES).map(|_| low + u16::try_from(random() % span).unwrap_or(0));
-        tries.find(free).or_else(|| (low..=high).find(free)).ok_or_else(|| {
-            Status::internal("failed to allocate a nodePort: range is full")
-        })
+        tries
+            .find(free)
+            .or_else(|| (low..=high).find(free))
+            .ok_or_else(|| Status::internal("failed to allocate a nodePort: range is full"))
     }
 
     fn port_write(&self, port: u16) -> Write {
@@ -281,7 +321,9 @@ impl Engine {
 fn carry_over(old: &Value, new: &mut Value) {
     let (old_type, new_type) = (old["spec"]["type"].clone(), new["spec"]["type"].clone());
     if new_type == "ExternalName" {
-        if old_type != "ExternalName" && let Some(spec) = new["spec"].as_object_mut() {
+        if old_type != "ExternalName"
+            && let Some(spec) = new["spec"].as_object_mut()
+        {
             // A client that changes the type only does not mean to keep the old address.
             if spec.get("clusterIP") == old["spec"].get("clusterIP") {
                 spec.remove("clusterIP");
@@ -302,9 +344,13 @@ fn carry_over(old: &Value, new: &mut Value) {
     } else if wants_node_ports(old) && !wants_node_ports(new) {
         drop_ports(old, new);
     }
-    if wants_health_port(old) && wants_health_port(new) && new["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0) == 0 {
+    if wants_health_port(old) && wants_health_port(new) && new["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0) == 0
+    {
         new["spec"]["healthCheckNodePort"] = old["spec"]["healthCheckNodePort"].clone();
-    } else if wants_health_port(old) && !wants_health_port(new) && let Some(spec) = new["spec"].as_object_mut() {
+    } else if wants_health_port(old)
+        && !wants_health_port(new)
+        && let Some(spec) = new["spec"].as_object_mut()
+    {
         spec.remove("healthCheckNodePort");
     }
 }
@@ -339,7 +385,11 @@ fn wants_node_ports(service: &Value) -> bool {
         Some("NodePort") => true,
         Some("LoadBalancer") => {
             service["spec"]["allocateLoadBalancerNodePorts"].as_bool().unwrap_or(true)
-                || service["spec"]["ports"].as_array().into_iter().flatten().any(|port| port["nodePort"].as_u64().unwrap_or(0) != 0)
+                || service["spec"]["ports"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .any(|port| port["nodePort"].as_u64().unwrap_or(0) != 0)
         }
         _ => false,
     }

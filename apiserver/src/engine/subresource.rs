@@ -33,7 +33,13 @@ impl Engine {
     }
 
     /// `pods/NAME/binding`: gives the pod its node, once.
-    pub async fn bind(&self, context: &Context, target: &Target, options: &WriteOptions, binding: &Value) -> Result<(), Status> {
+    pub async fn bind(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &WriteOptions,
+        binding: &Value,
+    ) -> Result<(), Status> {
         let node = binding["target"]["name"].as_str().unwrap_or_default();
         check_binding(binding)?;
         let uid = binding["metadata"]["uid"].as_str().unwrap_or_default();
@@ -43,18 +49,31 @@ impl Engine {
                 return Err(target.conflict("Precondition failed: the pod was replaced"));
             }
             if deleting(current) {
-                return Err(target.conflict(&format!("pod {} is being deleted, cannot be assigned to a host", target.name)));
+                return Err(
+                    target.conflict(&format!("pod {} is being deleted, cannot be assigned to a host", target.name))
+                );
             }
             if let Some(bound) = current["spec"]["nodeName"].as_str().filter(|bound| !bound.is_empty()) {
-                return Err(Status::conflict("", "pods/binding", &target.name, &format!("pod {} is already assigned to node \"{bound}\"", target.name)));
+                return Err(Status::conflict(
+                    "",
+                    "pods/binding",
+                    &target.name,
+                    &format!("pod {} is already assigned to node \"{bound}\"", target.name),
+                ));
             }
-            Ok(Draft::Update(bound_pod(current, node, binding, context)))
+            Ok(Draft::Own(bound_pod(current, node, binding, context)))
         };
         self.update(context, target, options, &assign).await.map(drop)
     }
 
     /// `pods/NAME/eviction`: a deletion that respects disruption budgets.
-    pub async fn evict(&self, context: &Context, target: &Target, eviction: &Value, dry_run: bool) -> Result<(), Status> {
+    pub async fn evict(
+        &self,
+        context: &Context,
+        target: &Target,
+        eviction: &Value,
+        dry_run: bool,
+    ) -> Result<(), Status> {
         let name = eviction["metadata"]["name"].as_str().unwrap_or_default();
         if name != target.name {
             return Err(Status::bad_request("name in URL does not match name in Eviction object"));
@@ -76,7 +95,8 @@ impl Engine {
         let Some(kind) = registry.find("policy", "v1", "poddisruptionbudgets") else { return Ok(()) };
         for budget in self.objects(&kind).list(&target.namespace).objects {
             let budget = budget.value();
-            let selects = api::selector::Labels::from_object(&budget["spec"]["selector"]).is_ok_and(|labels| labels.matches_object(pod));
+            let selects = api::selector::Labels::from_object(&budget["spec"]["selector"])
+                .is_ok_and(|labels| labels.matches_object(pod));
             if selects && budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0) <= 0 {
                 return Err(budget_refusal(&budget));
             }
@@ -120,7 +140,6 @@ fn check_scale(target: &Target, scale: &Value) -> Result<(), Status> {
 }
 
 fn check_binding(binding: &Value) -> Result<(), Status> {
-    let name = binding["metadata"]["name"].as_str().unwrap_or_default();
     let mut errors = Vec::new();
     let kind = binding["target"]["kind"].as_str().unwrap_or_default();
     if !matches!(kind, "" | "Node") {
@@ -129,7 +148,14 @@ fn check_binding(binding: &Value) -> Result<(), Status> {
     if binding["target"]["name"].as_str().unwrap_or_default().is_empty() {
         errors.push(FieldError::required("target.name", ""));
     }
-    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("", "Binding", name, errors)) }
+    match errors.as_slice() {
+        [] => Ok(()),
+        // Upstream passes these on as they are.
+        [one] => Err(Status::unknown(one.to_string())),
+        many => {
+            Err(Status::unknown(format!("[{}]", many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))))
+        }
+    }
 }
 
 fn bound_pod(current: &Value, node: &str, binding: &Value, context: &Context) -> Value {
@@ -141,7 +167,6 @@ fn bound_pod(current: &Value, node: &str, binding: &Value, context: &Context) ->
     let scheduled = json!({
         "type": "PodScheduled",
         "status": "True",
-        "observedGeneration": pod["metadata"]["generation"],
         "lastProbeTime": null,
         "lastTransitionTime": api::time::rfc3339(context.now),
     });

@@ -83,7 +83,12 @@ impl Engine {
             let snapshot = objects.list(&target.namespace);
             cursor = snapshot.revision;
             let shown = snapshot.objects.into_iter().filter(|o| selected(o, &options.labels, &options.fields));
-            initial.extend(shown.map(|object| Event { kind: EventKind::Added, revision: object.revision, object: Some(object), change: None }));
+            initial.extend(shown.map(|object| Event {
+                kind: EventKind::Added,
+                revision: object.revision,
+                object: Some(object),
+                change: None,
+            }));
             if options.initial_events {
                 initial.push(Event { kind: EventKind::InitialEnd, revision: cursor, object: None, change: None });
             }
@@ -167,7 +172,9 @@ impl Watch {
         };
         let as_it_was = matches!(
             (kind, change.kind),
-            (EventKind::Added, ChangeKind::Added) | (EventKind::Modified, ChangeKind::Modified) | (EventKind::Deleted, ChangeKind::Deleted)
+            (EventKind::Added, ChangeKind::Added)
+                | (EventKind::Modified, ChangeKind::Modified)
+                | (EventKind::Deleted, ChangeKind::Deleted)
         );
         Some(Event { kind, revision: change.revision(), object: Some(object), change: as_it_was.then_some(change) })
     }

@@ -28,15 +28,28 @@ pub struct WriteOptions {
 pub struct Written {
     pub value: Value,
     pub created: bool,
+    /// Texts for `Warning: 299` headers.
+    pub warnings: Vec<String>,
+}
+
+/// Whether the fields of an object still have to be given to the manager that sent it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Sent,
+    Applied,
 }
 
 /// The next state as the caller wants it.
 #[derive(Debug)]
 pub enum Draft {
-    /// A PUT or a patch.
+    /// A PUT: a uid in it must be the object's.
+    Replace(Value),
+    /// A patch, or a change from inside.
     Update(Value),
     /// A server-side apply, already merged with the live object.
     Apply(Value),
+    /// The server's own change: nobody manages it, and it counts no generation.
+    Own(Value),
 }
 
 /// A change to attempt: gives the next state for the current one (`None`: there is no object).
@@ -44,12 +57,18 @@ pub type Change<'a> = dyn Fn(Option<&Value>) -> Result<Draft, Status> + Send + S
 
 impl Engine {
     /// Creates an object that was decoded in the target's version.
-    pub async fn create(&self, context: &Context, target: &Target, options: &WriteOptions, object: Value) -> Result<Written, Status> {
+    pub async fn create(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &WriteOptions,
+        object: Value,
+    ) -> Result<Written, Status> {
         let generated = object["metadata"]["name"].as_str().unwrap_or_default().is_empty();
         let attempts = if generated { NAMES } else { 1 };
         let mut last = Status::internal("no attempt was made");
         for _ in 0..attempts {
-            match self.create_once(context, target, options, object.clone()).await {
+            match self.create_once(context, target, options, object.clone(), Origin::Sent).await {
                 Err(status) if generated && status.reason == "AlreadyExists" => last = status,
                 outcome => return outcome,
             }
@@ -57,39 +76,68 @@ impl Engine {
         Err(last)
     }
 
-    async fn create_once(&self, context: &Context, target: &Target, options: &WriteOptions, mut object: Value) -> Result<Written, Status> {
+    async fn create_once(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &WriteOptions,
+        mut object: Value,
+        origin: Origin,
+    ) -> Result<Written, Status> {
         let kind = &target.kind;
+        let versioned = !matches!(object["metadata"]["resourceVersion"].as_str(), None | Some(""));
+        if kind.namespaced() {
+            set_namespace(&mut object, &target.namespace)?;
+        }
         api::default::apply(kind, &mut object);
-        let uid = uuid::Uuid::new_v4();
+        if origin == Origin::Sent {
+            managed::update(kind, None, &mut object, writer(options, target, context));
+        }
+        let uid = uuid::Uuid::new_v4().to_string();
         let suffix = suffix();
         let namespace = kind.namespaced().then_some(target.namespace.as_str());
-        let birth = Birth { uid: &uid.to_string(), now: context.now, namespace, suffix: &suffix };
-        api::write::birth(kind, &mut object, &birth)?;
+        api::write::birth(kind, &mut object, &Birth { uid: &uid, now: context.now, namespace, suffix: &suffix })?;
         self.check_namespace(target, &object)?;
-        managed::update(kind, None, &mut object, writer(options, target, context));
-        api::write::prepare_create(kind, &mut object);
         self.admit_create(context, target, &mut object)?;
+        api::write::prepare_create(kind, &mut object);
         api::default::apply(kind, &mut object);
-        let named = Target { name: name_of(&object).to_owned(), ..target.clone() };
-        let mut allocations = self.allocate(kind, None, &mut object)?;
-        validated(kind, api::validate::create(kind, &object), &object)?;
-        if self.objects(kind).get(&named.key()).is_some() {
-            return Err(exists(&named));
+        let warnings = api::validate::warnings(kind, &object);
+        let refused = |status: Status| status.warned(&api::validate::deprecations(kind));
+        validated(kind, api::validate::create(kind, &object), &object).map_err(refused)?;
+        if versioned && origin == Origin::Sent {
+            return Err(Status::unknown("resourceVersion should not be set on objects to be created"));
         }
+        let named = Target { name: name_of(&object).to_owned(), ..target.clone() };
+        if self.objects(kind).get(&named.key()).is_some() {
+            return Err(refused(exists(&named)));
+        }
+        let mut allocations = self.allocate(kind, None, &mut object)?;
+        object = canonical(kind, &object);
         if options.dry_run {
-            return Ok(Written { value: object, created: true });
+            return Ok(Written { value: object, created: true, warnings });
         }
         let mut writes = vec![self.stored(kind, Expect::Absent, &object)];
         writes.append(&mut allocations);
         match self.commit(writes).await {
-            Ok(stored) => Ok(Written { value: self.show(kind, &stored), created: true }),
-            Err(CommitError::Conflict { collection, .. }) if collection == super::collection(kind) => Err(exists(&named)),
+            Ok(stored) => Ok(Written { value: self.show(kind, &stored), created: true, warnings }),
+            Err(CommitError::Conflict { collection, .. }) if collection == super::collection(kind) => {
+                Err(exists(&named))
+            }
+            Err(CommitError::Conflict { .. }) => {
+                Err(Status::internal("another Service took the address or port; please try again"))
+            }
             Err(error) => Err(commit_failed(&error)),
         }
     }
 
     /// Changes an object; `change` may run several times.
-    pub async fn update(&self, context: &Context, target: &Target, options: &WriteOptions, change: &Change<'_>) -> Result<Written, Status> {
+    pub async fn update(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &WriteOptions,
+        change: &Change<'_>,
+    ) -> Result<Written, Status> {
         for _ in 0..ATTEMPTS {
             let Some(current) = self.objects(&target.kind).get(&target.key()) else {
                 return self.create_by_update(context, target, options, change).await;
@@ -101,46 +149,42 @@ impl Engine {
         Err(Status::modified(&target.kind.group, &target.kind.plural, &target.name))
     }
 
-    async fn create_by_update(&self, context: &Context, target: &Target, options: &WriteOptions, change: &Change<'_>) -> Result<Written, Status> {
+    async fn create_by_update(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &WriteOptions,
+        change: &Change<'_>,
+    ) -> Result<Written, Status> {
         if !target.subresource.is_empty() {
             return Err(target.not_found());
         }
         match change(None)? {
-            Draft::Update(object) if creates_on_update(&target.kind) => {
+            Draft::Update(object) | Draft::Replace(object) if creates_on_update(&target.kind) => {
+                check_name(target, &object)?;
                 let version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
                 if !matches!(version, "" | "0") {
                     return Err(target.not_found());
                 }
                 self.create(context, target, options, object).await
             }
-            Draft::Update(_) => Err(target.not_found()),
-            Draft::Apply(object) => self.create_applied(context, target, options, object).await,
+            Draft::Update(object) | Draft::Replace(object) => {
+                check_name(target, &object)?;
+                Err(target.not_found())
+            }
+            Draft::Own(_) => Err(target.not_found()),
+            Draft::Apply(object) => {
+                let object = typed(&target.kind, &object)?;
+                check_name(target, &object)?;
+                if let Some(uid) = object["metadata"]["uid"].as_str().filter(|uid| !uid.is_empty()) {
+                    let why = format!(
+                        "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+                    );
+                    return Err(target.conflict(&why));
+                }
+                self.create_once(context, target, options, object, Origin::Applied).await
+            }
         }
-    }
-
-    /// A server-side apply of an object that is not there.
-    async fn create_applied(&self, context: &Context, target: &Target, options: &WriteOptions, mut object: Value) -> Result<Written, Status> {
-        let kind = &target.kind;
-        api::default::apply(kind, &mut object);
-        let uid = uuid::Uuid::new_v4();
-        let namespace = kind.namespaced().then_some(target.namespace.as_str());
-        api::write::birth(kind, &mut object, &Birth { uid: &uid.to_string(), now: context.now, namespace, suffix: "" })?;
-        self.check_namespace(target, &object)?;
-        api::write::prepare_create(kind, &mut object);
-        self.admit_create(context, target, &mut object)?;
-        api::default::apply(kind, &mut object);
-        let mut allocations = self.allocate(kind, None, &mut object)?;
-        validated(kind, api::validate::create(kind, &object), &object)?;
-        if options.dry_run {
-            return Ok(Written { value: object, created: true });
-        }
-        let mut writes = vec![self.stored(kind, Expect::Absent, &object)];
-        writes.append(&mut allocations);
-        let stored = self.commit(writes).await.map_err(|error| match error {
-            CommitError::Conflict { .. } => target.conflict("the object was created meanwhile; please apply again"),
-            other => commit_failed(&other),
-        })?;
-        Ok(Written { value: self.show(kind, &stored), created: true })
     }
 
     /// One attempt; `None` when the object changed meanwhile.
@@ -154,47 +198,65 @@ impl Engine {
     ) -> Result<Option<Written>, Status> {
         let kind = &target.kind;
         let old = self.show(kind, current);
-        let draft = change(Some(&old))?;
-        let (mut new, applied) = match draft {
-            Draft::Update(new) => (new, false),
-            Draft::Apply(new) => (new, true),
+        let mut new = match change(Some(&old))? {
+            Draft::Own(new) => new,
+            Draft::Replace(new) => {
+                check_uid(target, &new, &old)?;
+                self.prepared(context, target, options, new, &old, Origin::Sent)?
+            }
+            Draft::Update(new) => self.prepared(context, target, options, new, &old, Origin::Sent)?,
+            Draft::Apply(new) => self.prepared(context, target, options, typed(kind, &new)?, &old, Origin::Applied)?,
         };
-        check_identity(target, &new, &old)?;
-        api::default::apply(kind, &mut new);
-        if !applied {
-            managed::update(kind, Some(&old), &mut new, writer(options, target, context));
-        }
-        api::write::prepare_update(kind, target.subresource(), &mut new, &old);
         self.admit_update(context, target, &mut new, &old)?;
         api::default::apply(kind, &mut new);
+        let warnings = api::validate::warnings(kind, &new);
+        validated(kind, api::validate::update(kind, target.subresource(), &new, &old), &new)
+            .map_err(|status| status.warned(&api::validate::deprecations(kind)))?;
         let mut allocations = self.allocate(kind, Some(&old), &mut new)?;
-        validated(kind, api::validate::update(kind, target.subresource(), &new, &old), &new)?;
-        if same(&new, &old) {
-            return Ok(Some(Written { value: old, created: false }));
-        }
-        if options.dry_run {
-            return Ok(Some(Written { value: new, created: false }));
+        new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
+        new = canonical(kind, &new);
+        if new == old || options.dry_run {
+            return Ok(Some(Written { value: new, created: false, warnings }));
         }
         let expect = Expect::At(current.revision);
         let outcome = if finished(kind, &new, &old) {
             let mut writes = vec![Write { content: None, ..self.stored(kind, expect, &new) }];
             writes.extend(self.released(kind, &old));
-            self.remove(writes).await.map(|()| {
-                if let Some(metadata) = new["metadata"].as_object_mut() {
-                    metadata.remove("resourceVersion");
-                }
-                new
-            })
+            self.remove(writes).await.map(|_| new)
         } else {
             let mut writes = vec![self.stored(kind, expect, &new)];
             writes.append(&mut allocations);
             self.commit(writes).await.map(|stored| self.show(kind, &stored))
         };
         match outcome {
-            Ok(value) => Ok(Some(Written { value, created: false })),
+            Ok(value) => Ok(Some(Written { value, created: false, warnings })),
             Err(CommitError::Conflict { .. }) => Ok(None),
             Err(error) => Err(commit_failed(&error)),
         }
+    }
+
+    /// A client's next state, with what it may not change taken from the old one.
+    fn prepared(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &WriteOptions,
+        mut new: Value,
+        old: &Value,
+        origin: Origin,
+    ) -> Result<Value, Status> {
+        let kind = &target.kind;
+        check_identity(target, &new, old)?;
+        if kind.namespaced() {
+            set_namespace(&mut new, &target.namespace)?;
+        }
+        api::default::apply(kind, &mut new);
+        if origin == Origin::Sent {
+            managed::update(kind, Some(old), &mut new, writer(options, target, context));
+        }
+        api::write::prepare_update(kind, target.subresource(), &mut new, old);
+        self.carry_over(kind, old, &mut new);
+        Ok(new)
     }
 
     /// The write of an object shown in `kind`'s version, in the storage version.
@@ -226,36 +288,79 @@ fn exists(target: &Target) -> Status {
 }
 
 fn validated(kind: &Kind, errors: Vec<FieldError>, object: &Value) -> Result<(), Status> {
-    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&kind.group, &kind.kind, name_of(object), errors)) }
+    // Upstream checks both kinds of Event as one, of the core group.
+    let group = if kind.kind == "Event" { "" } else { &*kind.group };
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(group, &kind.kind, name_of(object), errors)) }
 }
 
 /// Kinds whose PUT creates what is missing.
 fn creates_on_update(kind: &Kind) -> bool {
-    matches!((&*kind.group, &*kind.plural), ("coordination.k8s.io", "leases") | ("" | "events.k8s.io", "events") | ("", "endpoints" | "limitranges"))
-        || kind.group == "rbac.authorization.k8s.io"
+    matches!(
+        (&*kind.group, &*kind.plural),
+        ("coordination.k8s.io", "leases") | ("" | "events.k8s.io", "events") | ("", "endpoints" | "limitranges")
+    ) || kind.group == "rbac.authorization.k8s.io"
 }
 
 /// Kinds whose PUT must name the version it changes.
 fn needs_version(kind: &Kind) -> bool {
-    matches!(&*kind.group, "policy" | "apiextensions.k8s.io" | "apiregistration.k8s.io" | "flowcontrol.apiserver.k8s.io")
-        || (kind.group == "coordination.k8s.io" && kind.plural == "leases")
+    matches!(
+        &*kind.group,
+        "policy" | "apiextensions.k8s.io" | "apiregistration.k8s.io" | "flowcontrol.apiserver.k8s.io"
+    ) || (kind.group == "coordination.k8s.io" && kind.plural == "leases")
 }
 
-/// Name, uid and version of a change against the object it is for.
+fn canonical(kind: &Kind, object: &Value) -> Value {
+    api::decode::canonical(&kind.gvk(), &kind.schema, object)
+}
+
+/// A merged apply brought to the kind's types.
+fn typed(kind: &Kind, object: &Value) -> Result<Value, Status> {
+    let decoded =
+        api::decode::value(&kind.gvk(), &kind.schema, object, Vec::new(), api::decode::FieldValidation::Ignore);
+    decoded.map(|decoded| decoded.value).map_err(|failure| Status::bad_request(failure.0))
+}
+
+fn set_namespace(object: &mut Value, namespace: &str) -> Result<(), Status> {
+    match object.get_mut("metadata").and_then(Value::as_object_mut) {
+        Some(metadata) => api::write::set_namespace(metadata, namespace),
+        None => Ok(()),
+    }
+}
+
+fn check_name(target: &Target, object: &Value) -> Result<(), Status> {
+    match name_of(object) {
+        "" => Err(Status::bad_request("name must be provided")),
+        name if name != target.name => {
+            let why = format!("the name of the object ({name}) does not match the name on the URL ({})", target.name);
+            Err(Status::bad_request(why))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_uid(target: &Target, new: &Value, old: &Value) -> Result<(), Status> {
+    let text = |object: &Value| object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+    let (asked, uid) = (text(new), text(old));
+    if asked.is_empty() || asked == uid {
+        return Ok(());
+    }
+    // Clients match on this text of upstream's storage.
+    let place = [&*target.kind.plural, &target.namespace, &target.name].into_iter().filter(|part| !part.is_empty());
+    let key = place.collect::<Vec<_>>().join("/");
+    Err(target.conflict(&format!(
+        "StorageError: invalid object, Code: 4, Key: /registry/{key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {asked}, UID in object meta: {uid}"
+    )))
+}
+
+/// Name and version of a change against the object it is for.
 fn check_identity(target: &Target, new: &Value, old: &Value) -> Result<(), Status> {
     let kind = &target.kind;
-    let name = name_of(new);
-    if name != target.name {
-        let why = format!("the name of the object ({name}) does not match the name on the URL ({})", target.name);
-        return Err(Status::bad_request(why));
-    }
+    check_name(target, new)?;
     let namespace = new["metadata"]["namespace"].as_str().unwrap_or_default();
     if kind.namespaced() && !namespace.is_empty() && namespace != target.namespace {
-        return Err(Status::bad_request("the namespace of the object does not match the namespace on the request"));
-    }
-    let (asked_uid, uid) = (new["metadata"]["uid"].as_str().unwrap_or_default(), old["metadata"]["uid"].as_str().unwrap_or_default());
-    if !asked_uid.is_empty() && asked_uid != uid {
-        return Err(target.conflict(&format!("Precondition failed: UID in precondition: {asked_uid}, UID in object meta: {uid}")));
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
     }
     let version = new["metadata"]["resourceVersion"].as_str().unwrap_or_default();
     if matches!(version, "" | "0") {
@@ -272,18 +377,6 @@ fn check_identity(target: &Target, new: &Value, old: &Value) -> Result<(), Statu
         return Err(Status::modified(&kind.group, &kind.plural, &target.name));
     }
     Ok(())
-}
-
-/// Equal but for the version a client may have left out.
-fn same(new: &Value, old: &Value) -> bool {
-    let strip = |object: &Value| {
-        let mut object = object.clone();
-        if let Some(metadata) = object["metadata"].as_object_mut() {
-            metadata.remove("resourceVersion");
-        }
-        object
-    };
-    strip(new) == strip(old)
 }
 
 /// This change was the last thing that kept a deleted object.

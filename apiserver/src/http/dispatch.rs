@@ -18,22 +18,15 @@ use super::negotiate::{self, Accepted};
 use super::params::{self, WriteParams};
 use super::path::{Path, Query, ResourcePath};
 use super::reply::{self, Include, Reply};
-use super::{documents, page_not_found, read_body, streams, watch};
+use super::{documents, header_of, page_not_found, read_body, streams, watch};
 use crate::authz::Attributes;
-use crate::engine::{Context, DeleteOptions, Deleted, Draft, Target};
+use crate::engine::{Context, DeleteOptions, Deleted, Draft, Target, Written};
 use crate::identity::{AUTHENTICATED, User};
 use crate::reviews;
 use crate::server::Shared;
 
 /// A watch without a time-out ends after this long, so that connections spread over servers again.
 const WATCH_SECONDS: u64 = 2400;
-
-const PATCHES: [&str; 4] = [
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-    "application/apply-patch+yaml",
-];
 
 /// One request on its way.
 struct Call<'a> {
@@ -45,9 +38,16 @@ struct Call<'a> {
     target: Target,
 }
 
-pub async fn answer(shared: &Arc<Shared>, certificate: Option<User>, request: Request<Incoming>) -> Result<Reply, Status> {
+pub async fn answer(
+    shared: &Arc<Shared>,
+    certificate: Option<User>,
+    request: Request<Incoming>,
+) -> Result<Reply, Status> {
     let (parts, body) = request.into_parts();
     let user = authenticate(shared, &parts, certificate)?;
+    if let Some(reply) = impersonates_nobody(&parts) {
+        return Ok(reply);
+    }
     let user = impersonate(shared, &parts, user)?;
     let path = Path::parse(parts.uri.path());
     let query = Query::parse(parts.uri.query().unwrap_or_default());
@@ -60,7 +60,7 @@ pub async fn answer(shared: &Arc<Shared>, certificate: Option<User>, request: Re
             return plain(shared, &parts, &other);
         }
     };
-    let watching = resource.watch || (parts.method == Method::GET && query.flag("watch"));
+    let watching = resource.watch || (parts.method == Method::GET && resource.name.is_empty() && query.flag("watch"));
     let verb = verb(&parts.method, &resource, watching);
     let asked = Attributes {
         verb: verb.into(),
@@ -71,8 +71,9 @@ pub async fn answer(shared: &Arc<Shared>, certificate: Option<User>, request: Re
         name: resource.name.clone(),
         path: None,
     };
-    authorize(shared, &user, &asked)?;
     let kind = shared.engine.registry().find(&resource.group, &resource.version, &resource.plural);
+    let asked = Attributes { name: named(kind.as_deref(), &resource, verb, &query), ..asked };
+    authorize(shared, &user, &asked)?;
     let Some(kind) = kind else { return unknown(shared, &resource) };
     let target = target(kind, &resource)?;
     let context = Context { user, now: Timestamp::now() };
@@ -80,7 +81,11 @@ pub async fn answer(shared: &Arc<Shared>, certificate: Option<User>, request: Re
         let pod = shared.engine.get(&pod_target(&target), None).await?.value();
         return streams::exec(&*shared.nodes, &pod, &query, parts).await;
     }
-    let accepted = negotiate::answer(header(&parts, header::ACCEPT), watching)?;
+    let accepted = negotiate::answer(
+        header_of(&parts, header::ACCEPT),
+        watching,
+        !resource.name.is_empty() || parts.method == Method::POST,
+    )?;
     let call = Call { shared, parts: &parts, query, context, accepted, target };
     match verb {
         "get" => call.get().await,
@@ -94,15 +99,11 @@ pub async fn answer(shared: &Arc<Shared>, certificate: Option<User>, request: Re
     }
 }
 
-fn header<'a>(parts: &'a Parts, name: header::HeaderName) -> Option<&'a str> {
-    parts.headers.get(name)?.to_str().ok()
-}
-
 fn authenticate(shared: &Shared, parts: &Parts, certificate: Option<User>) -> Result<User, Status> {
     if let Some(user) = certificate {
         return Ok(user);
     }
-    let Some(token) = header(parts, header::AUTHORIZATION).and_then(|text| text.strip_prefix("Bearer ")) else {
+    let Some(token) = header_of(parts, header::AUTHORIZATION).and_then(|text| text.strip_prefix("Bearer ")) else {
         return Ok(User::anonymous());
     };
     let audiences = [shared.tokens.issuer.clone()];
@@ -110,21 +111,46 @@ fn authenticate(shared: &Shared, parts: &Parts, certificate: Option<User>) -> Re
     found.map(|(user, _)| user).ok_or_else(Status::unauthorized)
 }
 
+fn impersonation<'a>(parts: &'a Parts, name: &str) -> Vec<&'a str> {
+    parts.headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect()
+}
+
+/// Groups or a uid without a user mean nothing, and upstream says so in plain text.
+fn impersonates_nobody(parts: &Parts) -> Option<Reply> {
+    if !impersonation(parts, "impersonate-user").is_empty() {
+        return None;
+    }
+    let groups = impersonation(parts, "impersonate-group").into_iter().map(|group| format!("{{Group  {group}    }}"));
+    let uids = impersonation(parts, "impersonate-uid")
+        .into_iter()
+        .map(|uid| format!("{{UID  {uid}  authentication.k8s.io/v1  }}"));
+    let asked = groups.chain(uids).collect::<Vec<_>>().join(" ");
+    let path = parts.uri.path();
+    let text = || format!("Internal Server Error: {path:?}: requested [{asked}] without impersonating a user\n");
+    (!asked.is_empty()).then(|| reply::text(500, text()))
+}
+
 /// `Impersonate-*` headers: each part has to be allowed to the real user.
 fn impersonate(shared: &Shared, parts: &Parts, user: User) -> Result<User, Status> {
-    let values = |name: &str| -> Vec<String> {
-        parts.headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).map(str::to_owned).collect()
+    let Some(name) = impersonation(parts, "impersonate-user").into_iter().next().map(str::to_owned) else {
+        return Ok(user);
     };
-    let (names, mut groups, uids) = (values("impersonate-user"), values("impersonate-group"), values("impersonate-uid"));
-    let Some(name) = names.into_iter().next() else {
-        return if groups.is_empty() && uids.is_empty() { Ok(user) } else {
-            Err(Status::internal(format!("requested [{}] without impersonating a user", groups.iter().map(|g| format!("{{Group  {g}    rbac.authorization.k8s.io/v1  }}")).collect::<Vec<_>>().join(" "))))
-        };
-    };
-    let mut wanted = User { name: name.clone(), uid: uids.into_iter().next().unwrap_or_default(), ..User::default() };
+    let mut groups: Vec<String> = impersonation(parts, "impersonate-group").into_iter().map(str::to_owned).collect();
+    let uid = impersonation(parts, "impersonate-uid").into_iter().next().unwrap_or_default().to_owned();
+    let mut wanted = User { name: name.clone(), uid, ..User::default() };
     let allowed = |resource: &str, namespace: &str, name: &str| {
         let text = str::to_owned;
-        let asked = Attributes { verb: text("impersonate"), resource: text(resource), namespace: text(namespace), name: text(name), ..Attributes::default() };
+        let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        let group = if matches!(resource, "uids" | "userextras") { "authentication.k8s.io" } else { "" };
+        let asked = Attributes {
+            verb: text("impersonate"),
+            group: text(group),
+            resource: text(resource),
+            subresource: text(subresource),
+            namespace: text(namespace),
+            name: text(name),
+            path: None,
+        };
         authorize(shared, &user, &asked)
     };
     match wanted.as_service_account() {
@@ -134,10 +160,24 @@ fn impersonate(shared: &Shared, parts: &Parts, user: User) -> Result<User, Statu
     for group in &groups {
         allowed("groups", "", group)?;
     }
-    if groups.is_empty() && let Some((namespace, account)) = wanted.as_service_account() {
+    if !wanted.uid.is_empty() {
+        allowed("uids", "", &wanted.uid)?;
+    }
+    for (header, value) in &parts.headers {
+        let Some(key) = header.as_str().strip_prefix("impersonate-extra-") else { continue };
+        let (key, value) =
+            (super::path::decode(key), value.to_str().map_err(|_| Status::bad_request("a header is no text"))?);
+        allowed(&format!("userextras/{key}"), "", value)?;
+        wanted.extra.entry(key).or_default().push(value.to_owned());
+    }
+    if groups.is_empty()
+        && let Some((namespace, account)) = wanted.as_service_account()
+    {
         groups = User::service_account(namespace, account).groups;
     }
-    if name != "system:anonymous" && !groups.iter().any(|group| group == AUTHENTICATED || group == crate::identity::UNAUTHENTICATED) {
+    if name != "system:anonymous"
+        && !groups.iter().any(|group| group == AUTHENTICATED || group == crate::identity::UNAUTHENTICATED)
+    {
         groups.push(AUTHENTICATED.into());
     }
     wanted.groups = groups;
@@ -180,6 +220,15 @@ fn verb(method: &Method, resource: &ResourcePath, watching: bool) -> &'static st
     }
 }
 
+/// Who may see one object may list by its name alone.
+fn named(kind: Option<&Kind>, resource: &ResourcePath, verb: &str, query: &Query) -> String {
+    let by_name = || {
+        let text = query.get("fieldSelector").filter(|_| matches!(verb, "list" | "watch" | "deletecollection"))?;
+        Some(api::selector::Fields::parse(kind?, text).ok()?.exact_name()?.to_owned())
+    };
+    if resource.name.is_empty() { by_name().unwrap_or_default() } else { resource.name.clone() }
+}
+
 fn target(kind: Arc<Kind>, resource: &ResourcePath) -> Result<Target, Status> {
     if !resource.namespace.is_empty() && !kind.namespaced() {
         return Err(Status::no_route());
@@ -207,7 +256,13 @@ impl Call<'_> {
             Some(name) => self.target.kind.subresource(name).is_some_and(|sub| sub.verbs.iter().any(|own| own == verb)),
             None => self.target.kind.has_verb(verb),
         };
-        if has { Ok(()) } else { Err(Status::method_not_allowed()) }
+        // Objects are created below their collection, and changed one by one.
+        let place = match verb {
+            "create" => self.target.name.is_empty() || !self.target.subresource.is_empty(),
+            "get" | "update" | "patch" | "delete" => !self.target.name.is_empty(),
+            _ => true,
+        };
+        if has && place { Ok(()) } else { Err(Status::method_not_allowed()) }
     }
 
     async fn get(&self) -> Result<Reply, Status> {
@@ -225,7 +280,9 @@ impl Call<'_> {
                 let scale = api::write::scale_of(&engine.show(&target.kind, &object));
                 return Ok(reply::value(200, &scale, self.accepted.encoding));
             }
-            "proxy" | "portforward" => return Err(Status::plain(501, "NotImplemented", format!("{} is not served yet", target.subresource))),
+            "proxy" | "portforward" => {
+                return Err(Status::plain(501, "NotImplemented", format!("{} is not served yet", target.subresource)));
+            }
             _ => {}
         }
         let include = self.include()?;
@@ -253,9 +310,12 @@ impl Call<'_> {
             options.fields = api::selector::Fields::parse(&kind, &one).map_err(Status::bad_request)?;
             target.name.clear();
         }
-        let seconds = self.query.number("timeoutSeconds").filter(|seconds| *seconds > 0).unwrap_or(WATCH_SECONDS);
+        let seconds = params::number::<u64>(&self.query, "timeoutSeconds")?
+            .filter(|seconds| *seconds > 0)
+            .unwrap_or(WATCH_SECONDS);
         let bookmarks = options.bookmarks;
-        let shape = watch::Shape { engine: self.shared.engine.clone(), kind, accepted: self.accepted, include, bookmarks };
+        let shape =
+            watch::Shape { engine: self.shared.engine.clone(), kind, accepted: self.accepted, include, bookmarks };
         match self.shared.engine.watch(&target, options) {
             Ok(running) => Ok(watch::stream(running, shape, Duration::from_secs(seconds))),
             Err(expired) => Ok(watch::refused(&expired)),
@@ -263,14 +323,14 @@ impl Call<'_> {
     }
 
     fn write_params(&self, options_kind: &str, apply: bool) -> Result<WriteParams, Status> {
-        params::write(&self.query, header(self.parts, header::USER_AGENT), options_kind, apply)
+        params::write(&self.query, header_of(self.parts, header::USER_AGENT), options_kind, apply)
     }
 
     async fn create(&self, body: Incoming) -> Result<Reply, Status> {
         self.check_verb("create")?;
         let target = &self.target;
         let params = self.write_params("CreateOptions", false)?;
-        let media = negotiate::body(header(self.parts, header::CONTENT_TYPE))?;
+        let media = negotiate::body(header_of(self.parts, header::CONTENT_TYPE))?;
         let body = read_body(body).await?;
         if let Some(sub) = target.subresource().and_then(|name| target.kind.subresource(name)) {
             let decoded = decode::typed(&sub.gvk, &sub.schema, media, &body, params.validation)?;
@@ -280,12 +340,11 @@ impl Call<'_> {
         if !target.kind.stored() {
             return Ok(reply::warned(self.create_virtual(&params, decoded.value).await?, &decoded.warnings));
         }
-        let written = self.shared.engine.create(&self.context, target, &params.options, decoded.value).await?;
-        let reply = reply::object(201, &target.kind, &written.value, self.accepted, self.include()?);
-        Ok(reply::warned(reply, &decoded.warnings))
+        let written = self.shared.engine.create(&self.context, target, &params.options, decoded.value).await;
+        self.written(written, &decoded.warnings)
     }
 
-    async fn create_virtual(&self, params: &WriteParams, object: Value) -> Result<Reply, Status> {
+    async fn create_virtual(&self, params: &WriteParams, mut object: Value) -> Result<Reply, Status> {
         if self.target.kind.kind == "Binding" {
             let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let pods = self.shared.engine.registry().find("", "v1", "pods").ok_or_else(Status::no_route)?;
@@ -294,11 +353,16 @@ impl Call<'_> {
             self.shared.engine.bind(&self.context, &target, &params.options, &object).await?;
             return Ok(self.created_status());
         }
+        managed::update(&self.target.kind, None, &mut object, self.writer(params));
         let answer = reviews::answer(&self.shared.engine, &self.shared.tokens, &self.context, &self.target, object)?;
         Ok(reply::value(201, &answer, self.accepted.encoding))
     }
 
-    async fn create_subresource(&self, params: &WriteParams, object: Value) -> Result<Reply, Status> {
+    fn writer<'a>(&'a self, params: &'a WriteParams) -> Writer<'a> {
+        Writer { manager: &params.options.manager, subresource: &self.target.subresource, now: self.context.now }
+    }
+
+    async fn create_subresource(&self, params: &WriteParams, mut object: Value) -> Result<Reply, Status> {
         let (engine, target) = (&self.shared.engine, &self.target);
         match &*target.subresource {
             "binding" => {
@@ -310,6 +374,10 @@ impl Call<'_> {
                 Ok(self.created_status())
             }
             "token" => {
+                reviews::default_token(&mut object);
+                if let Some(kind) = reviews::token_kind(target) {
+                    managed::update(&kind, None, &mut object, self.writer(params));
+                }
                 let answer = reviews::token_request(engine, &self.shared.tokens, &self.context, target, object)?;
                 Ok(reply::value(201, &answer, self.accepted.encoding))
             }
@@ -332,7 +400,7 @@ impl Call<'_> {
     async fn put(&self, body: Incoming) -> Result<Reply, Status> {
         let target = &self.target;
         let params = self.write_params("UpdateOptions", false)?;
-        let media = negotiate::body(header(self.parts, header::CONTENT_TYPE))?;
+        let media = negotiate::body(header_of(self.parts, header::CONTENT_TYPE))?;
         let body = read_body(body).await?;
         if target.subresource == "scale" {
             let sub = target.kind.subresource("scale").ok_or_else(Status::no_route)?;
@@ -340,32 +408,44 @@ impl Call<'_> {
             return self.scale(&params, &|_: &Value| Ok(decoded.value.clone())).await;
         }
         let decoded = decode::object(&target.kind, media, &body, params.validation)?;
-        let replace = |_: Option<&Value>| Ok(Draft::Update(decoded.value.clone()));
-        let written = self.shared.engine.update(&self.context, target, &params.options, &replace).await?;
-        let code = if written.created { 201 } else { 200 };
-        let reply = reply::object(code, &target.kind, &written.value, self.accepted, self.include()?);
-        Ok(reply::warned(reply, &decoded.warnings))
+        let replace = |_: Option<&Value>| Ok(Draft::Replace(decoded.value.clone()));
+        let written = self.shared.engine.update(&self.context, target, &params.options, &replace).await;
+        self.written(written, &decoded.warnings)
     }
 
-    async fn scale(&self, params: &WriteParams, change: &(dyn Fn(&Value) -> Result<Value, Status> + Send + Sync)) -> Result<Reply, Status> {
+    /// The answer to a write; warnings go out with a refusal too.
+    fn written(&self, written: Result<Written, Status>, warnings: &[String]) -> Result<Reply, Status> {
+        let written = written.map_err(|status| status.warned(warnings))?;
+        let code = if written.created { 201 } else { 200 };
+        let reply = reply::object(code, &self.target.kind, &written.value, self.accepted, self.include()?);
+        Ok(reply::warned(reply, &[warnings, &written.warnings].concat()))
+    }
+
+    async fn scale(
+        &self,
+        params: &WriteParams,
+        change: &(dyn Fn(&Value) -> Result<Value, Status> + Send + Sync),
+    ) -> Result<Reply, Status> {
         let written = self.shared.engine.update_scale(&self.context, &self.target, &params.options, change).await?;
         Ok(reply::value(200, &written.value, self.accepted.encoding))
     }
 
     async fn patch(&self, body: Incoming) -> Result<Reply, Status> {
-        let patch_type = match negotiate::media_of(header(self.parts, header::CONTENT_TYPE)) {
+        let patch_type = match negotiate::media_of(header_of(self.parts, header::CONTENT_TYPE)) {
             "application/json-patch+json" => PatchType::Json,
             "application/merge-patch+json" => PatchType::Merge,
             "application/strategic-merge-patch+json" => PatchType::StrategicMerge,
             "application/apply-patch+yaml" => return self.apply(body).await,
-            _ => return Err(Status::unsupported_media_type(&PATCHES)),
+            _ => return Err(Status::plain(415, "UnsupportedMediaType", "415: Unsupported Media Type")),
         };
         let target = &self.target;
         let params = self.write_params("PatchOptions", false)?;
         let body = read_body(body).await?;
         if target.subresource == "scale" {
             let sub = target.kind.subresource("scale").ok_or_else(Status::no_route)?;
-            let patch = |scale: &Value| Ok(patch::apply(&sub.gvk, &sub.schema, patch_type, scale, &body, params.validation)?.value);
+            let patch = |scale: &Value| {
+                Ok(patch::apply(&sub.gvk, &sub.schema, patch_type, scale, &body, params.validation)?.value)
+            };
             return self.scale(&params, &patch).await;
         }
         let warnings = std::sync::Mutex::new(Vec::new());
@@ -376,23 +456,23 @@ impl Call<'_> {
             *warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = decoded.warnings;
             Ok(Draft::Update(decoded.value))
         };
-        let written = self.shared.engine.update(&self.context, target, &params.options, &patch).await?;
-        let reply = reply::object(200, &target.kind, &written.value, self.accepted, self.include()?);
+        let written = self.shared.engine.update(&self.context, target, &params.options, &patch).await;
         let warnings = warnings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(reply::warned(reply, &warnings))
+        self.written(written, &warnings)
     }
 
     async fn apply(&self, body: Incoming) -> Result<Reply, Status> {
         let target = &self.target;
         let params = self.write_params("PatchOptions", true)?;
         let body = read_body(body).await?;
-        let decoded = decode::object(&target.kind, decode::MediaType::Yaml, &body, params.validation)?;
-        let writer = Writer { manager: &params.options.manager, subresource: &target.subresource, now: self.context.now };
-        let apply = |live: Option<&Value>| managed::apply(&target.kind, live, &decoded.value, writer, params.force).map(Draft::Apply);
-        let written = self.shared.engine.update(&self.context, target, &params.options, &apply).await?;
-        let code = if written.created { 201 } else { 200 };
-        let reply = reply::object(code, &target.kind, &written.value, self.accepted, self.include()?);
-        Ok(reply::warned(reply, &decoded.warnings))
+        // As sent: what the types would add is not what the applier asked for.
+        let applied = decode::untyped(decode::MediaType::Yaml, &body)
+            .map_err(|why| Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {why}")))?;
+        let writer = self.writer(&params);
+        let apply =
+            |live: Option<&Value>| managed::apply(&target.kind, live, &applied, writer, params.force).map(Draft::Apply);
+        let written = self.shared.engine.update(&self.context, target, &params.options, &apply).await;
+        self.written(written, &[])
     }
 
     /// Options of a deletion: from the body, or from the query where there is none.
@@ -401,7 +481,7 @@ impl Call<'_> {
         let mut options = if body.is_empty() {
             json!({})
         } else {
-            let media = negotiate::body(header(self.parts, header::CONTENT_TYPE))?;
+            let media = negotiate::body(header_of(self.parts, header::CONTENT_TYPE))?;
             decode::options("DeleteOptions", media, &body)?
         };
         if body.is_empty() {

@@ -12,23 +12,20 @@ use serde_json::{Value, json};
 use super::negotiate::OpenApi;
 use super::path::Discovery;
 use super::reply::{self, Reply};
-use super::{negotiate, page_not_found};
+use super::{header_of, negotiate, page_not_found};
 use crate::server::Shared;
 
 /// The Kubernetes version that this API is.
 const VERSION: (&str, &str, &str) = ("1", "34", "v1.34.3");
-
-fn header<'a>(parts: &'a Parts, name: header::HeaderName) -> Option<&'a str> {
-    parts.headers.get(name)?.to_str().ok()
-}
 
 /// Answers with an ETag, or 304 to a client that has it already.
 fn tagged(parts: &Parts, content_type: &str, body: Vec<u8>) -> Reply {
     let mut hasher = DefaultHasher::new();
     body.hash(&mut hasher);
     let etag = format!("\"{:016X}\"", hasher.finish());
-    let known = header(parts, header::IF_NONE_MATCH).is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == etag));
-    let mut reply = if known { reply::bytes(304, content_type, Vec::new()) } else { reply::bytes(200, content_type, body) };
+    let known = header_of(parts, header::IF_NONE_MATCH).is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == etag));
+    let mut reply =
+        if known { reply::bytes(304, content_type, Vec::new()) } else { reply::bytes(200, content_type, body) };
     let headers = reply.headers_mut();
     if let Ok(value) = etag.parse() {
         headers.insert(header::ETAG, value);
@@ -40,14 +37,22 @@ fn tagged(parts: &Parts, content_type: &str, body: Vec<u8>) -> Reply {
 
 pub fn discovery(shared: &Shared, parts: &Parts, what: &Discovery) -> Result<Reply, Status> {
     let registry = shared.engine.registry();
-    let accept = header(parts, header::ACCEPT);
+    let accept = header_of(parts, header::ACCEPT);
     let aggregated = negotiate::aggregated(accept);
     let document = match (what, aggregated) {
         (Discovery::Core, Some(form)) => {
-            return Ok(tagged(parts, form.content_type(), api::discovery::aggregated_core(&registry, form).to_string().into()));
+            return Ok(tagged(
+                parts,
+                form.content_type(),
+                api::discovery::aggregated_core(&registry, form).to_string().into(),
+            ));
         }
         (Discovery::Groups, Some(form)) => {
-            return Ok(tagged(parts, form.content_type(), api::discovery::aggregated_groups(&registry, form).to_string().into()));
+            return Ok(tagged(
+                parts,
+                form.content_type(),
+                api::discovery::aggregated_groups(&registry, form).to_string().into(),
+            ));
         }
         (Discovery::Core, None) => api::discovery::api_versions(&registry, &shared.address),
         (Discovery::Groups, None) => api::discovery::group_list(&registry),
@@ -59,7 +64,7 @@ pub fn discovery(shared: &Shared, parts: &Parts, what: &Discovery) -> Result<Rep
             api::discovery::resources(&registry, group, version).ok_or_else(Status::no_route)?
         }
     };
-    Ok(reply::value(200, &document, negotiate::answer(accept, false)?.encoding))
+    Ok(reply::value(200, &document, negotiate::answer(accept, false, false)?.encoding))
 }
 
 /// Everything that is neither discovery nor a resource; `None` when there is no such path.
@@ -67,7 +72,7 @@ pub fn other(shared: &Shared, parts: &Parts) -> Option<Reply> {
     let registry = shared.engine.registry();
     Some(match parts.uri.path().trim_end_matches('/') {
         "/version" => reply::bytes(200, "application/json", version().to_string()),
-        "/healthz" | "/livez" | "/readyz" => reply::text(200, "ok"),
+        "/healthz" | "/livez" | "/readyz" | "/healthz/ping" | "/livez/ping" | "/readyz/ping" => reply::text(200, "ok"),
         "/metrics" => reply::bytes(200, "text/plain; version=0.0.4", metrics(shared)),
         "/openapi/v2" => openapi_v2(shared, &registry, parts),
         "/openapi/v3" => {
@@ -90,7 +95,7 @@ pub fn other(shared: &Shared, parts: &Parts) -> Option<Reply> {
 }
 
 fn openapi_v2(shared: &Shared, registry: &Registry, parts: &Parts) -> Reply {
-    let form = OpenApi::wanted(header(parts, header::ACCEPT));
+    let form = OpenApi::wanted(header_of(parts, header::ACCEPT));
     let document = match form {
         OpenApi::Json => shared.documents.get("v2", registry, || api::openapi::v2(registry)),
         OpenApi::Protobuf => shared.documents.get("v2.protobuf", registry, || api::openapi::v2_protobuf(registry)),
@@ -136,7 +141,12 @@ fn metrics(shared: &Shared) -> String {
     collections.sort_by(|a, b| a.0.cmp(&b.0));
     for (name, objects) in collections.iter().filter(|(name, _)| &*name.group != "internal") {
         let dot = if name.group.is_empty() { "" } else { "." };
-        out += &format!("apiserver_storage_objects{{resource=\"{}{dot}{}\"}} {}\n", name.plural, name.group, objects.len());
+        out += &format!(
+            "apiserver_storage_objects{{resource=\"{}{dot}{}\"}} {}\n",
+            name.plural,
+            name.group,
+            objects.len()
+        );
     }
     out
 }

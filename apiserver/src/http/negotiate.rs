@@ -17,6 +17,7 @@ pub enum Form {
 pub enum Encoding {
     Json,
     Yaml,
+    Protobuf,
 }
 
 impl Encoding {
@@ -24,6 +25,7 @@ impl Encoding {
         match self {
             Self::Json => "application/json",
             Self::Yaml => "application/yaml",
+            Self::Protobuf => "application/vnd.kubernetes.protobuf",
         }
     }
 }
@@ -35,7 +37,8 @@ pub struct Accepted {
 }
 
 const OFFERED: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
-const OFFERED_STREAMS: [&str; 2] = ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
+const OFFERED_STREAMS: [&str; 2] =
+    ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
 
 /// One member of an `Accept` header.
 struct Media<'a> {
@@ -66,18 +69,30 @@ impl<'a> Media<'a> {
     }
 }
 
-/// Chooses the first offered member; an absent header takes JSON.
-pub fn answer(accept: Option<&str>, watching: bool) -> Result<Accepted, Status> {
+/// Chooses the first offered member; an absent header takes JSON. Protobuf is given for single objects, and only to
+/// clients that take nothing else.
+pub fn answer(accept: Option<&str>, watching: bool, single: bool) -> Result<Accepted, Status> {
     let accept = accept.filter(|text| !text.trim().is_empty()).unwrap_or("application/json");
-    for media in accept.split(',').map(|text| Media::parse(text.trim())) {
+    let asked: Vec<Media<'_>> = accept.split(',').map(|text| Media::parse(text.trim())).collect();
+    let mut unknown_form = false;
+    for media in &asked {
         let encoding = match media.type_ {
-            "application/json" | "application/*" | "*/*" => Encoding::Json,
+            "application/json" | "*/*" => Encoding::Json,
             "application/yaml" if !watching => Encoding::Yaml,
             _ => continue,
         };
-        if let Some(form) = media.form() {
-            return Ok(Accepted { form, encoding });
+        match media.form() {
+            Some(form) => return Ok(Accepted { form, encoding }),
+            None => unknown_form = true,
         }
+    }
+    let protobuf =
+        |media: &Media<'_>| media.type_ == Encoding::Protobuf.content_type() && media.form() == Some(Form::Plain);
+    if single && !watching && asked.iter().any(protobuf) {
+        return Ok(Accepted { form: Form::Plain, encoding: Encoding::Protobuf });
+    }
+    if unknown_form {
+        return Err(Status::not_acceptable(&OFFERED));
     }
     let mut offered = OFFERED.to_vec();
     if watching {
@@ -86,15 +101,31 @@ pub fn answer(accept: Option<&str>, watching: bool) -> Result<Accepted, Status> 
     Err(Status::none_acceptable(&offered))
 }
 
+/// The encoding of a refusal.
+pub fn of_refusal(accept: Option<&str>) -> Encoding {
+    let types = accept.unwrap_or_default().split(',').map(|text| Media::parse(text.trim()).type_);
+    let mut encodings = types.filter_map(|type_| match type_ {
+        "application/json" | "application/*" | "*/*" => Some(Encoding::Json),
+        "application/yaml" => Some(Encoding::Yaml),
+        "application/vnd.kubernetes.protobuf" => Some(Encoding::Protobuf),
+        _ => None,
+    });
+    let first = encodings.next();
+    if encodings.any(|other| other == Encoding::Json) { Encoding::Json } else { first.unwrap_or(Encoding::Json) }
+}
+
 /// The aggregated form of discovery that a client asks for first, if any.
 pub fn aggregated(accept: Option<&str>) -> Option<Aggregated> {
     let media = accept?.split(',').map(|text| Media::parse(text.trim()));
-    let mut forms = media.map(|media| match (media.type_, media.parameter("g"), media.parameter("v"), media.parameter("as")) {
-        ("application/json", "apidiscovery.k8s.io", "v2", "APIGroupDiscoveryList") => Some(Some(Aggregated::V2)),
-        ("application/json", "apidiscovery.k8s.io", "v2beta1", "APIGroupDiscoveryList") => Some(Some(Aggregated::V2Beta1)),
-        ("application/json" | "*/*" | "application/*", "", ..) => Some(None),
-        _ => None,
-    });
+    let mut forms =
+        media.map(|media| match (media.type_, media.parameter("g"), media.parameter("v"), media.parameter("as")) {
+            ("application/json", "apidiscovery.k8s.io", "v2", "APIGroupDiscoveryList") => Some(Some(Aggregated::V2)),
+            ("application/json", "apidiscovery.k8s.io", "v2beta1", "APIGroupDiscoveryList") => {
+                Some(Some(Aggregated::V2Beta1))
+            }
+            ("application/json" | "*/*" | "application/*", "", ..) => Some(None),
+            _ => None,
+        });
     forms.find_map(|form| form).flatten()
 }
 
@@ -149,10 +180,13 @@ mod tests {
     #[test]
     fn kubectls_headers_get_what_they_ask_for() {
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
-        assert_eq!(answer(Some(table), false).unwrap().form, Form::Table);
-        assert_eq!(answer(None, false).unwrap(), Accepted { form: Form::Plain, encoding: Encoding::Json });
-        assert_eq!(answer(Some("application/vnd.kubernetes.protobuf, */*"), false).unwrap().encoding, Encoding::Json);
-        assert_eq!(answer(Some("text/plain"), true).unwrap_err().code, 406);
+        assert_eq!(answer(Some(table), false, false).unwrap().form, Form::Table);
+        assert_eq!(answer(None, false, false).unwrap(), Accepted { form: Form::Plain, encoding: Encoding::Json });
+        assert_eq!(
+            answer(Some("application/vnd.kubernetes.protobuf, */*"), false, true).unwrap().encoding,
+            Encoding::Json
+        );
+        assert_eq!(answer(Some("text/plain"), true, false).unwrap_err().code, 406);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use api::decode::FieldValidation;
 use api::kind::Kind;
 use api::selector::{Fields, Labels};
-use api::status::{FieldError, Status};
+use api::status::{FieldError, Status, verbatim};
 
 use super::path::Query;
 use crate::engine::{ListOptions, VersionMatch, WatchOptions, WriteOptions, check_versions};
@@ -30,12 +30,13 @@ pub fn write(query: &Query, user_agent: Option<&str>, options_kind: &str, apply:
     if manager.len() > MANAGER_LIMIT {
         errors.push(FieldError::too_long("fieldManager", MANAGER_LIMIT));
     }
-    if manager.chars().any(char::is_control) {
-        errors.push(FieldError::invalid("fieldManager", manager, "should only contain printable characters"));
+    if let Some((at, odd)) = manager.chars().enumerate().find(|(_, c)| c.is_control()) {
+        let why = format!("invalid character U+{:04X} (at position {at})", u32::from(odd));
+        errors.push(FieldError::invalid("fieldManager", verbatim(&go_quoted(manager)), why));
     }
     let dry_run: Vec<&str> = query.all("dryRun").filter(|text| !text.is_empty()).collect();
-    if let Some(other) = dry_run.iter().find(|all| **all != "All") {
-        errors.push(FieldError::not_supported("dryRun", *other, &["All"]));
+    if dry_run.iter().any(|all| *all != "All") {
+        errors.push(FieldError::not_supported("dryRun", serde_json::json!(dry_run), &["All"]));
     }
     let validation = match query.get("fieldValidation").unwrap_or_default() {
         "" | "Warn" => FieldValidation::Warn,
@@ -55,6 +56,26 @@ pub fn write(query: &Query, user_agent: Option<&str>, options_kind: &str, apply:
     }
     let manager = if manager.is_empty() { agent_name(user_agent) } else { manager.to_owned() };
     Ok(WriteParams { options: WriteOptions { manager, dry_run: !dry_run.is_empty() }, validation, force })
+}
+
+/// As Go quotes a string with control characters.
+fn go_quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{b}' => out.push_str("\\v"),
+            '\u{c}' => out.push_str("\\f"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out + "\""
 }
 
 /// The first word of a User-Agent names the manager of clients that name none.
@@ -79,14 +100,23 @@ fn version(query: &Query, field: &str) -> Result<Option<u64>, Status> {
     }
 }
 
+/// A number, refused as upstream does when it is none.
+pub fn number<T: std::str::FromStr>(query: &Query, name: &str) -> Result<Option<T>, Status> {
+    let text = query.get(name).filter(|text| !text.is_empty());
+    let refused = |text| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"));
+    text.map(|text| text.parse().map_err(|_| refused(text))).transpose()
+}
+
 pub fn list(kind: &Kind, query: &Query) -> Result<ListOptions, Status> {
     let initial = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
-    let version_match = check_versions(query.get("resourceVersion"), query.get("resourceVersionMatch"), initial, false)?;
+    let version_match =
+        check_versions(query.get("resourceVersion"), query.get("resourceVersionMatch"), initial, false)?;
     let (labels, fields) = selectors(kind, query)?;
+    number::<i64>(query, "timeoutSeconds")?;
     Ok(ListOptions {
         labels,
         fields,
-        limit: query.number("limit").unwrap_or(0),
+        limit: number::<i64>(query, "limit")?.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(0),
         continue_token: query.get("continue").unwrap_or_default().to_owned(),
         version: version(query, "")?,
         version_match: version_match.filter(|asked| *asked == VersionMatch::Exact),

@@ -40,7 +40,9 @@ impl Path {
             ["api"] => Self::Discovery(Discovery::Core),
             ["apis"] => Self::Discovery(Discovery::Groups),
             ["apis", group] => Self::Discovery(Discovery::Group((*group).into())),
-            ["api", version] => Self::Discovery(Discovery::Resources { group: String::new(), version: (*version).into() }),
+            ["api", version] => {
+                Self::Discovery(Discovery::Resources { group: String::new(), version: (*version).into() })
+            }
             ["apis", group, version] => {
                 Self::Discovery(Discovery::Resources { group: (*group).into(), version: (*version).into() })
             }
@@ -58,7 +60,11 @@ fn resource(group: &str, version: &str, rest: &[&str]) -> ResourcePath {
     };
     // `namespaces/NAME/status` is about the namespace; `namespaces/NAME/pods` is about what is in it.
     let (namespace, rest) = match rest {
-        ["namespaces", name, plural, more @ ..] if !(group.is_empty() && matches!(*plural, "status" | "finalize") && more.is_empty()) => (*name, &rest[2..]),
+        ["namespaces", name, plural, more @ ..]
+            if !(group.is_empty() && matches!(*plural, "status" | "finalize") && more.is_empty()) =>
+        {
+            (*name, &rest[2..])
+        }
         _ => ("", rest),
     };
     let part = |index: usize| rest.get(index).copied().unwrap_or_default().to_owned();
@@ -143,7 +149,10 @@ mod tests {
         let pods = of("/api/v1/namespaces/a/pods/b/log");
         assert_eq!((&*pods.namespace, &*pods.plural, &*pods.name, &*pods.subresource), ("a", "pods", "b", "log"));
         let space = of("/api/v1/namespaces/a/finalize");
-        assert_eq!((&*space.namespace, &*space.plural, &*space.name, &*space.subresource), ("", "namespaces", "a", "finalize"));
+        assert_eq!(
+            (&*space.namespace, &*space.plural, &*space.name, &*space.subresource),
+            ("", "namespaces", "a", "finalize")
+        );
         assert_eq!(of("/api/v1/namespaces/a").name, "a");
         assert!(of("/api/v1/watch/namespaces/a/configmaps/c").watch);
         assert_eq!(of("/apis/apps/v1/deployments").plural, "deployments");
@@ -153,7 +162,10 @@ mod tests {
     fn what_is_not_a_resource_is_told_apart() {
         assert_eq!(Path::parse("/apis/apps"), Path::Discovery(Discovery::Group("apps".into())));
         assert_eq!(Path::parse("/nowhere"), Path::Other);
-        assert_eq!(Path::parse("/api/v1/"), Path::Discovery(Discovery::Resources { group: String::new(), version: "v1".into() }));
+        assert_eq!(
+            Path::parse("/api/v1/"),
+            Path::Discovery(Discovery::Resources { group: String::new(), version: "v1".into() })
+        );
     }
 
     #[test]

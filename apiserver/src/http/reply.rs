@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use api::kind::Kind;
+use api::schema::Schema;
 use api::status::Status;
 use axum::body::Body;
 use bytes::Bytes;
@@ -30,7 +31,9 @@ impl Include {
             None | Some("" | "Metadata") => Ok(Self::Metadata),
             Some("None") => Ok(Self::None),
             Some("Object") => Ok(Self::Object),
-            Some(other) => Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}"))),
+            Some(other) => Err(Status::bad_request(format!(
+                "Unable to convert to Table as requested: includeObject: Invalid value: {other:?}: must be 'Metadata', 'Object', 'None', or empty"
+            ))),
         }
     }
 }
@@ -50,23 +53,32 @@ pub fn text(code: u16, body: impl Into<String>) -> Reply {
     bytes(code, "text/plain; charset=utf-8", body.into())
 }
 
-/// A value in the encoding asked for.
+/// A value of no kind of ours in the encoding asked for; protobuf needs a type, so such values come as JSON.
 pub fn value(code: u16, value: &Value, encoding: Encoding) -> Reply {
     match encoding {
-        Encoding::Json => bytes(code, encoding.content_type(), value.to_string()),
-        Encoding::Yaml => match serde_yaml::to_string(value) {
-            Ok(text) => bytes(code, encoding.content_type(), text),
-            Err(error) => status(&Status::internal(error)),
-        },
+        Encoding::Json | Encoding::Protobuf => bytes(code, Encoding::Json.content_type(), value.to_string()),
+        Encoding::Yaml => bytes(code, encoding.content_type(), api::encode::yaml(value)),
     }
 }
 
-pub fn status(status: &Status) -> Reply {
-    let mut reply = bytes(status.code, "application/json", status.to_value().to_string());
+fn typed(code: u16, schema: &Schema, object: &Value, encoding: Encoding) -> Reply {
+    match (encoding, api::encode::protobuf(schema, object)) {
+        (Encoding::Protobuf, Some(message)) => bytes(code, encoding.content_type(), message),
+        _ => value(code, object, encoding),
+    }
+}
+
+/// A refusal, with its warnings.
+pub fn status(status: &Status, encoding: Encoding) -> Reply {
+    let shown = status.to_value();
+    let mut reply = match api::schema::of_kind("", "v1", "Status") {
+        Some(ty) => typed(status.code, &Schema::Type(ty), &shown, encoding),
+        None => value(status.code, &shown, encoding),
+    };
     if let Some(seconds) = status.details.as_ref().and_then(|details| details.retry_after_seconds) {
         reply.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
-    reply
+    warned(reply, &status.warnings)
 }
 
 /// Adds `Warning: 299` headers.
@@ -83,7 +95,7 @@ pub fn warned(mut reply: Reply, warnings: &[String]) -> Reply {
 /// One object in the form asked for.
 pub fn object(code: u16, kind: &Kind, object: &Value, accepted: Accepted, include: Include) -> Reply {
     let shaped = match accepted.form {
-        Form::Plain => return value(code, object, accepted.encoding),
+        Form::Plain => return typed(code, &kind.schema, object, accepted.encoding),
         Form::Partial | Form::PartialList => api::table::partial(object),
         Form::Table => {
             let meta = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
@@ -143,7 +155,11 @@ fn bare(mut object: Value) -> Value {
 /// A list of stored bytes: joined, not decoded.
 fn joined(kind: &Kind, list: &List, meta: &Value) -> Reply {
     let size: usize = list.objects.iter().map(|object| object.json.len()).sum();
-    let head = format!("{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[", kind.list_kind, kind.api_version());
+    let head = format!(
+        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[",
+        kind.list_kind,
+        kind.api_version()
+    );
     let mut out = Vec::with_capacity(size + head.len() + 2);
     out.extend_from_slice(head.as_bytes());
     for (index, object) in list.objects.iter().enumerate() {

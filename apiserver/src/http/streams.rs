@@ -33,7 +33,13 @@ const CLOSE: u8 = 255;
 fn container(pod: &Value, asked: Option<&str>) -> Result<String, Status> {
     let name = pod["metadata"]["name"].as_str().unwrap_or_default();
     let names = |field: &str| -> Vec<String> {
-        pod["spec"][field].as_array().into_iter().flatten().filter_map(|c| c["name"].as_str()).map(str::to_owned).collect()
+        pod["spec"][field]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|c| c["name"].as_str())
+            .map(str::to_owned)
+            .collect()
     };
     let (main, init, extra) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
     match asked.filter(|asked| !asked.is_empty()) {
@@ -41,9 +47,10 @@ fn container(pod: &Value, asked: Option<&str>) -> Result<String, Status> {
         Some(asked) => Err(Status::bad_request(format!("container {asked} is not valid for pod {name}"))),
         None => match main.as_slice() {
             [one] => Ok(one.clone()),
-            _ if init.is_empty() => {
-                Err(Status::bad_request(format!("a container name must be specified for pod {name}, choose one of: [{}]", main.join(" "))))
-            }
+            _ if init.is_empty() => Err(Status::bad_request(format!(
+                "a container name must be specified for pod {name}, choose one of: [{}]",
+                main.join(" ")
+            ))),
             _ => Err(Status::bad_request(format!(
                 "a container name must be specified for pod {name}, choose one of: [{}] or one of the init containers: [{}]",
                 main.join(" "),
@@ -56,7 +63,9 @@ fn container(pod: &Value, asked: Option<&str>) -> Result<String, Status> {
 fn log_options(pod: &Value, query: &Query) -> Result<LogOptions, Status> {
     let since = match (query.number::<i64>("sinceSeconds"), query.get("sinceTime")) {
         (Some(seconds), _) => jiff::Timestamp::now().checked_sub(jiff::SignedDuration::from_secs(seconds)).ok(),
-        (None, Some(time)) => Some(time.parse().map_err(|_| Status::bad_request(format!("unable to parse sinceTime {time:?}")))?),
+        (None, Some(time)) => {
+            Some(time.parse().map_err(|_| Status::bad_request(format!("unable to parse sinceTime {time:?}")))?)
+        }
         (None, None) => None,
     };
     Ok(LogOptions {
@@ -99,7 +108,11 @@ pub async fn exec(nodes: &dyn Nodes, pod: &Value, query: &Query, mut parts: Part
         return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
     }
     let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &()).await;
-    let upgrade = upgrade.map_err(|_| Status::bad_request("Upgrade request required: exec and attach are served over WebSocket (kubectl 1.31 or newer)"))?;
+    let upgrade = upgrade.map_err(|_| {
+        Status::bad_request(
+            "Upgrade request required: exec and attach are served over WebSocket (kubectl 1.31 or newer)",
+        )
+    })?;
     let upgrade = upgrade.protocols(PROTOCOLS);
     let session = nodes.exec(pod, options).await?;
     let version = upgrade.selected_protocol().and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
@@ -137,7 +150,9 @@ async fn run(socket: WebSocket, session: Session, version: String) {
             };
             match (bytes.first(), bytes.get(1..)) {
                 (Some(&STDIN), Some(data)) => {
-                    if let Some(pipe) = &mut stdin && pipe.write_all(data).await.is_err() {
+                    if let Some(pipe) = &mut stdin
+                        && pipe.write_all(data).await.is_err()
+                    {
                         stdin = None;
                     }
                 }

@@ -95,7 +95,11 @@ impl State {
             (Form::Partial | Form::PartialList, _) => api::table::partial(&object),
             (Form::Table, shown) => {
                 let meta = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-                let rows = if shown { vec![reply::row(kind, &object, self.form.include, Timestamp::now())] } else { Vec::new() };
+                let rows = if shown {
+                    vec![reply::row(kind, &object, self.form.include, Timestamp::now())]
+                } else {
+                    Vec::new()
+                };
                 let mut table = api::table::table(kind, meta, rows);
                 if !std::mem::take(&mut self.first) {
                     table["columnDefinitions"] = Value::Null;

@@ -80,7 +80,9 @@ impl GarbageCollector {
             let mut failed = !settled;
             if changed && settled {
                 for verdict in verdicts(&facts) {
-                    if let Err(error) = self.carry_out(&verdict, &facts).await && error.code != 404 {
+                    if let Err(error) = self.carry_out(&verdict, &facts).await
+                        && error.code != 404
+                    {
                         tracing::debug!(%error, ?verdict, "garbage collection will retry");
                         failed = true;
                     }
@@ -122,7 +124,11 @@ impl GarbageCollector {
     async fn carry_out(&self, verdict: &Verdict, facts: &BTreeMap<String, Fact>) -> Result<(), Status> {
         match verdict {
             Verdict::Delete(uid, propagation) => {
-                let options = DeleteOptions { uid: Some(uid.clone()), propagation: Some(*propagation), ..DeleteOptions::default() };
+                let options = DeleteOptions {
+                    uid: Some(uid.clone()),
+                    propagation: Some(*propagation),
+                    ..DeleteOptions::default()
+                };
                 self.engine.delete(&self.context, &target(&facts[uid]), &options).await.map(drop)
             }
             Verdict::Forget(uid, gone) => self.forget(&facts[uid], gone).await,
@@ -158,10 +164,14 @@ impl GarbageCollector {
         let target = target(fact);
         let options = WriteOptions { manager: "kube-controller-manager".into(), dry_run: false };
         let change = |current: Option<&Value>| {
-            let mut next = current.cloned().ok_or_else(|| Status::not_found(&target.kind.group, &target.kind.plural, &target.name))?;
+            let mut next = current
+                .cloned()
+                .ok_or_else(|| Status::not_found(&target.kind.group, &target.kind.plural, &target.name))?;
             edit(&mut next["metadata"]);
             for field in ["ownerReferences", "finalizers"] {
-                if next["metadata"][field].as_array().is_some_and(Vec::is_empty) && let Some(metadata) = next["metadata"].as_object_mut() {
+                if next["metadata"][field].as_array().is_some_and(Vec::is_empty)
+                    && let Some(metadata) = next["metadata"].as_object_mut()
+                {
                     metadata.remove(field);
                 }
             }
@@ -184,10 +194,19 @@ fn fact(kind: &Arc<Kind>, object: &Value) -> Fact {
         namespace: text("namespace"),
         name: text("name"),
         owners: owners
-            .map(|owner| Owner { uid: owner["uid"].as_str().unwrap_or_default().into(), blocks: owner["blockOwnerDeletion"] == true })
+            .map(|owner| Owner {
+                uid: owner["uid"].as_str().unwrap_or_default().into(),
+                blocks: owner["blockOwnerDeletion"] == true,
+            })
             .collect(),
         deleting: metadata["deletionTimestamp"].is_string(),
-        finalizers: metadata["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect(),
+        finalizers: metadata["finalizers"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect(),
     }
 }
 
@@ -200,14 +219,17 @@ fn verdicts(facts: &BTreeMap<String, Fact>) -> Vec<Verdict> {
         }
     }
     let of = |uid: &str| dependents.get(uid).map(Vec::as_slice).unwrap_or_default();
-    let foreground = |uid: &str| facts.get(uid).is_some_and(|owner| owner.deleting && owner.finalizers.iter().any(|f| f == FOREGROUND));
+    let foreground = |uid: &str| {
+        facts.get(uid).is_some_and(|owner| owner.deleting && owner.finalizers.iter().any(|f| f == FOREGROUND))
+    };
     let mut all = Vec::new();
     for (uid, fact) in facts {
         if fact.deleting && fact.finalizers.iter().any(|own| own == ORPHAN) {
             all.push(Verdict::Orphan(uid.clone(), of(uid).iter().map(|dependent| (*dependent).to_owned()).collect()));
             continue;
         }
-        let blocking = |dependent: &&&str| facts[**dependent].owners.iter().any(|owner| owner.uid == *uid && owner.blocks);
+        let blocking =
+            |dependent: &&&str| facts[**dependent].owners.iter().any(|owner| owner.uid == *uid && owner.blocks);
         if foreground(uid) && of(uid).iter().filter(blocking).count() == 0 {
             all.push(Verdict::Finish(uid.clone()));
         }
@@ -217,7 +239,13 @@ fn verdicts(facts: &BTreeMap<String, Fact>) -> Vec<Verdict> {
 }
 
 /// What becomes of an object whose owners are gone or going.
-fn fate(uid: &str, fact: &Fact, facts: &BTreeMap<String, Fact>, foreground: &dyn Fn(&str) -> bool, has_dependents: bool) -> Option<Verdict> {
+fn fate(
+    uid: &str,
+    fact: &Fact,
+    facts: &BTreeMap<String, Fact>,
+    foreground: &dyn Fn(&str) -> bool,
+    has_dependents: bool,
+) -> Option<Verdict> {
     if fact.owners.is_empty() || fact.deleting {
         return None;
     }
@@ -276,9 +304,17 @@ impl Namespaces {
 
     fn terminating(&self) -> BTreeSet<String> {
         let Some(kind) = self.engine.registry().find("", "v1", "namespaces") else { return BTreeSet::new() };
-        let deleting = |value: &Value| value["status"]["phase"] == "Terminating" && value["spec"]["finalizers"].as_array().is_some_and(|list| list.iter().any(|f| f == "kubernetes"));
+        let deleting = |value: &Value| {
+            value["status"]["phase"] == "Terminating"
+                && value["spec"]["finalizers"].as_array().is_some_and(|list| list.iter().any(|f| f == "kubernetes"))
+        };
         let all = self.engine.all(&kind, "");
-        all.iter().filter(|object| object.json.windows(13).any(|w| w == b"\"Terminating\"")).map(|object| object.value()).filter(deleting).filter_map(|value| value["metadata"]["name"].as_str().map(str::to_owned)).collect()
+        all.iter()
+            .filter(|object| object.json.windows(13).any(|w| w == b"\"Terminating\""))
+            .map(|object| object.value())
+            .filter(deleting)
+            .filter_map(|value| value["metadata"]["name"].as_str().map(str::to_owned))
+            .collect()
     }
 
     /// Deletes what is left; when nothing is, takes the `kubernetes` finalizer away.
@@ -292,7 +328,8 @@ impl Namespaces {
                 let target = Target::new(kind.clone(), name, object.key.name());
                 let going = object.value()["metadata"]["deletionTimestamp"].is_string();
                 if !going {
-                    let options = DeleteOptions { propagation: Some(Propagation::Background), ..DeleteOptions::default() };
+                    let options =
+                        DeleteOptions { propagation: Some(Propagation::Background), ..DeleteOptions::default() };
                     match self.engine.delete(&context, &target, &options).await {
                         Err(error) if error.code != 404 => return Err(error),
                         _ => {}
@@ -300,7 +337,10 @@ impl Namespaces {
                 }
             }
         }
-        let remains = registry.iter().filter(|kind| kind.stored() && kind.namespaced() && kind.is_storage()).any(|kind| !self.engine.all(kind, name).is_empty());
+        let remains = registry
+            .iter()
+            .filter(|kind| kind.stored() && kind.namespaced() && kind.is_storage())
+            .any(|kind| !self.engine.all(kind, name).is_empty());
         tracing::debug!(namespace = name, left, remains, "emptying namespace");
         if remains {
             return Ok(());
@@ -310,7 +350,13 @@ impl Namespaces {
         target.subresource = "finalize".into();
         let finish = |current: Option<&Value>| {
             let mut next = current.cloned().ok_or_else(|| Status::not_found("", "namespaces", name))?;
-            let kept = next["spec"]["finalizers"].as_array().into_iter().flatten().filter(|f| **f != "kubernetes").cloned().collect::<Vec<_>>();
+            let kept = next["spec"]["finalizers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|f| **f != "kubernetes")
+                .cloned()
+                .collect::<Vec<_>>();
             next["spec"]["finalizers"] = json!(kept);
             Ok(Draft::Update(next))
         };
@@ -323,12 +369,22 @@ impl Namespaces {
 mod tests {
     use super::*;
 
-    fn facts(objects: &[(&str, &[(&str, bool)], bool, &[&str])]) -> BTreeMap<String, Fact> {
+    /// Uid, owners with blocking, deleting, finalizers.
+    type Given<'a> = (&'a str, &'a [(&'a str, bool)], bool, &'a [&'a str]);
+
+    fn facts(objects: &[Given<'_>]) -> BTreeMap<String, Fact> {
         let kind = api::kind::Registry::builtin().find("", "v1", "configmaps").unwrap();
         let made = objects.iter().map(|(uid, owners, deleting, finalizers)| {
             let owners = owners.iter().map(|(uid, blocks)| Owner { uid: (*uid).into(), blocks: *blocks }).collect();
             let finalizers = finalizers.iter().map(|f| (*f).to_owned()).collect();
-            let fact = Fact { kind: kind.clone(), namespace: "ns".into(), name: (*uid).into(), owners, deleting: *deleting, finalizers };
+            let fact = Fact {
+                kind: kind.clone(),
+                namespace: "ns".into(),
+                name: (*uid).into(),
+                owners,
+                deleting: *deleting,
+                finalizers,
+            };
             ((*uid).to_owned(), fact)
         });
         made.collect()
@@ -337,7 +393,10 @@ mod tests {
     #[test]
     fn dependents_of_what_is_gone_go() {
         let all = facts(&[("b", &[("gone", true)], false, &[]), ("c", &[("gone", true), ("b", false)], false, &[])]);
-        assert_eq!(verdicts(&all), [Verdict::Delete("b".into(), Propagation::Background), Verdict::Forget("c".into(), vec!["gone".into()])]);
+        assert_eq!(
+            verdicts(&all),
+            [Verdict::Delete("b".into(), Propagation::Background), Verdict::Forget("c".into(), vec!["gone".into()])]
+        );
     }
 
     #[test]

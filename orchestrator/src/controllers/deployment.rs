@@ -47,7 +47,11 @@ impl Controller for Deployments {
         let (queue, sets) = (queue.clone(), caches.replica_sets.clone());
         caches.pods.on_change(move |old, new| {
             if let (Some(pod), None) = (old, new) {
-                let owner = pod.metadata.owned.controller().and_then(|owner| sets.get(&pod.metadata.meta.namespace, &owner.name));
+                let owner = pod
+                    .metadata
+                    .owned
+                    .controller()
+                    .and_then(|owner| sets.get(&pod.metadata.meta.namespace, &owner.name));
                 if let Some(owner) = owner.as_ref().and_then(|set| set.metadata.owned.controller()) {
                     queue.add(Key::new(&pod.metadata.meta.namespace, &owner.name));
                 }
@@ -60,12 +64,15 @@ impl Controller for Deployments {
         let Ok(labels) = Labels::from_object(&deployment.spec.selector) else { return Plan::new() };
         let uid = &deployment.metadata.meta.uid;
         let all = caches.replica_sets.namespace(&key.namespace);
-        let selected = |set: &&Arc<ReplicaSet>| labels.matches(|key| set.metadata.meta.labels.get(key).map(String::as_str));
+        let selected =
+            |set: &&Arc<ReplicaSet>| labels.matches(|key| set.metadata.meta.labels.get(key).map(String::as_str));
         let (mut mine, mut plan) = (Vec::new(), Plan::new());
         for set in all.iter().filter(selected) {
             match set.metadata.owned.controller() {
                 Some(owner) if owner.uid == *uid => mine.push(set.clone()),
-                None if set.metadata.meta.deletion_timestamp.is_none() && deployment.metadata.meta.deletion_timestamp.is_none() => {
+                None if set.metadata.meta.deletion_timestamp.is_none()
+                    && deployment.metadata.meta.deletion_timestamp.is_none() =>
+                {
                     plan.push(adopt(&deployment, set));
                 }
                 _ => {}
@@ -119,9 +126,12 @@ fn same_template(a: &Value, b: &Value) -> bool {
 /// A short name of a template: FNV-1a over its canonical text, in the letters of generated names.
 fn hash(template: &Value, collisions: i64) -> String {
     let text = format!("{}{collisions}", bare(template));
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     let bytes = hash.to_le_bytes();
-    let letters = |at: usize| api::names::suffix([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3], bytes[(at + 4) % 8]]);
+    let letters =
+        |at: usize| api::names::suffix([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3], bytes[(at + 4) % 8]]);
     format!("{}{}", letters(0), letters(3))
 }
 
@@ -161,14 +171,24 @@ fn bounds(deployment: &Deployment) -> Bounds {
 fn plan(deployment: &Deployment, sets: &[Arc<ReplicaSet>], old_pods: bool, now: Timestamp) -> Plan {
     let mut plan = Plan::new();
     let current = sets.iter().filter(|set| same_template(&set.spec.template, &deployment.spec.template));
-    let current = current.min_by_key(|set| (set.metadata.owned.creation_timestamp.clone(), set.metadata.meta.name.clone())).cloned();
-    let old: Vec<_> = sets.iter().filter(|set| current.as_ref().is_none_or(|current| current.metadata.meta.uid != set.metadata.meta.uid)).cloned().collect();
+    let current = current
+        .min_by_key(|set| (set.metadata.owned.creation_timestamp.clone(), set.metadata.meta.name.clone()))
+        .cloned();
+    let old: Vec<_> = sets
+        .iter()
+        .filter(|set| current.as_ref().is_none_or(|current| current.metadata.meta.uid != set.metadata.meta.uid))
+        .cloned()
+        .collect();
     if deployment.metadata.meta.deletion_timestamp.is_none() {
         let newest_old = old.iter().map(|set| revision_of(&set.metadata.meta.annotations)).max().unwrap_or(0);
         match &current {
             Some(set) => {
                 plan.extend(annotate(deployment, set, newest_old));
-                let scaled = if deployment.spec.paused { rescale_paused(deployment, set, &old) } else { roll(deployment, set, &old, old_pods) };
+                let scaled = if deployment.spec.paused {
+                    rescale_paused(deployment, set, &old)
+                } else {
+                    roll(deployment, set, &old, old_pods)
+                };
                 plan.extend(scaled);
             }
             None if deployment.spec.paused => {}
@@ -190,13 +210,16 @@ fn said(deployment: &Deployment, sets: &[Arc<ReplicaSet>], plan: &Plan) -> Plan 
         let message = format!("Scaled {way} replica set {name} from {from} to {to}");
         Action::Event { about: about.clone(), reason: "ScalingReplicaSet", message }
     };
-    let size_of = |name: &str| sets.iter().find(|set| set.metadata.meta.name == name).map_or(0, |set| set.spec.replicas);
+    let size_of =
+        |name: &str| sets.iter().find(|set| set.metadata.meta.name == name).map_or(0, |set| set.spec.replicas);
     let change = |action: &Action| match action {
         Action::Create { object, .. } => {
             let name = object["metadata"]["name"].as_str()?;
             Some(event(name, 0, object["spec"]["replicas"].as_i64()?))
         }
-        Action::Patch { key, subresource: "", patch, .. } => Some(event(&key.name, size_of(&key.name), patch["spec"]["replicas"].as_i64()?)),
+        Action::Patch { key, subresource: "", patch, .. } => {
+            Some(event(&key.name, size_of(&key.name), patch["spec"]["replicas"].as_i64()?))
+        }
         _ => None,
     };
     plan.iter().filter_map(change).collect()
@@ -244,7 +267,9 @@ fn first_size(deployment: &Deployment, sets: &[Arc<ReplicaSet>], old_pods: bool)
 
 fn copied(deployment: &Deployment) -> BTreeMap<String, String> {
     let own = deployment.metadata.meta.annotations.iter();
-    own.filter(|(key, _)| !NOT_COPIED.contains(&key.as_str())).map(|(key, value)| (key.clone(), value.clone())).collect()
+    own.filter(|(key, _)| !NOT_COPIED.contains(&key.as_str()))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
 }
 
 fn sizes(deployment: &Deployment) -> [(String, String); 2] {
@@ -367,13 +392,18 @@ fn shrink(deployment: &Deployment, current: &ReplicaSet, old: &[Arc<ReplicaSet>]
 
 /// Old sets beyond the history limit, oldest revision first, once the rollout is complete.
 fn clean_up(deployment: &Deployment, current: Option<&ReplicaSet>, old: &[Arc<ReplicaSet>]) -> Plan {
-    let complete = current.is_some_and(|set| set.status.available_replicas == deployment.spec.replicas && set.spec.replicas == deployment.spec.replicas);
+    let complete = current.is_some_and(|set| {
+        set.status.available_replicas == deployment.spec.replicas && set.spec.replicas == deployment.spec.replicas
+    });
     let limit = usize::try_from(deployment.spec.revision_history_limit.unwrap_or(10)).unwrap_or(usize::MAX);
     if !complete || old.len() <= limit {
         return Plan::new();
     }
     let idle = |set: &&Arc<ReplicaSet>| {
-        set.spec.replicas == 0 && set.status.replicas == 0 && set.metadata.owned.generation <= set.status.observed_generation && set.metadata.meta.deletion_timestamp.is_none()
+        set.spec.replicas == 0
+            && set.status.replicas == 0
+            && set.metadata.owned.generation <= set.status.observed_generation
+            && set.metadata.meta.deletion_timestamp.is_none()
     };
     let mut candidates: Vec<_> = old.iter().filter(idle).collect();
     candidates.sort_by_key(|set| revision_of(&set.metadata.meta.annotations));
@@ -390,9 +420,14 @@ fn clean_up(deployment: &Deployment, current: Option<&ReplicaSet>, old: &[Arc<Re
 /// The Deployment's status, when it is not what is stored.
 fn status(deployment: &Deployment, current: Option<&ReplicaSet>, sets: &[Arc<ReplicaSet>], now: Timestamp) -> Plan {
     let count = |of: fn(&ReplicaSet) -> i64| total(sets, of);
-    let (replicas, ready, available) = (count(|s| s.status.replicas), count(|s| s.status.ready_replicas), count(|s| s.status.available_replicas));
+    let (replicas, ready, available) =
+        (count(|s| s.status.replicas), count(|s| s.status.ready_replicas), count(|s| s.status.available_replicas));
     let updated = current.map_or(0, |set| set.status.replicas);
-    let unavailable = (total(sets, |set| set.spec.replicas).max(deployment.spec.replicas).min(replicas.max(deployment.spec.replicas)) - available).max(0);
+    let unavailable = (total(sets, |set| set.spec.replicas)
+        .max(deployment.spec.replicas)
+        .min(replicas.max(deployment.spec.replicas))
+        - available)
+        .max(0);
     let nullable = |number: i64| if number == 0 { Value::Null } else { json!(number) };
     let counts = json!({
         "observedGeneration": deployment.metadata.owned.generation,
@@ -406,7 +441,8 @@ fn status(deployment: &Deployment, current: Option<&ReplicaSet>, sets: &[Arc<Rep
     let progressed = ["replicas", "updatedReplicas", "readyReplicas", "availableReplicas"]
         .iter()
         .any(|field| old[*field].as_i64().unwrap_or(0) != counts[*field].as_i64().unwrap_or(0));
-    let complete = updated == deployment.spec.replicas && replicas == updated && available == updated && current.is_some();
+    let complete =
+        updated == deployment.spec.replicas && replicas == updated && available == updated && current.is_some();
     let minimum = deployment.spec.replicas - bounds(deployment).unavailable;
     let (progress, again) = progressing(deployment, current, complete, progressed, now);
     let mut conditions = vec![available_condition(available >= minimum)];
@@ -414,11 +450,18 @@ fn status(deployment: &Deployment, current: Option<&ReplicaSet>, sets: &[Arc<Rep
     let conditions = merge_conditions(&old["conditions"], conditions, now);
     let mut patch = counts;
     patch["conditions"] = json!(conditions);
-    let same = patch.as_object().into_iter().flatten().all(|(key, value)| old.get(key).unwrap_or(&Value::Null) == value);
+    let same =
+        patch.as_object().into_iter().flatten().all(|(key, value)| old.get(key).unwrap_or(&Value::Null) == value);
     let mut plan: Plan = again.into_iter().collect();
     if !same {
         let key = Key::of(&deployment.metadata.meta);
-        plan.push(Action::Patch { resource: DEPLOYMENTS, key, subresource: "status", version: None, patch: json!({"status": patch}) });
+        plan.push(Action::Patch {
+            resource: DEPLOYMENTS,
+            key,
+            subresource: "status",
+            version: None,
+            patch: json!({"status": patch}),
+        });
     }
     plan
 }
@@ -430,31 +473,62 @@ fn condition(type_: &str, status: bool, reason: &str, message: String) -> Value 
 fn available_condition(enough: bool) -> Value {
     match enough {
         true => condition("Available", true, "MinimumReplicasAvailable", "Deployment has minimum availability.".into()),
-        false => condition("Available", false, "MinimumReplicasUnavailable", "Deployment does not have minimum availability.".into()),
+        false => condition(
+            "Available",
+            false,
+            "MinimumReplicasUnavailable",
+            "Deployment does not have minimum availability.".into(),
+        ),
     }
 }
 
 /// The Progressing condition, and when to look again for the deadline.
-fn progressing(deployment: &Deployment, current: Option<&ReplicaSet>, complete: bool, progressed: bool, now: Timestamp) -> (Option<Value>, Option<Action>) {
+fn progressing(
+    deployment: &Deployment,
+    current: Option<&ReplicaSet>,
+    complete: bool,
+    progressed: bool,
+    now: Timestamp,
+) -> (Option<Value>, Option<Action>) {
     let seconds = deployment.spec.progress_deadline_seconds.unwrap_or(600);
     if seconds >= i64::from(i32::MAX) {
         return (None, None);
     }
-    let stored = deployment.status["conditions"].as_array().into_iter().flatten().find(|condition| condition["type"] == "Progressing");
+    let stored = deployment.status["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|condition| condition["type"] == "Progressing");
     let subject = match current {
         Some(set) => format!("ReplicaSet \"{}\"", set.metadata.meta.name),
         None => format!("Deployment \"{}\"", deployment.metadata.meta.name),
     };
     if complete {
-        return (Some(condition("Progressing", true, "NewReplicaSetAvailable", format!("{subject} has successfully progressed."))), None);
+        return (
+            Some(condition(
+                "Progressing",
+                true,
+                "NewReplicaSetAvailable",
+                format!("{subject} has successfully progressed."),
+            )),
+            None,
+        );
     }
     if deployment.spec.paused {
         return (Some(condition("Progressing", true, "DeploymentPaused", "Deployment is paused".into())), None);
     }
-    let again = |after: i64| Action::Again { key: Key::of(&deployment.metadata.meta), after: Duration::from_secs(u64::try_from(after.max(1)).unwrap_or(1)) };
+    let again = |after: i64| Action::Again {
+        key: Key::of(&deployment.metadata.meta),
+        after: Duration::from_secs(u64::try_from(after.max(1)).unwrap_or(1)),
+    };
     let moving = || condition("Progressing", true, "ReplicaSetUpdated", format!("{subject} is progressing."));
     let Some(stored) = stored else {
-        let created = condition("Progressing", true, "NewReplicaSetCreated", format!("Created new replica set {subject}").replace("replica set ReplicaSet", "replica set"));
+        let created = condition(
+            "Progressing",
+            true,
+            "NewReplicaSetCreated",
+            format!("Created new replica set {subject}").replace("replica set ReplicaSet", "replica set"),
+        );
         return (Some(created), Some(again(seconds)));
     };
     // A new template starts a new count.
@@ -465,7 +539,15 @@ fn progressing(deployment: &Deployment, current: Option<&ReplicaSet>, complete: 
     let since = stored["lastUpdateTime"].as_str().and_then(|text| text.parse::<Timestamp>().ok()).unwrap_or(now);
     let left = seconds - (now.as_second() - since.as_second());
     if left <= 0 {
-        return (Some(condition("Progressing", false, "ProgressDeadlineExceeded", format!("{subject} has timed out progressing."))), None);
+        return (
+            Some(condition(
+                "Progressing",
+                false,
+                "ProgressDeadlineExceeded",
+                format!("{subject} has timed out progressing."),
+            )),
+            None,
+        );
     }
     (Some(stored.clone()), Some(again(left)))
 }
@@ -480,7 +562,9 @@ fn merge_conditions(stored: &Value, wanted: Vec<Value>, now: Timestamp) -> Vec<V
             let old = find(&condition["type"]);
             let same = |field: &str| old.is_some_and(|old| old[field] == condition[field]);
             let unchanged = same("status") && same("reason") && same("message");
-            let keep = |field: &str, kept: bool| old.filter(|_| kept).and_then(|old| old[field].as_str()).unwrap_or(&time).to_owned();
+            let keep = |field: &str, kept: bool| {
+                old.filter(|_| kept).and_then(|old| old[field].as_str()).unwrap_or(&time).to_owned()
+            };
             let (update, transition) = (keep("lastUpdateTime", unchanged), keep("lastTransitionTime", same("status")));
             condition["lastUpdateTime"] = json!(update);
             condition["lastTransitionTime"] = json!(transition);
@@ -522,7 +606,9 @@ mod tests {
     fn scales(plan: &Plan) -> Vec<(String, i64)> {
         plan.iter()
             .filter_map(|action| match action {
-                Action::Patch { key, subresource: "", patch, .. } => patch["spec"]["replicas"].as_i64().map(|n| (key.name.clone(), n)),
+                Action::Patch { key, subresource: "", patch, .. } => {
+                    patch["spec"]["replicas"].as_i64().map(|n| (key.name.clone(), n))
+                }
                 _ => None,
             })
             .collect()
@@ -542,14 +628,19 @@ mod tests {
         let hash = object["metadata"]["labels"][HASH].as_str().unwrap();
         assert_eq!(object["metadata"]["name"], format!("web-{hash}"));
         assert_eq!(object["spec"]["selector"]["matchLabels"][HASH], hash);
-        assert_eq!((&object["spec"]["replicas"], &object["metadata"]["annotations"][REVISION]), (&json!(3), &json!("1")));
+        assert_eq!(
+            (&object["spec"]["replicas"], &object["metadata"]["annotations"][REVISION]),
+            (&json!(3), &json!("1"))
+        );
     }
 
     #[test]
     fn a_new_template_grows_within_surge_and_shrinks_as_it_becomes_available() {
         let web = deployment(3, "b", "25%", "25%");
         let made = plan(&web, &[set("old", "a", 3, 3, 1)], true, Timestamp::UNIX_EPOCH);
-        let Some(Action::Create { object, .. }) = made.iter().find(|a| matches!(a, Action::Create { .. })) else { panic!() };
+        let Some(Action::Create { object, .. }) = made.iter().find(|a| matches!(a, Action::Create { .. })) else {
+            panic!()
+        };
         assert_eq!(object["spec"]["replicas"], 1);
         let waiting = plan(&web, &[set("old", "a", 3, 3, 1), set("new", "b", 1, 0, 2)], true, Timestamp::UNIX_EPOCH);
         assert_eq!(scales(&waiting), []);
@@ -561,7 +652,12 @@ mod tests {
 
     #[test]
     fn going_back_reuses_the_old_set_under_a_new_revision() {
-        let made = plan(&deployment(3, "a", "25%", "25%"), &[set("old", "a", 0, 0, 1), set("new", "b", 3, 3, 2)], true, Timestamp::UNIX_EPOCH);
+        let made = plan(
+            &deployment(3, "a", "25%", "25%"),
+            &[set("old", "a", 0, 0, 1), set("new", "b", 3, 3, 2)],
+            true,
+            Timestamp::UNIX_EPOCH,
+        );
         let revised = made.iter().any(|action| matches!(action, Action::Patch { key, patch, .. }
             if key.name == "old" && patch["metadata"]["annotations"][REVISION] == "3" && patch["metadata"]["annotations"][HISTORY] == "1"));
         assert!(revised, "{made:?}");

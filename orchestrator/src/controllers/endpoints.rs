@@ -33,7 +33,9 @@ pub struct Mirroring;
 fn watch_pods(caches: &Caches, queue: &Queue) {
     let (queue, services) = (queue.clone(), caches.services.clone());
     caches.pods.on_change(move |old, new| {
-        if let (Some(old), Some(new)) = (old, new) && same_for_services(old, new) {
+        if let (Some(old), Some(new)) = (old, new)
+            && same_for_services(old, new)
+        {
             return;
         }
         let changed: Vec<&Pod> = [old, new].into_iter().flatten().collect();
@@ -50,7 +52,14 @@ fn watch_pods(caches: &Caches, queue: &Queue) {
 fn same_for_services(old: &Pod, new: &Pod) -> bool {
     let facts = |pod: &Pod| {
         let meta = &pod.metadata.meta;
-        (meta.labels.clone(), meta.deletion_timestamp.is_some(), pod.is_ready(), pod.has_ended(), pod.spec.node_name.clone(), pod.status.pod_ips.clone())
+        (
+            meta.labels.clone(),
+            meta.deletion_timestamp.is_some(),
+            pod.is_ready(),
+            pod.has_ended(),
+            pod.spec.node_name.clone(),
+            pod.status.pod_ips.clone(),
+        )
     };
     facts(old) == facts(new)
 }
@@ -131,7 +140,8 @@ fn address(service: &Service, pod: &Pod) -> Address {
 
 /// The Service's ports with numbers this pod gives them; a named port no container has is left out.
 fn ports_of(service: &Service, pod: &Pod) -> Ports {
-    let containers = || pod.spec.containers.iter().chain(pod.spec.init_containers.iter().filter(|c| c.restart_policy == "Always"));
+    let containers =
+        || pod.spec.containers.iter().chain(pod.spec.init_containers.iter().filter(|c| c.restart_policy == "Always"));
     let ports = service.spec.ports.iter();
     ports
         .filter_map(|port| {
@@ -140,7 +150,12 @@ fn ports_of(service: &Service, pod: &Pod) -> Ports {
                 Value::Number(number) if number.as_u64() != Some(0) => u16::try_from(number.as_u64()?).ok()?,
                 Value::String(name) => {
                     let mut named = containers().flat_map(|container| &container.ports);
-                    named.find(|own| own.name == *name && (own.protocol == protocol || (own.protocol.is_empty() && protocol == "TCP")))?.container_port
+                    named
+                        .find(|own| {
+                            own.name == *name
+                                && (own.protocol == protocol || (own.protocol.is_empty() && protocol == "TCP"))
+                        })?
+                        .container_port
                 }
                 _ => port.port,
             };
@@ -166,11 +181,12 @@ impl Controller for EndpointSlices {
 
     fn reconcile(&self, key: &Key, caches: &Caches) -> Plan {
         let existing = own_slices(caches, key, CONTROLLER);
-        let Some(service) = caches.services.get(&key.namespace, &key.name).filter(|service| is_selected(service)) else {
+        let Some(service) = caches.services.get(&key.namespace, &key.name).filter(|service| is_selected(service))
+        else {
             return existing.iter().map(|slice| delete(slice)).collect();
         };
         let groups = endpoints_of(&service, &caches.pods.namespace(&key.namespace));
-        let wanted = slices(&groups, |address| endpoint(address));
+        let wanted = slices(&groups, endpoint);
         plan_slices(&service, CONTROLLER, wanted, &existing)
     }
 }
@@ -194,7 +210,12 @@ fn own_slices(caches: &Caches, key: &Key, manager: &str) -> Vec<Arc<EndpointSlic
 }
 
 fn delete(slice: &EndpointSlice) -> Action {
-    Action::Delete { resource: SLICES, key: Key::of(&slice.metadata), uid: Some(slice.metadata.uid.clone()), propagation: None }
+    Action::Delete {
+        resource: SLICES,
+        key: Key::of(&slice.metadata),
+        uid: Some(slice.metadata.uid.clone()),
+        propagation: None,
+    }
 }
 
 fn endpoint(address: &Address) -> Value {
@@ -209,7 +230,8 @@ fn endpoint(address: &Address) -> Value {
         value["nodeName"] = json!(address.node);
     }
     if !address.uid.is_empty() {
-        value["targetRef"] = json!({"kind": "Pod", "namespace": address.namespace, "name": address.pod, "uid": address.uid});
+        value["targetRef"] =
+            json!({"kind": "Pod", "namespace": address.namespace, "name": address.pod, "uid": address.uid});
     }
     value
 }
@@ -218,7 +240,10 @@ fn endpoint(address: &Address) -> Value {
 fn slices(groups: &[(Ports, Vec<Address>)], show: impl Fn(&Address) -> Value) -> Vec<(Value, Value)> {
     let mut all = Vec::new();
     for (ports, addresses) in groups {
-        let ports: Vec<Value> = ports.iter().map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port})).collect();
+        let ports: Vec<Value> = ports
+            .iter()
+            .map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port}))
+            .collect();
         for chunk in addresses.chunks(PER_SLICE) {
             all.push((json!(ports), Value::Array(chunk.iter().map(&show).collect())));
         }
@@ -276,7 +301,8 @@ fn has_labels(slice: &EndpointSlice, labels: &BTreeMap<String, String>) -> bool 
 /// The slice holds just this.
 fn shows(slice: &EndpointSlice, ports: &Value, endpoints: &Value) -> bool {
     let wanted = json!({"ports": ports.as_array().cloned().unwrap_or_default(), "endpoints": endpoints});
-    serde_json::from_value::<EndpointSlice>(wanted).is_ok_and(|wanted| wanted.ports == slice.ports && wanted.endpoints == slice.endpoints)
+    serde_json::from_value::<EndpointSlice>(wanted)
+        .is_ok_and(|wanted| wanted.ports == slice.ports && wanted.endpoints == slice.endpoints)
 }
 
 fn create(service: &Service, labels: &BTreeMap<String, String>, ports: Value, endpoints: Value) -> Action {
@@ -331,12 +357,15 @@ fn subsets(groups: &[(Ports, Vec<Address>)]) -> Vec<Value> {
     let mut room = ENDPOINTS_LIMIT;
     let mut all = Vec::new();
     for (ports, addresses) in groups {
-        let shown: Vec<&Address> = addresses.iter().filter(|address| !address.terminating || address.ready).take(room).collect();
+        let shown: Vec<&Address> =
+            addresses.iter().filter(|address| !address.terminating || address.ready).take(room).collect();
         room -= shown.len();
         if shown.is_empty() {
             continue;
         }
-        let list = |ready: bool| -> Vec<Value> { shown.iter().filter(|address| address.ready == ready).map(|address| endpoint_address(address)).collect() };
+        let list = |ready: bool| -> Vec<Value> {
+            shown.iter().filter(|address| address.ready == ready).map(|address| endpoint_address(address)).collect()
+        };
         let ports: Vec<Value> = ports
             .iter()
             .map(|(name, protocol, port)| {
@@ -416,14 +445,15 @@ impl Controller for Mirroring {
         let (Some(service), Some(endpoints)) = (service, endpoints) else {
             return existing.iter().map(|slice| delete(slice)).collect();
         };
-        let groups: Vec<_> = endpoints.subsets.iter().map(mirror).filter(|(_, addresses)| !addresses.is_empty()).collect();
+        let groups: Vec<_> =
+            endpoints.subsets.iter().map(mirror).filter(|(_, addresses)| !addresses.is_empty()).collect();
         plan_slices(&service, MIRROR, slices(&groups, mirrored_endpoint), &existing)
     }
 }
 
 fn mirrored(endpoints: &Endpoints) -> bool {
     let meta = &endpoints.metadata.meta;
-    !meta.labels.get(SKIP_MIRROR).is_some_and(|skip| skip == "true")
+    meta.labels.get(SKIP_MIRROR).is_none_or(|skip| skip != "true")
         && !meta.labels.contains_key(ENDPOINTS_MANAGED_BY)
         && !meta.annotations.contains_key("control-plane.alpha.kubernetes.io/leader")
 }
@@ -513,7 +543,8 @@ mod tests {
     #[test]
     fn endpoints_show_ready_and_unready_apart() {
         let service = service(json!(8080));
-        let shown = subsets(&endpoints_of(&service, &[pod("a", true, false), pod("bb", false, false), pod("ccc", true, true)]));
+        let shown =
+            subsets(&endpoints_of(&service, &[pod("a", true, false), pod("bb", false, false), pod("ccc", true, true)]));
         assert_eq!(shown[0]["addresses"].as_array().unwrap().len(), 1);
         assert_eq!(shown[0]["notReadyAddresses"].as_array().unwrap().len(), 1);
     }

@@ -129,7 +129,11 @@ impl Controller for NodeLifecycle {
 
     fn reconcile(&self, key: &Key, caches: &Caches) -> Plan {
         let Some(node) = caches.nodes.get("", &key.name) else { return Plan::new() };
-        let renewed = caches.leases.get("kube-node-lease", &key.name).map(|lease| lease.spec.renew_time.clone()).unwrap_or_default();
+        let renewed = caches
+            .leases
+            .get("kube-node-lease", &key.name)
+            .map(|lease| lease.spec.renew_time.clone())
+            .unwrap_or_default();
         let age = self.age(&key.name, &renewed);
         plan_node(&node, age)
     }
@@ -169,7 +173,13 @@ fn plan_node(node: &Node, age: Duration) -> Plan {
     };
     if let Some(taints) = retaint(&node.spec.taints, wanted) {
         let taints = if taints.is_empty() { Value::Null } else { json!(taints) };
-        plan.push(Action::Patch { resource: NODES, key: key.clone(), subresource: "", version: None, patch: json!({"spec": {"taints": taints}}) });
+        plan.push(Action::Patch {
+            resource: NODES,
+            key: key.clone(),
+            subresource: "",
+            version: None,
+            patch: json!({"spec": {"taints": taints}}),
+        });
     }
     if !silent {
         plan.push(Action::Again { key, after: GRACE.saturating_sub(age) + Duration::from_millis(100) });
@@ -189,7 +199,9 @@ fn retaint(taints: &[Taint], wanted: Option<&str>) -> Option<Vec<Taint>> {
     let ours = |taint: &Taint| matches!(&*taint.key, NOT_READY | UNREACHABLE);
     let has = |key: &str, effect: &str| taints.iter().any(|taint| taint.key == key && taint.effect == effect);
     let right = match wanted {
-        Some(key) => has(key, "NoSchedule") && has(key, "NoExecute") && taints.iter().filter(|taint| ours(taint)).count() == 2,
+        Some(key) => {
+            has(key, "NoSchedule") && has(key, "NoExecute") && taints.iter().filter(|taint| ours(taint)).count() == 2
+        }
         None => !taints.iter().any(ours),
     };
     if right {
@@ -199,7 +211,12 @@ fn retaint(taints: &[Taint], wanted: Option<&str>) -> Option<Vec<Taint>> {
     if let Some(key) = wanted {
         let now = api::time::rfc3339(jiff::Timestamp::now());
         for effect in ["NoSchedule", "NoExecute"] {
-            all.push(Taint { key: key.into(), effect: effect.into(), time_added: Some(now.clone()), ..Taint::default() });
+            all.push(Taint {
+                key: key.into(),
+                effect: effect.into(),
+                time_added: Some(now.clone()),
+                ..Taint::default()
+            });
         }
     }
     Some(all)

@@ -95,6 +95,16 @@ impl<T: View> Informer<T> {
         })
     }
 
+    /// The revision up to which changes were taken in.
+    pub fn seen(&self) -> Revision {
+        *self.seen.borrow()
+    }
+
+    /// Wakes when changes were taken in.
+    pub fn subscribe(&self) -> watch::Receiver<Revision> {
+        self.seen.subscribe()
+    }
+
     /// Waits until the first state is here and every change up to `revision` was taken in.
     pub async fn caught_up(&self, revision: Revision) {
         // The sender lives in self: it cannot close while we wait.
@@ -149,7 +159,9 @@ impl<T: View> Informer<T> {
             for event in &events {
                 self.event(event, &mut fresh);
             }
-            if fresh.is_none() && let Some(last) = events.last() {
+            if fresh.is_none()
+                && let Some(last) = events.last()
+            {
                 self.seen.send_replace(last.revision);
             }
         }
@@ -167,7 +179,9 @@ impl<T: View> Informer<T> {
             (None, EventKind::InitialEnd) => {
                 // What a second start did not show again went away unseen.
                 let fresh = fresh.take().unwrap_or_default();
-                let gone = self.read(|state| state.objects.keys().filter(|key| !fresh.contains(*key)).cloned().collect::<Vec<_>>());
+                let gone = self.read(|state| {
+                    state.objects.keys().filter(|key| !fresh.contains(*key)).cloned().collect::<Vec<_>>()
+                });
                 gone.iter().for_each(|key| self.apply(key, None));
             }
             (None, _) => {}
@@ -193,7 +207,10 @@ mod tests {
     use serde_json::json;
 
     fn pod(name: &str, node: &str) -> Arc<Pod> {
-        Arc::new(serde_json::from_value(json!({"metadata": {"name": name, "namespace": "ns"}, "spec": {"nodeName": node}})).unwrap())
+        Arc::new(
+            serde_json::from_value(json!({"metadata": {"name": name, "namespace": "ns"}, "spec": {"nodeName": node}}))
+                .unwrap(),
+        )
     }
 
     #[test]
@@ -227,7 +244,9 @@ mod tests {
         pods.apply(&ObjectKey::new("ns", "a"), Some(pod("a", "")));
         let seen = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let count = seen.clone();
-        pods.on_change(move |old, new| assert!(old.is_none() && new.is_some() && count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0));
+        pods.on_change(move |old, new| {
+            assert!(old.is_none() && new.is_some() && count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0)
+        });
         assert_eq!(seen.load(std::sync::atomic::Ordering::Relaxed), 1);
     }
 }

@@ -38,7 +38,11 @@ impl Controller for ReplicaSets {
                     Some(owner) if owner.kind == "ReplicaSet" => queue.add(Key::new(namespace, &owner.name)),
                     Some(_) => {}
                     // An orphan concerns whoever selects it.
-                    None => sets.namespace(namespace).iter().filter(|set| selects(set, pod)).for_each(|set| queue.add(Key::of(&set.metadata.meta))),
+                    None => sets
+                        .namespace(namespace)
+                        .iter()
+                        .filter(|set| selects(set, pod))
+                        .for_each(|set| queue.add(Key::of(&set.metadata.meta))),
                 }
             }
         });
@@ -47,7 +51,8 @@ impl Controller for ReplicaSets {
     fn reconcile(&self, key: &Key, caches: &Caches) -> Plan {
         let Some(set) = caches.replica_sets.get(&key.namespace, &key.name) else { return Plan::new() };
         let owned = caches.pods.indexed(&format!("owner/{}", set.metadata.meta.uid));
-        let orphans = caches.pods.namespace(&key.namespace).into_iter().filter(|pod| pod.metadata.owned.controller().is_none());
+        let orphans =
+            caches.pods.namespace(&key.namespace).into_iter().filter(|pod| pod.metadata.owned.controller().is_none());
         plan(&set, &owned, &orphans.collect::<Vec<_>>(), Timestamp::now())
     }
 }
@@ -163,7 +168,8 @@ fn create(set: &ReplicaSet) -> Action {
 
 fn remove(set: &ReplicaSet, pod: &Pod) -> [Action; 2] {
     let meta = &pod.metadata.meta;
-    let said = Action::Event { about: about(set), reason: "SuccessfulDelete", message: format!("Deleted pod: {}", meta.name) };
+    let said =
+        Action::Event { about: about(set), reason: "SuccessfulDelete", message: format!("Deleted pod: {}", meta.name) };
     [Action::Delete { resource: PODS, key: Key::of(meta), uid: Some(meta.uid.clone()), propagation: None }, said]
 }
 
@@ -179,7 +185,9 @@ fn available_at(pod: &Pod, min_ready_seconds: i64) -> Option<Timestamp> {
 }
 
 fn is_available(pod: &Pod, set: &ReplicaSet, now: Timestamp) -> bool {
-    pod.is_ready() && (set.spec.min_ready_seconds == 0 || available_at(pod, set.spec.min_ready_seconds).is_some_and(|at| at <= now))
+    pod.is_ready()
+        && (set.spec.min_ready_seconds == 0
+            || available_at(pod, set.spec.min_ready_seconds).is_some_and(|at| at <= now))
 }
 
 /// The moment at which the next ready pod becomes available.
@@ -193,16 +201,21 @@ fn next_available(set: &ReplicaSet, active: &[Arc<Pod>], now: Timestamp) -> Opti
 fn status(set: &ReplicaSet, active: &[Arc<Pod>], terminating: usize, now: Timestamp) -> Option<Action> {
     let template = set.spec.template["metadata"]["labels"].as_object();
     let labeled = |pod: &Pod| {
-        template.into_iter().flatten().all(|(key, value)| pod.metadata.meta.labels.get(key).map(String::as_str) == value.as_str())
+        template
+            .into_iter()
+            .flatten()
+            .all(|(key, value)| pod.metadata.meta.labels.get(key).map(String::as_str) == value.as_str())
     };
-    let count = |is: &dyn Fn(&Pod) -> bool| i64::try_from(active.iter().filter(|pod| is(pod)).count()).unwrap_or(i64::MAX);
+    let count =
+        |is: &dyn Fn(&Pod) -> bool| i64::try_from(active.iter().filter(|pod| is(pod)).count()).unwrap_or(i64::MAX);
     let (replicas, labels) = (count(&|_| true), count(&labeled));
     let (ready, available) = (count(&Pod::is_ready), count(&|pod| is_available(pod, set, now)));
     let old = &set.status;
     let generation = set.metadata.owned.generation;
     let _ = terminating;
-    let same = (old.replicas, old.fully_labeled_replicas, old.ready_replicas, old.available_replicas, old.observed_generation)
-        == (replicas, labels, ready, available, generation);
+    let same =
+        (old.replicas, old.fully_labeled_replicas, old.ready_replicas, old.available_replicas, old.observed_generation)
+            == (replicas, labels, ready, available, generation);
     let nullable = |number: i64| if number == 0 { Value::Null } else { json!(number) };
     (!same).then(|| Action::Patch {
         resource: REPLICA_SETS,
@@ -233,7 +246,11 @@ mod tests {
     }
 
     fn pod(name: &str, label: &str, owned: bool, phase: &str) -> Arc<Pod> {
-        let owners = if owned { json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u", "controller": true}]) } else { json!([]) };
+        let owners = if owned {
+            json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u", "controller": true}])
+        } else {
+            json!([])
+        };
         Arc::new(serde_json::from_value(json!({
             "metadata": {"name": name, "namespace": "ns", "uid": name, "resourceVersion": "1", "labels": {"app": label}, "ownerReferences": owners, "creationTimestamp": format!("2026-01-0{}T00:00:00Z", name.len())},
             "spec": {"nodeName": "n"}, "status": {"phase": phase},
@@ -278,9 +295,16 @@ mod tests {
 
     #[test]
     fn surplus_goes_least_useful_first() {
-        let owned = [pod("a", "web", true, "Running"), pod("bb", "web", true, "Pending"), pod("ccc", "web", true, "Running")];
+        let owned =
+            [pod("a", "web", true, "Running"), pod("bb", "web", true, "Pending"), pod("ccc", "web", true, "Running")];
         let made = plan(&set(1), &owned, &[], Timestamp::UNIX_EPOCH);
-        let gone: Vec<_> = made.iter().filter_map(|action| match action { Action::Delete { key, .. } => Some(key.name.clone()), _ => None }).collect();
+        let gone: Vec<_> = made
+            .iter()
+            .filter_map(|action| match action {
+                Action::Delete { key, .. } => Some(key.name.clone()),
+                _ => None,
+            })
+            .collect();
         assert_eq!(gone, ["bb", "ccc"], "pending first, then the youngest");
     }
 }

@@ -30,14 +30,37 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// With `announce`, an event on that object names what was made.
-    Create { resource: Resource, namespace: String, object: Value, announce: Option<Reference> },
+    Create {
+        resource: Resource,
+        namespace: String,
+        object: Value,
+        announce: Option<Reference>,
+    },
     /// A JSON merge patch; with `version` only if the object is still at it.
-    Patch { resource: Resource, key: Key, subresource: &'static str, version: Option<String>, patch: Value },
-    Delete { resource: Resource, key: Key, uid: Option<String>, propagation: Option<Propagation> },
+    Patch {
+        resource: Resource,
+        key: Key,
+        subresource: &'static str,
+        version: Option<String>,
+        patch: Value,
+    },
+    Delete {
+        resource: Resource,
+        key: Key,
+        uid: Option<String>,
+        propagation: Option<Propagation>,
+    },
     /// Reconcile this key again after a while.
-    Again { key: Key, after: Duration },
+    Again {
+        key: Key,
+        after: Duration,
+    },
     /// Says what the rest of the plan does.
-    Event { about: Reference, reason: &'static str, message: String },
+    Event {
+        about: Reference,
+        reason: &'static str,
+        message: String,
+    },
 }
 
 pub type Plan = Vec<Action>;
@@ -169,9 +192,16 @@ async fn work<C: Controller>(controller: Arc<C>, client: Client, caches: Arc<Cac
 }
 
 /// Carries a plan out; remembers the revision of each write. The first failure is reported after all were tried.
-async fn apply(plan: Plan, client: &Client, queue: &Queue, recorder: &Recorder, written: &mut HashMap<Resource, Revision>) -> Result<(), Status> {
+async fn apply(
+    plan: Plan,
+    client: &Client,
+    queue: &Queue,
+    recorder: &Recorder,
+    written: &mut HashMap<Resource, Revision>,
+) -> Result<(), Status> {
     let mut failed = Ok(());
-    let mut outcomes = futures::stream::iter(plan).map(|action| act(action, client, queue, recorder)).buffer_unordered(CONCURRENT);
+    let mut outcomes =
+        futures::stream::iter(plan).map(|action| act(action, client, queue, recorder)).buffer_unordered(CONCURRENT);
     while let Some(outcome) = outcomes.next().await {
         match outcome {
             Ok(Some((resource, revision))) => {
@@ -185,24 +215,33 @@ async fn apply(plan: Plan, client: &Client, queue: &Queue, recorder: &Recorder, 
     failed
 }
 
-async fn act(action: Action, client: &Client, queue: &Queue, recorder: &Recorder) -> Result<Option<(Resource, Revision)>, Status> {
+async fn act(
+    action: Action,
+    client: &Client,
+    queue: &Queue,
+    recorder: &Recorder,
+) -> Result<Option<(Resource, Revision)>, Status> {
     match action {
-        Action::Create { resource, namespace, object, announce } => match client.create(resource, &namespace, object).await {
-            Ok(created) => {
-                if let Some(about) = announce {
-                    let kind = created["kind"].as_str().unwrap_or_default().to_lowercase();
-                    let name = created["metadata"]["name"].as_str().unwrap_or_default();
-                    recorder.normal(&about, "SuccessfulCreate", &format!("Created {kind}: {name}")).await;
+        Action::Create { resource, namespace, object, announce } => {
+            match client.create(resource, &namespace, object).await {
+                Ok(created) => {
+                    if let Some(about) = announce {
+                        let kind = created["kind"].as_str().unwrap_or_default().to_lowercase();
+                        let name = created["metadata"]["name"].as_str().unwrap_or_default();
+                        recorder.normal(&about, "SuccessfulCreate", &format!("Created {kind}: {name}")).await;
+                    }
+                    Ok(Some((resource, revision(&created))))
                 }
-                Ok(Some((resource, revision(&created))))
+                // Somebody was quicker: level-triggered, the next look sees it.
+                Err(status) if status.reason == "AlreadyExists" => Ok(None),
+                Err(status) => Err(status),
             }
-            // Somebody was quicker: level-triggered, the next look sees it.
-            Err(status) if status.reason == "AlreadyExists" => Ok(None),
-            Err(status) => Err(status),
-        },
+        }
         Action::Patch { resource, key, subresource, version, patch } => {
             let merge = |current: &Value| {
-                if let Some(version) = &version && current["metadata"]["resourceVersion"] != json!(version) {
+                if let Some(version) = &version
+                    && current["metadata"]["resourceVersion"] != json!(version)
+                {
                     return Err(Status::modified(resource.group, resource.plural, &key.name));
                 }
                 let mut next = current.clone();

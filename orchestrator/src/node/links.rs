@@ -25,7 +25,9 @@ fn failed(error: &dyn std::error::Error) -> NetworkError {
 #[async_trait]
 impl PodNetwork for PodLinks {
     async fn attach(&self, attachment: &Attachment) -> Result<(), NetworkError> {
-        let IpAddr::V4(ip) = attachment.ip else { return Err(NetworkError(format!("{} is no IPv4 address", attachment.ip))) };
+        let IpAddr::V4(ip) = attachment.ip else {
+            return Err(NetworkError(format!("{} is no IPv4 address", attachment.ip)));
+        };
         self.network.attach(&attachment.pod.uid, ip, &attachment.netns).await.map_err(|error| failed(&error))
     }
 

@@ -29,7 +29,10 @@ pub async fn register(settings: &Settings, client: &Client) -> Result<Cidr> {
         Ok(found) => existing_cidr(&found, settings, client).await?,
         Err(status) if status.code == 404 => {
             let cidr = free_cidr(settings, client).await?;
-            client.create(NODES, "", node(settings, cidr)).await.with_context(|| format!("cannot register node {name}"))?;
+            client
+                .create(NODES, "", node(settings, cidr))
+                .await
+                .with_context(|| format!("cannot register node {name}"))?;
             cidr
         }
         Err(status) => return Err(status).context("cannot read this node's object"),
@@ -42,7 +45,10 @@ pub async fn register(settings: &Settings, client: &Client) -> Result<Cidr> {
         next["status"]["conditions"] = json!(conditions(&current["status"]["conditions"]));
         Ok(next)
     };
-    client.update(NODES, "", name, "status", update).await.with_context(|| format!("cannot write the status of node {name}"))?;
+    client
+        .update(NODES, "", name, "status", update)
+        .await
+        .with_context(|| format!("cannot write the status of node {name}"))?;
     renew_once(name, client).await.context("cannot write this node's lease")?;
     Ok(cidr)
 }
@@ -67,7 +73,8 @@ async fn existing_cidr(found: &Value, settings: &Settings, client: &Client) -> R
 /// The first part of the pods' range that no node has.
 async fn free_cidr(settings: &Settings, client: &Client) -> Result<Cidr> {
     let nodes = client.list(NODES, "", &ListOptions::default()).await.context("cannot list nodes")?;
-    let taken: Vec<String> = nodes.objects.iter().filter_map(|node| node.value()["spec"]["podCIDR"].as_str().map(str::to_owned)).collect();
+    let taken: Vec<String> =
+        nodes.objects.iter().filter_map(|node| node.value()["spec"]["podCIDR"].as_str().map(str::to_owned)).collect();
     let length = settings.pod_cidr.length().max(NODE_PREFIX);
     let base = u32::from(settings.pod_cidr.net());
     let parts = 1_u32 << (length - settings.pod_cidr.length());
@@ -117,7 +124,12 @@ fn facts(settings: &Settings) -> Result<Value> {
         "hugepages-2Mi": "0",
     });
     let release = read("/etc/os-release");
-    let os = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux").trim_matches('"').to_owned();
+    let os = release
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="))
+        .unwrap_or("Linux")
+        .trim_matches('"')
+        .to_owned();
     let version = env!("CARGO_PKG_VERSION");
     Ok(json!({
         "capacity": amounts,
@@ -141,7 +153,8 @@ fn facts(settings: &Settings) -> Result<Value> {
 
 fn memory_kib() -> Result<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    let total =
+        info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
     total.context("/proc/meminfo has no MemTotal")
 }
 
@@ -152,7 +165,8 @@ fn disk_bytes(path: &std::path::Path) -> Result<u64> {
     // SAFETY: the path is a C string that outlives the call; the kernel fills the struct when it returns 0.
     let stat = unsafe {
         if libc::statvfs(text.as_ptr(), stat.as_mut_ptr()) != 0 {
-            return Err(std::io::Error::last_os_error()).with_context(|| format!("cannot read the size of {}", path.display()));
+            return Err(std::io::Error::last_os_error())
+                .with_context(|| format!("cannot read the size of {}", path.display()));
         }
         stat.assume_init()
     };
@@ -202,7 +216,8 @@ async fn renew_once(name: &str, client: &Client) -> Result<(), Status> {
         Err(status) if status.code == 404 => {
             let spec = json!({"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now});
             let metadata = json!({"name": name, "namespace": LEASE_NAMESPACE});
-            let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec});
+            let lease =
+                json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec});
             client.create(LEASES, LEASE_NAMESPACE, lease).await.map(drop)
         }
         other => other.map(drop),
@@ -211,7 +226,11 @@ async fn renew_once(name: &str, client: &Client) -> Result<(), Status> {
 
 async fn revive(name: &str, client: &Client) -> Result<(), Status> {
     let node = client.get(NODES, "", name).await?;
-    let ready = node["status"]["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True");
+    let ready = node["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == "Ready" && c["status"] == "True");
     if ready {
         return Ok(());
     }

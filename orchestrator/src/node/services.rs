@@ -5,10 +5,11 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use api::view::{EndpointSlice, Service};
+use apiserver::Revision;
 use dns::Snapshot;
 use proxy_userspace::Proxy;
 use proxy_userspace::desired::{LocalServer, NodeFacts, desired, desired_service};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::Settings;
@@ -20,7 +21,7 @@ const DNS_PORT: u16 = 53;
 
 /// Keys of services that changed, each once.
 #[derive(Default)]
-struct Changed {
+pub struct Changed {
     state: Mutex<(VecDeque<Key>, HashSet<Key>)>,
     wake: Notify,
 }
@@ -42,7 +43,25 @@ impl Changed {
     }
 }
 
+/// Tells what of the slices this node's service path has taken in.
+#[derive(Clone)]
+pub struct Settled {
+    changed: Arc<Changed>,
+    revision: watch::Receiver<Revision>,
+}
+
+impl Settled {
+    /// Waits until everything the caches hold of slices now is in the kernel.
+    pub async fn caught_up(&mut self, caches: &Caches) {
+        let seen = caches.slices.seen();
+        self.changed.wake.notify_one();
+        // The sender ends with the feed, and with it the whole process.
+        let _ = self.revision.wait_for(|settled| *settled >= seen).await;
+    }
+}
+
 pub struct Feed {
+    settled: watch::Sender<Revision>,
     proxy: Arc<Proxy>,
     dns: Arc<dns::Server>,
     facts: NodeFacts,
@@ -55,11 +74,12 @@ impl Feed {
         let server = (settings.ip, dns.address().port());
         let local = LocalServer { address: (settings.cluster_dns, DNS_PORT), server };
         let facts = NodeFacts { node_name: settings.name.clone(), local_servers: vec![local] };
-        Self { proxy, dns, facts, recorder, changed: Arc::default() }
+        Self { settled: watch::channel(0).0, proxy, dns, facts, recorder, changed: Arc::default() }
     }
 
     /// Subscribes to the caches and starts feeding.
-    pub fn start(self, caches: &Arc<Caches>, tasks: &mut JoinSet<()>) {
+    pub fn start(self, caches: &Arc<Caches>, tasks: &mut JoinSet<()>) -> Settled {
+        let settled = Settled { changed: self.changed.clone(), revision: self.settled.subscribe() };
         let services = self.changed.clone();
         caches.services.on_change(move |old, new| {
             if let Some(service) = new.or(old) {
@@ -75,6 +95,7 @@ impl Feed {
             }
         });
         tasks.spawn(self.run(caches.clone()));
+        settled
     }
 
     async fn run(self, caches: Arc<Caches>) {
@@ -83,14 +104,16 @@ impl Feed {
         let mut snapshot = self.everything(&caches).await;
         loop {
             self.changed.wake.notified().await;
+            // Taken before the keys: what was seen by now is among them.
+            let seen = caches.slices.seen();
             let keys = self.changed.take();
-            if keys.is_empty() {
-                continue;
-            }
             for key in &keys {
                 self.one(&caches, key, &mut snapshot).await;
             }
-            self.dns.publish(snapshot.clone());
+            if !keys.is_empty() {
+                self.dns.publish(snapshot.clone());
+            }
+            self.settled.send_replace(seen);
         }
     }
 
@@ -138,4 +161,3 @@ impl Feed {
         }
     }
 }
-

@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, OnceLock};
 
-
 use agent::{Agent, AttachRequest, ExecError, ExecRequest, ExecSession, LogError};
 use api::status::Status;
 use apiserver::nodes::{ExecOptions, LogOptions, Nodes, Session, TerminalSize, unreachable};
@@ -47,7 +46,11 @@ fn name(pod: &Value) -> &str {
 
 #[async_trait]
 impl Nodes for AgentSlot {
-    async fn logs(&self, pod: &Value, options: LogOptions) -> Result<BoxStream<'static, std::io::Result<Bytes>>, Status> {
+    async fn logs(
+        &self,
+        pod: &Value,
+        options: LogOptions,
+    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, Status> {
         let wanted = agent::LogOptions {
             follow: options.follow,
             previous: options.previous,
@@ -78,9 +81,9 @@ impl Nodes for AgentSlot {
 fn log_refusal(error: &LogError, pod: &Value, container: &str) -> Status {
     let pod = name(pod);
     match error {
-        LogError::NotStarted { .. } => {
-            Status::bad_request(format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating"))
-        }
+        LogError::NotStarted { .. } => Status::bad_request(format!(
+            "container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating"
+        )),
         LogError::NoPrevious { .. } => {
             Status::bad_request(format!("previous terminated container \"{container}\" in pod \"{pod}\" not found"))
         }

@@ -80,14 +80,22 @@ impl Upstream for ApiUpstream {
         });
         let answer = self.client.token(&request.namespace, &request.service_account, spec).await.map_err(failed)?;
         let text = |field: &str| answer["status"][field].as_str().unwrap_or_default().to_owned();
-        let expires_at = text("expirationTimestamp").parse().map_err(|_| UpstreamError::Unavailable("a token without an end".into()))?;
+        let expires_at = text("expirationTimestamp")
+            .parse()
+            .map_err(|_| UpstreamError::Unavailable("a token without an end".into()))?;
         Ok(Token { token: text("token"), expires_at })
     }
 
     async fn service_environment(&self, namespace: &str, links: bool) -> Result<Vec<(String, String)>, UpstreamError> {
         let mut services: Vec<Arc<Service>> = self.caches.services.get("default", "kubernetes").into_iter().collect();
         if links {
-            services.extend(self.caches.services.namespace(namespace).into_iter().filter(|service| service.metadata.name != "kubernetes"));
+            services.extend(
+                self.caches
+                    .services
+                    .namespace(namespace)
+                    .into_iter()
+                    .filter(|service| service.metadata.name != "kubernetes"),
+            );
         }
         Ok(services.iter().flat_map(|service| environment(service)).collect())
     }
@@ -106,21 +114,28 @@ impl Upstream for ApiUpstream {
 /// Conditions that others wrote (PodScheduled, readiness gates) stay.
 fn keep_foreign_conditions(stored: &Value, status: &mut Value) {
     let own = status["conditions"].as_array().cloned().unwrap_or_default();
-    let foreign = stored.as_array().into_iter().flatten().filter(|old| !own.iter().any(|mine| mine["type"] == old["type"]));
+    let foreign =
+        stored.as_array().into_iter().flatten().filter(|old| !own.iter().any(|mine| mine["type"] == old["type"]));
     let all: Vec<Value> = own.iter().chain(foreign).cloned().collect();
     status["conditions"] = json!(all);
 }
 
 /// `NAME_SERVICE_HOST` and its kin, as containers have had them since Docker links.
 fn environment(service: &Service) -> Vec<(String, String)> {
-    let Some(host) = service.spec.cluster_ips.first().filter(|ip| !matches!(ip.as_str(), "" | "None")) else { return Vec::new() };
+    let Some(host) = service.spec.cluster_ips.first().filter(|ip| !matches!(ip.as_str(), "" | "None")) else {
+        return Vec::new();
+    };
     let name = service.metadata.name.to_uppercase().replace('-', "_");
     let Some(first) = service.spec.ports.first() else { return Vec::new() };
     let url = |protocol: &str, port: u16| format!("{}://{host}:{port}", protocol.to_lowercase());
     let protocol = |text: &str| if text.is_empty() { "TCP".to_owned() } else { text.to_owned() };
-    let mut all = vec![(format!("{name}_SERVICE_HOST"), host.clone()), (format!("{name}_SERVICE_PORT"), first.port.to_string())];
+    let mut all =
+        vec![(format!("{name}_SERVICE_HOST"), host.clone()), (format!("{name}_SERVICE_PORT"), first.port.to_string())];
     for port in service.spec.ports.iter().filter(|port| !port.name.is_empty()) {
-        all.push((format!("{name}_SERVICE_PORT_{}", port.name.to_uppercase().replace('-', "_")), port.port.to_string()));
+        all.push((
+            format!("{name}_SERVICE_PORT_{}", port.name.to_uppercase().replace('-', "_")),
+            port.port.to_string(),
+        ));
     }
     all.push((format!("{name}_PORT"), url(&protocol(&first.protocol), first.port)));
     for port in &service.spec.ports {
@@ -149,14 +164,23 @@ mod tests {
         assert_eq!(all["MY_DB_SERVICE_HOST"], "10.96.0.9");
         assert_eq!(all["MY_DB_SERVICE_PORT_SQL"], "5432");
         assert_eq!(all["MY_DB_PORT_5432_TCP"], "tcp://10.96.0.9:5432");
-        let headless: Service = serde_json::from_value(json!({"metadata": {"name": "x"}, "spec": {"clusterIPs": ["None"], "ports": [{"port": 1}]}})).unwrap();
+        let headless: Service = serde_json::from_value(
+            json!({"metadata": {"name": "x"}, "spec": {"clusterIPs": ["None"], "ports": [{"port": 1}]}}),
+        )
+        .unwrap();
         assert!(environment(&headless).is_empty());
     }
 
     #[test]
     fn conditions_of_others_stay() {
         let mut status = json!({"conditions": [{"type": "Ready", "status": "True"}]});
-        keep_foreign_conditions(&json!([{"type": "Ready", "status": "False"}, {"type": "PodScheduled", "status": "True"}]), &mut status);
-        assert_eq!(status["conditions"], json!([{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}]));
+        keep_foreign_conditions(
+            &json!([{"type": "Ready", "status": "False"}, {"type": "PodScheduled", "status": "True"}]),
+            &mut status,
+        );
+        assert_eq!(
+            status["conditions"],
+            json!([{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}])
+        );
     }
 }
