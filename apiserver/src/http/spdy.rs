@@ -33,10 +33,21 @@ pub enum SpdyError {
 /// What a client sends.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame {
-    Open { stream: u32, headers: Vec<(String, String)> },
-    Data { stream: u32, bytes: Bytes, last: bool },
-    Reset { stream: u32 },
-    Ping { id: u32 },
+    Open {
+        stream: u32,
+        headers: Vec<(String, String)>,
+    },
+    Data {
+        stream: u32,
+        bytes: Bytes,
+        last: bool,
+    },
+    Reset {
+        stream: u32,
+    },
+    Ping {
+        id: u32,
+    },
     GoAway,
     /// Settings, window updates and what else needs no answer.
     Other,
