@@ -28,6 +28,7 @@ mod negotiate;
 mod params;
 mod path;
 mod reply;
+mod spdy;
 mod streams;
 mod watch;
 

@@ -3,15 +3,22 @@
 //! Words are those that every kubectl since 1.20 says, whether it validates by the OpenAPI document or lets the server do it.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::status::Status;
 use apiserver::engine::ServiceNetwork;
-use apiserver::nodes::NoNodes;
+use apiserver::nodes::{ExecOptions, LogOptions, Nodes, Session, unreachable};
 use apiserver::server::{Config, Server};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -34,6 +41,29 @@ spec:
       - {name: nginx, image: 'nginx:1.10', ports: [{containerPort: 80}]}
 ";
 
+/// A node whose every process sends its input back, its arguments to stderr, and ends with code 3.
+struct Echo;
+
+#[async_trait]
+impl Nodes for Echo {
+    async fn logs(&self, pod: &Value, _: LogOptions) -> Result<BoxStream<'static, std::io::Result<Bytes>>, Status> {
+        Err(unreachable(pod))
+    }
+
+    async fn exec(&self, _: &Value, options: ExecOptions) -> Result<Session, Status> {
+        let (stdin, stdout) = tokio::io::duplex(1 << 16);
+        let (mut errors, stderr) = tokio::io::duplex(1 << 16);
+        errors.write_all(options.command.join(" ").as_bytes()).await.unwrap();
+        Ok(Session {
+            stdin: Some(Box::new(stdin)),
+            stdout: Some(Box::new(stdout)),
+            stderr: Some(Box::new(stderr)),
+            resize: None,
+            exit: Box::pin(async { Ok(3) }),
+        })
+    }
+}
+
 /// A server with its own folder, which is also kubectl's home (its caches must not outlive the server).
 struct Cluster {
     folder: TempDir,
@@ -51,7 +81,7 @@ impl Cluster {
             domain: "cluster.local".into(),
             names: Vec::new(),
         };
-        let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
+        let server = Server::open(&config, Arc::new(Echo)).await.unwrap();
         let kubeconfig = server.admin_kubeconfig(&server.address().to_string()).unwrap();
         std::fs::write(folder.path().join("kubeconfig"), kubeconfig).unwrap();
         let stop = CancellationToken::new();
@@ -67,9 +97,14 @@ impl Cluster {
     }
 
     async fn run(&self, arguments: &[&str], input: &str) -> Output {
+        self.run_with(arguments, input, None).await
+    }
+
+    async fn run_with(&self, arguments: &[&str], input: &str, setting: Option<(&str, &str)>) -> Output {
         let mut command = Command::new("kubectl");
         command.args(arguments).env("HOME", self.path()).env("KUBECONFIG", self.path().join("kubeconfig"));
         command.env("KUBE_EDITOR", "sed -i s/nginx:1.10/nginx:1.11/").env_remove("KUBECTL_EXTERNAL_DIFF");
+        command.envs(setting);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().expect("kubectl is on PATH");
         let mut stdin = child.stdin.take().unwrap();
@@ -209,4 +244,20 @@ async fn objects_are_made_without_a_manifest() {
     cluster.kubectl("label configmap m tier=x").await;
     cluster.kubectl("annotate configmap m note=y").await;
     says(&cluster.kubectl("get configmaps -l tier=x -o yaml").await, &["note: \"y\"", "a: b"]);
+}
+
+/// The same over both protocols; clients that know no WebSocket take SPDY both times.
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_are_reached_by_websocket_and_spdy() {
+    let cluster = Cluster::start().await;
+    let pod = "---\n{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {nodeName: one, containers: [{name: c, image: i}]}}";
+    cluster.fed("apply -f -", pod).await;
+    let input = "0123456789abcdef\n".repeat(20_000);
+    for websockets in ["true", "false"] {
+        let setting = Some(("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets));
+        let output = cluster.run_with(&["exec", "-i", "p", "--", "two", "words"], &input, setting).await;
+        assert_eq!(String::from_utf8_lossy(&output.stdout), input, "{websockets}");
+        says(&String::from_utf8_lossy(&output.stderr), &["two words", "command terminated with exit code 3"]);
+        assert_eq!(output.status.code(), Some(3));
+    }
 }

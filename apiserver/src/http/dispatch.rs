@@ -81,6 +81,9 @@ pub async fn answer(
         let pod = shared.engine.get(&pod_target(&target), None).await?.value();
         return streams::exec(&*shared.nodes, &pod, &query, parts).await;
     }
+    if matches!(&*target.subresource, "proxy" | "portforward") {
+        return Err(Status::plain(501, "NotImplemented", format!("{} is not served yet", target.subresource)));
+    }
     let accepted = negotiate::answer(
         header_of(&parts, header::ACCEPT),
         watching,
@@ -279,9 +282,6 @@ impl Call<'_> {
                 let object = engine.get(target, version).await?;
                 let scale = api::write::scale_of(&engine.show(&target.kind, &object));
                 return Ok(reply::value(200, &scale, self.accepted.encoding));
-            }
-            "proxy" | "portforward" => {
-                return Err(Status::plain(501, "NotImplemented", format!("{} is not served yet", target.subresource)));
             }
             _ => {}
         }

@@ -1,4 +1,6 @@
-//! Logs, and exec and attach over WebSocket (`v5.channel.k8s.io` and its elders).
+//! Logs, and exec and attach over WebSocket (`v5.channel.k8s.io` and its elders) or, for older clients, SPDY.
+
+mod spdy;
 
 use api::status::{Cause, Details, Status};
 use axum::body::Body;
@@ -107,11 +109,14 @@ pub async fn exec(nodes: &dyn Nodes, pod: &Value, query: &Query, mut parts: Part
     if pod["spec"]["nodeName"].as_str().unwrap_or_default().is_empty() {
         return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
     }
+    if let Some(upgrade) = spdy::requested(&mut parts) {
+        let upgrade = upgrade?;
+        let session = nodes.exec(pod, options.clone()).await?;
+        return Ok(spdy::upgrade(upgrade, session, &options));
+    }
     let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &()).await;
     let upgrade = upgrade.map_err(|_| {
-        Status::bad_request(
-            "Upgrade request required: exec and attach are served over WebSocket (kubectl 1.31 or newer)",
-        )
+        Status::bad_request("Upgrade request required: exec and attach are served over WebSocket and SPDY/3.1")
     })?;
     let upgrade = upgrade.protocols(PROTOCOLS);
     let session = nodes.exec(pod, options).await?;
