@@ -3,8 +3,6 @@
 //! Words are those that every kubectl since 1.20 says, whether it validates by the OpenAPI document or lets the server do it.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
-
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Output, Stdio};
