@@ -1,5 +1,7 @@
 //! The cells that are more than a field: one small function per kind, by column name.
 
+mod scaling;
+
 use std::collections::HashMap;
 
 use jiff::Timestamp;
@@ -66,6 +68,7 @@ const ROWS: &[(&str, &str, Row)] = &[
     ("apps", "controllerrevisions", |o, _| {
         vec![("Controller", json!(controller(o))), ("Revision", json!(number(&o["revision"])))]
     }),
+    ("autoscaling", "horizontalpodautoscalers", |o, _| scaling::autoscaler(o)),
     ("batch", "jobs", job),
     ("batch", "cronjobs", cron_job),
     ("discovery.k8s.io", "endpointslices", endpoint_slice),
