@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::controllers::{self, Caches, Selection};
 use crate::events::Recorder;
+use crate::kubernetes_service;
 use crate::scheduler;
 
 /// Validated settings.
@@ -74,6 +75,7 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
         &mut tasks,
     );
     controllers::start(&server, &caches, &settings.controllers, &mut tasks);
+    kubernetes_service::start(&server, &caches, settings, address, &mut tasks);
     if settings.controllers.has(controllers::SCHEDULER) {
         let client = scheduler::client(&server);
         let recorder = Recorder::new(client.clone(), "default-scheduler", "");

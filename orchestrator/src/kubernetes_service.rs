@@ -8,13 +8,14 @@ use std::sync::Arc;
 use api::status::Status;
 use apiserver::client::{Client, Resource};
 use apiserver::identity::{MASTERS, User};
+use apiserver::server::Server;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
-use crate::control_plane::{ControlPlane, Running};
+use crate::control_plane::ControlPlane;
 use crate::controllers::views::{ENDPOINTS, SERVICES, SLICES};
 use crate::controllers::{Caches, KUBERNETES_SERVICE};
-use crate::node::Settings;
 
 /// One object to keep: where it is, and the members that must be as given.
 struct Kept {
@@ -26,13 +27,20 @@ struct Kept {
 }
 
 /// Starts keeping them, if that controller is chosen.
-pub fn start(running: &Running, control: &ControlPlane, settings: &Settings, address: SocketAddr) {
+pub fn start(
+    server: &Server,
+    caches: &Arc<Caches>,
+    control: &ControlPlane,
+    address: SocketAddr,
+    tasks: &mut JoinSet<()>,
+) {
     if !control.controllers.has(KUBERNETES_SERVICE) {
         return;
     }
-    let client = running.server.client(User::new("system:apiserver", &[MASTERS]), "kube-apiserver");
-    let kept = objects(address, &control.services.api_server().to_string(), &settings.cluster_dns.to_string());
-    tokio::spawn(keep(client, running.caches.clone(), kept));
+    let client = server.client(User::new("system:apiserver", &[MASTERS]), "kube-apiserver");
+    let services = &control.services;
+    let kept = objects(address, &services.api_server().to_string(), &services.dns().to_string());
+    tasks.spawn(keep(client, caches.clone(), kept));
 }
 
 fn objects(server: SocketAddr, first: &str, dns: &str) -> Vec<Kept> {

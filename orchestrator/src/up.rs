@@ -1,6 +1,5 @@
 //! `amphipod up`: server and agent in one process; `amphipod reset`: away with everything that `up` made.
 
-use std::net::SocketAddr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener};
 use std::path::{Path, PathBuf};
@@ -15,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::control_plane::{self, ControlPlane};
-use crate::kubernetes_service;
 use crate::node::{self, Settings, streams::AgentSlot};
 
 /// One agent per network namespace: abstract sockets are scoped by it.
@@ -38,8 +36,6 @@ pub async fn run(control: ControlPlane, settings: Settings) -> Result<()> {
     let slot = AgentSlot::new(&settings.name);
     let mut running = control_plane::start(&control, Arc::new(slot.clone())).await?;
     remember(&settings)?;
-    let address = SocketAddr::new(control.advertise, running.server.address().port());
-    kubernetes_service::start(&running, &control, &settings, address);
     let mut tasks = std::mem::take(&mut running.tasks);
     let _node = node::start(&settings, &running, &slot, &mut tasks).await?;
     tracing::info!(address = %running.server.address(), node = settings.name, "ready");
