@@ -15,5 +15,5 @@ pub mod sys;
 pub mod table;
 
 pub use object::PacketHook;
-pub use proxy::{Config, Proxy, ProxyError, Refusals, SocketHooks};
+pub use proxy::{Config, Pinned, Proxy, ProxyError, Refusals, SocketHooks};
 pub use proxy_common::{Ip4, NodeConfig};

@@ -295,10 +295,7 @@ impl Proxy {
 
     /// Every counter by name.
     pub fn counters(&self) -> Result<Vec<(&'static str, u64)>> {
-        let cpus = possible_cpus();
-        let sum = |index| self.shared.maps.counters.per_cpu(index, cpus).map(|values| values.iter().sum());
-        let named = Counter::NAMES.iter().zip(0u32..);
-        named.map(|(name, index)| Ok((*name, sum(index).map_err(written("COUNTERS"))?))).collect()
+        named(&self.shared.maps.counters).map_err(written("COUNTERS"))
     }
 
     /// Frontends held now, and the most there may be.
@@ -322,6 +319,36 @@ impl Drop for Proxy {
             tracing::error!("the proxy's sweeper panicked");
         }
     }
+}
+
+/// What an agent's pinned maps tell to others on the machine, whether the agent runs or not.
+#[derive(Debug)]
+pub struct Pinned {
+    counters: Map<u32, u64>,
+    local_netns: Map<u64, u64>,
+}
+
+impl Pinned {
+    pub fn open(bpf_root: &Path) -> io::Result<Self> {
+        let pins = Pins::new(bpf_root);
+        Ok(Self { counters: Map::open(&pins.map("COUNTERS"))?, local_netns: Map::open(&pins.map("LOCAL_NETNS"))? })
+    }
+
+    /// Every counter by name.
+    pub fn counters(&self) -> io::Result<Vec<(&'static str, u64)>> {
+        named(&self.counters)
+    }
+
+    /// Whether the sockets of a namespace are translated.
+    pub fn is_local_netns(&self, netns: &File) -> io::Result<bool> {
+        Ok(self.local_netns.get(&crate::sys::netns_cookie(netns)?)?.is_some())
+    }
+}
+
+fn named(counters: &Map<u32, u64>) -> io::Result<Vec<(&'static str, u64)>> {
+    let cpus = possible_cpus();
+    let sum = |index| counters.per_cpu(index, cpus).map(|values| values.iter().sum());
+    Counter::NAMES.iter().zip(0u32..).map(|(name, index)| Ok((*name, sum(index)?))).collect()
 }
 
 fn possible_cpus() -> usize {

@@ -1,8 +1,9 @@
 //! What end-to-end tests share: a cluster made by the project's own command, the real kubectl, and a count of what a
 //! machine holds before and after.
 
+use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,21 @@ impl Cluster {
 
     pub fn log(&self) -> &str {
         self.fact("/log")
+    }
+
+    /// What the node's programs hold, read past the agent.
+    pub fn kernel(&self) -> Result<proxy_userspace::Pinned> {
+        let path = Path::new(self.data_dir()).join("places.json");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let places: Value = serde_json::from_str(&text)?;
+        let root = places["bpf_root"].as_str().context("places.json names no bpf_root")?;
+        proxy_userspace::Pinned::open(Path::new(root)).with_context(|| format!("cannot open the maps of {root}"))
+    }
+
+    /// The network namespace of the client outside.
+    pub fn client_netns(&self) -> Result<File> {
+        let path = Path::new("/run/netns").join(self.fact("/client/netns"));
+        File::open(&path).with_context(|| format!("cannot open {}", path.display()))
     }
 
     fn kubectl_command(&self, arguments: &[&str]) -> Command {

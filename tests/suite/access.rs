@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, text};
 
 const CLUSTER_IP: &str = "hostname-svc-clusterip";
@@ -49,6 +49,25 @@ pub fn three_ways(cluster: &Cluster) -> Result<()> {
     let outside =
         cluster.command("client", "curl", &["--silent", "--max-time", "1", &format!("http://{ip}:8080/")]).output()?;
     ensure!(!outside.status.success(), "the ClusterIP answers outside the cluster");
+    Ok(())
+}
+
+/// A NodePort serves the client outside packet by packet: no socket hook takes part.
+pub fn packet_path(cluster: &Cluster) -> Result<()> {
+    let kernel = cluster.kernel()?;
+    ensure!(!kernel.is_local_netns(&cluster.client_netns()?)?, "the client counts as inside the cluster");
+    let count = |name: &str| -> Result<u64> {
+        let all = kernel.counters()?;
+        Ok(all.iter().find(|(known, _)| *known == name).with_context(|| format!("no counter {name}"))?.1)
+    };
+    let port = node_port(cluster, "hostname-svc-nodeport")?;
+    let (sockets, flows) = (count("socket_translated")?, count("service_flow")?);
+    for _ in 0..10 {
+        cluster.fetch("client", &format!("http://{}:{port}/", cluster.node_ip()))?;
+    }
+    let (sockets, flows) = (count("socket_translated")? - sockets, count("service_flow")? - flows);
+    ensure!(sockets == 0, "{sockets} sockets were translated while only the client asked");
+    ensure!(flows >= 10, "the packet path saw {flows} of 10 connections");
     Ok(())
 }
 

@@ -20,6 +20,7 @@ const CASES: &[Case] = &[
     ("get and describe show what is there", workloads::shown),
     ("logs, exec, exit codes and standard input", pods::logs_and_exec),
     ("a service is reached by ClusterIP, NodePort and name", access::three_ways),
+    ("a NodePort serves the outside on the packet path", access::packet_path),
     ("several endpoints share the load", access::balanced),
     ("a service without endpoints refuses at once", access::refused),
     ("names resolve from pods and node, services of every kind", access::names),
@@ -33,7 +34,7 @@ const CASES: &[Case] = &[
     ("a service changes its type in every direction", access::type_changes),
     ("bad manifests get Kubernetes' own words", mistakes::manifests),
     ("a missing image is said, and a pod recovers when it comes", mistakes::images),
-    ("a stopped agent leaves pods running and takes them up again", restart::adopted),
+    ("a killed or stopped agent leaves pods running and takes them up again", restart::adopted),
     ("deleting takes everything away", workloads::deleted),
 ];
 

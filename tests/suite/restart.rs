@@ -12,15 +12,18 @@ pub fn adopted(cluster: &Cluster) -> Result<()> {
     let before = facts(cluster)?;
     let ip = cluster.get(&["service", "hostname-svc-clusterip"], "{.spec.clusterIP}")?;
     let url = format!("http://{ip}:8080/");
-    restart(cluster, || {
-        // No agent, no API server: the service path is in the kernel.
-        cluster.fetch("node1", &url).context("while the agent is away").map(drop)
-    })?;
-    cluster.until("the API is back", |cluster| Ok(cluster.try_kubectl(&["get", "nodes"])?.status.success()))?;
-    cluster.until("the pods are as they were", |cluster| Ok(facts(cluster)? == before))?;
-    cluster.fetch("node1", &url)?;
-    let said = cluster.kubectl(&["exec", "asker", "--", "echo", "still here"])?;
-    ensure!(said == "still here\n", "{said:?}");
+    for way in ["kill", "stop"] {
+        restart(cluster, way, || {
+            // No agent, no API server: the service path is in the kernel.
+            cluster.fetch("node1", &url).context("while the agent is away").map(drop)
+        })?;
+        cluster.until("the API is back", |cluster| Ok(cluster.try_kubectl(&["get", "nodes"])?.status.success()))?;
+        cluster.until("the pods are as they were", |cluster| Ok(facts(cluster)? == before))?;
+        cluster.fetch("node1", &url)?;
+        cluster.until("a command runs in a pod taken up again", |cluster| {
+            Ok(cluster.kubectl(&["exec", "asker", "--", "echo", "still here"])? == "still here\n")
+        })?;
+    }
     // And new things still work.
     cluster.kubectl(&["run", "after", "--image=busybox:latest", "--restart=Never", "--", "true"])?;
     cluster.until("a new pod runs to its end", |cluster| {
@@ -28,8 +31,8 @@ pub fn adopted(cluster: &Cluster) -> Result<()> {
     })
 }
 
-/// SIGKILLs the node's `amphipod up`, does something, and starts it again by the project's own command.
-fn restart(cluster: &Cluster, meanwhile: impl Fn() -> Result<()>) -> Result<()> {
+/// Ends the node's `amphipod up` (`kill` or `stop`), does something, and starts it again by the project's own command.
+fn restart(cluster: &Cluster, way: &str, meanwhile: impl Fn() -> Result<()>) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let xtask = |words: &[&str]| -> Result<()> {
         let status =
@@ -38,7 +41,7 @@ fn restart(cluster: &Cluster, meanwhile: impl Fn() -> Result<()>) -> Result<()> 
         Ok(())
     };
     ensure!(!cluster.data_dir().is_empty(), "the cluster has a node");
-    xtask(&["cluster", "kill", "e2e", "node1"])?;
+    xtask(&["cluster", way, "e2e", "node1"])?;
     let outcome = meanwhile();
     xtask(&["cluster", "start", "e2e", "node1"])?;
     outcome

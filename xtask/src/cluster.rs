@@ -191,11 +191,11 @@ impl Cluster {
             .with_context(|| format!("cluster {} has no {place}", self.name))
     }
 
-    /// Kills a node's amphipod, as a crash would.
-    pub fn kill(&self, place: &str) -> Result<()> {
+    /// Ends a node's amphipod by a signal.
+    pub fn signal(&self, place: &str, signal: &str) -> Result<()> {
         let index = self.index(place)?;
         let pid = self.node_pid(index).with_context(|| format!("no amphipod runs on {place}"))?;
-        netns::run("kill", &["-KILL", &pid.to_string()])?;
+        netns::run("kill", &[signal, &pid.to_string()])?;
         wait_for(END, || has_ended(pid))
     }
 

@@ -79,6 +79,8 @@ enum ClusterCommand {
     },
     /// Kill a node's amphipod (SIGKILL); its pods run on
     Kill { name: String, place: String },
+    /// Stop a node's amphipod (SIGTERM); its pods run on
+    Stop { name: String, place: String },
     /// Start a node's amphipod again
     Start { name: String, place: String },
     /// Take a cluster down
@@ -130,7 +132,8 @@ fn run_cluster(command: ClusterCommand) -> anyhow::Result<ExitCode> {
                 .and_then(|code| u8::try_from(code).ok())
                 .map_or(ExitCode::FAILURE, ExitCode::from));
         }
-        ClusterCommand::Kill { name, place } => Cluster::new(&name)?.kill(&place)?,
+        ClusterCommand::Kill { name, place } => Cluster::new(&name)?.signal(&place, "-KILL")?,
+        ClusterCommand::Stop { name, place } => Cluster::new(&name)?.signal(&place, "-TERM")?,
         ClusterCommand::Start { name, place } => Cluster::new(&name)?.start(&place, &build::binary())?,
         ClusterCommand::Down { name } => Cluster::new(&name)?.down()?,
     }
