@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::FromRawFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use network::{Config, Network};
 use proxy_userspace::desired::{HostPort, LocalServer, NodeFacts, desired, desired_host_ports};
@@ -63,6 +63,17 @@ fn cgroup_root() -> &'static Path {
     if hybrid.exists() { hybrid } else { Path::new("/sys/fs/cgroup") }
 }
 
+/// The kernel activates a link's queue a moment after it came up, and drops what is sent before: a datagram is not
+/// sent again.
+fn wait_until_up(place: &Namespace) {
+    let deadline = Instant::now() + PATIENCE * 5;
+    let waits = |line: &str| line.contains("veth") && !line.contains("state UP");
+    while place.command("ip -d -o link show").lines().any(waits) {
+        assert!(Instant::now() < deadline, "a link stays down: {}", place.command("ip -o link show"));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 impl World {
     pub fn new(hooks: SocketHooks) -> Self {
         let folder = Folder(tempfile::tempdir().unwrap());
@@ -77,6 +88,7 @@ impl World {
             pod.command("ethtool -K eth0 tx off");
             world.pods.push(pod);
         }
+        world.pods.iter().chain([&world.node, &world.client]).for_each(wait_until_up);
         world
     }
 
