@@ -193,13 +193,13 @@ async fn init_containers_then_success() {
     let node = TestNode::start("init").await;
     let mut pod = pod(
         "job",
-        json!({"command": ["sh", "-c", "cat /work/made"],
-        "volumeMounts": [{"name": "work", "mountPath": "/work"}]}),
+        json!({"command": ["sh", "-c", "cat /scratch/made"],
+        "volumeMounts": [{"name": "work", "mountPath": "/scratch"}]}),
     );
     pod["spec"]["restartPolicy"] = json!("Never");
     pod["spec"]["volumes"] = json!([{"name": "work", "emptyDir": {}}]);
     pod["spec"]["initContainers"] = json!([{"name": "make", "image": "busybox", "imagePullPolicy": "IfNotPresent",
-        "command": ["sh", "-c", "echo made > /work/made"], "volumeMounts": [{"name": "work", "mountPath": "/work"}]}]);
+        "command": ["sh", "-c", "echo made > /scratch/made"], "volumeMounts": [{"name": "work", "mountPath": "/scratch"}]}]);
     let uid = uid_of(&pod).to_owned();
     node.agent().sync(Arc::new(pod.clone()));
     let status = node.wait_status(&uid, "succeeded", |status| status["phase"] == "Succeeded").await;
