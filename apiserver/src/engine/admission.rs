@@ -3,6 +3,7 @@
 use api::status::{Cause, Status};
 use serde_json::Value;
 
+use super::write::suffix;
 use super::{Context, Engine, Target, deleting};
 use crate::authz;
 
@@ -118,10 +119,7 @@ impl Engine {
             );
             return Err(Status::forbidden("", "pods", name, &why));
         };
-        let random = uuid::Uuid::new_v4();
-        let bytes = random.as_bytes();
-        let suffix = api::names::suffix([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]]);
-        api::write::mount_service_account(pod, &found.value(), &suffix);
+        api::write::mount_service_account(pod, &found.value(), &suffix());
         Ok(())
     }
 }

@@ -285,7 +285,8 @@ impl Engine {
     }
 }
 
-fn suffix() -> String {
+/// The random end of a generated name.
+pub(super) fn suffix() -> String {
     let random = uuid::Uuid::new_v4();
     let bytes = random.as_bytes();
     api::names::suffix([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]])

@@ -72,24 +72,28 @@ impl GarbageCollector {
         let mut facts: BTreeMap<String, Fact> = BTreeMap::new();
         let mut cursors = BTreeMap::new();
         let mut revisions = self.engine.revisions();
+        // Facts changed since the last pass that carried out everything.
+        let mut due = false;
         loop {
             revisions.mark_unchanged();
             // A dependent is seen with its owner only when a whole pass brings nothing new: owners are older.
-            let changed = self.refresh(&mut facts, &mut cursors);
-            let settled = (0..PASSES).any(|_| !self.refresh(&mut facts, &mut cursors));
-            let mut failed = !settled;
-            if changed && settled {
+            let settled = (0..PASSES).any(|_| {
+                let fresh = self.refresh(&mut facts, &mut cursors);
+                due |= fresh;
+                !fresh
+            });
+            if due && settled {
+                due = false;
                 for verdict in verdicts(&facts) {
                     if let Err(error) = self.carry_out(&verdict, &facts).await
                         && error.code != 404
                     {
                         tracing::debug!(%error, ?verdict, "garbage collection will retry");
-                        failed = true;
+                        due = true;
                     }
                 }
             }
-            if failed {
-                cursors.clear();
+            if due {
                 tokio::time::sleep(RETRY).await;
             } else if revisions.changed().await.is_err() {
                 return;
