@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   client ── br0 ── server             the bridge: one link, no translation
-//!   client ── node ── server            the others: routed, /32 addresses, the rules in the node's namespace
+//!   client ── node ── server            the others: routed, /32 addresses, the rules (or none) in the node's namespace
 //! ```
 
 use std::fmt::Write as _;
@@ -17,6 +17,7 @@ use super::{PORT, Setting};
 use crate::processes::command;
 
 pub const BRIDGE: &str = "bridge";
+pub const ROUTED: &str = "routed";
 pub const IPTABLES: &str = "iptables";
 pub const NFTABLES: &str = "nftables";
 
@@ -30,7 +31,7 @@ pub struct Peers;
 impl Peers {
     pub fn make() -> Result<Self> {
         let peers = Self; // from here on a failure takes away what was made
-        for name in [BRIDGE, IPTABLES, NFTABLES] {
+        for name in [BRIDGE, ROUTED, IPTABLES, NFTABLES] {
             for place in ["client", "server", "node"] {
                 let netns = namespace(name, place);
                 command("ip", &["netns", "add", &netns])?;
@@ -38,13 +39,14 @@ impl Peers {
             }
         }
         bridge()?;
+        routed(ROUTED)?;
         routed(IPTABLES)?;
         routed(NFTABLES)?;
         Ok(peers)
     }
 
     pub fn settings(&self) -> Result<Vec<Setting>> {
-        [BRIDGE, IPTABLES, NFTABLES].into_iter().map(setting).collect()
+        [BRIDGE, ROUTED, IPTABLES, NFTABLES].into_iter().map(setting).collect()
     }
 
     /// Loads the rules for so many services; their addresses.
@@ -61,7 +63,7 @@ impl Peers {
 
 impl Drop for Peers {
     fn drop(&mut self) {
-        for name in [BRIDGE, IPTABLES, NFTABLES] {
+        for name in [BRIDGE, ROUTED, IPTABLES, NFTABLES] {
             for place in ["client", "server", "node"] {
                 let netns = namespace(name, place);
                 if path(name, place).exists()
