@@ -12,6 +12,7 @@ use crate::frame::{self, Inbox};
 use crate::protocol::{
     CreateContainer, Exec, Failure, FailureKind, Message, Op, Outcome, Request, Setup, State, VERSION,
 };
+use crate::step::Step;
 
 pub struct Server {
     setup: Setup,
@@ -53,6 +54,7 @@ impl Server {
         let listener = UnixListener::bind(&setup.socket)
             .map_err(|error| sys::context(error, format!("listen on {}", setup.socket.display())))?;
         listener.set_nonblocking(true)?;
+        Step::Listen.done();
         Ok(Server { setup, pod, listener, connections: vec![], containers: vec![], execs: vec![], leaving: false })
     }
 
@@ -128,6 +130,7 @@ impl Server {
         while let Some(ended) = sys::reap() {
             if let Some(container) = self.containers.iter_mut().find(|c| c.running() && c.state.pid == ended.pid) {
                 container.ended(ended);
+                Step::NoteEnd.done();
                 let event = Message::ContainerExited(container.state.clone());
                 self.broadcast(&event);
             } else if let Some(index) = self.execs.iter().position(|(_, pid)| *pid == ended.pid) {
@@ -221,12 +224,14 @@ impl Server {
         let container = Container::create(request, &self.setup.state_dir)?;
         let pid = container.state.pid;
         self.containers.push(container);
+        Step::KeepContainer.done();
         Ok(Outcome::Started(pid))
     }
 
     fn delete(&mut self, name: &str) -> Result<(), Failure> {
         self.container(name)?.delete()?;
         self.containers.retain(|container| container.state.container != name);
+        Step::DeleteContainer.done();
         Ok(())
     }
 
@@ -239,6 +244,7 @@ impl Server {
         }
         let pid = exec::exec(container, &process, fds)?;
         self.execs.push((request.exec.clone(), pid));
+        Step::StartExec.done();
         Ok(Outcome::Started(pid))
     }
 
