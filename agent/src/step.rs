@@ -93,8 +93,8 @@ steps! {
     AwaitEnds: Stage::Stop, "wait for the containers' ends";
     NoteEnds: Stage::Stop, "note how the containers ended";
 
-    KillProcesses: Stage::Away(Part::Sandbox), "kill what is left of the pod's processes";
     DetachNetwork: Stage::Away(Part::Sandbox), "detach the pod's network";
+    KillProcesses: Stage::Away(Part::Sandbox), "kill what is left of the pod's processes";
     UnmountRuns: Stage::Away(Part::Sandbox), "unmount what the containers used";
     RemoveCgroups: Stage::Away(Part::Sandbox), "remove the pod's cgroups";
     RemoveSandboxFiles: Stage::Away(Part::Sandbox), "remove the sandbox's files";
@@ -129,7 +129,7 @@ mod tests {
     fn a_greater_part_goes_on_where_the_smaller_ends() {
         let steps = |part| Step::taking_away(part).collect::<Vec<_>>();
         let (sandbox, runtime, whole) = (steps(Part::Sandbox), steps(Part::Runtime), steps(Part::Whole));
-        assert_eq!(sandbox.first(), Some(&Step::KillProcesses));
+        assert_eq!(sandbox.first(), Some(&Step::DetachNetwork));
         assert!(runtime.starts_with(&sandbox) && whole.starts_with(&runtime));
         assert_eq!((sandbox.len(), runtime.len(), whole.len()), (6, 8, 10));
     }

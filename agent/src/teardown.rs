@@ -33,11 +33,12 @@ pub async fn tear_down(node: &Node, part: Part, uid: &str, ip: Option<IpAddr>) -
 
 async fn run(step: Step, node: &Node, uid: &str, ip: Option<IpAddr>) -> Result<(), TeardownError> {
     let done = match step {
-        Step::KillProcesses => kill_processes(node, uid).await,
+        // Before the processes: the pod's end of the link, which tells whose it is, goes with them.
         Step::DetachNetwork => match ip {
             Some(ip) => return node.network.detach(uid, ip).await.map_err(TeardownError::Network),
             None => Ok(()),
         },
+        Step::KillProcesses => kill_processes(node, uid).await,
         Step::UnmountRuns => unmount_runs(node, uid),
         Step::RemoveCgroups => node.cgroups.pod_folders(uid).iter().try_for_each(|folder| remove_cgroup(folder)),
         Step::RemoveSandboxFiles => remove_sandbox_files(node, uid),

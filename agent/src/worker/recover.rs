@@ -38,6 +38,10 @@ impl Worker {
             }
         }
         if self.presence.sandbox().is_some() {
+            // What fails is tried again by the steps that follow, and told there.
+            if let Err(error) = self.attach_network().await {
+                tracing::warn!(uid = %self.record.pod.uid, error, "adopt the pod's network");
+            }
             self.adopted().await;
         }
         self.node.live().adopting.remove(&self.record.pod.uid);
@@ -73,6 +77,7 @@ impl Worker {
         self.save();
         let message = "Pod sandbox changed, it will be killed and re-created.".to_owned();
         self.event(None, EventKind::Normal, "SandboxChanged", message).await;
+        self.publish().await; // nothing is ready now: services must know at once
         self.clear(Part::Sandbox).await;
     }
 

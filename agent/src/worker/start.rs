@@ -99,7 +99,7 @@ impl Worker {
         Ok(())
     }
 
-    async fn attach_network(&mut self) -> Result<(), String> {
+    pub(super) async fn attach_network(&mut self) -> Result<(), String> {
         let Presence::Unlinked(sandbox) = &self.presence else { return Ok(()) };
         let attached = sandbox::attach(&self.node, &self.record, sandbox).await;
         attached.map_err(|error| format!("failed to set up the pod's network: {error}"))?;

@@ -144,7 +144,10 @@ fn the_pod_process_dies_after_every_step() {
         }
         world.wait_disarmed(&format!("pod.{step:?}"));
         world.wait_event(uid, "SandboxChanged");
-        world.wait_ready(uid);
+        match step {
+            Step::NoteEnd | Step::DeleteContainer | Step::StartExec => world.wait_restarted(uid),
+            _ => world.wait_ready(uid),
+        };
         assert_eq!(world.exec(uid, "echo alive"), "alive\n", "{step:?}");
         world.takes_away(&pod, &format!("{step:?}"));
     }

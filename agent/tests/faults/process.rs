@@ -2,7 +2,7 @@
 //! tell its API server.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use agent::boundary::{
@@ -91,7 +91,7 @@ pub fn config(folder: &Path, cgroup: &str) -> Config {
         cgroup_root: cgroup.to_owned(),
         cluster_dns: None,
         cluster_domain: "cluster.local".into(),
-        registries: Some(folder.join("registries.yaml")),
+        registries: None,
     }
 }
 
@@ -144,10 +144,9 @@ impl RealNetwork {
     async fn start(folder: &Path) -> RealNetwork {
         let proxy = proxy_userspace::Config {
             bpf_root: folder.join("bpf"),
-            cgroup_root: PathBuf::from("/sys/fs/cgroup"),
+            cgroup_root: super::world::cgroup2(),
             socket_hooks: SocketHooks::Absent,
         };
-        let proxy = proxy_userspace::Config { cgroup_root: super::world::cgroup2(), ..proxy };
         let proxy = Arc::new(Proxy::start(&proxy).unwrap());
         let IpAddr::V4(node_ip) = world_ip() else { panic!("an IPv4 address") };
         let config = network::Config {

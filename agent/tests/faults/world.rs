@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use agent::Step;
+use agent::image::{ImageStore, PullPolicy, Registries};
 use serde_json::{Value, json};
 
 use crate::inventory;
@@ -22,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The steps that a finished pod's end takes besides its own.
 pub fn finishing() -> impl Iterator<Item = Step> {
-    let first = Step::ALL.iter().position(|step| *step == Step::KillProcesses).unwrap();
+    let first = Step::ALL.iter().position(|step| *step == Step::DetachNetwork).unwrap();
     let last = Step::ALL.iter().position(|step| *step == Step::RemoveRunFolder).unwrap();
     Step::ALL[first..=last].iter().copied()
 }
@@ -50,6 +51,17 @@ struct Told {
     started: bool,
 }
 
+/// Before the agent, which reaches no registry from its network namespace.
+fn pull_image(folder: &Path) {
+    let registries = folder.join("registries.yaml");
+    let registry = support::registry();
+    fs::write(&registries, format!("registries:\n  docker.io:\n    endpoints: ['http://{registry}']\n")).unwrap();
+    let _ = rustls::crypto::ring::default_provider().install_default(); // another test of this process was quicker
+    let store = ImageStore::open(&folder.join("data/images"), Registries::load(&registries).unwrap()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(store.ensure("busybox", PullPolicy::IfNotPresent)).unwrap();
+}
+
 pub struct World {
     folder: tempfile::TempDir,
     cgroup: String,
@@ -68,9 +80,7 @@ struct Agent {
 impl World {
     pub fn new(name: &str) -> World {
         let folder = tempfile::tempdir().unwrap();
-        let registry = support::registry();
-        let registries = format!("registries:\n  docker.io:\n    endpoints: ['http://{registry}']\n");
-        fs::write(folder.path().join("registries.yaml"), registries).unwrap();
+        pull_image(folder.path());
         fs::create_dir(folder.path().join("armed")).unwrap();
         let holder =
             Command::new("unshare").args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
@@ -79,7 +89,7 @@ impl World {
         world.wait_for_namespace();
         for line in [
             "link set lo up",
-            "link add uplink type dummy",
+            "link add uplink type veth peer name beyond",
             "address add 192.0.2.1/24 dev uplink",
             "link set uplink up",
         ] {
@@ -87,7 +97,7 @@ impl World {
             assert!(status.success(), "ip {line}");
         }
         world.start_agent(&[]);
-        // The image is here, and the folders that stay, before anything is counted.
+        // The folders that stay are here before anything is counted.
         let first = support::pod("first", json!({"command": ["sleep", "1000"]}));
         world.sync(&first);
         world.wait_ready(uid_of(&first));
