@@ -44,7 +44,7 @@ pub enum Command {
 }
 
 /// First and longest wait before something that failed is tried again.
-const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
 /// The name under which writing the status is tried again; no container has it.
 const STATUS: &str = "status of the pod";

@@ -151,13 +151,14 @@ impl Worker {
             self.waiting.remove(name);
         }
         self.forget_last_run(name).await;
+        let before = self.record.containers.get(name).cloned();
         let run = self.begin_run(container, &image);
         match self.launch(container, &image, &run).await {
             Ok(()) => {
                 self.retries.remove(name);
                 self.waiting.remove(name);
             }
-            Err(error) => self.launch_failed(name, &run, error).await,
+            Err(error) => self.launch_failed(name, &run, before, error).await,
         }
         self.save();
         Step::NoteStart.done();
@@ -364,7 +365,7 @@ impl Worker {
         Ok(())
     }
 
-    async fn launch_failed(&mut self, name: &str, run: &Run, error: LaunchError) {
+    async fn launch_failed(&mut self, name: &str, run: &Run, before: Option<ContainerRecord>, error: LaunchError) {
         let text = chain(&error);
         self.event(Some(name), EventKind::Warning, "Failed", format!("Error: {text}")).await;
         if let LaunchError::Link(LinkError::Failed(failure)) = &error
@@ -374,6 +375,9 @@ impl Worker {
             return;
         }
         self.take_back_run(name).await;
+        if let Some(before) = before {
+            self.record.containers.insert(name.to_owned(), before); // its end and its back-off count on
+        }
         self.waiting.insert(name.to_owned(), Waiting { reason: error.reason(), message: Some(text) });
         self.retry_later(name);
     }

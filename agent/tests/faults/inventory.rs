@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What there is now for this folder, cgroup and network namespace.
@@ -30,7 +30,10 @@ pub fn take(folder: &Path, cgroup: &str, netns: &Path) -> BTreeSet<String> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|point| point.starts_with(text));
     all.extend(points.map(|point| format!("mount {point}")));
-    cgroups(cgroup, &mut all);
+    // The parents of pods stay for the next.
+    let pods = |folder: &PathBuf| folder.to_str().is_some_and(|path| path.contains("/pod") && !path.ends_with("/pods"));
+    let folders = cgroup_folders(cgroup).into_iter().filter(pods);
+    all.extend(folders.map(|folder| format!("cgroup {}", folder.display())));
     processes(text, cgroup, &mut all);
     all
 }
@@ -54,26 +57,30 @@ fn entries(maps: &Path, name: &str) -> usize {
     dump.as_array().map_or(0, Vec::len)
 }
 
-fn cgroups(name: &str, all: &mut BTreeSet<String>) {
+/// Every cgroup below the one of this name in each hierarchy, parents first.
+pub fn cgroup_folders(name: &str) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    for line in mounts.lines() {
-        let fields: Vec<&str> = line.split(' ').collect();
-        if matches!(fields.get(2), Some(&("cgroup" | "cgroup2"))) {
-            folders(&Path::new(fields[1]).join(name), all);
+    let kinds = ["cgroup", "cgroup2"];
+    let mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let points = mounts.filter(|fields| fields.get(2).is_some_and(|kind| kinds.contains(kind)));
+    let mut all = Vec::new();
+    points.for_each(|fields| folders(&Path::new(fields[1]).join(name), &mut all));
+    all
+}
+
+fn folders(folder: &Path, all: &mut Vec<PathBuf>) {
+    for item in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if item.file_type().is_ok_and(|kind| kind.is_dir()) {
+            all.push(item.path());
+            folders(&item.path(), all);
         }
     }
 }
 
-fn folders(folder: &Path, all: &mut BTreeSet<String>) {
-    for item in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if item.file_type().is_ok_and(|kind| kind.is_dir()) {
-            // The parents of pods stay for the next.
-            if item.file_name().to_str().is_some_and(|name| name.starts_with("pod") && name != "pods") {
-                all.insert(format!("cgroup {}", item.path().display()));
-            }
-            folders(&item.path(), all);
-        }
-    }
+/// The names in a folder.
+pub fn names(folder: &Path) -> Vec<String> {
+    let items = fs::read_dir(folder).into_iter().flatten().flatten();
+    items.filter_map(|item| item.file_name().into_string().ok()).collect()
 }
 
 /// Each holds a network namespace, and perhaps more. The agent itself is not counted.

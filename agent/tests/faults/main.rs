@@ -1,10 +1,12 @@
 //! Killed at every step: an agent with the real network, pod processes and single containers die in turn, right after
-//! each of their steps. After it everything runs again or is wholly gone, nothing is left over, and the reason is told.
+//! each of their steps; and the whole machine. After it everything runs again or is wholly gone, nothing is left over,
+//! and the reason is told.
 //! Needs root and the feature `faults`.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod inventory;
 mod process;
+mod reboot;
 #[path = "../support.rs"]
 mod support;
 mod world;

@@ -62,6 +62,29 @@ fn pull_image(folder: &Path) {
     runtime.block_on(store.ensure("busybox", PullPolicy::IfNotPresent)).unwrap();
 }
 
+/// A network namespace with an uplink, held by a process that ends with its standard input.
+fn new_namespace() -> Child {
+    let mut command = Command::new("unshare");
+    let holder = command.args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let netns = format!("/proc/{}/ns/net", holder.id());
+    let (own, deadline) = (fs::read_link("/proc/self/ns/net").unwrap(), Instant::now() + PATIENCE);
+    while fs::read_link(&netns).is_ok_and(|netns| netns == own) {
+        assert!(Instant::now() < deadline, "unshare --net does nothing");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    for line in [
+        "link set lo up",
+        "link add uplink type veth peer name beyond",
+        "address add 192.0.2.1/24 dev uplink",
+        "link set uplink up",
+    ] {
+        let net = format!("--net={netns}");
+        let status = Command::new("nsenter").arg(net).arg("ip").args(line.split(' ')).status().unwrap();
+        assert!(status.success(), "ip {line}");
+    }
+    holder
+}
+
 pub struct World {
     folder: tempfile::TempDir,
     cgroup: String,
@@ -82,20 +105,9 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         pull_image(folder.path());
         fs::create_dir(folder.path().join("armed")).unwrap();
-        let holder =
-            Command::new("unshare").args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let cgroup = format!("amphipod-fault-{}-{name}", std::process::id());
+        let holder = new_namespace();
         let mut world = World { folder, cgroup, holder, agent: None, told: Told::default(), before: BTreeSet::new() };
-        world.wait_for_namespace();
-        for line in [
-            "link set lo up",
-            "link add uplink type veth peer name beyond",
-            "address add 192.0.2.1/24 dev uplink",
-            "link set uplink up",
-        ] {
-            let status = Command::new("nsenter").arg(world.net()).arg("ip").args(line.split(' ')).status().unwrap();
-            assert!(status.success(), "ip {line}");
-        }
         world.start_agent(&[]);
         // The folders that stay are here before anything is counted.
         let first = support::pod("first", json!({"command": ["sleep", "1000"]}));
@@ -105,16 +117,6 @@ impl World {
         world.wait_removed(uid_of(&first));
         world.before = world.inventory();
         world
-    }
-
-    /// `unshare` has done its work when the namespace isn't this process's any more.
-    fn wait_for_namespace(&self) {
-        let own = fs::read_link("/proc/self/ns/net").unwrap();
-        let deadline = Instant::now() + PATIENCE;
-        while fs::read_link(self.netns()).is_ok_and(|netns| netns == own) {
-            assert!(Instant::now() < deadline, "unshare --net does nothing");
-            std::thread::sleep(Duration::from_millis(1));
-        }
     }
 
     fn netns(&self) -> PathBuf {
@@ -200,6 +202,49 @@ impl World {
             self.told.executed = Some(line["executed"].clone());
         } else if line["started"] == true {
             self.told.started = true;
+        }
+    }
+
+    /// What a reboot leaves: the data folder. Processes, cgroups, mounts, pins, namespaces and what lay in memory are gone,
+    /// and the records are of another boot.
+    pub fn reboot(&mut self) {
+        self.end_agent();
+        let uids: Vec<String> = inventory::names(&self.folder.path().join("data/pods"));
+        let cgroups = inventory::cgroup_folders(&self.cgroup);
+        let deadline = Instant::now() + PATIENCE;
+        while cgroups.iter().rev().filter(|cgroup| cgroup.exists()).any(|cgroup| !end_cgroup(cgroup)) {
+            assert!(Instant::now() < deadline, "processes do not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        for point in points
+            .filter(|point| point.starts_with(self.folder.path().to_str().unwrap()))
+            .collect::<Vec<_>>()
+            .iter()
+            .rev()
+        {
+            assert!(Command::new("umount").args(["--lazy", point]).status().unwrap().success(), "{point}");
+        }
+        fs::remove_dir_all(self.folder.path().join("run")).unwrap();
+        for uid in uids {
+            let path = self.folder.path().join("data/pods").join(uid);
+            let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            record["boot"] = json!("00000000-0000-0000-0000-000000000000");
+            fs::write(&path, record.to_string()).unwrap();
+        }
+        let mut old = std::mem::replace(&mut self.holder, new_namespace());
+        drop(old.stdin.take());
+        old.wait().unwrap();
+    }
+
+    /// SIGKILL.
+    pub fn end_agent(&mut self) {
+        let mut agent = self.agent.take().unwrap();
+        agent.process.kill().unwrap();
+        agent.process.wait().unwrap();
+        for line in agent.lines.iter() {
+            self.note(&line);
         }
     }
 
@@ -357,6 +402,14 @@ impl World {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// True once the cgroup is empty and gone.
+fn end_cgroup(folder: &Path) -> bool {
+    for pid in fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default().lines() {
+        let _ = Command::new("kill").args(["-9", pid]).stderr(Stdio::null()).status(); // gone already is as good
+    }
+    fs::remove_dir(folder).is_ok()
 }
 
 fn ns_pids(status: &str) -> Vec<u32> {
