@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::support::{condition, pod, uid_of};
 use crate::world::World;
-use crate::{TIMELY, container, job, lasting};
+use crate::{container, job, lasting};
 
 fn with_policy(name: &str, policy: &str) -> Value {
     let mut pod = lasting(name);

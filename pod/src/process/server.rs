@@ -24,6 +24,8 @@ pub struct Server {
     execs: Vec<(String, i32)>,
     /// Ends once the last reply is out.
     leaving: bool,
+    #[cfg(feature = "next-protocol")]
+    greetings: u32,
 }
 
 struct Connection {
@@ -55,7 +57,17 @@ impl Server {
             .map_err(|error| sys::context(error, format!("listen on {}", setup.socket.display())))?;
         listener.set_nonblocking(true)?;
         Step::Listen.done();
-        Ok(Server { setup, pod, listener, connections: vec![], containers: vec![], execs: vec![], leaving: false })
+        Ok(Server {
+            setup,
+            pod,
+            listener,
+            connections: vec![],
+            containers: vec![],
+            execs: vec![],
+            leaving: false,
+            #[cfg(feature = "next-protocol")]
+            greetings: 0,
+        })
     }
 
     pub fn serve(mut self) -> io::Result<()> {
@@ -191,6 +203,11 @@ impl Server {
             }
             Op::Resize { container, width, height } => self.resize(&container, width, height)?,
             Op::Exit => self.leave()?,
+            #[cfg(feature = "next-protocol")]
+            Op::Greet => {
+                self.greetings += 1;
+                self.broadcast(&Message::Greeted { greetings: self.greetings });
+            }
         }
         Ok(Outcome::Done)
     }
@@ -201,6 +218,8 @@ impl Server {
             pid: std::process::id() as i32,
             pid_namespace: self.pod.pid_namespace(),
             containers: self.containers.iter().map(|container| container.state.clone()).collect(),
+            #[cfg(feature = "next-protocol")]
+            greetings: self.greetings,
         }
     }
 
