@@ -16,6 +16,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 use crate::protocol::Setup;
+use crate::step::Step;
 
 /// Runs a pod process as its setup file says. It daemonises: the caller's child ends as soon as the fork is done, and
 /// the pod process writes `ready` (or what went wrong) on its standard output and closes it.
@@ -35,6 +36,7 @@ pub fn run(setup_file: &Path) -> i32 {
         Err(error) => return report(&error.to_string()),
     };
     report("ready");
+    Step::SayReady.done();
     sys::close_stdout();
     match server.serve() {
         Ok(()) => 0,

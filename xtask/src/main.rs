@@ -1,6 +1,6 @@
 //! Developer commands: `cargo xtask help` lists them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -90,7 +90,13 @@ enum ClusterCommand {
     /// Stop a node's amphipod (SIGTERM); its pods run on
     Stop { name: String, place: String },
     /// Start a node's amphipod again
-    Start { name: String, place: String },
+    Start {
+        name: String,
+        place: String,
+        /// Another release than `target/release/amphipod`
+        #[arg(long)]
+        binary: Option<PathBuf>,
+    },
     /// Take a cluster down
     Down { name: String },
 }
@@ -143,7 +149,9 @@ fn run_cluster(command: ClusterCommand) -> anyhow::Result<ExitCode> {
         }
         ClusterCommand::Kill { name, place } => Cluster::new(&name)?.signal(&place, "-KILL")?,
         ClusterCommand::Stop { name, place } => Cluster::new(&name)?.signal(&place, "-TERM")?,
-        ClusterCommand::Start { name, place } => Cluster::new(&name)?.start(&place, &build::binary())?,
+        ClusterCommand::Start { name, place, binary } => {
+            Cluster::new(&name)?.start(&place, &binary.unwrap_or_else(build::binary))?;
+        }
         ClusterCommand::Down { name } => Cluster::new(&name)?.down()?,
     }
     Ok(ExitCode::SUCCESS)

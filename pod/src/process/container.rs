@@ -17,6 +17,7 @@ use super::log::Log;
 use super::sys;
 use crate::causes::chain;
 use crate::protocol::{ContainerState, CreateContainer, Exit, Failure, FailureKind};
+use crate::step::Step;
 
 /// A client that reads slower than this many bytes behind is dropped.
 const MAX_BACKLOG: usize = 1 << 20;
@@ -85,9 +86,11 @@ impl Container {
         let spec = Spec::load(request.bundle.join("config.json"))
             .map_err(|error| failure(FailureKind::Invalid, format!("config.json: {error}")))?;
         let log = Log::open(request.log.clone()).map_err(internal("open the log"))?;
+        Step::OpenLog.done();
         let terminal = spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
         let created =
             if terminal { create_with_pty(&request, state_dir)? } else { create_with_pipes(&request, state_dir)? };
+        Step::CreateContainer.done();
         let pid = created.runtime.pid().map_or(0, |pid| pid.as_raw());
         let pidfd = sys::pidfd_open(pid).map_err(internal("pidfd"))?;
         let cgroups = Membership::of(pid).map_err(internal("read the container's cgroups"))?;
@@ -113,7 +116,9 @@ impl Container {
 
     pub fn start(&mut self) -> Result<(), Failure> {
         self.runtime.start().map_err(|error| failure(FailureKind::Internal, chain(&error)))?;
+        Step::StartContainer.done();
         self.state.started_at = Some(sys::now_nanos());
+        Step::NoteStart.done();
         Ok(())
     }
 
