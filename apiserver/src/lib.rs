@@ -28,3 +28,5 @@ pub mod server;
 mod store;
 
 pub use object::{Object, ObjectKey, Revision};
+/// The administrator's side of a store: files, not contents.
+pub use store::{StoreError, tools as store_tools};
