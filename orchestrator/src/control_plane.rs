@@ -41,11 +41,23 @@ pub struct Running {
 pub async fn run(settings: ControlPlane) -> Result<()> {
     let Running { server, mut tasks, .. } = start(&settings, Arc::new(NoNodes)).await?;
     tracing::info!(address = %server.address(), "serving");
+    serve(server, &mut tasks).await
+}
+
+/// Serves until told to stop; the end of anything before that is fatal.
+pub async fn serve(server: Server, tasks: &mut JoinSet<()>) -> Result<()> {
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(server.serve(stop.clone()));
-    wait(&mut tasks).await?;
+    let mut serving = tokio::spawn(server.serve(stop.clone()));
+    tokio::select! {
+        outcome = wait(tasks) => outcome?,
+        ended = &mut serving => {
+            ended.context("the listener failed")??;
+            anyhow::bail!("the listener ended, which should run for ever");
+        }
+    }
     stop.cancel();
-    serving.await.context("the listener failed")
+    tasks.shutdown().await;
+    Ok(serving.await.context("the listener failed")??)
 }
 
 /// Opens the store and starts everything but the listener.
@@ -85,7 +97,7 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
 }
 
 /// Waits for SIGTERM or SIGINT; the end of any task before that is fatal.
-pub async fn wait(tasks: &mut JoinSet<()>) -> Result<()> {
+async fn wait(tasks: &mut JoinSet<()>) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;

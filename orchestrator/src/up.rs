@@ -11,8 +11,6 @@ use network::{Cidr, Network};
 use proxy_userspace::Proxy;
 use serde::{Deserialize, Serialize};
 
-use tokio_util::sync::CancellationToken;
-
 use crate::control_plane::{self, ControlPlane};
 use crate::node::{self, Settings, streams::AgentSlot};
 
@@ -39,12 +37,7 @@ pub async fn run(control: ControlPlane, settings: Settings) -> Result<()> {
     let mut tasks = std::mem::take(&mut running.tasks);
     let _node = node::start(&settings, &running, &slot, &mut tasks).await?;
     tracing::info!(address = %running.server.address(), node = settings.name, "ready");
-    let stop = CancellationToken::new();
-    let serving = tokio::spawn(running.server.serve(stop.clone()));
-    control_plane::wait(&mut tasks).await?;
-    stop.cancel();
-    tasks.shutdown().await;
-    serving.await.context("the listener failed")
+    control_plane::serve(running.server, &mut tasks).await
 }
 
 /// Everything that would make a start fail halfway, before anything is made.

@@ -232,6 +232,8 @@ struct Run {
     log: Vec<Operation>,
     /// Where the store was there: a file gets its name only then.
     created: usize,
+    /// Where it was closed.
+    closed: usize,
     acknowledged: Vec<usize>,
     states: Vec<Content>,
 }
@@ -248,9 +250,11 @@ fn run(count: usize) -> Run {
         store.commit(batch).unwrap();
         note(done);
     }
+    note(count);
+    let closed = disk.with(|state| state.log.len());
     drop(store);
     note(count);
-    Run { log: disk.with(|state| state.log.clone()), created, acknowledged, states }
+    Run { log: disk.with(|state| state.log.clone()), created, closed, acknowledged, states }
 }
 
 /// What becomes of writes that no sync has confirmed.
@@ -416,11 +420,11 @@ fn a_full_disk_refuses_until_there_is_space() {
     }
 }
 
-/// Flips bits of the file, and cuts it, at every place that `chosen` gives.
+/// Flips bits of the file of a killed server, and cuts it, at every place that `chosen` gives.
 fn damage(chosen: impl Fn(usize) -> Vec<usize>) {
     let run = run(12);
     let whole = run.states.last().unwrap();
-    let sound = image(&run.log, run.log.len(), Unsynced::Kept, None);
+    let sound = image(&run.log, run.closed, Unsynced::Kept, None);
     let lab = Lab::new();
     let judge = |bytes: Vec<u8>, mark: u64, what: &str| match lab.find(&Disk::holding(bytes), mark) {
         Ok(found) => assert!(found == *whole, "{what}: silent loss"),
