@@ -17,6 +17,7 @@ use crate::controllers::{self, Caches, Selection};
 use crate::events::Recorder;
 use crate::kubernetes_service;
 use crate::scheduler;
+use crate::store_command;
 
 /// Validated settings.
 #[derive(Debug, Clone)]
@@ -64,7 +65,7 @@ pub async fn serve(server: Server, tasks: &mut JoinSet<()>) -> Result<()> {
 pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Running> {
     make_private(&settings.data_dir)?;
     let config = Config {
-        store: settings.data_dir.join("store.redb"),
+        store: store_command::store_of(&settings.data_dir),
         listen: settings.listen,
         advertise: settings.advertise,
         services: settings.services.clone(),

@@ -10,6 +10,7 @@ mod events;
 mod kubernetes_service;
 mod node;
 mod scheduler;
+mod store_command;
 mod up;
 
 use std::process::ExitCode;
