@@ -120,7 +120,7 @@ fn make_private(dir: &Path) -> Result<()> {
 }
 
 /// Writes a file nobody else may read; replaces an old one in one step.
-fn write_private(path: &Path, text: &str) -> Result<()> {
+pub fn write_private(path: &Path, text: &str) -> Result<()> {
     use std::io::Write;
     let fresh = path.with_extension("new");
     let write = || {

@@ -76,6 +76,15 @@ pub fn check(store: &Path) -> Result<Report, StoreError> {
     Ok(Report { revision: found.revision, objects, values, file, beside: found.beside })
 }
 
+/// Whether a server has a store open; one that is not there is not.
+pub fn in_use(store: &Path) -> Result<bool, StoreError> {
+    match File::open(store) {
+        Ok(file) => Ok(lock(file, store)?.is_none()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(open_failed(store, error)),
+    }
+}
+
 /// Gives space back to the file system; returns the file's size before and after.
 pub fn compact(store: &Path) -> Result<(u64, u64), StoreError> {
     let size = || std::fs::metadata(store).map(|found| found.len()).map_err(|error| open_failed(store, error));
