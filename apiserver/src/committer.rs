@@ -1,4 +1,4 @@
-//! The one writer: checks compare-and-swap, commits groups of transactions with one fsync, publishes in order.
+//! The one writer: checks compare-and-swap, commits groups of transactions at once, publishes in order.
 //!
 //! A transaction is acknowledged only after its batch is durable; readers see it no earlier than its caller could.
 

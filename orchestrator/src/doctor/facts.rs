@@ -154,7 +154,7 @@ const CGROUP2: i64 = 0x6367_7270;
 const OVERLAYFS: i64 = 0x794c_7630;
 
 fn is_of(path: &Path, kind: i64) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|found| found.f_type as i64 == kind)
+    rustix::fs::statfs(path).is_ok_and(|found| found.f_type == kind)
 }
 
 /// Type information names what was built in; its strings are searched as they are.
