@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod netns;
+mod upgrade;
 mod world;
 
 use std::collections::BTreeSet;
