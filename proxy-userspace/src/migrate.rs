@@ -128,3 +128,6 @@ impl Older {
         Ok(carried)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -147,3 +147,19 @@ pub(super) fn read_batches(map: BorrowedFd<'_>, shape: Shape, mut take: impl FnM
         (from, first) = (next, false);
     }
 }
+
+#[cfg(test)]
+impl RawMap {
+    /// A hash map under a pin, as another version may have made it.
+    pub fn create(path: &Path, shape: Shape, elements: u32) -> io::Result<Self> {
+        use std::os::fd::{AsFd, FromRawFd};
+
+        const MAP_CREATE: u32 = 0;
+        const HASH: u32 = 1;
+        let mut attr = [HASH, shape.key as u32, shape.value as u32, elements, 0];
+        // SAFETY: integers only; the result is a new descriptor of ours.
+        let fd = unsafe { bpf(MAP_CREATE, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd)) }?;
+        super::object_pin(fd.as_fd(), path)?;
+        Ok(Self { fd, kind: HASH, shape })
+    }
+}
