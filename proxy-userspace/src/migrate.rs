@@ -85,8 +85,7 @@ impl Migration {
         };
         for older in self.older.iter().filter(wanted) {
             let (map, from, to) = (older.layout.map, older.version, older.layout.version());
-            let carried =
-                older.carry(pins, cpus).map_err(|source| MigrateError::Carry { map, from, to, source })?;
+            let carried = older.carry(pins, cpus).map_err(|source| MigrateError::Carry { map, from, to, source })?;
             tracing::info!(map, from, to, pass = ?pass, elements = carried, "map carried over");
         }
         Ok(())

@@ -90,8 +90,7 @@ fn flows_of_another_shape_arrive_converted() {
     let expected = [(tuple(4000), flow(5_000_000_000)), (tuple(4002), flow(7_000_000_000))];
     assert_eq!(flows(&pins), expected);
     // A step that gives the wrong shape is an error, not rubbish in the map.
-    static FORGOTTEN: &[Layout] =
-        &[Layout { map: "FLOWS", carry: Carry::Twice, steps: &[crate::layout::renumbered] }];
+    static FORGOTTEN: &[Layout] = &[Layout { map: "FLOWS", carry: Carry::Twice, steps: &[crate::layout::renumbered] }];
     let pins = Pins::in_layouts(&root.path(), FORGOTTEN);
     assert!(matches!(
         Migration::find(&pins).unwrap().carry(&pins, Pass::First),
