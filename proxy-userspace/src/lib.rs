@@ -5,6 +5,7 @@
 //! hands places of old endpoint sets back and drops flows that ended; it is woken by changes and every half minute. Maps and links
 //! are pinned and taken up by the next process, also by one of another version: [`layout`] and `migrate`.
 
+pub mod cost;
 pub mod desired;
 mod flows;
 pub mod layout;

@@ -98,6 +98,10 @@ impl Programs {
         self.named(name).ok_or(LoadError::Missing(name))
     }
 
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, &OwnedFd)> {
+        self.loaded.iter().map(|(name, fd)| (*name, fd))
+    }
+
     pub(crate) fn named(&self, name: &str) -> Option<&OwnedFd> {
         self.loaded.iter().find(|(program, _)| *program == name).map(|(_, fd)| fd)
     }

@@ -21,7 +21,8 @@ use crate::object::{self, LoadError, PacketHook, Pins, Programs};
 use crate::sys::{self, Map, Put, SharedArray};
 use crate::table::{Limits, Op, Refusal, Table};
 
-const LIMITS: Limits = Limits { slots: MAX_SLOTS as u32, backends: MAX_BACKENDS as u32, frontends: MAX_FRONTENDS };
+pub(crate) const LIMITS: Limits =
+    Limits { slots: MAX_SLOTS as u32, backends: MAX_BACKENDS as u32, frontends: MAX_FRONTENDS };
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone)]
@@ -56,7 +57,7 @@ pub enum ProxyError {
     Thread(#[source] io::Error),
 }
 
-type Result<T> = std::result::Result<T, ProxyError>;
+pub(crate) type Result<T> = std::result::Result<T, ProxyError>;
 
 /// Services that are not, or not wholly, translated, and why.
 pub type Refusals = Vec<(ServiceName, Refusal)>;
@@ -93,22 +94,22 @@ enum Tidy {
 }
 
 #[derive(Debug)]
-struct Maps {
-    frontends: Map<FrontendKey, u64>,
-    slots: SharedArray,
-    affinity_of: SharedArray,
-    backends: SharedArray,
-    local_netns: Map<u64, u64>,
-    pods: Map<u32, u64>,
-    node_addresses: Map<u32, u32>,
-    node: Map<u32, NodeConfig>,
-    flows: Map<Tuple, Flow>,
-    new_flows: Map<Tuple, Flow>,
-    counters: Map<u32, u64>,
+pub(crate) struct Maps {
+    pub frontends: Map<FrontendKey, u64>,
+    pub slots: SharedArray,
+    pub affinity_of: SharedArray,
+    pub backends: SharedArray,
+    pub local_netns: Map<u64, u64>,
+    pub pods: Map<u32, u64>,
+    pub node_addresses: Map<u32, u32>,
+    pub node: Map<u32, NodeConfig>,
+    pub flows: Map<Tuple, Flow>,
+    pub new_flows: Map<Tuple, Flow>,
+    pub counters: Map<u32, u64>,
 }
 
 impl Maps {
-    fn open(pins: &Pins) -> std::result::Result<Self, LoadError> {
+    pub fn open(pins: &Pins) -> std::result::Result<Self, LoadError> {
         Ok(Self {
             frontends: object::open(pins, "FRONTENDS")?,
             slots: object::open_shared(pins, "SLOTS", MAX_SLOTS)?,
@@ -124,7 +125,7 @@ impl Maps {
         })
     }
 
-    fn run(&self, op: &Op) -> Result<()> {
+    pub fn run(&self, op: &Op) -> Result<()> {
         match op {
             Op::WriteBackends { base, backends } => {
                 for (place, bits) in self.backends.values().iter().skip(*base as usize).zip(backends) {
@@ -161,7 +162,7 @@ impl Maps {
     }
 }
 
-fn written(map: &'static str) -> impl Fn(io::Error) -> ProxyError {
+pub(crate) fn written(map: &'static str) -> impl Fn(io::Error) -> ProxyError {
     move |source| ProxyError::Write { map, source }
 }
 

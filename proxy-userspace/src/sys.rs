@@ -302,6 +302,20 @@ pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], repeat: u32) -> io::Resu
     Ok((attr.retval, out, attr.duration))
 }
 
+/// Of a loaded program: instructions verified over all paths, and bytes of machine code.
+pub fn program_size(program: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+    /// The kernel's `bpf_prog_info`, in words.
+    const WORDS: usize = 58;
+    const MACHINE_CODE: usize = 4;
+    const VERIFIED: usize = 54;
+    let mut info = [0u64; WORDS / 2];
+    let mut attr = raw::InfoAttr { fd: raw(program), length: size_of_val(&info) as u32, info: address(&mut info) };
+    // SAFETY: the structure is of the stated size and outlives the call; zeroed, it asks for no lists.
+    unsafe { bpf(raw::OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    let word = |index: usize| (info[index / 2] >> (32 * (index % 2))) as u32;
+    Ok((word(VERIFIED), word(MACHINE_CODE)))
+}
+
 /// The kernel's number of a network namespace, by which programs know whose socket they see.
 pub fn netns_cookie(netns: &File) -> io::Result<u64> {
     inside(netns, || {

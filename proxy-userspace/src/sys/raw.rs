@@ -8,7 +8,7 @@ use std::path::Path;
 use super::{ElementAttr, Put, address, bpf, object_get};
 use crate::layout::Raw;
 
-const OBJ_GET_INFO_BY_FD: u32 = 15;
+pub(super) const OBJ_GET_INFO_BY_FD: u32 = 15;
 const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_UPDATE: u32 = 2;
 /// Elements a call. A bucket of a hash must fit whole.
@@ -20,10 +20,10 @@ const PER_CPU_ARRAY: u32 = 6;
 const LRU_PER_CPU_HASH: u32 = 10;
 
 #[repr(C)]
-struct InfoAttr {
-    fd: u32,
-    length: u32,
-    info: u64,
+pub(super) struct InfoAttr {
+    pub fd: u32,
+    pub length: u32,
+    pub info: u64,
 }
 
 /// The beginning of what the kernel tells of a map.
