@@ -104,8 +104,7 @@ fn connections_survive_an_upgrade_to_other_layouts() {
         // What began is known, so nothing began anew; the counts go on.
         assert_eq!(world.rose(&counted).get("service_flow"), None, "{hooks:?}");
         // Contents serve before the first apply, sticky clients keep their endpoint, and the next start adopts all of it.
-        for (client, address, index) in
-            [(&world.client, "192.168.77.1:30080", 0), (&world.pods[1], "10.96.0.80:80", 1)]
+        for (client, address, index) in [(&world.client, "192.168.77.1:30080", 0), (&world.pods[1], "10.96.0.80:80", 1)]
         {
             assert_eq!(ask_tcp(client, address).unwrap().0[..1], before[index][..1], "{hooks:?}");
         }
