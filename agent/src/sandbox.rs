@@ -130,6 +130,7 @@ fn setup(node: &Node, pod: &Pod, uid: &str) -> Setup {
         host_network: pod.spec.host_network,
         host_ipc: pod.spec.host_ipc,
         share_pid: pod.spec.share_process_namespace,
+        seccomp_cache: Some(node.config.run_dir.join("seccomp")),
         sysctls: sysctls.iter().map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
     }
 }

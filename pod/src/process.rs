@@ -6,6 +6,7 @@
 mod cgroup;
 mod container;
 mod exec;
+mod filter;
 mod log;
 mod server;
 mod setup;

@@ -40,6 +40,9 @@ pub struct Setup {
     /// Kernel settings of the pod's namespaces, by their dotted names.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
+    /// Where compiled seccomp filters are kept, for all pods of the node.
+    #[serde(default)]
+    pub seccomp_cache: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

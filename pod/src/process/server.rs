@@ -240,7 +240,7 @@ impl Server {
         if self.container(&request.container).is_ok() {
             return Err(failure(FailureKind::Exists, format!("container {:?} exists", request.container)));
         }
-        let container = Container::create(request, &self.setup.state_dir)?;
+        let container = Container::create(request, &self.setup)?;
         let pid = container.state.pid;
         self.containers.push(container);
         Step::KeepContainer.done();
