@@ -44,15 +44,11 @@ pub fn xtask(arguments: &[&str]) -> Result<()> {
     cargo(&[&["xtask"], arguments].concat())
 }
 
-/// The release after this one: another pod protocol and other map layouts. Built where cargo keeps this one too, then set
-/// aside.
+/// The release after this one: another pod protocol and other map layouts. A debug build, whose dependencies unit tests
+/// have compiled.
 pub fn next_release() -> Result<PathBuf> {
-    let (built, next) = (workspace().join("target/release/amphipod"), workspace().join("target/next/amphipod"));
-    cargo(&["build", "--release", "--package", "amphipod", "--features", "next-release"])?;
-    std::fs::create_dir_all(workspace().join("target/next"))?;
-    std::fs::copy(&built, &next).with_context(|| format!("cannot copy to {}", next.display()))?;
-    cargo(&["build", "--release", "--package", "amphipod"])?;
-    Ok(next)
+    cargo(&["build", "--quiet", "--package", "amphipod", "--features", "next-release"])?;
+    Ok(workspace().join("target/debug/amphipod"))
 }
 
 impl Cluster {
