@@ -27,27 +27,22 @@ pub fn workspace() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-fn cargo(arguments: &[&str]) -> Result<()> {
+pub fn xtask(arguments: &[&str]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
+        .args(["xtask"])
         .args(arguments)
         .current_dir(workspace())
         .stdin(Stdio::null())
         .status()
-        .context("cannot run cargo")?;
-    ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+        .context("cannot run cargo xtask")?;
+    ensure!(status.success(), "cargo xtask {} failed", arguments.join(" "));
     Ok(())
 }
 
-/// The project's own commands.
-pub fn xtask(arguments: &[&str]) -> Result<()> {
-    cargo(&[&["xtask"], arguments].concat())
-}
-
-/// The release after this one: another pod protocol and other map layouts. A debug build, whose dependencies unit tests
-/// have compiled.
+/// The release after this one: another pod protocol and other map layouts.
 pub fn next_release() -> Result<PathBuf> {
-    cargo(&["build", "--quiet", "--package", "amphipod", "--features", "next-release"])?;
+    xtask(&["build", "--next-release"])?;
     Ok(workspace().join("target/debug/amphipod"))
 }
 
