@@ -194,6 +194,11 @@ impl Status {
         status
     }
 
+    /// 507: nothing can be written until there is space. Upstream has no reason for it.
+    pub fn insufficient_storage(message: impl Into<String>) -> Self {
+        Status::new(507, "InsufficientStorage", message)
+    }
+
     /// 200 of a deletion that is complete: kind is the resource's plural, as upstream has it.
     pub fn deleted(group: &str, plural: &str, name: &str, uid: &str) -> Self {
         let mut status = Status::new(200, "", "").about(group, plural, name);

@@ -32,6 +32,5 @@ async fn main() -> Result<(), Failure> {
     // Renamed into place: who waits for the file reads all of it.
     std::fs::write(data_dir.join("admin.kubeconfig.new"), kubeconfig)?;
     std::fs::rename(data_dir.join("admin.kubeconfig.new"), data_dir.join("admin.kubeconfig"))?;
-    server.serve(CancellationToken::new()).await;
-    Ok(())
+    Ok(server.serve(CancellationToken::new()).await?)
 }

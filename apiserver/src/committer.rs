@@ -1,4 +1,4 @@
-//! The one writer: checks compare-and-swap, commits groups of transactions with one fsync, publishes in order.
+//! The one writer: checks compare-and-swap, commits groups of transactions at once, publishes in order.
 //!
 //! A transaction is acknowledged only after its batch is durable; readers see it no earlier than its caller could.
 
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::cache::Cache;
 use crate::object::{Collection, Encoded, Header, Object, ObjectKey, Revision};
@@ -37,8 +37,9 @@ pub enum CommitError {
     /// `key` was not as expected; `found` is its revision now.
     #[error("{key:?} of {collection:?} changed meanwhile")]
     Conflict { collection: Collection, key: ObjectKey, found: Option<Revision> },
-    #[error("the store refused the write")]
-    Store(#[source] Arc<StoreError>),
+    /// The batch was refused, and the store is as it was; or it failed, and nothing will be acknowledged any more.
+    #[error(transparent)]
+    Store(Arc<StoreError>),
     #[error("the server is shutting down")]
     Closed,
 }
@@ -51,22 +52,39 @@ struct Transaction {
     reply: oneshot::Sender<Result<Committed, CommitError>>,
 }
 
+impl Transaction {
+    fn refuse(self, error: &Arc<StoreError>) {
+        // The caller may have gone.
+        let _gone = self.reply.send(Err(CommitError::Store(error.clone())));
+    }
+}
+
+/// Why the writer acknowledges nothing any more; `None` as long as it does.
+pub type Failure = Option<Arc<StoreError>>;
+
 /// A handle to the writer; clones share it.
 #[derive(Clone)]
 pub struct Committer {
     queue: SyncSender<Transaction>,
+    failure: watch::Receiver<Failure>,
 }
 
 impl Committer {
     /// Starts the writer thread. It ends when the last handle is dropped.
     pub fn start(store: impl Store, cache: Arc<Cache>, last: Revision) -> Self {
         let (queue, incoming) = sync_channel(4096);
-        let writer = Writer { store, cache, last };
+        let (failed, failure) = watch::channel(None);
+        let writer = Writer { store, cache, last, failed };
         std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run(&incoming))
             .expect("a thread at start: without it nothing can be written");
-        Self { queue }
+        Self { queue, failure }
+    }
+
+    /// Announces that the store failed: the process cannot go on and has to say why.
+    pub fn failure(&self) -> watch::Receiver<Failure> {
+        self.failure.clone()
     }
 
     /// All of the writes or none of them.
@@ -91,6 +109,7 @@ struct Writer<S> {
     store: S,
     cache: Arc<Cache>,
     last: Revision,
+    failed: watch::Sender<Failure>,
 }
 
 /// A transaction that passed its checks, with the revision of each write.
@@ -109,6 +128,11 @@ impl<S: Store> Writer<S> {
     }
 
     fn commit(&mut self, batch: Vec<Transaction>) {
+        // Nobody knows what the disk holds, so nothing is promised on top of it.
+        let failed = self.failed.borrow().clone();
+        if let Some(failure) = failed {
+            return batch.into_iter().for_each(|transaction| transaction.refuse(&failure));
+        }
         let mut pending = HashMap::new();
         let mut accepted = Vec::with_capacity(batch.len());
         let mut records = Vec::with_capacity(batch.len());
@@ -135,9 +159,10 @@ impl<S: Store> Writer<S> {
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "store commit failed");
                 let error = Arc::new(error);
-                for Accepted { transaction, .. } in accepted {
-                    let _gone = transaction.reply.send(Err(CommitError::Store(error.clone())));
+                if !error.is_refusal() {
+                    self.failed.send_replace(Some(error.clone()));
                 }
+                accepted.into_iter().for_each(|accepted| accepted.transaction.refuse(&error));
             }
         }
     }
@@ -183,8 +208,9 @@ impl<S: Store> Writer<S> {
 }
 
 fn record(write: &Write, revision: Revision) -> Record {
-    let value = write.content.as_ref().map(|(encoded, _)| seal(encoded.stored()));
-    Record { key: store_key(&write.collection, &write.key), revision, value }
+    let key = store_key(&write.collection, &write.key);
+    let value = write.content.as_ref().map(|(encoded, _)| seal(&key, revision, encoded.stored()));
+    Record { key, revision, value }
 }
 
 #[cfg(test)]
@@ -192,10 +218,12 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// Counts batches; fails when told to.
+    /// Counts batches; refuses or fails the one that ends with a revision.
+    #[derive(Default)]
     struct Memory {
         batches: Arc<std::sync::Mutex<Vec<usize>>>,
-        fail_from: Revision,
+        refuse: Revision,
+        fail: Revision,
     }
 
     impl Store for Memory {
@@ -204,11 +232,19 @@ mod tests {
         }
 
         fn commit(&mut self, batch: &[Record]) -> Result<(), StoreError> {
-            if batch.iter().any(|record| record.revision >= self.fail_from) {
-                return Err(StoreError::Commit { revision: 0, source: "disk full".into() });
+            match batch.iter().map(|record| record.revision).max() {
+                Some(last) if last == self.refuse => return Err(StoreError::Full { path: self.place() }),
+                Some(last) if last == self.fail => {
+                    return Err(StoreError::Commit { revision: last, source: "an I/O error".into() });
+                }
+                _ => {}
             }
             self.batches.lock().unwrap().push(batch.len());
             Ok(())
+        }
+
+        fn place(&self) -> std::path::PathBuf {
+            "memory".into()
         }
     }
 
@@ -217,15 +253,14 @@ mod tests {
         vec![Write { collection: Collection::new("", "pods"), key: ObjectKey::new("ns", name), expect, content }]
     }
 
-    fn committer(fail_from: Revision) -> (Committer, Arc<Cache>) {
+    fn committer(store: Memory) -> (Committer, Arc<Cache>) {
         let cache = Arc::new(Cache::new(0));
-        let store = Memory { batches: Arc::default(), fail_from };
         (Committer::start(store, cache.clone(), 0), cache)
     }
 
     #[tokio::test]
     async fn of_two_writers_at_one_revision_one_wins() {
-        let (committer, cache) = committer(u64::MAX);
+        let (committer, cache) = committer(Memory::default());
         let (first, _) = committer.commit(write("a", Expect::Absent)).await.unwrap();
         let both = futures::future::join_all((0..8).map(|_| committer.commit(write("a", Expect::At(first))))).await;
         assert_eq!(both.iter().filter(|result| result.is_ok()).count(), 1);
@@ -233,17 +268,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failed_commit_is_neither_acknowledged_nor_seen() {
-        let (committer, cache) = committer(2);
+    async fn a_refused_commit_is_neither_acknowledged_nor_seen() {
+        let (committer, cache) = committer(Memory { refuse: 2, ..Memory::default() });
         committer.commit(write("a", Expect::Absent)).await.unwrap();
         assert!(matches!(committer.commit(write("b", Expect::Absent)).await, Err(CommitError::Store(_))));
-        assert_eq!(cache.collection(&Collection::new("", "pods")).len(), 1);
-        assert_eq!(cache.revision(), 1);
+        assert_eq!((cache.collection(&Collection::new("", "pods")).len(), cache.revision()), (1, 1));
+        assert_eq!(committer.commit(write("b", Expect::Absent)).await.unwrap().0, 3);
+    }
+
+    #[tokio::test]
+    async fn after_a_failed_commit_nothing_is_acknowledged() {
+        let (committer, cache) = committer(Memory { fail: 2, ..Memory::default() });
+        committer.commit(write("a", Expect::Absent)).await.unwrap();
+        for _ in 0..2 {
+            let outcome = committer.commit(write("b", Expect::Absent)).await;
+            assert!(matches!(outcome, Err(CommitError::Store(error)) if !error.is_refusal()));
+        }
+        assert_eq!((cache.collection(&Collection::new("", "pods")).len(), cache.revision()), (1, 1));
+        assert!(committer.failure().borrow().is_some());
     }
 
     #[tokio::test]
     async fn a_transaction_is_all_or_nothing() {
-        let (committer, cache) = committer(u64::MAX);
+        let (committer, cache) = committer(Memory::default());
         committer.commit(write("a", Expect::Absent)).await.unwrap();
         let mut writes = write("b", Expect::Absent);
         writes.extend(write("a", Expect::Absent));

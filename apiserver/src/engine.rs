@@ -13,10 +13,10 @@ use tokio::sync::watch;
 
 use crate::authz::Authorizer;
 use crate::cache::{Cache, ChangeKind, CollectionCache};
-use crate::committer::{CommitError, Committer, Expect, Write};
+use crate::committer::{CommitError, Committer, Expect, Failure, Write};
 use crate::identity::User;
 use crate::object::{Collection, Encoded, Header, Object, ObjectKey, Revision};
-use crate::store::{Store, StoreError, parse_key, unseal};
+use crate::store::{Record, Store, StoreError, parse_key, unseal};
 
 mod admission;
 mod delete;
@@ -94,21 +94,12 @@ impl Engine {
     pub fn open(mut store: impl Store, registry: Registry, services: ServiceNetwork) -> Result<Self, StoreError> {
         let (last, records) = store.load()?;
         let cache = Arc::new(Cache::new(last));
+        let place = store.place();
         for record in records {
-            let Some((collection, key)) = parse_key(&record.key) else {
-                return Err(StoreError::Corrupt { key: record.key, why: "not a key of ours" });
-            };
-            let text = unseal(&record.key, record.value.unwrap_or_default())?;
-            let Some(encoded) = Encoded::from_stored(text) else {
-                return Err(StoreError::Corrupt { key: record.key, why: "no metadata" });
-            };
-            let json = encoded.with_version(record.revision);
-            let Ok(value) = serde_json::from_slice::<Value>(&json) else {
-                return Err(StoreError::Corrupt { key: record.key, why: "not JSON" });
-            };
-            let kind = storage_kind(&registry, &collection);
-            let header = kind.map(|kind| header(&kind, &value)).unwrap_or_default();
-            cache.put_loaded(&collection, Object { key, revision: record.revision, header, json });
+            let loaded = loaded(&registry, record);
+            let damaged = |source: StoreError| StoreError::Damaged { path: place.clone(), source: source.into() };
+            let (collection, object) = loaded.map_err(damaged)?;
+            cache.put_loaded(&collection, object);
         }
         let committer = Committer::start(store, cache.clone(), last);
         Ok(Self {
@@ -119,6 +110,11 @@ impl Engine {
             authorizer: Authorizer::default(),
             events: Default::default(),
         })
+    }
+
+    /// Announces that the store failed.
+    pub(crate) fn failure(&self) -> watch::Receiver<Failure> {
+        self.committer.failure()
     }
 
     pub fn registry(&self) -> Registry {
@@ -240,10 +236,28 @@ pub(crate) fn header(kind: &Kind, object: &Value) -> Header {
 }
 
 /// A failed commit as a client sees it; conflicts are the caller's to retry or to word.
+/// A stored record as the cache holds it.
+fn loaded(registry: &Registry, record: Record) -> Result<(Collection, Object), StoreError> {
+    let Some((collection, key)) = parse_key(&record.key) else {
+        return Err(StoreError::Corrupt { key: record.key, why: "its key is not one of ours" });
+    };
+    let text = unseal(&record.key, record.revision, record.value.unwrap_or_default())?;
+    let Some(encoded) = Encoded::from_stored(text) else {
+        return Err(StoreError::Corrupt { key: record.key, why: "it has no metadata" });
+    };
+    let json = encoded.with_version(record.revision);
+    let Ok(value) = serde_json::from_slice::<Value>(&json) else {
+        return Err(StoreError::Corrupt { key: record.key, why: "it is not JSON" });
+    };
+    let header = storage_kind(registry, &collection).map(|kind| header(&kind, &value)).unwrap_or_default();
+    Ok((collection, Object { key, revision: record.revision, header, json }))
+}
+
 pub(crate) fn commit_failed(error: &CommitError) -> Status {
     match error {
         CommitError::Conflict { key, .. } => Status::internal(format!("{key:?} changed during the write")),
-        CommitError::Store(source) => Status::internal(format!("the store refused the write: {source}")),
+        CommitError::Store(source) if source.is_refusal() => Status::insufficient_storage(source.to_string()),
+        CommitError::Store(source) => Status::internal(format!("the store failed, and the server stops: {source}")),
         CommitError::Closed => Status::service_unavailable("the server is shutting down"),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Entry point: [`server::Server`]. A request comes in through `http` (or [`client::Client`], in process), is
 //! authenticated ([`authn`]) and authorised ([`authz`]), and becomes a call of the [`engine`]. A write ends in the
-//! [`committer`], one thread that checks compare-and-swap, commits batches to the [`store`] with one fsync each and
+//! [`committer`], one thread that checks compare-and-swap, commits batches to the [`store`] and
 //! then publishes to the [`cache`], from which every read and watch is answered.
 //!
 //! Tasks: one thread for the committer; one that removes old Events (`expiry`); one task per connection. Channels: requests → committer (bounded);
@@ -28,3 +28,5 @@ pub mod server;
 mod store;
 
 pub use object::{Object, ObjectKey, Revision};
+/// The administrator's side of a store: files, not contents.
+pub use store::{StoreError, tools as store_tools};

@@ -9,10 +9,12 @@ use api::kind::Registry;
 use api::status::Status;
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::authn::Tokens;
 use crate::client::Client;
+use crate::committer::Failure;
 use crate::engine::{Engine, ServiceNetwork};
 use crate::http::{self, TlsError};
 use crate::identity::{MASTERS, User};
@@ -38,6 +40,8 @@ pub struct Config {
 pub enum ServerError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("the store failed: what is on its disk is not known, so the server stops; a new start reads it again")]
+    StoreFailed(#[source] Arc<StoreError>),
     #[error(transparent)]
     Keys(#[from] PkiError),
     #[error(transparent)]
@@ -123,10 +127,24 @@ impl Server {
     }
 
     /// Serves until told to stop.
-    pub async fn serve(self, stop: CancellationToken) {
+    ///
+    /// # Errors
+    /// When the store failed: what is on the disk is not known then, so nothing is acknowledged any more. A new start
+    /// reads the disk and says what it finds.
+    pub async fn serve(self, stop: CancellationToken) -> Result<(), ServerError> {
+        let mut failure = self.shared.engine.failure();
         let expiry = crate::expiry::run(self.shared.engine.clone(), stop.clone());
-        tokio::join!(http::serve(self.shared, self.listener, self.tls, stop), expiry);
+        let serving = async { tokio::join!(http::serve(self.shared, self.listener, self.tls, stop), expiry) };
+        tokio::select! {
+            _ = serving => Ok(()),
+            Some(failed) = failed(&mut failure) => Err(ServerError::StoreFailed(failed)),
+        }
     }
+}
+
+/// Why the store failed; `None` when its writer is gone.
+async fn failed(failure: &mut watch::Receiver<Failure>) -> Option<Arc<StoreError>> {
+    failure.wait_for(Option::is_some).await.ok().and_then(|failure| failure.clone())
 }
 
 fn names(config: &Config) -> Vec<String> {

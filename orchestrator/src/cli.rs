@@ -11,7 +11,7 @@ use serde_yaml::Value;
 
 use crate::control_plane::{self, ControlPlane};
 use crate::controllers::Selection;
-use crate::{node, up};
+use crate::{doctor, node, reset, store_command, up};
 
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 
@@ -35,6 +35,11 @@ enum Command {
     /// Run server and agent in one process: a cluster on this machine
     #[command(args_override_self = true)]
     Up(UpArguments),
+    /// Say what this machine lacks for `up` with the same flags, with the remedies
+    #[command(args_override_self = true)]
+    Doctor(UpArguments),
+    /// Check, compact, back up or restore the store
+    Store(store_command::Arguments),
     /// Remove everything that `up` ever made, data included
     Reset {
         /// The data folder that `up` was given
@@ -108,7 +113,12 @@ pub fn run() -> Result<()> {
             let (control, node) = arguments.settings()?;
             runtime()?.block_on(up::run(control, node))
         }
-        Command::Reset { data_dir } => runtime()?.block_on(up::reset(&data_dir)),
+        Command::Doctor(arguments) => {
+            let (control, node) = arguments.settings()?;
+            doctor::run(&control, &node)
+        }
+        Command::Store(arguments) => store_command::run(&arguments),
+        Command::Reset { data_dir } => runtime()?.block_on(reset::run(&data_dir)),
     }
 }
 

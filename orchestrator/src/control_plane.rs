@@ -17,6 +17,7 @@ use crate::controllers::{self, Caches, Selection};
 use crate::events::Recorder;
 use crate::kubernetes_service;
 use crate::scheduler;
+use crate::store_command;
 
 /// Validated settings.
 #[derive(Debug, Clone)]
@@ -41,18 +42,30 @@ pub struct Running {
 pub async fn run(settings: ControlPlane) -> Result<()> {
     let Running { server, mut tasks, .. } = start(&settings, Arc::new(NoNodes)).await?;
     tracing::info!(address = %server.address(), "serving");
+    serve(server, &mut tasks).await
+}
+
+/// Serves until told to stop; the end of anything before that is fatal.
+pub async fn serve(server: Server, tasks: &mut JoinSet<()>) -> Result<()> {
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(server.serve(stop.clone()));
-    wait(&mut tasks).await?;
+    let mut serving = tokio::spawn(server.serve(stop.clone()));
+    tokio::select! {
+        outcome = wait(tasks) => outcome?,
+        ended = &mut serving => {
+            ended.context("the listener failed")??;
+            anyhow::bail!("the listener ended, which should run for ever");
+        }
+    }
     stop.cancel();
-    serving.await.context("the listener failed")
+    tasks.shutdown().await;
+    Ok(serving.await.context("the listener failed")??)
 }
 
 /// Opens the store and starts everything but the listener.
 pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Running> {
     make_private(&settings.data_dir)?;
     let config = Config {
-        store: settings.data_dir.join("store.redb"),
+        store: store_command::store_of(&settings.data_dir),
         listen: settings.listen,
         advertise: settings.advertise,
         services: settings.services.clone(),
@@ -85,7 +98,7 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
 }
 
 /// Waits for SIGTERM or SIGINT; the end of any task before that is fatal.
-pub async fn wait(tasks: &mut JoinSet<()>) -> Result<()> {
+async fn wait(tasks: &mut JoinSet<()>) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
@@ -107,7 +120,7 @@ fn make_private(dir: &Path) -> Result<()> {
 }
 
 /// Writes a file nobody else may read; replaces an old one in one step.
-fn write_private(path: &Path, text: &str) -> Result<()> {
+pub fn write_private(path: &Path, text: &str) -> Result<()> {
     use std::io::Write;
     let fresh = path.with_extension("new");
     let write = || {

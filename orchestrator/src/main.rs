@@ -6,10 +6,13 @@
 mod cli;
 mod control_plane;
 mod controllers;
+mod doctor;
 mod events;
 mod kubernetes_service;
 mod node;
+mod reset;
 mod scheduler;
+mod store_command;
 mod up;
 
 use std::process::ExitCode;

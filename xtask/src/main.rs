@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
 mod cluster;
 mod demo;
@@ -57,6 +58,13 @@ enum Command {
     },
     /// Run every test: unit, kernel, end to end
     Test,
+    /// Measure beside the references: service, pods, api, footprint, dns; `cargo xtask bench NAME --help` for its settings
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Name of the bench, and its settings
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Check dependencies: licences, sources, advisories known to the tool's database where it can be had
     Deny,
     /// Carry connections from a listener on standard input
@@ -122,6 +130,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Cluster { command } => return run_cluster(command),
         Command::Demo { keep } => demo::demo(keep)?,
         Command::Test => test::test()?,
+        Command::Bench { words } => bench::bench(&words)?,
         Command::Deny => setup::deny()?,
         Command::Forward { to } => forward::forward(&to)?,
     }

@@ -62,6 +62,14 @@ const TOOLS: &[Tool] = &[
     command("kubectl", "kubernetes-client", "drives the cluster; only because no kubectl was found"),
 ];
 
+/// Peers and load generators, for benchmarks only.
+const BENCH_TOOLS: &[Tool] = &[
+    command("etcd", "etcd-server", "the store that the API server's is measured beside"),
+    command("dnsperf", "dnsperf", "asks name servers in benchmarks"),
+    command("unbound", "unbound", "a name server measured beside the cluster's"),
+    command("dnsmasq", "dnsmasq-base", "a name server measured beside the cluster's"),
+];
+
 /// A compiler with its library source and the LLVM it emits for, where rustup has no nightly with `rust-src`.
 const DEBIAN_COMPILER: &[Tool] = &[
     file("/usr/bin/rustc", "rustc-web", "compiles the eBPF programs"),
@@ -105,6 +113,11 @@ pub fn setup() -> Result<()> {
     let missing: Vec<&Tool> = TOOLS.iter().chain(compiler).filter(|tool| !tool.probe.holds()).collect();
     install_packages(&missing)?;
     install_bpf_linker(&toolchain)
+}
+
+/// The same for what benchmarks need on top.
+pub fn setup_bench() -> Result<()> {
+    install_packages(&BENCH_TOOLS.iter().filter(|tool| !tool.probe.holds()).collect::<Vec<_>>())
 }
 
 /// Where cargo-installed tools of the project live.
@@ -268,7 +281,7 @@ mod tests {
 
     #[test]
     fn every_tool_says_why() {
-        for tool in TOOLS.iter().chain(DEBIAN_COMPILER) {
+        for tool in TOOLS.iter().chain(DEBIAN_COMPILER).chain(BENCH_TOOLS) {
             assert!(!tool.why.is_empty() && !tool.package.is_empty());
         }
     }

@@ -1,9 +1,23 @@
 //! The embedded store: one redb file.
+//!
+//! Commits are two-phase: the new state is on the disk before the one byte that makes it current is written. So a
+//! current state that does not verify is damage and never a torn commit, and no damage is "repaired" by going back to
+//! an older state. Opening reads the file from the disk, not from the page cache, and verifies all of it.
 
-use std::path::Path;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::backends::FileBackend;
+use redb::{
+    Builder, ConcurrencyMode, Database, DatabaseError, Durability, Error, ReadOnlyDatabase, ReadTransaction,
+    ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+};
 
+use super::mark::{self, Mark};
 use super::{Record, Store, StoreError};
 use crate::object::Revision;
 
@@ -11,94 +25,314 @@ use crate::object::Revision;
 const VALUES: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("values");
 /// `format` and `revision`.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// The layout this release writes; a file with a higher number is refused.
-const FORMAT: u64 = 1;
+/// The layout this release writes; a file with a higher number is refused, one with a lower number is taken on.
+/// 2: values carry checksums.
+const FORMAT: u64 = 2;
 /// Page cache of redb, bytes: reads come from the watch cache, so a small one is enough.
 const PAGE_CACHE: usize = 8 << 20;
+/// A full disk is looked at again no sooner: each look verifies the file.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
 
-pub struct RedbStore {
-    database: Database,
+/// Where the bytes of a store are: a file, or in tests a disk that fails.
+pub(super) trait Medium: Send + 'static {
+    /// For messages, and the place of the mark.
+    fn path(&self) -> &Path;
+    /// Whether anything was ever written there.
+    fn is_empty(&self) -> io::Result<bool>;
+    fn open(&self, builder: &Builder) -> Result<Database, DatabaseError>;
 }
 
-type Cause = Box<dyn std::error::Error + Send + Sync>;
+struct PlainFile(PathBuf);
+
+impl Medium for PlainFile {
+    fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn is_empty(&self) -> io::Result<bool> {
+        match std::fs::metadata(&self.0) {
+            Ok(found) => Ok(found.len() == 0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open(&self, builder: &Builder) -> Result<Database, DatabaseError> {
+        if self.is_empty()? {
+            self.create()?;
+        }
+        let file = OpenOptions::new().read(true).write(true).open(&self.0)?;
+        read_from_disk(&file)?;
+        builder.create_with_backend(FileBackend::new(file)?)
+    }
+}
+
+impl PlainFile {
+    /// Makes an empty store and gives it its name when it is whole: who is killed meanwhile leaves none.
+    fn create(&self) -> io::Result<()> {
+        let fresh = self.0.with_added_extension("new");
+        for stale in [&fresh, &self.0] {
+            std::fs::remove_file(stale).or_else(|error| match error.kind() {
+                io::ErrorKind::NotFound => Ok(()),
+                _ => Err(error),
+            })?;
+        }
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&fresh)?;
+        write_new(&file, &[], 0)?;
+        file.sync_all()?;
+        // Not `rename`: it would replace the store that another process made meanwhile.
+        std::fs::hard_link(&fresh, &self.0)?;
+        std::fs::remove_file(&fresh)?;
+        sync_folder(&self.0)
+    }
+}
+
+/// Forgets what the page cache holds of a file: after a failed sync that is not what the disk holds.
+fn read_from_disk(file: &File) -> io::Result<()> {
+    file.sync_data()?;
+    Ok(rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?)
+}
+
+/// Makes the entry of a file in its folder durable.
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}
+
+pub struct RedbStore {
+    medium: Box<dyn Medium>,
+    /// `None` after the disk was full, until it can be opened again.
+    database: Option<Database>,
+    acknowledged: Revision,
+    mark: Mark,
+    refused_until: Instant,
+}
 
 impl RedbStore {
-    /// Opens or creates the file; refuses one of a newer layout.
+    /// Opens or creates the file, and verifies it.
+    ///
+    /// # Errors
+    /// When it is in use, damaged, of a newer layout, or ends before what was acknowledged.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let shown = path.display().to_string();
-        let open = |source: Cause| StoreError::Open { path: shown.clone(), source };
-        let database = Database::builder().set_cache_size(PAGE_CACHE).create(path).map_err(|e| open(e.into()))?;
-        let found = Self::format(&database).map_err(open)?;
+        Self::on(Box::new(PlainFile(path.to_owned())))
+    }
+
+    pub(super) fn on(medium: Box<dyn Medium>) -> Result<Self, StoreError> {
+        let path = medium.path().to_owned();
+        let unreadable = |source: io::Error| StoreError::Open { path: path.clone(), source: source.into() };
+        let marked = mark::read(&path).map_err(unreadable)?.unwrap_or(0);
+        if marked > 0 && medium.is_empty().map_err(unreadable)? {
+            return Err(StoreError::Lost { path, found: 0, acknowledged: marked });
+        }
+        let database = open_verified(&path, || medium.open(builder().set_check_integrity_on_open(true)))?;
+        let (found, acknowledged) = verified(&path, || take_on(&database))?;
         if found > FORMAT {
-            return Err(StoreError::Newer { path: path.display().to_string(), found, known: FORMAT });
+            return Err(StoreError::Newer { path, found, known: FORMAT });
         }
-        Ok(Self { database })
+        if acknowledged < marked {
+            return Err(StoreError::Lost { path, found: acknowledged, acknowledged: marked });
+        }
+        let mark = Mark::open(&path, acknowledged).map_err(unreadable)?;
+        Ok(Self { medium, database: Some(database), acknowledged, mark, refused_until: Instant::now() })
     }
 
-    /// Reads the layout number, writing ours into a new file.
-    fn format(database: &Database) -> Result<u64, Cause> {
-        let write = database.begin_write()?;
-        let found = {
-            write.open_table(VALUES)?;
-            let mut meta = write.open_table(META)?;
-            let found = meta.get("format")?.map(|guard| guard.value());
-            if found.is_none() {
-                meta.insert("format", FORMAT)?;
-            }
-            found.unwrap_or(FORMAT)
+    /// Opens the file again after the disk was full, and makes sure that nothing acknowledged is missing.
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        let full = || StoreError::Full { path: self.medium.path().to_owned() };
+        if Instant::now() < self.refused_until {
+            return Err(full());
+        }
+        self.refused_until = Instant::now() + FULL_PAUSE;
+        let path = self.medium.path();
+        let opened = match open_verified(path, || self.medium.open(builder().set_check_integrity_on_open(true))) {
+            Ok(opened) => opened,
+            Err(StoreError::Open { source, .. }) if io_kind(&*source).is_some_and(is_full) => return Err(full()),
+            Err(error) => return Err(error),
         };
-        write.commit()?;
-        Ok(found)
-    }
-
-    fn read_all(&self) -> Result<(Revision, Vec<Record>), Cause> {
-        let read = self.database.begin_read()?;
-        let revision = read.open_table(META)?.get("revision")?.map_or(0, |guard| guard.value());
-        let mut records = Vec::new();
-        for entry in read.open_table(VALUES)?.iter()? {
-            let (key, value) = entry?;
-            let (revision, bytes) = value.value();
-            records.push(Record { key: key.value().to_owned(), revision, value: Some(bytes.to_vec()) });
+        let found = verified(path, || revision(&opened.begin_read()?))?;
+        if found != self.acknowledged {
+            return Err(StoreError::Lost { path: path.to_owned(), found, acknowledged: self.acknowledged });
         }
-        Ok((revision, records))
-    }
-
-    fn write_batch(&self, batch: &[Record]) -> Result<(), Cause> {
-        let mut write = self.database.begin_write()?;
-        write.set_durability(Durability::Immediate)?;
-        {
-            let mut values = write.open_table(VALUES)?;
-            for record in batch {
-                match &record.value {
-                    Some(value) => values.insert(&*record.key, (record.revision, &**value))?,
-                    None => values.remove(&*record.key)?,
-                };
-            }
-            let last = batch.iter().map(|record| record.revision).max().unwrap_or(0);
-            write.open_table(META)?.insert("revision", last)?;
-        }
-        write.commit()?;
+        self.database = Some(opened);
         Ok(())
     }
 }
 
 impl Store for RedbStore {
     fn load(&mut self) -> Result<(Revision, Vec<Record>), StoreError> {
-        self.read_all().map_err(StoreError::Read)
+        let Some(database) = &self.database else {
+            return Err(StoreError::Full { path: self.medium.path().to_owned() });
+        };
+        let path = self.medium.path();
+        let read = verified(path, || database.begin_read())?;
+        verified(path, || read_all(&read))
     }
 
     fn commit(&mut self, batch: &[Record]) -> Result<(), StoreError> {
-        let revision = batch.last().map_or(0, |record| record.revision);
-        self.write_batch(batch).map_err(|source| StoreError::Commit { revision, source })
+        if self.database.is_none() {
+            self.reopen()?;
+        }
+        let Some(database) = &self.database else { return Err(StoreError::Full { path: self.place() }) };
+        let last = batch.iter().map(|record| record.revision).max().unwrap_or(self.acknowledged);
+        match write_batch(database, batch, last) {
+            Ok(()) => {
+                self.acknowledged = last;
+                if let Err(error) = self.mark.advance(last) {
+                    tracing::warn!(%error, path = %self.place().display(), "the store's mark cannot be written");
+                }
+                Ok(())
+            }
+            Err(Error::Io(error)) if is_full(error.kind()) => {
+                self.database = None;
+                Err(StoreError::Full { path: self.place() })
+            }
+            Err(error) => Err(StoreError::Commit { revision: last, source: error.into() }),
+        }
     }
+
+    fn place(&self) -> PathBuf {
+        self.medium.path().to_owned()
+    }
+}
+
+/// One process writes, others may read: `amphipod store check` and `backup` work beside a running server.
+pub(super) fn builder() -> Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(PAGE_CACHE).set_concurrency_mode(ConcurrencyMode::SingleWriter);
+    builder
+}
+
+/// Opens a store somebody else may be writing to, for reading.
+pub(super) fn open_beside_writer(path: &Path) -> Result<ReadOnlyDatabase, StoreError> {
+    open_verified(path, || builder().open_read_only(path))
+}
+
+/// What `open` gives, its failures told apart.
+pub(super) fn open_verified<D>(path: &Path, open: impl FnOnce() -> Result<D, DatabaseError>) -> Result<D, StoreError> {
+    let opened = caught(open).map_err(|panic| damaged(path, panic))?;
+    opened.map_err(|error| match Error::from(error) {
+        Error::DatabaseAlreadyOpen => StoreError::InUse { path: path.to_owned() },
+        Error::Io(error) if !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
+            StoreError::Open { path: path.to_owned(), source: error.into() }
+        }
+        error => damaged(path, error),
+    })
+}
+
+/// What reading an opened store gives: it was verified, so a failure is damage.
+pub(super) fn verified<T, E>(path: &Path, read: impl FnOnce() -> Result<T, E>) -> Result<T, StoreError>
+where
+    Error: From<E>,
+{
+    match caught(read) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(damaged(path, Error::from(error))),
+        Err(panic) => Err(damaged(path, panic)),
+    }
+}
+
+fn damaged(path: &Path, source: impl Into<super::Cause>) -> StoreError {
+    StoreError::Damaged { path: path.to_owned(), source: source.into() }
+}
+
+/// redb asserts what a file it wrote must be like; a damaged file was not written by it.
+fn caught<T>(body: impl FnOnce() -> T) -> Result<T, String> {
+    std::panic::catch_unwind(AssertUnwindSafe(body)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+        format!("its structure makes no sense: {text}")
+    })
+}
+
+fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<io::ErrorKind> {
+    error.downcast_ref::<io::Error>().map(io::Error::kind)
+}
+
+fn is_full(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Brings an older file to this layout; gives the layout it has now, and its last revision.
+fn take_on(database: &Database) -> Result<(u64, Revision), Error> {
+    let write = begin_write(database)?;
+    write.open_table(VALUES)?;
+    let found = write.open_table(META)?.get("format")?.map_or(0, |guard| guard.value());
+    if found < FORMAT {
+        write.open_table(META)?.insert("format", FORMAT)?;
+        write.commit()?;
+    } else {
+        write.abort()?;
+    }
+    Ok((found.max(FORMAT), revision(&database.begin_read()?)?))
+}
+
+fn begin_write(database: &Database) -> Result<WriteTransaction, Error> {
+    let mut write = database.begin_write()?;
+    write.set_durability(Durability::Immediate)?;
+    write.set_two_phase_commit(true);
+    Ok(write)
+}
+
+fn revision(read: &ReadTransaction) -> Result<Revision, Error> {
+    Ok(read.open_table(META)?.get("revision")?.map_or(0, |guard| guard.value()))
+}
+
+/// Every record, and the last revision.
+pub(super) fn read_all(read: &ReadTransaction) -> Result<(Revision, Vec<Record>), Error> {
+    let mut records = Vec::new();
+    for entry in read.open_table(VALUES)?.iter()? {
+        let (key, value) = entry?;
+        let (revision, bytes) = value.value();
+        records.push(Record { key: key.value().to_owned(), revision, value: Some(bytes.to_vec()) });
+    }
+    Ok((revision(read)?, records))
+}
+
+pub(super) fn write_batch(database: &Database, batch: &[Record], last: Revision) -> Result<(), Error> {
+    let write = begin_write(database)?;
+    {
+        let mut values = write.open_table(VALUES)?;
+        for record in batch {
+            match &record.value {
+                Some(value) => values.insert(&*record.key, (record.revision, &**value))?,
+                None => values.remove(&*record.key)?,
+            };
+        }
+        write.open_table(META)?.insert("revision", last)?;
+    }
+    Ok(write.commit()?)
+}
+
+/// Fills a new, empty file. The database is closed when this returns; durable when the file is synced.
+pub(super) fn write_new(file: &File, records: &[Record], last: Revision) -> io::Result<()> {
+    let fill = || {
+        let database = builder().create_with_backend(FileBackend::new(file.try_clone()?)?)?;
+        take_on(&database)?;
+        write_batch(&database, records, last)?;
+        Ok(database.close()?)
+    };
+    fill().map_err(|error: Error| match error {
+        Error::Io(error) => error,
+        error => io::Error::other(error),
+    })
+}
+
+/// Compacts a file that nobody has open.
+pub(super) fn compact_file(path: &Path) -> Result<(), StoreError> {
+    let medium = PlainFile(path.to_owned());
+    let mut database = open_verified(path, || medium.open(builder().set_check_integrity_on_open(true)))?;
+    let failed = |source: Error| StoreError::Open { path: path.to_owned(), source: source.into() };
+    while database.compact().map_err(|error| failed(error.into()))? {}
+    database.close().map_err(|error| failed(error.into()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::seal;
 
     fn put(key: &str, revision: u64) -> Record {
-        Record { key: key.into(), revision, value: Some(vec![1, b'{', b'}']) }
+        Record { key: key.into(), revision, value: Some(seal(key, revision, b"{}")) }
     }
 
     #[test]
@@ -108,6 +342,7 @@ mod tests {
         let mut store = RedbStore::open(&path).unwrap();
         store.commit(&[put("/a", 1), put("/b", 2)]).unwrap();
         store.commit(&[Record { key: "/a".into(), revision: 3, value: None }]).unwrap();
+        assert!(matches!(RedbStore::open(&path), Err(StoreError::InUse { .. })));
         drop(store);
         let (revision, records) = RedbStore::open(&path).unwrap().load().unwrap();
         assert_eq!(revision, 3);
@@ -119,7 +354,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store.redb");
         let store = RedbStore::open(&path).unwrap();
-        let write = store.database.begin_write().unwrap();
+        let write = store.database.as_ref().unwrap().begin_write().unwrap();
         write.open_table(META).unwrap().insert("format", FORMAT + 1).unwrap();
         write.commit().unwrap();
         drop(store);
@@ -132,6 +367,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store.redb");
         std::fs::write(&path, b"not a database, but longer than a header".repeat(200)).unwrap();
-        assert!(matches!(RedbStore::open(&path), Err(StoreError::Open { .. })));
+        assert!(matches!(RedbStore::open(&path), Err(StoreError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_store_that_went_is_not_replaced_by_an_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        RedbStore::open(&path).unwrap().commit(&[put("/a", 1)]).unwrap();
+        let older = std::fs::read(&path).unwrap();
+        RedbStore::open(&path).unwrap().commit(&[put("/a", 2)]).unwrap();
+        for content in [None, Some(Vec::new()), Some(older)] {
+            std::fs::remove_file(&path).unwrap();
+            content.iter().for_each(|content| std::fs::write(&path, content).unwrap());
+            assert!(matches!(RedbStore::open(&path), Err(StoreError::Lost { acknowledged: 2, .. })));
+            std::fs::write(&path, "").unwrap();
+        }
     }
 }

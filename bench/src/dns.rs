@@ -1,0 +1,240 @@
+//! Cluster names over UDP beside other servers of the same names, each on one processor, asked by dnsperf from another.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::Cluster;
+use tempfile::TempDir;
+
+use crate::host;
+use crate::http::{Api, block_on};
+use crate::objects;
+use crate::processes::{Peer, command};
+use crate::report::{Goal, Report, Row};
+use crate::stats::{median, paired};
+
+const SERVER_CPU: &str = "0";
+const CLIENT_CPU: &str = "1";
+const SECONDS: &str = "3";
+
+/// A server that is asked.
+struct Server {
+    name: &'static str,
+    address: String,
+    port: u16,
+    _process: Option<Peer>,
+}
+
+fn ask(server: &Server, queries: &Path) -> Result<f64> {
+    let netns = format!("--net={}", host::place("node1").display());
+    let port = server.port.to_string();
+    let output = command(
+        "nsenter",
+        &[
+            &netns,
+            "--",
+            "taskset",
+            "--cpu-list",
+            CLIENT_CPU,
+            "dnsperf",
+            "-s",
+            &server.address,
+            "-p",
+            &port,
+            "-d",
+            &queries.display().to_string(),
+            "-l",
+            SECONDS,
+            "-c",
+            "4",
+            "-q",
+            "100",
+        ],
+    )?;
+    let figure = |label: &str| {
+        let line = output.lines().find(|line| line.trim_start().starts_with(label));
+        line.and_then(|line| line.split(':').nth(1)?.split_whitespace().next()?.parse::<f64>().ok())
+    };
+    let asked = figure("Queries completed").with_context(|| format!("dnsperf says nothing of use: {output}"))?;
+    ensure!(output.contains("NOERROR") && asked > 0.0, "{} does not know the names: {output}", server.name);
+    ensure!(!output.contains("NXDOMAIN"), "{} does not know all names: {output}", server.name);
+    figure("Queries per second").context("dnsperf says no rate")
+}
+
+pub fn run(services: usize, rounds: usize) -> Result<Report> {
+    let mut report = Report::new("dns")?;
+    report.note(format!(
+        "{services} services, A queries of their full names in random order; server bound to processor {SERVER_CPU}, \
+         dnsperf to {CLIENT_CPU}, both in the node's network namespace; {SECONDS} s a turn, alternating"
+    ));
+    let cluster = Cluster::up(host::CLUSTER)?;
+    let api = Api::from_kubeconfig(&Path::new(cluster.data_dir()).join("admin.kubeconfig"))?;
+    println!("  {services} services");
+    let addresses = host::join(host::inside(&host::place("node1"), move || {
+        block_on(async {
+            objects::create(&api, 0..services, "10.244.0.250", 8080).await?;
+            objects::addresses(&api).await
+        })
+    }))?;
+    let folder = tempfile::tempdir().context("cannot make a folder for the servers' files")?;
+    let queries = write_queries(folder.path(), services)?;
+    let amphipod = host::amphipod(&cluster)?;
+    command("taskset", &["--all-tasks", "--cpu-list", "--pid", SERVER_CPU, &amphipod.to_string()])?;
+    let ours = Server { name: "amphipod", address: "10.96.0.10".into(), port: 53, _process: None };
+    let peers = peers(&folder, &addresses)?;
+    wait(&ours, services - 1)?;
+    for peer in &peers {
+        wait(peer, services - 1)?;
+    }
+    let mut rates = vec![Vec::new(); peers.len() + 1];
+    for round in 0..=rounds {
+        let mut order: Vec<usize> = (0..=peers.len()).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for index in order {
+            let server = if index == 0 { &ours } else { &peers[index - 1] };
+            let rate = ask(server, &queries)?;
+            if round > 0 {
+                rates[index].push(rate); // the first round warms up
+            }
+        }
+        println!("  round {round} of {rounds}: {}", shown(&ours, &peers, &rates));
+    }
+    for (index, peer) in peers.iter().enumerate() {
+        let (mine, theirs) = (&rates[0], &rates[index + 1]);
+        let row = Row::new(format!("queries, beside {}", peer.name), median(mine), "1/s").beside(
+            peer.name,
+            median(theirs),
+            paired(mine, theirs),
+        );
+        report.row(if peer.name == "unbound" { row.goal(Goal::RatioAtLeast(1.0)) } else { row });
+        report.samples.push((peer.name.to_owned(), theirs.clone()));
+    }
+    report.samples.push((ours.name.to_owned(), rates[0].clone()));
+    drop(peers);
+    cluster.down()?;
+    Ok(report)
+}
+
+fn shown(ours: &Server, peers: &[Server], rates: &[Vec<f64>]) -> String {
+    let names = std::iter::once(ours.name).chain(peers.iter().map(|peer| peer.name));
+    let words = names.zip(rates).map(|(name, rates)| format!("{name} {:.0}/s", rates.last().unwrap_or(&0.0)));
+    words.collect::<Vec<_>>().join(", ")
+}
+
+fn full_name(number: usize) -> String {
+    format!("{}.default.svc.cluster.local", objects::name(number))
+}
+
+/// All names, shuffled in a way that is the same each time.
+fn write_queries(folder: &Path, services: usize) -> Result<std::path::PathBuf> {
+    let mut numbers: Vec<usize> = (0..services).collect();
+    let mut state = 88_172_645_463_325_252_u64; // xorshift's customary seed
+    for index in (1..numbers.len()).rev() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        numbers.swap(index, usize::try_from(state % (index as u64 + 1)).unwrap_or(0));
+    }
+    let text: String = numbers.iter().map(|number| format!("{} A\n", full_name(*number))).collect();
+    let path = folder.join("queries");
+    fs::write(&path, text).context("cannot write the queries")?;
+    Ok(path)
+}
+
+/// Waits until a server knows the last name.
+fn wait(server: &Server, last: usize) -> Result<()> {
+    let netns = format!("--net={}", host::place("node1").display());
+    let (at, port, name) = (format!("@{}", server.address), server.port.to_string(), full_name(last));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let arguments = [&netns, "--", "dig", "+short", "+time=1", "+tries=1", "-p", &port, &at, &name];
+        let output = Command::new("nsenter").args(arguments).output().context("cannot run dig")?;
+        if output.status.success() && output.stdout.first().is_some_and(u8::is_ascii_digit) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("{} does not answer at {}:{port}", server.name, server.address);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+// ---- the peers ----
+
+fn peers(folder: &TempDir, addresses: &[Ipv4Addr]) -> Result<Vec<Server>> {
+    let mut found = vec![unbound(folder.path(), addresses)?, dnsmasq(folder.path(), addresses)?];
+    if Command::new("coredns").arg("-version").output().is_ok_and(|output| output.status.success()) {
+        found.push(coredns(folder.path())?);
+    } else {
+        println!("  no coredns on PATH: it is left out");
+    }
+    Ok(found)
+}
+
+fn start(name: &'static str, port: u16, folder: &Path, arguments: &[String]) -> Result<Server> {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", host::place("node1").display()));
+    command.args(["--", "taskset", "--cpu-list", SERVER_CPU, name]).args(arguments);
+    let process = Peer::start(&mut command, &folder.join(format!("{name}.log")))?;
+    Ok(Server { name, address: "127.0.0.1".into(), port, _process: Some(process) })
+}
+
+fn unbound(folder: &Path, addresses: &[Ipv4Addr]) -> Result<Server> {
+    let mut text =
+        "server:\n num-threads: 1\n interface: 127.0.0.1\n port: 5301\n do-daemonize: no\n username: \"\"\n \
+                    chroot: \"\"\n directory: \"\"\n pidfile: \"\"\n use-syslog: no\n logfile: \"\"\n verbosity: 0\n \
+                    local-zone: \"cluster.local.\" static\n"
+            .to_owned();
+    for (number, address) in addresses.iter().enumerate() {
+        let _ = writeln!(text, " local-data: \"{}. 30 A {address}\"", full_name(number));
+    }
+    text.push_str("remote-control:\n control-enable: no\n");
+    let path = folder.join("unbound.conf");
+    fs::write(&path, text).context("cannot write unbound's configuration")?;
+    start("unbound", 5301, folder, &["-d".into(), "-c".into(), path.display().to_string()])
+}
+
+fn hosts(folder: &Path, addresses: &[Ipv4Addr]) -> Result<std::path::PathBuf> {
+    let text: String =
+        addresses.iter().enumerate().map(|(number, address)| format!("{address} {}\n", full_name(number))).collect();
+    let path = folder.join("hosts");
+    fs::write(&path, text).context("cannot write the hosts file")?;
+    Ok(path)
+}
+
+fn dnsmasq(folder: &Path, addresses: &[Ipv4Addr]) -> Result<Server> {
+    let hosts = hosts(folder, addresses)?;
+    let mut arguments: Vec<String> = [
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--no-resolv",
+        "--no-hosts",
+        "--port=5302",
+        "--listen-address=127.0.0.1",
+        "--bind-interfaces",
+        "--user=root",
+        "--pid-file=",
+        "--local=/cluster.local/",
+    ]
+    .map(String::from)
+    .into();
+    arguments.push(format!("--addn-hosts={}", hosts.display()));
+    start("dnsmasq", 5302, folder, &arguments)
+}
+
+fn coredns(folder: &Path) -> Result<Server> {
+    let text = format!(
+        "cluster.local:5303 {{\n bind 127.0.0.1\n hosts {} {{\n reload 0\n }}\n}}\n",
+        folder.join("hosts").display()
+    );
+    let path = folder.join("Corefile");
+    fs::write(&path, text).context("cannot write CoreDNS's configuration")?;
+    start("coredns", 5303, folder, &["-conf".into(), path.display().to_string()])
+}

@@ -1,0 +1,327 @@
+//! What this machine is like. Probes leave nothing behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use network::Cidr;
+use rustix::fs::statvfs;
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::{Resource, getrlimit};
+
+use crate::control_plane::ControlPlane;
+use crate::node::Settings;
+use crate::store_command::store_of;
+
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub uid: u32,
+    pub kernel: String,
+    /// What the kernel's type information names; `None` without it.
+    pub btf: Option<Features>,
+    pub jit: Option<u32>,
+    /// That the kernel knows.
+    pub file_systems: BTreeSet<String>,
+    pub bpf_root: PathBuf,
+    pub cgroup_root: PathBuf,
+    pub cgroup_root_is_v2: bool,
+    pub hierarchies: Vec<Hierarchy>,
+    pub data_dir: PathBuf,
+    pub disk: Disk,
+    pub overlay_refused: Option<String>,
+    pub node_ip: Ipv4Addr,
+    pub node_ip_is_here: bool,
+    pub pod_cidr: Cidr,
+    pub service_cidr: Cidr,
+    /// Of other devices than ours, without the default route.
+    pub routes: Vec<(String, Cidr)>,
+    pub listen: SocketAddr,
+    pub listen_refused: Option<String>,
+    pub agent_runs: bool,
+    pub node_ports: (u16, u16),
+    /// Ports of `node_ports` that programs listen on.
+    pub listening: Vec<u16>,
+    pub sysctl_writable: bool,
+    pub open_files: u64,
+    pub processes: u64,
+    /// Instances and watches of one user.
+    pub inotify: (u64, u64),
+    pub clock: Clock,
+}
+
+#[derive(Debug, Clone)]
+pub struct Features {
+    pub tcx: bool,
+    pub cgroup_links: bool,
+}
+
+/// One mounted cgroup hierarchy.
+#[derive(Debug, Clone)]
+pub struct Hierarchy {
+    pub mount: PathBuf,
+    pub v2: bool,
+    pub controllers: BTreeSet<String>,
+    /// Why no folder can be made there.
+    pub refused: Option<String>,
+}
+
+/// The disk of the data folder.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    pub overlayfs: bool,
+    pub free: u64,
+    /// Files that may still be made; `None` where the file system does not count them.
+    pub files: Option<u64>,
+    pub refused: Option<String>,
+    /// How long a sync takes; the middle of several.
+    pub sync: Option<Duration>,
+}
+
+/// Seconds since 1970.
+#[derive(Debug, Clone)]
+pub struct Clock {
+    pub now: i64,
+    /// Of the store, when there is one.
+    pub last_use: Option<i64>,
+    pub synchronised: bool,
+}
+
+/// `agent_runs`: another process is a node here already.
+pub fn gather(control: &ControlPlane, settings: &Settings, agent_runs: bool) -> Facts {
+    let near = nearest(&settings.data_dir);
+    let node_ports = (*control.services.node_ports.start(), *control.services.node_ports.end());
+    Facts {
+        uid: rustix::process::geteuid().as_raw(),
+        kernel: line("/proc/sys/kernel/osrelease"),
+        btf: features(),
+        jit: line("/proc/sys/net/core/bpf_jit_enable").parse().ok(),
+        file_systems: text("/proc/filesystems")
+            .lines()
+            .filter_map(|line| Some(line.split('\t').nth(1)?.into()))
+            .collect(),
+        bpf_root: settings.bpf_root.clone(),
+        cgroup_root: settings.cgroup_root.clone(),
+        cgroup_root_is_v2: is_of(&settings.cgroup_root, CGROUP2),
+        hierarchies: hierarchies(&text("/proc/self/mounts"), &settings.pod_cgroup),
+        data_dir: settings.data_dir.clone(),
+        disk: disk(near),
+        overlay_refused: said(try_overlay(near)),
+        node_ip: settings.ip,
+        node_ip_is_here: UdpSocket::bind((settings.ip, 0)).is_ok(),
+        pod_cidr: settings.pod_cidr,
+        service_cidr: settings.service_cidr,
+        routes: routes(&text("/proc/net/route")),
+        listen: control.listen,
+        listen_refused: said(TcpListener::bind(control.listen)),
+        agent_runs,
+        node_ports,
+        listening: listening(node_ports),
+        sysctl_writable: rustix::fs::access("/proc/sys/net/ipv4/ip_local_reserved_ports", rustix::fs::Access::WRITE_OK)
+            .is_ok(),
+        open_files: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
+        processes: process_limit(),
+        inotify: (number("/proc/sys/fs/inotify/max_user_instances"), number("/proc/sys/fs/inotify/max_user_watches")),
+        clock: clock(&store_of(&settings.data_dir)),
+    }
+}
+
+/// Empty when it cannot be read: what is not there is judged, not reported.
+fn text(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn line(path: &str) -> String {
+    text(path).trim().to_owned()
+}
+
+fn number(path: &str) -> u64 {
+    line(path).parse().unwrap_or(0)
+}
+
+fn said<T>(outcome: io::Result<T>) -> Option<String> {
+    outcome.err().map(|error| error.to_string())
+}
+
+/// The folder itself, or the first above it that is there.
+fn nearest(path: &Path) -> &Path {
+    path.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"))
+}
+
+const CGROUP2: i64 = 0x6367_7270;
+const OVERLAYFS: i64 = 0x794c_7630;
+
+fn is_of(path: &Path, kind: i64) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|found| found.f_type == kind)
+}
+
+/// Type information names what was built in; its strings are searched as they are.
+fn features() -> Option<Features> {
+    let btf = fs::read("/sys/kernel/btf/vmlinux").ok()?;
+    let mut found = Features { tcx: false, cgroup_links: false };
+    for word in btf.split(|byte| *byte == 0) {
+        found.tcx |= word == b"tcx_link" || word == b"tcx_link_attach";
+        found.cgroup_links |= word == b"bpf_cgroup_link" || word == b"cgroup_bpf_link_attach";
+    }
+    Some(found)
+}
+
+fn hierarchies(mounts: &str, pod_cgroup: &str) -> Vec<Hierarchy> {
+    let of_line = |line: &str| {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let (mount, kind, options) = (*fields.get(1)?, *fields.get(2)?, *fields.get(3)?);
+        let (mount, v2) = (PathBuf::from(mount), kind == "cgroup2");
+        let controllers = match kind {
+            "cgroup2" => text(mount.join("cgroup.controllers")).split_whitespace().map(str::to_owned).collect(),
+            "cgroup" => options.split(',').map(str::to_owned).collect(),
+            _ => return None,
+        };
+        let refused = said(try_folder(nearest(&mount.join(pod_cgroup))));
+        Some(Hierarchy { mount, v2, controllers, refused })
+    };
+    mounts.lines().filter_map(of_line).collect()
+}
+
+fn probe(place: &Path) -> PathBuf {
+    place.join(format!("amphipod-doctor-{}", std::process::id()))
+}
+
+fn try_folder(place: &Path) -> io::Result<()> {
+    let folder = probe(place);
+    fs::create_dir(&folder)?;
+    fs::remove_dir(&folder)
+}
+
+const SYNCS: usize = 5;
+
+fn disk(place: &Path) -> Disk {
+    let space = statvfs(place).ok();
+    let sync = time_sync(&probe(place));
+    Disk {
+        overlayfs: is_of(place, OVERLAYFS),
+        free: space.as_ref().map_or(0, |space| space.f_bavail * space.f_frsize),
+        files: space.filter(|space| space.f_files > 0).map(|space| space.f_favail),
+        refused: sync.as_ref().err().map(io::Error::to_string),
+        sync: sync.ok(),
+    }
+}
+
+fn time_sync(path: &Path) -> io::Result<Duration> {
+    let mut file = fs::File::create_new(path)?;
+    let measured = (0..SYNCS).map(|_| {
+        file.write_all(&[0; 4096])?;
+        let start = Instant::now();
+        file.sync_data()?;
+        Ok(start.elapsed())
+    });
+    let measured: io::Result<Vec<Duration>> = measured.collect();
+    fs::remove_file(path)?;
+    let mut measured = measured?;
+    measured.sort();
+    Ok(measured[SYNCS / 2])
+}
+
+/// Mounts an overlay whose writable layer is at `place`, as every container has one.
+fn try_overlay(place: &Path) -> io::Result<()> {
+    let folder = probe(place);
+    let parts = ["lower", "upper", "work", "merged"].map(|name| folder.join(name));
+    let [lower, upper, work, merged] = &parts;
+    let mount = || {
+        parts.iter().try_for_each(fs::create_dir_all)?;
+        let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+        let options = std::ffi::CString::new(options)?;
+        rustix::mount::mount("overlay", merged, "overlay", MountFlags::empty(), options.as_c_str())?;
+        Ok(rustix::mount::unmount(merged, UnmountFlags::DETACH)?)
+    };
+    let outcome = mount();
+    // The kernel keeps a folder of its own, without permissions, in `work`.
+    match fs::remove_dir_all(&folder) {
+        Err(error) if outcome.is_ok() => Err(error),
+        _ => outcome,
+    }
+}
+
+fn routes(table: &str) -> Vec<(String, Cidr)> {
+    let of_line = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let device = *fields.first()?;
+        let word = |at: usize| Some(u32::from_str_radix(fields.get(at)?, 16).ok()?.swap_bytes());
+        let (to, mask) = (word(1)?, word(7)?);
+        let cidr = Cidr::new(to.into(), u8::try_from(mask.count_ones()).ok()?)?;
+        (cidr.length() > 0 && !device.starts_with("amphi")).then(|| (device.to_owned(), cidr))
+    };
+    table.lines().skip(1).filter_map(of_line).collect()
+}
+
+fn listening(range: (u16, u16)) -> Vec<u16> {
+    let tables = ["tcp", "tcp6", "udp", "udp6"].map(|name| text(format!("/proc/net/{name}")));
+    let ports: BTreeSet<u16> = tables.iter().flat_map(|table| table.lines().skip(1).filter_map(listener)).collect();
+    ports.into_iter().filter(|port| (range.0..=range.1).contains(port)).collect()
+}
+
+/// The port of a line that stands for a listening (or unconnected) socket.
+fn listener(line: &str) -> Option<u16> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let port = u16::from_str_radix(fields.get(1)?.rsplit(':').next()?, 16).ok()?;
+    matches!(*fields.get(3)?, "0A" | "07").then_some(port)
+}
+
+/// The least of what bounds the number of processes.
+fn process_limit() -> u64 {
+    let own = text("/proc/self/cgroup");
+    let own = own.lines().filter_map(|line| line.rsplit(':').next());
+    let of_cgroup = own.flat_map(|path| {
+        ["/sys/fs/cgroup", "/sys/fs/cgroup/pids"].map(|mount| line(&format!("{mount}{path}/pids.max")).parse().ok())
+    });
+    let of_kernel = ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"].map(number);
+    of_cgroup.flatten().chain(of_kernel).filter(|limit| *limit > 0).min().unwrap_or(u64::MAX)
+}
+
+fn clock(store: &Path) -> Clock {
+    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    let last_use = fs::metadata(store).and_then(|found| found.modified()).ok().map(seconds);
+    Clock { now: seconds(SystemTime::now()), last_use, synchronised: synchronised() }
+}
+
+#[expect(unsafe_code, reason = "adjtimex has no safe form")]
+fn synchronised() -> bool {
+    // SAFETY: all fields are integers.
+    let mut facts: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: a structure to fill; without modes nothing is changed.
+    let state = unsafe { libc::adjtimex(&raw mut facts) };
+    state >= 0 && state != libc::TIME_ERROR && facts.status & libc::STA_UNSYNC == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_read_as_the_kernel_writes_them() {
+        let table = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
+            eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+            eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
+            amphi-svc\t0000600A\t00000000\t0001\t0\t0\t0\t0000F0FF\t0\t0\t0\n";
+        assert_eq!(routes(table), [("eth0".to_owned(), "192.0.2.0/24".parse().unwrap())]);
+    }
+
+    #[test]
+    fn listeners_are_told_from_connections() {
+        let line = |state: &str| format!("0: 0100007F:7530 00000000:0000 {state} 00000000:00000000");
+        assert_eq!(listener(&line("0A")), Some(30000));
+        assert_eq!(listener(&line("01")), None);
+        assert_eq!(listener("sl local_address rem_address st"), None);
+    }
+
+    #[test]
+    fn a_disk_is_probed_and_left_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let found = disk(nearest(&folder.path().join("not/there")));
+        assert!(found.refused.is_none() && found.free > 0 && found.sync.is_some(), "{found:?}");
+        // Whether overlays can be mounted here is the machine's affair.
+        let _ = try_overlay(folder.path());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

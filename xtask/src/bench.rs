@@ -1,0 +1,22 @@
+//! `cargo xtask bench`: installs the peers, builds the binary and the measuring program, and hands over to it.
+
+use anyhow::Result;
+
+use crate::{build, setup};
+
+/// Runs one bench, or all in the order of the README without words.
+pub fn bench(words: &[String]) -> Result<()> {
+    setup::setup()?;
+    setup::setup_bench()?;
+    build::build()?;
+    if !words.is_empty() {
+        return run(words);
+    }
+    ["service", "pods", "api", "footprint", "dns"].iter().try_for_each(|name| run(&[(*name).to_owned()]))
+}
+
+fn run(words: &[String]) -> Result<()> {
+    let mut arguments = vec!["run", "--quiet", "--release", "--package", "bench", "--"];
+    arguments.extend(words.iter().map(String::as_str));
+    build::cargo(&arguments)
+}
