@@ -27,32 +27,23 @@ pub fn workspace() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-fn cargo(arguments: &[&str]) -> Result<()> {
+pub fn xtask(arguments: &[&str]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
+        .args(["xtask"])
         .args(arguments)
         .current_dir(workspace())
         .stdin(Stdio::null())
         .status()
-        .context("cannot run cargo")?;
-    ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+        .context("cannot run cargo xtask")?;
+    ensure!(status.success(), "cargo xtask {} failed", arguments.join(" "));
     Ok(())
 }
 
-/// The project's own commands.
-pub fn xtask(arguments: &[&str]) -> Result<()> {
-    cargo(&[&["xtask"], arguments].concat())
-}
-
-/// The release after this one: another pod protocol and other map layouts. Built where cargo keeps this one too, then set
-/// aside.
+/// The release after this one: another pod protocol and other map layouts.
 pub fn next_release() -> Result<PathBuf> {
-    let (built, next) = (workspace().join("target/release/amphipod"), workspace().join("target/next/amphipod"));
-    cargo(&["build", "--release", "--package", "amphipod", "--features", "next-release"])?;
-    std::fs::create_dir_all(workspace().join("target/next"))?;
-    std::fs::copy(&built, &next).with_context(|| format!("cannot copy to {}", next.display()))?;
-    cargo(&["build", "--release", "--package", "amphipod"])?;
-    Ok(next)
+    xtask(&["build", "--next-release"])?;
+    Ok(workspace().join("target/debug/amphipod"))
 }
 
 impl Cluster {

@@ -29,10 +29,11 @@ pub fn adopted(cluster: &Cluster) -> Result<()> {
     {
         let ending = format!("ending-{round}");
         start_ending(cluster, &ending)?;
+        let go = volume(cluster, &ending, "go")?.join("now");
         end_agent(cluster, way)?;
         // No agent, no API server: the service path is in the kernel, and containers come to their ends.
         traffic.goes_on("while the agent is away")?;
-        std::fs::write(volume_file(cluster, &ending)?, "")?;
+        std::fs::write(&go, "").with_context(|| format!("cannot write {}", go.display()))?;
         start_agent(cluster, binary)?;
         traffic.goes_on("right after the start")?;
         at_once(cluster)?;
@@ -73,10 +74,6 @@ fn start_ending(cluster: &Cluster, name: &str) -> Result<()> {
         "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{restartPolicy: Never, volumes: [{{name: go, emptyDir: {{}}}}], containers: [{{name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, '{script}'], volumeMounts: [{{name: go, mountPath: /go}}]}}]}}}}"
     ))?;
     cluster.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]).map(drop)
-}
-
-fn volume_file(cluster: &Cluster, pod: &str) -> Result<std::path::PathBuf> {
-    Ok(volume(cluster, pod, "go")?.join("now"))
 }
 
 /// Ends the node's `amphipod up`: by SIGKILL (`kill`) or SIGTERM (`stop`).

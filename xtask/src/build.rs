@@ -13,6 +13,11 @@ pub fn build() -> Result<PathBuf> {
     Ok(binary())
 }
 
+/// Builds `target/debug/amphipod` as the release after this one. What it depends on, unit tests have compiled.
+pub fn next_release() -> Result<()> {
+    cargo(&["build", "--quiet", "--package", "amphipod", "--features", "next-release"])
+}
+
 pub fn binary() -> PathBuf {
     workspace_root().join("target/release/amphipod")
 }

@@ -29,7 +29,11 @@ enum Command {
     /// Install what is missing (through apt and cargo), saying what and why
     Setup,
     /// Build the amphipod binary (release)
-    Build,
+    Build {
+        /// The release after this one instead, for tests of an upgrade (a debug build)
+        #[arg(long)]
+        next_release: bool,
+    },
     /// Build the BPF object that is embedded in the binary
     BuildEbpf {
         /// Only compare a fresh build with the committed object
@@ -114,7 +118,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Setup => setup::setup()?,
-        Command::Build => drop(build::build()?),
+        Command::Build { next_release: false } => drop(build::build()?),
+        Command::Build { next_release: true } => build::next_release()?,
         Command::BuildEbpf { check: true } => ebpf::check_ebpf()?,
         Command::BuildEbpf { check: false } => ebpf::build_ebpf()?,
         Command::Images { registry } => {
