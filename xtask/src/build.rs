@@ -26,11 +26,11 @@ pub fn binary() -> PathBuf {
 pub fn cargo(arguments: &[&str]) -> Result<()> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // What cargo told this program about itself: dependencies that look at it would be built anew each time.
-    let told = std::env::vars_os().map(|(name, _)| name);
-    told.filter(|name| {
-        name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
-    })
-    .for_each(|name| drop(command.env_remove(name)));
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+            command.env_remove(name);
+        }
+    }
     let status = command.args(arguments).current_dir(workspace_root()).status().context("cannot run cargo")?;
     ensure!(status.success(), "cargo {} failed", arguments.join(" "));
     Ok(())
