@@ -143,6 +143,10 @@ fn remove_folder(folder: &Path) -> Result<()> {
             eprintln!("{} stays: it holds files that are not amphipod's", folder.display());
             Ok(())
         }
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            eprintln!("{} stays, empty: something is mounted there", folder.display());
+            Ok(())
+        }
         other => gone(other).with_context(|| format!("cannot remove {}", folder.display())),
     }
 }
