@@ -4,9 +4,10 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
-use aya::{Btf, EbpfError, EbpfLoader};
+use aya::{EbpfError, EbpfLoader};
 
 use crate::layout::{self, Layout};
 use crate::sys;
@@ -224,21 +225,49 @@ pub fn remove_root(root: &Path) -> io::Result<()> {
 
 /// Loads maps (adopting pinned ones) and programs.
 pub fn load(pins: &Pins) -> Result<Programs, LoadError> {
-    let btf = Btf::from_sys_fs().map_err(|_| LoadError::NoBtf)?;
+    // It reads the kernel's BTF by itself.
     let mut loader = EbpfLoader::new();
-    loader.btf(Some(&btf));
     for layout in pins.layouts() {
         loader.map_pin_path(layout.map, pins.map(layout.map));
     }
     let mut object = loader.load(&OBJECT.0).map_err(Box::new)?;
-    let mut loaded = Vec::new();
-    for name in SOCKET_HOOKS.iter().map(|(name, _)| *name).chain(PacketHook::ALL.map(PacketHook::program)) {
-        let program = object.program_mut(name).ok_or(LoadError::Missing(name))?;
-        let fd =
-            load_program(program).map_err(|source| LoadError::Program { program: name, source: Box::new(source) })?;
-        loaded.push((name, fd));
+    let mut wanted = Vec::new();
+    let names: Vec<_> =
+        SOCKET_HOOKS.iter().map(|(name, _)| *name).chain(PacketHook::ALL.map(PacketHook::program)).collect();
+    for (found, program) in object.programs_mut() {
+        wanted.extend(names.iter().position(|name| *name == found).map(|place| (place, program)));
     }
-    Ok(Programs { loaded })
+    wanted.sort_by_key(|(place, _)| *place);
+    let wanted = wanted.into_iter().map(|(place, program)| (names[place], program)).collect();
+    let loaded = load_programs(wanted)?;
+    match names.iter().find(|name| !loaded.iter().any(|(loaded, _)| loaded == *name)) {
+        Some(missing) => Err(LoadError::Missing(missing)),
+        None => Ok(Programs { loaded }),
+    }
+}
+
+/// The kernel verifies on the calling thread, so all CPUs take part: this is most of a start's time.
+fn load_programs(programs: Vec<(&'static str, &mut Program)>) -> Result<Vec<(&'static str, OwnedFd)>, LoadError> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(programs.len());
+    let left = Mutex::new(programs);
+    // Those that take longest come last in the list, and so first off it.
+    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let work = || {
+        let mut loaded = Vec::new();
+        while let Some((name, program)) = next() {
+            let failed = |source| LoadError::Program { program: name, source: Box::new(source) };
+            loaded.push((name, load_program(program).map_err(failed)?));
+        }
+        Ok::<_, LoadError>(loaded)
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let mut all = Vec::new();
+        for worker in workers {
+            all.extend(worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(all)
+    })
 }
 
 fn load_program(program: &mut Program) -> Result<OwnedFd, ProgramError> {

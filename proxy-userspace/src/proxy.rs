@@ -1,6 +1,6 @@
 //! The service path of one node: loaded programs, their maps, and the one place that writes them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
@@ -24,6 +24,8 @@ use crate::table::{Limits, Op, Refusal, Table};
 pub(crate) const LIMITS: Limits =
     Limits { slots: MAX_SLOTS as u32, backends: MAX_BACKENDS as u32, frontends: MAX_FRONTENDS };
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// Flows looked at while no service can change.
+const SWEPT_AT_ONCE: usize = 1024;
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -417,25 +419,29 @@ impl Shared {
         let now = sys::monotonic_nanoseconds();
         for (name, map) in [("FLOWS", &self.maps.flows), ("NEW_FLOWS", &self.maps.new_flows)] {
             let entries = map.entries().map_err(written(name))?;
-            let mut ended = BTreeSet::new();
-            {
-                let state = self.lock();
-                for (index, (tuple, flow)) in entries.iter().enumerate() {
-                    if flows::is_stale(tuple, flow, &state.table) {
-                        ended.insert(index);
+            // Changes of services go first: they wait for a piece of the work, never for all of it.
+            for piece in entries.chunks(SWEPT_AT_ONCE) {
+                let stale = self.stale(piece);
+                for (stale, (tuple, flow)) in stale.into_iter().zip(piece) {
+                    let partner = flow.to.reversed();
+                    let ended = || -> Result<bool> {
+                        // Only what looks ended by itself is worth a look at its partner.
+                        Ok(flows::has_expired(tuple, flow, None, now)
+                            && flows::has_expired(tuple, flow, map.get(&partner).map_err(written(name))?.as_ref(), now))
+                    };
+                    if stale || ended()? {
+                        map.remove(tuple).map_err(written(name))?;
+                        map.remove(&partner).map_err(written(name))?;
                     }
-                }
-            }
-            for (index, (tuple, flow)) in entries.iter().enumerate() {
-                let partner = flow.to.reversed();
-                let partner_flow = map.get(&partner).map_err(written(name))?;
-                if ended.contains(&index) || flows::has_expired(tuple, flow, partner_flow.as_ref(), now) {
-                    map.remove(tuple).map_err(written(name))?;
-                    map.remove(&partner).map_err(written(name))?;
                 }
             }
         }
         Ok(())
+    }
+
+    fn stale(&self, flows: &[(Tuple, Flow)]) -> Vec<bool> {
+        let state = self.lock();
+        flows.iter().map(|(tuple, flow)| flows::is_stale(tuple, flow, &state.table)).collect()
     }
 }
 

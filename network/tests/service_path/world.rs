@@ -64,8 +64,8 @@ fn cgroup_root() -> &'static Path {
     if hybrid.exists() { hybrid } else { Path::new("/sys/fs/cgroup") }
 }
 
-/// The kernel activates a link's queue a moment after it came up, and drops what is sent before: a datagram is not
-/// sent again.
+/// The kernel activates a link's queue a moment after it came up, and drops what is sent before. Links of pods and services must
+/// not need this.
 fn wait_until_up(place: &Namespace) {
     let deadline = Instant::now() + PATIENCE * 5;
     let waits = |line: &str| line.contains("veth") && !line.contains("state UP");
@@ -80,6 +80,7 @@ impl World {
         let folder = Folder(tempfile::tempdir().unwrap());
         let (node, client) = (Namespace::new(), Namespace::new());
         join(&node, &client);
+        [&node, &client].into_iter().for_each(wait_until_up);
         let runtime = Arc::new(tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
         let (proxy, network) = start(&node, &runtime, folder.path(), hooks, CURRENT);
         let mut world = Self { node, client, pods: Vec::new(), proxy, network: Some(network), runtime, folder };
@@ -89,7 +90,6 @@ impl World {
             pod.command("ethtool -K eth0 tx off");
             world.pods.push(pod);
         }
-        world.pods.iter().chain([&world.node, &world.client]).for_each(wait_until_up);
         world
     }
 

@@ -1,6 +1,7 @@
 //! What programs choose while user space changes the maps, dies in the midst of it, or both at once: packets through the loaded
 //! program show it.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::sync::atomic::AtomicBool;
 
