@@ -4,6 +4,7 @@
 //! scripts run. The inner cargo does nothing when `pod/` is unchanged.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,9 +15,11 @@ fn main() {
     }
     println!("cargo::rerun-if-env-changed=LIBSECCOMP_LIB_PATH");
     let (target_dir, target) = (shared_target_dir(), variable("TARGET"));
+    // Builds with other features share that folder: one at a time, until each has its own copy of what came out.
+    let _alone = lock(&target_dir);
     let mut cargo = Command::new(variable("CARGO"));
     cargo.current_dir(&workspace).args(["build", "--release", "--package", "pod", "--bin", "amphipod-pod"]);
-    cargo.args(["--features", "process", "--target", &target]).arg("--target-dir").arg(&target_dir);
+    cargo.args(["--features", &features(), "--target", &target]).arg("--target-dir").arg(&target_dir);
     if workspace.join("Cargo.lock").exists() {
         cargo.arg("--locked");
     }
@@ -39,7 +42,28 @@ fn main() {
         Err(error) => fail(&format!("run cargo: {error}")),
     }
     let built = target_dir.join(target).join("release/amphipod-pod");
-    println!("cargo::rustc-env=AMPHIPOD_POD_EXECUTABLE={}", built.display());
+    let own = Path::new(&variable("OUT_DIR")).join("amphipod-pod");
+    if let Err(error) = fs::copy(&built, &own) {
+        fail(&format!("copy {}: {error}", built.display()));
+    }
+    println!("cargo::rustc-env=AMPHIPOD_POD_EXECUTABLE={}", own.display());
+}
+
+/// What the process needs, and the features of a test build that it shares with the agent.
+fn features() -> String {
+    let shared = [("faults", "CARGO_FEATURE_FAULTS"), ("next-protocol", "CARGO_FEATURE_NEXT_PROTOCOL")];
+    let chosen = shared.iter().filter(|(_, variable)| env::var_os(variable).is_some()).map(|(name, _)| *name);
+    std::iter::once("process").chain(chosen).collect::<Vec<_>>().join(",")
+}
+
+/// Held until the script ends.
+fn lock(folder: &Path) -> fs::File {
+    let path = folder.join("one-at-a-time");
+    let locked = fs::create_dir_all(folder).and_then(|()| fs::File::create(&path)).and_then(|file| {
+        file.lock()?;
+        Ok(file)
+    });
+    locked.unwrap_or_else(|error| fail(&format!("lock {}: {error}", path.display())))
 }
 
 /// `<target>/pod-process`, the same for debug and release builds of the agent: one build of the pod process serves both.

@@ -21,7 +21,8 @@ use crate::image::{ImageError, ImageStore, MountError, Registries, RegistryError
 use crate::logs::{self, LogError, LogOptions};
 use crate::node::{Addresses, CgroupError, Cgroups, Node, remove_cgroup};
 use crate::record::{Record, Records};
-use crate::sandbox::{Teardown, tear_down};
+use crate::step::{Part, Step};
+use crate::teardown::{TeardownError, tear_down};
 use crate::worker::{Command, Worker};
 
 /// Everything about the pods of one node. [`Agent::shut_down`] leaves the pods running; a later agent adopts them.
@@ -30,6 +31,8 @@ pub struct Agent {
     workers: Arc<Mutex<Workers>>,
 }
 
+/// Another with every boot of the machine.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// A worker that fails at once must not fail in a hot loop.
 const REPLACE_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -80,6 +83,8 @@ impl Agent {
         let agent = Agent { node, workers: Arc::default() };
         let records = load(&agent.node)?;
         remove_strangers(&agent.node, &records).await;
+        let begun = records.iter().filter(|record| record.sandboxes > 0).map(|record| record.pod.uid.clone());
+        agent.node.live().adopting = begun.collect();
         for record in records {
             agent.spawn(record);
         }
@@ -165,6 +170,7 @@ impl Agent {
             ip: None,
             started_at: Timestamp::now(),
             sandboxes: 0,
+            boot: String::new(),
             containers: BTreeMap::new(),
             finished: None,
             stopping: None,
@@ -173,6 +179,7 @@ impl Agent {
             tracing::error!(uid = %record.pod.uid, %error, "pod not taken: its record cannot be written");
             return;
         }
+        Step::SaveRecord.done();
         self.spawn(record);
     }
 
@@ -264,6 +271,7 @@ fn open_node(
     check_upper(&config.data_dir)?;
     let registries = config.registries.as_deref().map(Registries::load).transpose()?.unwrap_or_default();
     let folder = |source| StartError::Folder { path: config.data_dir.display().to_string(), source };
+    let boot = |source| StartError::Folder { path: BOOT_ID.to_owned(), source };
     let records = Records::open(config.data_dir.join("pods")).map_err(folder)?;
     let taken = records.load().map_err(folder)?.iter().filter_map(|record| record.ip).collect();
     Ok(Node {
@@ -275,6 +283,7 @@ fn open_node(
         addresses: Addresses::new(config.pod_cidr, &taken),
         live: Mutex::default(),
         changes: tokio::sync::watch::channel(0).0,
+        boot: fs::read_to_string(BOOT_ID).map_err(boot)?.trim().to_owned(),
         upstream,
         network,
         config,
@@ -307,13 +316,13 @@ fn load(node: &Node) -> Result<Vec<Record>, StartError> {
         let path = path.display().to_string();
         move |source| StartError::Folder { path, source }
     };
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(failed(&node.config.run_dir))?;
     let mark = node.config.run_dir.join("boot_id");
-    if fs::read_to_string(&mark).ok().as_ref() != Some(&boot) {
+    let same_boot = fs::read_to_string(&mark).is_ok_and(|marked| marked.trim() == node.boot);
+    if !same_boot {
         let pods = node.config.run_dir.join("pods");
         disk::unmount_below(&pods).map_err(failed(&pods))?;
         disk::remove_tree(&pods).map_err(failed(&pods))?;
-        fs::write(&mark, boot).map_err(failed(&mark))?;
+        fs::write(&mark, &node.boot).map_err(failed(&mark))?;
     }
     node.records.load().map_err(failed(&node.config.data_dir))
 }
@@ -328,7 +337,7 @@ async fn remove_strangers(node: &Node, records: &[Record]) {
     let found = names.filter_map(|item| item.file_name().into_string().ok()).chain(node.cgroups.known_pods());
     let strangers: BTreeSet<String> = found.filter(|uid| !known.contains(uid.as_str())).collect();
     for uid in strangers {
-        if let Err(error) = tear_down(node, &Teardown::ALL, &uid, None).await {
+        if let Err(error) = tear_down(node, Part::Whole, &uid, None).await {
             tracing::warn!(uid, error = %pod::causes::chain(&error), "leftovers of an unknown pod");
         }
     }
@@ -348,7 +357,7 @@ pub async fn remove_everything(config: Config, network: Arc<dyn PodNetwork>) -> 
         uids.extend(names.filter_map(|item| item.file_name().into_string().ok()));
     }
     for uid in uids {
-        tear_down(&node, &Teardown::ALL, &uid, ips.get(&uid).copied()).await?;
+        tear_down(&node, Part::Whole, &uid, ips.get(&uid).copied()).await?;
     }
     for root in node.cgroups.own_roots() {
         remove_cgroup(&root).map_err(ResetError::Files)?;
@@ -365,7 +374,7 @@ pub enum ResetError {
     #[error(transparent)]
     Open(#[from] StartError),
     #[error("take a pod away")]
-    Pod(#[from] crate::sandbox::TeardownError),
+    Pod(#[from] TeardownError),
     #[error("remove the agent's folders")]
     Files(#[source] io::Error),
 }

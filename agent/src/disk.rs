@@ -51,9 +51,14 @@ pub fn mount(source: &str, target: &Path, kind: &str, flags: libc::c_ulong, data
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Unmounts everything mounted at or below `path`, the youngest first.
+/// Unmounts everything mounted at or below `path`.
 pub fn unmount_below(path: &Path) -> io::Result<()> {
-    for point in mounts_below(path)?.into_iter().rev() {
+    unmount(&mounts_below(path)?)
+}
+
+/// Unmounts mount points, the youngest first: in the reverse order of the mount table.
+pub fn unmount(points: &[PathBuf]) -> io::Result<()> {
+    for point in points.iter().rev() {
         let text = CString::new(point.as_os_str().as_bytes())?;
         // SAFETY: a valid C string.
         if unsafe { libc::umount2(text.as_ptr(), libc::MNT_DETACH) } < 0 {

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use pod::protocol::{Exec, Op};
 use serde_json::json;
@@ -76,14 +77,28 @@ impl Resizer {
     }
 }
 
-fn find(node: &Node, uid: &str, container: &str) -> Result<(LivePod, LiveContainer), ExecError> {
-    let live = node.live();
-    let found = live.get(uid).and_then(|pod| Some((pod.clone(), pod.containers.get(container)?.clone())));
-    found.ok_or_else(|| ExecError::NotRunning { uid: uid.to_owned(), container: container.to_owned() })
+/// How long a pod of an earlier agent is waited for; taking one over takes milliseconds.
+const ADOPTION: Duration = Duration::from_secs(10);
+
+async fn find(node: &Node, uid: &str, container: &str) -> Result<(LivePod, LiveContainer), ExecError> {
+    let (mut changes, deadline) = (node.changes.subscribe(), tokio::time::Instant::now() + ADOPTION);
+    loop {
+        let adopting = {
+            let live = node.live();
+            let found = live.pods.get(uid).and_then(|pod| Some((pod.clone(), pod.containers.get(container)?.clone())));
+            if let Some(found) = found {
+                return Ok(found);
+            }
+            live.adopting.contains(uid)
+        };
+        if !adopting || !matches!(tokio::time::timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+            return Err(ExecError::NotRunning { uid: uid.to_owned(), container: container.to_owned() });
+        }
+    }
 }
 
 pub async fn exec(node: &Node, uid: &str, container: &str, request: &ExecRequest) -> Result<ExecSession, ExecError> {
-    let (pod, container) = find(node, uid, container)?;
+    let (pod, container) = find(node, uid, container).await?;
     let mut process = (*container.process).clone();
     process["args"] = json!(request.command);
     process["terminal"] = json!(request.tty);
@@ -101,7 +116,7 @@ pub async fn exec(node: &Node, uid: &str, container: &str, request: &ExecRequest
 }
 
 pub async fn attach(node: &Node, uid: &str, container: &str, request: AttachRequest) -> Result<ExecSession, ExecError> {
-    let (pod, container) = find(node, uid, container)?;
+    let (pod, container) = find(node, uid, container).await?;
     let (AttachRequest { stdin, stdout, stderr }, tty) = (request, container.tty);
     let stderr = stderr && !tty; // a terminal has one output
     let wanted = ExecRequest { command: Vec::new(), stdin, stdout, stderr, tty: false };

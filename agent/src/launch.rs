@@ -20,6 +20,7 @@ use crate::oci::user::{Accounts, UserError, resolve};
 use crate::oci::{self, Mount, Propagation, SpecError};
 use crate::record::Record;
 use crate::sandbox::Sandbox;
+use crate::step::Step;
 
 const LOG_BYTES: u64 = 10 << 20;
 const LOG_FILES: usize = 5;
@@ -80,6 +81,7 @@ impl Launch<'_> {
         let env = environment(self.node.upstream.as_ref(), self.pod, self.container, self.facts, &image_env).await?;
         let (rootfs, writable) = (self.folder().join("rootfs"), self.layers());
         mount_rootfs(self.image, &writable, &rootfs)?;
+        Step::MountRootfs.done();
         let accounts = Accounts::read(&rootfs);
         let user = resolve(&self.pod.spec.security_context, self.container, &self.image.config.user, &accounts)?;
         let mounts = self.mounts(&env)?;
@@ -97,6 +99,7 @@ impl Launch<'_> {
             cgroup_v2: self.node.cgroups.pure_v2,
         })?;
         fs::write(self.folder().join("config.json"), config.to_string())?;
+        Step::WriteConfig.done();
         let pid = match self.sandbox.link.call(Op::Create(self.request(qos)), &[]).await? {
             Outcome::Started(pid) => pid,
             _ => return Err(LinkError::Confused.into()),

@@ -2,8 +2,8 @@
 //!
 //! Entry point: [`Agent::start`]. Per pod UID it spawns one worker task (`worker`), fed by commands (the pod changed,
 //! it is gone, a probe's verdict), by reports of its pod process (`link`), and by deadlines. A worker asks `plan` (pure)
-//! what to do, does it (`volume`, `sandbox`, `image`, `launch`), and tells `status` (pure). What must survive is in the
-//! `record`, fsynced before any kernel object exists. The rest of the node is behind the traits of [`boundary`].
+//! what to do, does it (`volume`, `sandbox`, `image`, `launch`, `teardown`), and tells `status` (pure). What must survive is
+//! in the `record`, fsynced before any kernel object exists; every single step is named in `step`. The rest of the node is behind the traits of [`boundary`].
 //!
 //! *Architecture invariant:* every name of a kernel object or folder derives from the pod's UID, so recovery is
 //! "existing − recorded", and needs no memory of steps. Liveness of a pod process is a file lock, never a pid.
@@ -28,6 +28,8 @@ mod probe;
 mod record;
 mod sandbox;
 mod status;
+mod step;
+mod teardown;
 mod volume;
 mod worker;
 
@@ -35,3 +37,5 @@ pub use agent::{Agent, ResetError, StartError, remove_everything};
 pub use config::{Config, PodCidr};
 pub use exec::{AttachRequest, ExecError, ExecRequest, ExecSession, Resizer};
 pub use logs::{LogError, LogOptions};
+#[cfg(feature = "faults")]
+pub use step::Step;

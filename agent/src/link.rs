@@ -75,10 +75,22 @@ impl PodLink {
         });
         let reader = tokio::spawn(read_loop(shared.clone(), events));
         let link = PodLink { shared, reader };
-        match link.call(Op::Hello { version: VERSION }, &[]).await? {
-            Outcome::State(state) => Ok((link, state)),
-            _ => Err(LinkError::Confused),
+        let Outcome::State(state) = link.call(Op::Hello { version: VERSION }, &[]).await? else {
+            return Err(LinkError::Confused);
+        };
+        #[cfg(feature = "next-protocol")]
+        link.greet(&state).await?;
+        Ok((link, state))
+    }
+
+    /// What only the next version knows, an older pod process is not asked for.
+    #[cfg(feature = "next-protocol")]
+    async fn greet(&self, state: &State) -> Result<(), LinkError> {
+        if state.version >= 2 {
+            self.tell(Op::Greet).await?;
         }
+        tracing::info!(before = state.greetings, asked = state.version >= 2, "greeted");
+        Ok(())
     }
 
     pub async fn call(&self, op: Op, fds: &[BorrowedFd<'_>]) -> Result<Outcome, LinkError> {
@@ -161,6 +173,8 @@ impl Shared {
             Message::ContainerExited(state) => {
                 let _ = events.send(LinkEvent::Exited(state));
             }
+            #[cfg(feature = "next-protocol")]
+            Message::Greeted { greetings } => tracing::info!(greetings, "pod process greeted"),
         }
     }
 }
@@ -192,5 +206,73 @@ async fn read_messages(shared: &Shared, events: &mpsc::UnboundedSender<LinkEvent
                 Err(error) => tracing::debug!(%error, "message of a newer pod process"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::os::unix::net::UnixListener;
+
+    /// A pod process of another release: answers each request as it is told to.
+    fn pod_process(answer: impl Fn(&Value) -> Vec<Value> + Send + 'static) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
+        std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut inbox = Inbox::default();
+            while inbox.receive(stream.as_raw_fd()).unwrap() > 0 {
+                while let Some(frame) = inbox.next_frame().unwrap() {
+                    let request: Value = serde_json::from_slice(&frame).unwrap();
+                    for message in answer(&request) {
+                        frame::send(stream.as_raw_fd(), &frame::encode(message.to_string().as_bytes()), &[]).unwrap();
+                    }
+                }
+            }
+        });
+        folder
+    }
+
+    #[tokio::test]
+    async fn a_newer_pod_process_is_taken_over_after_a_downgrade() {
+        let folder = pod_process(|request| {
+            let state = json!({"version": 9, "pid": 7, "pid_namespace": null, "mood": "fine",
+                "containers": [{"container": "main-0", "pid": 8, "started_at": 5, "exit": null, "paused": false}]});
+            let reply = match request["op"].as_str() {
+                Some("hello") => json!({"type": "reply", "id": request["id"], "state": state}),
+                _ => json!({"type": "reply", "id": request["id"], "done": null}),
+            };
+            let exited = json!({"type": "container_exited", "container": "main-0", "pid": 8, "started_at": 5,
+                "exit": {"code": 3, "signal": null, "oom_killed": false, "finished_at": 6, "core": "/x"}});
+            vec![json!({"type": "sun_rose", "at": 6}), reply, exited]
+        });
+        let (sender, mut events) = mpsc::unbounded_channel();
+        let (link, state) = PodLink::connect(&folder.path().join("socket"), sender).await.unwrap();
+        assert_eq!((state.version, state.containers[0].container.as_str()), (9, "main-0"));
+        let Some(LinkEvent::Exited(exited)) = events.recv().await else { panic!("an event that is known") };
+        assert_eq!(exited.exit.unwrap().code, 3);
+        link.tell(Op::Signal { container: "main-0".into(), signal: 15 }).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_older_pod_process_says_what_it_cannot_do() {
+        let folder = pod_process(|request| {
+            let reply = match request["op"].as_str() {
+                Some("hello") => json!({"state": {"version": 0, "pid": 7, "pid_namespace": null, "containers": []}}),
+                _ => json!({"failed": {"kind": "unsupported", "message": "unknown operation"}}),
+            };
+            let mut reply = reply;
+            (reply["type"], reply["id"]) = (json!("reply"), request["id"].clone());
+            vec![reply]
+        });
+        let (sender, _events) = mpsc::unbounded_channel();
+        let (link, state) = PodLink::connect(&folder.path().join("socket"), sender).await.unwrap();
+        assert_eq!(state.version, 0);
+        let refused = link.tell(Op::Resize { container: "main-0".into(), width: 1, height: 1 }).await;
+        assert!(
+            matches!(&refused, Err(LinkError::Failed(failure)) if failure.kind == pod::protocol::FailureKind::Unsupported),
+            "{refused:?}"
+        );
     }
 }

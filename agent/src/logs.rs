@@ -266,10 +266,11 @@ impl Reader {
         }
     }
 
+    /// Whether more may come. A pod that is just being taken over may well run.
     fn is_live(&self) -> bool {
         let live = self.node.live();
-        let container = live.get(&self.uid).and_then(|pod| pod.containers.get(&self.container));
-        container.is_some_and(|container| container.run == self.run)
+        let container = live.pods.get(&self.uid).and_then(|pod| pod.containers.get(&self.container));
+        container.is_some_and(|container| container.run == self.run) || live.adopting.contains(&self.uid)
     }
 
     /// Sends what the file has by now.

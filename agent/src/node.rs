@@ -24,10 +24,19 @@ pub struct Node {
     pub executable: PodExecutable,
     pub cgroups: Cgroups,
     pub addresses: Addresses,
-    /// Running pods, for exec and attach.
-    pub live: Mutex<HashMap<String, LivePod>>,
+    pub live: Mutex<Live>,
     /// Counts changes of `live`, for those who wait for one.
     pub changes: tokio::sync::watch::Sender<u64>,
+    /// This boot of the machine: what was begun in another is gone.
+    pub boot: String,
+}
+
+/// Who runs here, for exec, attach and those who follow logs.
+#[derive(Default)]
+pub struct Live {
+    pub pods: HashMap<String, LivePod>,
+    /// Pods of an earlier agent that this one has not looked at yet: whether they run is not known.
+    pub adopting: BTreeSet<String>,
 }
 
 /// What exec and attach need to know of a running pod.
@@ -48,7 +57,7 @@ pub struct LiveContainer {
 }
 
 impl Node {
-    pub fn live(&self) -> MutexGuard<'_, HashMap<String, LivePod>> {
+    pub fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -56,6 +65,12 @@ impl Node {
         self.config.run_dir.join("pods").join(uid)
     }
 
+    /// Volumes that a reboot ends: what lies in memory, and what comes from the API.
+    pub fn volatile_volumes(&self, uid: &str) -> PathBuf {
+        self.pod_run(uid).join("volumes")
+    }
+
+    /// Volumes that outlast a reboot.
     pub fn pod_volumes(&self, uid: &str) -> PathBuf {
         self.config.data_dir.join("volumes").join(uid)
     }

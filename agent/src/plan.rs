@@ -38,10 +38,6 @@ pub fn plan(spec: &PodSpec, record: &Record, now: Timestamp, started: &dyn Fn(&s
     }
     let none = ContainerRecord::default();
     let of = |container: &Container| record.containers.get(&container.name).unwrap_or(&none);
-    if !plan_init(spec, &of, now, started, &mut plan) {
-        return plan;
-    }
-    plan.initialized = true;
     let mut main = Plan::default();
     for container in &spec.containers {
         plan_container(container, of(container), spec.restart_policy, now, &mut main);
@@ -56,6 +52,10 @@ pub fn plan(spec: &PodSpec, record: &Record, now: Timestamp, started: &dyn Fn(&s
         let finished = Some(Finished { succeeded, reason: None, message: None });
         return Plan { finished, initialized: true, ..Plan::default() };
     }
+    if !plan_init(spec, record, &of, now, started, &mut plan) {
+        return plan;
+    }
+    plan.initialized = true;
     plan.start.extend(main.start);
     plan.waiting.extend(main.waiting);
     plan
@@ -64,33 +64,40 @@ pub fn plan(spec: &PodSpec, record: &Record, now: Timestamp, started: &dyn Fn(&s
 /// Init containers one after the other. True when the main containers may run.
 fn plan_init<'a>(
     spec: &'a PodSpec,
+    record: &Record,
     of: &dyn Fn(&'a Container) -> &'a ContainerRecord,
     now: Timestamp,
     started: &dyn Fn(&str) -> bool,
     plan: &mut Plan,
 ) -> bool {
+    // What init containers did to a sandbox is gone with it: in a new one they run again.
+    let here =
+        |container: &'a Container| of(container).current.as_ref().is_some_and(|run| run.was_in(record.sandboxes));
     // Once a main container has run, the plain init containers are history; sidecars still are kept running.
-    let past = spec.containers.iter().any(|container| of(container).runs > 0);
+    let past = spec.containers.iter().any(here);
     for container in &spec.init_containers {
-        let record = of(container);
+        let own = of(container);
         if container.is_sidecar() {
-            plan_container(container, record, RestartPolicy::Always, now, plan);
-            let up = record.running() && started(&container.name);
+            plan_container(container, own, RestartPolicy::Always, now, plan);
+            let up = own.running() && started(&container.name);
             if !past && !up {
                 return false;
             }
             continue;
         }
-        if past || record.end().is_some_and(|end| end.exit_code == 0) {
+        let succeeded = own.end().is_some_and(|end| end.exit_code == 0);
+        if past || (succeeded && here(container)) {
             continue;
         }
-        let failed = record.end().is_some();
+        let failed = own.end().is_some() && !succeeded;
         if failed && spec.restart_policy == RestartPolicy::Never {
             plan.finished = Some(Finished { succeeded: false, reason: None, message: None });
             plan.start.clear();
             return false;
         }
-        plan_container(container, record, RestartPolicy::OnFailure, now, plan);
+        // One that succeeded elsewhere runs again too.
+        let policy = if succeeded { RestartPolicy::Always } else { RestartPolicy::OnFailure };
+        plan_container(container, own, policy, now, plan);
         return false;
     }
     true
@@ -171,6 +178,7 @@ mod tests {
             ip: None,
             started_at: at(0),
             sandboxes: 1,
+            boot: String::new(),
             containers: containers.iter().map(|(name, record)| ((*name).to_owned(), record.clone())).collect(),
             finished: None,
             stopping: None,

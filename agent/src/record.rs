@@ -26,6 +26,9 @@ pub struct Record {
     /// How many sandboxes it has had; 0 before the first.
     #[serde(default)]
     pub sandboxes: u32,
+    /// The boot of the machine in which the last one was begun.
+    #[serde(default)]
+    pub boot: String,
     #[serde(default)]
     pub containers: BTreeMap<String, ContainerRecord>,
     /// Set once, when the pod may never run again.
@@ -63,8 +66,34 @@ pub struct Run {
     pub image: String,
     pub image_id: String,
     pub stop_signal: Option<String>,
+    /// The number of the sandbox it was begun in; 0 from releases that did not note it.
+    #[serde(default)]
+    pub sandbox: u32,
     pub started_at: Option<Timestamp>,
     pub end: Option<End>,
+}
+
+/// How far a run got.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Progress<'a> {
+    /// Meant to begin. Whatever there is of it is not known to work: it is taken back, and begun anew.
+    Noted,
+    Running(Timestamp),
+    Ended(&'a End),
+}
+
+impl Run {
+    pub fn was_in(&self, sandbox: u32) -> bool {
+        self.sandbox == sandbox || self.sandbox == 0
+    }
+
+    pub fn progress(&self) -> Progress<'_> {
+        match (&self.end, self.started_at) {
+            (Some(end), _) => Progress::Ended(end),
+            (None, Some(since)) => Progress::Running(since),
+            (None, None) => Progress::Noted,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,7 +115,7 @@ pub struct BackOff {
 
 impl ContainerRecord {
     pub fn running(&self) -> bool {
-        self.current.as_ref().is_some_and(|run| run.started_at.is_some() && run.end.is_none())
+        matches!(self.current.as_ref().map(Run::progress), Some(Progress::Running(_)))
     }
 
     pub fn end(&self) -> Option<&End> {
@@ -162,6 +191,7 @@ mod tests {
             ip: Some("10.0.0.2".parse().unwrap()),
             started_at: "2024-01-01T00:00:00Z".parse().unwrap(),
             sandboxes: 1,
+            boot: String::new(),
             containers: BTreeMap::new(),
             finished: None,
             stopping: None,

@@ -1,8 +1,7 @@
-//! Starting a pod process, finding a living one, and taking everything of a pod away again.
+//! Starting a pod process, finding a living one, and attaching its network.
 
 use std::fs::{self, File};
 use std::io;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -16,13 +15,12 @@ use crate::disk;
 use crate::env::hostname;
 use crate::link::{LinkError, LinkEvent, PodLink};
 use crate::model::Pod;
-use crate::node::{Node, remove_cgroup};
+use crate::node::Node;
 use crate::record::Record;
+use crate::step::Step;
 
 /// A pod process starts in milliseconds.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// Killed processes are gone at once, unless they hang in the kernel.
-const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A living pod process.
 pub struct Sandbox {
@@ -41,24 +39,56 @@ pub enum SandboxError {
     NotReady(String),
     #[error(transparent)]
     Link(#[from] LinkError),
-    #[error("failed to set up the pod's network: {0}")]
-    Network(#[from] NetworkError),
 }
 
-/// Starts a new pod process and attaches its network.
-pub async fn start(node: &Node, pod: &Pod, record: &Record) -> Result<Sandbox, SandboxError> {
+/// What there is of a pod's process.
+#[derive(Default)]
+pub enum Presence {
+    /// Nothing: none was begun, or all of the last one has been taken away.
+    #[default]
+    Absent,
+    /// One was begun and does not answer (any more): what is left of it goes before the next.
+    Remains,
+    /// It lives; its network is not attached, or by an earlier agent.
+    Unlinked(Sandbox),
+    /// It lives, with its network.
+    Alive(Sandbox),
+}
+
+impl Presence {
+    pub fn sandbox(&self) -> Option<&Sandbox> {
+        match self {
+            Presence::Absent | Presence::Remains => None,
+            Presence::Unlinked(sandbox) | Presence::Alive(sandbox) => Some(sandbox),
+        }
+    }
+
+    pub fn sandbox_mut(&mut self) -> Option<&mut Sandbox> {
+        match self {
+            Presence::Absent | Presence::Remains => None,
+            Presence::Unlinked(sandbox) | Presence::Alive(sandbox) => Some(sandbox),
+        }
+    }
+
+    /// The pod process is gone, or given up.
+    pub fn lose(&mut self) {
+        if self.sandbox().is_some() {
+            *self = Presence::Remains;
+        }
+    }
+}
+
+/// Starts a new pod process.
+pub async fn spawn(node: &Node, pod: &Pod, record: &Record) -> Result<Sandbox, SandboxError> {
     let uid = &record.pod.uid;
     let folder = node.pod_run(uid);
-    let setup = setup(node, pod, uid);
-    let setup_file = folder.join("setup.json");
-    disk::create_folder(&folder, 0o700).map_err(SandboxError::Folders)?;
-    fs::create_dir_all(&setup.state_dir).map_err(SandboxError::Folders)?;
-    let text = serde_json::to_vec(&setup).map_err(|error| SandboxError::Folders(error.into()))?;
-    fs::write(&setup_file, text).map_err(SandboxError::Folders)?;
+    let setup_file = write_setup(node, pod, uid).map_err(SandboxError::Folders)?;
+    Step::WriteSetup.done();
     let log = File::options().create(true).append(true).open(folder.join("pod.log")).map_err(SandboxError::Folders)?;
     let run = tokio::process::Command::new(node.executable.path())
         .arg(&setup_file)
         .env_clear()
+        .envs(pod::faults::environment())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log)
@@ -67,13 +97,24 @@ pub async fn start(node: &Node, pod: &Pod, record: &Record) -> Result<Sandbox, S
         .wait_with_output();
     let output = tokio::time::timeout(START_TIMEOUT, run).await;
     let output = output.map_err(|_| SandboxError::NotReady("it says nothing".into()))?.map_err(SandboxError::Spawn)?;
-    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    if said != "ready" {
-        return Err(SandboxError::NotReady(said));
+    Step::SpawnProcess.done();
+    match String::from_utf8_lossy(&output.stdout).trim() {
+        "ready" => {}
+        "" => return Err(SandboxError::NotReady("it ended before it was ready".into())),
+        said => return Err(SandboxError::NotReady(said.to_owned())),
     }
     let sandbox = connect(node, uid).await?;
-    attach(node, record, &sandbox).await?;
+    Step::Connect.done();
     Ok(sandbox)
+}
+
+fn write_setup(node: &Node, pod: &Pod, uid: &str) -> io::Result<PathBuf> {
+    let (folder, setup) = (node.pod_run(uid), setup(node, pod, uid));
+    disk::create_folder(&folder, 0o700)?;
+    fs::create_dir_all(&setup.state_dir)?;
+    let file = folder.join("setup.json");
+    fs::write(&file, serde_json::to_vec(&setup)?)?;
+    Ok(file)
 }
 
 fn setup(node: &Node, pod: &Pod, uid: &str) -> Setup {
@@ -89,6 +130,7 @@ fn setup(node: &Node, pod: &Pod, uid: &str) -> Setup {
         host_network: pod.spec.host_network,
         host_ipc: pod.spec.host_ipc,
         share_pid: pod.spec.share_process_namespace,
+        seccomp_cache: Some(node.config.run_dir.join("seccomp")),
         sysctls: sysctls.iter().map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
     }
 }
@@ -99,141 +141,28 @@ async fn connect(node: &Node, uid: &str) -> Result<Sandbox, LinkError> {
     Ok(Sandbox { link: Arc::new(link), state, events })
 }
 
-async fn attach(node: &Node, record: &Record, sandbox: &Sandbox) -> Result<(), NetworkError> {
+/// Attaches the network, or repairs what an earlier agent attached.
+pub async fn attach(node: &Node, record: &Record, sandbox: &Sandbox) -> Result<(), NetworkError> {
     let Some(ip) = record.ip else { return Ok(()) };
     let netns = PathBuf::from(format!("/proc/{}/ns/net", sandbox.state.pid));
-    node.network.attach(&Attachment { pod: record.pod.clone(), ip, netns }).await
+    node.network.attach(&Attachment { pod: record.pod.clone(), ip, netns }).await?;
+    Step::AttachNetwork.done();
+    Ok(())
 }
 
-/// The pod process that an earlier agent started, if it lives.
-pub async fn adopt(node: &Node, record: &Record) -> Result<Option<Sandbox>, SandboxError> {
-    if !lives(&node.pod_run(&record.pod.uid).join("lock")) {
-        return Ok(None);
+/// What an earlier agent left of the pod's process.
+pub async fn find(node: &Node, record: &Record) -> Result<Presence, LinkError> {
+    if record.sandboxes == 0 {
+        return Ok(Presence::Absent);
     }
-    let sandbox = connect(node, &record.pod.uid).await?;
-    attach(node, record, &sandbox).await?;
-    Ok(Some(sandbox))
+    if !lives(&node.pod_run(&record.pod.uid).join("lock")) {
+        return Ok(Presence::Remains);
+    }
+    connect(node, &record.pod.uid).await.map(Presence::Unlinked)
 }
 
 /// Liveness is a lock: a pid may belong to another process by now.
 fn lives(lock: &std::path::Path) -> bool {
     let Ok(file) = File::open(lock) else { return false };
     matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)) // when it was free, closing the file frees it again
-}
-
-/// The steps that take a pod away, in order. Each may be repeated, and needs no more than the UID and the address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Teardown {
-    KillProcesses,
-    DetachNetwork,
-    Unmount,
-    RemoveCgroups,
-    RemoveRunFolder,
-    RemoveLayers,
-    RemoveVolumes,
-    RemoveLogs,
-}
-
-impl Teardown {
-    /// What a pod whose containers will never run again gives back; its logs and volumes wait for its deletion.
-    pub const SANDBOX: [Teardown; 6] = [
-        Teardown::KillProcesses,
-        Teardown::DetachNetwork,
-        Teardown::Unmount,
-        Teardown::RemoveCgroups,
-        Teardown::RemoveRunFolder,
-        Teardown::RemoveLayers,
-    ];
-    pub const ALL: [Teardown; 8] = [
-        Teardown::KillProcesses,
-        Teardown::DetachNetwork,
-        Teardown::Unmount,
-        Teardown::RemoveCgroups,
-        Teardown::RemoveRunFolder,
-        Teardown::RemoveLayers,
-        Teardown::RemoveVolumes,
-        Teardown::RemoveLogs,
-    ];
-
-    async fn run(self, node: &Node, uid: &str, ip: Option<IpAddr>) -> Result<(), TeardownError> {
-        let failed = |source| TeardownError::Step { step: self, source };
-        match self {
-            Teardown::KillProcesses => kill_processes(node, uid).await.map_err(failed),
-            Teardown::DetachNetwork => match ip {
-                Some(ip) => node.network.detach(uid, ip).await.map_err(TeardownError::Network),
-                None => Ok(()),
-            },
-            Teardown::Unmount => [node.pod_run(uid), node.pod_volumes(uid)]
-                .iter()
-                .try_for_each(|folder| disk::unmount_below(folder))
-                .map_err(failed),
-            Teardown::RemoveCgroups => {
-                node.cgroups.pod_folders(uid).iter().try_for_each(|folder| remove_cgroup(folder)).map_err(failed)
-            }
-            Teardown::RemoveRunFolder => disk::remove_tree(&node.pod_run(uid)).map_err(failed),
-            Teardown::RemoveLayers => disk::remove_tree(&node.pod_layers(uid)).map_err(failed),
-            Teardown::RemoveVolumes => disk::remove_tree(&node.pod_volumes(uid)).map_err(failed),
-            Teardown::RemoveLogs => disk::remove_tree(&node.pod_logs(uid)).map_err(failed),
-        }
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum TeardownError {
-    #[error("{step:?}")]
-    Step { step: Teardown, source: io::Error },
-    #[error("DetachNetwork")]
-    Network(#[source] NetworkError),
-}
-
-/// Runs the steps until one fails. The caller tries again later: a later step may depend on an earlier one.
-pub async fn tear_down(node: &Node, steps: &[Teardown], uid: &str, ip: Option<IpAddr>) -> Result<(), TeardownError> {
-    for step in steps {
-        step.run(node, uid, ip).await?;
-    }
-    Ok(())
-}
-
-async fn kill_processes(node: &Node, uid: &str) -> io::Result<()> {
-    let folders: Vec<PathBuf> = node.cgroups.pod_folders(uid).into_iter().filter(|folder| folder.exists()).collect();
-    let deadline = tokio::time::Instant::now() + KILL_TIMEOUT;
-    loop {
-        for folder in &folders {
-            kill_cgroup(folder)?;
-        }
-        if folders.iter().all(|folder| processes(folder).is_empty()) {
-            return Ok(());
-        }
-        if tokio::time::Instant::now() > deadline {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "killed processes are still there"));
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// Kills all processes below a cgroup: by the kernel's own switch on cgroup2, one by one on v1.
-fn kill_cgroup(folder: &std::path::Path) -> io::Result<()> {
-    let switch = folder.join("cgroup.kill");
-    if switch.exists() {
-        return fs::write(switch, "1");
-    }
-    for pid in processes(folder) {
-        #[expect(unsafe_code, reason = "kill has no safe form in std")]
-        // SAFETY: no pointers. Read a moment ago from the pod's own cgroup.
-        unsafe {
-            libc::kill(pid, libc::SIGKILL)
-        };
-    }
-    Ok(())
-}
-
-fn processes(folder: &std::path::Path) -> Vec<i32> {
-    let own = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-    let mut pids: Vec<i32> = own.lines().filter_map(|line| line.parse().ok()).collect();
-    for item in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if item.file_type().is_ok_and(|kind| kind.is_dir()) {
-            pids.extend(processes(&item.path()));
-        }
-    }
-    pids
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use crate::model::{Container, Pod, RestartPolicy};
-use crate::record::{ContainerRecord, End, Record};
+use crate::record::{ContainerRecord, End, Progress, Record, Run};
 
 /// Why a container isn't running.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,9 +134,7 @@ fn waits(inputs: &Inputs<'_>, container: &Container, record: &ContainerRecord) -
 }
 
 fn state(inputs: &Inputs<'_>, container: &Container, record: &ContainerRecord, init: bool) -> Value {
-    if let Some(run) = &record.current
-        && let (Some(started_at), None) = (run.started_at, &run.end)
-    {
+    if let Some(Progress::Running(started_at)) = record.current.as_ref().map(Run::progress) {
         return json!({"running": {"startedAt": seconds(started_at)}});
     }
     if let (Some(end), false) = (record.end(), inputs.waiting.contains_key(&container.name)) {
@@ -300,7 +298,7 @@ fn seconds(time: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Finished, Run};
+    use crate::record::Finished;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_700_000_000 + second).unwrap()
@@ -332,6 +330,7 @@ mod tests {
             ip: Some("10.0.0.2".parse().unwrap()),
             started_at: at(0),
             sandboxes: 1,
+            boot: String::new(),
             containers: containers.iter().map(|(name, record)| ((*name).to_owned(), record.clone())).collect(),
             finished: None,
             stopping: None,

@@ -3,6 +3,7 @@
 //! It wakes for a change of the pod, a report of its pod process, or a deadline; nothing is polled.
 
 mod health;
+mod recover;
 mod start;
 mod stop;
 
@@ -24,9 +25,11 @@ use crate::model::Pod;
 use crate::node::{LivePod, Node};
 use crate::plan::{Plan, plan};
 use crate::probe::{Kind, Probes, Verdict};
-use crate::record::{ContainerRecord, End, Finished, Record};
-use crate::sandbox::{self, Sandbox, Teardown, tear_down};
+use crate::record::{End, Finished, Record};
+use crate::sandbox::Presence;
 use crate::status::{self, Health, Waiting};
+use crate::step::{Part, Step};
+use crate::teardown::tear_down;
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -41,7 +44,7 @@ pub enum Command {
 }
 
 /// First and longest wait before something that failed is tried again.
-const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
 /// The name under which writing the status is tried again; no container has it.
 const STATUS: &str = "status of the pod";
@@ -53,7 +56,7 @@ pub struct Worker {
     own: mpsc::UnboundedSender<Command>,
     record: Record,
     pod: Arc<Pod>,
-    sandbox: Option<Sandbox>,
+    presence: Presence,
     volumes: HashMap<String, PathBuf>,
     renew_at: Option<Timestamp>,
     waiting: BTreeMap<String, Waiting>,
@@ -70,7 +73,7 @@ pub struct Worker {
     written: Option<Value>,
     seen: Value,
     gone: bool,
-    /// The sandbox of a finished pod has been taken away.
+    /// What a finished pod held of the running node has been taken away.
     cleared: bool,
 }
 
@@ -102,7 +105,7 @@ impl Worker {
             own,
             record,
             pod,
-            sandbox: None,
+            presence: Presence::Absent,
             volumes: HashMap::new(),
             renew_at: None,
             waiting: BTreeMap::new(),
@@ -146,7 +149,7 @@ impl Worker {
     }
 
     async fn wait(&mut self, deadline: Option<Instant>) -> Wake {
-        let events = self.sandbox.as_mut().map(|sandbox| &mut sandbox.events);
+        let events = self.presence.sandbox_mut().map(|sandbox| &mut sandbox.events);
         tokio::select! {
             biased;
             command = self.commands.recv() => Wake::Command(command),
@@ -182,76 +185,6 @@ impl Worker {
         }
     }
 
-    // ---- recovery ----
-
-    /// Finds what an earlier agent left: a living pod process goes on, a dead one is cleaned away.
-    async fn recover(&mut self) {
-        if self.record.sandboxes == 0 {
-            return;
-        }
-        match sandbox::adopt(&self.node, &self.record).await {
-            Ok(Some(sandbox)) => self.adopted(sandbox).await,
-            Ok(None) => self.lost_sandbox().await,
-            Err(error) => {
-                self.log_failure("adopt the pod process", &error);
-                self.lost_sandbox().await;
-            }
-        }
-    }
-
-    async fn adopted(&mut self, sandbox: Sandbox) {
-        tracing::info!(pod = %self.record.pod.name, uid = %self.record.pod.uid, "pod process adopted");
-        let states: Vec<ContainerState> = sandbox.state.containers.clone();
-        self.sandbox = Some(sandbox);
-        for state in &states {
-            self.container_state(state);
-        }
-        for (name, run) in self.running_runs() {
-            let state = states.iter().find(|state| state.container == run);
-            if !self.record.containers.get(&name).is_some_and(ContainerRecord::running) {
-                self.take_back_run(&name).await;
-            } else if state.is_none() {
-                self.container_lost(&name);
-            }
-        }
-        self.save();
-        self.go_live();
-        for (name, _) in self.running_runs() {
-            self.watch_health(&name);
-        }
-    }
-
-    /// The pod process died: whatever ran in it is killed, and how it would have ended is unknown.
-    async fn lost_sandbox(&mut self) {
-        self.sandbox = None;
-        self.leave_live();
-        for (name, _) in self.running_runs() {
-            if self.record.containers.get(&name).is_some_and(ContainerRecord::running) {
-                self.container_lost(&name);
-            } else {
-                self.take_back_run(&name).await;
-            }
-        }
-        self.volumes.clear();
-        self.save();
-        self.clear(&Teardown::SANDBOX).await;
-    }
-
-    fn container_lost(&mut self, name: &str) {
-        self.probes.stop(name);
-        let end = |started_at, id: &str| End {
-            exit_code: 137,
-            reason: "ContainerStatusUnknown".into(),
-            message: Some("The container could not be located when the pod was terminated".into()),
-            started_at,
-            finished_at: Some(Timestamp::now()),
-            id: id.to_owned(),
-        };
-        if let Some(run) = self.record.containers.get_mut(name).and_then(|record| record.current.as_mut()) {
-            run.end = Some(end(run.started_at, &run.id));
-        }
-    }
-
     fn running_runs(&self) -> Vec<(String, String)> {
         let running = self
             .record
@@ -261,14 +194,16 @@ impl Worker {
         running.filter_map(|(name, record)| Some((name.clone(), record.current.as_ref()?.name.clone()))).collect()
     }
 
-    /// Runs teardown steps until they succeed; what fails is tried again after a while.
-    async fn clear(&mut self, steps: &[Teardown]) {
+    /// Takes a part of the pod away. Steps that fail are tried again after a while, until none does.
+    async fn clear(&mut self, part: Part) {
         let mut wait = RETRY.0;
-        while let Err(error) = tear_down(&self.node, steps, &self.record.pod.uid, self.record.ip).await {
+        self.presence.lose();
+        while let Err(error) = tear_down(&self.node, part, &self.record.pod.uid, self.record.ip).await {
             self.log_failure("take the pod away", &error);
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(RETRY.1);
         }
+        self.presence = Presence::Absent;
     }
 
     // ---- reports of the pod process ----
@@ -278,9 +213,10 @@ impl Worker {
             Some(LinkEvent::Exited(state)) => {
                 self.container_state(&state);
                 self.save();
+                Step::NoteEnd.done();
                 self.go_live();
             }
-            Some(LinkEvent::Closed) | None => self.sandbox = None, // the next step cleans up and starts anew
+            Some(LinkEvent::Closed) | None => self.presence.lose(), // the next step cleans up and starts anew
         }
     }
 
@@ -337,9 +273,10 @@ impl Worker {
 
     /// Tells exec and attach what runs now.
     fn go_live(&self) {
-        let Some(sandbox) = &self.sandbox else { return };
+        let Some(sandbox) = self.presence.sandbox() else { return };
         let mut live = self.node.live();
         let entry = live
+            .pods
             .entry(self.record.pod.uid.clone())
             .or_insert_with(|| LivePod { link: sandbox.link.clone(), containers: HashMap::new() });
         entry.link = sandbox.link.clone();
@@ -362,7 +299,7 @@ impl Worker {
     }
 
     fn leave_live(&self) {
-        self.node.live().remove(&self.record.pod.uid);
+        self.node.live().pods.remove(&self.record.pod.uid);
         self.node.changes.send_modify(|count| *count += 1);
     }
 
@@ -376,11 +313,12 @@ impl Worker {
             self.finish(finished).await;
         }
         self.act_on_health().await;
-        if self.record.finished.is_none() && self.sandbox.is_none() && self.record.sandboxes > 0 {
+        if self.record.finished.is_none() && matches!(self.presence, Presence::Remains) {
             self.lost_sandbox().await;
         }
         let mut plan = self.plan();
         if plan.finished.is_none() && self.ready_to_run().await {
+            plan = self.plan(); // in a new sandbox init containers run again
             self.start_containers(&mut plan).await;
         }
         if let Some(finished) = plan.finished.clone()
@@ -414,19 +352,19 @@ impl Worker {
     /// No container of the pod will run again: the sandbox goes, logs and volumes stay until the pod is deleted.
     async fn finish(&mut self, finished: Finished) {
         if self.record.finished.is_none() {
-            if self.sandbox.is_some() {
-                self.stop_containers(None).await;
-            }
+            self.stop_containers(None).await;
             self.record.finished = Some(finished);
             self.waiting.clear();
             self.save();
+            Step::NoteFinish.done();
         }
-        self.sandbox = None;
+        self.presence.lose();
         self.leave_live();
         self.publish().await;
-        self.clear(&Teardown::SANDBOX).await;
+        self.clear(Part::Runtime).await;
         if let Some(ip) = self.record.ip.take() {
             self.save();
+            Step::ReturnAddress.done();
             self.node.addresses.release(ip);
         }
         self.cleared = true;
@@ -465,7 +403,7 @@ impl Worker {
             record: &self.record,
             waiting: &self.waiting,
             health: &self.health,
-            sandbox_ready: self.sandbox.is_some(),
+            sandbox_ready: self.presence.sandbox().is_some(),
             initialized: self.initialized,
             host_ip: self.node.config.node_ip,
             now: Timestamp::now(),

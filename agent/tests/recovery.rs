@@ -6,6 +6,7 @@ mod support;
 use std::sync::Arc;
 
 use agent::LogOptions;
+use futures::StreamExt as _;
 use serde_json::json;
 use support::{TestNode, pod, uid_of};
 
@@ -27,6 +28,8 @@ async fn a_killed_agent_finds_its_pods_again() {
     // While no agent lives, one container ends: its exit code waits in the pod process.
     touch_in_container(&node, &ending, "main-0", "tmp/end");
     node.start_agent().await;
+    // Commands and followed logs need not wait until somebody has seen the pod adopted.
+    assert_eq!(node.exec(&uid, "main", &["echo", "at once"]).await.1, "at once\n");
     node.agent().resync(vec![Arc::new(pod.clone()), Arc::new(ends.clone())]);
     let after = node.wait_ready(&uid).await;
     let id = |status: &serde_json::Value| status["containerStatuses"][0]["containerID"].clone();
@@ -46,6 +49,29 @@ async fn a_killed_agent_finds_its_pods_again() {
         node.wait_removed(uid_of(pod)).await;
     }
     assert_eq!(node.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_is_followed_from_the_first_moment() {
+    let mut node = TestNode::start("follow").await;
+    let pod = pod(
+        "talks",
+        json!({"command": ["sh", "-c", "i=0; while true; do i=$((i+1)); echo line $i; sleep 0.02; done"]}),
+    );
+    let uid = uid_of(&pod).to_owned();
+    node.agent().sync(Arc::new(pod.clone()));
+    node.wait_ready(&uid).await;
+    node.kill_agent().await;
+    node.start_agent().await;
+    let options = LogOptions { follow: true, tail: Some(0), ..LogOptions::default() };
+    let mut lines = std::pin::pin!(node.agent().logs(&uid, "main", options).unwrap());
+    let mut text = Vec::new();
+    while text.len() < 500 {
+        let next = tokio::time::timeout(support::PATIENCE, lines.next()).await.unwrap();
+        text.extend_from_slice(&next.expect("the container runs on").unwrap());
+    }
+    node.delete(&pod, 1);
+    node.wait_removed(&uid).await;
 }
 
 fn touch_in_container(node: &TestNode, uid: &str, run: &str, path: &str) {

@@ -1,28 +1,34 @@
 //! Sockets, and from a question to its answer.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::forward::{Forwarder, Transport};
+use crate::quick::Quick;
 use crate::snapshot::Snapshot;
+use crate::udp::{self, Batch};
 use crate::zone::{Outcome, Zone};
 
 /// Longest datagram sent: what passes every path unfragmented.
-const PAYLOAD: u16 = 1232;
+pub(crate) const PAYLOAD: u16 = 1232;
 const PLAIN_PAYLOAD: u16 = 512;
 /// How long a TCP client may be silent.
 const IDLE: Duration = Duration::from_secs(10);
 const TCP_CLIENTS: usize = 256;
+/// Threads for datagrams, where there are as many CPUs: one answers more than a node's pods ask.
+const THREADS: usize = 4;
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -47,12 +53,15 @@ pub enum ServerError {
 pub struct Server {
     shared: Arc<Shared>,
     address: SocketAddr,
+    datagrams: Vec<Arc<UdpSocket>>,
     tasks: Mutex<JoinSet<()>>,
 }
 
 #[derive(Debug)]
 struct Shared {
     zone: Zone,
+    quick: Quick,
+    stopping: AtomicBool,
     snapshot: RwLock<Arc<Snapshot>>,
     forwarder: Forwarder,
 }
@@ -60,16 +69,25 @@ struct Shared {
 impl Server {
     pub async fn start(config: Config) -> Result<Self, ServerError> {
         let domain = Name::from_ascii(format!("{}.", config.domain.trim_end_matches('.')));
-        let zone = Zone::new(domain.map_err(|_| ServerError::Domain(config.domain.clone()))?);
-        let (udp, tcp) =
-            listen(config.listen).await.map_err(|source| ServerError::Listen { address: config.listen, source })?;
-        let address = udp.local_addr().map_err(|source| ServerError::Listen { address: config.listen, source })?;
-        let forwarder = Forwarder::new(config.upstreams);
-        let shared = Arc::new(Shared { zone, snapshot: RwLock::default(), forwarder });
+        let domain = domain.map_err(|_| ServerError::Domain(config.domain.clone()))?;
+        let failed = |source| ServerError::Listen { address: config.listen, source };
+        let (datagrams, tcp) = listen(config.listen).await.map_err(failed)?;
+        let address = tcp.local_addr().map_err(failed)?;
+        let shared = Arc::new(Shared {
+            quick: Quick::new(&domain),
+            zone: Zone::new(domain),
+            stopping: AtomicBool::new(false),
+            snapshot: RwLock::default(),
+            forwarder: Forwarder::new(config.upstreams),
+        });
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve_udp(Arc::clone(&shared), Arc::new(udp)));
+        for socket in &datagrams {
+            let ended = start_thread(&shared, socket).map_err(failed)?;
+            // An end by itself is an error of the sender, which a thread holds as long as it runs.
+            tasks.spawn(async move { drop(ended.await) });
+        }
         tasks.spawn(serve_tcp(Arc::clone(&shared), tcp));
-        Ok(Self { shared, address, tasks: Mutex::new(tasks) })
+        Ok(Self { shared, address, datagrams, tasks: Mutex::new(tasks) })
     }
 
     /// Where it listens, with the port that was chosen.
@@ -89,9 +107,8 @@ impl Server {
 
     /// Waits for the end of a task that should have none: the server is broken then, and its owner must not go on without it.
     pub async fn broken(&self) {
-        if let Some(Err(error)) = self.tasks.lock().await.join_next().await {
-            tracing::error!(%error, "a DNS task ended");
-        }
+        let ended = self.tasks.lock().await.join_next().await;
+        tracing::error!(?ended, "a DNS task ended");
     }
 
     /// Answers of other servers kept now.
@@ -100,51 +117,89 @@ impl Server {
     }
 }
 
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        self.datagrams.iter().for_each(|socket| udp::stop(socket));
+    }
+}
+
 /// Both protocols on one port. With port 0 the kernel's choice for UDP may be taken for TCP: then another is tried.
-async fn listen(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
+async fn listen(address: SocketAddr) -> io::Result<(Vec<Arc<UdpSocket>>, TcpListener)> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS);
     let mut attempts = if address.port() == 0 { 16 } else { 1 };
     loop {
-        let udp = UdpSocket::bind(address).await?;
+        let datagrams = udp::listen(address, threads)?;
         attempts -= 1;
-        match TcpListener::bind(udp.local_addr()?).await {
-            Ok(tcp) => return Ok((udp, tcp)),
+        match TcpListener::bind(datagrams[0].local_addr()?).await {
+            Ok(tcp) => return Ok((datagrams.into_iter().map(Arc::new).collect(), tcp)),
             Err(error) if attempts == 0 => return Err(error),
             Err(_) => {}
         }
     }
 }
 
-async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
-    let mut buffer = vec![0; 4096];
+/// Serves a socket on a thread of its own, which sleeps in the kernel while nobody asks. What is returned ends with it.
+fn start_thread(shared: &Arc<Shared>, socket: &Arc<UdpSocket>) -> io::Result<oneshot::Receiver<()>> {
+    let (running, ended) = oneshot::channel::<()>();
+    let (shared, socket, runtime) = (Arc::clone(shared), Arc::clone(socket), Handle::current());
+    std::thread::Builder::new().name("dns".into()).spawn(move || {
+        if let Err(error) = serve_udp(&shared, &socket, &runtime) {
+            tracing::error!(%error, "receiving questions failed");
+        }
+        drop(running);
+    })?;
+    Ok(ended)
+}
+
+fn serve_udp(shared: &Arc<Shared>, socket: &Arc<UdpSocket>, runtime: &Handle) -> io::Result<()> {
+    let mut batch = Batch::new();
     loop {
-        let (length, client) = match socket.recv_from(&mut buffer).await {
-            Ok(received) => received,
-            // An ICMP error of an earlier answer shows here; the socket itself is sound.
-            Err(error) => {
-                tracing::debug!(%error, "receiving a question failed");
-                continue;
-            }
+        let count = match batch.receive(socket) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
         };
-        let Some(asked) = question(&buffer[..length]) else { continue };
-        match shared.answer_now(&asked) {
-            Some(answer) => send(&socket, client, &asked, answer).await,
-            None => {
-                let (shared, socket) = (Arc::clone(&shared), Arc::clone(&socket));
-                tokio::spawn(async move {
-                    let answer = shared.answer(&asked, Transport::Udp).await;
-                    send(&socket, client, &asked, answer).await;
-                });
+        if shared.stopping.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let snapshot = shared.snapshot();
+        for index in 0..count {
+            let quick =
+                |question: &[u8], answer: &mut Vec<u8>| shared.quick.answer(&snapshot, question, PAYLOAD, answer);
+            if !batch.answer(index, quick) {
+                answer_slowly(shared, socket, runtime, &mut batch, index);
             }
         }
+        batch.send(socket);
     }
 }
 
-async fn send(socket: &UdpSocket, client: SocketAddr, asked: &Message, answer: Message) {
-    let limit = asked.edns.as_ref().map_or(PLAIN_PAYLOAD, |edns| edns.max_payload().clamp(PLAIN_PAYLOAD, PAYLOAD));
-    let Some(bytes) = encode(answer, limit.into()) else { return };
-    if let Err(error) = socket.send_to(&bytes, client).await {
-        tracing::debug!(%client, %error, "sending an answer failed");
+/// With the general code: at once if it can, else as a task.
+fn answer_slowly(shared: &Arc<Shared>, socket: &Arc<UdpSocket>, runtime: &Handle, batch: &mut Batch, index: usize) {
+    let Some(asked) = question(batch.question(index)) else { return };
+    if let Some(answer) = shared.answer_now(&asked) {
+        let Some(bytes) = encode(answer, datagram_limit(&asked)) else { return };
+        batch.answer(index, |_, buffer| {
+            *buffer = bytes;
+            true
+        });
+        return;
     }
+    let Some(client) = batch.client(index) else { return };
+    let (shared, socket) = (Arc::clone(shared), Arc::clone(socket));
+    runtime.spawn(async move {
+        let answer = shared.answer(&asked, Transport::Udp).await;
+        let Some(bytes) = encode(answer, datagram_limit(&asked)) else { return };
+        if let Err(error) = udp::send_now(&socket, &bytes, client) {
+            tracing::debug!(%client, %error, "sending an answer failed");
+        }
+    });
+}
+
+/// The longest datagram that a client takes and every path lets through.
+fn datagram_limit(asked: &Message) -> usize {
+    asked.edns.as_ref().map_or(PLAIN_PAYLOAD, |edns| edns.max_payload().clamp(PLAIN_PAYLOAD, PAYLOAD)).into()
 }
 
 async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {

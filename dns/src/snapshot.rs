@@ -6,18 +6,31 @@ use std::sync::Arc;
 
 use api::view::{Endpoint, EndpointPort, EndpointSlice, Service};
 
+use crate::shards::Shards;
+
 /// `(namespace, name)` of a Service.
 pub(crate) type Key = (String, String);
 
-/// The zone's content. Cloning is cheap: services are shared.
+/// The zone's content. Cloning is cheap: what did not change is shared.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
-    services: HashMap<Key, Arc<Records>>,
+    /// By [`wire_key`].
+    services: Shards<Box<[u8]>, Arc<Records>>,
     /// Services by namespace, which exists in the zone while it has one.
-    namespaces: HashMap<String, usize>,
+    namespaces: Arc<HashMap<String, usize>>,
     /// Address → whose it is.
-    reverse: HashMap<IpAddr, Owner>,
+    reverse: Shards<IpAddr, Owner>,
     serial: u32,
+}
+
+/// A service's two labels as a message carries them, in small letters: so the name of a question is the key as it stands.
+fn wire_key(namespace: &str, name: &str) -> Box<[u8]> {
+    let mut key = Vec::with_capacity(namespace.len() + name.len() + 2);
+    for label in [name, namespace] {
+        key.push(label.len() as u8);
+        key.extend(label.bytes().map(|byte| byte.to_ascii_lowercase()));
+    }
+    key.into()
 }
 
 /// Whose an address is: a service, or one endpoint of it.
@@ -71,38 +84,46 @@ impl Snapshot {
     pub fn set(&mut self, service: &Service, slices: &[&EndpointSlice]) {
         let key = (service.metadata.namespace.clone(), service.metadata.name.clone());
         let records = records(service, slices);
-        if records.is_some() && self.services.get(&key).map(Arc::as_ref) == records.as_ref() {
+        if records.is_some() && self.service(&key.0, &key.1) == records.as_ref() {
             return;
         }
         self.remove(&key.0, &key.1);
         let Some(records) = records else { return };
         for (address, endpoint) in owned(&records) {
-            self.reverse.entry(address).or_insert_with(|| Owner { service: key.clone(), endpoint });
+            if self.reverse.get(&address).is_none() {
+                self.reverse.insert(address, Owner { service: key.clone(), endpoint });
+            }
         }
-        *self.namespaces.entry(key.0.clone()).or_default() += 1;
-        self.services.insert(key, Arc::new(records));
+        self.services.insert(wire_key(&key.0, &key.1), Arc::new(records));
+        *Arc::make_mut(&mut self.namespaces).entry(key.0).or_default() += 1;
         self.serial = self.serial.wrapping_add(1);
     }
 
     pub fn remove(&mut self, namespace: &str, name: &str) {
-        let key = (namespace.to_owned(), name.to_owned());
-        let Some(records) = self.services.remove(&key) else { return };
+        let Some(records) = self.services.remove(&*wire_key(namespace, name)) else { return };
         for (address, _) in owned(&records) {
-            if self.reverse.get(&address).is_some_and(|owner| owner.service == key) {
+            let owner = self.reverse.get(&address).map(|owner| &owner.service);
+            if owner.is_some_and(|(owner, service)| owner == namespace && service == name) {
                 self.reverse.remove(&address);
             }
         }
-        if let Some(count) = self.namespaces.get_mut(namespace) {
+        let namespaces = Arc::make_mut(&mut self.namespaces);
+        if let Some(count) = namespaces.get_mut(namespace) {
             *count -= 1;
             if *count == 0 {
-                self.namespaces.remove(namespace);
+                namespaces.remove(namespace);
             }
         }
         self.serial = self.serial.wrapping_add(1);
     }
 
     pub(crate) fn service(&self, namespace: &str, name: &str) -> Option<&Records> {
-        self.services.get(&(namespace.to_owned(), name.to_owned())).map(Arc::as_ref)
+        self.service_by_labels(&wire_key(namespace, name))
+    }
+
+    /// By both labels as in a message, in small letters.
+    pub(crate) fn service_by_labels(&self, labels: &[u8]) -> Option<&Records> {
+        self.services.get(labels).map(Arc::as_ref)
     }
 
     pub(crate) fn has_namespace(&self, namespace: &str) -> bool {

@@ -8,7 +8,9 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use crate::snapshot::{Host, Owner, Port, Records, Snapshot};
 
 /// Clients may keep an answer this long.
-const TTL: u32 = 5;
+pub(crate) const TTL: u32 = 5;
+/// Refresh, retry, expire, and how long absence may be kept.
+pub(crate) const SOA_TIMES: [u32; 4] = [7200, 1800, 86400, TTL];
 const VERSION: &str = "1.1.0";
 
 /// What the zone has to say about a question.
@@ -174,7 +176,8 @@ impl Zone {
 
     fn soa(&self, snapshot: &Snapshot) -> Record {
         let (server, mailbox) = (self.below(&["ns", "dns"]), self.below(&["hostmaster"]));
-        let soa = SOA::new(server, mailbox, snapshot.serial(), 7200, 1800, 86400, TTL);
+        let [refresh, retry, expire, minimum] = SOA_TIMES;
+        let soa = SOA::new(server, mailbox, snapshot.serial(), refresh as i32, retry as i32, expire as i32, minimum);
         Record::from_rdata(self.domain.clone(), TTL, RData::SOA(soa))
     }
 }

@@ -6,6 +6,8 @@
 //! settings of its own devices only, but for the reserved port ranges, which [`Network::reset`] restores.
 
 mod cidr;
+#[expect(unsafe_code, reason = "a wrapper of an ioctl")]
+mod ethtool;
 mod netlink;
 mod node;
 mod pods;
@@ -70,6 +72,8 @@ pub enum NetworkError {
     File { path: PathBuf, source: io::Error },
     #[error("device {0} vanished while it was set up")]
     Vanished(String),
+    #[error("device {0} has no link although both its ends are up")]
+    NoLink(String),
     #[error(transparent)]
     Proxy(#[from] ProxyError),
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixDatagram;
 
 use futures::TryStreamExt;
 use netlink_packet_route::AddressFamily;
@@ -12,15 +13,18 @@ use netlink_packet_route::route::RouteScope;
 use proxy_userspace::sys::inside;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
+use crate::ethtool::settle_link;
 use crate::{Cidr, NetworkError, Result};
 
 const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
 
 /// A netlink socket, in the namespace where it was opened.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Netlink {
     handle: Handle,
+    /// For calls that netlink does not have.
+    plain: UnixDatagram,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,21 +63,23 @@ fn code(error: &rtnetlink::Error) -> Option<i32> {
 
 impl Netlink {
     pub fn here() -> Result<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
-        // Ends with the last handle.
-        tokio::spawn(connection);
-        Ok(Self { handle })
+        Self::new().map_err(NetworkError::Socket)
     }
 
     pub fn in_netns(netns: &File) -> Result<Self> {
         let runtime = tokio::runtime::Handle::current();
         let opened = inside(netns, || {
             let _entered = runtime.enter();
-            rtnetlink::new_connection()
+            Self::new()
         });
-        let (connection, handle, _) = opened.map_err(NetworkError::Socket)?;
+        opened.map_err(NetworkError::Socket)
+    }
+
+    fn new() -> std::io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        // Ends with the last handle.
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, plain: UnixDatagram::unbound()? })
     }
 
     pub async fn link(&self, name: &str) -> Result<Option<Link>> {
@@ -123,6 +129,15 @@ impl Netlink {
     pub async fn set_up(&self, link: u32) -> Result<()> {
         let request = self.handle.link().set(LinkUnspec::new_with_index(link).up().build());
         request.execute().await.map_err(failed(format!("setting device {link} up")))
+    }
+
+    /// A device both of whose ends are up carries packets from now on.
+    pub fn settle(&self, device: &str) -> Result<()> {
+        match settle_link(&self.plain, device) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(NetworkError::NoLink(device.to_owned())),
+            Err(source) => Err(NetworkError::Socket(source)),
+        }
     }
 
     pub async fn delete(&self, link: u32) -> Result<()> {

@@ -56,6 +56,9 @@ async fn service_link(netlink: &Netlink, mtu: u32) -> Result<(Link, Link)> {
         sysctl::write_if_present(&format!("ipv6/conf/{}/disable_ipv6", link.name), "1")?;
         netlink.set_up(link.index).await?;
     }
+    for link in [&near, &far] {
+        netlink.settle(&link.name)?;
+    }
     Ok((near, far))
 }
 

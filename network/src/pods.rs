@@ -69,6 +69,8 @@ impl Pods {
         self.proxy.attach_device(&near.name, near.index, PacketHook::FromStack)?;
         self.proxy.add_pod(pod.ip, near.index, &netns)?;
         set_up_far(&inside, &far, pod.ip).await?;
+        self.netlink.settle(&near.name)?;
+        inside.settle(&far.name)?;
         self.attached.insert(pod.uid.clone(), pod.ip);
         tracing::debug!(uid = pod.uid, ip = %pod.ip, device = name, "pod attached");
         Ok(())

@@ -80,7 +80,7 @@ pub async fn start(
     let dns = Arc::new(dns::Server::start(dns).await.context("cannot start DNS")?);
     let feed = services::Feed::new(settings, proxy, dns.clone(), recorder.clone());
     let settled = feed.start(&running.caches, tasks);
-    let upstream = Arc::new(upstream::ApiUpstream::new(client.clone(), recorder, running.caches.clone()));
+    let upstream = Arc::new(upstream::ApiUpstream::new(client.clone(), recorder, running.caches.clone(), tasks));
     let agent =
         Agent::start(agent_config(settings, node_cidr)?, upstream, Arc::new(links::PodLinks::new(network))).await?;
     let agent = Arc::new(agent);

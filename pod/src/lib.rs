@@ -4,7 +4,7 @@
 //! the CRI-format logs, and answers the agent on a Unix socket. It outlives the agent: exit codes wait here until the
 //! agent has read them and says `Delete`.
 //!
-//! Without the feature `process` this crate is only [`protocol`], [`frame`] and two small helpers, which is all that
+//! Without the feature `process` this crate is only [`protocol`], [`frame`], the names of [`step`]s and small helpers, which is all that
 //! the agent links.
 //!
 //! *Architecture invariant:* no thread exists here, before or after a clone. libcontainer runs allocating code in a
@@ -12,8 +12,10 @@
 
 pub mod capability;
 pub mod causes;
+pub mod faults;
 pub mod frame;
 pub mod protocol;
+pub mod step;
 
 #[cfg(feature = "process")]
 pub mod process;

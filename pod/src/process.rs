@@ -6,6 +6,7 @@
 mod cgroup;
 mod container;
 mod exec;
+mod filter;
 mod log;
 mod server;
 mod setup;
@@ -16,6 +17,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 use crate::protocol::Setup;
+use crate::step::Step;
 
 /// Runs a pod process as its setup file says. It daemonises: the caller's child ends as soon as the fork is done, and
 /// the pod process writes `ready` (or what went wrong) on its standard output and closes it.
@@ -35,6 +37,7 @@ pub fn run(setup_file: &Path) -> i32 {
         Err(error) => return report(&error.to_string()),
     };
     report("ready");
+    Step::SayReady.done();
     sys::close_stdout();
     match server.serve() {
         Ok(()) => 0,

@@ -2,8 +2,11 @@
 //!
 //! A frame is a JSON document (see [`crate::frame`]). The agent sends [`Request`]s; the pod process answers each with a
 //! [`Message::Reply`] and sends events to every connection as they happen. The protocol only grows: unknown fields are
-//! ignored, new fields have defaults, an unknown operation is answered with [`FailureKind::Unsupported`]. So a newer
-//! agent talks to the pod processes an older one left running.
+//! ignored, new fields have defaults, an unknown operation is answered with [`FailureKind::Unsupported`], an unknown event
+//! is passed over. So a newer agent talks to the pod processes an older one left running, and after a downgrade the
+//! older agent to those of the newer: an agent asks only for what [`State::version`] promises.
+//!
+//! The feature `next-protocol` is the release after this one: a version, a field, an operation and an event more.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Counts up when an operation or a field is added.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = if cfg!(feature = "next-protocol") { 2 } else { 1 };
 
 /// What a pod process is told at its start, as a file named by its only argument.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -37,6 +40,9 @@ pub struct Setup {
     /// Kernel settings of the pod's namespaces, by their dotted names.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
+    /// Where compiled seccomp filters are kept, for all pods of the node.
+    #[serde(default)]
+    pub seccomp_cache: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -90,6 +96,9 @@ pub enum Op {
     },
     /// Ends the pod process; refused while a container runs.
     Exit,
+    /// Counts the agents that have said this, and tells everyone.
+    #[cfg(feature = "next-protocol")]
+    Greet,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -137,6 +146,10 @@ pub enum Message {
         exec: String,
         exit_code: i32,
     },
+    #[cfg(feature = "next-protocol")]
+    Greeted {
+        greetings: u32,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -179,6 +192,9 @@ pub struct State {
     /// The pod's own PID namespace, when its containers share one.
     pub pid_namespace: Option<PathBuf>,
     pub containers: Vec<ContainerState>,
+    #[cfg(feature = "next-protocol")]
+    #[serde(default)]
+    pub greetings: u32,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -231,7 +247,7 @@ mod tests {
             exit: Some(Exit { code: 137, signal: Some(9), oom_killed: true, finished_at: 6 }),
             log_bytes_lost: 0,
         };
-        let state = State { version: 1, pid: 2, pid_namespace: None, containers: vec![exited.clone()] };
+        let state = State { version: 1, pid: 2, containers: vec![exited.clone()], ..State::default() };
         let failed = Failure { kind: FailureKind::CannotRun, message: "no".into() };
         for message in [
             Message::Reply { id: 1, outcome: Outcome::State(state) },

@@ -42,6 +42,7 @@ impl TestPod {
             state_dir: path("state"),
             cgroup: cgroup.clone(),
             hostname: Some("test-host".into()),
+            seccomp_cache: Some(path("seccomp")),
             ..Setup::default()
         };
         change(&mut setup);

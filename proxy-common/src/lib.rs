@@ -3,14 +3,14 @@
 //! Everything that a program decides on at once is packed into one aligned `u64`, so that one load reads it whole: a hash element
 //! may be recycled under a reader, and a slot may be flipped while a program runs. Addresses and ports keep the byte order of the
 //! wire and say so in their type.
+//!
+//! Maps outlive the process that made them: whoever changes a key, a value or its meaning adds the step from the old layout to the
+//! new one in `proxy-userspace/src/layout.rs`.
 #![no_std]
 
 mod counter;
 
 pub use counter::Counter;
-
-/// Part of every pin's name: maps of another layout are never adopted by mistake.
-pub const LAYOUT: &str = "v1";
 
 /// Frontends: every address, port, protocol and scope that is translated.
 pub const MAX_FRONTENDS: usize = 131_072;

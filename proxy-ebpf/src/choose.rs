@@ -1,6 +1,6 @@
 //! From an address that a client used to one endpoint. Shared by the socket hooks and the packet path.
 
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use proxy_common::*;
 
 use crate::maps::{AFFINITY, AFFINITY_OF, BACKENDS, FRONTENDS, SLOTS, node_address, whole};
@@ -57,7 +57,10 @@ pub fn choose(service: Service, client: Ip4) -> Choice {
     else {
         return any(slot);
     };
-    sticky(slot, affinity, client)
+    match sticky(slot.bits(), &AffinityKey { id: affinity.id, client }, affinity.seconds) {
+        0 => Choice::Refuse,
+        bits => Choice::Endpoint(Backend::from_bits(bits)),
+    }
 }
 
 /// A random endpoint.
@@ -74,26 +77,25 @@ pub fn any(slot: Slot) -> Choice {
     }
 }
 
-/// The endpoint of the client's last visit while it is in the set and the visit recent, else a new one.
-#[inline(always)]
-fn sticky(slot: Slot, affinity: Affinity, client: Ip4) -> Choice {
-    let key = AffinityKey { id: affinity.id, client };
+/// The endpoint of the client's last visit while it is in the set and the visit recent, else a new one, as bits; 0 when there is
+/// none. A function of its own for the kernel too: its search is long to verify, and most services have no use for it.
+#[inline(never)]
+fn sticky(slot: u64, key: &AffinityKey, seconds: u32) -> u64 {
+    let slot = Slot::from_bits(slot);
     // SAFETY: the helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
     if let Some(value) = AFFINITY.get_ptr(key) {
         // SAFETY: a map element; a value recycled for another client at worst fails the checks below.
         let (backend, used) = unsafe { ((*value).backend, (*value).used) };
-        if now.wrapping_sub(used) < affinity.seconds as u64 * 1_000_000_000 && contains(slot, backend) {
+        if now.wrapping_sub(used) < seconds as u64 * 1_000_000_000 && contains(slot, backend) {
             let _ = AFFINITY.insert(key, AffinityValue { backend, used: now }, 0);
-            return Choice::Endpoint(Backend::from_bits(backend));
+            return backend;
         }
     }
-    let choice = any(slot);
-    if let Choice::Endpoint(backend) = choice {
-        // A failed insert costs stickiness only.
-        let _ = AFFINITY.insert(key, AffinityValue { backend: backend.bits(), used: now }, 0);
-    }
-    choice
+    let Choice::Endpoint(backend) = any(slot) else { return 0 };
+    // A failed insert costs stickiness only.
+    let _ = AFFINITY.insert(key, AffinityValue { backend: backend.bits(), used: now }, 0);
+    backend.bits()
 }
 
 /// Binary search: sets are sorted by their bits.

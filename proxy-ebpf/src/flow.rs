@@ -2,14 +2,19 @@
 //!
 //! Each flow has two entries, one per direction, and each says what its packets become; the partner's key follows from it.
 
-use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1};
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{
+    __sk_buff, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+};
+use aya_ebpf::helpers::{
+    bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+};
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::maps::{FLOWS, NEW_FLOWS, count};
-use crate::packet::Packet;
+use crate::maps::{FLOWS, NEW_FLOWS, count, node};
+use crate::packet::{Layer4, Packet, hide};
 
 const NOEXIST: u64 = 1;
 const SECOND_NS: u64 = 1_000_000_000;
@@ -18,6 +23,7 @@ const CURRENT_NETNS: u64 = u64::MAX;
 const ATTEMPTS: u32 = 16;
 
 /// Which source the packets of a new flow show.
+#[repr(u8)]
 #[derive(Clone, Copy)]
 pub enum Source {
     /// The client's own; another port only where its own is taken.
@@ -29,8 +35,6 @@ pub enum Source {
     /// The node's, from the reserved range.
     Node,
 }
-
-pub struct Exhausted;
 
 /// What becomes of this packet, if its flow is known.
 #[inline(always)]
@@ -70,19 +74,19 @@ fn confirmed(packet: &Packet, flow: &mut Flow) -> Option<Tuple> {
 #[inline(always)]
 fn touch(flow: &mut Flow) {
     // SAFETY: the helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
-    if now.wrapping_sub(flow.seen) > SECOND_NS {
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    if now > flow.seen.wrapping_add(SECOND_NS) {
         flow.seen = now;
     }
 }
 
 #[inline(always)]
 fn starts_anew(packet: &Packet) -> bool {
-    matches!(packet.layer4, crate::packet::Layer4::Tcp(_)) && packet.is_opening()
+    packet.layer4 == Layer4::Tcp && packet.is_opening()
 }
 
 /// The deadline of a connection is that of both its entries.
-#[inline(always)]
+#[inline(never)]
 fn mark_partner_closing(packet: &Packet, to: &Tuple) {
     let partner = to.reversed();
     if let Some(flow) = FLOWS.get_ptr_mut(partner) {
@@ -95,7 +99,7 @@ fn mark_partner_closing(packet: &Packet, to: &Tuple) {
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 fn forget(packet: &Packet, to: &Tuple) {
     // Either may be gone already.
     let _ = FLOWS.remove(packet.tuple);
@@ -117,10 +121,10 @@ fn unconfirmed(packet: &Packet) -> Option<Tuple> {
 }
 
 /// The first reply moves both entries among the confirmed. A refused one stays where it is and works until it is pushed out.
-#[inline(always)]
+#[inline(never)]
 fn confirm(packet: &Packet, reply: &Flow) {
     // SAFETY: the helper has no preconditions.
-    let seen = unsafe { bpf_ktime_get_ns() };
+    let seen = unsafe { bpf_ktime_get_coarse_ns() };
     let closing = if packet.is_closing() { Flow::CLOSING } else { 0 };
     let asking = reply.to.reversed();
     let forward = Flow { to: packet.tuple.reversed(), flags: Flow::CONFIRMED | closing, seen };
@@ -136,34 +140,47 @@ fn confirm(packet: &Packet, reply: &Flow) {
     let _ = NEW_FLOWS.remove(asking);
 }
 
-/// Begins a flow to `backend` and says what its packets become.
-#[inline(always)]
-pub fn begin(
-    ctx: &TcContext,
-    packet: &Packet,
-    backend: Backend,
-    source: Source,
-    node: &NodeConfig,
-) -> Result<Tuple, Exhausted> {
-    let from = &packet.tuple;
-    let src = match source {
+/// Begins a flow from a packet to an endpoint: `to` has the endpoint, and gets the rest. False: no free port was found.
+#[inline(never)]
+pub fn begin(ctx: &TcContext, from: &Tuple, to: &mut Tuple, source: Source) -> bool {
+    let Some(node) = node() else { return false };
+    // SAFETY: a value of the type, which hiding does not change.
+    let source = unsafe { core::mem::transmute::<u8, Source>(hide(ctx, source as u8)) };
+    to.src = match source {
         Source::Keep | Source::OtherPort => from.src,
         Source::Gateway => GATEWAY,
         Source::Node => node.node_ip,
     };
-    let mut to = Tuple { src, dst: backend.addr, dport: backend.port, ..*from };
-    for attempt in 0..ATTEMPTS {
-        if attempt > 0 || matches!(source, Source::Node | Source::OtherPort) {
-            to.sport = random_port(node);
-            if matches!(source, Source::Node) && taken_by_host(ctx, &to) {
-                continue;
-            }
-        }
-        if record(from, &to) {
-            return Ok(to);
-        }
+    if matches!(source, Source::Keep | Source::Gateway) && record(from, to) {
+        return true;
     }
-    Err(Exhausted)
+    let skb = ctx.skb.skb;
+    let mut search = Search { skb, from, to, behind_node: matches!(source, Source::Node), found: false };
+    // SAFETY: the callback takes what it is given here, which outlives the call.
+    unsafe { bpf_loop(ATTEMPTS, try_port as *mut c_void, (&raw mut search).cast(), 0) };
+    search.found
+}
+
+/// The search for a source port. A loop of the kernel's: the verifier walks its body once.
+struct Search {
+    skb: *mut __sk_buff,
+    from: *const Tuple,
+    to: *mut Tuple,
+    behind_node: bool,
+    found: bool,
+}
+
+/// One draw; 1 ends the search.
+unsafe extern "C" fn try_port(_index: u32, search: *mut Search) -> i64 {
+    // SAFETY: `begin` passes its own, with tuples that outlive the search.
+    let (search, from, to) = unsafe { (&mut *search, &*(*search).from, &mut *(*search).to) };
+    let Some(node) = node() else { return 1 };
+    to.sport = random_port(node);
+    if search.behind_node && taken_by_host(search.skb, to) {
+        return 0;
+    }
+    search.found = record(from, to);
+    search.found as i64
 }
 
 #[inline(always)]
@@ -175,19 +192,20 @@ fn random_port(node: &NodeConfig) -> Port {
 }
 
 /// Records both directions, unless the replies' tuple already means another flow.
-#[inline(always)]
+#[inline(never)]
 fn record(from: &Tuple, to: &Tuple) -> bool {
     // SAFETY: the helper has no preconditions.
-    let seen = unsafe { bpf_ktime_get_ns() };
+    let seen = unsafe { bpf_ktime_get_coarse_ns() };
     let answer = to.reversed();
     if FLOWS.get_ptr(answer).is_some() {
         return false;
     }
-    let reply = Flow { to: from.reversed(), flags: Flow::REPLY, seen };
-    if NEW_FLOWS.insert(answer, reply, NOEXIST).is_err() && !is_same(&answer, &reply.to) {
+    let mut flow = Flow { to: from.reversed(), flags: Flow::REPLY, seen };
+    if NEW_FLOWS.insert(answer, flow, NOEXIST).is_err() && !is_same(&answer, &flow.to) {
         return false;
     }
-    NEW_FLOWS.insert(*from, Flow { to: *to, flags: 0, seen }, 0).is_ok()
+    (flow.to, flow.flags) = (*to, 0);
+    NEW_FLOWS.insert(from, flow, 0).is_ok()
 }
 
 /// A retried opening finds its own entry.
@@ -199,7 +217,7 @@ fn is_same(key: &Tuple, to: &Tuple) -> bool {
 
 /// Whether a socket of the host itself would get the replies.
 #[inline(always)]
-fn taken_by_host(ctx: &TcContext, to: &Tuple) -> bool {
+fn taken_by_host(skb: *mut __sk_buff, to: &Tuple) -> bool {
     let mut tuple = bpf_sock_tuple {
         __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 {
             ipv4: bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
@@ -214,8 +232,8 @@ fn taken_by_host(ctx: &TcContext, to: &Tuple) -> bool {
     // SAFETY: the tuple is of the stated size; a socket found is released before the end.
     unsafe {
         let socket = match to.protocol {
-            TCP => bpf_skc_lookup_tcp(ctx.as_ptr(), &mut tuple, size, CURRENT_NETNS, 0),
-            UDP => bpf_sk_lookup_udp(ctx.as_ptr(), &mut tuple, size, CURRENT_NETNS, 0),
+            TCP => bpf_skc_lookup_tcp(skb.cast(), &mut tuple, size, CURRENT_NETNS, 0),
+            UDP => bpf_sk_lookup_udp(skb.cast(), &mut tuple, size, CURRENT_NETNS, 0),
             _ => core::ptr::null_mut(),
         };
         if socket.is_null() {

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_re
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::mangle::{Mangled, decrement_ttl, set_ethernet};
+use crate::mangle::{Hop, Result, rewrite};
 use crate::maps::{local_pod, node_address};
 use crate::packet::Packet;
 
@@ -15,6 +15,8 @@ const SKIP_NEIGHBOUR: u32 = 1 << 2;
 const FIB_SUCCESS: i64 = 0;
 const FIB_BLACKHOLE: i64 = 1;
 const FIB_PROHIBIT: i64 = 3;
+pub const TC_ACT_UNSPEC: i32 = -1;
+pub const TC_ACT_SHOT: i32 = 2;
 
 /// Where a packet came from, which decides how it may be answered and which frontends it sees.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -22,21 +24,6 @@ pub enum From {
     Pod,
     Host,
     Uplink,
-}
-
-/// What the kernel shall do with the packet. Not ours is `Next`, which leaves it to other programs and the stack.
-#[must_use]
-#[derive(Clone, Copy)]
-pub enum Verdict {
-    Next,
-    Redirect(i32),
-    Drop(Counter),
-}
-
-impl core::convert::From<Mangled> for Verdict {
-    fn from(_: Mangled) -> Self {
-        Self::Drop(Counter::DropMangle)
-    }
 }
 
 /// Where an address lies, seen from this node.
@@ -53,9 +40,15 @@ pub enum Place {
 
 #[inline(always)]
 pub fn place_of(addr: Ip4, node: &NodeConfig) -> Place {
-    if let Some(pod) = local_pod(addr) {
-        return Place::LocalPod(pod);
+    match local_pod(addr) {
+        Some(pod) => Place::LocalPod(pod),
+        None => place_beyond(addr, node),
     }
+}
+
+/// The place of what is no local pod.
+#[inline(always)]
+pub fn place_beyond(addr: Ip4, node: &NodeConfig) -> Place {
     if addr.is_within(node.pod_net, node.pod_mask) {
         return Place::Nobody;
     }
@@ -67,25 +60,44 @@ pub fn place_of(addr: Ip4, node: &NodeConfig) -> Place {
     }
 }
 
-#[inline(always)]
-pub fn to_pod(ctx: &TcContext, packet: &Packet, pod: PodLink) -> Result<Verdict, Verdict> {
-    if packet.ttl <= 1 {
-        return Ok(Verdict::Next);
-    }
-    decrement_ttl(ctx, packet)?;
-    set_ethernet(ctx, pod_mac(pod.ip), HOST_MAC)?;
-    ctx.set_mark(0);
-    // SAFETY: an ingress hook of tc, as the helper demands.
-    Ok(Verdict::Redirect(unsafe { bpf_redirect_peer(pod.ifindex, 0) } as i32))
+/// The way a packet leaves this program.
+#[derive(Clone, Copy)]
+pub enum Exit {
+    /// On with other programs and the stack.
+    Stack,
+    Pod(PodLink),
+    /// To the host as if the service had sent it: on the service link, where the route back to services lies.
+    HostAsService,
+    Uplink,
 }
 
-/// Hands the host a packet whose source is a service: it appears on the service link, where the route back to services lies.
+/// Gives the packet the addresses of `to` and sends it on; the program's result.
 #[inline(always)]
-pub fn to_host_as_service(ctx: &TcContext, node: &NodeConfig) -> Result<Verdict, Verdict> {
-    set_ethernet(ctx, HOST_MAC, SERVICE_MAC)?;
+pub fn send(ctx: &TcContext, packet: &Packet, to: &Tuple, exit: Exit, node: &NodeConfig) -> Result<i32> {
+    // What has no hop left is the stack's to answer for.
+    let dead = packet.ttl <= 1;
+    let hop = match exit {
+        Exit::Pod(_) | Exit::Uplink if dead => Hop::NONE,
+        Exit::Stack => Hop::NONE,
+        Exit::Pod(pod) => Hop { counted: true, macs: Some((pod_mac(pod.ip), HOST_MAC)) },
+        Exit::HostAsService => Hop { counted: false, macs: Some((HOST_MAC, SERVICE_MAC)) },
+        Exit::Uplink => Hop { counted: true, macs: None },
+    };
+    rewrite(ctx, packet, to, hop)?;
+    if matches!(exit, Exit::Stack) || (dead && !matches!(exit, Exit::HostAsService)) {
+        return Ok(TC_ACT_UNSPEC);
+    }
     ctx.set_mark(0);
-    // SAFETY: the helper has no preconditions.
-    Ok(Verdict::Redirect(unsafe { bpf_redirect(node.service_link, BPF_F_INGRESS as u64) } as i32))
+    // SAFETY: ingress hooks of tc, as redirect_peer demands; without parameters redirect_neigh takes next hop and neighbour from
+    // the routes.
+    let action = unsafe {
+        match exit {
+            Exit::Pod(pod) => bpf_redirect_peer(pod.ifindex, 0),
+            Exit::HostAsService => bpf_redirect(node.service_link, BPF_F_INGRESS as u64),
+            Exit::Uplink | Exit::Stack => bpf_redirect_neigh(node.uplink, core::ptr::null_mut(), 0, 0),
+        }
+    };
+    Ok(action as i32)
 }
 
 /// What the node's routes say about a destination.
@@ -98,7 +110,7 @@ pub enum Way {
     Stack,
 }
 
-#[inline(always)]
+#[inline(never)]
 pub fn route(ctx: &TcContext, to: &Tuple) -> Way {
     // SAFETY: all fields are integers.
     let mut query: FibLookup = unsafe { core::mem::zeroed() };
@@ -114,17 +126,6 @@ pub fn route(ctx: &TcContext, to: &Tuple) -> Way {
         FIB_BLACKHOLE..=FIB_PROHIBIT => Way::Nowhere,
         _ => Way::Stack,
     }
-}
-
-#[inline(always)]
-pub fn to_uplink(ctx: &TcContext, packet: &Packet, node: &NodeConfig) -> Result<Verdict, Verdict> {
-    if packet.ttl <= 1 {
-        return Ok(Verdict::Next);
-    }
-    decrement_ttl(ctx, packet)?;
-    ctx.set_mark(0);
-    // SAFETY: without parameters the helper takes next hop and neighbour from the routes.
-    Ok(Verdict::Redirect(unsafe { bpf_redirect_neigh(node.uplink, core::ptr::null_mut(), 0, 0) } as i32))
 }
 
 #[inline(always)]

@@ -4,28 +4,44 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
 use crate::flow;
-use crate::mangle::{Mangled, rewrite};
+use crate::mangle::Mangled;
 use crate::packet::{Ipv4Header, Packet};
 
 const ICMP_HEADER: usize = 8;
 
-/// An error whose quote was translated: where the message goes now.
-pub struct Translated {
-    pub to: Tuple,
+/// What is known of a packet, or of the one it quotes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    NotOurs,
+    Translated,
+    Mangled,
 }
 
-/// `None`: it quotes no packet of ours.
-#[inline(always)]
-pub fn translate(ctx: &TcContext, packet: &Packet) -> Option<Result<Translated, Mangled>> {
+/// Translates the quote; `to` becomes what the message's own addresses shall be. A function of its own for the kernel too: it is
+/// rare, and verified apart.
+#[inline(never)]
+pub fn translate(ctx: &TcContext, packet: &Packet, to: &mut Tuple) -> Known {
     let at = packet.offset + ICMP_HEADER;
-    let header: Ipv4Header = ctx.load(at).ok()?;
+    let Ok(header) = ctx.load::<Ipv4Header>(at) else { return Known::NotOurs };
     if header.version_ihl != 0x45 {
-        return None;
+        return Known::NotOurs;
     }
-    let quoted = quoted_tuple(ctx, at + 20, &header)?;
+    let Some(quoted) = quoted_tuple(ctx, at + 20, &header) else { return Known::NotOurs };
     // The error about a packet goes where a reply to it would.
-    let reply = flow::peek(&quoted.reversed())?;
-    Some(apply(ctx, packet, at, &header, &quoted, &reply))
+    let Some(reply) = flow::peek(&quoted.reversed()) else { return Known::NotOurs };
+    let original = reply.reversed();
+    if quote_addresses(ctx, at, &header, &original).is_err()
+        || quote_ports(ctx, packet, at + 20, &quoted, &original).is_err()
+    {
+        return Known::Mangled;
+    }
+    // A router on the way keeps its own address; the far end itself shows the one its peer knows.
+    if packet.tuple.src == quoted.dst {
+        to.src = reply.src;
+    }
+    to.dst = reply.dst;
+    crate::maps::count(Counter::IcmpTranslated);
+    Known::Translated
 }
 
 #[inline(always)]
@@ -46,25 +62,6 @@ fn quoted_tuple(ctx: &TcContext, at: usize, header: &Ipv4Header) -> Option<Tuple
         protocol: header.protocol,
         pad: [0; 3],
     })
-}
-
-#[inline(always)]
-fn apply(
-    ctx: &TcContext,
-    packet: &Packet,
-    at: usize,
-    header: &Ipv4Header,
-    quoted: &Tuple,
-    reply: &Tuple,
-) -> Result<Translated, Mangled> {
-    let original = reply.reversed();
-    quote_addresses(ctx, at, header, &original)?;
-    quote_ports(ctx, packet, at + 20, quoted, &original)?;
-    // A router on the way keeps its own address; the far end itself shows the one its peer knows.
-    let src = if packet.tuple.src == quoted.dst { reply.src } else { packet.tuple.src };
-    let to = Tuple { src, dst: reply.dst, ..packet.tuple };
-    rewrite(ctx, packet, &to)?;
-    Ok(Translated { to })
 }
 
 /// New addresses and header checksum cancel out in the message's own checksum.

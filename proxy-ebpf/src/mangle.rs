@@ -1,10 +1,11 @@
-//! Changes packets. Checksums go through the kernel's helpers only: they know whether the device, or nobody yet, has summed up
-//! the packet, which a delta computed here would not.
+//! Changes packets. Transport checksums go through the kernel's helper only: it knows whether the device, or nobody yet, has summed
+//! up the packet, which a delta computed here would not. The sum of the IP header has no such trap, and is patched in place.
 
+use aya_ebpf::helpers::bpf_skb_pull_data;
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::packet::{IP, Layer4, Packet};
+use crate::packet::{IP, Layer4, PLAIN, Packet};
 
 const PSEUDO_HEADER: u64 = 0x10;
 const MARK_MANGLED_0: u64 = 0x20;
@@ -18,77 +19,111 @@ pub struct Mangled;
 
 pub type Result<T> = core::result::Result<T, Mangled>;
 
+/// What changes besides addresses and ports.
+#[derive(Clone, Copy)]
+pub struct Hop {
+    /// One hop less to live. The caller has seen that there is one to lose.
+    pub counted: bool,
+    /// Ethernet destination and source.
+    pub macs: Option<([u8; 6], [u8; 6])>,
+}
+
+impl Hop {
+    pub const NONE: Self = Self { counted: false, macs: None };
+}
+
 /// Gives the packet the addresses and ports of `to`.
 #[inline(always)]
-pub fn rewrite(ctx: &TcContext, packet: &Packet, to: &Tuple) -> Result<()> {
+pub fn rewrite(ctx: &TcContext, packet: &Packet, to: &Tuple, hop: Hop) -> Result<()> {
     let from = &packet.tuple;
-    let check = checksum_field(packet);
-    if from.src != to.src {
-        replace_address(ctx, IP_SRC, from.src, to.src, check)?;
+    let addresses = difference([from.src.0, from.dst.0], [to.src.0, to.dst.0]);
+    if from.src != to.src || from.dst != to.dst || from.sport != to.sport || from.dport != to.dport {
+        rewrite_transport(ctx, packet, to, addresses)?;
     }
-    if from.dst != to.dst {
-        replace_address(ctx, IP_DST, from.dst, to.dst, check)?;
+    let data = header(ctx)?;
+    let mut sum = addresses as u64;
+    // SAFETY, for all below: within the IP header, which `header` has found writable, and aligned enough for these kernels.
+    if hop.counted {
+        let word = |ttl: u8| u16::from_ne_bytes([ttl, packet.tuple.protocol]);
+        sum += !word(packet.ttl) as u64 + word(packet.ttl - 1) as u64;
+        unsafe { core::ptr::write((data + IP_TTL) as *mut u8, packet.ttl - 1) };
     }
-    match packet.layer4 {
-        Layer4::Tcp(_) | Layer4::Udp => {
-            replace_port(ctx, packet.offset, from.sport, to.sport, check)?;
-            replace_port(ctx, packet.offset + 2, from.dport, to.dport, check)
+    let check = (data + IP_CHECK) as *mut u16;
+    unsafe {
+        core::ptr::write(check, !fold(sum + !core::ptr::read(check) as u64));
+        core::ptr::write((data + IP_SRC) as *mut u32, to.src.0);
+        core::ptr::write((data + IP_DST) as *mut u32, to.dst.0);
+    }
+    if let Some((dst, src)) = hop.macs {
+        let [a, b, c, d, e, f] = dst;
+        let [g, h, i, j, k, l] = src;
+        let words = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
+        for (index, word) in words.into_iter().enumerate() {
+            unsafe { core::ptr::write((data + index * 4) as *mut u32, word) };
         }
-        Layer4::EchoRequest => replace_port(ctx, packet.offset + 4, from.sport, to.sport, check),
-        Layer4::EchoReply => replace_port(ctx, packet.offset + 4, from.dport, to.dport, check),
-        _ => Ok(()),
     }
+    Ok(())
 }
 
-/// Where the transport checksum lies, and how the helper must treat it.
-#[derive(Clone, Copy)]
-struct Check {
-    offset: usize,
-    /// For changes of addresses: only where the sum covers them.
-    address: Option<u64>,
-    port: u64,
-}
-
+/// Ports, and the transport's checksum with all that it covers.
 #[inline(always)]
-fn checksum_field(packet: &Packet) -> Option<Check> {
-    match packet.layer4 {
-        Layer4::Tcp(_) => Some(Check { offset: packet.offset + 16, address: Some(PSEUDO_HEADER | 4), port: 2 }),
-        Layer4::Udp => Some(Check {
-            offset: packet.offset + 6,
-            address: Some(PSEUDO_HEADER | MARK_MANGLED_0 | 4),
-            port: MARK_MANGLED_0 | 2,
-        }),
-        Layer4::EchoRequest | Layer4::EchoReply => Some(Check { offset: packet.offset + 2, address: None, port: 2 }),
-        _ => None,
+fn rewrite_transport(ctx: &TcContext, packet: &Packet, to: &Tuple, addresses: u32) -> Result<()> {
+    let from = &packet.tuple;
+    let (check, flags) = match packet.layer4 {
+        Layer4::Tcp => (packet.offset + 16, 0),
+        Layer4::Udp => (packet.offset + 6, MARK_MANGLED_0),
+        Layer4::EchoRequest => return rewrite_echo(ctx, packet, from.sport, to.sport),
+        Layer4::EchoReply => return rewrite_echo(ctx, packet, from.dport, to.dport),
+        Layer4::IcmpError | Layer4::Continued | Layer4::Unknown | Layer4::Other => return Ok(()),
+    };
+    if from.src != to.src || from.dst != to.dst {
+        ctx.l4_csum_replace(check, 0, addresses as u64, flags | PSEUDO_HEADER).map_err(|_| Mangled)?;
     }
-}
-
-#[inline(always)]
-fn replace_address(ctx: &TcContext, at: usize, from: Ip4, to: Ip4, check: Option<Check>) -> Result<()> {
-    if let Some(Check { offset, address: Some(flags), .. }) = check {
-        ctx.l4_csum_replace(offset, from.0 as u64, to.0 as u64, flags).map_err(|_| Mangled)?;
-    }
-    ctx.l3_csum_replace(IP_CHECK, from.0 as u64, to.0 as u64, 4).map_err(|_| Mangled)?;
-    ctx.store(at, &to.0, 0).map_err(|_| Mangled)
-}
-
-#[inline(always)]
-fn replace_port(ctx: &TcContext, at: usize, from: Port, to: Port, check: Option<Check>) -> Result<()> {
-    if from == to {
+    let ports = |tuple: &Tuple| tuple.sport.0 as u32 | (tuple.dport.0 as u32) << 16;
+    if ports(from) == ports(to) {
         return Ok(());
     }
-    if let Some(check) = check {
-        ctx.l4_csum_replace(check.offset, from.0 as u64, to.0 as u64, check.port).map_err(|_| Mangled)?;
+    ctx.l4_csum_replace(check, ports(from) as u64, ports(to) as u64, flags | 4).map_err(|_| Mangled)?;
+    let (data, end) = (ctx.data(), ctx.data_end());
+    if packet.offset == PLAIN && data + PLAIN + 4 <= end {
+        // SAFETY: within the packet; the helper before has made it writable up to the checksum, which lies behind the ports.
+        unsafe { core::ptr::write((data + PLAIN) as *mut u32, ports(to)) };
+        return Ok(());
     }
-    ctx.store(at, &to.0, 0).map_err(|_| Mangled)
+    ctx.store(packet.offset, &ports(to), 0).map_err(|_| Mangled)
 }
 
-/// One hop less to live. The caller has seen that there is one to lose.
+/// The identifier of an echo stands for its port. No ICMP checksum covers addresses.
 #[inline(always)]
-pub fn decrement_ttl(ctx: &TcContext, packet: &Packet) -> Result<()> {
-    let word = |ttl: u8| u16::from_ne_bytes([ttl, packet.tuple.protocol]) as u64;
-    ctx.l3_csum_replace(IP_CHECK, word(packet.ttl), word(packet.ttl - 1), 2).map_err(|_| Mangled)?;
-    ctx.store(IP_TTL, &(packet.ttl - 1), 0).map_err(|_| Mangled)
+fn rewrite_echo(ctx: &TcContext, packet: &Packet, from: Port, to: Port) -> Result<()> {
+    ctx.l4_csum_replace(packet.offset + 2, from.0 as u64, to.0 as u64, 2).map_err(|_| Mangled)?;
+    ctx.store(packet.offset + 4, &to.0, 0).map_err(|_| Mangled)
+}
+
+/// The address of the packet's first byte; Ethernet and IP header behind it are in one piece.
+#[inline(always)]
+fn header(ctx: &TcContext) -> Result<usize> {
+    if ctx.data() + PLAIN > ctx.data_end() {
+        // SAFETY: the context is valid; packet pointers are not held across the call.
+        unsafe { bpf_skb_pull_data(ctx.skb.skb, PLAIN as u32) };
+    }
+    let data = ctx.data();
+    if data + PLAIN > ctx.data_end() { Err(Mangled) } else { Ok(data) }
+}
+
+/// What to add to a sum over `from` for one over `to`.
+#[inline(always)]
+fn difference(from: [u32; 2], to: [u32; 2]) -> u32 {
+    let sum = !from[0] as u64 + !from[1] as u64 + to[0] as u64 + to[1] as u64;
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    ((sum & 0xffff_ffff) + (sum >> 32)) as u32
+}
+
+#[inline(always)]
+fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 #[inline(always)]

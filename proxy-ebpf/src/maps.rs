@@ -64,6 +64,7 @@ pub static PEERS: SkStorage<Peers> = SkStorage::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
 
+#[inline(always)]
 pub fn count(counter: Counter) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
         // SAFETY: a per-CPU element, valid while the program runs; only this CPU writes it.

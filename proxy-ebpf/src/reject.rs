@@ -8,9 +8,10 @@ use aya_ebpf::helpers::{bpf_csum_diff, bpf_redirect, bpf_redirect_peer, bpf_skb_
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::forward::{From, Verdict, ifindex};
+use crate::forward::{From, TC_ACT_SHOT, ifindex};
 use crate::mangle::set_ethernet;
-use crate::packet::{ACK, FIN, IP, Ipv4Header, Layer4, Packet, RST, SYN, UNREACHABLE};
+use crate::maps::{count, node};
+use crate::packet::{ACK, FIN, IP, Ipv4Header, Layer4, PLAIN, Packet, RST, SYN, UNREACHABLE};
 
 pub const PORT_UNREACHABLE: u8 = 3;
 pub const HOST_UNREACHABLE: u8 = 1;
@@ -18,8 +19,6 @@ const RECOMPUTE: u64 = 1;
 const IP_HEADER: usize = 20;
 /// An ICMP error quotes the header and eight bytes.
 const QUOTE: usize = IP_HEADER + 8;
-/// Where the transport header must begin: with options the packet is not worth the stack space.
-const PLAIN: usize = IP + IP_HEADER;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -45,18 +44,31 @@ struct PseudoHeader {
     length: u16,
 }
 
-#[inline(always)]
-pub fn reject(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig, code: u8) -> Result<Verdict, Verdict> {
-    if packet.offset != PLAIN {
-        return Err(Verdict::Drop(Counter::Unanswerable));
+/// Answers the packet, or drops it where no answer is possible; the program's result. A function of its own for the kernel too:
+/// it is rare, and verified once.
+#[inline(never)]
+pub fn reject(ctx: &TcContext, packet: &Packet, from: From, code: u8) -> i32 {
+    match node().and_then(|node| answer(ctx, packet, from, node, code)) {
+        Some(action) => action,
+        None => {
+            count(Counter::Unanswerable);
+            TC_ACT_SHOT
+        }
     }
-    let answer = match packet.layer4 {
-        Layer4::Tcp(flags) if flags & RST == 0 => reset(ctx, packet, flags),
+}
+
+#[inline(always)]
+fn answer(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig, code: u8) -> Option<i32> {
+    // With IP options a packet is not worth the stack space.
+    if packet.offset != PLAIN {
+        return None;
+    }
+    let answered = match packet.layer4 {
+        Layer4::Tcp if packet.flags & RST == 0 => reset(ctx, packet, packet.flags),
         Layer4::Udp | Layer4::EchoRequest => unreachable(ctx, packet, code, node),
         _ => None,
-    };
-    let Some(answered) = answer else { return Err(Verdict::Drop(Counter::Unanswerable)) };
-    crate::maps::count(answered);
+    }?;
+    count(answered);
     send_back(ctx, packet, from, node)
 }
 
@@ -139,26 +151,26 @@ fn store_ip(ctx: &TcContext, packet: &Packet, src: Ip4, protocol: u8, payload: u
 }
 
 #[inline(always)]
-fn send_back(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig) -> Result<Verdict, Verdict> {
+fn send_back(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig) -> Option<i32> {
     let verdict = match from {
         From::Pod => {
-            set_ethernet(ctx, pod_mac(packet.tuple.src), HOST_MAC)?;
+            set_ethernet(ctx, pod_mac(packet.tuple.src), HOST_MAC).ok()?;
             // SAFETY: an ingress hook of tc, as the helper demands.
             unsafe { bpf_redirect_peer(ifindex(ctx), 0) }
         }
         From::Host => {
-            set_ethernet(ctx, HOST_MAC, SERVICE_MAC)?;
+            set_ethernet(ctx, HOST_MAC, SERVICE_MAC).ok()?;
             // SAFETY: the helper has no preconditions.
             unsafe { bpf_redirect(node.service_link, BPF_F_INGRESS as u64) }
         }
         From::Uplink => {
-            let [dst, src]: [[u8; 6]; 2] = ctx.load(0).map_err(|_| Verdict::Drop(Counter::Unanswerable))?;
-            set_ethernet(ctx, src, dst)?;
+            let [dst, src]: [[u8; 6]; 2] = ctx.load(0).ok()?;
+            set_ethernet(ctx, src, dst).ok()?;
             // SAFETY: the helper has no preconditions.
             unsafe { bpf_redirect(node.uplink, 0) }
         }
     };
-    Ok(Verdict::Redirect(verdict as i32))
+    Some(verdict as i32)
 }
 
 #[inline(always)]

@@ -4,7 +4,7 @@
 //! the kernel hands one socket's calls to hooks of both families (connect6, then sendmsg4, then recvmsg6).
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_set_retval};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_ktime_get_coarse_ns, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
@@ -167,7 +167,7 @@ fn send(ctx: &SockAddrContext, form: Form) -> Verdict {
     // SAFETY: not null, so a value of this socket's storage.
     let peers = unsafe { &mut *peers };
     // SAFETY: the helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
     if let Some(backend) = same_as_before(peers, service.slot, given.bits(), now) {
         set_address(ctx, form, backend);
         return Verdict::Pass;

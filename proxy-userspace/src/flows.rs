@@ -34,12 +34,15 @@ pub fn has_expired(tuple: &Tuple, flow: &Flow, partner: Option<&Flow>, now: u64)
 
 /// Whether a datagram flow leads to an endpoint that its service no longer has. TCP flows run on until they end.
 pub fn is_stale(tuple: &Tuple, flow: &Flow, table: &Table) -> bool {
+    if tuple.protocol != UDP {
+        return false;
+    }
     let (key, to) = match flow.flags & Flow::REPLY {
         0 => (*tuple, flow.to),
         _ => (flow.to.reversed(), tuple.reversed()),
     };
     let translated = (key.dst, key.dport) != (to.dst, to.dport);
-    if key.protocol != UDP || !translated {
+    if !translated {
         return false;
     }
     let backend = Backend::new(to.dst, to.dport).bits();

@@ -19,6 +19,25 @@ pub enum LinkError {
     Pin { path: PathBuf, source: io::Error },
 }
 
+/// Gives every pinned link this version's program, without a gap. A link whose target is gone, or whose program this version does
+/// not have, goes.
+pub fn renew(pins: &Pins, programs: &Programs) -> Result<(), LinkError> {
+    let folder = pins.link("");
+    let failed = |source| LinkError::Pin { path: folder.clone(), source };
+    for entry in fs::read_dir(&folder).map_err(failed)? {
+        let pin = entry.map_err(failed)?.path();
+        let name = pin.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let program = programs.named(name.split_once('@').map_or(name, |(program, _)| program));
+        let link = sys::object_get(&pin);
+        let renewed = program.zip(link.ok()).map(|(program, link)| sys::link_update(link.as_fd(), program.as_fd()));
+        if !matches!(renewed, Some(Ok(()))) {
+            tracing::debug!(pin = %pin.display(), outcome = ?renewed, "link of an earlier process is of no use");
+            unpin(&pin)?;
+        }
+    }
+    Ok(())
+}
+
 /// Attaches every socket hook to the cgroup.
 pub fn attach_socket_hooks(pins: &Pins, programs: &Programs, cgroup_root: &Path) -> Result<(), LinkError> {
     let cgroup = File::open(cgroup_root).map_err(|source| LinkError::Pin { path: cgroup_root.to_owned(), source })?;

@@ -4,11 +4,12 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
-use aya::{Btf, EbpfError, EbpfLoader};
-use proxy_common::LAYOUT;
+use aya::{EbpfError, EbpfLoader};
 
+use crate::layout::{self, Layout};
 use crate::sys;
 
 /// The parser reads the object in place, so it must be aligned like its widest field.
@@ -16,25 +17,6 @@ use crate::sys;
 struct Aligned<T: ?Sized>(T);
 
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!("../bpf/amphipod.bpf.o"));
-
-/// Maps that live on between two agents, under their pins.
-pub const MAPS: &[&str] = &[
-    "FRONTENDS",
-    "SLOTS",
-    "AFFINITY_OF",
-    "BACKENDS",
-    "AFFINITY",
-    "LOCAL_NETNS",
-    "PODS",
-    "NODE_ADDRESSES",
-    "NODE",
-    "FLOWS",
-    "NEW_FLOWS",
-    "FRAGMENTS",
-    "ORIGINS",
-    "PEERS",
-    "COUNTERS",
-];
 
 /// A hook at the socket: program, the kernel's attach type.
 pub const SOCKET_HOOKS: &[(&str, u32)] = &[
@@ -114,27 +96,46 @@ pub struct Programs {
 
 impl Programs {
     pub fn get(&self, name: &'static str) -> Result<&OwnedFd, LoadError> {
-        self.loaded.iter().find(|(program, _)| *program == name).map(|(_, fd)| fd).ok_or(LoadError::Missing(name))
+        self.named(name).ok_or(LoadError::Missing(name))
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, &OwnedFd)> {
+        self.loaded.iter().map(|(name, fd)| (*name, fd))
+    }
+
+    pub(crate) fn named(&self, name: &str) -> Option<&OwnedFd> {
+        self.loaded.iter().find(|(program, _)| *program == name).map(|(_, fd)| fd)
     }
 }
 
-/// Where things are pinned.
+/// Where things are pinned, and in which layout.
 #[derive(Debug, Clone)]
 pub struct Pins {
     root: PathBuf,
+    layouts: &'static [Layout],
 }
 
 impl Pins {
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self::in_layouts(root, layout::CURRENT)
     }
 
-    pub fn root(&self) -> &Path {
-        &self.root
+    pub fn in_layouts(root: &Path, layouts: &'static [Layout]) -> Self {
+        Self { root: root.to_owned(), layouts }
     }
 
+    pub fn layouts(&self) -> &'static [Layout] {
+        self.layouts
+    }
+
+    pub fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    /// A name that is in no layout gets a pin that nobody makes.
     pub fn map(&self, name: &str) -> PathBuf {
-        self.root.join("maps").join(format!("{LAYOUT}_{name}"))
+        let layout = self.layouts.iter().find(|layout| layout.map == name);
+        self.maps().join(layout.map_or_else(|| name.to_owned(), Layout::pin_name))
     }
 
     pub fn link(&self, name: &str) -> PathBuf {
@@ -224,21 +225,49 @@ pub fn remove_root(root: &Path) -> io::Result<()> {
 
 /// Loads maps (adopting pinned ones) and programs.
 pub fn load(pins: &Pins) -> Result<Programs, LoadError> {
-    let btf = Btf::from_sys_fs().map_err(|_| LoadError::NoBtf)?;
+    // It reads the kernel's BTF by itself.
     let mut loader = EbpfLoader::new();
-    loader.btf(Some(&btf));
-    for &map in MAPS {
-        loader.map_pin_path(map, pins.map(map));
+    for layout in pins.layouts() {
+        loader.map_pin_path(layout.map, pins.map(layout.map));
     }
     let mut object = loader.load(&OBJECT.0).map_err(Box::new)?;
-    let mut loaded = Vec::new();
-    for name in SOCKET_HOOKS.iter().map(|(name, _)| *name).chain(PacketHook::ALL.map(PacketHook::program)) {
-        let program = object.program_mut(name).ok_or(LoadError::Missing(name))?;
-        let fd =
-            load_program(program).map_err(|source| LoadError::Program { program: name, source: Box::new(source) })?;
-        loaded.push((name, fd));
+    let mut wanted = Vec::new();
+    let names: Vec<_> =
+        SOCKET_HOOKS.iter().map(|(name, _)| *name).chain(PacketHook::ALL.map(PacketHook::program)).collect();
+    for (found, program) in object.programs_mut() {
+        wanted.extend(names.iter().position(|name| *name == found).map(|place| (place, program)));
     }
-    Ok(Programs { loaded })
+    wanted.sort_by_key(|(place, _)| *place);
+    let wanted = wanted.into_iter().map(|(place, program)| (names[place], program)).collect();
+    let loaded = load_programs(wanted)?;
+    match names.iter().find(|name| !loaded.iter().any(|(loaded, _)| loaded == *name)) {
+        Some(missing) => Err(LoadError::Missing(missing)),
+        None => Ok(Programs { loaded }),
+    }
+}
+
+/// The kernel verifies on the calling thread, so all CPUs take part: this is most of a start's time.
+fn load_programs(programs: Vec<(&'static str, &mut Program)>) -> Result<Vec<(&'static str, OwnedFd)>, LoadError> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(programs.len());
+    let left = Mutex::new(programs);
+    // Those that take longest come last in the list, and so first off it.
+    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let work = || {
+        let mut loaded = Vec::new();
+        while let Some((name, program)) = next() {
+            let failed = |source| LoadError::Program { program: name, source: Box::new(source) };
+            loaded.push((name, load_program(program).map_err(failed)?));
+        }
+        Ok::<_, LoadError>(loaded)
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let mut all = Vec::new();
+        for worker in workers {
+            all.extend(worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(all)
+    })
 }
 
 fn load_program(program: &mut Program) -> Result<OwnedFd, ProgramError> {
@@ -285,8 +314,9 @@ mod tests {
 
     #[test]
     fn pins_carry_the_layout() {
-        let pins = Pins::new(Path::new("/x"));
-        assert_eq!(pins.map("SLOTS"), Path::new("/x/maps/v1_SLOTS"));
+        let pins = Pins::in_layouts(Path::new("/x"), layout::NEXT);
+        assert_eq!(pins.map("SLOTS"), Path::new("/x/maps/v2_SLOTS"));
+        assert_eq!(pins.map("ORIGINS"), Path::new("/x/maps/v1_ORIGINS"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The service path of one node: loaded programs, their maps, and the one place that writes them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
@@ -14,13 +14,18 @@ use proxy_common::*;
 
 use crate::desired::{Contents, Entry, Frontend, ServiceName};
 use crate::flows;
+use crate::layout::{self, Layout};
 use crate::links::{self, LinkError};
+use crate::migrate::{MigrateError, Migration, Pass};
 use crate::object::{self, LoadError, PacketHook, Pins, Programs};
 use crate::sys::{self, Map, Put, SharedArray};
 use crate::table::{Limits, Op, Refusal, Table};
 
-const LIMITS: Limits = Limits { slots: MAX_SLOTS as u32, backends: MAX_BACKENDS as u32, frontends: MAX_FRONTENDS };
+pub(crate) const LIMITS: Limits =
+    Limits { slots: MAX_SLOTS as u32, backends: MAX_BACKENDS as u32, frontends: MAX_FRONTENDS };
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// Flows looked at while no service can change.
+const SWEPT_AT_ONCE: usize = 1024;
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -44,6 +49,8 @@ pub enum ProxyError {
     Load(#[from] LoadError),
     #[error(transparent)]
     Link(#[from] LinkError),
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
     #[error("map {map} refuses a change")]
     Write { map: &'static str, source: io::Error },
     #[error("the network namespace of {whose} cannot be read")]
@@ -52,7 +59,7 @@ pub enum ProxyError {
     Thread(#[source] io::Error),
 }
 
-type Result<T> = std::result::Result<T, ProxyError>;
+pub(crate) type Result<T> = std::result::Result<T, ProxyError>;
 
 /// Services that are not, or not wholly, translated, and why.
 pub type Refusals = Vec<(ServiceName, Refusal)>;
@@ -89,22 +96,22 @@ enum Tidy {
 }
 
 #[derive(Debug)]
-struct Maps {
-    frontends: Map<FrontendKey, u64>,
-    slots: SharedArray,
-    affinity_of: SharedArray,
-    backends: SharedArray,
-    local_netns: Map<u64, u64>,
-    pods: Map<u32, u64>,
-    node_addresses: Map<u32, u32>,
-    node: Map<u32, NodeConfig>,
-    flows: Map<Tuple, Flow>,
-    new_flows: Map<Tuple, Flow>,
-    counters: Map<u32, u64>,
+pub(crate) struct Maps {
+    pub frontends: Map<FrontendKey, u64>,
+    pub slots: SharedArray,
+    pub affinity_of: SharedArray,
+    pub backends: SharedArray,
+    pub local_netns: Map<u64, u64>,
+    pub pods: Map<u32, u64>,
+    pub node_addresses: Map<u32, u32>,
+    pub node: Map<u32, NodeConfig>,
+    pub flows: Map<Tuple, Flow>,
+    pub new_flows: Map<Tuple, Flow>,
+    pub counters: Map<u32, u64>,
 }
 
 impl Maps {
-    fn open(pins: &Pins) -> std::result::Result<Self, LoadError> {
+    pub fn open(pins: &Pins) -> std::result::Result<Self, LoadError> {
         Ok(Self {
             frontends: object::open(pins, "FRONTENDS")?,
             slots: object::open_shared(pins, "SLOTS", MAX_SLOTS)?,
@@ -120,7 +127,7 @@ impl Maps {
         })
     }
 
-    fn run(&self, op: &Op) -> Result<()> {
+    pub fn run(&self, op: &Op) -> Result<()> {
         match op {
             Op::WriteBackends { base, backends } => {
                 for (place, bits) in self.backends.values().iter().skip(*base as usize).zip(backends) {
@@ -144,7 +151,7 @@ impl Maps {
 
     /// The table of what an earlier process left.
     fn adopt(&self) -> Result<Table> {
-        let entries = self.frontends.entries(MAX_FRONTENDS * 2).map_err(written("FRONTENDS"))?;
+        let entries = self.frontends.entries().map_err(written("FRONTENDS"))?;
         let frontends: BTreeMap<Frontend, u32> =
             entries.iter().filter_map(|(key, value)| Some((frontend(key)?, key.slot_of(*value)?))).collect();
         let frontends: Vec<_> = frontends.into_iter().filter(|(_, slot)| (*slot as usize) < MAX_SLOTS).collect();
@@ -157,7 +164,7 @@ impl Maps {
     }
 }
 
-fn written(map: &'static str) -> impl Fn(io::Error) -> ProxyError {
+pub(crate) fn written(map: &'static str) -> impl Fn(io::Error) -> ProxyError {
     move |source| ProxyError::Write { map, source }
 }
 
@@ -178,10 +185,15 @@ fn frontend(key: &FrontendKey) -> Option<Frontend> {
 impl Proxy {
     /// Loads the programs, takes up pinned maps and links, and attaches the socket hooks.
     pub fn start(config: &Config) -> Result<Self> {
+        Self::start_in_layouts(config, layout::CURRENT)
+    }
+
+    /// The same with maps of other layouts than this version's: so tests play a later version.
+    pub fn start_in_layouts(config: &Config, layouts: &'static [Layout]) -> Result<Self> {
         object::check_machine(&config.cgroup_root)?;
         object::prepare_root(&config.bpf_root)?;
-        let pins = Pins::new(&config.bpf_root);
-        let programs = object::load(&pins)?;
+        let pins = Pins::in_layouts(&config.bpf_root, layouts);
+        let programs = take_over(&pins)?;
         let maps = Maps::open(&pins)?;
         let table = maps.adopt()?;
         match config.socket_hooks {
@@ -222,7 +234,7 @@ impl Proxy {
         let mut wanted: BTreeMap<u32, u32> = others.iter().map(|ip| (key(ip), OTHER_NODE)).collect();
         wanted.extend(this.iter().map(|ip| (key(ip), THIS_NODE)));
         let map = &self.shared.maps.node_addresses;
-        for (address, _) in map.entries(MAX_NODE_ADDRESSES * 2).map_err(written("NODE_ADDRESSES"))? {
+        for (address, _) in map.entries().map_err(written("NODE_ADDRESSES"))? {
             if !wanted.contains_key(&address) {
                 map.remove(&address).map_err(written("NODE_ADDRESSES"))?;
             }
@@ -253,7 +265,7 @@ impl Proxy {
 
     /// Address and host end of every pod that the maps hold, for removing what no pod owns any more.
     pub fn pods(&self) -> Result<Vec<(Ipv4Addr, u32)>> {
-        let pods = self.shared.maps.pods.entries(MAX_PODS * 2).map_err(written("PODS"))?;
+        let pods = self.shared.maps.pods.entries().map_err(written("PODS"))?;
         Ok(pods.into_iter().map(|(ip, bits)| (Ip4(ip).octets().into(), PodLink::from_bits(bits).ifindex)).collect())
     }
 
@@ -272,7 +284,7 @@ impl Proxy {
     /// Drops namespaces of the same owner, which an earlier run left.
     fn forget_netns(&self, owner: Netns, keep: Option<u64>) -> Result<()> {
         let map = &self.shared.maps.local_netns;
-        for (cookie, bits) in map.entries(MAX_NETNS * 2).map_err(written("LOCAL_NETNS"))? {
+        for (cookie, bits) in map.entries().map_err(written("LOCAL_NETNS"))? {
             if bits == owner.bits() && Some(cookie) != keep {
                 map.remove(&cookie).map_err(written("LOCAL_NETNS"))?;
             }
@@ -307,6 +319,17 @@ impl Proxy {
     pub fn program(&self, hook: PacketHook) -> Result<&std::os::fd::OwnedFd> {
         Ok(self.programs.get(hook.program())?)
     }
+}
+
+/// Loads the programs and puts them in the place of an earlier process's, with all that its maps hold.
+fn take_over(pins: &Pins) -> Result<Programs> {
+    let migration = Migration::find(pins)?;
+    let programs = object::load(pins)?;
+    migration.carry(pins, Pass::First)?;
+    links::renew(pins, &programs)?;
+    migration.carry(pins, Pass::Second)?;
+    migration.finish(pins)?;
+    Ok(programs)
 }
 
 impl Drop for Proxy {
@@ -346,15 +369,9 @@ impl Pinned {
 }
 
 fn named(counters: &Map<u32, u64>) -> io::Result<Vec<(&'static str, u64)>> {
-    let cpus = possible_cpus();
+    let cpus = sys::possible_cpus();
     let sum = |index| counters.per_cpu(index, cpus).map(|values| values.iter().sum());
     Counter::NAMES.iter().zip(0u32..).map(|(name, index)| Ok((*name, sum(index)?))).collect()
-}
-
-fn possible_cpus() -> usize {
-    let listed = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
-    let last = listed.trim().rsplit(['-', ',']).next().and_then(|last| last.parse::<usize>().ok());
-    last.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |last| last + 1)
 }
 
 impl Shared {
@@ -400,28 +417,33 @@ impl Shared {
     /// Drops flows that ended, and datagram flows whose endpoint is gone.
     fn sweep(&self) -> Result<()> {
         let now = sys::monotonic_nanoseconds();
-        for (name, map, limit) in
-            [("FLOWS", &self.maps.flows, MAX_FLOWS), ("NEW_FLOWS", &self.maps.new_flows, MAX_NEW_FLOWS)]
-        {
-            let entries = map.entries(limit * 2).map_err(written(name))?;
-            let mut ended = BTreeSet::new();
-            {
-                let state = self.lock();
-                for (index, (tuple, flow)) in entries.iter().enumerate() {
-                    if flows::is_stale(tuple, flow, &state.table) {
-                        ended.insert(index);
+        for (name, map) in [("FLOWS", &self.maps.flows), ("NEW_FLOWS", &self.maps.new_flows)] {
+            let entries = map.entries().map_err(written(name))?;
+            // Changes of services go first: they wait for a piece of the work, never for all of it.
+            for piece in entries.chunks(SWEPT_AT_ONCE) {
+                let stale = self.stale(piece);
+                for (stale, (tuple, flow)) in stale.into_iter().zip(piece) {
+                    let partner = flow.to.reversed();
+                    let ended = || -> Result<bool> {
+                        // Only what looks ended by itself is worth a look at its partner.
+                        Ok(flows::has_expired(tuple, flow, None, now)
+                            && flows::has_expired(tuple, flow, map.get(&partner).map_err(written(name))?.as_ref(), now))
+                    };
+                    if stale || ended()? {
+                        map.remove(tuple).map_err(written(name))?;
+                        map.remove(&partner).map_err(written(name))?;
                     }
-                }
-            }
-            for (index, (tuple, flow)) in entries.iter().enumerate() {
-                let partner = flow.to.reversed();
-                let partner_flow = map.get(&partner).map_err(written(name))?;
-                if ended.contains(&index) || flows::has_expired(tuple, flow, partner_flow.as_ref(), now) {
-                    map.remove(tuple).map_err(written(name))?;
-                    map.remove(&partner).map_err(written(name))?;
                 }
             }
         }
         Ok(())
     }
+
+    fn stale(&self, flows: &[(Tuple, Flow)]) -> Vec<bool> {
+        let state = self.lock();
+        flows.iter().map(|(tuple, flow)| flows::is_stale(tuple, flow, &state.table)).collect()
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,19 +1,22 @@
 //! Thin wrappers of bpf(2): map access by plain bytes, links, pins. aya loads the object; what it lacks (replacing a cgroup link,
 //! one way for all link kinds, batches) is here.
 
+mod raw;
+
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::{self, NonNull};
 
+pub use raw::{RawMap, Shape};
+
 const MAP_LOOKUP: u32 = 1;
 const MAP_UPDATE: u32 = 2;
 const MAP_DELETE: u32 = 3;
-const MAP_GET_NEXT_KEY: u32 = 4;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const PROG_TEST_RUN: u32 = 10;
@@ -148,29 +151,17 @@ impl<K: Plain, V: Plain> Map<K, V> {
         }
     }
 
-    pub fn next_key(&self, after: Option<&K>) -> io::Result<Option<K>> {
-        // SAFETY: any bit pattern is a value.
-        let mut next: K = unsafe { zeroed() };
-        let mut attr = self.attr(after.map_or(0, address), ptr::from_mut(&mut next) as u64, 0);
-        // SAFETY: as for `get`; a zero key address asks for the first.
-        match unsafe { bpf(MAP_GET_NEXT_KEY, &mut attr) } {
-            Ok(_) => Ok(Some(next)),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Every entry. Bounded: a map that changes meanwhile may start over, but not for ever.
-    pub fn entries(&self, limit: usize) -> io::Result<Vec<(K, V)>> {
+    /// Every entry.
+    pub fn entries(&self) -> io::Result<Vec<(K, V)>> {
         let mut entries = Vec::new();
-        let mut last = None;
-        while entries.len() < limit {
-            let Some(key) = self.next_key(last.as_ref())? else { break };
-            if let Some(value) = self.get(&key)? {
-                entries.push((key, value));
-            }
-            last = Some(key);
-        }
+        let shape = Shape { key: size_of::<K>(), value: size_of::<V>() };
+        raw::read_batches(self.fd.as_fd(), shape, |keys, values| {
+            let elements = keys.chunks_exact(shape.key).zip(values.chunks_exact(shape.value));
+            // SAFETY: chunks of the types' sizes, in which any bit pattern is a value.
+            entries.extend(elements.map(|(key, value)| unsafe {
+                (ptr::read_unaligned(key.as_ptr().cast()), ptr::read_unaligned(value.as_ptr().cast()))
+            }));
+        })?;
         Ok(entries)
     }
 }
@@ -242,6 +233,13 @@ pub fn monotonic_nanoseconds() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// CPUs that may ever be there: so many values has an element of a per-CPU map.
+pub fn possible_cpus() -> usize {
+    let listed = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    let last = listed.trim().rsplit(['-', ',']).next().and_then(|last| last.parse::<usize>().ok());
+    last.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |last| last + 1)
+}
+
 fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
@@ -302,6 +300,20 @@ pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], repeat: u32) -> io::Resu
     unsafe { bpf(PROG_TEST_RUN, &mut attr) }?;
     out.truncate(attr.data_size_out as usize);
     Ok((attr.retval, out, attr.duration))
+}
+
+/// Of a loaded program: instructions verified over all paths, and bytes of machine code.
+pub fn program_size(program: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+    /// The kernel's `bpf_prog_info`, in words.
+    const WORDS: usize = 58;
+    const MACHINE_CODE: usize = 4;
+    const VERIFIED: usize = 54;
+    let mut info = [0u64; WORDS / 2];
+    let mut attr = raw::InfoAttr { fd: raw(program), length: size_of_val(&info) as u32, info: address(&mut info) };
+    // SAFETY: the structure is of the stated size and outlives the call; zeroed, it asks for no lists.
+    unsafe { bpf(raw::OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    let word = |index: usize| (info[index / 2] >> (32 * (index % 2))) as u32;
+    Ok((word(VERIFIED), word(MACHINE_CODE)))
 }
 
 /// The kernel's number of a network namespace, by which programs know whose socket they see.

@@ -2,7 +2,7 @@
 //! machine holds before and after.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -27,16 +27,23 @@ pub fn workspace() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-fn xtask(arguments: &[&str]) -> Result<()> {
+pub fn xtask(arguments: &[&str]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .args(["xtask"])
         .args(arguments)
         .current_dir(workspace())
+        .stdin(Stdio::null())
         .status()
         .context("cannot run cargo xtask")?;
     ensure!(status.success(), "cargo xtask {} failed", arguments.join(" "));
     Ok(())
+}
+
+/// The release after this one: another pod protocol and other map layouts.
+pub fn next_release() -> Result<PathBuf> {
+    xtask(&["build", "--next-release"])?;
+    Ok(workspace().join("target/debug/amphipod"))
 }
 
 impl Cluster {
@@ -58,6 +65,10 @@ impl Cluster {
 
     fn fact(&self, pointer: &str) -> &str {
         self.facts.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     pub fn node_ip(&self) -> &str {
@@ -108,6 +119,26 @@ impl Cluster {
         let output = self.try_kubectl(arguments)?;
         ensure!(!output.status.success(), "kubectl {} succeeded: {}", arguments.join(" "), text(&output.stdout));
         Ok(text(&output.stderr))
+    }
+
+    /// The first lines of a kubectl command that would go on; it is ended after them.
+    pub fn follow(&self, arguments: &[&str], lines: usize) -> Result<Vec<String>> {
+        let mut child = self.kubectl_command(arguments).stdout(Stdio::piped()).spawn().context("cannot run kubectl")?;
+        let out = child.stdout.take().context("no standard output")?;
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            BufReader::new(out).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        let mut read = Vec::new();
+        while read.len() < lines
+            && let Ok(line) = receiver.recv_timeout(LIMIT)
+        {
+            read.push(line);
+        }
+        child.kill().context("cannot end kubectl")?;
+        child.wait().context("kubectl did not end")?;
+        ensure!(read.len() == lines, "kubectl {} ended after {} lines", arguments.join(" "), read.len());
+        Ok(read)
     }
 
     /// Runs kubectl with standard input and an environment.

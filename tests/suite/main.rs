@@ -11,6 +11,7 @@ mod access;
 mod mistakes;
 mod pods;
 mod restart;
+mod traffic;
 mod workloads;
 
 type Case = (&'static str, fn(&Cluster) -> Result<()>);
@@ -34,7 +35,8 @@ const CASES: &[Case] = &[
     ("a service changes its type in every direction", access::type_changes),
     ("bad manifests get Kubernetes' own words", mistakes::manifests),
     ("a missing image is said, and a pod recovers when it comes", mistakes::images),
-    ("a killed or stopped agent leaves pods running and takes them up again", restart::adopted),
+    ("a killed pod process is replaced, and describe tells", restart::pod_process_killed),
+    ("killed, stopped, upgraded, downgraded: pods, logs and connections go on", restart::adopted),
     ("deleting takes everything away", workloads::deleted),
 ];
 

@@ -13,15 +13,25 @@ pub fn build() -> Result<PathBuf> {
     Ok(binary())
 }
 
+/// Builds `target/debug/amphipod` as the release after this one. What it depends on, unit tests have compiled.
+pub fn next_release() -> Result<()> {
+    cargo(&["build", "--quiet", "--package", "amphipod", "--features", "next-release"])
+}
+
 pub fn binary() -> PathBuf {
     workspace_root().join("target/release/amphipod")
 }
 
 /// Runs cargo in the workspace, its output shown as it comes.
 pub fn cargo(arguments: &[&str]) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status =
-        Command::new(cargo).args(arguments).current_dir(workspace_root()).status().context("cannot run cargo")?;
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What cargo told this program about itself: dependencies that look at it would be built anew each time.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+            command.env_remove(name);
+        }
+    }
+    let status = command.args(arguments).current_dir(workspace_root()).status().context("cannot run cargo")?;
     ensure!(status.success(), "cargo {} failed", arguments.join(" "));
     Ok(())
 }

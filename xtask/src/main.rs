@@ -1,6 +1,6 @@
 //! Developer commands: `cargo xtask help` lists them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -29,7 +29,11 @@ enum Command {
     /// Install what is missing (through apt and cargo), saying what and why
     Setup,
     /// Build the amphipod binary (release)
-    Build,
+    Build {
+        /// The release after this one instead, for tests of an upgrade (a debug build)
+        #[arg(long)]
+        next_release: bool,
+    },
     /// Build the BPF object that is embedded in the binary
     BuildEbpf {
         /// Only compare a fresh build with the committed object
@@ -90,7 +94,13 @@ enum ClusterCommand {
     /// Stop a node's amphipod (SIGTERM); its pods run on
     Stop { name: String, place: String },
     /// Start a node's amphipod again
-    Start { name: String, place: String },
+    Start {
+        name: String,
+        place: String,
+        /// Another release than `target/release/amphipod`
+        #[arg(long)]
+        binary: Option<PathBuf>,
+    },
     /// Take a cluster down
     Down { name: String },
 }
@@ -108,7 +118,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Setup => setup::setup()?,
-        Command::Build => drop(build::build()?),
+        Command::Build { next_release: false } => drop(build::build()?),
+        Command::Build { next_release: true } => build::next_release()?,
         Command::BuildEbpf { check: true } => ebpf::check_ebpf()?,
         Command::BuildEbpf { check: false } => ebpf::build_ebpf()?,
         Command::Images { registry } => {
@@ -143,7 +154,9 @@ fn run_cluster(command: ClusterCommand) -> anyhow::Result<ExitCode> {
         }
         ClusterCommand::Kill { name, place } => Cluster::new(&name)?.signal(&place, "-KILL")?,
         ClusterCommand::Stop { name, place } => Cluster::new(&name)?.signal(&place, "-TERM")?,
-        ClusterCommand::Start { name, place } => Cluster::new(&name)?.start(&place, &build::binary())?,
+        ClusterCommand::Start { name, place, binary } => {
+            Cluster::new(&name)?.start(&place, &binary.unwrap_or_else(build::binary))?;
+        }
         ClusterCommand::Down { name } => Cluster::new(&name)?.down()?,
     }
     Ok(ExitCode::SUCCESS)

@@ -15,8 +15,9 @@ use crate::model::Container;
 use crate::node::LivePod;
 use crate::plan::{Plan, next_back_off};
 use crate::record::{BackOff, ContainerRecord, End, Run};
-use crate::sandbox;
+use crate::sandbox::{self, Presence};
 use crate::status::Waiting;
+use crate::step::Step;
 use crate::volume::Volumes;
 
 /// The empty name: what concerns the pod as a whole.
@@ -44,7 +45,7 @@ impl Worker {
             return true;
         }
         let (pod, facts, uid) = (self.pod.clone(), self.facts(), self.record.pod.uid.clone());
-        let (durable, volatile) = (self.node.pod_volumes(&uid), self.node.pod_run(&uid).join("volumes"));
+        let (durable, volatile) = (self.node.pod_volumes(&uid), self.node.volatile_volumes(&uid));
         let upstream = self.node.upstream.clone();
         let maker =
             Volumes { upstream: upstream.as_ref(), pod: &pod, facts: &facts, durable: &durable, volatile: &volatile };
@@ -62,34 +63,50 @@ impl Worker {
             }
         }
         (self.volumes, self.renew_at) = (paths, renew_at);
+        Step::MakeVolumes.done();
         true
     }
 
     async fn make_sandbox(&mut self) -> bool {
-        if self.sandbox.is_some() {
-            return true;
+        let made = match self.presence {
+            Presence::Alive(_) => return true,
+            Presence::Absent | Presence::Remains => self.begin_sandbox().await,
+            Presence::Unlinked(_) => Ok(()),
+        };
+        let made = match made {
+            Ok(()) => self.attach_network().await,
+            failed => failed,
+        };
+        if let Err(what) = &made {
+            let message = format!("Failed to create pod sandbox: {what}");
+            self.event(None, EventKind::Warning, "FailedCreatePodSandBox", message).await;
         }
+        made.is_ok()
+    }
+
+    async fn begin_sandbox(&mut self) -> Result<(), String> {
         if self.record.ip.is_none() && !self.pod.spec.host_network {
-            let Some(ip) = self.node.addresses.take() else {
-                let message = "Failed to create pod sandbox: no pod address is free on this node".to_owned();
-                self.event(None, EventKind::Warning, "FailedCreatePodSandBox", message).await;
-                return false;
-            };
-            self.record.ip = Some(ip);
+            let ip = self.node.addresses.take();
+            self.record.ip = Some(ip.ok_or("no pod address is free on this node")?);
         }
         self.record.sandboxes += 1;
+        self.record.boot.clone_from(&self.node.boot);
+        self.presence = Presence::Remains; // from here on something may be there
         self.save();
-        match sandbox::start(&self.node, &self.pod, &self.record).await {
-            Ok(sandbox) => {
-                self.sandbox = Some(sandbox);
-                true
-            }
-            Err(error) => {
-                let message = format!("Failed to create pod sandbox: {}", chain(&error));
-                self.event(None, EventKind::Warning, "FailedCreatePodSandBox", message).await;
-                false
-            }
+        Step::NoteSandbox.done();
+        let sandbox = sandbox::spawn(&self.node, &self.pod, &self.record).await.map_err(|error| chain(&error))?;
+        self.presence = Presence::Unlinked(sandbox);
+        Ok(())
+    }
+
+    pub(super) async fn attach_network(&mut self) -> Result<(), String> {
+        let Presence::Unlinked(sandbox) = &self.presence else { return Ok(()) };
+        let attached = sandbox::attach(&self.node, &self.record, sandbox).await;
+        attached.map_err(|error| format!("failed to set up the pod's network: {error}"))?;
+        if let Presence::Unlinked(sandbox) = std::mem::take(&mut self.presence) {
+            self.presence = Presence::Alive(sandbox);
         }
+        Ok(())
     }
 
     /// Starts what the plan says, re-planning after each because starting takes time.
@@ -101,7 +118,7 @@ impl Worker {
             let Some(name) = next else { return };
             tried.push(name.clone());
             self.start_container(&name).await;
-            if self.must_stop() || self.sandbox.is_none() {
+            if self.must_stop() || self.presence.sandbox().is_none() {
                 return;
             }
             *plan = self.plan();
@@ -134,15 +151,17 @@ impl Worker {
             self.waiting.remove(name);
         }
         self.forget_last_run(name).await;
+        let before = self.record.containers.get(name).cloned();
         let run = self.begin_run(container, &image);
         match self.launch(container, &image, &run).await {
             Ok(()) => {
                 self.retries.remove(name);
                 self.waiting.remove(name);
             }
-            Err(error) => self.launch_failed(name, &run, error).await,
+            Err(error) => self.launch_failed(name, &run, before, error).await,
         }
         self.save();
+        Step::NoteStart.done();
     }
 
     // ---- images ----
@@ -203,7 +222,7 @@ impl Worker {
                 Wake::Link(event) => self.heard(event),
                 Wake::Deadline => {}
             }
-            if self.must_stop() || self.sandbox.is_none() {
+            if self.must_stop() || self.presence.sandbox().is_none() {
                 return None;
             }
         }
@@ -248,9 +267,10 @@ impl Worker {
     /// Undoes a run that was noted but never started: the agent died in between.
     pub(super) async fn take_back_run(&mut self, name: &str) {
         self.forget_run(name).await;
-        if let Some(record) = self.record.containers.get_mut(name) {
-            take_back(record);
-        }
+        let Some(record) = self.record.containers.get_mut(name) else { return };
+        take_back(record);
+        let run = record.runs;
+        self.remove_logs(name, run); // the run that gets this number writes its own
     }
 
     /// The pod process and the disk forget the last run; its log stays for `--previous`.
@@ -264,15 +284,17 @@ impl Worker {
 
     async fn forget_run(&mut self, name: &str) {
         let Some(run) = self.record.containers.get(name).and_then(|record| record.current.clone()) else { return };
-        if let Some(sandbox) = &self.sandbox
+        if let Some(sandbox) = self.presence.sandbox()
             && let Err(error) = sandbox.link.tell(Op::Delete { container: run.name.clone() }).await
             && !matches!(&error, LinkError::Failed(failure) if failure.kind == FailureKind::NotFound)
         {
             self.log_failure("delete a container", &error);
         }
+        Step::DeleteContainer.done();
         if let Err(error) = remove_run(&self.node, &self.record.pod.uid, &run.name) {
             self.log_failure("remove a container's files", &error);
         }
+        Step::RemoveRun.done();
     }
 
     fn remove_logs(&self, name: &str, run: u32) {
@@ -294,6 +316,7 @@ impl Worker {
             image: image.name.clone(),
             image_id: image.id.clone(),
             stop_signal: container.lifecycle.stop_signal.clone().or_else(|| image.config.stop_signal.clone()),
+            sandbox: self.record.sandboxes,
             started_at: None,
             end: None,
         };
@@ -303,11 +326,12 @@ impl Worker {
         record.runs += 1;
         record.current = Some(run.clone());
         self.save();
+        Step::NoteRun.done();
         run
     }
 
     async fn launch(&mut self, container: &Container, image: &Image, run: &Run) -> Result<(), LaunchError> {
-        let Some(sandbox) = &self.sandbox else { return Err(LinkError::Gone.into()) };
+        let Some(sandbox) = self.presence.sandbox() else { return Err(LinkError::Gone.into()) };
         let link = sandbox.link.clone();
         let (facts, name) = (self.facts(), container.name.as_str());
         let launch = Launch {
@@ -323,8 +347,10 @@ impl Worker {
             run: &run.name,
         };
         let live = launch.create().await?;
+        Step::CreateContainer.done();
         self.event(Some(name), EventKind::Normal, "Created", format!("Created container: {name}")).await;
         link.tell(Op::Start { container: run.name.clone() }).await?;
+        Step::StartContainer.done();
         if let Some(run) = self.record.containers.get_mut(name).and_then(|record| record.current.as_mut())
             && run.started_at.is_none()
         {
@@ -332,14 +358,14 @@ impl Worker {
         }
         let uid = self.record.pod.uid.clone();
         let entry = || LivePod { link, containers: HashMap::new() };
-        self.node.live().entry(uid).or_insert_with(entry).containers.insert(name.to_owned(), live);
+        self.node.live().pods.entry(uid).or_insert_with(entry).containers.insert(name.to_owned(), live);
         self.event(Some(name), EventKind::Normal, "Started", format!("Started container {name}")).await;
         self.watch_health(name);
         self.post_start(container).await;
         Ok(())
     }
 
-    async fn launch_failed(&mut self, name: &str, run: &Run, error: LaunchError) {
+    async fn launch_failed(&mut self, name: &str, run: &Run, before: Option<ContainerRecord>, error: LaunchError) {
         let text = chain(&error);
         self.event(Some(name), EventKind::Warning, "Failed", format!("Error: {text}")).await;
         if let LaunchError::Link(LinkError::Failed(failure)) = &error
@@ -349,6 +375,9 @@ impl Worker {
             return;
         }
         self.take_back_run(name).await;
+        if let Some(before) = before {
+            self.record.containers.insert(name.to_owned(), before); // its end and its back-off count on
+        }
         self.waiting.insert(name.to_owned(), Waiting { reason: error.reason(), message: Some(text) });
         self.retry_later(name);
     }

@@ -10,7 +10,7 @@ use super::{Command, RETRY, Wake, Worker};
 use crate::boundary::{EventKind, UpstreamError};
 use crate::link::LinkEvent;
 use crate::model::Container;
-use crate::sandbox::Teardown;
+use crate::step::{Part, Step};
 
 const DEFAULT_GRACE: i64 = 30;
 /// A pod whose object is gone has nobody to be graceful for; still it may finish a write.
@@ -24,23 +24,23 @@ impl Worker {
         if self.record.stopping.is_none() {
             self.record.stopping = Some(Timestamp::now());
             self.save();
+            Step::NoteStop.done();
         }
-        if self.sandbox.is_some() {
-            self.stop_containers(None).await;
-        }
-        for (name, _) in self.running_runs() {
-            self.container_lost(&name);
-        }
+        self.stop_containers(None).await;
+        self.runs_lost().await;
         self.save();
+        Step::NoteEnds.done();
         self.probes.stop_all();
         self.leave_live();
-        self.sandbox = None;
+        self.presence.lose();
         self.publish().await;
-        self.clear(&Teardown::ALL).await;
+        self.clear(Part::Whole).await;
         self.say_removed().await;
+        Step::ReportRemoval.done();
         if let Err(error) = self.node.records.remove(&self.record.pod.uid) {
             self.log_failure("remove the pod's record", &error);
         }
+        Step::RemoveRecord.done();
         if let Some(ip) = self.record.ip {
             self.node.addresses.release(ip);
         }
@@ -75,6 +75,9 @@ impl Worker {
 
     /// Stops all containers, or one. Sidecars go after the main containers.
     pub(super) async fn stop_containers(&mut self, only: Option<(&str, Duration)>) {
+        if self.presence.sandbox().is_none() {
+            return;
+        }
         let (began, pod) = (Instant::now(), self.pod.clone());
         let chosen = |container: &&Container| only.is_none_or(|(name, _)| container.name == name);
         let sidecars: Vec<&Container> = pod.spec.init_containers.iter().filter(chosen).collect();
@@ -110,6 +113,7 @@ impl Worker {
             let signal = self.stop_signal(&container.name);
             self.signal(run, signal).await;
         }
+        Step::SignalContainers.done();
         let runs: Vec<String> = group.into_iter().map(|(_, run)| run).collect();
         self.wait_for_ends(&runs, |worker| began + grace.unwrap_or_else(|| worker.grace())).await;
         for run in &runs {
@@ -119,11 +123,12 @@ impl Worker {
         }
         let last = Instant::now() + KILL_PATIENCE;
         self.wait_for_ends(&runs, |_| last).await;
+        Step::AwaitEnds.done();
         self.save();
     }
 
     fn runs(&self, run: &str) -> bool {
-        self.sandbox.is_some() && self.running_runs().iter().any(|(_, running)| running == run)
+        self.presence.sandbox().is_some() && self.running_runs().iter().any(|(_, running)| running == run)
     }
 
     async fn wait_for_ends(&mut self, runs: &[String], deadline: impl Fn(&Worker) -> Instant) {
@@ -135,7 +140,7 @@ impl Worker {
                 Wake::Command(None) => tokio::time::sleep_until(at).await, // told to leave: the kernel objects stay
                 Wake::Link(Some(event @ LinkEvent::Exited(_))) => self.heard(Some(event)),
                 Wake::Link(_) => {
-                    self.sandbox = None;
+                    self.presence.lose();
                     return;
                 }
                 Wake::Deadline => {}
@@ -147,7 +152,7 @@ impl Worker {
     }
 
     async fn signal(&self, run: &str, signal: i32) {
-        let Some(sandbox) = &self.sandbox else { return };
+        let Some(sandbox) = self.presence.sandbox() else { return };
         if let Err(error) = sandbox.link.tell(Op::Signal { container: run.to_owned(), signal }).await {
             self.log_failure("signal a container", &error);
         }

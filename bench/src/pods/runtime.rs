@@ -107,6 +107,7 @@ impl PodProcess {
             lock: path("lock"),
             state_dir: path("state"),
             cgroup: cgroup.clone(),
+            seccomp_cache: Some(path("seccomp")),
             ..Setup::default()
         };
         fs::write(path("setup.json"), serde_json::to_vec(&setup)?)?;

@@ -3,6 +3,7 @@ use std::str::FromStr;
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{RData, Record};
 use serde_json::json;
+use tokio::net::UdpSocket;
 
 use super::*;
 
@@ -164,4 +165,111 @@ async fn failures_have_their_codes() {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(b"rubbish", server.address()).await.unwrap();
     assert_eq!(data(&over_udp(&server, &ask("web.default.svc.cluster.local.", "A")).await), ["10.96.0.80"]);
+}
+
+/// Sorted, for which address comes first is chance.
+fn comparable(bytes: &[u8]) -> Message {
+    let mut message = Message::from_vec(bytes).unwrap();
+    message.answers.sort_by_key(|record| record.data.to_string());
+    message
+}
+
+#[tokio::test]
+async fn quick_answers_are_those_of_the_general_code() {
+    let server = server(Vec::new()).await;
+    let shared = &server.shared;
+    let quick = |asked: &[u8]| {
+        let mut answer = Vec::new();
+        shared.quick.answer(&shared.snapshot(), asked, PAYLOAD, &mut answer).then_some(answer)
+    };
+    let taken = [
+        "web.default.svc.cluster.local.",
+        "WEB.dEfault.SVC.cluster.local.",
+        "many.default.svc.cluster.local.",
+        "none.default.svc.cluster.local.",
+        "www.example.org.default.svc.cluster.local.",
+        "web.other.svc.cluster.local.",
+    ];
+    let left = [
+        "x.web.default.svc.cluster.local.",
+        "_http._tcp.web.default.svc.cluster.local.",
+        "ext.default.svc.cluster.local.",
+        "default.svc.cluster.local.",
+        "svc.cluster.local.",
+        "cluster.local.",
+        "web.default.xsvc.cluster.local.",
+        "10-244-0-5.default.pod.cluster.local.",
+        "example.org.",
+        ".",
+    ];
+    let mut compared = 0;
+    for (name, kind) in taken.iter().chain(&left).flat_map(|name| ["A", "AAAA", "SRV", "ANY"].map(|kind| (*name, kind)))
+    {
+        for payload in [None, Some(1232), Some(4096)] {
+            let mut asked = ask(name, kind);
+            asked.metadata.checking_disabled = payload == Some(1232);
+            asked.edns = payload.map(|payload| {
+                let mut edns = Edns::new();
+                edns.set_max_payload(payload);
+                edns
+            });
+            let Some(bytes) = quick(&asked.to_vec().unwrap()) else {
+                let too_long = name.starts_with("many") && kind == "A";
+                assert!(left.contains(&name) || ["SRV", "ANY"].contains(&kind) || too_long, "{name} {kind}");
+                continue;
+            };
+            assert!(taken.contains(&name), "{name} {kind}");
+            let general = encode(shared.answer_now(&asked).unwrap(), datagram_limit(&asked)).unwrap();
+            assert_eq!(comparable(&bytes), comparable(&general), "{name} {kind} {payload:?}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 30, "{compared}");
+}
+
+#[tokio::test]
+async fn what_is_unusual_about_a_question_is_left_to_the_general_code() {
+    let server = server(Vec::new()).await;
+    let plain = ask("web.default.svc.cluster.local.", "A").to_vec().unwrap();
+    let services = services();
+    let quick = |asked: &[u8]| server.shared.quick.answer(&services, asked, PAYLOAD, &mut Vec::new());
+    assert!(quick(&plain));
+    // Every cut, and a byte too many.
+    assert!((0..plain.len()).all(|length| !quick(&plain[..length])));
+    assert!(!quick(&[&plain[..], &[0]].concat()));
+    let changed = |at: usize, byte: u8| {
+        let mut asked = plain.clone();
+        asked[at] = byte;
+        quick(&asked)
+    };
+    // An answer, a status request, a cut-off query, two questions, other sections, a pointer for a name, another class.
+    for (at, byte) in [(2, 0x80), (2, 0x10), (2, 2), (5, 2), (7, 1), (9, 1), (11, 1), (12, 0xc0), (plain.len() - 1, 3)]
+    {
+        assert!(!changed(at, byte), "{at} {byte}");
+    }
+    let mut newer = ask("web.default.svc.cluster.local.", "A");
+    let mut edns = Edns::new();
+    edns.set_version(1);
+    newer.edns = Some(edns);
+    assert!(!quick(&newer.to_vec().unwrap()));
+    // Whatever comes, nothing panics.
+    for seed in 0..20_000u32 {
+        let mut asked = plain.clone();
+        let at = seed.wrapping_mul(2_654_435_761) as usize % asked.len();
+        asked[at] = (seed.wrapping_mul(40_503) >> 7) as u8;
+        asked.truncate(asked.len() - (seed as usize % 7) / 5);
+        quick(&asked);
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_server_frees_its_port() {
+    let server = server(Vec::new()).await;
+    let address = server.address();
+    let (again, deadline) = (address, tokio::time::Instant::now() + Duration::from_secs(10));
+    drop(server);
+    while std::net::UdpSocket::bind(again).is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "the port is still taken");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod netns;
+mod upgrade;
 mod world;
 
 use std::collections::BTreeSet;
@@ -603,42 +604,6 @@ fn host_ports_lead_to_their_pod_and_keep_the_client() {
     for client in [&world.node, &world.pods[1]] {
         assert!(ask_tcp(client, "192.168.77.1:8888").is_ok());
     }
-}
-
-/// What a program takes for one packet, by the kernel's own clock. Run by hand, on a quiet machine.
-#[test]
-#[ignore = "measures"]
-fn cost_of_a_packet() {
-    let world = World::new(SocketHooks::Absent);
-    world.serve(&[Service::new("np", "10.96.0.81", "UDP", json!({"nodePort": 30080})).to(&both_pods(8080))]);
-    let proxy = std::sync::Arc::clone(&world.proxy);
-    let packet = |port: u16| {
-        let mut packet = vec![0u8; 60];
-        packet[12..14].copy_from_slice(&[8, 0]);
-        packet[14..34].copy_from_slice(&[0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0, 192, 168, 77, 2, 192, 168, 77, 1]);
-        packet[34..36].copy_from_slice(&port.to_be_bytes());
-        packet[36..38].copy_from_slice(&30080u16.to_be_bytes());
-        packet[38..40].copy_from_slice(&26u16.to_be_bytes());
-        packet
-    };
-    world.node.run(move || {
-        use std::os::fd::AsFd;
-        let program = proxy.program(proxy_userspace::PacketHook::FromUplink).unwrap();
-        let (verdict, _, _) = proxy_userspace::sys::test_run(program.as_fd(), &packet(4000), 1).unwrap();
-        assert_eq!(verdict, 7, "redirected");
-        // Each run by itself: a second run would meet the packet that the first one made of it.
-        let average = |packets: &mut dyn Iterator<Item = Vec<u8>>| {
-            let costs: Vec<u32> =
-                packets.map(|packet| proxy_userspace::sys::test_run(program.as_fd(), &packet, 1).unwrap().2).collect();
-            costs.iter().sum::<u32>() / costs.len() as u32
-        };
-        for round in 0..3 {
-            let nothing = average(&mut (0..5000).map(|_| vec![0; 60]));
-            let known = average(&mut (0..5000).map(|_| packet(4000)));
-            let new = average(&mut (0..5000).map(|port| packet(10_000 + round * 5000 + port)));
-            println!("not ours {nothing} ns, known flow {known} ns, new flow {new} ns");
-        }
-    });
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! The node is as unhelpful as real ones may be: FORWARD policy DROP, strict reverse-path filter, no global forwarding. Checksum
 //! offload is off at every end, so that a wrong sum is a lost packet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::FromRawFd;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use network::{Config, Network};
 use proxy_userspace::desired::{HostPort, LocalServer, NodeFacts, desired, desired_host_ports};
+use proxy_userspace::layout::{CURRENT, Layout};
 use proxy_userspace::{Proxy, SocketHooks};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -63,8 +64,8 @@ fn cgroup_root() -> &'static Path {
     if hybrid.exists() { hybrid } else { Path::new("/sys/fs/cgroup") }
 }
 
-/// The kernel activates a link's queue a moment after it came up, and drops what is sent before: a datagram is not
-/// sent again.
+/// The kernel activates a link's queue a moment after it came up, and drops what is sent before. Links of pods and services must
+/// not need this.
 fn wait_until_up(place: &Namespace) {
     let deadline = Instant::now() + PATIENCE * 5;
     let waits = |line: &str| line.contains("veth") && !line.contains("state UP");
@@ -79,8 +80,9 @@ impl World {
         let folder = Folder(tempfile::tempdir().unwrap());
         let (node, client) = (Namespace::new(), Namespace::new());
         join(&node, &client);
+        [&node, &client].into_iter().for_each(wait_until_up);
         let runtime = Arc::new(tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
-        let (proxy, network) = start(&node, &runtime, folder.path(), hooks);
+        let (proxy, network) = start(&node, &runtime, folder.path(), hooks, CURRENT);
         let mut world = Self { node, client, pods: Vec::new(), proxy, network: Some(network), runtime, folder };
         for (index, ip) in PODS.iter().enumerate() {
             let pod = Namespace::new();
@@ -88,19 +90,28 @@ impl World {
             pod.command("ethtool -K eth0 tx off");
             world.pods.push(pod);
         }
-        world.pods.iter().chain([&world.node, &world.client]).for_each(wait_until_up);
         world
     }
 
     /// What an agent does when it comes back.
     pub fn restart(&mut self, hooks: SocketHooks) {
+        self.restart_in_layouts(hooks, CURRENT);
+    }
+
+    /// The same by another version.
+    pub fn restart_in_layouts(&mut self, hooks: SocketHooks, layouts: &'static [Layout]) {
         self.network = None;
-        let (proxy, network) = start(&self.node, &self.runtime, self.folder.path(), hooks);
+        let (proxy, network) = start(&self.node, &self.runtime, self.folder.path(), hooks, layouts);
         (self.proxy, self.network) = (proxy, Some(network));
     }
 
     fn network(&self) -> Arc<Network> {
         Arc::clone(self.network.as_ref().unwrap())
+    }
+
+    pub fn pinned_maps(&self) -> BTreeSet<String> {
+        let folder = std::fs::read_dir(self.folder.path().join("bpf/maps")).unwrap();
+        folder.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
     pub fn pinned_links(&self) -> usize {
@@ -179,7 +190,13 @@ impl World {
     }
 }
 
-fn start(node: &Namespace, runtime: &Arc<Runtime>, folder: &Path, hooks: SocketHooks) -> (Arc<Proxy>, Arc<Network>) {
+fn start(
+    node: &Namespace,
+    runtime: &Arc<Runtime>,
+    folder: &Path,
+    hooks: SocketHooks,
+    layouts: &'static [Layout],
+) -> (Arc<Proxy>, Arc<Network>) {
     let (folder, runtime) = (folder.to_owned(), Arc::clone(runtime));
     node.run(move || {
         let config = proxy_userspace::Config {
@@ -187,7 +204,7 @@ fn start(node: &Namespace, runtime: &Arc<Runtime>, folder: &Path, hooks: SocketH
             cgroup_root: cgroup_root().to_owned(),
             socket_hooks: hooks,
         };
-        let proxy = Arc::new(Proxy::start(&config).unwrap_or_else(|error| panic!("{error:?}")));
+        let proxy = Arc::new(Proxy::start_in_layouts(&config, layouts).unwrap_or_else(|error| panic!("{error:?}")));
         let network = runtime
             .block_on(Network::start(&self::config(&folder), Arc::clone(&proxy)))
             .unwrap_or_else(|error| panic!("{error:?}"));

@@ -9,20 +9,47 @@ use apiserver::client::{Client, Resource};
 use apiserver::engine::DeleteOptions;
 use async_trait::async_trait;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::controllers::Caches;
 use crate::controllers::views::{CONFIG_MAPS, PODS};
 use crate::events::{Recorder, Reference};
 
+/// Events that wait to be written; a pod goes on without them.
+const QUEUED_EVENTS: usize = 4096;
+
 pub struct ApiUpstream {
     client: Client,
-    recorder: Recorder,
     caches: Arc<Caches>,
+    events: mpsc::Sender<PodEvent>,
 }
 
 impl ApiUpstream {
-    pub fn new(client: Client, recorder: Recorder, caches: Arc<Caches>) -> Self {
-        Self { client, recorder, caches }
+    /// One task writes the events, in their order.
+    pub fn new(client: Client, recorder: Recorder, caches: Arc<Caches>, tasks: &mut JoinSet<()>) -> Self {
+        let (events, mut queue) = mpsc::channel(QUEUED_EVENTS);
+        tasks.spawn(async move {
+            while let Some(event) = queue.recv().await {
+                record(&recorder, event).await;
+            }
+        });
+        Self { client, caches, events }
+    }
+}
+
+async fn record(recorder: &Recorder, event: PodEvent) {
+    let about = Reference {
+        api_version: "v1".into(),
+        kind: "Pod".into(),
+        namespace: event.pod.namespace,
+        name: event.pod.name,
+        uid: event.pod.uid,
+        field_path: event.field_path.unwrap_or_default(),
+    };
+    match event.kind {
+        EventKind::Normal => recorder.normal(&about, event.reason, &event.message).await,
+        EventKind::Warning => recorder.warning(&about, event.reason, &event.message).await,
     }
 }
 
@@ -50,17 +77,8 @@ impl Upstream for ApiUpstream {
     }
 
     async fn event(&self, event: PodEvent) {
-        let about = Reference {
-            api_version: "v1".into(),
-            kind: "Pod".into(),
-            namespace: event.pod.namespace,
-            name: event.pod.name,
-            uid: event.pod.uid,
-            field_path: event.field_path.unwrap_or_default(),
-        };
-        match event.kind {
-            EventKind::Normal => self.recorder.normal(&about, event.reason, &event.message).await,
-            EventKind::Warning => self.recorder.warning(&about, event.reason, &event.message).await,
+        if let Err(error) = self.events.try_send(event) {
+            tracing::warn!(%error, "event not written");
         }
     }
 

@@ -4,19 +4,21 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libcontainer::container::Container as Runtime;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
-use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::cgroup::Membership;
+use super::filter::{Confined, Confinement};
 use super::log::Log;
 use super::sys;
 use crate::causes::chain;
-use crate::protocol::{ContainerState, CreateContainer, Exit, Failure, FailureKind};
+use crate::protocol::{ContainerState, CreateContainer, Exit, Failure, FailureKind, Setup};
+use crate::step::Step;
 
 /// A client that reads slower than this many bytes behind is dropped.
 const MAX_BACKLOG: usize = 1 << 20;
@@ -58,9 +60,11 @@ pub struct Input {
 #[derive(Debug)]
 pub struct Container {
     pub state: ContainerState,
-    pub seccomp: Option<LinuxSeccomp>,
+    pub confinement: Confinement,
     pub env: Vec<String>,
     runtime: Runtime,
+    /// The folder of the configuration that libcontainer read.
+    bundle: PathBuf,
     pidfd: OwnedFd,
     cgroups: Membership,
     cgroup_name: String,
@@ -81,24 +85,31 @@ fn internal(what: &str) -> impl Fn(io::Error) -> Failure + '_ {
 }
 
 impl Container {
-    pub fn create(request: CreateContainer, state_dir: &Path) -> Result<Container, Failure> {
+    pub fn create(request: CreateContainer, setup: &Setup) -> Result<Container, Failure> {
         let spec = Spec::load(request.bundle.join("config.json"))
             .map_err(|error| failure(FailureKind::Invalid, format!("config.json: {error}")))?;
         let log = Log::open(request.log.clone()).map_err(internal("open the log"))?;
+        Step::OpenLog.done();
         let terminal = spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
-        let created =
-            if terminal { create_with_pty(&request, state_dir)? } else { create_with_pipes(&request, state_dir)? };
+        let confinement =
+            Confinement::of(&spec, setup.seccomp_cache.as_deref()).map_err(internal("compile the seccomp profile"))?;
+        let making = Making::prepare(&request, &setup.state_dir, &spec, &confinement)
+            .map_err(internal("write the container's configuration"))?;
+        let created = if terminal { create_with_pty(&making)? } else { create_with_pipes(&making)? };
+        Step::CreateContainer.done();
         let pid = created.runtime.pid().map_or(0, |pid| pid.as_raw());
         let pidfd = sys::pidfd_open(pid).map_err(internal("pidfd"))?;
         let cgroups = Membership::of(pid).map_err(internal("read the container's cgroups"))?;
         if let Some(adjustment) = request.oom_score_adj {
             set_oom_score(pid, adjustment);
         }
+        let name = request.container;
         Ok(Container {
-            state: ContainerState { container: request.container, pid, ..ContainerState::default() },
-            seccomp: spec.linux().as_ref().and_then(|linux| linux.seccomp().clone()),
+            state: ContainerState { container: name.clone(), pid, ..ContainerState::default() },
+            confinement,
             env: spec.process().as_ref().and_then(|process| process.env().clone()).unwrap_or_default(),
             runtime: created.runtime,
+            bundle: own_bundle(&setup.state_dir, &name),
             pidfd,
             cgroups,
             cgroup_name: cgroup_name(&spec),
@@ -113,7 +124,9 @@ impl Container {
 
     pub fn start(&mut self) -> Result<(), Failure> {
         self.runtime.start().map_err(|error| failure(FailureKind::Internal, chain(&error)))?;
+        Step::StartContainer.done();
         self.state.started_at = Some(sys::now_nanos());
+        Step::NoteStart.done();
         Ok(())
     }
 
@@ -176,7 +189,11 @@ impl Container {
     /// Removes what libcontainer keeps about it, killing what is left.
     pub fn delete(&mut self) -> Result<(), Failure> {
         self.kill_stragglers();
-        self.runtime.delete(true).map_err(|error| failure(FailureKind::Internal, chain(&error)))
+        self.runtime.delete(true).map_err(|error| failure(FailureKind::Internal, chain(&error)))?;
+        match fs::remove_dir_all(&self.bundle) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(internal("remove the bundle")(error)),
+            _ => Ok(()),
+        }
     }
 
     // ---- streams ----
@@ -303,6 +320,64 @@ pub enum Pumped {
     End,
 }
 
+/// What libcontainer is asked to make.
+struct Making<'a> {
+    request: &'a CreateContainer,
+    state_dir: &'a Path,
+    bundle: PathBuf,
+    executor: Option<Confined>,
+}
+
+impl<'a> Making<'a> {
+    /// A filter that is compiled already is loaded by our executor, and left out of the configuration that libcontainer
+    /// reads: a bundle of our own, beside its state.
+    fn prepare(
+        request: &'a CreateContainer,
+        state_dir: &'a Path,
+        spec: &Spec,
+        confinement: &Confinement,
+    ) -> io::Result<Making<'a>> {
+        let Confinement::Filter(filter) = confinement else {
+            return Ok(Making { request, state_dir, bundle: request.bundle.clone(), executor: None });
+        };
+        let mut spec = spec.clone();
+        let executor = Some(Confined::prepare(&mut spec, filter.clone()));
+        if let Some(root) = spec.root_mut() {
+            root.set_path(request.bundle.join(root.path()));
+        }
+        let bundle = own_bundle(state_dir, &request.container);
+        fs::create_dir_all(&bundle)?;
+        fs::write(bundle.join("config.json"), serde_json::to_vec(&spec)?)?;
+        Ok(Making { request, state_dir, bundle, executor })
+    }
+
+    fn builder(&self) -> Result<ContainerBuilder, Failure> {
+        let builder = ContainerBuilder::new(self.request.container.clone(), SyscallType::Linux);
+        let builder = match &self.executor {
+            Some(executor) => builder.with_executor(executor.clone()),
+            None => builder,
+        };
+        builder
+            .with_root_path(self.state_dir)
+            .and_then(ContainerBuilder::validate_id)
+            .map_err(|error| failure(FailureKind::Invalid, chain(&error)))
+    }
+
+    fn build(&self, builder: ContainerBuilder) -> Result<Runtime, Failure> {
+        builder
+            .as_init(&self.bundle)
+            .with_systemd(false)
+            .with_detach(true)
+            .as_sibling(false) // with true its first process would be our parent's child
+            .build()
+            .map_err(|error| cannot_create(&error))
+    }
+}
+
+fn own_bundle(state_dir: &Path, container: &str) -> PathBuf {
+    state_dir.join("bundles").join(container)
+}
+
 struct Created {
     runtime: Runtime,
     outputs: Vec<(Stream, OwnedFd)>,
@@ -310,11 +385,11 @@ struct Created {
     pty: Option<OwnedFd>,
 }
 
-fn create_with_pipes(request: &CreateContainer, state_dir: &Path) -> Result<Created, Failure> {
+fn create_with_pipes(making: &Making<'_>) -> Result<Created, Failure> {
     let wire = internal("make the container's pipes");
     let (out_reader, out_writer) = sys::pipe().map_err(&wire)?;
     let (err_reader, err_writer) = sys::pipe().map_err(&wire)?;
-    let (stdin, input) = if request.stdin {
+    let (stdin, input) = if making.request.stdin {
         let (reader, writer) = sys::pipe().map_err(&wire)?;
         sys::set_nonblocking(writer.as_raw_fd()).map_err(&wire)?;
         (reader, Some(writer))
@@ -324,18 +399,17 @@ fn create_with_pipes(request: &CreateContainer, state_dir: &Path) -> Result<Crea
     for reader in [&out_reader, &err_reader] {
         sys::set_nonblocking(reader.as_raw_fd()).map_err(&wire)?;
     }
-    let builder = builder(request, state_dir)?.with_stdin(stdin).with_stdout(out_writer).with_stderr(err_writer);
-    let runtime = build(builder, request)?;
+    let builder = making.builder()?.with_stdin(stdin).with_stdout(out_writer).with_stderr(err_writer);
+    let runtime = making.build(builder)?;
     Ok(Created { runtime, outputs: vec![(Stream::Stdout, out_reader), (Stream::Stderr, err_reader)], input, pty: None })
 }
 
 /// libcontainer opens the pty inside the container and sends its other side over a console socket.
-fn create_with_pty(request: &CreateContainer, state_dir: &Path) -> Result<Created, Failure> {
+fn create_with_pty(making: &Making<'_>) -> Result<Created, Failure> {
     let wire = internal("make the container's console");
-    let path = state_dir.join(format!("{}.tty", request.container));
+    let path = making.state_dir.join(format!("{}.tty", making.request.container));
     let listener = UnixListener::bind(&path).map_err(&wire)?;
-    let built =
-        builder(request, state_dir).and_then(|builder| build(builder.with_console_socket(Some(&path)), request));
+    let built = making.builder().and_then(|builder| making.build(builder.with_console_socket(Some(&path))));
     fs::remove_file(&path).map_err(&wire)?;
     let runtime = built?;
     listener.set_nonblocking(true).map_err(&wire)?;
@@ -344,23 +418,6 @@ fn create_with_pty(request: &CreateContainer, state_dir: &Path) -> Result<Create
     sys::set_nonblocking(pty.as_raw_fd()).map_err(&wire)?;
     let output = pty.try_clone().map_err(&wire)?;
     Ok(Created { runtime, outputs: vec![(Stream::Stdout, output)], input: None, pty: Some(pty) })
-}
-
-fn builder(request: &CreateContainer, state_dir: &Path) -> Result<ContainerBuilder, Failure> {
-    ContainerBuilder::new(request.container.clone(), SyscallType::Linux)
-        .with_root_path(state_dir)
-        .and_then(ContainerBuilder::validate_id)
-        .map_err(|error| failure(FailureKind::Invalid, chain(&error)))
-}
-
-fn build(builder: ContainerBuilder, request: &CreateContainer) -> Result<Runtime, Failure> {
-    builder
-        .as_init(&request.bundle)
-        .with_systemd(false)
-        .with_detach(true)
-        .as_sibling(false) // with true its first process would be our parent's child
-        .build()
-        .map_err(|error| cannot_create(&error))
 }
 
 /// libcontainer's errors have no variant for "the program cannot be run" that survives its process boundary: the

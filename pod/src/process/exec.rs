@@ -12,10 +12,10 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use libcontainer::seccomp;
-use oci_spec::runtime::{Capabilities, LinuxSeccomp, PosixRlimitType, Process};
+use oci_spec::runtime::{Capabilities, PosixRlimitType, Process};
 
 use super::container::{Container, failure};
+use super::filter::Confinement;
 use super::sys;
 use crate::protocol::{Failure, FailureKind};
 
@@ -43,7 +43,7 @@ struct Prepared<'a> {
     cgroups: Vec<File>,
     init: BorrowedFd<'a>,
     process: &'a Process,
-    seccomp: Option<&'a LinuxSeccomp>,
+    confinement: &'a Confinement,
     args: Vec<CString>,
     env: BTreeMap<String, String>,
     stdio: Vec<i32>,
@@ -68,7 +68,7 @@ impl<'a> Prepared<'a> {
             cgroups: container.cgroups().join_files()?,
             init: container.pidfd(),
             process,
-            seccomp: container.seccomp.as_ref(),
+            confinement: &container.confinement,
             args,
             env: env.filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
             stdio,
@@ -169,21 +169,16 @@ fn confine(prepared: &Prepared<'_>) -> io::Result<(CString, Vec<CString>)> {
         sys::no_new_privileges()?;
     }
     if no_new_privileges.is_none() {
-        load_seccomp(prepared)?;
+        prepared.confinement.load()?;
     }
     change_dir(process)?;
     set_identity(process)?;
     let env = environment(prepared);
     let program = find_program(&prepared.args[0].to_string_lossy(), prepared.env.get("PATH").map(String::as_str))?;
     if no_new_privileges.is_some() {
-        load_seccomp(prepared)?;
+        prepared.confinement.load()?;
     }
     Ok((program, env))
-}
-
-fn load_seccomp(prepared: &Prepared<'_>) -> io::Result<()> {
-    let Some(profile) = prepared.seccomp else { return Ok(()) };
-    seccomp::initialize_seccomp(profile).map(drop).map_err(|error| io::Error::other(crate::causes::chain(&error)))
 }
 
 /// Raising a hard limit needs CAP_SYS_RESOURCE; without it the container itself could not have started.
@@ -246,7 +241,7 @@ fn set_identity(process: &Process) -> io::Result<()> {
 }
 
 /// A capability set as the kernel's bits: oci-spec lists them in the kernel's order only by luck, so by name.
-fn bits(set: Option<&Capabilities>) -> u64 {
+pub fn bits(set: Option<&Capabilities>) -> u64 {
     let bit = |name: String| {
         let name = name.trim_start_matches("CAP_").to_owned();
         crate::capability::NAMES.iter().position(|known| *known == name).map_or(0, |position| 1_u64 << position)

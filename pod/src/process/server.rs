@@ -12,6 +12,7 @@ use crate::frame::{self, Inbox};
 use crate::protocol::{
     CreateContainer, Exec, Failure, FailureKind, Message, Op, Outcome, Request, Setup, State, VERSION,
 };
+use crate::step::Step;
 
 pub struct Server {
     setup: Setup,
@@ -23,6 +24,8 @@ pub struct Server {
     execs: Vec<(String, i32)>,
     /// Ends once the last reply is out.
     leaving: bool,
+    #[cfg(feature = "next-protocol")]
+    greetings: u32,
 }
 
 struct Connection {
@@ -53,7 +56,18 @@ impl Server {
         let listener = UnixListener::bind(&setup.socket)
             .map_err(|error| sys::context(error, format!("listen on {}", setup.socket.display())))?;
         listener.set_nonblocking(true)?;
-        Ok(Server { setup, pod, listener, connections: vec![], containers: vec![], execs: vec![], leaving: false })
+        Step::Listen.done();
+        Ok(Server {
+            setup,
+            pod,
+            listener,
+            connections: vec![],
+            containers: vec![],
+            execs: vec![],
+            leaving: false,
+            #[cfg(feature = "next-protocol")]
+            greetings: 0,
+        })
     }
 
     pub fn serve(mut self) -> io::Result<()> {
@@ -128,6 +142,7 @@ impl Server {
         while let Some(ended) = sys::reap() {
             if let Some(container) = self.containers.iter_mut().find(|c| c.running() && c.state.pid == ended.pid) {
                 container.ended(ended);
+                Step::NoteEnd.done();
                 let event = Message::ContainerExited(container.state.clone());
                 self.broadcast(&event);
             } else if let Some(index) = self.execs.iter().position(|(_, pid)| *pid == ended.pid) {
@@ -188,6 +203,11 @@ impl Server {
             }
             Op::Resize { container, width, height } => self.resize(&container, width, height)?,
             Op::Exit => self.leave()?,
+            #[cfg(feature = "next-protocol")]
+            Op::Greet => {
+                self.greetings += 1;
+                self.broadcast(&Message::Greeted { greetings: self.greetings });
+            }
         }
         Ok(Outcome::Done)
     }
@@ -198,6 +218,8 @@ impl Server {
             pid: std::process::id() as i32,
             pid_namespace: self.pod.pid_namespace(),
             containers: self.containers.iter().map(|container| container.state.clone()).collect(),
+            #[cfg(feature = "next-protocol")]
+            greetings: self.greetings,
         }
     }
 
@@ -218,15 +240,17 @@ impl Server {
         if self.container(&request.container).is_ok() {
             return Err(failure(FailureKind::Exists, format!("container {:?} exists", request.container)));
         }
-        let container = Container::create(request, &self.setup.state_dir)?;
+        let container = Container::create(request, &self.setup)?;
         let pid = container.state.pid;
         self.containers.push(container);
+        Step::KeepContainer.done();
         Ok(Outcome::Started(pid))
     }
 
     fn delete(&mut self, name: &str) -> Result<(), Failure> {
         self.container(name)?.delete()?;
         self.containers.retain(|container| container.state.container != name);
+        Step::DeleteContainer.done();
         Ok(())
     }
 
@@ -239,6 +263,7 @@ impl Server {
         }
         let pid = exec::exec(container, &process, fds)?;
         self.execs.push((request.exec.clone(), pid));
+        Step::StartExec.done();
         Ok(Outcome::Started(pid))
     }
 

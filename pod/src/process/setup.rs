@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use super::{cgroup, sys};
 use crate::protocol::Setup;
+use crate::step::Step;
 
 /// What lives as long as the pod process.
 #[derive(Debug)]
@@ -28,11 +29,15 @@ impl Pod {
 
 pub fn prepare(setup: &Setup) -> io::Result<Pod> {
     let lock = lock(setup)?;
+    Step::TakeLock.done();
     let wake = sys::install_signals()?;
     cgroup::join(&setup.cgroup).map_err(|error| sys::context(error, format!("join {}", setup.cgroup.display())))?;
+    Step::JoinCgroup.done();
     sys::become_subreaper()?;
     make_namespaces(setup).map_err(|error| sys::context(error, "make the pod's namespaces"))?;
+    Step::MakeNamespaces.done();
     let init = if setup.share_pid { Some(start_init(setup)?) } else { None };
+    Step::StartInit.done();
     Ok(Pod { _lock: lock, init, wake })
 }
 

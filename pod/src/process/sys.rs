@@ -320,6 +320,36 @@ pub fn no_new_privileges() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map(drop)
 }
 
+/// Confines this process and its children by a classic BPF program.
+pub fn load_filter(program: &[u8]) -> io::Result<()> {
+    let instruction = |bytes: &[u8; 8]| libc::sock_filter {
+        code: u16::from_ne_bytes([bytes[0], bytes[1]]),
+        jt: bytes[2],
+        jf: bytes[3],
+        k: u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
+    };
+    let (instructions, rest) = program.as_chunks::<8>();
+    if !rest.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a whole number of instructions"));
+    }
+    let mut instructions: Vec<_> = instructions.iter().map(instruction).collect();
+    let len = u16::try_from(instructions.len())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "too many instructions"))?;
+    let program = libc::sock_fprog { len, filter: instructions.as_mut_ptr() };
+    // SAFETY: the program describes `instructions`, which outlive the call; the kernel copies them.
+    let done = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &program) };
+    check(done as libc::c_int).map(drop)
+}
+
+/// A file without a place in any file system.
+pub fn memory_file(name: &CStr) -> io::Result<File> {
+    // SAFETY: a valid C string; the new descriptor is ours.
+    unsafe {
+        let fd = check(libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC))?;
+        Ok(File::from(OwnedFd::from_raw_fd(fd)))
+    }
+}
+
 pub fn drop_bounding(capability: u32) -> io::Result<()> {
     // SAFETY: no pointers.
     check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) }).map(drop)

@@ -1,0 +1,125 @@
+//! Taking a part of a pod away, by steps that may be repeated and need no more than the UID and the address.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::boundary::NetworkError;
+use crate::disk;
+use crate::node::{Node, remove_cgroup};
+use crate::step::{Part, Step};
+
+/// Killed processes are gone at once, unless they hang in the kernel.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum TeardownError {
+    #[error("{}", step.does())]
+    Step { step: Step, source: io::Error },
+    #[error("{}", Step::DetachNetwork.does())]
+    Network(#[source] NetworkError),
+}
+
+/// Runs the steps until one fails. The caller tries again later: a later step may depend on an earlier one.
+pub async fn tear_down(node: &Node, part: Part, uid: &str, ip: Option<IpAddr>) -> Result<(), TeardownError> {
+    for step in Step::taking_away(part) {
+        run(step, node, uid, ip).await?;
+        step.done();
+    }
+    Ok(())
+}
+
+async fn run(step: Step, node: &Node, uid: &str, ip: Option<IpAddr>) -> Result<(), TeardownError> {
+    let done = match step {
+        // Before the processes: the pod's end of the link, which tells whose it is, goes with them.
+        Step::DetachNetwork => match ip {
+            Some(ip) => return node.network.detach(uid, ip).await.map_err(TeardownError::Network),
+            None => Ok(()),
+        },
+        Step::KillProcesses => kill_processes(node, uid).await,
+        Step::UnmountRuns => unmount_runs(node, uid),
+        Step::RemoveCgroups => node.cgroups.pod_folders(uid).iter().try_for_each(|folder| remove_cgroup(folder)),
+        Step::RemoveSandboxFiles => remove_sandbox_files(node, uid),
+        Step::RemoveLayers => disk::remove_tree(&node.pod_layers(uid)),
+        Step::UnmountVolumes => {
+            let folders = [node.pod_run(uid), node.pod_volumes(uid)];
+            folders.iter().try_for_each(|folder| disk::unmount_below(folder))
+        }
+        Step::RemoveRunFolder => disk::remove_tree(&node.pod_run(uid)),
+        Step::RemoveVolumes => disk::remove_tree(&node.pod_volumes(uid)),
+        Step::RemoveLogs => disk::remove_tree(&node.pod_logs(uid)),
+        // Its own stage says that nothing else takes a part away.
+        _ => Ok(()),
+    };
+    done.map_err(|source| TeardownError::Step { step, source })
+}
+
+/// Root file systems and the shared memory; volumes belong to the pod, not to its sandbox.
+fn unmount_runs(node: &Node, uid: &str) -> io::Result<()> {
+    let volumes = node.volatile_volumes(uid);
+    let mut points = disk::mounts_below(&node.pod_run(uid))?;
+    points.retain(|point| !point.starts_with(&volumes));
+    disk::unmount(&points)
+}
+
+fn remove_sandbox_files(node: &Node, uid: &str) -> io::Result<()> {
+    let volumes = node.volatile_volumes(uid);
+    let items = match fs::read_dir(node.pod_run(uid)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        items => items?,
+    };
+    for item in items {
+        let item = item?;
+        if item.path() == volumes {
+            continue;
+        }
+        if item.file_type()?.is_dir() { disk::remove_tree(&item.path())? } else { disk::remove_file(&item.path())? }
+    }
+    Ok(())
+}
+
+async fn kill_processes(node: &Node, uid: &str) -> io::Result<()> {
+    let folders: Vec<PathBuf> = node.cgroups.pod_folders(uid).into_iter().filter(|folder| folder.exists()).collect();
+    let deadline = tokio::time::Instant::now() + KILL_TIMEOUT;
+    loop {
+        for folder in &folders {
+            kill_cgroup(folder)?;
+        }
+        if folders.iter().all(|folder| processes(folder).is_empty()) {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() > deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "killed processes are still there"));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Kills all processes below a cgroup: by the kernel's own switch on cgroup2, one by one on v1.
+fn kill_cgroup(folder: &Path) -> io::Result<()> {
+    let switch = folder.join("cgroup.kill");
+    if switch.exists() {
+        return fs::write(switch, "1");
+    }
+    for pid in processes(folder) {
+        #[expect(unsafe_code, reason = "kill has no safe form in std")]
+        // SAFETY: no pointers. Read a moment ago from the pod's own cgroup.
+        unsafe {
+            libc::kill(pid, libc::SIGKILL)
+        };
+    }
+    Ok(())
+}
+
+fn processes(folder: &Path) -> Vec<i32> {
+    let own = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    let mut pids: Vec<i32> = own.lines().filter_map(|line| line.parse().ok()).collect();
+    for item in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if item.file_type().is_ok_and(|kind| kind.is_dir()) {
+            pids.extend(processes(&item.path()));
+        }
+    }
+    pids
+}

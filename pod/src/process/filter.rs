@@ -1,0 +1,330 @@
+//! Seccomp filters, compiled once for all pods of a node.
+//!
+//! libseccomp takes about 10 ms for a profile of the usual size, several times what the rest of a container's start
+//! costs. So the compiled program is kept in a file next to the profile it came from, and the same bytes are given to the
+//! kernel for every container and exec. What libcontainer would compile itself is taken out of its configuration; its
+//! child loads the filter instead ([`Confined`]), right before it is ready.
+
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hasher as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::Path;
+use std::rc::Rc;
+
+use libcontainer::workload::default::DefaultExecutor;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
+use oci_spec::runtime::{
+    Arch, Capabilities, Capability, LinuxCapabilities, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg,
+    LinuxSeccompOperator, Spec,
+};
+
+use super::exec::bits;
+use super::sys;
+
+/// A classic BPF program: instructions of 8 bytes, as seccomp(2) takes them.
+#[derive(Clone, Debug)]
+pub struct Filter(Rc<[u8]>);
+
+impl Filter {
+    /// The filter of a profile, from the folder of compiled ones or compiled now. `None` when the profile wants what
+    /// only libcontainer does (a notify socket, flags).
+    pub fn of(profile: &LinuxSeccomp, cache: Option<&Path>) -> io::Result<Option<Filter>> {
+        let wants_more = profile.flags().as_ref().is_some_and(|flags| !flags.is_empty());
+        let rules = profile.syscalls().iter().flatten();
+        if wants_more || rules.map(|rule| rule.action()).any(|action| action == LinuxSeccompAction::ScmpActNotify) {
+            return Ok(None);
+        }
+        let text = serde_json::to_string(profile)?;
+        let kept = cache.map(|folder| folder.join(file_name(&text)));
+        if let Some(program) = kept.as_deref().and_then(|path| read(path, &text)) {
+            return Ok(Some(Filter(program.into())));
+        }
+        let program = compile(profile).map_err(io::Error::other)?;
+        if let Some(path) = kept {
+            keep(&path, &text, &program)?;
+        }
+        Ok(Some(Filter(program.into())))
+    }
+
+    /// Confines the calling process. Needs CAP_SYS_ADMIN or no_new_privs.
+    pub fn load(&self) -> io::Result<()> {
+        sys::load_filter(&self.0).map_err(|error| sys::context(error, "load the seccomp filter"))
+    }
+}
+
+/// How the processes of one container are confined.
+#[derive(Debug)]
+pub enum Confinement {
+    None,
+    Filter(Filter),
+    /// A profile that libcontainer compiles each time.
+    Profile(LinuxSeccomp),
+}
+
+impl Confinement {
+    pub fn of(spec: &Spec, cache: Option<&Path>) -> io::Result<Confinement> {
+        let Some(profile) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else {
+            return Ok(Confinement::None);
+        };
+        let filter = Filter::of(profile, cache)?;
+        Ok(filter.map_or_else(|| Confinement::Profile(profile.clone()), Confinement::Filter))
+    }
+
+    /// Confines the calling process.
+    pub fn load(&self) -> io::Result<()> {
+        match self {
+            Confinement::None => Ok(()),
+            Confinement::Filter(filter) => filter.load(),
+            Confinement::Profile(profile) => libcontainer::seccomp::initialize_seccomp(profile)
+                .map(drop)
+                .map_err(|error| io::Error::other(crate::causes::chain(&error))),
+        }
+    }
+}
+
+// ---- files: the profile's length (8 bytes), the profile, the program ----
+
+fn file_name(profile: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(profile.as_bytes());
+    format!("{:016x}", hasher.finish())
+}
+
+/// The program kept for exactly this profile; anything else is as good as absent.
+fn read(path: &Path, profile: &str) -> Option<Vec<u8>> {
+    let kept = fs::read(path).ok()?;
+    let (length, rest) = kept.split_first_chunk::<8>()?;
+    let (text, program) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    (text == profile.as_bytes() && !program.is_empty()).then(|| program.to_vec())
+}
+
+/// Another pod process may do the same at the same time: each writes a file of its own and renames it.
+fn keep(path: &Path, profile: &str, program: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    fs::create_dir_all(folder)?;
+    let temporary = path.with_extension(std::process::id().to_string());
+    let mut file = File::create(&temporary)?;
+    file.write_all(&(profile.len() as u64).to_le_bytes())?;
+    file.write_all(profile.as_bytes())?;
+    file.write_all(program)?;
+    fs::rename(&temporary, path)
+}
+
+// ---- from the profile to the program ----
+
+fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+    let default = action(profile.default_action(), profile.default_errno_ret())?;
+    let mut filter = ScmpFilterContext::new(default)?;
+    for arch in profile.architectures().iter().flatten() {
+        filter.add_arch(architecture(*arch)?)?;
+    }
+    for rule in profile.syscalls().iter().flatten() {
+        let action = action(rule.action(), rule.errno_ret())?;
+        if action == default {
+            continue; // libseccomp refuses a rule that changes nothing
+        }
+        let conditions: Vec<_> = rule.args().iter().flatten().map(condition).collect();
+        for name in rule.names() {
+            // A name that this library does not know is a call that it cannot allow either.
+            let Ok(syscall) = ScmpSyscall::from_name(name) else { continue };
+            if conditions.is_empty() {
+                filter.add_rule(action, syscall)?;
+            } else if compares_one_argument_twice(rule.args().iter().flatten()) {
+                for condition in &conditions {
+                    filter.add_rule_conditional(action, syscall, std::slice::from_ref(condition))?;
+                }
+            } else {
+                filter.add_rule_conditional(action, syscall, &conditions)?;
+            }
+        }
+    }
+    let mut file = sys::memory_file(c"seccomp")?;
+    filter.export_bpf(&file)?;
+    file.rewind()?;
+    let mut program = Vec::new();
+    file.read_to_end(&mut program)?;
+    Ok(program)
+}
+
+fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, String> {
+    let errno = errno.map_or(libc::EPERM, |errno| errno as i32);
+    Ok(match action {
+        LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => ScmpAction::KillThread,
+        LinuxSeccompAction::ScmpActKillProcess => ScmpAction::KillProcess,
+        LinuxSeccompAction::ScmpActTrap => ScmpAction::Trap,
+        LinuxSeccompAction::ScmpActErrno => ScmpAction::Errno(errno),
+        LinuxSeccompAction::ScmpActTrace => ScmpAction::Trace(errno as u16),
+        LinuxSeccompAction::ScmpActAllow => ScmpAction::Allow,
+        LinuxSeccompAction::ScmpActLog => ScmpAction::Log,
+        LinuxSeccompAction::ScmpActNotify => return Err("a seccomp profile cannot notify by default".into()),
+    })
+}
+
+/// Both libraries know an architecture by the same word.
+fn architecture(arch: Arch) -> Result<ScmpArch, Box<dyn std::error::Error + Send + Sync>> {
+    let word = serde_json::to_value(arch)?;
+    Ok(word.as_str().unwrap_or_default().parse()?)
+}
+
+fn condition(arg: &LinuxSeccompArg) -> ScmpArgCompare {
+    let operator = match arg.op() {
+        LinuxSeccompOperator::ScmpCmpNe => ScmpCompareOp::NotEqual,
+        LinuxSeccompOperator::ScmpCmpLt => ScmpCompareOp::Less,
+        LinuxSeccompOperator::ScmpCmpLe => ScmpCompareOp::LessOrEqual,
+        LinuxSeccompOperator::ScmpCmpEq => ScmpCompareOp::Equal,
+        LinuxSeccompOperator::ScmpCmpGe => ScmpCompareOp::GreaterEqual,
+        LinuxSeccompOperator::ScmpCmpGt => ScmpCompareOp::Greater,
+        LinuxSeccompOperator::ScmpCmpMaskedEq => ScmpCompareOp::MaskedEqual(arg.value_two().unwrap_or(0)),
+    };
+    ScmpArgCompare::new(arg.index() as u32, operator, arg.value())
+}
+
+/// libseccomp compares each argument once in a rule; more comparisons of one become rules of their own, as with runc.
+fn compares_one_argument_twice<'a>(args: impl Iterator<Item = &'a LinuxSeccompArg>) -> bool {
+    let mut seen = Vec::new();
+    args.into_iter().any(|arg| {
+        let again = seen.contains(&arg.index());
+        seen.push(arg.index());
+        again
+    })
+}
+
+// ---- in libcontainer's child ----
+
+/// What a filter needs to be loaded late: libcontainer drops all capabilities but these, which go right after.
+const LENT: [Capability; 2] = [Capability::SysAdmin, Capability::Setpcap];
+
+/// Runs in the container's first process: loads the filter, gives back what was lent for it, then lets libcontainer's own
+/// executor go on.
+#[derive(Clone)]
+pub struct Confined {
+    filter: Filter,
+    /// The sets that the container shall have; `None` when nothing was lent.
+    capabilities: Option<LinuxCapabilities>,
+}
+
+impl Confined {
+    /// Takes the profile out of a configuration, for this executor to load its filter. Without no_new_privs that is
+    /// privileged, so the configuration is lent the capabilities.
+    pub fn prepare(spec: &mut Spec, filter: Filter) -> Confined {
+        let mut capabilities = None;
+        if let Some(process) = spec.process_mut()
+            && process.no_new_privileges().is_none()
+            && let Some(wanted) = process.capabilities().clone()
+        {
+            let mut lent = wanted.clone();
+            let with = |set: &Option<Capabilities>| Some(set.iter().flatten().copied().chain(LENT).collect());
+            lent.set_bounding(with(wanted.bounding()));
+            lent.set_permitted(with(wanted.permitted()));
+            lent.set_effective(with(wanted.effective()));
+            process.set_capabilities(Some(lent));
+            capabilities = Some(wanted);
+        }
+        if let Some(linux) = spec.linux_mut() {
+            linux.set_seccomp(None);
+        }
+        Confined { filter, capabilities }
+    }
+
+    fn confine(&self) -> io::Result<()> {
+        self.filter.load()?;
+        let Some(wanted) = &self.capabilities else { return Ok(()) };
+        let bounding = bits(wanted.bounding().as_ref());
+        for capability in (0..64).filter(|capability| bounding & (1 << capability) == 0) {
+            if sys::bounding_holds(capability) {
+                sys::drop_bounding(capability)?;
+            }
+        }
+        let (effective, permitted) = (bits(wanted.effective().as_ref()), bits(wanted.permitted().as_ref()));
+        sys::set_capabilities(effective, permitted, bits(wanted.inheritable().as_ref()))
+            .map_err(|error| sys::context(error, "set capabilities"))
+    }
+}
+
+impl Executor for Confined {
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        DefaultExecutor {}.exec(spec)
+    }
+
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        DefaultExecutor {}.validate(spec)
+    }
+
+    fn setup_envs(&self, envs: std::collections::HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        self.confine().map_err(|error| ExecutorSetEnvsError::Other(error.to_string()))?;
+        DefaultExecutor {}.setup_envs(envs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn profile(text: &str) -> LinuxSeccomp {
+        serde_json::from_str(text).unwrap()
+    }
+
+    const PLAIN: &str = r#"{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+        "syscalls": [{"names": ["mkdir", "no_such_call"], "action": "SCMP_ACT_ERRNO", "errnoRet": 99}]}"#;
+
+    #[test]
+    fn a_filter_is_compiled_once_for_a_profile() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Filter::of(&profile(PLAIN), Some(folder.path())).unwrap().unwrap();
+        assert!(!first.0.is_empty() && first.0.len().is_multiple_of(8));
+        let kept = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+        let text = serde_json::to_string(&profile(PLAIN)).unwrap();
+        keep(&kept, &text, b"12345678").unwrap();
+        assert_eq!(&*Filter::of(&profile(PLAIN), Some(folder.path())).unwrap().unwrap().0, b"12345678");
+    }
+
+    #[test]
+    fn a_kept_file_of_another_profile_or_cut_short_is_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = serde_json::to_string(&profile(PLAIN)).unwrap();
+        let path = folder.path().join(file_name(&text));
+        for (kept_text, cut) in [("another", 0), (text.as_str(), 9)] {
+            keep(&path, kept_text, b"12345678").unwrap();
+            let whole = fs::read(&path).unwrap();
+            fs::write(&path, &whole[..whole.len() - cut]).unwrap();
+            assert_ne!(&*Filter::of(&profile(PLAIN), Some(folder.path())).unwrap().unwrap().0, b"12345678");
+        }
+    }
+
+    #[test]
+    fn what_only_libcontainer_does_is_left_to_it() {
+        for more in [
+            r#""flags": ["SECCOMP_FILTER_FLAG_LOG"]"#,
+            r#""syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]"#,
+        ] {
+            let text = format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", {more}}}"#);
+            assert!(Filter::of(&profile(&text), None).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn capabilities_are_lent_only_where_they_are_needed() {
+        let spec = |no_new_privileges: &str| -> Spec {
+            serde_json::from_str(&format!(
+                r#"{{"ociVersion": "1.0.2", "process": {{"cwd": "/", "user": {{"uid": 0, "gid": 0}}{no_new_privileges},
+                "capabilities": {{"bounding": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"], "permitted": ["CAP_CHOWN"]}}}},
+                "linux": {{"seccomp": {PLAIN}}}}}"#
+            ))
+            .unwrap()
+        };
+        let filter = Filter(Rc::from(&b"12345678"[..]));
+        let held = |spec: &Spec| {
+            let process = spec.process().as_ref().unwrap();
+            bits(process.capabilities().as_ref().unwrap().bounding().as_ref())
+        };
+        let mut plain = spec("");
+        let confined = Confined::prepare(&mut plain, filter.clone());
+        assert_eq!(held(&plain), 1 | 1 << 8 | 1 << 21);
+        assert_eq!(bits(confined.capabilities.unwrap().bounding().as_ref()), 1);
+        assert!(plain.linux().as_ref().unwrap().seccomp().is_none());
+        let mut restricted = spec(r#", "noNewPrivileges": true"#);
+        assert!(Confined::prepare(&mut restricted, filter).capabilities.is_none());
+        assert_eq!(held(&restricted), 1);
+    }
+}

@@ -1,0 +1,150 @@
+//! What the packet programs cost, by the kernel's own clock: the loaded programs run on made-up packets, thousands of times.
+//!
+//! `BPF_PROG_TEST_RUN` with a repeat count runs a program again on what it made of the packet. So the maps are filled with rings: a
+//! known flow leads to another known flow and back, a service's endpoint is the next service. Each run then does the whole work.
+//! Packets end when their time to live is used up, which bounds the runs of one call.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use proxy_common::{Backend, Flow, Ip4, NodeConfig, PodLink, Port, Scope, Slot, TCP, Tuple};
+
+use crate::desired::{Contents, EndpointSet, Entry, Frontend};
+use crate::object::{self, PacketHook, Pins};
+use crate::proxy::{LIMITS, Maps, Result, written};
+use crate::sys::{self, Put};
+use crate::table::Table;
+
+/// Runs of one call: one less than a time to live has hops.
+const RUNS: u32 = 250;
+const CALLS: u16 = 200;
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+/// The device of test packets is the loopback.
+const LOOPBACK: u32 = 1;
+
+const CLIENT: Ip4 = Ip4::new([203, 0, 113, 5]);
+const NODE: Ip4 = Ip4::new([192, 0, 2, 1]);
+const PODS: [Ip4; 2] = [Ip4::new([10, 244, 0, 5]), Ip4::new([10, 244, 0, 6])];
+
+/// One kind of packet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PacketCost {
+    pub what: &'static str,
+    /// Nanoseconds of one run, the harness included: the median of all calls, and the nearest to the least that one call gave.
+    pub median: u32,
+    pub least: u32,
+    pub runs: u32,
+}
+
+/// Size of a loaded program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramSize {
+    pub program: &'static str,
+    /// Instructions the verifier walked through, over all paths, and of machine code in bytes.
+    pub verified: u32,
+    pub machine_code: u32,
+}
+
+/// Loads the programs under a folder of pins of its own, which is gone afterwards, and runs them.
+pub fn measure(bpf_root: &Path) -> Result<(Vec<PacketCost>, Vec<ProgramSize>)> {
+    object::prepare_root(bpf_root)?;
+    let outcome = measure_at(&Pins::new(bpf_root));
+    object::remove_root(bpf_root).map_err(written("pins"))?;
+    outcome
+}
+
+fn measure_at(pins: &Pins) -> Result<(Vec<PacketCost>, Vec<ProgramSize>)> {
+    let programs = object::load(pins)?;
+    let maps = Maps::open(pins)?;
+    fill(&maps)?;
+    let (pod, uplink) = (programs.get(PacketHook::FromPod.program())?, programs.get(PacketHook::FromUplink.program())?);
+    let ring = |kept: bool| move |call: u16| packet(SYN, &tuple(CLIENT, 1024 + call, service(kept, 0), 80));
+    let costs = vec![
+        cost("not IPv4", uplink, |_| vec![0; 60])?,
+        cost("known flow", uplink, |_| packet(ACK, &flow_ring()[0]))?,
+        cost("pod to pod", pod, |_| packet(ACK, &tuple(PODS[0], 4000, PODS[1], 8080)))?,
+        cost("new flow, source kept", uplink, ring(true))?,
+        cost("new flow behind the node's address", uplink, ring(false))?,
+    ];
+    let sizes = programs.all().map(|(program, fd)| {
+        let (verified, machine_code) = sys::program_size(fd.as_fd()).map_err(written("programs"))?;
+        Ok(ProgramSize { program, verified, machine_code })
+    });
+    Ok((costs, sizes.collect::<Result<_>>()?))
+}
+
+fn cost(what: &'static str, program: &OwnedFd, make: impl Fn(u16) -> Vec<u8>) -> Result<PacketCost> {
+    let mut times = Vec::new();
+    for call in 0..CALLS {
+        let (_, _, nanoseconds) = sys::test_run(program.as_fd(), &make(call), RUNS).map_err(written("TEST_RUN"))?;
+        times.push(nanoseconds);
+    }
+    times.sort_unstable();
+    Ok(PacketCost { what, median: times[times.len() / 2], least: times[0], runs: RUNS * u32::from(CALLS) })
+}
+
+fn tuple(src: Ip4, sport: u16, dst: Ip4, dport: u16) -> Tuple {
+    Tuple { src, dst, sport: Port::new(sport), dport: Port::new(dport), protocol: TCP, pad: [0; 3] }
+}
+
+/// Two flows, each of whose packets become the other's: everything that can change changes.
+fn flow_ring() -> [Tuple; 2] {
+    [tuple(CLIENT, 4000, PODS[0], 80), tuple(NODE, 50_000, PODS[1], 8080)]
+}
+
+/// The address of a link of the ring of services.
+fn service(kept: bool, index: u8) -> Ip4 {
+    Ip4::new([198, 51, if kept { 100 } else { 101 }, index])
+}
+
+fn fill(maps: &Maps) -> Result<()> {
+    let node = NodeConfig {
+        node_ip: NODE,
+        uplink: LOOPBACK,
+        service_link: LOOPBACK,
+        pod_net: Ip4::new([10, 244, 0, 0]),
+        pod_mask: Ip4::new([255, 255, 255, 0]),
+        cluster_net: Ip4::new([10, 244, 0, 0]),
+        cluster_mask: Ip4::new([255, 255, 0, 0]),
+        service_net: Ip4::new([10, 96, 0, 0]),
+        service_mask: Ip4::new([255, 240, 0, 0]),
+        snat_first: 50_000,
+        snat_count: 15_000,
+    };
+    maps.node.put(&0, &node, Put::Any).map_err(written("NODE"))?;
+    for ip in PODS {
+        maps.pods.put(&ip.0, &PodLink { ifindex: LOOPBACK, ip }.bits(), Put::Any).map_err(written("PODS"))?;
+    }
+    let [a, b] = flow_ring();
+    for (key, to) in [(a, b), (b, a)] {
+        let flow = Flow { to, flags: Flow::CONFIRMED, seen: sys::monotonic_nanoseconds() };
+        maps.flows.put(&key, &flow, Put::Any).map_err(written("FLOWS"))?;
+    }
+    let mut table = Table::new(LIMITS);
+    let services: Contents = [true, false]
+        .into_iter()
+        .flat_map(|kept| (0..=u8::MAX).map(move |index| (format!("{kept}{index}"), vec![ring_entry(kept, index)])))
+        .collect();
+    table.replace(&services).ops.iter().try_for_each(|op| maps.run(op))
+}
+
+fn ring_entry(kept: bool, index: u8) -> Entry {
+    let addr = service(kept, index).octets().into();
+    let next = Backend::new(service(kept, index.wrapping_add(1)), Port::new(80)).bits();
+    let flags = if kept { Slot::KEEP_SOURCE } else { 0 };
+    let frontends = vec![Frontend { addr, port: 80, protocol: TCP, scope: Scope::External }];
+    Entry { port: 80, protocol: TCP, frontends, set: EndpointSet { backends: vec![next], flags, affinity_seconds: 0 } }
+}
+
+fn packet(flags: u8, tuple: &Tuple) -> Vec<u8> {
+    let mut packet = vec![0u8; 60];
+    packet[12..14].copy_from_slice(&[8, 0]);
+    packet[14..24].copy_from_slice(&[0x45, 0, 0, 46, 0, 0, 0x40, 0, 255, tuple.protocol]);
+    packet[26..30].copy_from_slice(&tuple.src.octets());
+    packet[30..34].copy_from_slice(&tuple.dst.octets());
+    packet[34..36].copy_from_slice(&tuple.sport.0.to_ne_bytes());
+    packet[36..38].copy_from_slice(&tuple.dport.0.to_ne_bytes());
+    packet[46..48].copy_from_slice(&[5 << 4, flags]);
+    packet
+}

@@ -1,0 +1,132 @@
+//! Upgrades: what an earlier version left in maps of another layout goes over into those of this one, under live traffic.
+//!
+//! The order is: new maps beside the old ones, contents over, programs of all links exchanged, what the old programs wrote meanwhile
+//! over too, old pins gone. Killed anywhere in between, the next start does all of it again: elements that are there stay.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use crate::layout::{Carry, Layout, parse_pin_name};
+use crate::object::Pins;
+use crate::sys::{Put, RawMap, possible_cpus};
+
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    #[error("{} cannot be used", path.display())]
+    Pin { path: PathBuf, source: io::Error },
+    #[error("the contents of map {map} cannot be carried over from layout {from} to {to}")]
+    Carry { map: &'static str, from: u32, to: u32, source: io::Error },
+}
+
+/// Maps of other layouts than this version's.
+#[derive(Debug, Default)]
+pub(crate) struct Migration {
+    older: Vec<Older>,
+    /// Pins that nothing here reads: maps of later versions, and maps that are no more.
+    foreign: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+struct Older {
+    layout: Layout,
+    version: u32,
+}
+
+/// When contents are read: before the programs are exchanged, and after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pass {
+    First,
+    Second,
+}
+
+impl Migration {
+    pub fn find(pins: &Pins) -> Result<Self, MigrateError> {
+        let folder = pins.maps();
+        let failed = |source| MigrateError::Pin { path: folder.clone(), source };
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(failed)? {
+            names.extend(entry.map_err(failed)?.file_name().into_string().ok());
+        }
+        Ok(Self::plan(pins.layouts(), &names))
+    }
+
+    /// Of several older layouts of a map the latest comes first: elements that are there already win.
+    fn plan(layouts: &[Layout], names: &[String]) -> Self {
+        let mut migration = Self::default();
+        let mut newer = Vec::new();
+        for name in names {
+            let Some((version, map)) = parse_pin_name(name) else { continue };
+            match layouts.iter().find(|layout| layout.map == map) {
+                Some(layout) if version == layout.version() => {}
+                Some(layout) if version < layout.version() => migration.older.push(Older { layout: *layout, version }),
+                found => {
+                    newer.extend(found.map(|_| name.as_str()));
+                    migration.foreign.push(name.clone());
+                }
+            }
+        }
+        migration.older.sort_by_key(|older| std::cmp::Reverse(older.version));
+        if !newer.is_empty() {
+            tracing::warn!(
+                maps = newer.join(" "),
+                "a later version of amphipod ran here, whose maps this one cannot read: they are made anew, and connections that \
+                 are translated packet by packet break"
+            );
+        }
+        migration
+    }
+
+    pub fn carry(&self, pins: &Pins, pass: Pass) -> Result<(), MigrateError> {
+        let cpus = possible_cpus();
+        let wanted = |older: &&Older| match (older.layout.carry, pass) {
+            (Carry::Once, Pass::First) | (Carry::Twice, _) => true,
+            (Carry::Once, Pass::Second) | (Carry::Never | Carry::Sockets, _) => false,
+        };
+        for older in self.older.iter().filter(wanted) {
+            let (map, from, to) = (older.layout.map, older.version, older.layout.version());
+            let carried = older.carry(pins, cpus).map_err(|source| MigrateError::Carry { map, from, to, source })?;
+            tracing::info!(map, from, to, pass = ?pass, elements = carried, "map carried over");
+        }
+        Ok(())
+    }
+
+    /// Removes the pins; the kernel frees the maps with their last program.
+    pub fn finish(&self, pins: &Pins) -> Result<(), MigrateError> {
+        let older = self.older.iter().map(|older| crate::layout::pin_name(older.version, older.layout.map));
+        for path in older.chain(self.foreign.iter().cloned()).map(|name| pins.maps().join(name)) {
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(MigrateError::Pin { path, source });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Older {
+    /// How many elements went over.
+    fn carry(&self, pins: &Pins, cpus: usize) -> io::Result<usize> {
+        let old = RawMap::open(&pins.maps().join(crate::layout::pin_name(self.version, self.layout.map)), cpus)?;
+        let new = RawMap::open(&pins.map(self.layout.map), cpus)?;
+        let mut carried = 0;
+        for raw in old.entries()? {
+            if old.is_array() && raw.value.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            let Some(raw) = self.layout.convert(self.version, raw) else { continue };
+            let put = if new.is_array() { Put::Any } else { Put::New };
+            match new.put(&raw, put) {
+                Ok(()) => carried += 1,
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(carried)
+    }
+}
+
+#[cfg(test)]
+mod tests;
