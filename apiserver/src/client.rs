@@ -110,7 +110,7 @@ impl Client {
         let target = self.allowed("create", resource, namespace, "", "")?;
         let object = canonical(&target.kind, &object)?;
         let written = self.engine().create(&self.context(), &target, &self.options(), object).await?;
-        Ok(written.value)
+        Ok(written.object.into_value())
     }
 
     /// Changes an object or a slice of it (`""`, `status`, `finalize`); `change` may run several times.
@@ -134,7 +134,7 @@ impl Client {
             canonical(&target.kind, &next).map(Draft::Update)
         };
         let written = self.engine().update(&self.context(), &target, &self.options(), &through).await?;
-        Ok(written.value)
+        Ok(written.object.into_value())
     }
 
     pub async fn delete(

@@ -76,6 +76,23 @@ impl Target {
     }
 }
 
+/// An object in the version asked for.
+#[derive(Debug)]
+pub enum Shown {
+    /// Its stored text is what is to be shown.
+    Stored(Arc<Object>),
+    Value(Value),
+}
+
+impl Shown {
+    pub fn into_value(self) -> Value {
+        match self {
+            Shown::Stored(object) => object.value(),
+            Shown::Value(value) => value,
+        }
+    }
+}
+
 /// See the module's text.
 pub struct Engine {
     registry: RwLock<Registry>,
@@ -182,6 +199,11 @@ impl Engine {
     pub fn show(&self, kind: &Arc<Kind>, object: &Object) -> Value {
         let value = object.value();
         if kind.is_storage() { value } else { api::convert::convert(&self.storage(kind), kind, value) }
+    }
+
+    /// The same for an answer, which may not need it as a tree.
+    pub(crate) fn shown(&self, kind: &Arc<Kind>, object: Arc<Object>) -> Shown {
+        if kind.is_storage() { Shown::Stored(object) } else { Shown::Value(self.show(kind, &object)) }
     }
 
     pub(crate) fn write(&self, kind: &Kind, expect: Expect, object: &Value) -> Write {

@@ -217,6 +217,8 @@ fn overlay(facts: &Facts) -> Verdict {
         return Verdict::fail(format!("{place} is itself on overlayfs, which cannot hold containers"), remedy);
     }
     match &facts.overlay_refused {
+        // A node that is there already goes on, as far as it can.
+        Some(_) if facts.disk.free < LEAST_SPACE && facts.store_exists => Verdict::warn("not tried", "see disk"),
         None => Verdict::ok(format!("mounts on {place}")),
         Some(why) => {
             let remedy = "modprobe overlay, or name a folder on ext4, xfs or btrfs with --data-dir";
@@ -236,6 +238,9 @@ fn disk(facts: &Facts) -> Verdict {
     let (place, disk) = (facts.data_dir.display(), &facts.disk);
     let free = format!("{} MiB free at {place}", disk.free / MEBIBYTE);
     let elsewhere = "free some space, or name another disk with --data-dir";
+    if disk.free < LEAST_SPACE && facts.store_exists {
+        return Verdict::warn(format!("{free}: writes to the API may be refused"), elsewhere);
+    }
     if let Some(why) = &disk.refused {
         return Verdict::fail(
             format!("nothing can be written at {place}: {why}"),
@@ -402,6 +407,7 @@ mod tests {
             cgroup_root_is_v2: true,
             hierarchies: vec![Hierarchy { mount: "/sys/fs/cgroup".into(), v2: true, controllers, refused: None }],
             data_dir: "/var/lib/amphipod".into(),
+            store_exists: false,
             disk: Disk {
                 overlayfs: false,
                 free: 40 << 30,
@@ -469,6 +475,7 @@ mod tests {
         one(|f| f.overlay_refused = Some("no such device".into()), "FAIL overlayfs", "modprobe overlay");
         one(|f| f.disk.refused = Some("read-only".into()), "FAIL disk", "--data-dir");
         one(|f| f.disk.free = 1 << 20, "FAIL disk", "1 MiB free");
+        one(|f| (f.disk.free, f.store_exists) = (1 << 20, true), "WARN disk", "refused");
         one(|f| f.disk.free = 1 << 30, "WARN disk", "1024 MiB free");
         one(|f| f.disk.files = Some(3), "WARN disk", "room for 3 files");
         one(|f| f.disk.sync = Some(Duration::from_millis(50)), "WARN disk latency", "50 ms");
@@ -497,6 +504,16 @@ mod tests {
         one(|f| f.pod_cidr = "10.100.0.0/16".parse().unwrap(), "FAIL address ranges", "share addresses");
         one(|f| f.node_ip = [10, 244, 0, 9].into(), "FAIL address ranges", "--pod-cidr");
         one(|f| f.routes.push(("vpn".into(), "10.0.0.0/8".parse().unwrap())), "WARN address ranges", "by vpn");
+    }
+
+    #[test]
+    fn a_node_that_filled_its_disk_starts_again() {
+        let full = |facts: &mut Facts| {
+            (facts.disk.free, facts.store_exists) = (0, true);
+            facts.disk.refused = Some("no space".into());
+            facts.overlay_refused = Some("no space".into());
+        };
+        assert!(complaints(full).iter().all(|complaint| complaint.starts_with("WARN")));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use api::status::{FieldError, Status};
 use serde_json::{Value, json};
 
 use super::write::Draft;
-use super::{Context, DeleteOptions, Engine, Target, WriteOptions, Written, deleting};
+use super::{Context, DeleteOptions, Engine, Shown, Target, WriteOptions, Written, deleting};
 
 impl Engine {
     /// Changes an object through its Scale; the outcome is the Scale.
@@ -28,7 +28,7 @@ impl Engine {
             Ok(Draft::Update(next))
         };
         let mut written = self.update(context, target, options, &through).await?;
-        written.value = api::write::scale_of(&written.value);
+        written.object = Shown::Value(api::write::scale_of(&written.object.into_value()));
         Ok(written)
     }
 

@@ -8,7 +8,7 @@ use api::status::{FieldError, Status};
 use api::write::Birth;
 use serde_json::Value;
 
-use super::{Context, Engine, Target, commit_failed, deleting, has_finalizers};
+use super::{Context, Engine, Shown, Target, commit_failed, deleting, has_finalizers};
 use crate::authz::Attributes;
 use crate::committer::{CommitError, Expect, Write};
 use crate::object::Object;
@@ -27,7 +27,7 @@ pub struct WriteOptions {
 /// The outcome of a write, in the requested version.
 #[derive(Debug)]
 pub struct Written {
-    pub value: Value,
+    pub object: Shown,
     pub created: bool,
     /// Texts for `Warning: 299` headers.
     pub warnings: Vec<String>,
@@ -115,12 +115,12 @@ impl Engine {
         let mut allocations = self.allocate(kind, None, &mut object)?;
         object = canonical(kind, &object);
         if options.dry_run {
-            return Ok(Written { value: object, created: true, warnings });
+            return Ok(Written { object: Shown::Value(object), created: true, warnings });
         }
         let mut writes = vec![self.stored(kind, Expect::Absent, &object)];
         writes.append(&mut allocations);
         match self.commit(writes).await {
-            Ok(stored) => Ok(Written { value: self.show(kind, &stored), created: true, warnings }),
+            Ok(stored) => Ok(Written { object: self.shown(kind, stored), created: true, warnings }),
             Err(CommitError::Conflict { collection, .. }) if collection == super::collection(kind) => {
                 Err(exists(&named))
             }
@@ -232,20 +232,20 @@ impl Engine {
         new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
         new = canonical(kind, &new);
         if new == old || options.dry_run {
-            return Ok(Some(Written { value: new, created: false, warnings }));
+            return Ok(Some(Written { object: Shown::Value(new), created: false, warnings }));
         }
         let expect = Expect::At(current.revision);
         let outcome = if finished(kind, &new, &old) {
             let mut writes = vec![Write { content: None, ..self.stored(kind, expect, &new) }];
             writes.extend(self.released(kind, &old));
-            self.remove(writes).await.map(|_| new)
+            self.remove(writes).await.map(|_| Shown::Value(new))
         } else {
             let mut writes = vec![self.stored(kind, expect, &new)];
             writes.append(&mut allocations);
-            self.commit(writes).await.map(|stored| self.show(kind, &stored))
+            self.commit(writes).await.map(|stored| self.shown(kind, stored))
         };
         match outcome {
-            Ok(value) => Ok(Some(Written { value, created: false, warnings })),
+            Ok(object) => Ok(Some(Written { object, created: false, warnings })),
             Err(CommitError::Conflict { .. }) => Ok(None),
             Err(error) => Err(commit_failed(&error)),
         }

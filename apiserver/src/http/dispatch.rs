@@ -287,7 +287,7 @@ impl Call<'_> {
         }
         let include = self.include()?;
         let object = engine.get(target, version).await?;
-        Ok(reply::object(200, &target.kind, &engine.show(&target.kind, &object), self.accepted, include))
+        Ok(reply::shown(200, &target.kind, engine.shown(&target.kind, object), self.accepted, include))
     }
 
     async fn list(&self) -> Result<Reply, Status> {
@@ -417,7 +417,7 @@ impl Call<'_> {
     fn written(&self, written: Result<Written, Status>, warnings: &[String]) -> Result<Reply, Status> {
         let written = written.map_err(|status| status.warned(warnings))?;
         let code = if written.created { 201 } else { 200 };
-        let reply = reply::object(code, &self.target.kind, &written.value, self.accepted, self.include()?);
+        let reply = reply::shown(code, &self.target.kind, written.object, self.accepted, self.include()?);
         Ok(reply::warned(reply, &[warnings, &written.warnings].concat()))
     }
 
@@ -427,7 +427,7 @@ impl Call<'_> {
         change: &(dyn Fn(&Value) -> Result<Value, Status> + Send + Sync),
     ) -> Result<Reply, Status> {
         let written = self.shared.engine.update_scale(&self.context, &self.target, &params.options, change).await?;
-        Ok(reply::value(200, &written.value, self.accepted.encoding))
+        Ok(reply::value(200, &written.object.into_value(), self.accepted.encoding))
     }
 
     async fn patch(&self, body: Incoming) -> Result<Reply, Status> {

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::negotiate::{Accepted, Encoding, Form};
-use crate::engine::{Engine, List};
+use crate::engine::{Engine, List, Shown};
 use crate::object::Object;
 
 pub type Reply = Response<Body>;
@@ -90,6 +90,16 @@ pub fn warned(mut reply: Reply, warnings: &[String]) -> Reply {
         }
     }
     reply
+}
+
+/// An object of the engine's in the form asked for; stored text goes out as it is.
+pub fn shown(code: u16, kind: &Kind, object: Shown, accepted: Accepted, include: Include) -> Reply {
+    match object {
+        Shown::Stored(stored) if accepted == Accepted::PLAIN_JSON => {
+            bytes(code, Encoding::Json.content_type(), stored.json.clone())
+        }
+        other => self::object(code, kind, &other.into_value(), accepted, include),
+    }
 }
 
 /// One object in the form asked for.

@@ -60,7 +60,11 @@ pub enum ToolError {
 
 /// Reads all of a store; changes nothing.
 pub fn check(store: &Path) -> Result<Report, StoreError> {
-    let found = read(store)?;
+    report(store, &read(store)?)
+}
+
+/// Holds all that was read against what is known of a store.
+fn report(store: &Path, found: &Found) -> Result<Report, StoreError> {
     let marked = mark::read(store).map_err(|error| open_failed(store, error))?.unwrap_or(0);
     // A running server's mark may have moved on since the store was read.
     if found.beside == Beside::Nobody && found.revision < marked {
@@ -99,14 +103,14 @@ pub fn backup(store: &Path, to: &Path) -> Result<Report, ToolError> {
     if to.exists() {
         return Err(ToolError::Exists { path: to.to_owned() });
     }
-    let report = check(store)?;
     let found = read(store)?;
+    let report = report(store, &found)?;
     let partial = to.with_added_extension("partial");
     make(&partial, &found.records, found.revision)?;
     std::fs::rename(&partial, to)
         .and_then(|()| sync_folder(to))
         .map_err(|source| ToolError::Write { path: to.to_owned(), source })?;
-    Ok(Report { revision: found.revision, ..report })
+    Ok(report)
 }
 
 /// Puts a backup in the place of a store that no server has open. Revisions go on beyond all that were ever given.
