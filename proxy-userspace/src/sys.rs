@@ -309,7 +309,8 @@ pub fn program_size(program: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     const MACHINE_CODE: usize = 4;
     const VERIFIED: usize = 54;
     let mut info = [0u64; WORDS / 2];
-    let mut attr = raw::InfoAttr { fd: raw(program), length: size_of_val(&info) as u32, info: address(&mut info) };
+    let length = size_of_val(&info) as u32;
+    let mut attr = raw::InfoAttr { fd: raw(program), length, info: ptr::from_mut(&mut info) as u64 };
     // SAFETY: the structure is of the stated size and outlives the call; zeroed, it asks for no lists.
     unsafe { bpf(raw::OBJ_GET_INFO_BY_FD, &mut attr) }?;
     let word = |index: usize| (info[index / 2] >> (32 * (index % 2))) as u32;

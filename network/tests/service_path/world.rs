@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::FromRawFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use network::{Config, Network};
 use proxy_userspace::desired::{HostPort, LocalServer, NodeFacts, desired, desired_host_ports};
@@ -64,23 +64,11 @@ fn cgroup_root() -> &'static Path {
     if hybrid.exists() { hybrid } else { Path::new("/sys/fs/cgroup") }
 }
 
-/// The kernel activates a link's queue a moment after it came up, and drops what is sent before. Links of pods and services must
-/// not need this.
-fn wait_until_up(place: &Namespace) {
-    let deadline = Instant::now() + PATIENCE * 5;
-    let waits = |line: &str| line.contains("veth") && !line.contains("state UP");
-    while place.command("ip -d -o link show").lines().any(waits) {
-        assert!(Instant::now() < deadline, "a link stays down: {}", place.command("ip -o link show"));
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 impl World {
     pub fn new(hooks: SocketHooks) -> Self {
         let folder = Folder(tempfile::tempdir().unwrap());
         let (node, client) = (Namespace::new(), Namespace::new());
         join(&node, &client);
-        [&node, &client].into_iter().for_each(wait_until_up);
         let runtime = Arc::new(tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
         let (proxy, network) = start(&node, &runtime, folder.path(), hooks, CURRENT);
         let mut world = Self { node, client, pods: Vec::new(), proxy, network: Some(network), runtime, folder };
@@ -230,6 +218,10 @@ fn join(node: &Namespace, client: &Namespace) {
         end.command(&format!("ip addr add {ip}/24 dev eth0"));
         end.command("ip link set eth0 up");
         end.command("ethtool -K eth0 tx off");
+    }
+    // Asking for their state lets the links have their queues now, before anything is sent.
+    for end in [node, client] {
+        end.command("ethtool eth0");
     }
     client.command(&format!("ip addr add {OUTSIDE}/32 dev lo"));
     node.command(&format!("ip route add default via {CLIENT}"));
