@@ -40,7 +40,7 @@ impl Filter {
         if let Some(program) = kept.as_deref().and_then(|path| read(path, &text)) {
             return Ok(Some(Filter(program.into())));
         }
-        let program = compile(profile).map_err(io::Error::other)?;
+        let program = in_a_child(|| compile(profile))?;
         if let Some(path) = kept {
             keep(&path, &text, &program)?;
         }
@@ -113,7 +113,33 @@ fn keep(path: &Path, profile: &str, program: &[u8]) -> io::Result<()> {
 
 // ---- from the profile to the program ----
 
-fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+type Compiled = Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Compiling takes most of a megabyte that the allocator would keep as long as the pod lives: a child takes it along.
+fn in_a_child(compile: impl FnOnce() -> Compiled) -> io::Result<Vec<u8>> {
+    const FAILED: u8 = b'E';
+    const DONE: u8 = b'P';
+    let (reader, writer) = sys::pipe()?;
+    let Some(child) = sys::fork()? else {
+        let said = match compile() {
+            Ok(program) => [&[DONE][..], &program].concat(),
+            Err(error) => [&[FAILED][..], error.to_string().as_bytes()].concat(),
+        };
+        sys::exit_now(i32::from(File::from(writer).write_all(&said).is_err()));
+    };
+    drop(writer);
+    let mut said = Vec::new();
+    let heard = File::from(reader).read_to_end(&mut said);
+    sys::wait_for(child)?;
+    heard?;
+    match said.split_first() {
+        Some((&DONE, program)) => Ok(program.to_vec()),
+        Some((_, words)) => Err(io::Error::other(String::from_utf8_lossy(words).into_owned())),
+        None => Err(io::Error::other("the compiler ended without a word")),
+    }
+}
+
+fn compile(profile: &LinuxSeccomp) -> Compiled {
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut filter = ScmpFilterContext::new(default)?;
     for arch in profile.architectures().iter().flatten() {
