@@ -11,6 +11,7 @@ mod access;
 mod mistakes;
 mod pods;
 mod restart;
+mod soak;
 mod traffic;
 mod workloads;
 
@@ -41,9 +42,22 @@ const CASES: &[Case] = &[
 ];
 
 fn main() -> ExitCode {
-    // Cargo passes the flags of its own test runner; a word among them selects cases.
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    match suite(&wanted) {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let after =
+        |flag: &str| arguments.iter().skip_while(|word| *word != flag).nth(1).and_then(|word| word.parse().ok());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |now| now.as_secs());
+    let outcome = match after("--soak-minutes") {
+        Some(minutes) => {
+            whole("soak", |cluster| vec![told("soak", || soak::soak(cluster, minutes, after("--seed").unwrap_or(now)))])
+        }
+        // Cargo passes the flags of its own test runner; a word among them selects cases.
+        None => whole("e2e", |cluster| {
+            let words: Vec<&String> = arguments.iter().filter(|word| !word.starts_with('-')).collect();
+            let wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
+            CASES.iter().filter(|(name, _)| wanted(name)).map(|(name, case)| told(name, || case(cluster))).collect()
+        }),
+    };
+    match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -54,42 +68,33 @@ fn main() -> ExitCode {
     }
 }
 
-fn suite(wanted: &[String]) -> Result<bool> {
-    let before = Inventory::take()?;
-    let cluster = Cluster::up("e2e")?;
-    let (mut passed, mut failed) = (0, 0);
-    for (name, case) in
-        CASES.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())))
-    {
-        let started = Instant::now();
-        match case(&cluster) {
-            Ok(()) => {
-                passed += 1;
-                println!("test {name} ... ok ({:.1} s)", started.elapsed().as_secs_f32());
-            }
-            Err(error) => {
-                failed += 1;
-                println!("test {name} ... FAILED\n    {error:#}");
-            }
+/// Runs one case and tells; whether it passed.
+fn told(name: &str, case: impl FnOnce() -> Result<()>) -> bool {
+    let started = Instant::now();
+    match case() {
+        Ok(()) => println!("test {name} ... ok ({:.1} s)", started.elapsed().as_secs_f32()),
+        Err(error) => {
+            println!("test {name} ... FAILED\n    {error:#}");
+            return false;
         }
     }
-    if failed > 0 {
+    true
+}
+
+/// A cluster from its beginning to its end, and a count of what is left.
+fn whole(name: &str, cases: impl FnOnce(&Cluster) -> Vec<bool>) -> Result<bool> {
+    let before = Inventory::take()?;
+    let cluster = Cluster::up(name)?;
+    let mut passed = cases(&cluster);
+    if passed.contains(&false) {
         let log = std::fs::read_to_string(cluster.log()).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         println!("the node's last words:\n{}", lines[lines.len().saturating_sub(30)..].join("\n"));
     }
     cluster.down()?;
-    match nothing_left(&before) {
-        Ok(()) => {
-            passed += 1;
-            println!("test nothing is left behind ... ok");
-        }
-        Err(error) => {
-            failed += 1;
-            println!("test nothing is left behind ... FAILED\n    {error:#}");
-        }
-    }
-    println!("\n{passed} passed, {failed} failed");
+    passed.push(told("nothing is left behind", || nothing_left(&before)));
+    let failed = passed.iter().filter(|passed| !**passed).count();
+    println!("\n{} passed, {failed} failed", passed.len() - failed);
     Ok(failed == 0)
 }
 

@@ -83,14 +83,14 @@ fn start_ending(cluster: &Cluster, name: &str) -> Result<()> {
 }
 
 /// Ends the node's `amphipod up`: by SIGKILL (`kill`) or SIGTERM (`stop`).
-fn end_agent(cluster: &Cluster, way: &str) -> Result<()> {
+pub fn end_agent(cluster: &Cluster, way: &str) -> Result<()> {
     let began = Instant::now();
     xtask(&["cluster", way, cluster.name(), "node1"])?;
     ensure!(began.elapsed() < POLITE, "{way} took {:?}", began.elapsed());
     Ok(())
 }
 
-fn start_agent(cluster: &Cluster, binary: &Path) -> Result<()> {
+pub fn start_agent(cluster: &Cluster, binary: &Path) -> Result<()> {
     xtask(&["cluster", "start", cluster.name(), "node1", "--binary", &binary.display().to_string()])
 }
 

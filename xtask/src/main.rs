@@ -65,6 +65,14 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Disturb a working cluster at random and check that nothing acknowledged is lost, nothing broken, nothing left
+    Soak {
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// Makes the choices of an earlier run again
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Check dependencies: licences, sources, advisories known to the tool's database where it can be had
     Deny,
     /// Carry connections from a listener on standard input
@@ -130,6 +138,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Cluster { command } => return run_cluster(command),
         Command::Demo { keep } => demo::demo(keep)?,
         Command::Test => test::test()?,
+        Command::Soak { minutes, seed } => test::soak(minutes, seed)?,
         Command::Bench { words } => bench::bench(&words)?,
         Command::Deny => setup::deny()?,
         Command::Forward { to } => forward::forward(&to)?,

@@ -21,6 +21,23 @@ pub fn test() -> Result<()> {
     build::cargo(&["test", "--package", "e2e", "--", "--test-threads=1"])
 }
 
+/// The long form of what the suite does in short: the store killed in the midst of commits, then a whole cluster
+/// disturbed.
+pub fn soak(minutes: u64, seed: Option<u64>) -> Result<()> {
+    setup::setup()?;
+    build::build()?;
+    let (store, cluster) = ((minutes / 4).max(1), (minutes - minutes / 4).max(1));
+    step("store: killed in the midst of commits");
+    let store = store.to_string();
+    build::cargo(&["test", "--package", "apiserver", "--test", "durability", "--", "--minutes", &store])?;
+    step("cluster: killed, stopped, rolled, scaled");
+    let cluster = cluster.to_string();
+    let mut arguments = vec!["test", "--package", "e2e", "--", "--soak-minutes", &cluster];
+    let seed = seed.map(|seed| seed.to_string());
+    arguments.extend(seed.iter().flat_map(|seed| ["--seed", seed.as_str()]));
+    build::cargo(&arguments)
+}
+
 fn step(text: &str) {
     println!("\n== {text}");
 }
