@@ -57,6 +57,8 @@ pub async fn run(data_dir: &Path) -> Result<()> {
         Some(places) => {
             remove_node(data_dir, &places).await?;
             remove_files(data_dir)?;
+            let filters = places.run_dir.join("seccomp");
+            gone(fs::remove_dir_all(&filters)).with_context(|| format!("cannot remove {}", filters.display()))?;
             remove_folder(&places.run_dir)?;
         }
         // Cut off before it made anything else.
