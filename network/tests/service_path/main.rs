@@ -643,6 +643,6 @@ fn pods_of_an_earlier_agent_can_be_detached_and_vanished_ones_are_forgotten() {
     }
     world.restart(SocketHooks::Attached);
     assert_eq!(world.proxy.pods().unwrap().len(), 1);
-    // Per remaining pod two hooks, two at the uplink, one at the service link, ten at sockets.
-    assert_eq!(world.pinned_links(), 15);
+    // One hook for the remaining pod, two at the uplink, one at the service link, ten at sockets.
+    assert_eq!(world.pinned_links(), 14);
 }
