@@ -88,7 +88,7 @@ fn handle(ctx: &TcContext, packet: &Packet, from: From) -> i32 {
     let Some(node) = node() else { return TC_ACT_UNSPEC };
     match decide(ctx, packet, from, node) {
         Verdict::Next => TC_ACT_UNSPEC,
-        Verdict::Send(to, exit) => match send(ctx, packet, &to, exit, node) {
+        Verdict::Send(to, exit) => match send(ctx, packet, &to, exit, from, node) {
             Ok(action) => action,
             Err(_) => drop(Counter::DropMangle),
         },
