@@ -65,8 +65,9 @@ impl Pods {
         };
         let near = self.netlink.link(&name).await?.ok_or_else(|| NetworkError::Vanished(name.clone()))?;
         self.set_up_near(&near, pod.ip).await?;
+        // One hook only: each costs a grace period of the kernel's, and what the host answers a pod as a service comes back by
+        // the service link.
         self.proxy.attach_device(&near.name, near.index, PacketHook::FromPod)?;
-        self.proxy.attach_device(&near.name, near.index, PacketHook::FromStack)?;
         self.proxy.add_pod(pod.ip, near.index, &netns)?;
         set_up_far(&inside, &far, pod.ip).await?;
         self.netlink.settle(&near.name)?;

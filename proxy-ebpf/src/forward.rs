@@ -73,9 +73,13 @@ pub enum Exit {
 
 /// Gives the packet the addresses of `to` and sends it on; the program's result.
 #[inline(always)]
-pub fn send(ctx: &TcContext, packet: &Packet, to: &Tuple, exit: Exit, node: &NodeConfig) -> Result<i32> {
-    // What has no hop left is the stack's to answer for.
+pub fn send(ctx: &TcContext, packet: &Packet, to: &Tuple, exit: Exit, from: From, node: &NodeConfig) -> Result<i32> {
+    // What has no hop left is the stack's to answer for, which to a pod it does with the addresses that the pod used. From outside
+    // it must not be taken for the host's own.
     let dead = packet.ttl <= 1;
+    if dead && from == From::Pod && matches!(exit, Exit::Pod(_) | Exit::Uplink) {
+        return Ok(TC_ACT_UNSPEC);
+    }
     let hop = match exit {
         Exit::Pod(_) | Exit::Uplink if dead => Hop::NONE,
         Exit::Stack => Hop::NONE,

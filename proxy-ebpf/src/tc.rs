@@ -57,7 +57,7 @@ fn amphi_from_uplink(ctx: TcContext) -> i32 {
     handle(&ctx, &packet, From::Uplink)
 }
 
-/// What the host itself sends to pods and to the network: only replies of its own endpoints need translating back.
+/// What the host itself sends to the network: only replies of its own endpoints need translating back.
 #[classifier]
 fn amphi_from_stack(ctx: TcContext) -> i32 {
     let Some(packet) = Packet::parse(&ctx) else { return TC_ACT_UNSPEC };
@@ -88,7 +88,7 @@ fn handle(ctx: &TcContext, packet: &Packet, from: From) -> i32 {
     let Some(node) = node() else { return TC_ACT_UNSPEC };
     match decide(ctx, packet, from, node) {
         Verdict::Next => TC_ACT_UNSPEC,
-        Verdict::Send(to, exit) => match send(ctx, packet, &to, exit, node) {
+        Verdict::Send(to, exit) => match send(ctx, packet, &to, exit, from, node) {
             Ok(action) => action,
             Err(_) => drop(Counter::DropMangle),
         },
@@ -187,7 +187,7 @@ fn source_for(packet: &Packet, backend: Ip4, place: Place, slot: Slot, from: Fro
     match (from, place) {
         (From::Pod, Place::Outside) => Source::Node,
         (From::Pod, _) if backend == packet.tuple.src => Source::Gateway,
-        (From::Host, Place::ThisNode) => Source::Gateway,
+        (From::Pod | From::Host, Place::ThisNode) => Source::Gateway,
         (From::Pod | From::Host, _) if packet.tuple.protocol == UDP => Source::OtherPort,
         (From::Pod | From::Host, _) => Source::Keep,
         (From::Uplink, Place::ThisNode) => Source::Keep,

@@ -61,7 +61,9 @@ impl Migration {
                 Some(layout) if version == layout.version() => {}
                 Some(layout) if version < layout.version() => migration.older.push(Older { layout: *layout, version }),
                 found => {
-                    newer.extend(found.map(|_| name.as_str()));
+                    // A later version that died before it was done leaves this one's maps beside its own.
+                    let lost = found.filter(|layout| !names.contains(&layout.pin_name()));
+                    newer.extend(lost.map(|_| name.as_str()));
                     migration.foreign.push(name.clone());
                 }
             }

@@ -38,7 +38,7 @@ pub enum PacketHook {
     FromPod,
     FromHost,
     FromUplink,
-    /// On the way out of the stack, to pods and to the uplink.
+    /// On the way out of the stack to the uplink.
     FromStack,
 }
 
