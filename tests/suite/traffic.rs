@@ -29,18 +29,29 @@ pub fn netns_of(cluster: &Cluster, pod: &str) -> Result<File> {
     File::open(format!("/proc/{pid}/ns/net")).with_context(|| format!("open the network namespace of {pod}"))
 }
 
-/// The processes of a pod, its pod process first.
+/// The processes of a pod, its pod process first. Numbers say nothing about their order: they start again from the
+/// lowest.
 pub fn processes_of(cluster: &Cluster, pod: &str) -> Result<Vec<u32>> {
     let uid = cluster.get(&["pod", pod], "{.metadata.uid}")?;
-    let mut pids = Vec::new();
+    let (group, setup) = (format!("pod{uid}"), format!("/pods/{uid}/setup.json"));
+    let (mut first, mut others) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir("/proc")?.flatten() {
-        let groups = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
-        if groups.contains(&format!("pod{uid}")) {
-            pids.extend(entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let read = |file: &str| std::fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+        if read("cgroup").contains(&group) {
+            // A child of the pod process bears its command line until it becomes a container's program.
+            let is_pod_process = read("cmdline").contains(&setup) && parent_is_not_of(&read("status"), &setup);
+            if is_pod_process { first.push(pid) } else { others.push(pid) }
         }
     }
-    pids.sort_unstable();
-    Ok(pids)
+    first.extend(others);
+    Ok(first)
+}
+
+/// Whether the parent named in a process's status was started with other words.
+fn parent_is_not_of(status: &str, words: &str) -> bool {
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap_or_default().trim();
+    !std::fs::read_to_string(format!("/proc/{parent}/cmdline")).unwrap_or_default().contains(words)
 }
 
 /// Two ways to the same pods.
