@@ -63,7 +63,9 @@ impl Ledger {
 
     /// Looks at what is there. What was in doubt is known afterwards.
     pub fn check(&mut self, cluster: &Cluster) -> Result<()> {
-        let list = cluster.kubectl(&["get", "configmaps", "-l", &format!("soak={}", self.writer), "-o", "json"])?;
+        // kubectl's own lists leave out their version.
+        let path = format!("/api/v1/namespaces/default/configmaps?labelSelector=soak%3D{}", self.writer);
+        let list = cluster.kubectl(&["get", "--raw", &path])?;
         let list: Value = serde_json::from_str(&list).context("a list")?;
         let mut found: BTreeMap<String, String> = BTreeMap::new();
         for item in list["items"].as_array().context("items")? {
