@@ -104,6 +104,7 @@ pub fn run(most: usize, rounds: usize) -> Result<Report> {
         }
     }
     changes::measure(&mut report, &api, &settings[0], &server_ip)?;
+    packets(&mut report)?;
     drop(settings);
     drop(peers);
     cluster.down()?;
@@ -189,6 +190,22 @@ fn rows(report: &mut Report, figures: &Rounds, scale: usize) {
                 .goal(Goal::RatioAtMost(goal)),
         );
     }
+}
+
+/// What the programs themselves take, run by the kernel's own test harness (which is in the figures).
+fn packets(report: &mut Report) -> Result<()> {
+    let folder = tempfile::tempdir().context("cannot make a folder for pins")?;
+    let (costs, _) =
+        proxy_userspace::cost::measure(&folder.path().join("bpf")).context("cannot run the packet programs")?;
+    for cost in costs {
+        let row = Row::new(format!("packet program: {}", cost.what), f64::from(cost.median), "ns");
+        let goal = [("known flow", 150.0), ("new flow", 300.0)].into_iter().find(|(what, _)| cost.what.contains(what));
+        report.row(match goal {
+            Some((_, most)) => row.goal(Goal::ValueAtMost(most)),
+            None => row,
+        });
+    }
+    Ok(())
 }
 
 /// The node's namespace, where the API is reached.

@@ -15,6 +15,8 @@ pub fn test() -> Result<()> {
     build::cargo(&["test", "--package", "network", "--", "--test-threads=1"])?;
     step("the pod process: containers beside runc's");
     build::cargo(&["test", "--package", "pod", "--features", "process"])?;
+    step("killed after every step of a pod's way");
+    build::cargo(&["test", "--package", "agent", "--features", "faults", "--test", "faults"])?;
     step("the binary");
     build::build()?;
     step("end to end: real kubectl, real containers, clusters in network namespaces");
@@ -30,6 +32,8 @@ pub fn soak(minutes: u64, seed: Option<u64>) -> Result<()> {
     step("store: killed in the midst of commits");
     let store = store.to_string();
     build::cargo(&["test", "--package", "apiserver", "--test", "durability", "--", "--minutes", &store])?;
+    step("store: the power cut at every operation of the disk");
+    build::cargo(&["test", "--package", "apiserver", "--lib", "--", "--ignored", "power_cut"])?;
     step("cluster: killed, stopped, rolled, scaled");
     let cluster = cluster.to_string();
     let mut arguments = vec!["test", "--package", "e2e", "--", "--soak-minutes", &cluster];
