@@ -134,6 +134,9 @@ impl Worker {
                 continue;
             }
             self.publish().await;
+            if matches!(self.presence, Presence::Remains) {
+                continue; // lost while something else was waited for: nothing more will be heard of it
+            }
             let deadline = self.deadline(&plan);
             match self.wait(deadline).await {
                 Wake::Command(None) => return,

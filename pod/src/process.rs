@@ -22,23 +22,14 @@ use crate::step::Step;
 /// Runs a pod process as its setup file says. It daemonises: the caller's child ends as soon as the fork is done, and
 /// the pod process writes `ready` (or what went wrong) on its standard output and closes it.
 pub fn run(setup_file: &Path) -> i32 {
-    let read = read_setup(setup_file).and_then(|setup| {
-        let cgroup = cgroup::make(&setup.cgroup);
-        let cgroup = cgroup.map_err(|error| sys::context(error, format!("make {}", setup.cgroup.display())))?;
-        Ok((setup, cgroup))
-    });
-    let (setup, cgroup) = match read {
-        Ok(read) => read,
-        Err(error) => return report(&error.to_string()),
-    };
-    let born = match sys::daemonise(&cgroup) {
+    match sys::daemonise() {
         Ok(sys::Fork::Parent) => return 0,
-        Ok(sys::Fork::Child(born)) => born,
+        Ok(sys::Fork::Child) => {}
         Err(error) => return report(&format!("fork: {error}")),
-    };
-    drop(cgroup);
-    let pod = match setup::prepare(&setup, born) {
-        Ok(pod) => pod,
+    }
+    let started = read_setup(setup_file).and_then(|setup| setup::prepare(&setup).map(|pod| (setup, pod)));
+    let (setup, pod) = match started {
+        Ok(started) => started,
         Err(error) => return report(&error.to_string()),
     };
     let server = match server::Server::new(setup, pod) {

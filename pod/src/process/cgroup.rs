@@ -93,14 +93,9 @@ impl<'a> Mount<'a> {
     }
 }
 
-/// Creates a cgroup2 folder.
-pub fn make(folder: &Path) -> io::Result<File> {
-    fs::create_dir_all(folder)?;
-    File::open(folder)
-}
-
-/// Moves this process into it.
+/// Creates a cgroup2 folder and moves this process into it.
 pub fn join(folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
     fs::write(folder.join("cgroup.procs"), "0")
 }
 

@@ -27,13 +27,11 @@ impl Pod {
     }
 }
 
-pub fn prepare(setup: &Setup, born: sys::Born) -> io::Result<Pod> {
+pub fn prepare(setup: &Setup) -> io::Result<Pod> {
     let lock = lock(setup)?;
     Step::TakeLock.done();
     let wake = sys::install_signals()?;
-    if born == sys::Born::Outside {
-        cgroup::join(&setup.cgroup).map_err(|error| sys::context(error, format!("join {}", setup.cgroup.display())))?;
-    }
+    cgroup::join(&setup.cgroup).map_err(|error| sys::context(error, format!("join {}", setup.cgroup.display())))?;
     Step::JoinCgroup.done();
     sys::become_subreaper()?;
     make_namespaces(setup).map_err(|error| sys::context(error, "make the pod's namespaces"))?;

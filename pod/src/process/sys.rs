@@ -35,48 +35,22 @@ pub fn now_nanos() -> i64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fork {
     Parent,
-    Child(Born),
+    Child,
 }
 
-/// Whether a process began its life in the cgroup it was meant for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Born {
-    Inside,
-    Outside,
-}
-
-/// Forks into a session of its own, working folder `/`, and into a cgroup where the kernel can.
-pub fn daemonise(cgroup: &File) -> io::Result<Fork> {
-    let (parent, born) = match clone_into(cgroup) {
-        Ok(pid) => (pid.is_some(), Born::Inside),
-        Err(_) => (false, Born::Outside), // a sandbox may refuse clone3: joining comes later, and tells what is wrong
-    };
-    // After a bare clone the C library's notion of this process is wrong; after its own fork it is right.
-    if parent || fork()?.is_some() {
-        return Ok(Fork::Parent);
+/// Forks into a session of its own, working folder `/`.
+pub fn daemonise() -> io::Result<Fork> {
+    match fork()? {
+        Some(_) => Ok(Fork::Parent),
+        None => {
+            // SAFETY: plain system calls without pointers except a static string.
+            unsafe {
+                check(libc::setsid())?;
+                check(libc::chdir(c"/".as_ptr()))?;
+            }
+            Ok(Fork::Child)
+        }
     }
-    // SAFETY: plain system calls without pointers except a static string.
-    unsafe {
-        check(libc::setsid())?;
-        check(libc::chdir(c"/".as_ptr()))?;
-    }
-    Ok(Fork::Child(born))
-}
-
-/// Like fork, with the child in a cgroup from its beginning. Moving it there later waits for every processor to pass
-/// through the scheduler: tens of milliseconds on an idle machine.
-fn clone_into(cgroup: &File) -> io::Result<Option<i32>> {
-    const CLONE_INTO_CGROUP: u64 = 1 << 33;
-    // SAFETY: clone_args is plain data for which all zeroes is valid; with a null stack and no shared memory this is fork,
-    // and this process has one thread.
-    let pid = unsafe {
-        let mut args: libc::clone_args = mem::zeroed();
-        args.flags = CLONE_INTO_CGROUP;
-        args.exit_signal = libc::SIGCHLD as u64;
-        args.cgroup = cgroup.as_raw_fd() as u64;
-        libc::syscall(libc::SYS_clone3, &raw const args, mem::size_of::<libc::clone_args>())
-    };
-    Ok((check(pid as libc::c_int)? > 0).then_some(pid as i32))
 }
 
 /// `Some(pid)` in the parent, `None` in the child.
