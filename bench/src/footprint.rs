@@ -176,8 +176,10 @@ fn command_line(pid: u32) -> Result<Vec<String>> {
     Ok(line.split('\0').filter(|word| !word.is_empty()).map(str::to_owned).collect())
 }
 
+/// Gone, or a zombie without living threads, which would still hold its files.
 fn has_ended(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z ") && threads <= 1)
 }
 
 fn until(what: &str, holds: impl Fn() -> bool) -> Result<()> {

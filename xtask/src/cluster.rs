@@ -308,8 +308,10 @@ fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let after_name = stat.rsplit_once(") ")?.1;
     let mut fields = after_name.split(' ');
-    let zombie = fields.next() == Some("Z");
-    if zombie { None } else { fields.nth(18)?.parse().ok() }
+    // The first thread may be done while others still hold the process's files.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    let ended = fields.next() == Some("Z") && threads <= 1;
+    if ended { None } else { fields.nth(18)?.parse().ok() }
 }
 
 fn is_same(process: &Value) -> bool {

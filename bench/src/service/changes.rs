@@ -22,7 +22,8 @@ pub fn measure(report: &mut Report, api: &Api, setting: &Setting, endpoint: &str
     ensure!(last(&setting.services)?.port() == 80, "services listen elsewhere");
     report.note(
         "a change: one service's slice is written through the API to lead to another server; counted from the answer of the \
-         API server until a connection begins that meets the other server",
+         API server until a connection begins that meets the other server (of a burst, looked at when all is written: an \
+         upper bound for the early ones)",
     );
     let mut quiet = Vec::new();
     let mut pick = Pick::new(7);
