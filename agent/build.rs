@@ -8,6 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// Every pod holds one of these processes: what it relocates at its start is memory of its own.
+const SMALL: [(&str, &str); 4] = [("LTO", "fat"), ("OPT_LEVEL", "s"), ("PANIC", "abort"), ("CODEGEN_UNITS", "1")];
+
 fn main() {
     let workspace = Path::new(&variable("CARGO_MANIFEST_DIR")).join("..");
     for watched in ["pod/src", "pod/Cargo.toml", "Cargo.lock"] {
@@ -32,6 +35,9 @@ fn main() {
     for name in ["CARGO_ENCODED_RUSTFLAGS", "RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_MAKEFLAGS"]
     {
         cargo.env_remove(name);
+    }
+    for (name, value) in SMALL {
+        cargo.env(format!("CARGO_PROFILE_RELEASE_{name}"), value);
     }
     if let Some(path) = static_libseccomp() {
         cargo.env("LIBSECCOMP_LINK_TYPE", "static").env("LIBSECCOMP_LIB_PATH", path);
