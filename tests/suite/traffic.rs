@@ -81,9 +81,9 @@ impl Traffic {
 
     /// Every open connection carries a request, to the same backend as before.
     pub fn goes_on(&mut self, when: &str) -> Result<()> {
-        let (web, echo) = (self.web.iter_mut(), self.echo.iter_mut());
-        web.map(Web::goes_on).collect::<Result<()>>().with_context(|| format!("TCP {when}"))?;
-        echo.map(Echo::goes_on).collect::<Result<()>>().with_context(|| format!("UDP {when}"))
+        let (mut web, mut echo) = (self.web.iter_mut(), self.echo.iter_mut());
+        web.try_for_each(Web::goes_on).with_context(|| format!("TCP {when}"))?;
+        echo.try_for_each(Echo::goes_on).with_context(|| format!("UDP {when}"))
     }
 
     /// Ends it all; tells how many short connections were made. None may have failed.
