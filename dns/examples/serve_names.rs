@@ -1,5 +1,5 @@
 //! A DNS server over made-up services, to be measured with `dnsperf` beside others:
-//! `cargo run --release -p dns --example serve -- 127.0.0.1:5300 10000` serves `s0` … `s9999` in `default.svc.cluster.local`.
+//! `cargo run --release -p dns --example serve_names -- 127.0.0.1:5300 10000` serves `s0` … `s9999` in `default.svc.cluster.local`.
 
 use std::error::Error;
 
