@@ -39,6 +39,7 @@ pub fn run(rounds: usize) -> Result<Report> {
     let etcd = etcd::Etcd::start()?;
     let api = Api::from_kubeconfig(&std::path::Path::new(cluster.data_dir()).join("admin.kubeconfig"))?;
     let endpoint = etcd.endpoint();
+    let reader = api.clone();
     let figures = host::join(host::inside(&host::place("node1"), move || block_on(writes(api, endpoint, rounds))))?;
     drop(etcd);
     let ratio = paired(&figures.ours, &figures.etcd);
@@ -56,8 +57,7 @@ pub fn run(rounds: usize) -> Result<Report> {
         let row = Row::new(format!("get under {CLIENTS} writers, {name}"), quantile(&figures.gets, share), "ms");
         report.row(if share > 0.9 { row.goal(Goal::ValueAtMost(10.0)) } else { row });
     }
-    let api = Api::from_kubeconfig(&std::path::Path::new(cluster.data_dir()).join("admin.kubeconfig"))?;
-    let (lists, size) = host::join(host::inside(&host::place("node1"), move || block_on(long_list(api))))?;
+    let (lists, size) = host::join(host::inside(&host::place("node1"), move || block_on(long_list(reader))))?;
     let what = format!("list of {PODS} pods, {:.1} MB", size as f64 / 1e6);
     report.row(Row::new(format!("{what}, p50"), median(&lists), "ms").goal(Goal::ValueAtMost(60.0)));
     report.row(Row::new(format!("{what}, p99"), quantile(&lists, 0.99), "ms"));

@@ -82,8 +82,7 @@ pub fn run(most: usize, rounds: usize) -> Result<Report> {
     let peers = peers::Peers::make()?;
     let mut settings = vec![ours];
     settings.extend(peers.settings()?);
-    let scales: Vec<usize> = [1, 1000, most].into_iter().filter(|scale| *scale <= most).collect();
-    let mut scales = scales;
+    let mut scales: Vec<usize> = [1, 1000, most].into_iter().filter(|scale| *scale <= most).collect();
     scales.dedup();
     let mut made = 0;
     for scale in scales {

@@ -224,12 +224,7 @@ fn set_identity(process: &Process) -> io::Result<()> {
     let Some(sets) = process.capabilities() else {
         return sys::set_ids(user.uid(), user.gid(), &groups);
     };
-    let bounding = bits(sets.bounding().as_ref());
-    for capability in 0..64 {
-        if bounding & (1 << capability) == 0 && sys::bounding_holds(capability) {
-            sys::drop_bounding(capability)?;
-        }
-    }
+    sys::limit_bounding(bits(sets.bounding().as_ref()))?;
     sys::keep_capabilities(true)?;
     sys::set_ids(user.uid(), user.gid(), &groups).map_err(|error| sys::context(error, "change the user"))?;
     sys::keep_capabilities(false)?;

@@ -256,12 +256,7 @@ impl Confined {
     fn confine(&self) -> io::Result<()> {
         self.filter.load()?;
         let Some(wanted) = &self.capabilities else { return Ok(()) };
-        let bounding = bits(wanted.bounding().as_ref());
-        for capability in (0..64).filter(|capability| bounding & (1 << capability) == 0) {
-            if sys::bounding_holds(capability) {
-                sys::drop_bounding(capability)?;
-            }
-        }
+        sys::limit_bounding(bits(wanted.bounding().as_ref()))?;
         let (effective, permitted) = (bits(wanted.effective().as_ref()), bits(wanted.permitted().as_ref()));
         sys::set_capabilities(effective, permitted, bits(wanted.inheritable().as_ref()))
             .map_err(|error| sys::context(error, "set capabilities"))

@@ -105,11 +105,7 @@ fn confine_init(root: &std::ffi::CStr) -> io::Result<()> {
     sys::mount(c"none", root, c"tmpfs", flags, c"size=4k,mode=555")?;
     sys::change_dir(root)?;
     sys::pivot_root_here()?;
-    for capability in 0..64 {
-        if sys::bounding_holds(capability) {
-            sys::drop_bounding(capability)?;
-        }
-    }
+    sys::limit_bounding(0)?;
     sys::no_new_privileges()?;
     sys::set_capabilities(0, 0, 0)
 }

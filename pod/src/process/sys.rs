@@ -350,12 +350,18 @@ pub fn memory_file(name: &CStr) -> io::Result<File> {
     }
 }
 
-pub fn drop_bounding(capability: u32) -> io::Result<()> {
+fn drop_bounding(capability: u32) -> io::Result<()> {
     // SAFETY: no pointers.
     check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) }).map(drop)
 }
 
-pub fn bounding_holds(capability: u32) -> bool {
+/// Drops every capability that is not in `keep`, the kernel's bits, from the bounding set.
+pub fn limit_bounding(keep: u64) -> io::Result<()> {
+    let mut surplus = (0..64).filter(|capability| keep & (1 << capability) == 0 && bounding_holds(*capability));
+    surplus.try_for_each(drop_bounding)
+}
+
+fn bounding_holds(capability: u32) -> bool {
     // SAFETY: no pointers.
     unsafe { libc::prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(capability), 0, 0, 0) == 1 }
 }
