@@ -2,11 +2,10 @@
 //!
 //! `serve --data-dir DIR --listen ADDRESS` writes `DIR/admin.kubeconfig` and serves until it is killed.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use apiserver::engine::ServiceNetwork;
 use apiserver::nodes::NoNodes;
 use apiserver::server::{Config, Server};
 use tokio_util::sync::CancellationToken;
@@ -19,14 +18,7 @@ async fn main() -> Result<(), Failure> {
     let value = |flag: &str| arguments.iter().skip_while(|given| *given != flag).nth(1);
     let data_dir = PathBuf::from(value("--data-dir").ok_or("--data-dir DIR is needed")?);
     let listen: SocketAddr = value("--listen").map_or("127.0.0.1:0", String::as_str).parse()?;
-    let config = Config {
-        store: data_dir.join("store.redb"),
-        listen,
-        advertise: Ipv4Addr::LOCALHOST.into(),
-        services: ServiceNetwork { base: Ipv4Addr::new(10, 96, 0, 0), prefix: 12, node_ports: 30000..=32767 },
-        domain: "cluster.local".into(),
-        names: Vec::new(),
-    };
+    let config = Config { listen, ..Config::on_loopback(data_dir.join("store.redb")) };
     let server = Server::open(&config, Arc::new(NoNodes)).await?;
     let kubeconfig = server.admin_kubeconfig(&server.address().to_string())?;
     // Renamed into place: who waits for the file reads all of it.

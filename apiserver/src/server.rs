@@ -1,7 +1,7 @@
 //! A whole API server: its engine, its keys, its listener.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -34,6 +34,20 @@ pub struct Config {
     pub domain: String,
     /// More names for the serving certificate.
     pub names: Vec<String>,
+}
+
+impl Config {
+    /// A server by itself on loopback, at a port the kernel chooses, with Kubernetes' usual ranges: for tests and examples.
+    pub fn on_loopback(store: PathBuf) -> Self {
+        Self {
+            store,
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            advertise: Ipv4Addr::LOCALHOST.into(),
+            services: ServiceNetwork { base: Ipv4Addr::new(10, 96, 0, 0), prefix: 12, node_ports: 30000..=32767 },
+            domain: "cluster.local".into(),
+            names: Vec::new(),
+        }
+    }
 }
 
 #[derive(Debug, Error)]

@@ -10,7 +10,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -19,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use api::status::Status;
 use apiserver::client::{Client, Resource};
-use apiserver::engine::{ListOptions, ServiceNetwork};
+use apiserver::engine::ListOptions;
 use apiserver::identity::User;
 use apiserver::nodes::NoNodes;
 use apiserver::server::{Config, Server};
@@ -51,14 +50,7 @@ fn main() {
 
 /// Serves and writes until it is killed.
 async fn child(folder: &Path, round: u64) {
-    let config = Config {
-        store: folder.join("store.redb"),
-        listen: (Ipv4Addr::LOCALHOST, 0).into(),
-        advertise: Ipv4Addr::LOCALHOST.into(),
-        services: ServiceNetwork { base: Ipv4Addr::new(10, 96, 0, 0), prefix: 12, node_ports: 30000..=32767 },
-        domain: "cluster.local".into(),
-        names: Vec::new(),
-    };
+    let config = Config::on_loopback(folder.join("store.redb"));
     let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
     let client = server.client(User::new("writer", &["system:masters"]), "writer");
     for object in client.list(CONFIG_MAPS, "default", &ListOptions::default()).await.unwrap().objects {

@@ -3,14 +3,12 @@
 //! Words are those that every kubectl since 1.20 says, whether it validates by the OpenAPI document or lets the server do it.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::status::Status;
-use apiserver::engine::ServiceNetwork;
 use apiserver::nodes::{ExecOptions, LogOptions, Nodes, Session, unreachable};
 use apiserver::server::{Config, Server};
 use async_trait::async_trait;
@@ -71,14 +69,7 @@ struct Cluster {
 impl Cluster {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let config = Config {
-            store: folder.path().join("store.redb"),
-            listen: (Ipv4Addr::LOCALHOST, 0).into(),
-            advertise: Ipv4Addr::LOCALHOST.into(),
-            services: ServiceNetwork { base: Ipv4Addr::new(10, 96, 0, 0), prefix: 12, node_ports: 30000..=32767 },
-            domain: "cluster.local".into(),
-            names: Vec::new(),
-        };
+        let config = Config::on_loopback(folder.path().join("store.redb"));
         let server = Server::open(&config, Arc::new(Echo)).await.unwrap();
         let kubeconfig = server.admin_kubeconfig(&server.address().to_string()).unwrap();
         std::fs::write(folder.path().join("kubeconfig"), kubeconfig).unwrap();

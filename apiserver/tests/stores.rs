@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::io::Read;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use api::status::Status;
 use apiserver::client::{Client, Resource};
-use apiserver::engine::{ListOptions, ServiceNetwork};
+use apiserver::engine::ListOptions;
 use apiserver::identity::User;
 use apiserver::nodes::NoNodes;
 use apiserver::server::{Config, Server};
@@ -21,14 +20,7 @@ use serde_json::json;
 const CONFIG_MAPS: Resource = Resource::core("configmaps");
 
 async fn open(folder: &Path) -> Server {
-    let config = Config {
-        store: folder.join("store.redb"),
-        listen: (Ipv4Addr::LOCALHOST, 0).into(),
-        advertise: Ipv4Addr::LOCALHOST.into(),
-        services: ServiceNetwork { base: Ipv4Addr::new(10, 96, 0, 0), prefix: 12, node_ports: 30000..=32767 },
-        domain: "cluster.local".into(),
-        names: Vec::new(),
-    };
+    let config = Config::on_loopback(folder.join("store.redb"));
     Server::open(&config, Arc::new(NoNodes)).await.unwrap()
 }
 

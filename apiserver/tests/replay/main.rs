@@ -12,11 +12,9 @@ mod normal;
 mod run;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use apiserver::engine::ServiceNetwork;
 use apiserver::nodes::NoNodes;
 use apiserver::server::{Config, Server};
 use futures::StreamExt;
@@ -61,14 +59,7 @@ fn groups() -> Vec<String> {
 
 /// A server on loopback with an empty store in `dir`, and what it takes to talk to it as a master.
 async fn server(dir: &Path, stop: CancellationToken) -> Credentials {
-    let config = Config {
-        store: dir.join("store.redb"),
-        listen: (Ipv4Addr::LOCALHOST, 0).into(),
-        advertise: Ipv4Addr::LOCALHOST.into(),
-        services: ServiceNetwork { base: Ipv4Addr::new(10, 96, 0, 0), prefix: 12, node_ports: 30000..=32767 },
-        domain: "cluster.local".into(),
-        names: Vec::new(),
-    };
+    let config = Config::on_loopback(dir.join("store.redb"));
     let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
     let admin = server.authority().client("admin", &["system:masters"]).unwrap();
     let credentials =
