@@ -3,6 +3,7 @@
 //! Entry points: [`cli`] (arguments, validated), [`control_plane`] (server, controllers, scheduler),
 //! [`node`] (agent, network, service path, DNS), [`up`] (both in one process).
 
+mod claim;
 mod cli;
 mod control_plane;
 mod controllers;
