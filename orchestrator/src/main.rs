@@ -9,11 +9,11 @@ mod control_plane;
 mod controllers;
 mod doctor;
 mod events;
-mod kubernetes_service;
 mod node;
 mod reset;
 mod scheduler;
 mod store_command;
+mod system_objects;
 mod up;
 
 use std::process::ExitCode;
