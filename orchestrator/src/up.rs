@@ -3,13 +3,20 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use api::status::Status;
+use apiserver::identity::{MASTERS, User};
+use apiserver::server::Server;
 use network::Cidr;
+use serde_json::{Value, json};
 
 use crate::claim;
 use crate::control_plane::{self, ControlPlane};
+use crate::controllers::views::NODES;
 use crate::doctor;
 use crate::node::{self, Settings, streams::AgentSlot};
 use crate::reset;
+
+const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 
 /// Runs until told to stop; pods run on.
 pub async fn run(control: ControlPlane, settings: Settings) -> Result<()> {
@@ -20,8 +27,20 @@ pub async fn run(control: ControlPlane, settings: Settings) -> Result<()> {
     reset::remember(&settings)?;
     let mut tasks = std::mem::take(&mut running.tasks);
     let _node = node::start(&settings, &running, &slot, &mut tasks).await?;
+    show_role(&running.server, &settings.name).await.context("cannot label this node with its role")?;
     tracing::info!(address = %running.server.address(), node = settings.name, "ready");
     control_plane::serve(running.server, &mut tasks).await
+}
+
+/// `kubectl get nodes` shows where the server runs. A node must not give itself a role, so the server does.
+async fn show_role(server: &Server, node: &str) -> Result<(), Status> {
+    let client = server.client(User::new("system:apiserver", &[MASTERS]), "kube-apiserver");
+    let label = |current: &Value| {
+        let mut next = current.clone();
+        next["metadata"]["labels"][CONTROL_PLANE] = json!("");
+        Ok(next)
+    };
+    client.update(NODES, "", node, "", label).await.map(drop)
 }
 
 /// A flag's value as a range of addresses.
