@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::budget::Budget;
 use api::status::Status;
 use axum::body::Body;
 use hyper::body::Incoming;
@@ -24,6 +25,7 @@ use crate::server::Shared;
 
 mod dispatch;
 mod documents;
+mod metrics;
 mod negotiate;
 mod params;
 mod path;
@@ -142,8 +144,8 @@ fn page_not_found() -> reply::Reply {
 
 /// Reads a body up to the server's limit.
 async fn read_body(body: Incoming) -> Result<bytes::Bytes, Status> {
-    let body = Body::new(body);
-    axum::body::to_bytes(body, params::BODY_LIMIT).await.map_err(|_| Status::too_large(params::BODY_LIMIT))
+    let limit = Budget::CLIENT.body;
+    axum::body::to_bytes(Body::new(body), limit).await.map_err(|_| Status::too_large(limit))
 }
 
 /// A request header as text.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::committer::{CommitError, Expect, Write};
-use crate::engine::Engine;
+use crate::engine::{Engine, INTERNAL};
 use crate::object::{Collection, Encoded, Header, ObjectKey};
 
 const BACKDATE_SECONDS: i64 = 300;
@@ -50,7 +50,7 @@ pub struct Authority {
 impl Authority {
     /// Reads the cluster's keys from the store, or makes them on the first start.
     pub async fn open(engine: &Engine) -> Result<Self, PkiError> {
-        let collection = Collection::new("internal", "keys");
+        let collection = Collection::new(INTERNAL, "keys");
         let key = ObjectKey::new("", "cluster");
         if engine.cache().collection(&collection).get(&key).is_none() {
             let content = Some((Encoded::new(&fresh()?), Header::default()));

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::negotiate::OpenApi;
 use super::path::Discovery;
 use super::reply::{self, Reply};
-use super::{header_of, negotiate, page_not_found};
+use super::{header_of, metrics, negotiate, page_not_found};
 use crate::server::Shared;
 
 /// The Kubernetes version that this API is.
@@ -74,7 +74,7 @@ pub fn other(shared: &Shared, parts: &Parts) -> Option<Reply> {
     Some(match parts.uri.path().trim_end_matches('/') {
         "/version" => reply::bytes(200, "application/json", version().to_string()),
         "/healthz" | "/livez" | "/readyz" | "/healthz/ping" | "/livez/ping" | "/readyz/ping" => reply::text(200, "ok"),
-        "/metrics" => reply::bytes(200, "text/plain; version=0.0.4", metrics(shared)),
+        "/metrics" => reply::bytes(200, "text/plain; version=0.0.4", metrics::text(shared)),
         "/openapi/v2" => openapi_v2(shared, &registry, parts),
         "/openapi/v3" => {
             let index = || api::openapi::v3_index(&registry).to_string().into_bytes();
@@ -132,30 +132,4 @@ fn version() -> Value {
         "compiler": "rustc",
         "platform": format!("linux/{}", if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" }),
     })
-}
-
-/// The store's revision and the size of every collection, in Prometheus' text form.
-fn metrics(shared: &Shared) -> String {
-    let cache = shared.engine.cache();
-    let mut out = String::from("# TYPE amphipod_store_revision counter\n");
-    out += &format!("amphipod_store_revision {}\n", cache.revision());
-    let events = &shared.engine.events;
-    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
-    out += &format!("# TYPE amphipod_events_limit gauge\namphipod_events_limit {}\n", crate::expiry::LIMIT);
-    out += "# TYPE amphipod_events_removed_total counter\n";
-    out += &format!("amphipod_events_removed_total{{reason=\"age\"}} {}\n", count(&events.expired));
-    out += &format!("amphipod_events_removed_total{{reason=\"limit\"}} {}\n", count(&events.pushed_out));
-    let mut collections = cache.collections();
-    out += "# TYPE apiserver_storage_objects gauge\n";
-    collections.sort_by(|a, b| a.0.cmp(&b.0));
-    for (name, objects) in collections.iter().filter(|(name, _)| &*name.group != "internal") {
-        let dot = if name.group.is_empty() { "" } else { "." };
-        out += &format!(
-            "apiserver_storage_objects{{resource=\"{}{dot}{}\"}} {}\n",
-            name.plural,
-            name.group,
-            objects.len()
-        );
-    }
-    out
 }

@@ -2,6 +2,7 @@
 
 mod spdy;
 
+use api::budget::Budget;
 use api::status::{Cause, Details, Status};
 use axum::body::Body;
 use axum::extract::FromRequestParts;
@@ -118,7 +119,8 @@ pub async fn exec(nodes: &dyn Nodes, pod: &Value, query: &Query, mut parts: Part
     let upgrade = upgrade.map_err(|_| {
         Status::bad_request("Upgrade request required: exec and attach are served over WebSocket and SPDY/3.1")
     })?;
-    let upgrade = upgrade.protocols(PROTOCOLS);
+    let limit = Budget::CLIENT.frame;
+    let upgrade = upgrade.protocols(PROTOCOLS).max_message_size(limit).max_frame_size(limit);
     let session = nodes.exec(pod, options).await?;
     let version = upgrade.selected_protocol().and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     Ok(upgrade.on_upgrade(move |socket| run(socket, session, version)).into_response())
