@@ -18,7 +18,7 @@ use crate::object::{Collection, Encoded, Header, ObjectKey};
 
 const BACKDATE_SECONDS: i64 = 300;
 const CA_DAYS: i64 = 3650;
-const LEAF_DAYS: i64 = 365;
+pub const LEAF_DAYS: i64 = 365;
 
 #[derive(Debug, Error)]
 pub enum PkiError {

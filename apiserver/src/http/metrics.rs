@@ -1,4 +1,4 @@
-//! `/metrics`: the store, Events and the size of every collection, in Prometheus' text form.
+//! `/metrics`: the store, limits, Events and the size of every collection, in Prometheus' text form.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,6 +17,7 @@ pub fn text(shared: &Shared) -> String {
     out += "# TYPE amphipod_events_removed_total counter\n";
     out += &format!("amphipod_events_removed_total{{reason=\"age\"}} {}\n", count(&events.expired));
     out += &format!("amphipod_events_removed_total{{reason=\"limit\"}} {}\n", count(&events.pushed_out));
+    out += &shared.limits.metrics();
     let mut collections = cache.collections();
     out += "# TYPE apiserver_storage_objects gauge\n";
     collections.sort_by(|a, b| a.0.cmp(&b.0));

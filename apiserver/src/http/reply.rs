@@ -7,12 +7,14 @@ use api::schema::Schema;
 use api::status::Status;
 use axum::body::Body;
 use bytes::Bytes;
+use futures::StreamExt;
 use hyper::{Response, StatusCode, header};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::negotiate::{Accepted, Encoding, Form};
 use crate::engine::{Engine, List, Shown};
+use crate::limits::Seat;
 use crate::object::Object;
 
 pub type Reply = Response<Body>;
@@ -47,6 +49,16 @@ pub fn bytes(code: u16, content_type: &str, body: impl Into<Bytes>) -> Reply {
     }
     headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-cache, private"));
     reply
+}
+
+/// An answer whose body keeps a seat until it has been sent or dropped.
+pub fn holding(reply: Reply, seat: Seat) -> Reply {
+    reply.map(|body| {
+        Body::from_stream(body.into_data_stream().map(move |chunk| {
+            let _held = &seat;
+            chunk
+        }))
+    })
 }
 
 pub fn text(code: u16, body: impl Into<String>) -> Reply {
