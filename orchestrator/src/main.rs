@@ -8,6 +8,7 @@ mod control_plane;
 mod controllers;
 mod doctor;
 mod events;
+mod inherited;
 mod kubernetes_service;
 mod node;
 mod reset;

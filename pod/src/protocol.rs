@@ -17,7 +17,7 @@ use serde_json::Value;
 /// Counts up when an operation or a field is added.
 pub const VERSION: u32 = if cfg!(feature = "next-protocol") { 2 } else { 1 };
 
-/// What a pod process is told at its start, as a file named by its only argument.
+/// What a pod process is told at its start, on its standard input.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Setup {
     pub uid: String,
