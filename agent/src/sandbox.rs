@@ -133,6 +133,7 @@ fn setup(node: &Node, pod: &Pod, uid: &str) -> Setup {
         host_ipc: pod.spec.host_ipc,
         share_pid: pod.spec.share_process_namespace,
         seccomp_cache: Some(node.config.run_dir.join("seccomp")),
+        users: None,
         sysctls: sysctls.iter().map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
     }
 }

@@ -12,6 +12,7 @@ mod log;
 mod server;
 mod setup;
 mod sys;
+mod users;
 
 use std::io::{self, Read as _, Write as _};
 

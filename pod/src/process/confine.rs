@@ -1,6 +1,6 @@
 //! What confines a container beside its own configuration: the devices of its cgroup2 folder, and whose its streams are.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -41,6 +41,15 @@ fn rule(rule: &LinuxDeviceCgroup) -> Option<Rule> {
     let access = rule.access().as_ref().map_or(ALL, |access| access.chars().fold(0, |bits, letter| bits | bit(letter)));
     let verdict = if rule.allow() { Verdict::Allow } else { Verdict::Deny };
     Some(Rule { verdict, kind, major: number(rule.major()), minor: number(rule.minor()), access })
+}
+
+/// The next execve of this process, or of its child, brings it under an AppArmor profile.
+pub fn apparmor(profile: &str) -> io::Result<()> {
+    let command = format!("exec {profile}");
+    // The second name is that of kernels before 5.8.
+    let written =
+        fs::write("/proc/self/attr/apparmor/exec", &command).or_else(|_| fs::write("/proc/self/attr/exec", &command));
+    written.map_err(|error| sys::context(error, format!("apply the AppArmor profile {profile:?}")))
 }
 
 /// A program may open its streams again by name (`/dev/stderr`): pipes and terminals must belong to its user for that.

@@ -62,6 +62,8 @@ pub struct Input {
 pub struct Container {
     pub state: ContainerState,
     pub confinement: Confinement,
+    /// Its users are the pod's own, from this id of the host's on.
+    pub first_user: Option<u32>,
     pub env: Vec<String>,
     runtime: Runtime,
     /// The folder of the configuration that libcontainer read.
@@ -96,7 +98,7 @@ impl Container {
         let terminal = spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
         let confinement =
             Confinement::of(&spec, setup.seccomp_cache.as_deref()).map_err(internal("compile the seccomp profile"))?;
-        let making = Making::prepare(&request, &setup.state_dir, &spec, &confinement)
+        let making = Making::prepare(&request, setup, &spec, &confinement)
             .map_err(internal("write the container's configuration"))?;
         let mut created = if terminal { create_with_pty(&making)? } else { create_with_pipes(&making)? };
         Step::CreateContainer.done();
@@ -112,6 +114,7 @@ impl Container {
         Ok(Container {
             state: ContainerState { container: name.clone(), pid, ..ContainerState::default() },
             confinement,
+            first_user: setup.users.filter(|_| has_own_users(&spec)).map(|range| range.first),
             env: spec.process().as_ref().and_then(|process| process.env().clone()).unwrap_or_default(),
             runtime: created.runtime,
             bundle: own_bundle(&setup.state_dir, &name),
@@ -372,14 +375,16 @@ impl<'a> Making<'a> {
     /// reads: a bundle of our own, beside its state.
     fn prepare(
         request: &'a CreateContainer,
-        state_dir: &'a Path,
+        setup: &'a Setup,
         spec: &Spec,
         confinement: &Confinement,
     ) -> io::Result<Making<'a>> {
+        let state_dir = setup.state_dir.as_path();
         if let Some(path) = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref()) {
             cgroup::make_parents(path)?;
         }
         let user = spec.process().as_ref().map_or(0, |process| process.user().uid());
+        let user = if has_own_users(spec) { setup.host_id(user) } else { user };
         let Confinement::Filter(filter) = confinement else {
             return Ok(Making { request, state_dir, bundle: request.bundle.clone(), executor: None, user });
         };
@@ -477,6 +482,11 @@ fn cannot_create(error: &LibcontainerError) -> Failure {
 fn owns_pid_namespace(spec: &Spec) -> bool {
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     namespaces.into_iter().flatten().any(|ns| ns.typ() == LinuxNamespaceType::Pid && ns.path().is_none())
+}
+
+fn has_own_users(spec: &Spec) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    namespaces.into_iter().flatten().any(|namespace| namespace.typ() == LinuxNamespaceType::User)
 }
 
 fn cgroup_name(spec: &Spec) -> String {

@@ -51,6 +51,7 @@ struct Prepared<'a> {
     init: BorrowedFd<'a>,
     process: &'a Process,
     confinement: &'a Confinement,
+    own_users: bool,
     args: Vec<CString>,
     env: BTreeMap<String, String>,
     stdio: Vec<i32>,
@@ -60,7 +61,7 @@ struct Prepared<'a> {
 impl<'a> Prepared<'a> {
     fn new(container: &'a Container, process: &'a Process, stdio: &[OwnedFd]) -> io::Result<Prepared<'a>> {
         for stream in stdio {
-            confine::hand_over(stream.as_fd(), process.user().uid())
+            confine::hand_over(stream.as_fd(), container.first_user.unwrap_or(0) + process.user().uid())
                 .map_err(|error| sys::context(error, "give the streams to their user"))?;
         }
         let terminal = process.terminal().unwrap_or(false);
@@ -80,6 +81,7 @@ impl<'a> Prepared<'a> {
             init: container.pidfd(),
             process,
             confinement: &container.confinement,
+            own_users: container.first_user.is_some(),
             args,
             env: env.filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
             stdio,
@@ -150,8 +152,14 @@ fn join(prepared: &Prepared<'_>) -> io::Result<()> {
     }
     let flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWCGROUP | libc::CLONE_NEWIPC;
     let flags = flags | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
+    if let Some(profile) = prepared.process.apparmor_profile() {
+        confine::apparmor(profile)?; // inherited, and in force from execve on
+    }
+    let flags = flags | if prepared.own_users { libc::CLONE_NEWUSER } else { 0 };
     sys::hide_from_others()?;
-    sys::setns(prepared.init, flags).map_err(|error| sys::context(error, "enter the container's namespaces"))
+    sys::setns(prepared.init, flags).map_err(|error| sys::context(error, "enter the container's namespaces"))?;
+    // Until it is root there, this process is a stranger to all files of the container.
+    if prepared.own_users { sys::set_ids(0, 0, &[]) } else { Ok(()) }
 }
 
 /// Returns only when something failed.

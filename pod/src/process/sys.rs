@@ -516,6 +516,14 @@ pub fn change_dir(path: &CStr) -> io::Result<()> {
     check(unsafe { libc::chdir(path.as_ptr()) }).map(drop)
 }
 
+/// Waits for a signal that ends the process.
+pub fn sleep_forever() -> ! {
+    loop {
+        // SAFETY: no pointers.
+        unsafe { libc::pause() };
+    }
+}
+
 /// The whole life of the first process of a shared PID namespace.
 pub fn reap_forever() -> ! {
     loop {

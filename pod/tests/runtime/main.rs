@@ -4,6 +4,7 @@
 #![cfg(feature = "process")]
 
 mod confinement;
+mod users;
 mod world;
 
 use std::collections::BTreeMap;
