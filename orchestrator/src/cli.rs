@@ -193,12 +193,22 @@ impl UpArguments {
             cluster_dns: services.dns(),
             domain: self.server.cluster_domain.clone(),
             cgroup_root: self.cgroup_root.clone().map_or_else(cgroup2_mount, Ok)?,
-            pod_cgroup: self.pod_cgroup.clone(),
+            pod_cgroup: pod_cgroup(&self.pod_cgroup)?,
             bpf_root: self.bpf_root.clone().unwrap_or_else(|| self.run_dir.join("bpf")),
             registries: self.registries.clone(),
         };
         Ok((control, settings))
     }
+}
+
+/// A folder of our own: at the root itself the pods of other kubelets would count as strays, and be ended.
+fn pod_cgroup(text: &str) -> Result<String> {
+    let own = text.trim_start_matches('/').trim_end_matches('/');
+    let plain = |part: &str| !matches!(part, "" | "." | "..");
+    if !own.split('/').all(plain) {
+        bail!("--pod-cgroup {text:?}: a folder below the hierarchies' root is wanted, such as amphipod");
+    }
+    Ok(own.to_owned())
 }
 
 fn host_name() -> Result<String> {
@@ -311,6 +321,14 @@ mod tests {
     #[test]
     fn node_names_are_checked() {
         assert!(is_node_name("node-1.example") && !is_node_name("Node") && !is_node_name("-a") && !is_node_name("a_b"));
+    }
+
+    #[test]
+    fn pods_have_a_cgroup_of_their_own() {
+        assert_eq!(pod_cgroup("/system.slice/amphipod.service/").unwrap(), "system.slice/amphipod.service");
+        for bad in ["", "/", "a//b", "../a", "."] {
+            assert!(pod_cgroup(bad).unwrap_err().to_string().starts_with("--pod-cgroup"), "{bad}");
+        }
     }
 
     #[test]

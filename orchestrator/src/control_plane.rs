@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use apiserver::engine::ServiceNetwork;
-use apiserver::identity::User;
+use apiserver::identity::{AUTHENTICATED, User};
 use apiserver::nodes::{NoNodes, Nodes};
 use apiserver::server::{Config, Server};
 use tokio::task::JoinSet;
@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::controllers::{self, Caches, Selection};
 use crate::events::Recorder;
-use crate::kubernetes_service;
 use crate::scheduler;
 use crate::store_command;
+use crate::system_objects;
 
 /// Validated settings.
 #[derive(Debug, Clone)]
@@ -83,12 +83,9 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
     let address = SocketAddr::new(settings.advertise, server.address().port());
     write_private(&settings.data_dir.join("admin.kubeconfig"), &server.admin_kubeconfig(&address.to_string())?)?;
     let (caches, mut tasks) = (Arc::new(Caches::default()), JoinSet::new());
-    caches.start(
-        &server.client(User::new("system:kube-controller-manager", &["system:masters"]), "amphipod"),
-        &mut tasks,
-    );
+    caches.start(&server.client(User::new("system:kube-controller-manager", &[AUTHENTICATED]), "amphipod"), &mut tasks);
     controllers::start(&server, &caches, &settings.controllers, &mut tasks);
-    kubernetes_service::start(&server, &caches, settings, address, &mut tasks);
+    system_objects::start(&server, &caches, settings, address, &mut tasks);
     if settings.controllers.has(controllers::SCHEDULER) {
         let client = scheduler::client(&server);
         let recorder = Recorder::new(client.clone(), "default-scheduler", "");

@@ -7,9 +7,9 @@ use std::fmt;
 use anyhow::{Result, bail};
 use network::Cidr;
 
+use crate::claim::{self, ClaimError};
 use crate::control_plane::ControlPlane;
 use crate::node::Settings;
-use crate::up;
 use facts::{Facts, Hierarchy};
 
 pub mod facts;
@@ -83,7 +83,7 @@ const CHECKS: &[Check] = &[
 
 /// `amphipod doctor`: prints every row; fails when one does.
 pub fn run(control: &ControlPlane, settings: &Settings) -> Result<()> {
-    let agent_runs = up::claim_namespace().is_err();
+    let agent_runs = matches!(claim::claim_namespace(), Err(ClaimError::Held));
     let verdicts = judge(&facts::gather(control, settings, agent_runs));
     for (name, verdict) in &verdicts {
         let word = match verdict {

@@ -19,6 +19,7 @@ type Case = (&'static str, fn(&Cluster) -> Result<()>);
 
 const CASES: &[Case] = &[
     ("every example is accepted and its pods run", workloads::examples),
+    ("the first day's manifests run unchanged", workloads::first_day),
     ("get and describe show what is there", workloads::shown),
     ("logs, exec, exit codes and standard input", pods::logs_and_exec),
     ("a service is reached by ClusterIP, NodePort and name", access::three_ways),

@@ -7,7 +7,9 @@ use api::status::{FieldError, Status};
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 
-use super::{Context, Engine, List, ListOptions, Target, commit_failed, deleting, has_finalizers};
+use super::{
+    Context, Engine, List, ListOptions, Revision, Target, commit_failed, deleting, has_finalizers, revision_of,
+};
 use crate::committer::{CommitError, Expect, Write};
 use crate::object::Object;
 
@@ -79,12 +81,22 @@ impl DeleteOptions {
 /// What a deletion leaves to show.
 #[derive(Debug)]
 pub enum Deleted {
-    /// It is gone; the uid it had.
-    Gone { uid: String },
+    /// It is gone: the uid it had, and when.
+    Gone { uid: String, revision: Revision },
     /// It is gone; kinds that upstream shows once more.
     GoneShown(Value),
     /// It goes when its finalizers or its node are done.
     Going(Value),
+}
+
+impl Deleted {
+    /// The revision of this object's change.
+    pub fn revision(&self) -> Revision {
+        match self {
+            Self::Gone { revision, .. } => *revision,
+            Self::GoneShown(value) | Self::Going(value) => revision_of(value),
+        }
+    }
 }
 
 /// What to do with one object.
@@ -172,7 +184,10 @@ impl Engine {
 fn outcome(kind: &Kind, step: Step, value: Value) -> Deleted {
     match step {
         Step::Remove(_) if shows_deleted(kind) => Deleted::GoneShown(value),
-        Step::Remove(_) => Deleted::Gone { uid: value["metadata"]["uid"].as_str().unwrap_or_default().to_owned() },
+        Step::Remove(_) => Deleted::Gone {
+            uid: value["metadata"]["uid"].as_str().unwrap_or_default().to_owned(),
+            revision: revision_of(&value),
+        },
         Step::Mark(_) | Step::Nothing => Deleted::Going(value),
     }
 }

@@ -507,7 +507,7 @@ impl Call<'_> {
         let target = &self.target;
         let (value, status) = match self.shared.engine.delete(&self.context, target, &options).await? {
             Deleted::Going(value) | Deleted::GoneShown(value) => (value, false),
-            Deleted::Gone { uid } => {
+            Deleted::Gone { uid, .. } => {
                 let status = Status::deleted(&target.kind.group, &target.kind.plural, &target.name, &uid);
                 (status.to_value(), true)
             }

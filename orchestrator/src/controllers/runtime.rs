@@ -257,7 +257,7 @@ async fn act(
         Action::Delete { resource, key, uid, propagation } => {
             let options = DeleteOptions { uid, propagation, ..DeleteOptions::default() };
             match client.delete(resource, &key.namespace, &key.name, &options).await {
-                Ok(_) => Ok(Some((resource, client.engine().revision()))),
+                Ok(deleted) => Ok(Some((resource, deleted.revision()))),
                 Err(status) if status.code == 404 => Ok(None),
                 Err(status) => Err(status),
             }
