@@ -1,7 +1,7 @@
 //! Server, controllers and scheduler of one process.
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ pub async fn serve(server: Server, tasks: &mut JoinSet<()>) -> Result<()> {
 
 /// Opens the store and starts everything but the listener.
 pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Running> {
-    make_private(&settings.data_dir)?;
+    agent::claim::data_dir(&settings.data_dir).context("choose another folder with --data-dir")?;
     let config = Config {
         store: store_command::store_of(&settings.data_dir),
         listen: settings.listen,
@@ -107,13 +107,6 @@ async fn wait(tasks: &mut JoinSet<()>) -> Result<()> {
             anyhow::bail!("a task ended that should run for ever")
         }
     }
-}
-
-fn make_private(dir: &Path) -> Result<()> {
-    std::fs::create_dir_all(dir)
-        .with_context(|| format!("cannot create {}: choose another with --data-dir", dir.display()))?;
-    let private = std::fs::Permissions::from_mode(0o700);
-    std::fs::set_permissions(dir, private).with_context(|| format!("cannot protect {}", dir.display()))
 }
 
 /// Writes a file nobody else may read; replaces an old one in one step.

@@ -44,6 +44,8 @@ pub struct Settings {
     pub pod_cgroup: String,
     pub bpf_root: PathBuf,
     pub registries: Option<PathBuf>,
+    pub pod_max_pids: Option<u64>,
+    pub allowed_unsafe_sysctls: Vec<String>,
 }
 
 /// A started node; its tasks run in the set it was given.
@@ -135,5 +137,7 @@ pub fn agent_config(settings: &Settings, node_cidr: Cidr) -> Result<agent::confi
         cluster_dns: Some(settings.cluster_dns.into()),
         cluster_domain: settings.domain.clone(),
         registries: settings.registries.clone(),
+        pod_max_pids: settings.pod_max_pids,
+        allowed_unsafe_sysctls: settings.allowed_unsafe_sysctls.clone(),
     })
 }

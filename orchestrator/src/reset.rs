@@ -93,6 +93,8 @@ async fn remove_node(data_dir: &Path, places: &Places) -> Result<()> {
         cluster_dns: None,
         cluster_domain: String::new(),
         registries: None,
+        pod_max_pids: None,
+        allowed_unsafe_sysctls: Vec::new(),
     };
     agent::remove_everything(config, Arc::new(LinksGoLast)).await.context("cannot remove the pods")?;
     Proxy::unload(&places.bpf_root)
