@@ -135,12 +135,13 @@ impl Engine {
     ) -> Result<Deleted, Status> {
         let asked = Attributes { verb: "unsafe-delete-ignore-read-errors".into(), ..Attributes::of(target) };
         self.authorizer.check(self, &context.user, &asked)?;
+        let mut revision = 0;
         if !options.dry_run {
             let (collection, key) = (collection(&target.kind), target.key());
             let write = Write { collection, key, expect: Expect::Unreadable, content: None };
-            self.remove(vec![write]).await.map_err(|error| commit_failed(&error))?;
+            revision = self.remove(vec![write]).await.map_err(|error| commit_failed(&error))?;
         }
-        Ok(Deleted::Gone { uid: String::new() })
+        Ok(Deleted::Gone { uid: String::new(), revision })
     }
 
     /// Deletes what a list gives, one by one, and returns that list.
