@@ -41,6 +41,7 @@ pub use agent::{Agent, ResetError, StartError, remove_everything};
 pub use config::{Config, PodCidr};
 pub use exec::{AttachRequest, ExecError, ExecRequest, ExecSession, Resizer};
 pub use logs::{LogError, LogOptions};
+pub use pod::devices::try_on as try_device_rules;
 #[cfg(feature = "faults")]
 pub use step::Step;
 

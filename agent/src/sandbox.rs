@@ -87,11 +87,13 @@ pub async fn spawn(node: &Node, pod: &Pod, record: &Record) -> Result<Sandbox, S
     let setup_file = write_setup(node, pod, uid).map_err(SandboxError::Folders)?;
     Step::WriteSetup.done();
     let log = File::options().create(true).append(true).open(folder.join("pod.log")).map_err(SandboxError::Folders)?;
+    let setup = File::open(setup_file).map_err(SandboxError::Folders)?;
     let run = tokio::process::Command::new(node.executable.path())
-        .arg(&setup_file)
+        .arg0("amphipod-pod")
+        .arg(format!("{}/{}", record.pod.namespace, record.pod.name))
         .env_clear()
         .envs(pod::faults::environment())
-        .stdin(Stdio::null())
+        .stdin(setup)
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
@@ -132,6 +134,7 @@ fn setup(node: &Node, pod: &Pod, uid: &str) -> Setup {
         host_ipc: pod.spec.host_ipc,
         share_pid: pod.spec.share_process_namespace,
         seccomp_cache: Some(node.config.run_dir.join("seccomp")),
+        users: None,
         sysctls: sysctls(&pod.spec),
     }
 }

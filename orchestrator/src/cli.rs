@@ -115,10 +115,13 @@ pub fn run() -> Result<()> {
     let arguments = with_config(std::env::args_os().collect())?;
     start_log();
     match Arguments::parse_from(arguments).command {
-        Command::Server(arguments) => runtime()?.block_on(control_plane::run(arguments.settings()?)),
+        Command::Server(arguments) => {
+            let control = arguments.settings()?;
+            daemon()?.block_on(control_plane::run(control))
+        }
         Command::Up(arguments) => {
             let (control, node) = arguments.settings()?;
-            runtime()?.block_on(up::run(control, node))
+            daemon()?.block_on(up::run(control, node))
         }
         Command::Doctor(arguments) => {
             let (control, node) = arguments.settings()?;
@@ -133,6 +136,12 @@ fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+}
+
+/// The runtime of a process that stays.
+fn daemon() -> Result<tokio::runtime::Runtime> {
+    crate::inherited::close().context("cannot close what was left open")?;
+    runtime()
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {

@@ -9,6 +9,7 @@ mod control_plane;
 mod controllers;
 mod doctor;
 mod events;
+mod inherited;
 mod node;
 mod reset;
 mod scheduler;
