@@ -144,6 +144,8 @@ impl Launch<'_> {
         }
         let mounts = self.mounts(&env)?;
         self.make_places(&rootfs, &mounts, Path::new(oci::working_folder(self.container, &self.image.config)))?;
+        let privileged = self.container.security_context.privileged;
+        let devices = if privileged { oci::devices::below(Path::new("/dev"))? } else { Vec::new() };
         let config = oci::config(&oci::Inputs {
             spec: &self.pod.spec,
             container: self.container,
@@ -155,6 +157,7 @@ impl Launch<'_> {
             mounts,
             pid_namespace: target.map(own_descriptor).or_else(|| self.sandbox.state.pid_namespace.clone()),
             cgroup_v2: self.node.cgroups.pure_v2,
+            devices,
         })?;
         fs::write(self.folder().join("config.json"), config.to_string())?;
         Step::WriteConfig.done();

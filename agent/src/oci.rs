@@ -1,5 +1,6 @@
 //! A container's OCI `config.json`: a pure function of the pod, the image and what was resolved before.
 
+pub mod devices;
 pub mod seccomp;
 pub mod user;
 
@@ -26,6 +27,8 @@ pub struct Inputs<'a> {
     /// The namespace to join instead of one of its own.
     pub pid_namespace: Option<PathBuf>,
     pub cgroup_v2: bool,
+    /// Device files beside those that every container has.
+    pub devices: Vec<Value>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -80,7 +83,7 @@ pub fn config(inputs: &Inputs<'_>) -> Result<Value, SpecError> {
         "cgroupsPath": inputs.cgroup,
         "resources": resources(&inputs.container.resources, security.privileged)?,
         "namespaces": namespaces(inputs),
-        "devices": [],
+        "devices": inputs.devices,
     });
     if !security.privileged {
         if security.proc_mount.as_deref() != Some("Unmasked") {
@@ -336,6 +339,7 @@ mod tests {
             mounts: Vec::new(),
             pid_namespace: None,
             cgroup_v2: false,
+            devices: Vec::new(),
         };
         change(&mut inputs);
         config(&inputs)

@@ -163,10 +163,10 @@ pub async fn run_handler(target: &Target, handler: &Handler, timeout: Duration) 
         return Ok(());
     }
     if let Some(http) = &handler.http_get {
-        return http::get(target, http, timeout).await;
+        return http::get(&address(target, &http.port, http.host.as_deref())?, http, timeout).await;
     }
     if let Some(grpc) = &handler.grpc {
-        return grpc::check(target, grpc, timeout).await;
+        return grpc::check(&address(target, &grpc.port, None)?, &grpc.service, timeout).await;
     }
     if let Some(tcp) = &handler.tcp_socket {
         let address = address(target, &tcp.port, tcp.host.as_deref())?;

@@ -70,6 +70,12 @@ async fn users_capabilities_and_the_root_file_system() {
     )
     .await;
     assert!(code == 0 && text.contains("Seccomp:\t0"), "{code} {text}");
+    let list = "cd /dev; for f in *; do if [ -c $f ] || [ -b $f ]; then echo $f; fi; done | sort";
+    let hosts = std::process::Command::new("sh").args(["-c", list]).output().unwrap();
+    let (_, inside) = sh(&node, &pod, list).await;
+    for device in String::from_utf8(hosts.stdout).unwrap().lines().filter(|name| *name != "console") {
+        assert!(inside.lines().any(|name| name == device), "{device} is not in the container: {inside}");
+    }
     gone(&node, &pod).await;
 }
 
