@@ -194,17 +194,29 @@ pub fn run_folder(node: &Node, uid: &str, run: &str) -> PathBuf {
     node.pod_run(uid).join("containers").join(run)
 }
 
-pub fn termination_file(node: &Node, uid: &str, run: &str) -> PathBuf {
-    run_folder(node, uid, run).join("termination-message")
+/// Where the pod's own small files are.
+fn small_files(node: &Node, uid: &str) -> PathBuf {
+    node.pod_run(uid).join("files")
+}
+
+fn termination_file(node: &Node, uid: &str, run: &str) -> PathBuf {
+    small_files(node, uid).join(format!("{run}.message"))
 }
 
 /// The end of what a run wrote to its termination log.
 pub fn termination_message(node: &Node, uid: &str, run: &str) -> io::Result<Vec<u8>> {
-    read_end(&termination_file(node, uid, run), MESSAGE_BYTES)
+    match read_end(&termination_file(node, uid, run), MESSAGE_BYTES) {
+        // Runs that an earlier release began have theirs beside their configuration.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            read_end(&run_folder(node, uid, run).join("termination-message"), MESSAGE_BYTES)
+        }
+        message => message,
+    }
 }
 
 /// Takes away what a run leaves behind, its log apart.
 pub fn remove_run(node: &Node, uid: &str, run: &str) -> io::Result<()> {
+    disk::remove_file(&termination_file(node, uid, run))?;
     disk::unmount_below(&run_folder(node, uid, run))?;
     disk::remove_tree(&run_folder(node, uid, run))?;
     disk::remove_tree(&node.pod_layers(uid).join(run))

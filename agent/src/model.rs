@@ -55,6 +55,7 @@ pub struct PodSpec {
     pub dns_config: Option<DnsConfig>,
     pub host_aliases: Vec<HostAlias>,
     pub readiness_gates: Vec<Value>,
+    pub runtime_class_name: Option<String>,
     pub image_pull_secrets: Vec<SecretRef>,
     pub security_context: PodSecurity,
 }

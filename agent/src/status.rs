@@ -243,7 +243,8 @@ const OWN_FIELDS: [&str; 10] = [
     "ephemeralContainerStatuses",
     "observedGeneration",
 ];
-const OWN_CONDITIONS: [&str; 6] =
+/// Conditions that are the agent's alone: one that it does not write is gone.
+pub const OWN_CONDITIONS: [&str; 6] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled", RESIZE];
 const RESIZE: &str = "PodResizePending";
 /// What the condition says, and an event.

@@ -219,3 +219,22 @@ async fn what_this_node_does_not_have_is_said() {
     node.wait_status(uid_of(&pod), "said", said).await;
     gone(&node, &pod).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_runtime_that_is_not_here_runs_no_pod() {
+    let node = TestNode::start("runtime").await;
+    for (handler, runs) in [("gvisor", false), ("runc", true)] {
+        let mut pod = pod(handler, json!({"command": ["sh", "-c", SLEEP]}));
+        pod["spec"]["runtimeClassName"] = json!(handler);
+        if runs {
+            start(&node, &pod).await;
+        } else {
+            node.agent().sync(Arc::new(pod.clone()));
+            let message =
+                "Failed to create pod sandbox: failed to get sandbox runtime: no runtime for \"gvisor\" is configured";
+            let told = |api: &support::Api| api.events.iter().any(|event| event.message == message).then_some(());
+            node.wait("refused", told).await;
+        }
+        gone(&node, &pod).await;
+    }
+}

@@ -91,6 +91,9 @@ impl Upstream for FakeUpstream {
         let expires_at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(request.expiration_seconds);
         Ok(Token { token, expires_at })
     }
+    async fn runtime_handler(&self, class: &str) -> Result<String, UpstreamError> {
+        Ok(class.to_owned()) // each class has a handler of its own name
+    }
     async fn service_environment(&self, _: &str, _: bool) -> Result<Vec<(String, String)>, UpstreamError> {
         Ok(vec![("KUBERNETES_SERVICE_HOST".into(), "10.96.0.1".into())])
     }

@@ -21,6 +21,8 @@ use crate::status::Waiting;
 use crate::step::Step;
 use crate::volume::{VolumeError, Volumes};
 
+/// Runtimes that this one stands for: itself, and the one that it does the same as.
+const HANDLERS: [&str; 2] = ["amphipod", "runc"];
 /// When content that could not be had is asked for again, unless something changes before.
 const VOLUME_RETRY: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 /// The empty name: what concerns the pod as a whole.
@@ -120,7 +122,20 @@ impl Worker {
         made.is_ok()
     }
 
+    /// A class may ask for stronger walls than this runtime's: then there is no pod, rather than a weaker one.
+    async fn check_runtime(&self) -> Result<(), String> {
+        let class = self.pod.spec.runtime_class_name.as_deref().filter(|class| !class.is_empty());
+        let Some(class) = class else { return Ok(()) };
+        let handler = self.node.upstream.runtime_handler(class).await;
+        let handler = handler.map_err(|error| format!("failed to get sandbox runtime: {}", chain(&error)))?;
+        if HANDLERS.contains(&handler.as_str()) {
+            return Ok(());
+        }
+        Err(format!("failed to get sandbox runtime: no runtime for {handler:?} is configured"))
+    }
+
     async fn begin_sandbox(&mut self) -> Result<(), String> {
+        self.check_runtime().await?;
         if self.record.ip.is_none() && !self.pod.spec.host_network {
             let ip = self.node.addresses.take();
             self.record.ip = Some(ip.ok_or("no pod address is free on this node")?);
