@@ -339,7 +339,12 @@ impl Fields {
 
     /// `metadata.name=x` asked for, if it is (a watch or list of one object).
     pub fn exact_name(&self) -> Option<&str> {
-        self.terms.iter().find(|(path, _, equal)| path == "metadata.name" && *equal).map(|(_, value, _)| value.as_str())
+        self.exact("metadata.name")
+    }
+
+    /// The one value that a field must have.
+    pub fn exact(&self, field: &str) -> Option<&str> {
+        self.terms.iter().find(|(path, _, equal)| path == field && *equal).map(|(_, value, _)| value.as_str())
     }
 
     /// `field` gives the value of a field ("" when absent), for readers that keep the selectable fields beside the bytes.

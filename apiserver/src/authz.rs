@@ -22,6 +22,8 @@ pub struct Attributes {
     pub subresource: String,
     pub namespace: String,
     pub name: String,
+    /// The node whose pods a list or watch selects, if it selects one.
+    pub node_name: Option<String>,
     /// A path that is no resource; the fields above but `verb` are then empty.
     pub path: Option<String>,
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use api::decode::{self, FieldValidation};
 use api::kind::Kind;
+use api::selector::Fields;
 use api::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -44,6 +45,17 @@ impl Resource {
     }
 }
 
+fn asked(verb: &str, resource: Resource, namespace: &str) -> Attributes {
+    let text = str::to_owned;
+    Attributes {
+        verb: text(verb),
+        group: text(resource.group),
+        resource: text(resource.plural),
+        namespace: text(namespace),
+        ..Attributes::default()
+    }
+}
+
 impl Client {
     pub(crate) fn new(shared: Arc<Shared>, user: User, manager: &str) -> Self {
         Self { shared, user, manager: manager.to_owned() }
@@ -67,19 +79,20 @@ impl Client {
         subresource: &str,
     ) -> Result<Target, Status> {
         let text = str::to_owned;
-        let asked = Attributes {
-            verb: text(verb),
-            group: text(resource.group),
-            resource: text(resource.plural),
-            subresource: text(subresource),
-            namespace: text(if resource.plural == "namespaces" { name } else { namespace }),
-            name: text(name),
-            path: None,
-        };
+        let asked = Attributes { name: text(name), subresource: text(subresource), ..asked(verb, resource, namespace) };
+        let asked = if resource.plural == "namespaces" { Attributes { namespace: text(name), ..asked } } else { asked };
         self.engine().authorizer.check(self.engine(), &self.user, &asked)?;
         let mut target = Target::new(self.kind(resource)?, namespace, name);
         target.subresource = text(subresource);
         Ok(target)
+    }
+
+    /// The collection that a list or watch of ours looks at, if we may see what it selects.
+    fn may_select(&self, verb: &str, resource: Resource, namespace: &str, fields: &Fields) -> Result<Target, Status> {
+        let node_name = fields.exact("spec.nodeName").map(str::to_owned);
+        let asked = Attributes { node_name, ..asked(verb, resource, namespace) };
+        self.engine().authorizer.check(self.engine(), &self.user, &asked)?;
+        Ok(Target::new(self.kind(resource)?, namespace, ""))
     }
 
     fn context(&self) -> Context {
@@ -97,12 +110,12 @@ impl Client {
     }
 
     pub async fn list(&self, resource: Resource, namespace: &str, options: &ListOptions) -> Result<List, Status> {
-        let target = self.allowed("list", resource, namespace, "", "")?;
+        let target = self.may_select("list", resource, namespace, &options.fields)?;
         self.engine().list(&target, options).await
     }
 
     pub fn watch(&self, resource: Resource, namespace: &str, options: WatchOptions) -> Result<Watch, Status> {
-        let target = self.allowed("watch", resource, namespace, "", "")?;
+        let target = self.may_select("watch", resource, namespace, &options.fields)?;
         self.engine().watch(&target, options)
     }
 

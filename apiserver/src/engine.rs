@@ -18,7 +18,7 @@ use crate::identity::User;
 use crate::object::{Collection, Encoded, Header, Object, ObjectKey, Revision, Unreadable};
 use crate::store::{Record, Store, StoreError, parse_key, unseal};
 
-mod admission;
+pub mod admission;
 mod delete;
 mod read;
 mod services;
@@ -99,6 +99,7 @@ pub struct Engine {
     cache: Arc<Cache>,
     committer: Committer,
     pub(crate) services: ServiceNetwork,
+    pub(crate) settings: admission::Settings,
     pub(crate) authorizer: Authorizer,
     pub(crate) events: crate::expiry::Counters,
 }
@@ -109,7 +110,12 @@ impl Engine {
     ///
     /// # Errors
     /// When the store cannot be read or is damaged, or when one of the server's own records cannot be read.
-    pub fn open(mut store: impl Store, registry: Registry, services: ServiceNetwork) -> Result<Self, StoreError> {
+    pub fn open(
+        mut store: impl Store,
+        registry: Registry,
+        services: ServiceNetwork,
+        settings: admission::Settings,
+    ) -> Result<Self, StoreError> {
         let (last, records) = store.load()?;
         let cache = Arc::new(Cache::new(last));
         let place = store.place();
@@ -126,6 +132,7 @@ impl Engine {
             cache,
             committer,
             services,
+            settings,
             authorizer: Authorizer::default(),
             events: Default::default(),
         })
@@ -361,7 +368,8 @@ mod tests {
     }
 
     fn open(path: &std::path::Path) -> Result<Engine, StoreError> {
-        Engine::open(RedbStore::open(path).unwrap(), Registry::builtin(), Config::on_loopback(path.into()).services)
+        let config = Config::on_loopback(path.into());
+        Engine::open(RedbStore::open(path).unwrap(), Registry::builtin(), config.services, config.admission)
     }
 
     #[tokio::test]

@@ -103,7 +103,7 @@ fn access(engine: &Engine, user: &User, kind: &str, object: &Value) -> Result<Va
             subresource: text(of, "subresource"),
             namespace: text(of, "namespace"),
             name: text(of, "name"),
-            path: None,
+            ..Attributes::default()
         },
         (None, of) => {
             let of = of.cloned().unwrap_or_default();

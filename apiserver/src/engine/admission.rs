@@ -7,20 +7,29 @@ use super::write::suffix;
 use super::{Context, Engine, Target, deleting};
 use crate::authz;
 
+mod node;
+mod pod_security;
+
+pub use pod_security::Exemptions;
+
 /// The fields of roles and bindings that give permissions.
 const GRANTS: [&str; 4] = ["rules", "aggregationRule", "roleRef", "subjects"];
 
-/// An agent creates only what is its own: its node, its lease, and no pods (it runs none that the API did not give it).
-fn restrict_node(node: &str, target: &Target, object: &Value) -> Result<(), Status> {
-    let name = object["metadata"]["name"].as_str().unwrap_or_default();
-    let refused = |why: String| Err(Status::forbidden(&target.kind.group, &target.kind.plural, name, &why));
-    match (&*target.kind.group, &*target.kind.plural) {
-        ("", "pods") => refused(format!("node {node:?} can only create mirror pods, and this cluster has none")),
-        ("", "nodes") | ("coordination.k8s.io", "leases") if name != node => {
-            refused(format!("node {node:?} is not allowed to create the {} of another node", target.kind.kind))
-        }
-        _ => Ok(()),
-    }
+/// What an administrator chooses about admission.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    pub pod_security: Exemptions,
+    pub external_ips: ExternalIps,
+}
+
+/// Whether Services may take addresses that are not theirs to take: whoever creates one catches what everybody in the
+/// cluster sends there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ExternalIps {
+    /// `spec.externalIPs` is stored, and traffic is not served by it; answers say so.
+    #[default]
+    Inactive,
+    Allowed,
 }
 
 impl Engine {
@@ -51,7 +60,7 @@ impl Engine {
 
     pub(crate) fn admit_create(&self, context: &Context, target: &Target, object: &mut Value) -> Result<(), Status> {
         if let Some(node) = context.user.as_node() {
-            restrict_node(node, target, object)?;
+            node::check_create(node, target, object)?;
         }
         match (&*target.kind.group, &*target.kind.plural) {
             ("", "pods") => self.admit_pod(target, object),
@@ -67,12 +76,33 @@ impl Engine {
         new: &mut Value,
         old: &Value,
     ) -> Result<(), Status> {
+        if let Some(node) = context.user.as_node() {
+            node::check_update(node, target, new, old)?;
+        }
         match &*target.kind.group {
             "rbac.authorization.k8s.io" if GRANTS.iter().any(|field| new.get(field) != old.get(field)) => {
                 authz::check_escalation(self, &context.user, target, new)
             }
             _ => Ok(()),
         }
+    }
+
+    /// The validating end of admission: looks at an object as it is to be stored; gives warnings, or a refusal.
+    pub(crate) fn review(
+        &self,
+        context: &Context,
+        target: &Target,
+        new: &Value,
+        old: Option<&Value>,
+    ) -> Result<Vec<String>, Status> {
+        let mut warnings = self.check_pod_security(context, target, new, old)?;
+        let service = target.kind.group.is_empty() && target.kind.plural == "services" && target.subresource.is_empty();
+        let external = |object: &Value| object["spec"]["externalIPs"].as_array().is_some_and(|list| !list.is_empty());
+        if service && external(new) && self.settings.external_ips == ExternalIps::Inactive {
+            let why = "addresses that a Service takes for itself are not served unless the server allows it";
+            warnings.push(format!("{}spec.externalIPs is not acted on: {why}", api::validate::inactive::MARK));
+        }
+        Ok(warnings)
     }
 
     /// The number behind a pod's priority class; 0 without one.

@@ -102,9 +102,10 @@ impl Engine {
         self.admit_create(context, target, &mut object)?;
         api::write::prepare_create(kind, &mut object);
         api::default::apply(kind, &mut object);
-        let warnings = api::validate::warnings(kind, &object);
+        let mut warnings = api::validate::warnings(kind, &object);
         let refused = |status: Status| status.warned(&api::validate::deprecations(kind));
         validated(kind, api::validate::create(kind, &object), &object).map_err(refused)?;
+        warnings.extend(self.review(context, target, &object, None)?);
         if versioned && origin == Origin::Sent {
             return Err(Status::unknown("resourceVersion should not be set on objects to be created"));
         }
@@ -218,9 +219,12 @@ impl Engine {
         };
         self.admit_update(context, target, &mut new, &old)?;
         api::default::apply(kind, &mut new);
-        let warnings = api::validate::warnings(kind, &new);
+        // Who reports how things stand is not told about what is wanted.
+        let reports = matches!(target.subresource(), Some("status" | "finalize"));
+        let mut warnings = if reports { Vec::new() } else { api::validate::warnings(kind, &new) };
         validated(kind, api::validate::update(kind, target.subresource(), &new, &old), &new)
             .map_err(|status| status.warned(&api::validate::deprecations(kind)))?;
+        warnings.extend(self.review(context, target, &new, Some(&old))?);
         let mut allocations = self.allocate(kind, Some(&old), &mut new)?;
         new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
         new = finished_form(kind, &new)?;
