@@ -179,5 +179,5 @@ impl Client {
 /// An object of ours in canonical form; what does not fit its kind is our mistake, and said as one.
 fn canonical(kind: &Kind, object: &Value) -> Result<Value, Status> {
     let decoded = decode::value(&kind.gvk(), &kind.schema, object, Vec::new(), FieldValidation::Strict);
-    decoded.map(|decoded| decoded.value).map_err(|failure| Status::bad_request(failure.0))
+    decoded.map(|decoded| decoded.value).map_err(|failure| Status::bad_request(failure.text))
 }

@@ -26,7 +26,7 @@ mod subresource;
 mod watching;
 mod write;
 
-pub use delete::{DeleteOptions, Deleted, Propagation};
+pub use delete::{DeleteOptions, Deleted, Propagation, deletion_warnings};
 pub use read::{List, ListOptions, VersionMatch, check_versions};
 pub use services::ServiceNetwork;
 pub use watching::{Event, EventKind, Watch, WatchOptions};
@@ -308,6 +308,7 @@ pub(crate) const INTERNAL: &str = "internal";
 pub(crate) fn commit_failed(error: &CommitError) -> Status {
     match error {
         CommitError::Unreadable { key, .. } => unreadable(key),
+        CommitError::NoNamespace(name) => Status::not_found("", "namespaces", name),
         CommitError::Conflict { key, .. } => Status::internal(format!("{key:?} changed during the write")),
         CommitError::Store(source) if source.is_refusal() => Status::insufficient_storage(source.to_string()),
         CommitError::Store(source) => Status::internal(format!("the store failed, and the server stops: {source}")),

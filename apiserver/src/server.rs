@@ -162,7 +162,11 @@ impl Server {
         let expiry = crate::expiry::run(self.shared.engine.clone(), stop.clone());
         let tls = self.serving.acceptor()?;
         let renewal = self.serving.keep(stop.clone());
-        let serving = async { tokio::join!(http::serve(self.shared, self.listener, tls, stop), expiry, renewal) };
+        let engine = self.shared.engine.clone();
+        let history = engine.cache().forget(stop.clone());
+        let roles = crate::aggregation::run(engine.clone(), stop.clone());
+        let serving =
+            async { tokio::join!(http::serve(self.shared, self.listener, tls, stop), expiry, renewal, history, roles) };
         tokio::select! {
             _ = serving => Ok(()),
             Some(failed) = failed(&mut failure) => Err(ServerError::StoreFailed(failed)),

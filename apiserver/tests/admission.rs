@@ -1,83 +1,13 @@
 //! What admission refuses, changes and warns about, over HTTPS as clients see it.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::sync::Arc;
-
-use apiserver::nodes::NoNodes;
-use apiserver::server::{Config, Server};
 use serde_json::{Value, json};
-use tokio_util::sync::{CancellationToken, DropGuard};
 
-#[path = "replay/client.rs"]
-mod client;
+#[path = "replay/world.rs"]
+mod world;
 
-use client::{Client, Credentials, Identity};
-
-/// A server, and clients of it.
-struct World {
-    admin: Client,
-    server: Arc<Keys>,
-    _stop: DropGuard,
-    _folder: tempfile::TempDir,
-}
-
-struct Keys {
-    address: std::net::SocketAddr,
-    authority: Arc<apiserver::pki::Authority>,
-}
-
-impl Keys {
-    fn client(&self, user: &str, group: &str) -> Client {
-        let identity = self.authority.client(user, &[group]).unwrap();
-        let (certificate, key) = (&identity.certificate, &identity.key);
-        Client::new(Arc::new(Credentials::new(self.address, &self.authority.ca_certificate, certificate, key)))
-    }
-}
-
-impl World {
-    async fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let server =
-            Server::open(&Config::on_loopback(folder.path().join("store.redb")), Arc::new(NoNodes)).await.unwrap();
-        let keys = Keys { address: server.address(), authority: server.authority().clone() };
-        let stop = CancellationToken::new();
-        tokio::spawn(server.serve(stop.clone()));
-        let mut admin = keys.client("admin", "system:masters");
-        let account = json!({"kind": "ServiceAccount", "apiVersion": "v1", "metadata": {"name": "default"}});
-        let made = send(&mut admin, "POST", "/api/v1/namespaces/default/serviceaccounts", account).await;
-        assert_eq!(made.code, 201);
-        Self { admin, server: Arc::new(keys), _stop: stop.drop_guard(), _folder: folder }
-    }
-
-    async fn admin(&mut self, method: &str, path: &str, body: Value) -> Answer {
-        send(&mut self.admin, method, path, body).await
-    }
-}
-
-struct Answer {
-    code: u16,
-    body: Value,
-    warnings: Vec<String>,
-}
-
-impl Answer {
-    fn message(&self) -> &str {
-        self.body["message"].as_str().unwrap_or_default()
-    }
-}
-
-async fn send(client: &mut Client, method: &str, path: &str, body: Value) -> Answer {
-    let media = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
-    let headers = [("content-type", media.to_owned())];
-    let text = if body.is_null() { String::new() } else { body.to_string() };
-    let answer = client.request(Identity::Admin, method, path, &headers, text.as_bytes()).await;
-    let warnings = answer.headers.get_all("warning").iter().map(|value| {
-        let text = value.to_str().unwrap().strip_prefix("299 - \"").unwrap().strip_suffix('"').unwrap();
-        text.replace("\\\"", "\"")
-    });
-    let warnings = warnings.collect();
-    Answer { code: answer.code, body: serde_json::from_slice(&answer.body).unwrap_or_default(), warnings }
-}
+use world::client::Identity;
+use world::{World, send};
 
 const NAMESPACES: &str = "/api/v1/namespaces";
 const PODS: &str = "/api/v1/namespaces/default/pods";

@@ -6,6 +6,8 @@ mod volume;
 
 use serde_json::{Value, json};
 
+pub use self::container::resources;
+
 use super::meta::{between, ip, labels};
 use super::{Errors, invalid, items, one_of, text};
 use crate::names;

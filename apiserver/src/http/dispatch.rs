@@ -21,7 +21,7 @@ use super::path::{Path, Query, ResourcePath};
 use super::reply::{self, Include, Reply};
 use super::{Peer, documents, header_of, health, page_not_found, streams, watch};
 use crate::authz::Attributes;
-use crate::engine::{Context, DeleteOptions, Deleted, Draft, Target, Written};
+use crate::engine::{Context, DeleteOptions, Deleted, Draft, Target, Written, deletion_warnings};
 use crate::identity::User;
 use crate::limits::{Form, Level, RETRY_SECONDS};
 use crate::reviews;
@@ -335,6 +335,10 @@ impl Call<'_> {
     }
 
     async fn create_virtual(&self, params: &WriteParams, mut object: Value) -> Result<Reply, Status> {
+        // What is answered and not stored has no metadata to show in rows.
+        if self.accepted.form != negotiate::Form::Plain {
+            return Err(Status::not_acceptable(&negotiate::OFFERED));
+        }
         if self.target.kind.kind == "Binding" {
             let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let pods = self.shared.engine.registry().find("", "v1", "pods").ok_or_else(Status::no_route)?;
@@ -459,6 +463,11 @@ impl Call<'_> {
         let applied = decode::untyped(decode::MediaType::Yaml, &body)
             .map_err(|why| Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {why}")))?;
         let writer = self.writer(&params);
+        if target.subresource == "scale" {
+            let written =
+                self.shared.engine.apply_scale(&self.context, target, &params.options, &applied, params.force).await?;
+            return Ok(reply::value(200, &written.object.into_value(), self.accepted.encoding));
+        }
         let apply =
             |live: Option<&Value>| managed::apply(&target.kind, live, &applied, writer, params.force).map(Draft::Apply);
         let written = self.shared.engine.update(&self.context, target, &params.options, &apply).await;
@@ -502,10 +511,11 @@ impl Call<'_> {
                 (status.to_value(), true)
             }
         };
-        if status {
-            return Ok(reply::value(200, &value, self.accepted.encoding));
-        }
-        Ok(reply::object(200, &target.kind, &value, self.accepted, self.include()?))
+        let reply = match status {
+            true => reply::value(200, &value, self.accepted.encoding),
+            false => reply::object(200, &target.kind, &value, self.accepted, self.include()?),
+        };
+        Ok(reply::warned(reply, &deletion_warnings(&target.kind, &options)))
     }
 
     async fn delete_collection(&self, body: Incoming) -> Result<Reply, Status> {

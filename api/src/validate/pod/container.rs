@@ -271,7 +271,8 @@ fn is_exact(name: &str) -> bool {
     !matches!(name, "cpu" | "memory" | "ephemeral-storage")
 }
 
-fn resources(resources: &Value, path: &str, errors: &mut Errors) {
+/// Limits and requests of a container.
+pub fn resources(resources: &Value, path: &str, errors: &mut Errors) {
     let (limits, requests) = (&resources["limits"], &resources["requests"]);
     let mut huge = false;
     for (list, values) in [("limits", limits), ("requests", requests)] {
