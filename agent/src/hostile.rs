@@ -215,17 +215,22 @@ fn mount_points_and_working_folders() {
     });
 }
 
-/// Two names that a thread exchanges as fast as it can: a folder, and a link to the host's.
+/// Two names that a thread exchanges as fast as it can.
 struct Race {
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Race {
+    /// A folder, and a link to the host's.
     fn begin(world: &World, name: &str) -> Race {
         let (one, other) = (world.volume().join(name), world.volume().join("other"));
         fs::create_dir_all(&one).unwrap();
         symlink(world.host(), &other).unwrap();
+        Race::between(one, other)
+    }
+
+    fn between(one: PathBuf, other: PathBuf) -> Race {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
@@ -272,6 +277,28 @@ fn exchanged_names_lead_nowhere_else() {
     drop(race);
     assert!(found > 0 && refused > 0, "found {found}, refused {refused}: nothing was exchanged");
     world.check_host("race");
+}
+
+#[test]
+fn exchanged_files_are_not_read_as_one_another() {
+    for trap in TRAPS {
+        let world = World::new();
+        let file = world.volume().join("etc/passwd");
+        fs::create_dir_all(world.volume().join("etc")).unwrap();
+        fs::write(&file, "2024-01-02T03:04:05Z stdout F own\n").unwrap();
+        world.set(trap, "etc/other");
+        let race = Race::between(file.clone(), world.volume().join("etc/other"));
+        let deadline = Instant::now() + Duration::from_millis(200);
+        while Instant::now() < deadline {
+            let message = read_end(&file, 4096).unwrap_or_default();
+            let log = crate::logs::last_lines(&file, 80, 2048);
+            let accounts = Accounts::read(&world.volume()).unwrap_or_default();
+            let all = [message, log, accounts.passwd.into_bytes()].concat();
+            assert!(!String::from_utf8_lossy(&all).contains("secret"), "{trap:?}");
+        }
+        drop(race);
+        world.check_host(&format!("{trap:?}"));
+    }
 }
 
 #[test]

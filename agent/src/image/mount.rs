@@ -19,7 +19,8 @@ pub enum MountError {
     Folder { path: String, source: io::Error },
 }
 
-/// Mounts `image` at `target`, writes going below `writable`.
+/// Mounts `image` at `target`, writes going below `writable`. Device files in it work as in every runtime, where the
+/// container's own device rules allow them: a mount without devices would forbid those too. The agent opens none.
 pub fn mount_rootfs(image: &Image, writable: &Path, target: &Path) -> Result<(), MountError> {
     let (upper, work) = (writable.join("upper"), writable.join("work"));
     for folder in [&upper, &work, &target.to_owned()] {
