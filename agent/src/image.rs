@@ -12,7 +12,7 @@ mod store;
 mod unpack;
 
 pub use digest::{BadDigest, Digest};
-pub use mount::{MountError, check_upper, mount_rootfs};
+pub use mount::{MountError, check_upper, mount_rootfs, mount_rootfs_for};
 pub use name::{ImageName, InvalidName};
 pub use registry::{Registries, RegistryError};
 pub use store::{Image, ImageConfig, ImageError, ImageStore, PullPolicy};
