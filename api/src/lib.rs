@@ -4,6 +4,7 @@
 //! [`validate`] → [`managed`]; a patch goes through [`patch`] first. [`kind`] is the table, [`schema`] the types behind
 //! it. Reads use [`selector`], [`table`], [`discovery`] and [`openapi`]. [`status`] is how everything fails.
 
+pub mod budget;
 pub mod convert;
 pub mod decode;
 pub mod default;

@@ -3,8 +3,11 @@
 mod json;
 mod strategic;
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
+use crate::budget::{Budget, Exceeded, check_depth};
 use crate::decode::{self, Decoded, FieldValidation};
 use crate::kind::Gvk;
 use crate::schema::Schema;
@@ -43,8 +46,15 @@ pub fn apply(
     let node = decode::json::parse(body).map_err(undecodable)?;
     let (patched, found, shown) = match patch {
         PatchType::Json => {
-            let operations = json::operations(&node).map_err(undecodable)?;
-            let patched = json::apply(current, &operations).map_err(|_| unprocessable())?;
+            let mut meter = Budget::CLIENT.meter();
+            let operations = json::operations(&node, &meter).map_err(|refused| match refused {
+                json::Unread::Text(why) => undecodable(why),
+                json::Unread::Exceeded(limit) => too_much(limit),
+            })?;
+            let patched = json::apply(current, &operations, &mut meter).map_err(|refused| match refused {
+                json::Refused::Impossible => unprocessable(),
+                json::Refused::Exceeded(limit) => too_much(limit),
+            })?;
             let shown = patched.to_string();
             (patched, Vec::new(), shown)
         }
@@ -67,6 +77,8 @@ pub fn apply(
             }
         }
     };
+    // Two that fit may be too deep together.
+    check_depth(&patched).map_err(too_much)?;
     decode::value(gvk, schema, &patched, found, validation).map_err(|failure| {
         // Upstream names neither kind nor object here, and shows the whole patched object (or strategic patch).
         Status::invalid("", "", "", vec![FieldError::invalid("patch", shown, failure.0)])
@@ -93,33 +105,51 @@ pub fn strategic_merge(schema: &Schema, current: &Value, patch: &Map<String, Val
     strategic::apply(schema, current, patch)
 }
 
+/// Upstream answers 413 where its limits of JSON patches are met.
+fn too_much(limit: Exceeded) -> Status {
+    match limit {
+        Exceeded::Operations { .. } | Exceeded::Copied { .. } | Exceeded::Shifted(_) => {
+            Status::plain(413, "RequestEntityTooLarge", limit.to_string())
+        }
+        _ => Status::bad_request(limit.to_string()),
+    }
+}
+
 fn unprocessable() -> Status {
     Status::plain(422, "Invalid", "the server rejected our request due to an error in our request")
 }
 
 /// `duplicate field "a.b"` for keys that a patch names twice.
 fn duplicates(node: &decode::json::Node) -> Vec<String> {
-    fn walk(node: &decode::json::Node, path: &str, out: &mut Vec<String>) {
+    fn step(path: &mut String, element: &str, walk: impl FnOnce(&mut String)) {
+        let length = path.len();
+        path.push_str(element);
+        walk(path);
+        path.truncate(length);
+    }
+    fn walk(node: &decode::json::Node, path: &mut String, out: &mut Vec<String>) {
         match node {
             decode::json::Node::Object(entries) => {
-                for (i, (key, value)) in entries.iter().enumerate() {
-                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                    if entries[..i].iter().any(|(k, _)| k == key) {
-                        out.push(format!("duplicate field {path:?}"));
-                    }
-                    walk(value, &path, out);
+                let mut seen = HashSet::new();
+                for (key, value) in entries {
+                    step(path, &format!("{}{key}", if path.is_empty() { "" } else { "." }), |path| {
+                        if !seen.insert(key) && out.len() < Budget::CLIENT.findings {
+                            out.push(format!("duplicate field {path:?}"));
+                        }
+                        walk(value, path, out);
+                    });
                 }
             }
             decode::json::Node::List(items) => {
                 for (i, item) in items.iter().enumerate() {
-                    walk(item, &format!("{path}[{i}]"), out);
+                    step(path, &format!("[{i}]"), |path| walk(item, path, out));
                 }
             }
             _ => {}
         }
     }
     let mut out = Vec::new();
-    walk(node, "", &mut out);
+    walk(node, &mut String::new(), &mut out);
     out
 }
 

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
+use crate::budget::{Budget, Exceeded};
 use crate::kind::Kind;
 use crate::names;
 
@@ -36,7 +37,12 @@ pub struct Labels {
 impl Labels {
     /// From the query form, `a=b,c in (d,e),!f`. The error is upstream's text.
     pub fn parse(text: &str) -> Result<Labels, String> {
-        let mut requirements = Parser { tokens: tokens(text), at: 0 }.run()?;
+        let tokens = tokens(text);
+        // Each is held against every object of a list.
+        if tokens.len() > Budget::CLIENT.requirements {
+            return Err(Exceeded::Requirements(Budget::CLIENT.requirements).into());
+        }
+        let mut requirements = Parser { tokens, at: 0 }.run()?;
         requirements.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(Labels { requirements, nothing: false })
     }
@@ -256,7 +262,8 @@ impl Parser {
                     return Ok(out);
                 }
                 "," => {
-                    if matches!(self.peek(), "," | ")") {
+                    // No word before the first comma is an empty value too.
+                    if out.is_empty() || matches!(self.peek(), "," | ")") {
                         out.push(String::new());
                     }
                 }
@@ -310,7 +317,11 @@ impl Fields {
     /// The error is upstream's text.
     pub fn parse(kind: &Kind, text: &str) -> Result<Fields, String> {
         let mut terms = Vec::new();
-        for part in split_terms(text) {
+        let parts = split_terms(text);
+        if parts.len() > Budget::CLIENT.requirements {
+            return Err(Exceeded::Requirements(Budget::CLIENT.requirements).into());
+        }
+        for part in parts {
             let (path, value, equal) =
                 split_term(&part).ok_or_else(|| format!("invalid selector: '{text}'; can't understand '{part}'"))?;
             let value = unescape(&value)?;

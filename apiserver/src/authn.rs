@@ -146,15 +146,27 @@ fn user_of(claims: &Claims) -> User {
     user
 }
 
-/// The user of a verified client certificate: CN and every O.
-pub fn certificate_user(der: &[u8]) -> Option<User> {
-    let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    let subject = certificate.subject();
-    let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-    let mut groups: Vec<String> =
-        subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
-    groups.push(AUTHENTICATED.into());
-    Some(User { name, groups, ..User::default() })
+/// A client certificate that was verified at the handshake.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    /// CN and every O.
+    pub user: User,
+    /// Unix seconds after which it proves nothing.
+    pub expires: i64,
+}
+
+impl Certificate {
+    /// `None` when it names nobody.
+    pub fn read(der: &[u8]) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let subject = certificate.subject();
+        let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
+        let mut groups: Vec<String> =
+            subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
+        groups.push(AUTHENTICATED.into());
+        let expires = certificate.validity().not_after.timestamp();
+        Some(Self { user: User { name, groups, ..User::default() }, expires })
+    }
 }
 
 /// A user as reviews show it.

@@ -27,6 +27,18 @@ pub struct Attributes {
 }
 
 impl Attributes {
+    /// An object of the API; the verb is left to the caller.
+    pub fn of(target: &Target) -> Self {
+        Self {
+            group: target.kind.group.to_string(),
+            resource: target.kind.plural.to_string(),
+            subresource: target.subresource.clone(),
+            namespace: target.namespace.clone(),
+            name: target.name.clone(),
+            ..Self::default()
+        }
+    }
+
     fn full_resource(&self) -> String {
         match &*self.subresource {
             "" => self.resource.clone(),

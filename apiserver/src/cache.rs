@@ -3,7 +3,7 @@
 //! Fed by the committer alone, in revision order. A list is a snapshot at a revision; a watch reads the history with a
 //! cursor of its own, so a slow watcher costs nothing and learns by [`Expired`] that it fell behind.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -215,12 +215,20 @@ pub struct Cache {
     revision: watch::Sender<Revision>,
     /// The revision at start: no history before it.
     floor: Revision,
+    /// Stored objects that this release cannot read: shown to nobody, kept as they are, and their names are taken.
+    quarantine: RwLock<HashSet<(Collection, ObjectKey)>>,
 }
 
 impl Cache {
     pub fn new(floor: Revision) -> Self {
         let global = Arc::new(AtomicU64::new(floor));
-        Self { collections: RwLock::default(), global, revision: watch::channel(floor).0, floor }
+        Self {
+            collections: RwLock::default(),
+            global,
+            revision: watch::channel(floor).0,
+            floor,
+            quarantine: RwLock::default(),
+        }
     }
 
     /// The cache of one collection, made when first asked for.
@@ -251,9 +259,32 @@ impl Cache {
         self.collection(collection).put_loaded(Arc::new(object));
     }
 
+    pub fn set_aside(&self, collection: Collection, key: ObjectKey) {
+        self.quarantine.write().unwrap_or_else(PoisonError::into_inner).insert((collection, key));
+    }
+
+    /// Whether an unreadable object has this name.
+    pub fn is_set_aside(&self, collection: &Collection, key: &ObjectKey) -> bool {
+        let set = self.quarantine.read().unwrap_or_else(PoisonError::into_inner);
+        !set.is_empty() && set.contains(&(collection.clone(), key.clone()))
+    }
+
+    /// How many objects are stored and cannot be read.
+    pub fn unreadable(&self) -> usize {
+        self.quarantine.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    fn release(&self, collection: &Collection, key: &ObjectKey) {
+        if self.is_set_aside(collection, key) {
+            let mut set = self.quarantine.write().unwrap_or_else(PoisonError::into_inner);
+            set.remove(&(collection.clone(), key.clone()));
+        }
+    }
+
     /// Publishes one committed change; called in revision order.
     pub fn apply(&self, collection: &Collection, key: &ObjectKey, revision: Revision, object: Option<Arc<Object>>) {
         let cache = self.collection(collection);
+        self.release(collection, key);
         cache.apply(key, revision, object);
         self.global.store(revision, Ordering::Release);
         cache.changed.send_replace(revision);

@@ -21,6 +21,8 @@ const BATCH: usize = 512;
 pub enum Expect {
     Absent,
     At(Revision),
+    /// Stored, and not to be read: such an object can only be removed.
+    Unreadable,
 }
 
 #[derive(Debug, Clone)]
@@ -37,6 +39,8 @@ pub enum CommitError {
     /// `key` was not as expected; `found` is its revision now.
     #[error("{key:?} of {collection:?} changed meanwhile")]
     Conflict { collection: Collection, key: ObjectKey, found: Option<Revision> },
+    #[error("{key:?} of {collection:?} is stored, but cannot be read")]
+    Unreadable { collection: Collection, key: ObjectKey },
     /// The batch was refused, and the store is as it was; or it failed, and nothing will be acknowledged any more.
     #[error(transparent)]
     Store(Arc<StoreError>),
@@ -179,9 +183,14 @@ impl<S: Store> Writer<S> {
                 Some(revision) => *revision,
                 None => self.cache.collection(&write.collection).get(&write.key).map(|object| object.revision),
             };
+            let aside = self.cache.is_set_aside(&write.collection, &write.key);
             let holds = match write.expect {
+                Expect::Absent if aside => {
+                    return Err(CommitError::Unreadable { collection: place.0, key: place.1 });
+                }
                 Expect::Absent => found.is_none(),
                 Expect::At(revision) => found == Some(revision),
+                Expect::Unreadable => aside && write.content.is_none(),
             };
             if !holds {
                 return Err(CommitError::Conflict { collection: place.0, key: place.1, found });

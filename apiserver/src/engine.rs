@@ -15,7 +15,7 @@ use crate::authz::Authorizer;
 use crate::cache::{Cache, ChangeKind, CollectionCache};
 use crate::committer::{CommitError, Committer, Expect, Failure, Write};
 use crate::identity::User;
-use crate::object::{Collection, Encoded, Header, Object, ObjectKey, Revision};
+use crate::object::{Collection, Encoded, Header, Object, ObjectKey, Revision, Unreadable};
 use crate::store::{Record, Store, StoreError, parse_key, unseal};
 
 mod admission;
@@ -112,19 +112,21 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Loads the store into memory and starts the writer.
+    /// Loads the store into memory and starts the writer. An object that is undamaged and yet unreadable is set aside:
+    /// one such object must not keep the cluster from starting.
     ///
     /// # Errors
-    /// When the store cannot be read, or holds a value this release cannot read.
+    /// When the store cannot be read or is damaged, or when one of the server's own records cannot be read.
     pub fn open(mut store: impl Store, registry: Registry, services: ServiceNetwork) -> Result<Self, StoreError> {
         let (last, records) = store.load()?;
         let cache = Arc::new(Cache::new(last));
         let place = store.place();
         for record in records {
-            let loaded = loaded(&registry, record);
             let damaged = |source: StoreError| StoreError::Damaged { path: place.clone(), source: source.into() };
-            let (collection, object) = loaded.map_err(damaged)?;
-            cache.put_loaded(&collection, object);
+            match loaded(&registry, record).map_err(damaged)? {
+                Loaded::Object(collection, object) => cache.put_loaded(&collection, object),
+                Loaded::Unreadable(key, why) => set_aside(&cache, &key, why).map_err(damaged)?,
+            }
         }
         let committer = Committer::start(store, cache.clone(), last);
         Ok(Self {
@@ -191,6 +193,10 @@ impl Engine {
 
     pub(crate) fn objects(&self, kind: &Kind) -> Arc<CollectionCache> {
         self.cache.collection(&collection(kind))
+    }
+
+    pub(crate) fn is_set_aside(&self, target: &Target) -> bool {
+        self.cache.is_set_aside(&collection(&target.kind), &target.key())
     }
 
     /// An object of a built-in kind by its collection: how admission and authorisation look things up.
@@ -265,31 +271,56 @@ pub(crate) fn header(kind: &Kind, object: &Value) -> Header {
     }
 }
 
-/// A failed commit as a client sees it; conflicts are the caller's to retry or to word.
-/// A stored record as the cache holds it.
-fn loaded(registry: &Registry, record: Record) -> Result<(Collection, Object), StoreError> {
-    let Some((collection, key)) = parse_key(&record.key) else {
-        return Err(StoreError::Corrupt { key: record.key, why: "its key is not one of ours" });
-    };
-    let text = unseal(&record.key, record.revision, record.value.unwrap_or_default())?;
-    let Some(encoded) = Encoded::from_stored(text) else {
-        return Err(StoreError::Corrupt { key: record.key, why: "it has no metadata" });
-    };
-    let json = encoded.with_version(record.revision);
-    let Ok(value) = serde_json::from_slice::<Value>(&json) else {
-        return Err(StoreError::Corrupt { key: record.key, why: "it is not JSON" });
-    };
-    let header = storage_kind(registry, &collection).map(|kind| header(&kind, &value)).unwrap_or_default();
-    Ok((collection, Object { key, revision: record.revision, header, json }))
+/// A stored record, as the cache holds it or not.
+enum Loaded {
+    Object(Collection, Object),
+    Unreadable(String, Unreadable),
 }
 
+fn loaded(registry: &Registry, record: Record) -> Result<Loaded, StoreError> {
+    let text = unseal(&record.key, record.revision, record.value.unwrap_or_default())?;
+    let read = parse_key(&record.key).ok_or(Unreadable::Key).and_then(|place| Ok((place, Encoded::from_stored(text)?)));
+    let ((collection, key), (encoded, value)) = match read {
+        Ok(read) => read,
+        Err(why) => return Ok(Loaded::Unreadable(record.key, why)),
+    };
+    let json = encoded.with_version(record.revision);
+    let header = storage_kind(registry, &collection).map(|kind| header(&kind, &value)).unwrap_or_default();
+    Ok(Loaded::Object(collection, Object { key, revision: record.revision, header, json }))
+}
+
+/// The server's own records (keys, node ports) cannot be done without: a cluster with a new CA locks everybody out.
+fn set_aside(cache: &Cache, key: &str, why: Unreadable) -> Result<(), StoreError> {
+    match parse_key(key) {
+        Some((collection, _)) if &*collection.group == INTERNAL => {
+            return Err(StoreError::Unreadable { key: key.into(), source: why });
+        }
+        Some((collection, object)) => cache.set_aside(collection, object),
+        None => {}
+    }
+    tracing::error!(key, %why, "a stored object cannot be read; it is set aside, the others are served");
+    Ok(())
+}
+
+/// The group of collections that no kind shows.
+pub(crate) const INTERNAL: &str = "internal";
+
+/// A failed commit as a client sees it; conflicts are the caller's to retry or to word.
 pub(crate) fn commit_failed(error: &CommitError) -> Status {
     match error {
+        CommitError::Unreadable { key, .. } => unreadable(key),
         CommitError::Conflict { key, .. } => Status::internal(format!("{key:?} changed during the write")),
         CommitError::Store(source) if source.is_refusal() => Status::insufficient_storage(source.to_string()),
         CommitError::Store(source) => Status::internal(format!("the store failed, and the server stops: {source}")),
         CommitError::Closed => Status::service_unavailable("the server is shutting down"),
     }
+}
+
+/// What stands in the way of everything but an unsafe deletion.
+pub(crate) fn unreadable(key: &ObjectKey) -> Status {
+    Status::internal(format!(
+        "the stored object {key:?} cannot be read; delete it with ignoreStoreReadErrorWithClusterBreakingPotential to free its name"
+    ))
 }
 
 /// Who acts, and when: what the parts of one request share.
@@ -310,4 +341,83 @@ pub(crate) fn deleting(object: &Value) -> bool {
 
 pub(crate) fn has_finalizers(object: &Value) -> bool {
     object["metadata"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::MASTERS;
+    use crate::server::Config;
+    use crate::store::redb::RedbStore;
+    use crate::store::{seal, tools};
+    use serde_json::json;
+
+    fn put(key: &str, revision: Revision, text: &str) -> Record {
+        Record { key: key.into(), revision, value: Some(seal(key, revision, text.as_bytes())) }
+    }
+
+    /// As an earlier release accepted it: deeper than anything reads.
+    fn deep() -> String {
+        format!(r#"{{"metadata":{{"name":"deep","x":{}{}}}}}"#, "[".repeat(200), "]".repeat(200))
+    }
+
+    fn filled(path: &std::path::Path, keys: &str) {
+        let mut store = RedbStore::open(path).unwrap();
+        let fine = r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"fine","namespace":"n","uid":"u"}}"#;
+        let records = [
+            put("/amphipod/core/configmaps/n/fine", 1, fine),
+            put("/amphipod/core/configmaps/n/deep", 2, &deep()),
+            put("/elsewhere", 3, fine),
+            put(keys, 4, r#"{"metadata":{"name":"n"}}"#),
+        ];
+        store.commit(&records).unwrap();
+    }
+
+    fn open(path: &std::path::Path) -> Result<Engine, StoreError> {
+        Engine::open(RedbStore::open(path).unwrap(), Registry::builtin(), Config::on_loopback(path.into()).services)
+    }
+
+    #[tokio::test]
+    async fn an_unreadable_object_is_set_aside_and_the_others_are_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        filled(&path, "/amphipod/core/namespaces/-/n");
+        let engine = open(&path).unwrap();
+        assert_eq!(engine.cache().unreadable(), 1);
+        let kind = engine.registry().find("", "v1", "configmaps").unwrap();
+        let target = |name: &str| Target::new(kind.clone(), "n", name);
+        assert!(engine.get(&target("fine"), None).await.is_ok());
+        assert_eq!(engine.get(&target("deep"), None).await.unwrap_err().code, 500);
+        let context = Context { user: User::new("root", &[MASTERS]), now: Timestamp::now() };
+        let object = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "deep"}});
+        let (all, options) = (target(""), WriteOptions { manager: "t".into(), dry_run: false });
+        let create = |object| engine.create(&context, &all, &options, object);
+        let taken = create(object.clone()).await.unwrap_err();
+        assert!(taken.message.contains("cannot be read"), "{taken}");
+        assert_eq!(engine.delete(&context, &target("deep"), &DeleteOptions::default()).await.unwrap_err().code, 500);
+        let options = DeleteOptions { unreadable: true, ..DeleteOptions::default() };
+        engine.delete(&context, &target("deep"), &options).await.unwrap();
+        create(object).await.unwrap();
+        assert_eq!(engine.cache().unreadable(), 0);
+    }
+
+    #[test]
+    fn a_check_reads_as_the_server_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        filled(&path, "/amphipod/core/namespaces/-/n");
+        let report = tools::check(&path).unwrap();
+        let named: Vec<&str> = report.unreadable.iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(named, ["/amphipod/core/configmaps/n/deep", "/elsewhere"]);
+        assert_eq!(report.objects["configmaps"], 1);
+    }
+
+    #[test]
+    fn a_server_does_not_start_without_its_own_records() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        filled(&path, "/amphipod/internal/keys/-/a");
+        RedbStore::open(&path).unwrap().commit(&[put("/amphipod/internal/keys/-/a", 5, "[]")]).unwrap();
+        assert!(matches!(open(&path), Err(StoreError::Damaged { .. })));
+    }
 }

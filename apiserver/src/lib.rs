@@ -20,6 +20,7 @@ pub mod engine;
 mod expiry;
 mod http;
 pub mod identity;
+mod limits;
 pub mod nodes;
 mod object;
 pub mod pki;

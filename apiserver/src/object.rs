@@ -7,6 +7,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use serde_json::Value;
+use thiserror::Error;
 
 /// A position in the one ordered stream of changes; `0` is before everything.
 pub type Revision = u64;
@@ -56,6 +57,17 @@ impl Collection {
     }
 }
 
+/// Why stored bytes, though undamaged, are no object to this release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Unreadable {
+    #[error("it is not JSON, or nested deeper than is read")]
+    Json,
+    #[error("it has no metadata")]
+    Metadata,
+    #[error("its key is not one of ours")]
+    Key,
+}
+
 /// An object as it is written: JSON without resourceVersion, and where that goes.
 #[derive(Debug, Clone)]
 pub struct Encoded {
@@ -97,10 +109,14 @@ impl Encoded {
         Self { bytes: out, version_at }
     }
 
-    /// Takes bytes written by [`Encoded::new`]; `None` when they are not.
-    pub fn from_stored(bytes: Vec<u8>) -> Option<Self> {
-        let at = bytes.windows(METADATA.len()).position(|window| window == METADATA)?;
-        Some(Self { bytes, version_at: at + METADATA.len() })
+    /// Takes bytes written by [`Encoded::new`], and gives them as a tree too.
+    pub fn from_stored(bytes: Vec<u8>) -> Result<(Self, Value), Unreadable> {
+        let value: Value = serde_json::from_slice(&bytes).map_err(|_| Unreadable::Json)?;
+        let at = bytes.windows(METADATA.len()).position(|window| window == METADATA);
+        match at {
+            Some(at) if value["metadata"].is_object() => Ok((Self { bytes, version_at: at + METADATA.len() }, value)),
+            _ => Err(Unreadable::Metadata),
+        }
     }
 
     pub fn stored(&self) -> &[u8] {
@@ -180,8 +196,8 @@ mod tests {
             text,
             json!({"kind": "ConfigMap", "metadata": {"name": "a", "resourceVersion": "7"}, "data": {"metadata": {}}})
         );
-        let again = Encoded::from_stored(encoded.stored().to_vec()).unwrap();
-        assert_eq!(again.with_version(7), encoded.with_version(7));
+        let (again, value) = Encoded::from_stored(encoded.stored().to_vec()).unwrap();
+        assert_eq!((again.with_version(7), &value["data"]), (encoded.with_version(7), &object["data"]));
     }
 
     #[test]

@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::committer::{CommitError, Expect, Write};
-use crate::engine::Engine;
+use crate::engine::{Engine, INTERNAL};
 use crate::object::{Collection, Encoded, Header, ObjectKey};
 
 const BACKDATE_SECONDS: i64 = 300;
 const CA_DAYS: i64 = 3650;
-const LEAF_DAYS: i64 = 365;
+pub const LEAF_DAYS: i64 = 365;
 
 #[derive(Debug, Error)]
 pub enum PkiError {
@@ -50,7 +50,7 @@ pub struct Authority {
 impl Authority {
     /// Reads the cluster's keys from the store, or makes them on the first start.
     pub async fn open(engine: &Engine) -> Result<Self, PkiError> {
-        let collection = Collection::new("internal", "keys");
+        let collection = Collection::new(INTERNAL, "keys");
         let key = ObjectKey::new("", "cluster");
         if engine.cache().collection(&collection).get(&key).is_none() {
             let content = Some((Encoded::new(&fresh()?), Header::default()));

@@ -16,8 +16,9 @@ use crate::authn::Tokens;
 use crate::client::Client;
 use crate::committer::Failure;
 use crate::engine::{Engine, ServiceNetwork};
-use crate::http::{self, TlsError};
+use crate::http::{self, Serving, TlsError};
 use crate::identity::{MASTERS, User};
+use crate::limits::Limits;
 use crate::nodes::Nodes;
 use crate::pki::{Authority, PkiError};
 use crate::store::StoreError;
@@ -78,6 +79,7 @@ pub struct Shared {
     pub tokens: Tokens,
     pub nodes: Arc<dyn Nodes>,
     pub(crate) documents: Documents,
+    pub(crate) limits: Limits,
     /// `host:port` as clients see it.
     pub(crate) address: String,
 }
@@ -86,8 +88,8 @@ pub struct Shared {
 pub struct Server {
     shared: Arc<Shared>,
     listener: TcpListener,
-    tls: tokio_rustls::TlsAcceptor,
-    authority: Authority,
+    serving: Serving,
+    authority: Arc<Authority>,
     address: SocketAddr,
 }
 
@@ -99,17 +101,23 @@ impl Server {
         let address = listener.local_addr().map_err(listen)?;
         let store = RedbStore::open(&config.store)?;
         let engine = Arc::new(Engine::open(store, Registry::builtin(), config.services.clone())?);
-        let authority = Authority::open(&engine).await?;
+        let authority = Arc::new(Authority::open(&engine).await?);
         crate::bootstrap::run(&engine).await.map_err(ServerError::Bootstrap)?;
-        let identity = authority.serving(&names(config), &addresses(config))?;
-        let tls = http::tls(&authority.ca_certificate, &identity)?;
+        let serving = Serving::new(authority.clone(), names(config), addresses(config))?;
         let tokens = Tokens::new(&authority, &config.domain)?;
         let public = SocketAddr::new(config.advertise, address.port()).to_string();
-        let shared = Shared { engine, tokens, nodes, documents: Documents::default(), address: public };
-        Ok(Self { shared: Arc::new(shared), listener, tls, authority, address })
+        let shared = Shared {
+            engine,
+            tokens,
+            nodes,
+            documents: Documents::default(),
+            limits: Limits::default(),
+            address: public,
+        };
+        Ok(Self { shared: Arc::new(shared), listener, serving, authority, address })
     }
 
-    pub fn authority(&self) -> &Authority {
+    pub fn authority(&self) -> &Arc<Authority> {
         &self.authority
     }
 
@@ -148,7 +156,9 @@ impl Server {
     pub async fn serve(self, stop: CancellationToken) -> Result<(), ServerError> {
         let mut failure = self.shared.engine.failure();
         let expiry = crate::expiry::run(self.shared.engine.clone(), stop.clone());
-        let serving = async { tokio::join!(http::serve(self.shared, self.listener, self.tls, stop), expiry) };
+        let tls = self.serving.acceptor()?;
+        let renewal = self.serving.keep(stop.clone());
+        let serving = async { tokio::join!(http::serve(self.shared, self.listener, tls, stop), expiry, renewal) };
         tokio::select! {
             _ = serving => Ok(()),
             Some(failed) = failed(&mut failure) => Err(ServerError::StoreFailed(failed)),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::object::{Collection, ObjectKey, Revision};
+use crate::object::{Collection, ObjectKey, Revision, Unreadable};
 
 mod mark;
 mod overlay;
@@ -60,6 +60,12 @@ pub enum StoreError {
     Full { path: PathBuf },
     #[error("the value of {key} is damaged: {why}")]
     Corrupt { key: String, why: &'static str },
+    #[error("the record {key} of the server itself cannot be read")]
+    Unreadable {
+        key: String,
+        #[source]
+        source: Unreadable,
+    },
 }
 
 impl StoreError {

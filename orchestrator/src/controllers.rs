@@ -17,6 +17,7 @@ pub mod gc;
 pub mod housekeeping;
 pub mod informer;
 pub mod namespaces;
+pub mod ownership;
 pub mod replicaset;
 pub mod runtime;
 pub mod views;

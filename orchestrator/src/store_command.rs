@@ -67,6 +67,7 @@ pub fn store_of(data_dir: &Path) -> PathBuf {
 
 fn describe(store: &Path, report: &Report) -> String {
     let mut lines: Vec<String> = report.objects.iter().map(|(kind, count)| format!("{count:>8} {kind}")).collect();
+    lines.extend(report.unreadable.iter().map(|(key, why)| format!("cannot be read, and is set aside: {key}: {why}")));
     let looked = match report.beside {
         Beside::Nobody => "every page and every value verified",
         Beside::Server => "every value verified, beside a running server",

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use super::json::Node;
+use crate::budget::Budget;
 use crate::quantity::Quantity;
 use crate::schema::{Field, Shape, Type};
 use crate::time;
@@ -40,6 +41,13 @@ struct Builder {
 }
 
 impl Builder {
+    /// A strict finding about the place that was reached. Only so many are told: a long path may have many of them.
+    fn find(&mut self, what: &str) {
+        if self.findings.strict.len() < Budget::CLIENT.findings {
+            self.findings.strict.push(format!("{what} field {:?}", self.path));
+        }
+    }
+
     fn fail(&mut self, error: String) -> Value {
         self.findings.error.get_or_insert(error);
         Value::Null
@@ -85,18 +93,14 @@ impl Builder {
         for (name, node) in entries {
             let known = ty.field(name);
             if (known.is_some() || open) && !seen.insert(name.as_str()) {
-                let path = self.within(name, |b| b.path.clone());
-                self.findings.strict.push(format!("duplicate field {path:?}"));
+                self.within(name, |b| b.find("duplicate"));
             }
             match known {
                 Some(field) => self.field(ty, field, node, &mut map),
                 None if open => {
                     map.insert(name.clone(), node.to_value());
                 }
-                None => {
-                    let path = self.within(name, |b| b.path.clone());
-                    self.findings.strict.push(format!("unknown field {path:?}"));
-                }
+                None => self.within(name, |b| b.find("unknown")),
             }
         }
         complete(ty, &mut map);
@@ -188,8 +192,7 @@ impl Builder {
         for (key, node) in entries {
             let value = self.within(key, |b| {
                 if !seen.insert(key.as_str()) {
-                    let finding = format!("duplicate field {:?}", b.path);
-                    b.findings.strict.push(finding);
+                    b.find("duplicate");
                 }
                 b.item(item, node)
             });

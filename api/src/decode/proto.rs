@@ -4,6 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::json::Node;
+use crate::budget::{Budget, Meter};
 use crate::schema::{Field, Shape, Type};
 
 /// The contents of the envelope.
@@ -45,111 +46,127 @@ pub fn envelope(bytes: &[u8]) -> Result<Envelope<'_>, String> {
 
 /// A message of a type as JSON.
 pub fn message(ty: &Type, bytes: &[u8]) -> Result<Node, String> {
-    let mut entries: Vec<(String, Node)> = Vec::new();
-    for entry in fields(bytes) {
-        let (tag, wire) = entry?;
-        let Some(field) = ty.by_tag(tag) else { continue };
-        if field.inline {
-            if let (Some(inner), Wire::Bytes(bytes)) = (field.shape.ty(), wire)
-                && let Node::Object(more) = message(inner, bytes)?
-            {
-                entries.extend(more);
+    Reader { meter: Budget::CLIENT.meter() }.message(ty, bytes)
+}
+
+/// Reads messages inside messages within one budget.
+struct Reader {
+    meter: Meter,
+}
+
+impl Reader {
+    fn message(&mut self, ty: &Type, bytes: &[u8]) -> Result<Node, String> {
+        let mut entries = Vec::new();
+        self.read(ty, bytes, &mut entries)?;
+        Ok(Node::Object(entries))
+    }
+
+    /// Puts a message's fields among those read before: inline messages share them with what they stand in.
+    fn read(&mut self, ty: &Type, bytes: &[u8], entries: &mut Vec<(String, Node)>) -> Result<(), String> {
+        self.meter.enter()?;
+        for entry in fields(bytes) {
+            let (tag, wire) = entry?;
+            let Some(field) = ty.by_tag(tag) else { continue };
+            match (field.shape.ty(), wire) {
+                (Some(inner), Wire::Bytes(bytes)) if field.inline => self.read(inner, bytes, entries)?,
+                _ if field.inline => {}
+                _ => self.add(entries, field, wire)?,
             }
-            continue;
         }
-        add(&mut entries, field, wire)?;
+        self.meter.leave();
+        Ok(())
     }
-    Ok(Node::Object(entries))
-}
 
-fn add(entries: &mut Vec<(String, Node)>, field: &Field, wire: Wire) -> Result<(), String> {
-    let slot = entries.iter_mut().find(|(name, _)| name == field.name);
-    match (&field.shape, slot) {
-        (Shape::List(item), Some((_, Node::List(items)))) => repeated(items, item, wire)?,
-        (Shape::List(item), _) => {
-            let mut items = Vec::new();
-            repeated(&mut items, item, wire)?;
-            entries.push((field.name.into(), Node::List(items)));
+    fn add(&mut self, entries: &mut Vec<(String, Node)>, field: &Field, wire: Wire) -> Result<(), String> {
+        let slot = entries.iter_mut().find(|(name, _)| name == field.name);
+        match (&field.shape, slot) {
+            (Shape::List(item), Some((_, Node::List(items)))) => self.repeated(items, item, wire)?,
+            (Shape::List(item), _) => {
+                let mut items = Vec::new();
+                self.repeated(&mut items, item, wire)?;
+                entries.push((field.name.into(), Node::List(items)));
+            }
+            (Shape::Map(item), Some((_, Node::Object(map)))) => map.push(self.map_entry(item, wire)?),
+            (Shape::Map(item), _) => entries.push((field.name.into(), Node::Object(vec![self.map_entry(item, wire)?]))),
+            (shape, Some(slot)) => slot.1 = self.single(shape, wire)?,
+            (shape, None) => entries.push((field.name.into(), self.single(shape, wire)?)),
         }
-        (Shape::Map(item), Some((_, Node::Object(map)))) => map.push(map_entry(item, wire)?),
-        (Shape::Map(item), _) => entries.push((field.name.into(), Node::Object(vec![map_entry(item, wire)?]))),
-        (shape, Some(slot)) => slot.1 = single(shape, wire)?,
-        (shape, None) => entries.push((field.name.into(), single(shape, wire)?)),
+        Ok(())
     }
-    Ok(())
-}
 
-/// One element, or packed numbers.
-fn repeated(items: &mut Vec<Node>, item: &Shape, wire: Wire) -> Result<(), String> {
-    if let (Shape::Int32 | Shape::Int64, Wire::Bytes(mut packed)) = (item, wire) {
-        while !packed.is_empty() {
-            let number = varint(&mut packed)?;
-            items.push(integer(number));
+    /// One element, or packed numbers.
+    fn repeated(&mut self, items: &mut Vec<Node>, item: &Shape, wire: Wire) -> Result<(), String> {
+        if let (Shape::Int32 | Shape::Int64, Wire::Bytes(mut packed)) = (item, wire) {
+            while !packed.is_empty() {
+                self.meter.node()?;
+                items.push(integer(varint(&mut packed)?));
+            }
+            return Ok(());
         }
-        return Ok(());
+        items.push(self.single(item, wire)?);
+        Ok(())
     }
-    items.push(single(item, wire)?);
-    Ok(())
-}
 
-fn map_entry(item: &Shape, wire: Wire) -> Result<(String, Node), String> {
-    let Wire::Bytes(bytes) = wire else { return Err(ill("map entry")) };
-    let (mut key, mut value) = (String::new(), None);
-    for entry in fields(bytes) {
-        match entry? {
-            (1, Wire::Bytes(text)) => key = string(text),
-            (2, wire) => value = Some(single(item, wire)?),
-            _ => {}
+    fn map_entry(&mut self, item: &Shape, wire: Wire) -> Result<(String, Node), String> {
+        let Wire::Bytes(bytes) = wire else { return Err(ill("map entry")) };
+        let (mut key, mut value) = (String::new(), None);
+        for entry in fields(bytes) {
+            match entry? {
+                (1, Wire::Bytes(text)) => key = string(text),
+                (2, wire) => value = Some(self.single(item, wire)?),
+                _ => {}
+            }
         }
+        let empty = || match item {
+            Shape::String | Shape::Bytes => Node::String(String::new()),
+            _ => Node::Null,
+        };
+        Ok((key, value.unwrap_or_else(empty)))
     }
-    let empty = || match item {
-        Shape::String | Shape::Bytes => Node::String(String::new()),
-        _ => Node::Null,
-    };
-    Ok((key, value.unwrap_or_else(empty)))
-}
 
-fn single(shape: &Shape, wire: Wire) -> Result<Node, String> {
-    Ok(match (shape, wire) {
-        (Shape::String, Wire::Bytes(text)) => Node::String(string(text)),
-        (Shape::Bytes, Wire::Bytes(bytes)) => Node::String(STANDARD.encode(bytes)),
-        (Shape::Bool, Wire::Varint(n)) => Node::Bool(n != 0),
-        (Shape::Int32 | Shape::Int64, Wire::Varint(n)) => integer(n),
-        (Shape::Float, Wire::Fixed64(bits)) => Node::Number(f64::from_bits(bits).to_string()),
-        (Shape::Struct(_), Wire::Bytes(bytes)) => match shape.ty() {
-            Some(ty) => message(ty, bytes)?,
-            None => Node::Null,
-        },
-        (Shape::Quantity, Wire::Bytes(bytes)) => text_of(bytes, 1)?.map_or(Node::String("0".into()), Node::String),
-        (Shape::Any, Wire::Bytes(bytes)) => raw(bytes)?,
-        (Shape::Time, Wire::Bytes(bytes)) => time(bytes, crate::time::rfc3339)?,
-        (Shape::MicroTime, Wire::Bytes(bytes)) => time(bytes, crate::time::micro)?,
-        (Shape::Duration, Wire::Bytes(bytes)) => Node::String(format!("{}ns", number_of(bytes, 1)?)),
-        (Shape::IntOrString, Wire::Bytes(bytes)) => match number_of(bytes, 1)? {
-            0 => integer(number_of(bytes, 2)?),
-            _ => Node::String(text_of(bytes, 3)?.unwrap_or_default()),
-        },
-        // A named list type is a message with one repeated field.
-        (Shape::List(item), Wire::Bytes(bytes)) => {
-            let mut items = Vec::new();
-            for entry in fields(bytes) {
-                if let (1, wire) = entry? {
-                    repeated(&mut items, item, wire)?;
+    fn single(&mut self, shape: &Shape, wire: Wire) -> Result<Node, String> {
+        self.meter.node()?;
+        Ok(match (shape, wire) {
+            (Shape::String, Wire::Bytes(text)) => Node::String(string(text)),
+            (Shape::Bytes, Wire::Bytes(bytes)) => Node::String(STANDARD.encode(bytes)),
+            (Shape::Bool, Wire::Varint(n)) => Node::Bool(n != 0),
+            (Shape::Int32 | Shape::Int64, Wire::Varint(n)) => integer(n),
+            (Shape::Float, Wire::Fixed64(bits)) => Node::Number(f64::from_bits(bits).to_string()),
+            (Shape::Struct(_), Wire::Bytes(bytes)) => match shape.ty() {
+                Some(ty) => self.message(ty, bytes)?,
+                None => Node::Null,
+            },
+            (Shape::Quantity, Wire::Bytes(bytes)) => text_of(bytes, 1)?.map_or(Node::String("0".into()), Node::String),
+            (Shape::Any, Wire::Bytes(bytes)) => self.raw(bytes)?,
+            (Shape::Time, Wire::Bytes(bytes)) => time(bytes, crate::time::rfc3339)?,
+            (Shape::MicroTime, Wire::Bytes(bytes)) => time(bytes, crate::time::micro)?,
+            (Shape::Duration, Wire::Bytes(bytes)) => Node::String(format!("{}ns", number_of(bytes, 1)?)),
+            (Shape::IntOrString, Wire::Bytes(bytes)) => match number_of(bytes, 1)? {
+                0 => integer(number_of(bytes, 2)?),
+                _ => Node::String(text_of(bytes, 3)?.unwrap_or_default()),
+            },
+            // A named list type is a message with one repeated field.
+            (Shape::List(item), Wire::Bytes(bytes)) => {
+                let mut items = Vec::new();
+                for entry in fields(bytes) {
+                    if let (1, wire) = entry? {
+                        self.repeated(&mut items, item, wire)?;
+                    }
                 }
+                Node::List(items)
             }
-            Node::List(items)
-        }
-        _ => return Err(ill("field")),
-    })
-}
-
-fn raw(bytes: &[u8]) -> Result<Node, String> {
-    for entry in fields(bytes) {
-        if let (1, Wire::Bytes(json)) = entry? {
-            return if json.is_empty() { Ok(Node::Null) } else { super::json::parse(json) };
-        }
+            _ => return Err(ill("field")),
+        })
     }
-    Ok(Node::Null)
+
+    fn raw(&mut self, bytes: &[u8]) -> Result<Node, String> {
+        for entry in fields(bytes) {
+            if let (1, Wire::Bytes(json)) = entry? {
+                return if json.is_empty() { Ok(Node::Null) } else { super::json::parse_within(json, &mut self.meter) };
+            }
+        }
+        Ok(Node::Null)
+    }
 }
 
 fn time(bytes: &[u8], write: fn(jiff::Timestamp) -> String) -> Result<Node, String> {

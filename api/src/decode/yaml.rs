@@ -1,10 +1,13 @@
 //! YAML as Kubernetes reads it: YAML 1.1 scalars, the first document only, mappings turned into JSON objects.
 
+use std::collections::{HashMap, HashSet};
+
 use yaml_rust2::Event;
-use yaml_rust2::parser::{MarkedEventReceiver, Parser, Tag};
-use yaml_rust2::scanner::{Marker, TScalarStyle};
+use yaml_rust2::parser::{Parser, Tag};
+use yaml_rust2::scanner::{Marker, ScanError, TScalarStyle};
 
 use super::json::Node;
+use crate::budget::{Budget, Exceeded, Meter, Size};
 
 pub struct Yaml {
     pub node: Node,
@@ -14,29 +17,42 @@ pub struct Yaml {
 
 /// The error is the text of go-yaml.
 pub fn parse(text: &str) -> Result<Yaml, String> {
-    let mut builder = Builder::default();
-    Parser::new_from_str(text).load(&mut builder, false).map_err(|error| {
-        // go-yaml counts scanner errors from line 1 and leaves column and index out.
-        let info = match error.info().split_once(", ").filter(|(context, _)| context.starts_with("while ")) {
-            Some((_, problem)) => problem,
-            None => error.info(),
-        };
-        if let Some(line) = tabbed_line(text) {
-            return format!("yaml: line {line}: found a tab character that violates indentation");
+    let mut builder = Builder::new(Budget::CLIENT.meter());
+    let mut parser = Parser::new_from_str(text);
+    // Event by event: the library's own loop calls itself for each level of nesting, without limit.
+    loop {
+        let (event, mark) = parser.next_token().map_err(|error| scan_error(text, &error))?;
+        if matches!(event, Event::DocumentEnd | Event::StreamEnd) {
+            break;
         }
-        if let Some(wanted) = info.strip_prefix("expected ',' or ") {
-            // What go-yaml's parser finds, unlike its scanner, it counts from line 0.
-            return format!(
-                "yaml: line {}: did not find expected ',' or {wanted}",
-                error.marker().line().saturating_sub(1)
-            );
-        }
-        format!("yaml: line {}: {info}", error.marker().line())
-    })?;
-    if let Some(error) = builder.error {
-        return Err(error);
+        builder.take(event, mark)?;
     }
     Ok(Yaml { node: builder.root.unwrap_or(Node::Null), strict: builder.strict })
+}
+
+/// What the scanner says when it looks ahead into more open brackets than it can count (255): it has no other sign.
+const SCANNER_DEPTH: &str = "recursion limit exceeded";
+
+fn scan_error(text: &str, error: &ScanError) -> String {
+    if error.info() == SCANNER_DEPTH {
+        return Exceeded::Depth(Budget::CLIENT.depth).into();
+    }
+    // go-yaml counts scanner errors from line 1 and leaves column and index out.
+    let info = match error.info().split_once(", ").filter(|(context, _)| context.starts_with("while ")) {
+        Some((_, problem)) => problem,
+        None => error.info(),
+    };
+    if let Some(line) = tabbed_line(text) {
+        return format!("yaml: line {line}: found a tab character that violates indentation");
+    }
+    if let Some(wanted) = info.strip_prefix("expected ',' or ") {
+        // What go-yaml's parser finds, unlike its scanner, it counts from line 0.
+        return format!(
+            "yaml: line {}: did not find expected ',' or {wanted}",
+            error.marker().line().saturating_sub(1)
+        );
+    }
+    format!("yaml: line {}: {info}", error.marker().line())
 }
 
 /// The first line that a tab indents.
@@ -46,81 +62,115 @@ fn tabbed_line(text: &str) -> Option<usize> {
 
 /// A collection being read.
 enum Open {
-    List(Vec<Node>, usize),
-    Object { entries: Vec<(String, Node)>, key: Option<String>, anchor: usize },
+    List { items: Vec<Node>, anchor: usize },
+    Object(Mapping),
 }
 
 #[derive(Default)]
-struct Builder {
-    open: Vec<Open>,
-    root: Option<Node>,
-    anchors: std::collections::HashMap<usize, Node>,
-    strict: Vec<String>,
-    error: Option<String>,
+struct Mapping {
+    entries: Vec<(String, Node)>,
+    /// Where each key stands in `entries`.
+    places: HashMap<String, usize>,
+    /// Keys that were written, merged ones left out.
+    written: HashSet<String>,
+    key: Option<String>,
+    anchor: usize,
 }
 
-impl MarkedEventReceiver for Builder {
-    fn on_event(&mut self, event: Event, mark: Marker) {
-        if self.root.is_some() || self.error.is_some() {
-            return;
+impl Mapping {
+    fn set(&mut self, key: String, node: Node) {
+        match self.places.get(&key) {
+            Some(&at) => self.entries[at].1 = node,
+            None => {
+                self.places.insert(key.clone(), self.entries.len());
+                self.entries.push((key, node));
+            }
         }
-        match event {
-            Event::Scalar(text, style, anchor, tag) => {
-                let node = scalar(text, style, tag.as_ref());
-                self.finish(node, anchor, mark);
+    }
+
+    /// `<<`: what is there already stays.
+    fn merge(&mut self, merged: &[(String, Node)]) {
+        for (key, node) in merged {
+            if !self.places.contains_key(key) {
+                self.set(key.clone(), node.clone());
             }
-            Event::SequenceStart(anchor, _) => self.open.push(Open::List(Vec::new(), anchor)),
-            Event::MappingStart(anchor, _) => {
-                self.open.push(Open::Object { entries: Vec::new(), key: None, anchor });
-            }
-            Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
-                Some(Open::List(items, anchor)) => self.finish(Node::List(items), anchor, mark),
-                Some(Open::Object { entries, anchor, .. }) => self.finish(Node::Object(entries), anchor, mark),
-                None => {}
-            },
-            Event::Alias(id) => match self.anchors.get(&id).cloned() {
-                Some(node) => self.finish(node, 0, mark),
-                None => self.error = Some("yaml: unknown anchor referenced".into()),
-            },
-            _ => {}
         }
     }
 }
 
+struct Builder {
+    meter: Meter,
+    open: Vec<Open>,
+    root: Option<Node>,
+    anchors: HashMap<usize, (Node, Size)>,
+    strict: Vec<String>,
+}
+
 impl Builder {
-    fn finish(&mut self, node: Node, anchor: usize, mark: Marker) {
+    fn new(meter: Meter) -> Self {
+        Self { meter, open: Vec::new(), root: None, anchors: HashMap::new(), strict: Vec::new() }
+    }
+
+    fn take(&mut self, event: Event, mark: Marker) -> Result<(), String> {
+        match event {
+            Event::Scalar(text, style, anchor, tag) => {
+                self.meter.node()?;
+                self.finish(scalar(text, style, tag.as_ref()), anchor, mark)
+            }
+            Event::SequenceStart(anchor, _) => {
+                self.meter.enter()?;
+                self.open.push(Open::List { items: Vec::new(), anchor });
+                Ok(())
+            }
+            Event::MappingStart(anchor, _) => {
+                self.meter.enter()?;
+                self.open.push(Open::Object(Mapping { anchor, ..Mapping::default() }));
+                Ok(())
+            }
+            Event::SequenceEnd | Event::MappingEnd => {
+                self.meter.leave();
+                match self.open.pop() {
+                    Some(Open::List { items, anchor }) => self.finish(Node::List(items), anchor, mark),
+                    Some(Open::Object(mapping)) => self.finish(Node::Object(mapping.entries), mapping.anchor, mark),
+                    None => Ok(()),
+                }
+            }
+            Event::Alias(id) => {
+                // Repeated in full, so counted in full: a few nested aliases stand for billions of values.
+                let (node, size) = self.anchors.get(&id).ok_or("yaml: unknown anchor referenced")?;
+                self.meter.repeat(*size)?;
+                self.finish(node.clone(), 0, mark)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn finish(&mut self, node: Node, anchor: usize, mark: Marker) -> Result<(), String> {
         if anchor > 0 {
-            self.anchors.insert(anchor, node.clone());
+            let size = node.size();
+            self.meter.repeat(size)?;
+            self.anchors.insert(anchor, (node.clone(), size));
         }
         match self.open.last_mut() {
             None => self.root = Some(node),
-            Some(Open::List(items, _)) => items.push(node),
-            Some(Open::Object { entries, key: key @ None, .. }) => match key_text(&node) {
-                Some(text) => {
-                    if entries.iter().any(|(k, _)| *k == text) {
+            Some(Open::List { items, .. }) => items.push(node),
+            Some(Open::Object(mapping)) => match mapping.key.take() {
+                None => {
+                    let key = key_text(&node).ok_or("error converting YAML to JSON: unsupported map key")?;
+                    if !mapping.written.insert(key.clone()) && self.strict.len() < Budget::CLIENT.findings {
                         let line = mark.line();
                         self.strict
-                            .push(format!("yaml: unmarshal errors:\n  line {line}: key {text:?} already set in map"));
+                            .push(format!("yaml: unmarshal errors:\n  line {line}: key {key:?} already set in map"));
                     }
-                    *key = Some(text);
+                    mapping.key = Some(key);
                 }
-                None => self.error = Some("error converting YAML to JSON: unsupported map key".into()),
+                Some(key) => match (key.as_str(), node) {
+                    ("<<", Node::Object(merged)) => mapping.merge(&merged),
+                    (_, node) => mapping.set(key, node),
+                },
             },
-            Some(Open::Object { entries, key, .. }) => {
-                let key = key.take().unwrap_or_default();
-                match (key.as_str(), &node) {
-                    ("<<", Node::Object(merged)) => {
-                        let new = merged.iter().filter(|(k, _)| !entries.iter().any(|(e, _)| e == k)).cloned();
-                        let new: Vec<_> = new.collect();
-                        entries.extend(new);
-                    }
-                    _ => {
-                        entries.retain(|(k, _)| *k != key);
-                        entries.push((key, node));
-                    }
-                }
-            }
         }
+        Ok(())
     }
 }
 

@@ -37,7 +37,7 @@ fn block(value: &Value, indent: usize, out: &mut String) {
                 if i > 0 {
                     out.push_str(&pad);
                 }
-                out.push_str(&scalar(key, indent));
+                out.push_str(&key_text(key, indent));
                 out.push(':');
                 member(&map[key], indent, out);
             }
@@ -88,6 +88,11 @@ fn inline(value: &Value, indent: usize) -> String {
         Value::String(text) => scalar(text, indent),
         other => other.to_string(),
     }
+}
+
+/// A key stands on one line.
+fn key_text(key: &str, indent: usize) -> String {
+    if key.contains('\n') { Value::from(key).to_string() } else { scalar(key, indent) }
 }
 
 fn scalar(text: &str, indent: usize) -> String {
@@ -163,6 +168,8 @@ mod tests {
             ["", "yes", "0x10", "- a", "a\n", "a\n\nb", "#x", "it's", "a #b", "\ttab", "null", "~", "1.5", "[x]", "x:"]
         {
             let value = json!({ "k": text });
+            assert_eq!(parse(&yaml(&value)).unwrap().node.to_value(), value, "{text:?}");
+            let value = json!({ text: "v" });
             assert_eq!(parse(&yaml(&value)).unwrap().node.to_value(), value, "{text:?}");
         }
     }

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::budget::{Exceeded, Meter};
 use crate::decode::json::Node;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -18,15 +19,38 @@ pub enum Operation {
 
 type Pointer = Vec<String>;
 
-/// An operation that cannot be done; upstream does not tell the client which.
+/// Why a body is no list of operations.
 #[derive(Debug, PartialEq)]
-pub struct Refused;
+pub enum Unread {
+    /// The text of Go's decoder.
+    Text(String),
+    Exceeded(Exceeded),
+}
 
-/// The operations of a patch body; the error is the text of Go's decoder.
-pub fn operations(node: &Node) -> Result<Vec<Operation>, String> {
+#[derive(Debug, PartialEq)]
+pub enum Refused {
+    /// An operation that cannot be done; upstream does not tell the client which.
+    Impossible,
+    Exceeded(Exceeded),
+}
+
+use Refused::Impossible;
+
+impl From<Exceeded> for Refused {
+    fn from(limit: Exceeded) -> Self {
+        Self::Exceeded(limit)
+    }
+}
+
+/// The operations of a patch body.
+pub fn operations(node: &Node, meter: &Meter) -> Result<Vec<Operation>, Unread> {
     let Value::Array(items) = node.to_value() else {
-        return Err(format!("json: cannot unmarshal {} into Go value of type []handlers.jsonPatchOp", node.go_kind()));
+        let kind = node.go_kind();
+        return Err(Unread::Text(format!(
+            "json: cannot unmarshal {kind} into Go value of type []handlers.jsonPatchOp"
+        )));
     };
+    meter.operations(items.len()).map_err(Unread::Exceeded)?;
     Ok(items.iter().map(operation).collect())
 }
 
@@ -50,104 +74,180 @@ fn pointer(text: &str) -> Pointer {
 }
 
 /// All operations or none.
-pub fn apply(current: &Value, operations: &[Operation]) -> Result<Value, Refused> {
-    let mut out = current.clone();
-    for operation in operations {
+pub fn apply(current: &Value, operations: &[Operation], meter: &mut Meter) -> Result<Value, Refused> {
+    let mut document = Document { root: current.clone(), meter };
+    operations.iter().try_for_each(|operation| document.take(operation))?;
+    Ok(document.root)
+}
+
+struct Document<'a> {
+    root: Value,
+    meter: &'a mut Meter,
+}
+
+impl Document<'_> {
+    fn take(&mut self, operation: &Operation) -> Result<(), Refused> {
         match operation {
-            Operation::Add(path, value) => add(&mut out, path, value.clone())?,
-            Operation::Remove(path) => {
-                remove(&mut out, path)?;
+            Operation::Add(path, value) => self.add(path, value.clone()),
+            Operation::Remove(path) => self.remove(path).map(drop),
+            Operation::Replace(path, value) => {
+                self.meter.place(path.len(), value)?;
+                *find_mut(&mut self.root, path)? = value.clone();
+                Ok(())
             }
-            Operation::Replace(path, value) => *find(&mut out, path)? = value.clone(),
             Operation::Move(from, path) => {
-                let value = remove(&mut out, from)?;
-                add(&mut out, path, value)?;
+                let value = self.remove(from)?;
+                self.add(path, value)
             }
             Operation::Copy(from, path) => {
-                let value = find(&mut out, from)?.clone();
-                add(&mut out, path, value)?;
+                let value = find(&self.root, from)?;
+                // Measured before it is copied, as its text is long.
+                self.meter.copy(text_length(value))?;
+                let value = value.clone();
+                self.add(path, value)
             }
-            Operation::Test(path, value) => test(&mut out, path, value)?,
-            Operation::Unknown => return Err(Refused),
+            Operation::Test(path, value) => self.test(path, value),
+            Operation::Unknown => Err(Impossible),
         }
     }
-    Ok(out)
-}
 
-fn test(root: &mut Value, path: &[String], value: &Value) -> Result<(), Refused> {
-    let found = find(root, path).map(|v| v.clone());
-    match found {
-        Ok(found) if found == *value => Ok(()),
-        Err(Refused) if value.is_null() => Ok(()),
-        _ => Err(Refused),
+    fn test(&self, path: &[String], value: &Value) -> Result<(), Refused> {
+        match find(&self.root, path) {
+            Ok(found) if found == value => Ok(()),
+            Err(_) if value.is_null() => Ok(()),
+            _ => Err(Impossible),
+        }
+    }
+
+    fn add(&mut self, path: &[String], value: Value) -> Result<(), Refused> {
+        self.meter.place(path.len(), &value)?;
+        let Some((last, parents)) = path.split_last() else {
+            self.root = value;
+            return Ok(());
+        };
+        match find_mut(&mut self.root, parents)? {
+            Value::Object(map) => {
+                map.insert(last.clone(), value);
+                Ok(())
+            }
+            Value::Array(items) if last == "-" => {
+                items.push(value);
+                Ok(())
+            }
+            Value::Array(items) => {
+                let at = index(last, items.len())?;
+                let behind = items.len().checked_sub(at).ok_or(Impossible)?;
+                self.meter.shift(behind)?;
+                items.insert(at, value);
+                Ok(())
+            }
+            _ => Err(Impossible),
+        }
+    }
+
+    fn remove(&mut self, path: &[String]) -> Result<Value, Refused> {
+        let (last, parents) = path.split_last().ok_or(Impossible)?;
+        match find_mut(&mut self.root, parents)? {
+            Value::Object(map) => map.remove(last).ok_or(Impossible),
+            Value::Array(items) => {
+                let at = index(last, items.len())?;
+                if at >= items.len() {
+                    return Err(Impossible);
+                }
+                self.meter.shift(items.len() - at)?;
+                Ok(items.remove(at))
+            }
+            _ => Err(Impossible),
+        }
     }
 }
 
-fn find<'a>(root: &'a mut Value, path: &[String]) -> Result<&'a mut Value, Refused> {
+/// Bytes of a value as JSON, without writing it.
+fn text_length(value: &Value) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    serde_json::to_writer(&mut count, value).expect("a tree of JSON can be written, and counting does not fail");
+    count.0
+}
+
+fn find<'a>(root: &'a Value, path: &[String]) -> Result<&'a Value, Refused> {
     path.iter().try_fold(root, |at, step| match at {
-        Value::Object(map) => map.get_mut(step).ok_or(Refused),
+        Value::Object(map) => map.get(step).ok_or(Impossible),
+        Value::Array(items) => items.get(index(step, items.len())?).ok_or(Impossible),
+        _ => Err(Impossible),
+    })
+}
+
+fn find_mut<'a>(root: &'a mut Value, path: &[String]) -> Result<&'a mut Value, Refused> {
+    path.iter().try_fold(root, |at, step| match at {
+        Value::Object(map) => map.get_mut(step).ok_or(Impossible),
         Value::Array(items) => {
             let index = index(step, items.len())?;
-            items.get_mut(index).ok_or(Refused)
+            items.get_mut(index).ok_or(Impossible)
         }
-        _ => Err(Refused),
+        _ => Err(Impossible),
     })
 }
 
 /// Negative indexes count from the end, as upstream's library allows.
 fn index(step: &str, length: usize) -> Result<usize, Refused> {
-    let n: i64 = step.parse().map_err(|_| Refused)?;
-    let length = i64::try_from(length).map_err(|_| Refused)?;
-    usize::try_from(if n < 0 { n + length } else { n }).map_err(|_| Refused)
-}
-
-fn add(root: &mut Value, path: &[String], value: Value) -> Result<(), Refused> {
-    let Some((last, parents)) = path.split_last() else {
-        *root = value;
-        return Ok(());
-    };
-    match find(root, parents)? {
-        Value::Object(map) => {
-            map.insert(last.clone(), value);
-            Ok(())
-        }
-        Value::Array(items) if last == "-" => {
-            items.push(value);
-            Ok(())
-        }
-        Value::Array(items) => {
-            let at = index(last, items.len())?;
-            if at > items.len() {
-                return Err(Refused);
-            }
-            items.insert(at, value);
-            Ok(())
-        }
-        _ => Err(Refused),
-    }
-}
-
-fn remove(root: &mut Value, path: &[String]) -> Result<Value, Refused> {
-    let (last, parents) = path.split_last().ok_or(Refused)?;
-    match find(root, parents)? {
-        Value::Object(map) => map.remove(last).ok_or(Refused),
-        Value::Array(items) => {
-            let at = index(last, items.len())?;
-            if at < items.len() { Ok(items.remove(at)) } else { Err(Refused) }
-        }
-        _ => Err(Refused),
-    }
+    let n: i64 = step.parse().map_err(|_| Impossible)?;
+    let length = i64::try_from(length).map_err(|_| Impossible)?;
+    let from_start = if n < 0 { n.checked_add(length).ok_or(Impossible)? } else { n };
+    usize::try_from(from_start).map_err(|_| Impossible)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::tests::any_json;
     use super::*;
+    use crate::budget::Budget;
     use proptest::prelude::*;
     use serde_json::json;
 
     fn run(current: Value, patch: Value) -> Result<Value, Refused> {
-        apply(&current, &operations(&Node::from(&patch)).unwrap())
+        let mut meter = Budget::CLIENT.meter();
+        let operations = operations(&Node::from(&patch), &meter).unwrap();
+        apply(&current, &operations, &mut meter)
+    }
+
+    #[test]
+    fn copies_that_double_each_other_end_at_the_budget() {
+        let copies: Vec<Value> = (0..40).map(|i| json!({"op": "copy", "from": "", "path": format!("/c{i}")})).collect();
+        let object = json!({"text": "x".repeat(1000)});
+        assert!(matches!(run(object, copies.into()), Err(Refused::Exceeded(Exceeded::Copied { .. }))));
+    }
+
+    #[test]
+    fn a_patch_cannot_build_what_may_not_be_sent() {
+        let deeper: Vec<Value> = (0..12).map(|_| json!({"op": "copy", "from": "/a", "path": "/a/a"})).collect();
+        assert!(run(json!({"a": {}}), deeper.into()).is_ok(), "each copy takes the place of the one before");
+        let steps = |n: usize| "/a".repeat(n);
+        let nest: Vec<Value> =
+            (0..8).map(|i| json!({"op": "copy", "from": "/a", "path": steps(1 << i) + "/a"})).collect();
+        assert_eq!(run(json!({"a": {}}), nest.into()), Err(Refused::Exceeded(Exceeded::Depth(100))));
+        let front: Vec<Value> = (0..2000).map(|_| json!({"op": "add", "path": "/a/0", "value": 1})).collect();
+        let long = json!({"a": vec![0; 10_000]});
+        assert!(matches!(run(long, front.into()), Err(Refused::Exceeded(Exceeded::Shifted(_)))));
+    }
+
+    #[test]
+    fn operations_are_counted() {
+        let many = vec![json!({"op": "test", "path": "/x"}); 10_001];
+        let refused = operations(&Node::from(&Value::from(many)), &Budget::CLIENT.meter()).unwrap_err();
+        let limit = Exceeded::Operations { limit: 10_000, given: 10_001 };
+        assert_eq!(refused, Unread::Exceeded(limit));
+        let told = "The allowed maximum operations in a JSON patch is 10000, got 10001";
+        assert_eq!(limit.to_string(), told);
     }
 
     #[test]
@@ -173,7 +273,7 @@ mod tests {
             json!([{"op": "add", "path": "/a/5", "value": 1}]),
             json!([{"op": "test", "path": "/a", "value": 1}]),
         ] {
-            assert_eq!(run(json!({"a": [1]}), patch.clone()), Err(Refused), "{patch}");
+            assert_eq!(run(json!({"a": [1]}), patch.clone()), Err(Impossible), "{patch}");
         }
     }
 

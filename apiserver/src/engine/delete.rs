@@ -8,8 +8,10 @@ use jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use super::{
-    Context, Engine, List, ListOptions, Revision, Target, commit_failed, deleting, has_finalizers, revision_of,
+    Context, Engine, List, ListOptions, Revision, Target, collection, commit_failed, deleting, has_finalizers,
+    revision_of,
 };
+use crate::authz::Attributes;
 use crate::committer::{CommitError, Expect, Write};
 use crate::object::Object;
 
@@ -31,6 +33,8 @@ pub struct DeleteOptions {
     pub uid: Option<String>,
     pub version: Option<String>,
     pub dry_run: bool,
+    /// Also what cannot be read, whatever it holds.
+    pub unreadable: bool,
 }
 
 impl DeleteOptions {
@@ -74,6 +78,7 @@ impl DeleteOptions {
             uid: precondition("uid"),
             version: precondition("resourceVersion"),
             dry_run: dry_run.count() > 0,
+            unreadable: options["ignoreStoreReadErrorWithClusterBreakingPotential"] == true,
         })
     }
 }
@@ -109,6 +114,9 @@ enum Step {
 
 impl Engine {
     pub async fn delete(&self, context: &Context, target: &Target, options: &DeleteOptions) -> Result<Deleted, Status> {
+        if options.unreadable && self.is_set_aside(target) {
+            return self.delete_unreadable(context, target, options).await;
+        }
         for _ in 0..ATTEMPTS {
             let current = self.find(target)?;
             if let Some(deleted) = self.delete_once(context, target, options, &current).await? {
@@ -116,6 +124,24 @@ impl Engine {
             }
         }
         Err(Status::modified(&target.kind.group, &target.kind.plural, &target.name))
+    }
+
+    /// Removes what nobody can read: its finalizers and dependents are unknown, so it takes a permission of its own.
+    async fn delete_unreadable(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &DeleteOptions,
+    ) -> Result<Deleted, Status> {
+        let asked = Attributes { verb: "unsafe-delete-ignore-read-errors".into(), ..Attributes::of(target) };
+        self.authorizer.check(self, &context.user, &asked)?;
+        let mut revision = 0;
+        if !options.dry_run {
+            let (collection, key) = (collection(&target.kind), target.key());
+            let write = Write { collection, key, expect: Expect::Unreadable, content: None };
+            revision = self.remove(vec![write]).await.map_err(|error| commit_failed(&error))?;
+        }
+        Ok(Deleted::Gone { uid: String::new(), revision })
     }
 
     /// Deletes what a list gives, one by one, and returns that list.

@@ -10,7 +10,7 @@ use base64::alphabet::URL_SAFE;
 use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
 use serde::{Deserialize, Serialize};
 
-use super::{Engine, Target};
+use super::{Engine, Target, unreadable};
 use crate::cache::{Expired, Snapshot};
 use crate::object::{Object, ObjectKey, Revision};
 
@@ -67,7 +67,10 @@ impl Engine {
     }
 
     pub(crate) fn find(&self, target: &Target) -> Result<Arc<Object>, Status> {
-        self.objects(&target.kind).get(&target.key()).ok_or_else(|| target.not_found())
+        self.objects(&target.kind).get(&target.key()).ok_or_else(|| match self.is_set_aside(target) {
+            true => unreadable(&target.key()),
+            false => target.not_found(),
+        })
     }
 
     pub async fn list(&self, target: &Target, options: &ListOptions) -> Result<List, Status> {

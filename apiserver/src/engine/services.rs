@@ -10,7 +10,7 @@ use api::kind::Kind;
 use api::status::{FieldError, Status};
 use serde_json::{Value, json};
 
-use super::Engine;
+use super::{Engine, INTERNAL};
 use crate::committer::{Expect, Write};
 use crate::object::{Collection, Encoded, Header, ObjectKey};
 
@@ -24,7 +24,7 @@ pub struct ServiceNetwork {
 
 /// Node ports in use: keys of a collection that no kind shows.
 fn node_ports() -> Collection {
-    Collection::new("internal", "nodeports")
+    Collection::new(INTERNAL, "nodeports")
 }
 
 fn addresses() -> Collection {

@@ -113,7 +113,7 @@ impl Engine {
             return Err(refused(exists(&named)));
         }
         let mut allocations = self.allocate(kind, None, &mut object)?;
-        object = canonical(kind, &object);
+        object = finished_form(kind, &object)?;
         if options.dry_run {
             return Ok(Written { object: Shown::Value(object), created: true, warnings });
         }
@@ -152,14 +152,7 @@ impl Engine {
 
     /// Who changes what is not there creates it, and has to be allowed to.
     fn check_create(&self, context: &Context, target: &Target) -> Result<(), Status> {
-        let asked = Attributes {
-            verb: "create".into(),
-            group: target.kind.group.to_string(),
-            resource: target.kind.plural.to_string(),
-            namespace: target.namespace.clone(),
-            name: target.name.clone(),
-            ..Attributes::default()
-        };
+        let asked = Attributes { verb: "create".into(), subresource: String::new(), ..Attributes::of(target) };
         self.authorizer.check(self, &context.user, &asked)
     }
 
@@ -230,7 +223,7 @@ impl Engine {
             .map_err(|status| status.warned(&api::validate::deprecations(kind)))?;
         let mut allocations = self.allocate(kind, Some(&old), &mut new)?;
         new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
-        new = canonical(kind, &new);
+        new = finished_form(kind, &new)?;
         if new == old || options.dry_run {
             return Ok(Some(Written { object: Shown::Value(new), created: false, warnings }));
         }
@@ -326,8 +319,12 @@ fn needs_version(kind: &Kind) -> bool {
     ) || (kind.group == "coordination.k8s.io" && kind.plural == "leases")
 }
 
-fn canonical(kind: &Kind, object: &Value) -> Value {
-    api::decode::canonical(&kind.gvk(), &kind.schema, object)
+/// An object as it is stored. Every reader of stored objects has to be able to read it, so it may be no deeper than
+/// what clients may send, ownership included.
+fn finished_form(kind: &Kind, object: &Value) -> Result<Value, Status> {
+    let object = api::decode::canonical(&kind.gvk(), &kind.schema, object);
+    api::budget::check_depth(&object).map_err(|limit| Status::bad_request(limit.to_string()))?;
+    Ok(object)
 }
 
 /// A merged apply brought to the kind's types.

@@ -14,14 +14,16 @@ use hyper::{Method, Request, header};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::caller::{authenticate, impersonate, impersonates_nobody};
 use super::negotiate::{self, Accepted};
 use super::params::{self, WriteParams};
 use super::path::{Path, Query, ResourcePath};
 use super::reply::{self, Include, Reply};
-use super::{documents, header_of, page_not_found, read_body, streams, watch};
+use super::{Peer, documents, header_of, health, page_not_found, streams, watch};
 use crate::authz::Attributes;
 use crate::engine::{Context, DeleteOptions, Deleted, Draft, Target, Written};
-use crate::identity::{AUTHENTICATED, User};
+use crate::identity::User;
+use crate::limits::{Form, Level, RETRY_SECONDS};
 use crate::reviews;
 use crate::server::Shared;
 
@@ -38,13 +40,12 @@ struct Call<'a> {
     target: Target,
 }
 
-pub async fn answer(
-    shared: &Arc<Shared>,
-    certificate: Option<User>,
-    request: Request<Incoming>,
-) -> Result<Reply, Status> {
+pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming>) -> Result<Reply, Status> {
     let (parts, body) = request.into_parts();
-    let user = authenticate(shared, &parts, certificate)?;
+    let user = authenticate(shared, &parts, peer.certificate.as_ref())?;
+    if user != User::anonymous() && !peer.connection.proven(&user.name) {
+        return Ok(too_many_requests());
+    }
     if let Some(reply) = impersonates_nobody(&parts) {
         return Ok(reply);
     }
@@ -56,6 +57,15 @@ pub async fn answer(
         other => {
             let verb = parts.method.as_str().to_lowercase();
             let asked = Attributes { verb, path: Some(parts.uri.path().to_owned()), ..Attributes::default() };
+            // Who asks whether the server lives asks little, and needs to know it most when it is busy.
+            let probe = health::is_probe(parts.uri.path());
+            let _seat = match probe {
+                true => None,
+                false => match shared.limits.enter(Level::of(&user, &asked), Form::Request, &user).await {
+                    Some(seat) => Some(seat),
+                    None => return Ok(too_many_requests()),
+                },
+            };
             authorize(shared, &user, &asked)?;
             return plain(shared, &parts, &other);
         }
@@ -73,13 +83,17 @@ pub async fn answer(
     };
     let kind = shared.engine.registry().find(&resource.group, &resource.version, &resource.plural);
     let asked = Attributes { name: named(kind.as_deref(), &resource, verb, &query), ..asked };
+    let form = form(&resource, watching, &query);
+    let Some(seat) = shared.limits.enter(Level::of(&user, &asked), form, &user).await else {
+        return Ok(too_many_requests());
+    };
     authorize(shared, &user, &asked)?;
     let Some(kind) = kind else { return unknown(shared, &resource) };
     let target = target(kind, &resource)?;
     let context = Context { user, now: Timestamp::now() };
     if matches!(&*target.subresource, "exec" | "attach") && target.kind.plural == "pods" {
         let pod = shared.engine.get(&pod_target(&target), None).await?.value();
-        return streams::exec(&*shared.nodes, &pod, &query, parts).await;
+        return streams::exec(&*shared.nodes, &pod, &query, parts, seat).await;
     }
     if matches!(&*target.subresource, "proxy" | "portforward") {
         return Err(Status::plain(501, "NotImplemented", format!("{} is not served yet", target.subresource)));
@@ -90,101 +104,61 @@ pub async fn answer(
         !resource.name.is_empty() || parts.method == Method::POST,
     )?;
     let call = Call { shared, parts: &parts, query, context, accepted, target };
-    match verb {
-        "get" => call.get().await,
-        "list" => call.list().await,
-        "watch" => call.watch(),
-        "create" => call.create(body).await,
-        "update" | "patch" => call.change(body).await,
-        "delete" => call.delete(body).await,
-        "deletecollection" => call.delete_collection(body).await,
-        _ => Err(Status::method_not_allowed()),
-    }
+    let reply = call.act(verb, body).await?;
+    Ok(if form == Form::Stream { reply::holding(reply, seat) } else { reply })
 }
 
-fn authenticate(shared: &Shared, parts: &Parts, certificate: Option<User>) -> Result<User, Status> {
-    if let Some(user) = certificate {
-        return Ok(user);
-    }
-    let Some(token) = header_of(parts, header::AUTHORIZATION).and_then(|text| text.strip_prefix("Bearer ")) else {
-        return Ok(User::anonymous());
+/// Whether a request keeps its seat beyond its answer's head.
+fn form(resource: &ResourcePath, watching: bool, query: &Query) -> Form {
+    let streams = match &*resource.subresource {
+        "log" => query.flag("follow"),
+        "exec" | "attach" | "portforward" | "proxy" => true,
+        _ => watching,
     };
-    let audiences = [shared.tokens.issuer.clone()];
-    let found = shared.tokens.check(&shared.engine, token.trim(), &audiences);
-    found.map(|(user, _)| user).ok_or_else(Status::unauthorized)
+    if streams { Form::Stream } else { Form::Request }
 }
 
-fn impersonation<'a>(parts: &'a Parts, name: &str) -> Vec<&'a str> {
-    parts.headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect()
+/// In the words of upstream's flow control, which answers in plain text.
+fn too_many_requests() -> Reply {
+    let mut reply = reply::text(429, "Too many requests, please try again later.\n");
+    reply.headers_mut().insert(header::RETRY_AFTER, RETRY_SECONDS.into());
+    reply
 }
 
-/// Groups or a uid without a user mean nothing, and upstream says so in plain text.
-fn impersonates_nobody(parts: &Parts) -> Option<Reply> {
-    if !impersonation(parts, "impersonate-user").is_empty() {
-        return None;
+impl Call<'_> {
+    async fn act(&self, verb: &str, body: Incoming) -> Result<Reply, Status> {
+        match verb {
+            "get" => self.get().await,
+            "list" => self.list().await,
+            "watch" => self.watch(),
+            "create" => self.create(body).await,
+            "update" | "patch" => self.change(body).await,
+            "delete" => self.delete(body).await,
+            "deletecollection" => self.delete_collection(body).await,
+            _ => Err(Status::method_not_allowed()),
+        }
     }
-    let groups = impersonation(parts, "impersonate-group").into_iter().map(|group| format!("{{Group  {group}    }}"));
-    let uids = impersonation(parts, "impersonate-uid")
-        .into_iter()
-        .map(|uid| format!("{{UID  {uid}  authentication.k8s.io/v1  }}"));
-    let asked = groups.chain(uids).collect::<Vec<_>>().join(" ");
-    let path = parts.uri.path();
-    let text = || format!("Internal Server Error: {path:?}: requested [{asked}] without impersonating a user\n");
-    (!asked.is_empty()).then(|| reply::text(500, text()))
+
+    /// The body; reading a large one into an object waits for its turn.
+    async fn body(&self, body: Incoming) -> Result<Body, Status> {
+        let bytes = super::read_body(body).await?;
+        let turn = self.shared.limits.turn(bytes.len()).await;
+        Ok(Body { bytes, _turn: turn })
+    }
 }
 
-/// `Impersonate-*` headers: each part has to be allowed to the real user.
-fn impersonate(shared: &Shared, parts: &Parts, user: User) -> Result<User, Status> {
-    let Some(name) = impersonation(parts, "impersonate-user").into_iter().next().map(str::to_owned) else {
-        return Ok(user);
-    };
-    let mut groups: Vec<String> = impersonation(parts, "impersonate-group").into_iter().map(str::to_owned).collect();
-    let uid = impersonation(parts, "impersonate-uid").into_iter().next().unwrap_or_default().to_owned();
-    let mut wanted = User { name: name.clone(), uid, ..User::default() };
-    let allowed = |resource: &str, namespace: &str, name: &str| {
-        let text = str::to_owned;
-        let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
-        let group = if matches!(resource, "uids" | "userextras") { "authentication.k8s.io" } else { "" };
-        let asked = Attributes {
-            verb: text("impersonate"),
-            group: text(group),
-            resource: text(resource),
-            subresource: text(subresource),
-            namespace: text(namespace),
-            name: text(name),
-            path: None,
-        };
-        authorize(shared, &user, &asked)
-    };
-    match wanted.as_service_account() {
-        Some((namespace, account)) => allowed("serviceaccounts", namespace, account)?,
-        None => allowed("users", "", &name)?,
+/// What was sent, and the turn to read it.
+struct Body {
+    bytes: bytes::Bytes,
+    _turn: Option<tokio::sync::OwnedSemaphorePermit>,
+}
+
+impl std::ops::Deref for Body {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
     }
-    for group in &groups {
-        allowed("groups", "", group)?;
-    }
-    if !wanted.uid.is_empty() {
-        allowed("uids", "", &wanted.uid)?;
-    }
-    for (header, value) in &parts.headers {
-        let Some(key) = header.as_str().strip_prefix("impersonate-extra-") else { continue };
-        let (key, value) =
-            (super::path::decode(key), value.to_str().map_err(|_| Status::bad_request("a header is no text"))?);
-        allowed(&format!("userextras/{key}"), "", value)?;
-        wanted.extra.entry(key).or_default().push(value.to_owned());
-    }
-    if groups.is_empty()
-        && let Some((namespace, account)) = wanted.as_service_account()
-    {
-        groups = User::service_account(namespace, account).groups;
-    }
-    if name != "system:anonymous"
-        && !groups.iter().any(|group| group == AUTHENTICATED || group == crate::identity::UNAUTHENTICATED)
-    {
-        groups.push(AUTHENTICATED.into());
-    }
-    wanted.groups = groups;
-    Ok(wanted)
 }
 
 fn authorize(shared: &Shared, user: &User, asked: &Attributes) -> Result<(), Status> {
@@ -331,7 +305,7 @@ impl Call<'_> {
         let target = &self.target;
         let params = self.write_params("CreateOptions", false)?;
         let media = negotiate::body(header_of(self.parts, header::CONTENT_TYPE))?;
-        let body = read_body(body).await?;
+        let body = self.body(body).await?;
         if let Some(sub) = target.subresource().and_then(|name| target.kind.subresource(name)) {
             let decoded = decode::typed(&sub.gvk, &sub.schema, media, &body, params.validation)?;
             return Ok(reply::warned(self.create_subresource(&params, decoded.value).await?, &decoded.warnings));
@@ -401,7 +375,7 @@ impl Call<'_> {
         let target = &self.target;
         let params = self.write_params("UpdateOptions", false)?;
         let media = negotiate::body(header_of(self.parts, header::CONTENT_TYPE))?;
-        let body = read_body(body).await?;
+        let body = self.body(body).await?;
         if target.subresource == "scale" {
             let sub = target.kind.subresource("scale").ok_or_else(Status::no_route)?;
             let decoded = decode::typed(&sub.gvk, &sub.schema, media, &body, params.validation)?;
@@ -440,7 +414,7 @@ impl Call<'_> {
         };
         let target = &self.target;
         let params = self.write_params("PatchOptions", false)?;
-        let body = read_body(body).await?;
+        let body = self.body(body).await?;
         if target.subresource == "scale" {
             let sub = target.kind.subresource("scale").ok_or_else(Status::no_route)?;
             let patch = |scale: &Value| {
@@ -464,7 +438,7 @@ impl Call<'_> {
     async fn apply(&self, body: Incoming) -> Result<Reply, Status> {
         let target = &self.target;
         let params = self.write_params("PatchOptions", true)?;
-        let body = read_body(body).await?;
+        let body = self.body(body).await?;
         // As sent: what the types would add is not what the applier asked for.
         let applied = decode::untyped(decode::MediaType::Yaml, &body)
             .map_err(|why| Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {why}")))?;
@@ -477,7 +451,7 @@ impl Call<'_> {
 
     /// Options of a deletion: from the body, or from the query where there is none.
     async fn delete_options(&self, body: Incoming) -> Result<DeleteOptions, Status> {
-        let body = read_body(body).await?;
+        let body = self.body(body).await?;
         let mut options = if body.is_empty() {
             json!({})
         } else {

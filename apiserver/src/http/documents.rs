@@ -10,9 +10,9 @@ use hyper::http::request::Parts;
 use serde_json::{Value, json};
 
 use super::negotiate::OpenApi;
-use super::path::Discovery;
+use super::path::{Discovery, Query};
 use super::reply::{self, Reply};
-use super::{header_of, negotiate, page_not_found};
+use super::{header_of, health, metrics, negotiate, page_not_found};
 use crate::server::Shared;
 
 /// The Kubernetes version that this API is.
@@ -71,10 +71,14 @@ pub fn discovery(shared: &Shared, parts: &Parts, what: &Discovery) -> Result<Rep
 /// Everything that is neither discovery nor a resource; `None` when there is no such path.
 pub fn other(shared: &Shared, parts: &Parts) -> Option<Reply> {
     let registry = shared.engine.registry();
+    if let Some(reply) = health::answer(shared, parts.uri.path(), &Query::parse(parts.uri.query().unwrap_or_default()))
+    {
+        return Some(reply);
+    }
     Some(match parts.uri.path().trim_end_matches('/') {
+        "" => reply::value(200, &paths(&registry), negotiate::Encoding::Json),
         "/version" => reply::bytes(200, "application/json", version().to_string()),
-        "/healthz" | "/livez" | "/readyz" | "/healthz/ping" | "/livez/ping" | "/readyz/ping" => reply::text(200, "ok"),
-        "/metrics" => reply::bytes(200, "text/plain; version=0.0.4", metrics(shared)),
+        "/metrics" => reply::bytes(200, "text/plain; version=0.0.4", metrics::text(shared)),
         "/openapi/v2" => openapi_v2(shared, &registry, parts),
         "/openapi/v3" => {
             let index = || api::openapi::v3_index(&registry).to_string().into_bytes();
@@ -95,6 +99,39 @@ pub fn other(shared: &Shared, parts: &Parts) -> Option<Reply> {
         path => openapi_v3(shared, &registry, parts, path.strip_prefix("/openapi/v3/")?)?,
     })
 }
+
+/// What there is at the root, in order.
+fn paths(registry: &Registry) -> Value {
+    let mut paths: Vec<String> = PATHS.map(str::to_owned).into();
+    for (group, versions) in registry.groups() {
+        let root = if group.is_empty() { "/api".to_owned() } else { format!("/apis/{group}") };
+        let documents = versions.iter().map(|version| match &*group {
+            "" => format!("api/{version}"),
+            group => format!("apis/{group}/{version}"),
+        });
+        paths.extend(documents.flat_map(|path| [format!("/{path}"), format!("/openapi/v3/{path}")]));
+        paths.push(root);
+    }
+    paths.sort();
+    json!({"paths": paths})
+}
+
+/// Paths that no group brings.
+const PATHS: [&str; 13] = [
+    "/.well-known/openid-configuration",
+    "/apis",
+    "/healthz",
+    "/healthz/ping",
+    "/livez",
+    "/livez/ping",
+    "/metrics",
+    "/openapi/v2",
+    "/openapi/v3",
+    "/openid/v1/jwks",
+    "/readyz",
+    "/readyz/ping",
+    "/version",
+];
 
 fn openapi_v2(shared: &Shared, registry: &Registry, parts: &Parts) -> Reply {
     let form = OpenApi::wanted(header_of(parts, header::ACCEPT));
@@ -132,30 +169,4 @@ fn version() -> Value {
         "compiler": "rustc",
         "platform": format!("linux/{}", if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" }),
     })
-}
-
-/// The store's revision and the size of every collection, in Prometheus' text form.
-fn metrics(shared: &Shared) -> String {
-    let cache = shared.engine.cache();
-    let mut out = String::from("# TYPE amphipod_store_revision counter\n");
-    out += &format!("amphipod_store_revision {}\n", cache.revision());
-    let events = &shared.engine.events;
-    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
-    out += &format!("# TYPE amphipod_events_limit gauge\namphipod_events_limit {}\n", crate::expiry::LIMIT);
-    out += "# TYPE amphipod_events_removed_total counter\n";
-    out += &format!("amphipod_events_removed_total{{reason=\"age\"}} {}\n", count(&events.expired));
-    out += &format!("amphipod_events_removed_total{{reason=\"limit\"}} {}\n", count(&events.pushed_out));
-    let mut collections = cache.collections();
-    out += "# TYPE apiserver_storage_objects gauge\n";
-    collections.sort_by(|a, b| a.0.cmp(&b.0));
-    for (name, objects) in collections.iter().filter(|(name, _)| &*name.group != "internal") {
-        let dot = if name.group.is_empty() { "" } else { "." };
-        out += &format!(
-            "apiserver_storage_objects{{resource=\"{}{dot}{}\"}} {}\n",
-            name.plural,
-            name.group,
-            objects.len()
-        );
-    }
-    out
 }

@@ -8,8 +8,6 @@ use api::status::{FieldError, Status, verbatim};
 use super::path::Query;
 use crate::engine::{ListOptions, VersionMatch, WatchOptions, WriteOptions, check_versions};
 
-/// Largest request body, bytes.
-pub const BODY_LIMIT: usize = 3 << 20;
 const MANAGER_LIMIT: usize = 128;
 
 /// What a writing request says beside its body.

@@ -7,12 +7,14 @@ use api::schema::Schema;
 use api::status::Status;
 use axum::body::Body;
 use bytes::Bytes;
+use futures::StreamExt;
 use hyper::{Response, StatusCode, header};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::negotiate::{Accepted, Encoding, Form};
 use crate::engine::{Engine, List, Shown};
+use crate::limits::Seat;
 use crate::object::Object;
 
 pub type Reply = Response<Body>;
@@ -49,6 +51,16 @@ pub fn bytes(code: u16, content_type: &str, body: impl Into<Bytes>) -> Reply {
     reply
 }
 
+/// An answer whose body keeps a seat until it has been sent or dropped.
+pub fn holding(reply: Reply, seat: Seat) -> Reply {
+    reply.map(|body| {
+        Body::from_stream(body.into_data_stream().map(move |chunk| {
+            let _held = &seat;
+            chunk
+        }))
+    })
+}
+
 pub fn text(code: u16, body: impl Into<String>) -> Reply {
     bytes(code, "text/plain; charset=utf-8", body.into())
 }
@@ -81,11 +93,26 @@ pub fn status(status: &Status, encoding: Encoding) -> Reply {
     warned(reply, &status.warnings)
 }
 
-/// Adds `Warning: 299` headers.
+/// When all warnings of an answer are longer than this together, each is cut to [`WARNING`]; as upstream, in characters.
+const WARNINGS: usize = 4096;
+const WARNING: usize = 256;
+
+/// Adds `Warning: 299` headers, each text once. Headers that clients refuse to read would lose the answer with them.
 pub fn warned(mut reply: Reply, warnings: &[String]) -> Reply {
-    for warning in warnings {
-        let quoted = format!("299 - \"{}\"", warning.replace('\\', "\\\\").replace('"', "\\\""));
-        if let Ok(value) = quoted.parse() {
+    let mut seen = std::collections::HashSet::new();
+    // Texts with line breaks are no header; upstream leaves them out too.
+    let texts = warnings.iter().filter(|text| !text.is_empty() && !text.contains(char::is_control));
+    let texts: Vec<&String> = texts.filter(|text| seen.insert(text.as_str())).collect();
+    let long = texts.iter().map(|text| text.chars().count()).sum::<usize>() > WARNINGS;
+    let mut left = WARNINGS;
+    for text in texts {
+        let shown: String = if long { text.chars().take(WARNING).collect() } else { text.clone() };
+        left = match left.checked_sub(shown.chars().count()) {
+            Some(left) => left,
+            None => break,
+        };
+        let quoted = format!("299 - \"{}\"", shown.replace('\\', "\\\\").replace('"', "\\\""));
+        if let Ok(value) = header::HeaderValue::from_bytes(quoted.as_bytes()) {
             reply.headers_mut().append(header::WARNING, value);
         }
     }
@@ -188,6 +215,19 @@ mod tests {
     fn warnings_are_quoted() {
         let reply = warned(text(200, "ok"), &["unknown field \"spec.x\"".into()]);
         assert_eq!(reply.headers()[header::WARNING], "299 - \"unknown field \\\"spec.x\\\"\"");
+    }
+
+    #[test]
+    fn long_warnings_are_cut_and_many_end() {
+        let lengths = |warnings: &[String]| -> Vec<usize> {
+            let reply = warned(text(200, "ok"), warnings);
+            reply.headers().get_all(header::WARNING).iter().map(|value| value.len() - "299 - \"\"".len()).collect()
+        };
+        assert_eq!(lengths(&["a".repeat(1000), "b".into()]), [1000, 1]);
+        assert_eq!(lengths(&["a".repeat(5000), "b".into()]), [256, 1]);
+        let many: Vec<String> = (0..100).map(|i| format!("{i:0300}")).collect();
+        assert_eq!(lengths(&many), [256; 16]);
+        assert_eq!(lengths(&["one".into(), "one".into(), "two\nlines".into(), "ü".into()]), [3, 2]);
     }
 
     #[test]

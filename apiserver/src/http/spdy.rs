@@ -3,6 +3,7 @@
 //! Clients compress their headers against a dictionary that the protocol defines; ours (all empty) go uncompressed in
 //! stored blocks. Flow control is left out, as in the clients: neither side waits for window updates.
 
+use api::budget::Budget;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use flate2::{Decompress, FlushDecompress, Status as Progress};
 use thiserror::Error;
@@ -11,8 +12,6 @@ use thiserror::Error;
 const DICTIONARY: &[u8] = include_bytes!("spdy/dictionary.bin");
 const VERSION: u16 = 0x8003;
 const FIN: u8 = 1;
-/// Headers of one stream may not grow beyond this; kubectl's are a few dozen bytes.
-const MAX_HEADERS: usize = 16 << 10;
 
 const SYN_STREAM: u16 = 1;
 const SYN_REPLY: u16 = 2;
@@ -24,6 +23,8 @@ const GOAWAY: u16 = 7;
 pub enum SpdyError {
     #[error("a frame of type {0} is too short")]
     Short(u16),
+    #[error("a frame of {0} bytes is too long")]
+    Long(usize),
     #[error("the headers of a stream cannot be decompressed")]
     Compression,
     #[error("the headers of a stream are malformed")]
@@ -67,6 +68,10 @@ impl Reader {
     pub fn take(&mut self, buffer: &mut BytesMut) -> Result<Option<Frame>, SpdyError> {
         let Some(&[a, b, c, d, flags, x, y, z]) = buffer.first_chunk::<8>() else { return Ok(None) };
         let length = u32::from_be_bytes([0, x, y, z]) as usize;
+        // Before it is waited for: what is waited for is kept.
+        if length > Budget::CLIENT.frame {
+            return Err(SpdyError::Long(length));
+        }
         if buffer.len() < 8 + length {
             return Ok(None);
         }
@@ -92,8 +97,10 @@ impl Reader {
         }))
     }
 
+    /// Writes into room for as many headers as a stream may have, and fails when that is full: kubectl's take a few
+    /// dozen bytes, and a frame may hold a thousand times its size.
     fn inflate(&mut self, mut input: &[u8]) -> Result<Vec<u8>, SpdyError> {
-        let mut out = Vec::with_capacity(MAX_HEADERS);
+        let mut out = Vec::with_capacity(Budget::CLIENT.headers);
         while !input.is_empty() {
             let before = (self.inflate.total_in(), out.len());
             let progress = self.inflate.decompress_vec(input, &mut out, FlushDecompress::Sync);
@@ -228,6 +235,24 @@ mod tests {
             let frame = writer.accept(stream);
             assert_eq!(reader.inflate(&frame[12..]), Ok(vec![0, 0, 0, 0]));
         }
+    }
+
+    #[test]
+    fn headers_that_inflate_beyond_their_budget_are_refused() {
+        let mut deflate = Compress::new(Compression::best(), true);
+        deflate.set_dictionary(DICTIONARY).unwrap();
+        let small = open(&mut deflate, 1, "streamtype", &"x".repeat(10_000));
+        let bomb = open(&mut deflate, 3, "streamtype", &"x".repeat(400_000));
+        assert!(bomb.len() < 1024, "{}", bomb.len());
+        let mut reader = Reader::new();
+        assert!(matches!(reader.take(&mut BytesMut::from(&small[..])), Ok(Some(Frame::Open { .. }))));
+        assert_eq!(reader.take(&mut BytesMut::from(&bomb[..])), Err(SpdyError::Compression));
+    }
+
+    #[test]
+    fn a_frame_beyond_the_budget_is_not_waited_for() {
+        let mut head = BytesMut::from(&[0, 0, 0, 1, 0, 0xff, 0xff, 0xff][..]);
+        assert_eq!(Reader::new().take(&mut head), Err(SpdyError::Long(0xff_ffff)));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod spdy;
 
+use api::budget::Budget;
 use api::status::{Cause, Details, Status};
 use axum::body::Body;
 use axum::extract::FromRequestParts;
@@ -17,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::path::Query;
 use super::reply::{self, Reply};
+use crate::limits::Seat;
 use crate::nodes::{ExecOptions, LogOptions, Nodes, Session, TerminalSize};
 
 const PROTOCOLS: [&str; 3] = ["v5.channel.k8s.io", "v4.channel.k8s.io", "channel.k8s.io"];
@@ -96,7 +98,13 @@ pub async fn logs(nodes: &dyn Nodes, pod: &Value, query: &Query) -> Result<Reply
 }
 
 /// `pods/NAME/exec` and `/attach`.
-pub async fn exec(nodes: &dyn Nodes, pod: &Value, query: &Query, mut parts: Parts) -> Result<Reply, Status> {
+pub async fn exec(
+    nodes: &dyn Nodes,
+    pod: &Value,
+    query: &Query,
+    mut parts: Parts,
+    seat: Seat,
+) -> Result<Reply, Status> {
     let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let options = ExecOptions {
         container: container(pod, query.get("container"))?,
@@ -112,16 +120,22 @@ pub async fn exec(nodes: &dyn Nodes, pod: &Value, query: &Query, mut parts: Part
     if let Some(upgrade) = spdy::requested(&mut parts) {
         let upgrade = upgrade?;
         let session = nodes.exec(pod, options.clone()).await?;
-        return Ok(spdy::upgrade(upgrade, session, &options));
+        return Ok(spdy::upgrade(upgrade, session, &options, seat));
     }
     let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &()).await;
     let upgrade = upgrade.map_err(|_| {
         Status::bad_request("Upgrade request required: exec and attach are served over WebSocket and SPDY/3.1")
     })?;
-    let upgrade = upgrade.protocols(PROTOCOLS);
+    let limit = Budget::CLIENT.frame;
+    let upgrade = upgrade.protocols(PROTOCOLS).max_message_size(limit).max_frame_size(limit);
     let session = nodes.exec(pod, options).await?;
     let version = upgrade.selected_protocol().and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-    Ok(upgrade.on_upgrade(move |socket| run(socket, session, version)).into_response())
+    Ok(upgrade
+        .on_upgrade(move |socket| async move {
+            run(socket, session, version).await;
+            drop(seat);
+        })
+        .into_response())
 }
 
 #[derive(Deserialize)]

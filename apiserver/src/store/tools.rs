@@ -7,13 +7,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use redb::ReadableDatabase;
-use serde::de::IgnoredAny;
 use thiserror::Error;
 
 use super::overlay::Overlay;
 use super::redb::{compact_file, open_beside_writer, open_verified, read_all, sync_folder, verified, write_new};
 use super::{Record, StoreError, mark, parse_key, unseal};
-use crate::object::Revision;
+use crate::object::{Encoded, Revision, Unreadable};
 
 /// No client has seen a revision this far beyond what is known: the mark of a store that lost its disk may lag.
 const MARGIN: Revision = 1_000_000;
@@ -23,6 +22,8 @@ const MARGIN: Revision = 1_000_000;
 pub struct Report {
     pub revision: Revision,
     pub objects: BTreeMap<String, usize>,
+    /// Undamaged, and yet no objects to this release: a server sets them aside.
+    pub unreadable: Vec<(String, Unreadable)>,
     /// Bytes of values, and of the file that holds them.
     pub values: u64,
     pub file: u64,
@@ -70,14 +71,17 @@ fn report(store: &Path, found: &Found) -> Result<Report, StoreError> {
     if found.beside == Beside::Nobody && found.revision < marked {
         return Err(StoreError::Lost { path: store.to_owned(), found: found.revision, acknowledged: marked });
     }
-    let mut objects = BTreeMap::new();
+    let (mut objects, mut unreadable) = (BTreeMap::new(), Vec::new());
     let mut values = 0;
     for record in &found.records {
-        *objects.entry(look_at(store, record, found.revision)?).or_default() += 1;
+        match look_at(store, record, found.revision)? {
+            Ok(resource) => *objects.entry(resource).or_default() += 1,
+            Err(why) => unreadable.push((record.key.clone(), why)),
+        }
         values += record.value.as_ref().map_or(0, |value| value.len() as u64);
     }
     let file = std::fs::metadata(store).map_err(|error| open_failed(store, error))?.len();
-    Ok(Report { revision: found.revision, objects, values, file, beside: found.beside })
+    Ok(Report { revision: found.revision, objects, unreadable, values, file, beside: found.beside })
 }
 
 /// Whether a server has a store open; one that is not there is not.
@@ -123,7 +127,8 @@ pub fn restore(store: &Path, from: &Path) -> Result<Restored, ToolError> {
     };
     let found = if is_same(store, from) { read_file(store)? } else { read(from)? };
     for record in &found.records {
-        look_at(from, record, found.revision)?;
+        // What cannot be read is kept all the same.
+        let _unreadable = look_at(from, record, found.revision)?;
     }
     let marked = mark::read(store).map_err(|error| open_failed(store, error))?.unwrap_or(0);
     // What is there may well be damaged: that is why it is replaced.
@@ -183,24 +188,27 @@ fn lock(file: File, path: &Path) -> Result<Option<File>, StoreError> {
     }
 }
 
-/// Holds one record against everything that is known of records; gives its resource.
-fn look_at(store: &Path, record: &Record, last: Revision) -> Result<String, StoreError> {
-    let corrupt = |why| StoreError::Corrupt { key: record.key.clone(), why };
+/// Holds one record against everything that is known of records, and reads it as a server does; gives its resource.
+fn look_at(store: &Path, record: &Record, last: Revision) -> Result<Result<String, Unreadable>, StoreError> {
     let value = record.value.clone().unwrap_or_default();
     let checked = || {
-        let (collection, _) = parse_key(&record.key).ok_or_else(|| corrupt("its key is not one of ours"))?;
         let text = unseal(&record.key, record.revision, value)?;
-        serde_json::from_slice::<IgnoredAny>(&text).map_err(|_| corrupt("it is not JSON"))?;
         if record.revision > last {
-            return Err(corrupt("it is newer than the store"));
+            return Err(StoreError::Corrupt { key: record.key.clone(), why: "it is newer than the store" });
         }
-        Ok(if collection.group.is_empty() {
-            collection.plural.into()
-        } else {
-            format!("{}.{}", collection.plural, collection.group)
-        })
+        Ok(readable(record, text))
     };
     checked().map_err(|source| StoreError::Damaged { path: store.to_owned(), source: source.into() })
+}
+
+fn readable(record: &Record, text: Vec<u8>) -> Result<String, Unreadable> {
+    let (collection, _) = parse_key(&record.key).ok_or(Unreadable::Key)?;
+    Encoded::from_stored(text)?;
+    Ok(if collection.group.is_empty() {
+        collection.plural.into()
+    } else {
+        format!("{}.{}", collection.plural, collection.group)
+    })
 }
 
 /// Writes a new store file, durable when this returns.
@@ -323,7 +331,11 @@ mod tests {
         let mut store = RedbStore::open(&path).unwrap();
         for revision in 1..60 {
             let mut record = put(&format!("n{revision}"), revision);
-            record.value = Some(seal(&record.key, revision, format!("\"{}\"", "x".repeat(50_000)).as_bytes()));
+            record.value = Some(seal(
+                &record.key,
+                revision,
+                format!("{{\"metadata\":{{\"x\":\"{}\"}}}}", "x".repeat(50_000)).as_bytes(),
+            ));
             store.commit(&[record]).unwrap();
         }
         for revision in 60..118 {

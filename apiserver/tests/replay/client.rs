@@ -42,7 +42,7 @@ impl Credentials {
         }
     }
 
-    async fn connect(&self, identity: Identity) -> SendRequest<Body> {
+    pub async fn connect(&self, identity: Identity) -> SendRequest<Body> {
         let config = if identity == Identity::Admin { &self.admin } else { &self.anonymous };
         let stream = TcpStream::connect(self.address).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use api::status::Status;
 use apiserver::client::{Client, Resource};
-use apiserver::engine::{DeleteOptions, Propagation};
+use apiserver::engine::{DeleteOptions, ListOptions, Propagation};
 use apiserver::identity::MASTERS;
 use apiserver::nodes::NoNodes;
 use apiserver::server::Config;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::views::{CONFIG_MAPS, LEASES, NAMESPACES, PODS, REPLICA_SETS, SERVICE_ACCOUNTS};
+use super::views::{CONFIG_MAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS, REPLICA_SETS, SERVICE_ACCOUNTS};
 use super::*;
 use crate::control_plane::ControlPlane;
 use crate::system_objects;
@@ -147,6 +147,43 @@ async fn writes_of_other_kinds_stop_no_worker() {
     writer.abort();
     // Nothing changes any more but what this asks for.
     world.replica_set("last", 2).await;
+}
+
+/// Pods that are refused are asked for one by one, and the ReplicaSet and its Deployment say why there are none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn refused_pods_are_said_and_not_insisted_on() {
+    let world = World::new().await;
+    // No account of that name: admission refuses the pods.
+    let pods = json!({"serviceAccountName": "absent", "containers": [{"name": "c", "image": "i"}]});
+    let labels = json!({"app": "refused"});
+    let template = json!({"metadata": {"labels": labels}, "spec": pods});
+    let spec = json!({"replicas": 100, "selector": {"matchLabels": labels}, "template": template});
+    world.make(DEPLOYMENTS, "default", json!({"metadata": {"name": "refused"}, "spec": spec})).await;
+    let failure = |object: &Value| {
+        let all = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        all.into_iter().find(|condition| condition["type"] == "ReplicaFailure").unwrap_or_default()
+    };
+    let said = world.becomes(DEPLOYMENTS, ("default", "refused"), |found| failure(found)["status"] == "True").await;
+    assert_eq!(failure(&said)["reason"], "FailedCreate");
+    let message = failure(&said)["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("serviceaccount \"absent\" not found"), "{message}");
+    let events = world.client.list(Resource::core("events"), "default", &ListOptions::default()).await.unwrap();
+    let events: Vec<Value> = events.objects.iter().map(|event| event.value()).collect();
+    let told = |event: &&Value| event["reason"] == "FailedCreate" && event["type"] == "Warning";
+    let told: Vec<_> = events.iter().filter(told).collect();
+    assert!(
+        told.iter().all(|event| event["message"].as_str().unwrap().starts_with("Error creating: pods \"refused-")),
+        "{told:?}"
+    );
+    let writes: i64 = told.iter().map(|event| event["count"].as_i64().unwrap()).sum();
+    assert!((1..20).contains(&writes), "one pod is tried before a hundred are: {writes}");
+    // The account comes, and so do the pods; the failure is over.
+    world.make(SERVICE_ACCOUNTS, "default", json!({"metadata": {"name": "absent"}})).await;
+    world
+        .becomes(DEPLOYMENTS, ("default", "refused"), |found| {
+            found["status"]["replicas"] == 100 && failure(found).is_null()
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

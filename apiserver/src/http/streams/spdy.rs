@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use super::super::reply::Reply;
 use super::super::spdy::{Frame, Reader, SpdyError, Writer};
 use super::{CHUNK, Resize, exit_status};
+use crate::limits::Seat;
 use crate::nodes::{ExecOptions, Session, TerminalSize};
 
 const PROTOCOL: &str = "v4.channel.k8s.io";
@@ -74,9 +75,10 @@ pub fn requested(parts: &mut Parts) -> Option<Result<OnUpgrade, Status>> {
 }
 
 /// Answers 101 and serves the session on the connection.
-pub fn upgrade(on: OnUpgrade, session: Session, options: &ExecOptions) -> Reply {
+pub fn upgrade(on: OnUpgrade, session: Session, options: &ExecOptions, seat: Seat) -> Reply {
     let roles = expected(options);
     tokio::spawn(async move {
+        let _seat = seat;
         let served = match on.await {
             Ok(connection) => run(connection, session, roles).await,
             Err(error) => return tracing::debug!(%error, "a SPDY client went before its upgrade"),
