@@ -20,6 +20,7 @@ use crate::image::{Image, MountError, mount_rootfs, mount_rootfs_for};
 use crate::link::LinkError;
 use crate::model::{Container, Pod};
 use crate::node::{LiveContainer, Node};
+use crate::oci::devices::{self, Device};
 use crate::oci::user::{Accounts, AccountsError, User, UserError, resolve};
 use crate::oci::{self, SpecError};
 use crate::record::Record;
@@ -142,11 +143,16 @@ impl Launch<'_> {
             pid_namespace: self.sandbox.state.pid_namespace.clone(),
             user_namespace: self.sandbox.state.user_namespace.clone(),
             apparmor: self.node.apparmor.profile(&self.pod.spec, self.container)?,
+            devices: self.devices()?,
             cgroup_v2: self.node.cgroups.pure_v2,
         })?;
         fs::write(self.folder().join("config.json"), config.to_string())?;
         Step::WriteConfig.done();
         Ok(config)
+    }
+
+    fn devices(&self) -> io::Result<Vec<Device>> {
+        if self.container.security_context.privileged { devices::of_host() } else { Ok(Vec::new()) }
     }
 
     /// The pod's own users, when it has any.

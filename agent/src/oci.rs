@@ -1,5 +1,6 @@
 //! A container's OCI `config.json`: a pure function of the pod, the image and what was resolved before.
 
+pub mod devices;
 pub mod seccomp;
 pub mod user;
 
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::image::ImageConfig;
 use crate::model::{Container, PodSpec, Resources, SeccompProfile, Security, quantity, quantity_milli};
+use devices::Device;
 use user::User;
 
 /// Everything a container's configuration depends on.
@@ -28,6 +30,8 @@ pub struct Inputs<'a> {
     /// The pod's own users.
     pub user_namespace: Option<PathBuf>,
     pub apparmor: Option<String>,
+    /// The host's, for a privileged container.
+    pub devices: Vec<Device>,
     pub cgroup_v2: bool,
 }
 
@@ -83,7 +87,7 @@ pub fn config(inputs: &Inputs<'_>) -> Result<Value, SpecError> {
         "cgroupsPath": inputs.cgroup,
         "resources": resources(&inputs.container.resources, security.privileged)?,
         "namespaces": namespaces(inputs),
-        "devices": [],
+        "devices": inputs.devices.iter().map(Device::config).collect::<Vec<_>>(),
     });
     if !security.privileged {
         if security.proc_mount.as_deref() != Some("Unmasked") {
@@ -346,6 +350,7 @@ mod tests {
             pid_namespace: None,
             user_namespace: None,
             apparmor: None,
+            devices: Vec::new(),
             cgroup_v2: false,
         };
         change(&mut inputs);

@@ -70,7 +70,45 @@ async fn users_capabilities_and_the_root_file_system() {
     )
     .await;
     assert!(code == 0 && text.contains("Seccomp:\t0"), "{code} {text}");
+    let (_, own) = sh(&node, &pod, "find /dev -type b | sort").await;
+    let mut disks: Vec<String> = std::fs::read_dir("/dev")
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter_map(|entry| {
+            use std::os::unix::fs::FileTypeExt as _;
+            entry.file_type().unwrap().is_block_device().then(|| entry.path().display().to_string())
+        })
+        .collect();
+    disks.sort();
+    let own: Vec<&str> = own.lines().filter(|path| path.matches('/').count() == 2).collect();
+    assert_eq!(own, disks, "a privileged container has the host's devices");
     gone(&node, &pod).await;
+}
+
+/// What this process opens ends with it: what a pod process inherits, its containers could reach.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_that_an_agent_opens_closes_on_exec() {
+    let inherited = left_open();
+    let node = TestNode::start("cloexec").await;
+    let pod = running(&node, "open", json!({"stdin": true}), |_| {}).await;
+    sh(&node, &pod, "true").await;
+    assert_eq!(left_open(), inherited);
+    gone(&node, &pod).await;
+}
+
+/// Descriptors beyond the standard ones that an executed program would inherit, and what they are.
+fn left_open() -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fdinfo").unwrap().flatten() {
+        let number: u32 = entry.file_name().to_str().unwrap().parse().unwrap();
+        let Ok(info) = std::fs::read_to_string(entry.path()) else { continue };
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+        if number > 2 && u32::from_str_radix(flags, 8).unwrap() & libc::O_CLOEXEC as u32 == 0 {
+            found.push(format!("{number} {:?}", std::fs::read_link(format!("/proc/self/fd/{number}"))));
+        }
+    }
+    found.sort();
+    found
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
