@@ -17,6 +17,7 @@ use crate::apparmor::AppArmor;
 use crate::boundary::{PodNetwork, PodRef, Upstream};
 use crate::claim::{self, ClaimError};
 use crate::config::Config;
+use crate::dial::{self, DialError};
 use crate::disk;
 use crate::embed::PodExecutable;
 use crate::exec::{self, AttachRequest, ExecError, ExecRequest, ExecSession};
@@ -166,6 +167,11 @@ impl Agent {
 
     pub async fn attach(&self, uid: &str, container: &str, request: AttachRequest) -> Result<ExecSession, ExecError> {
         exec::attach(&self.node, uid, container, request).await
+    }
+
+    /// Connects to a port of the pod's own loopback address.
+    pub async fn dial(&self, uid: &str, port: u16) -> Result<tokio::net::TcpStream, DialError> {
+        dial::dial(&self.node, uid, port).await
     }
 
     /// UIDs of the pods that are here, also those on their way out.

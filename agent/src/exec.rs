@@ -73,6 +73,8 @@ impl Process {
 pub enum ExecError {
     #[error("container {container:?} of pod {uid} is not running")]
     NotRunning { uid: String, container: String },
+    #[error("pod {uid} is not running")]
+    NoPod { uid: String },
     #[error("prepare the process's streams")]
     Streams(#[from] io::Error),
     #[error(transparent)]
@@ -101,18 +103,29 @@ impl Resizer {
 const ADOPTION: Duration = Duration::from_secs(10);
 
 async fn find(node: &Node, uid: &str, container: &str) -> Result<(LivePod, LiveContainer), ExecError> {
+    let look = |pod: &LivePod| Some((pod.clone(), pod.containers.get(container)?.clone()));
+    let missing = || ExecError::NotRunning { uid: uid.to_owned(), container: container.to_owned() };
+    settled(node, uid, look).await.ok_or_else(missing)
+}
+
+/// A pod that runs.
+pub(crate) async fn live_pod(node: &Node, uid: &str) -> Result<LivePod, ExecError> {
+    settled(node, uid, |pod| Some(pod.clone())).await.ok_or_else(|| ExecError::NoPod { uid: uid.to_owned() })
+}
+
+/// What is wanted of a pod, once it is known whether it runs.
+async fn settled<T>(node: &Node, uid: &str, look: impl Fn(&LivePod) -> Option<T>) -> Option<T> {
     let (mut changes, deadline) = (node.changes.subscribe(), tokio::time::Instant::now() + ADOPTION);
     loop {
         let adopting = {
             let live = node.live();
-            let found = live.pods.get(uid).and_then(|pod| Some((pod.clone(), pod.containers.get(container)?.clone())));
-            if let Some(found) = found {
-                return Ok(found);
+            if let Some(found) = live.pods.get(uid).and_then(&look) {
+                return Some(found);
             }
             live.adopting.contains(uid)
         };
         if !adopting || !matches!(tokio::time::timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
-            return Err(ExecError::NotRunning { uid: uid.to_owned(), container: container.to_owned() });
+            return None;
         }
     }
 }

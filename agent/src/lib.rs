@@ -14,6 +14,7 @@ mod apparmor;
 pub mod boundary;
 pub mod claim;
 pub mod config;
+mod dial;
 mod disk;
 mod door;
 mod embed;
@@ -42,6 +43,7 @@ mod worker;
 
 pub use agent::{Agent, ResetError, StartError, remove_everything};
 pub use config::{Config, PodCidr};
+pub use dial::DialError;
 pub use exec::{AttachRequest, ExecError, ExecRequest, ExecSession, Resizer};
 pub use logs::{LogError, LogOptions};
 pub use pod::devices::try_on as try_device_rules;

@@ -19,7 +19,7 @@ use super::negotiate::{self, Accepted};
 use super::params::{self, WriteParams};
 use super::path::{Path, Query, ResourcePath};
 use super::reply::{self, Include, Reply};
-use super::{Peer, documents, header_of, health, page_not_found, streams, watch};
+use super::{Peer, documents, header_of, health, page_not_found, proxy, streams, watch};
 use crate::authz::Attributes;
 use crate::engine::{Context, DeleteOptions, Deleted, Draft, Target, Written};
 use crate::identity::User;
@@ -95,8 +95,16 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
         let pod = shared.engine.get(&pod_target(&target), None).await?.value();
         return streams::exec(&*shared.nodes, &pod, &query, parts, seat).await;
     }
-    if matches!(&*target.subresource, "proxy" | "portforward") {
-        return Err(Status::plain(501, "NotImplemented", format!("{} is not served yet", target.subresource)));
+    if target.subresource == "log" && verb == "get" && parts.headers.contains_key(header::UPGRADE) {
+        let pod = shared.engine.get(&pod_target(&target), None).await?.value();
+        return streams::logs_upgraded(&*shared.nodes, &pod, &query, parts, seat).await;
+    }
+    if target.subresource == "portforward" {
+        let pod = shared.engine.get(&pod_target(&target), None).await?.value();
+        return streams::forward(shared.nodes.clone(), pod, &query, parts, seat).await;
+    }
+    if target.subresource == "proxy" {
+        return proxy::carry(&shared.engine, &target, parts, body, seat).await;
     }
     let accepted = negotiate::answer(
         header_of(&parts, header::ACCEPT),
