@@ -14,7 +14,7 @@ mod unpack;
 
 pub use credentials::{Credential, of_secret};
 pub use digest::{BadDigest, Digest};
-pub use mount::{MountError, check_upper, mount_rootfs};
+pub use mount::{MountError, check_upper, mount_rootfs, mount_rootfs_for};
 pub use name::{ImageName, InvalidName};
 pub use registry::{Registries, RegistryError};
 pub use store::{Image, ImageConfig, ImageError, ImageStore, PullPolicy};

@@ -12,10 +12,12 @@ use std::sync::Arc;
 use pod::protocol::{CreateContainer, LogTarget, Op, Outcome};
 use serde_json::Value;
 
+use crate::apparmor::AppArmorError;
 use crate::disk;
-use crate::door::read_end;
+use crate::door::{Maker, read_end};
 use crate::env::{EnvError, Facts, environment};
-use crate::image::{Image, MountError, mount_rootfs};
+use crate::idmap::{MapError, Users};
+use crate::image::{Image, MountError, mount_rootfs, mount_rootfs_for};
 use crate::link::LinkError;
 use crate::model::{Container, Pod};
 use crate::node::{LiveContainer, Node};
@@ -51,6 +53,15 @@ pub enum LaunchError {
     NoTarget(String),
     #[error(transparent)]
     Rootfs(#[from] MountError),
+    #[error(transparent)]
+    Map(#[from] MapError),
+    #[error(transparent)]
+    AppArmor(#[from] AppArmorError),
+    #[error("id {0} is none of the pod's own users (hostUsers: false), which end before {1}")]
+    Unmapped(u32, u32),
+    // The release that began it took no notice of `hostUsers: false`.
+    #[error("the pod was begun without users of its own: delete it, so that it begins anew")]
+    OldSandbox,
     #[error("prepare the container's files")]
     Files(#[from] io::Error),
     #[error(transparent)]
@@ -61,9 +72,11 @@ impl LaunchError {
     /// The kubelet's reason for a container that waits because of this.
     pub fn reason(&self) -> &'static str {
         match self {
-            LaunchError::Env(_) | LaunchError::User(_) | LaunchError::Mounts(_) | LaunchError::NoTarget(_) => {
-                "CreateContainerConfigError"
-            }
+            LaunchError::Env(_)
+            | LaunchError::User(_)
+            | LaunchError::Mounts(_)
+            | LaunchError::NoTarget(_)
+            | LaunchError::Unmapped(..) => "CreateContainerConfigError",
             _ => "CreateContainerError",
         }
     }
@@ -135,15 +148,25 @@ impl Launch<'_> {
         target: Option<&fs::File>,
     ) -> Result<(Value, User), LaunchError> {
         let (rootfs, writable) = (self.folder().join("rootfs"), self.layers());
-        mount_rootfs(self.image, &writable, &rootfs)?;
+        let users = self.users()?;
+        match &users {
+            None => mount_rootfs(self.image, &writable, &rootfs)?,
+            Some(users) => mount_rootfs_for(users, self.image, &writable, &rootfs, &self.folder().join("layers"))?,
+        }
         Step::MountRootfs.done();
         let accounts = Accounts::read(&rootfs)?;
         let user = resolve(&self.pod.spec.security_context, self.container, &self.image.config.user, &accounts)?;
         if !env.iter().any(|(name, _)| name == "HOME") {
             env.push(("HOME".into(), accounts.home(user.uid)));
         }
-        let mounts = self.mounts(&env)?;
-        self.make_places(&rootfs, &mounts, Path::new(oci::working_folder(self.container, &self.image.config)))?;
+        let mut mounts = self.mounts(&env)?;
+        let cwd = Path::new(oci::working_folder(self.container, &self.image.config));
+        let maker = users.as_ref().map_or(Maker::Host, |users| Maker::PodRoot(users.first));
+        self.make_places(&rootfs, &mounts, cwd, maker)?;
+        if let Some(users) = &users {
+            within(users, &user)?;
+            self.show_mounts(users, &mut mounts)?;
+        }
         let privileged = self.container.security_context.privileged;
         let devices = if privileged { oci::devices::below(Path::new("/dev"))? } else { Vec::new() };
         let config = oci::config(&oci::Inputs {
@@ -156,12 +179,25 @@ impl Launch<'_> {
             cgroup: self.node.cgroups.container(qos, &self.record.pod.uid, self.run),
             mounts,
             pid_namespace: target.map(own_descriptor).or_else(|| self.sandbox.state.pid_namespace.clone()),
+            user_namespace: self.sandbox.state.user_namespace.clone(),
+            apparmor: self.node.apparmor.profile(&self.pod.spec, self.container)?,
             cgroup_v2: self.node.cgroups.pure_v2,
             devices,
         })?;
         fs::write(self.folder().join("config.json"), config.to_string())?;
         Step::WriteConfig.done();
         Ok((config, user))
+    }
+
+    /// The pod's own users, when it has any.
+    fn users(&self) -> Result<Option<Users>, LaunchError> {
+        if !self.pod.spec.has_own_users() {
+            return Ok(None);
+        }
+        match (&self.sandbox.state.user_namespace, self.record.users) {
+            (Some(namespace), Some(range)) => Ok(Some(Users::open(namespace, range)?)),
+            _ => Err(LaunchError::OldSandbox),
+        }
     }
 
     fn request(&self, qos: &str) -> CreateContainer {
@@ -211,6 +247,15 @@ pub fn termination_message(node: &Node, uid: &str, run: &str) -> io::Result<Vec<
             read_end(&run_folder(node, uid, run).join("termination-message"), MESSAGE_BYTES)
         }
         message => message,
+    }
+}
+
+/// A container whose user is not mapped could be nobody at all.
+fn within(users: &Users, user: &User) -> Result<(), LaunchError> {
+    let ids = [user.uid, user.gid].into_iter().chain(user.groups.iter().copied());
+    match ids.into_iter().find(|id| *id >= users.count) {
+        Some(id) => Err(LaunchError::Unmapped(id, users.count)),
+        None => Ok(()),
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod admit;
 mod agent;
+mod apparmor;
 pub mod boundary;
 pub mod claim;
 pub mod config;
@@ -20,6 +21,7 @@ mod embed;
 mod env;
 mod exec;
 mod files;
+mod idmap;
 pub mod image;
 mod launch;
 mod link;
@@ -35,6 +37,7 @@ mod sandbox;
 mod status;
 mod step;
 mod teardown;
+mod users;
 mod volume;
 mod worker;
 

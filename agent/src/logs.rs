@@ -251,6 +251,10 @@ impl Reader {
                 return Ok(());
             }
             if let Some(next) = file.successor(&self.path)? {
+                // It is complete now: what was written between the last look and its rotation is still to be read.
+                if self.copy(&mut file, sender).await? == Next::Done {
+                    return Ok(());
+                }
                 file = next;
                 continue;
             }
@@ -327,16 +331,40 @@ impl LogFile {
         Ok(Some(std::mem::take(&mut self.piece)))
     }
 
-    /// The file that came after this one, if it has been rotated away.
+    /// The file that came after this one, if it has been rotated away. Names move on while they are looked at, so a file
+    /// counts only as the one that was listed.
     fn successor(&self, log: &Path) -> io::Result<Option<LogFile>> {
         use std::os::unix::fs::MetadataExt as _;
-        let inode = |path: &PathBuf| fs::metadata(path).map(|meta| meta.ino()).unwrap_or(0);
-        let files = files_of(log)?;
-        let own = files.iter().position(|path| inode(path) == self.inode);
-        let next = own.map_or(0, |position| position + 1);
-        match files.get(next).filter(|path| path.exists()) {
-            Some(path) => LogFile::open(path, 0).map(Some),
-            None => Ok(None),
+        const ATTEMPTS: u32 = 10;
+        let list = || -> io::Result<Vec<(PathBuf, u64)>> {
+            let inode = |path: &PathBuf| fs::symlink_metadata(path).map_or(0, |meta| meta.ino());
+            Ok(files_of(log)?
+                .into_iter()
+                .map(|path| {
+                    let inode = inode(&path);
+                    (path, inode)
+                })
+                .collect())
+        };
+        let mut own_seen = false;
+        for _ in 0..ATTEMPTS {
+            let files = list()?;
+            let Some(own) = files.iter().position(|(_, inode)| *inode == self.inode) else { continue };
+            own_seen = true;
+            let Some((path, inode)) = files.get(own + 1).filter(|(_, inode)| *inode != 0) else { return Ok(None) };
+            match LogFile::open(path, 0) {
+                Ok(next) if next.inode == *inode => return Ok(Some(next)),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        if own_seen {
+            return Ok(None); // it is asked again when something changes
+        }
+        // So far behind that this file has been removed: the oldest there is comes next.
+        match list()?.first() {
+            Some((path, _)) if path.exists() => LogFile::open(path, 0).map(Some),
+            _ => Ok(None),
         }
     }
 }

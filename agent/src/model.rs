@@ -102,6 +102,7 @@ pub struct PodSecurity {
     pub run_as_user: Option<u32>,
     pub run_as_group: Option<u32>,
     pub run_as_non_root: Option<bool>,
+    pub app_armor_profile: Option<AppArmorProfile>,
     pub supplemental_groups: Vec<u32>,
     pub supplemental_groups_policy: Option<String>,
     pub fs_group: Option<u32>,
@@ -114,6 +115,14 @@ pub struct PodSecurity {
 pub struct Sysctl {
     pub name: String,
     pub value: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AppArmorProfile {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub localhost_profile: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -238,6 +247,7 @@ pub struct Security {
     pub allow_privilege_escalation: Option<bool>,
     pub capabilities: Capabilities,
     pub proc_mount: Option<String>,
+    pub app_armor_profile: Option<AppArmorProfile>,
     pub seccomp_profile: Option<SeccompProfile>,
 }
 
@@ -445,6 +455,11 @@ impl PodSpec {
         let mut users = users.collect::<Option<Vec<u32>>>()?;
         users.dedup();
         if let [user] = users[..] { Some(user) } else { None }
+    }
+
+    /// Its root is nobody on the host.
+    pub fn has_own_users(&self) -> bool {
+        self.host_users == Some(false)
     }
 
     pub fn container(&self, name: &str) -> Option<&Container> {

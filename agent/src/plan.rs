@@ -185,6 +185,7 @@ mod tests {
             pod: crate::boundary::PodRef { namespace: "n".into(), name: "p".into(), uid: "u".into() },
             object: std::sync::Arc::default(),
             ip: None,
+            users: None,
             started_at: at(0),
             sandboxes: 1,
             boot: String::new(),

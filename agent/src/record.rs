@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use pod::protocol::IdRange;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -23,6 +24,9 @@ pub struct Record {
     /// The pod as last seen, so that its containers restart while the API server is away.
     pub object: Arc<Value>,
     pub ip: Option<IpAddr>,
+    /// What stands for its own users, when it has any.
+    #[serde(default)]
+    pub users: Option<IdRange>,
     /// When this node took the pod.
     pub started_at: Timestamp,
     /// How many sandboxes it has had; 0 before the first.
@@ -207,6 +211,7 @@ mod tests {
             pod: PodRef { namespace: "default".into(), name: "web".into(), uid: uid.into() },
             object: Arc::default(),
             ip: Some("10.0.0.2".parse().unwrap()),
+            users: None,
             started_at: "2024-01-01T00:00:00Z".parse().unwrap(),
             sandboxes: 1,
             boot: String::new(),

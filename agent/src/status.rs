@@ -390,6 +390,7 @@ mod tests {
             pod: crate::boundary::PodRef { namespace: "n".into(), name: "p".into(), uid: "u".into() },
             object: std::sync::Arc::default(),
             ip: Some("10.0.0.2".parse().unwrap()),
+            users: None,
             started_at: at(0),
             sandboxes: 1,
             boot: String::new(),

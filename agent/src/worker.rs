@@ -357,7 +357,10 @@ impl Worker {
         if self.record.sandboxes > 0 || self.record.finished.is_some() {
             return;
         }
-        let Err(Rejection { reason, message }) = admit(&self.pod.spec, &self.node.allowed_sysctls) else { return };
+        let Err(Rejection { reason, message }) = admit(&self.pod.spec, &self.node.allowed_sysctls, &self.node.apparmor)
+        else {
+            return;
+        };
         self.event(None, EventKind::Warning, reason, message.clone()).await;
         let message = Some(format!("Pod was rejected: {message}"));
         self.finish(Finished { succeeded: false, reason: Some(reason.into()), message }).await;
@@ -410,11 +413,12 @@ impl Worker {
         self.leave_live();
         self.publish().await;
         self.clear(Part::Runtime).await;
-        if let Some(ip) = self.record.ip.take() {
+        let (ip, users) = (self.record.ip.take(), self.record.users.take());
+        if ip.is_some() || users.is_some() {
             self.save();
             Step::ReturnAddress.done();
-            self.node.addresses.release(ip);
         }
+        self.node.take_back(ip, users);
         self.cleared = true;
     }
 

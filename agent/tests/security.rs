@@ -79,6 +79,32 @@ async fn users_capabilities_and_the_root_file_system() {
     gone(&node, &pod).await;
 }
 
+/// What this process opens ends with it: what a pod process inherits, its containers could reach.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_that_an_agent_opens_closes_on_exec() {
+    let inherited = left_open();
+    let node = TestNode::start("cloexec").await;
+    let pod = running(&node, "open", json!({"stdin": true}), |_| {}).await;
+    sh(&node, &pod, "true").await;
+    assert_eq!(left_open(), inherited);
+    gone(&node, &pod).await;
+}
+
+/// Descriptors beyond the standard ones that an executed program would inherit, and what they are.
+fn left_open() -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fdinfo").unwrap().flatten() {
+        let number: u32 = entry.file_name().to_str().unwrap().parse().unwrap();
+        let Ok(info) = std::fs::read_to_string(entry.path()) else { continue };
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+        if number > 2 && u32::from_str_radix(flags, 8).unwrap() & libc::O_CLOEXEC as u32 == 0 {
+            found.push(format!("{number} {:?}", std::fs::read_link(format!("/proc/self/fd/{number}"))));
+        }
+    }
+    found.sort();
+    found
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn root_is_refused_where_the_pod_forbids_it() {
     let node = TestNode::start("nonroot").await;

@@ -9,9 +9,10 @@ use rustix::fs::FileType;
 
 use super::{Launch, LaunchError, small_files, termination_file};
 use crate::disk;
-use crate::door::{Folder, Found, Links, Missing};
+use crate::door::{Folder, Found, Links, Maker, Missing};
 use crate::env::expand;
 use crate::files::{Resolver, hosts, resolv_conf};
+use crate::idmap::{MapError, Users};
 use crate::model::VolumeMount;
 use crate::oci::{Mount, MountAccess, Propagation};
 use crate::volume::{Access, Place};
@@ -154,10 +155,20 @@ impl Launch<'_> {
         Ok(place)
     }
 
+    /// Puts in place of each source one that shows its owners as the pod's own.
+    pub(super) fn show_mounts(&self, users: &Users, mounts: &mut [Mount]) -> Result<(), MapError> {
+        for (number, mount) in mounts.iter_mut().enumerate() {
+            let place = self.folder().join("mounts").join(number.to_string());
+            users.show(&mount.source, &place)?;
+            mount.source = place;
+        }
+        Ok(())
+    }
+
     /// Makes the places of mounts and the working folder as a process in the container would, links and all. What lies
     /// below another mount is that one's.
-    pub(super) fn make_places(&self, rootfs: &Path, mounts: &[Mount], cwd: &Path) -> io::Result<()> {
-        let root = Folder::open(rootfs)?;
+    pub(super) fn make_places(&self, rootfs: &Path, mounts: &[Mount], cwd: &Path, maker: Maker) -> io::Result<()> {
+        let root = Folder::open(rootfs)?.made_by(maker);
         for mount in mounts {
             let destination = Path::new(&mount.destination);
             if is_below_own(destination) || holder(mounts, destination).is_some() {

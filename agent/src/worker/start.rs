@@ -140,6 +140,10 @@ impl Worker {
             let ip = self.node.addresses.take();
             self.record.ip = Some(ip.ok_or("no pod address is free on this node")?);
         }
+        if self.record.users.is_none() && self.pod.spec.has_own_users() {
+            let users = self.node.users.take();
+            self.record.users = Some(users.ok_or("no user ids for another pod are free on this node")?);
+        }
         self.record.sandboxes += 1;
         self.record.boot.clone_from(&self.node.boot);
         self.presence = Presence::Remains; // from here on something may be there

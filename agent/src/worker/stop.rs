@@ -67,9 +67,7 @@ impl Worker {
             self.log_failure("remove the pod's record", &error);
         }
         Step::RemoveRecord.done();
-        if let Some(ip) = self.record.ip {
-            self.node.addresses.release(ip);
-        }
+        self.node.take_back(self.record.ip, self.record.users);
     }
 
     async fn say_removed(&mut self) {

@@ -335,12 +335,10 @@ pub enum Pumped {
 /// Puts a created container, which does not run yet, where it belongs and under the rules for its devices.
 fn settle(pid: i32, name: &str, spec: &Spec, setup: &Setup) -> Result<(OwnedFd, Membership), Failure> {
     let pidfd = sys::pidfd_open(pid).map_err(internal("pidfd"))?;
-    let wire = internal("find the container's cgroups");
-    let mut cgroups = Membership::of(pid).map_err(&wire)?;
+    let mut cgroups = Membership::of(pid).map_err(internal("find the container's cgroups"))?;
     if cgroups.unified() == Some(setup.cgroup.as_path()) {
         // v1 controllers hold its limits, and no cgroup2 folder is its own yet.
-        cgroup::move_into(&setup.cgroup.join(name), pid).map_err(internal("make the container's cgroup"))?;
-        cgroups = Membership::of(pid).map_err(&wire)?;
+        cgroups.move_down(name, pid).map_err(internal("make the container's cgroup"))?;
     }
     let folder = cgroups.unified().ok_or_else(|| failure(FailureKind::Internal, "the container is in no cgroup2"))?;
     confine::restrict_devices(spec, folder).map_err(internal("restrict the container's devices"))?;
