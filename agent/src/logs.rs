@@ -244,21 +244,11 @@ impl Reader {
             }
             current = Some(file);
         }
-        let (Some(watcher), Some(mut file)) = (watcher.as_mut(), current) else { return Ok(()) };
+        let (Some(watcher), Some(file)) = (watcher.as_mut(), current) else { return Ok(()) };
+        let mut following = Following { file, log: self.path.clone() };
         loop {
             let live = self.is_live();
-            if self.copy(&mut file, sender).await? == Next::Done {
-                return Ok(());
-            }
-            if let Some(next) = file.successor(&self.path)? {
-                // It is complete now: what was written between the last look and its rotation is still to be read.
-                if self.copy(&mut file, sender).await? == Next::Done {
-                    return Ok(());
-                }
-                file = next;
-                continue;
-            }
-            if !live {
+            if self.copy(&mut following, sender).await? == Next::Done || !live {
                 return Ok(());
             }
             tokio::select! {
@@ -277,11 +267,11 @@ impl Reader {
     }
 
     /// Sends what the file has by now.
-    async fn copy(&mut self, file: &mut LogFile, sender: &Sender) -> io::Result<Next> {
+    async fn copy(&mut self, lines: &mut impl Lines, sender: &Sender) -> io::Result<Next> {
         loop {
             let mut out = Vec::new();
             let mut more = false;
-            while let Some(line) = file.next_line()? {
+            while let Some(line) = lines.next_line()? {
                 out.extend(render(&line, &self.options));
                 more = out.len() >= 32 << 10;
                 if more {
@@ -306,6 +296,33 @@ impl Reader {
     }
 }
 
+trait Lines {
+    /// The next whole line, if it has been written.
+    fn next_line(&mut self) -> io::Result<Option<Vec<u8>>>;
+}
+
+/// A log over its rotations.
+struct Following {
+    file: LogFile,
+    log: PathBuf,
+}
+
+impl Lines for Following {
+    fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(line) = self.file.next_line()? {
+                return Ok(Some(line));
+            }
+            let Some(next) = self.file.successor(&self.log)? else { return Ok(None) };
+            // It is complete now: what was written between the last look and its rotation comes first.
+            if let Some(line) = self.file.next_line()? {
+                return Ok(Some(line));
+            }
+            self.file = next;
+        }
+    }
+}
+
 /// A log file being read, and the piece of an entry that isn't whole yet.
 struct LogFile {
     reader: BufReader<File>,
@@ -320,15 +337,6 @@ impl LogFile {
         let inode = file.metadata()?.ino();
         file.seek(SeekFrom::Start(start))?;
         Ok(LogFile { reader: BufReader::new(file), inode, piece: Vec::new() })
-    }
-
-    fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
-        self.reader.read_until(b'\n', &mut self.piece)?;
-        if self.piece.last() != Some(&b'\n') {
-            return Ok(None);
-        }
-        self.piece.pop();
-        Ok(Some(std::mem::take(&mut self.piece)))
     }
 
     /// The file that came after this one, if it has been rotated away. Names move on while they are looked at, so a file
@@ -366,6 +374,17 @@ impl LogFile {
             Some((path, _)) if path.exists() => LogFile::open(path, 0).map(Some),
             _ => Ok(None),
         }
+    }
+}
+
+impl Lines for LogFile {
+    fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        self.reader.read_until(b'\n', &mut self.piece)?;
+        if self.piece.last() != Some(&b'\n') {
+            return Ok(None);
+        }
+        self.piece.pop();
+        Ok(Some(std::mem::take(&mut self.piece)))
     }
 }
 
@@ -427,6 +446,35 @@ mod tests {
         assert_eq!(render(b"2024-01-02T03:04:05Z stderr P abc", &LogOptions::default()), b"abc");
         let other = LogOptions { stream: Some("Stderr".into()), ..LogOptions::default() };
         assert!(render(LINE, &other).is_empty());
+    }
+
+    #[test]
+    fn no_line_is_lost_while_files_are_rotated() {
+        const LINES: u32 = 900;
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("0.log");
+        File::create(&log).unwrap();
+        let mut following = Following { file: LogFile::open(&log, 0).unwrap(), log: log.clone() };
+        let writer = std::thread::spawn(move || {
+            use std::io::Write as _;
+            let mut file = File::options().append(true).open(&log).unwrap();
+            for n in 0..LINES {
+                writeln!(file, "{n}").unwrap();
+                if n % 3 == 2 {
+                    fs::rename(&log, log.with_extension(format!("log.{n:06}"))).unwrap();
+                    file = File::create(&log).unwrap();
+                }
+            }
+        });
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let mut wanted = 0;
+        while wanted < LINES {
+            assert!(std::time::Instant::now() < deadline, "line {wanted} never comes");
+            let Some(line) = following.next_line().unwrap() else { continue };
+            assert_eq!(String::from_utf8(line).unwrap(), wanted.to_string());
+            wanted += 1;
+        }
+        writer.join().unwrap();
     }
 
     #[test]
