@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use api::sysctl::{Allowed, BadPattern};
 use bytes::Bytes;
 use futures::Stream;
 use jiff::Timestamp;
@@ -13,7 +14,9 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::boundary::{PodNetwork, PodRef, Upstream};
+use crate::claim::{self, ClaimError};
 use crate::config::Config;
+use crate::dial::{self, DialError};
 use crate::disk;
 use crate::embed::PodExecutable;
 use crate::exec::{self, AttachRequest, ExecError, ExecRequest, ExecSession};
@@ -54,6 +57,10 @@ struct Running {
 pub enum StartError {
     #[error("prepare {path}")]
     Folder { path: String, source: io::Error },
+    #[error(transparent)]
+    Sysctls(#[from] BadPattern),
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     #[error(transparent)]
     Registries(#[from] RegistryError),
     #[error(transparent)]
@@ -156,6 +163,11 @@ impl Agent {
 
     pub async fn attach(&self, uid: &str, container: &str, request: AttachRequest) -> Result<ExecSession, ExecError> {
         exec::attach(&self.node, uid, container, request).await
+    }
+
+    /// Connects to a port of the pod's own loopback address.
+    pub async fn dial(&self, uid: &str, port: u16) -> Result<tokio::net::TcpStream, DialError> {
+        dial::dial(&self.node, uid, port).await
     }
 
     /// UIDs of the pods that are here, also those on their way out.
@@ -266,8 +278,7 @@ fn open_node(
     network: Arc<dyn PodNetwork>,
     lock: fs::File,
 ) -> Result<Node, StartError> {
-    disk::create_folder(&config.run_dir, 0o755)
-        .map_err(|source| StartError::Folder { path: config.run_dir.display().to_string(), source })?;
+    claim::run_dir(&config.run_dir)?;
     check_upper(&config.data_dir)?;
     let registries = config.registries.as_deref().map(Registries::load).transpose()?.unwrap_or_default();
     let folder = |source| StartError::Folder { path: config.data_dir.display().to_string(), source };
@@ -284,6 +295,7 @@ fn open_node(
         live: Mutex::default(),
         changes: tokio::sync::watch::channel(0).0,
         boot: fs::read_to_string(BOOT_ID).map_err(boot)?.trim().to_owned(),
+        allowed_sysctls: Allowed::parse(&config.allowed_unsafe_sysctls)?,
         upstream,
         network,
         config,
@@ -294,7 +306,7 @@ fn open_node(
 async fn lock_data_dir(config: &Config) -> Result<fs::File, StartError> {
     const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
     let folder = |source| StartError::Folder { path: config.data_dir.display().to_string(), source };
-    disk::create_folder(&config.data_dir, 0o755).map_err(folder)?;
+    claim::data_dir(&config.data_dir)?;
     let path = config.data_dir.join("agent.lock");
     let file = fs::File::options().create(true).truncate(false).write(true).open(&path).map_err(folder)?;
     let deadline = tokio::time::Instant::now() + PATIENCE;

@@ -45,7 +45,7 @@ pub enum EventKind {
     Warning,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TokenRequest {
     pub namespace: String,
     pub service_account: String,

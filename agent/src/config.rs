@@ -21,7 +21,14 @@ pub struct Config {
     pub cluster_domain: String,
     /// YAML file with registry endpoints; see [`crate::image::Registries`].
     pub registries: Option<PathBuf>,
+    /// How many processes a pod may have; `None` for as many as the machine.
+    pub pod_max_pids: Option<u64>,
+    /// Kernel settings that pods may choose beside the safe ones; a trailing `*` stands for any end.
+    pub allowed_unsafe_sysctls: Vec<String>,
 }
+
+/// Enough for every server there is, too few to take the machine's processes away from the others.
+pub const DEFAULT_POD_MAX_PIDS: u64 = 4096;
 
 /// The addresses a node gives to its pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

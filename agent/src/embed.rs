@@ -46,7 +46,7 @@ mod tests {
     fn it_runs_and_cannot_be_changed() {
         let executable = PodExecutable::new().unwrap();
         let output = std::process::Command::new(executable.path()).output().unwrap();
-        assert_eq!(output.status.code(), Some(2), "without a setup file");
+        assert_eq!(output.status.code(), Some(2), "without a setup");
         assert!(
             std::fs::OpenOptions::new()
                 .write(true)

@@ -11,13 +11,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use pod::protocol::{Exec, Op};
+use rustix::fs::OFlags;
 use serde_json::json;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
-use crate::image::Root;
+use crate::door::Folder;
 use crate::link::{LinkError, PodLink};
 use crate::node::{LiveContainer, LivePod, Node};
 
@@ -47,12 +48,33 @@ pub struct ExecSession {
     pub resize: Option<Resizer>,
     /// The exit code; `None` from an attach, which ends with its streams.
     pub exit: Option<oneshot::Receiver<i32>>,
+    /// The process itself; `None` from an attach.
+    pub process: Option<Process>,
+}
+
+/// A process that was started in a container.
+#[derive(Clone)]
+pub struct Process {
+    link: Arc<PodLink>,
+    exec: String,
+}
+
+impl Process {
+    /// Ends it at once; one that has ended by itself is as good.
+    pub async fn kill(&self) {
+        let signal = Op::SignalExec { exec: self.exec.clone(), signal: libc::SIGKILL };
+        if let Err(error) = self.link.tell(signal).await {
+            tracing::debug!(exec = self.exec, error = %pod::causes::chain(&error), "process not killed");
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
     #[error("container {container:?} of pod {uid} is not running")]
     NotRunning { uid: String, container: String },
+    #[error("pod {uid} is not running")]
+    NoPod { uid: String },
     #[error("prepare the process's streams")]
     Streams(#[from] io::Error),
     #[error(transparent)]
@@ -81,18 +103,29 @@ impl Resizer {
 const ADOPTION: Duration = Duration::from_secs(10);
 
 async fn find(node: &Node, uid: &str, container: &str) -> Result<(LivePod, LiveContainer), ExecError> {
+    let look = |pod: &LivePod| Some((pod.clone(), pod.containers.get(container)?.clone()));
+    let missing = || ExecError::NotRunning { uid: uid.to_owned(), container: container.to_owned() };
+    settled(node, uid, look).await.ok_or_else(missing)
+}
+
+/// A pod that runs.
+pub(crate) async fn live_pod(node: &Node, uid: &str) -> Result<LivePod, ExecError> {
+    settled(node, uid, |pod| Some(pod.clone())).await.ok_or_else(|| ExecError::NoPod { uid: uid.to_owned() })
+}
+
+/// What is wanted of a pod, once it is known whether it runs.
+async fn settled<T>(node: &Node, uid: &str, look: impl Fn(&LivePod) -> Option<T>) -> Option<T> {
     let (mut changes, deadline) = (node.changes.subscribe(), tokio::time::Instant::now() + ADOPTION);
     loop {
         let adopting = {
             let live = node.live();
-            let found = live.pods.get(uid).and_then(|pod| Some((pod.clone(), pod.containers.get(container)?.clone())));
-            if let Some(found) = found {
-                return Ok(found);
+            if let Some(found) = live.pods.get(uid).and_then(&look) {
+                return Some(found);
             }
             live.adopting.contains(uid)
         };
         if !adopting || !matches!(tokio::time::timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
-            return Err(ExecError::NotRunning { uid: uid.to_owned(), container: container.to_owned() });
+            return None;
         }
     }
 }
@@ -111,6 +144,7 @@ pub async fn exec(node: &Node, uid: &str, container: &str, request: &ExecRequest
     let exec = Exec { exec: uuid::Uuid::new_v4().to_string(), container: container.run.clone(), process };
     let mut streams = if request.tty { pty_streams(container.pid, request)? } else { pipe_streams(request)? };
     let given: Vec<BorrowedFd<'_>> = streams.theirs.iter().map(|fd| fd.as_fd()).collect();
+    streams.session.process = Some(Process { link: pod.link.clone(), exec: exec.exec.clone() });
     streams.session.exit = Some(pod.link.exec(exec, &given).await?);
     Ok(streams.session)
 }
@@ -137,7 +171,7 @@ struct Streams {
 
 fn pipe_streams(request: &ExecRequest) -> io::Result<Streams> {
     let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
-    let mut session = ExecSession { stdin: None, stdout: None, stderr: None, resize: None, exit: None };
+    let mut session = ExecSession { stdin: None, stdout: None, stderr: None, resize: None, exit: None, process: None };
     let mut theirs = Vec::new();
     if request.stdin {
         let (reader, writer) = io::pipe()?;
@@ -167,6 +201,7 @@ fn pty_streams(pid: i32, request: &ExecRequest) -> io::Result<Streams> {
         stderr: None,
         resize: Some(Resizer::Pty(pty)),
         exit: None,
+        process: None,
     };
     Ok(Streams { session, theirs: vec![terminal] })
 }
@@ -176,8 +211,8 @@ pub struct Pty(AsyncFd<OwnedFd>);
 
 impl Pty {
     fn open(pid: i32) -> io::Result<(Pty, OwnedFd)> {
-        let root = Root::open(Path::new(&format!("/proc/{pid}/root")))?;
-        let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK;
+        let root = Folder::open(Path::new(&format!("/proc/{pid}/root")))?;
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK;
         let controller = root.open_inside(Path::new("dev/pts/ptmx"), flags)?;
         check_ptmx(&controller)?;
         let mut unlock: libc::c_int = 0;

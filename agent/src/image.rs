@@ -4,14 +4,15 @@
 //! turns a layer's tar into a folder that overlayfs can use; `store` keeps blobs, layers and names, and shares
 //! concurrent pulls; `mount` puts an image under a container.
 
+mod digest;
 mod mount;
 mod name;
 mod registry;
 mod store;
 mod unpack;
 
+pub use digest::{BadDigest, Digest};
 pub use mount::{MountError, check_upper, mount_rootfs};
 pub use name::{ImageName, InvalidName};
 pub use registry::{Registries, RegistryError};
 pub use store::{Image, ImageConfig, ImageError, ImageStore, PullPolicy};
-pub(crate) use unpack::Root;

@@ -1,5 +1,7 @@
 //! One run of a container: its root file system, mounts, configuration; create and start through the pod process.
 
+mod mounts;
+
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -10,21 +12,26 @@ use pod::protocol::{CreateContainer, LogTarget, Op, Outcome};
 use serde_json::Value;
 
 use crate::disk;
-use crate::env::{EnvError, Facts, environment, expand};
-use crate::files::{Resolver, hosts, resolv_conf};
+use crate::door::read_end;
+use crate::env::{EnvError, Facts, environment};
 use crate::image::{Image, MountError, mount_rootfs};
 use crate::link::LinkError;
-use crate::model::{Container, Pod, VolumeMount};
+use crate::model::{Container, Pod};
 use crate::node::{LiveContainer, Node};
-use crate::oci::user::{Accounts, UserError, resolve};
-use crate::oci::{self, Mount, Propagation, SpecError};
+use crate::oci::user::{Accounts, AccountsError, UserError, resolve};
+use crate::oci::{self, SpecError};
 use crate::record::Record;
 use crate::sandbox::Sandbox;
 use crate::step::Step;
+use crate::volume::Place;
+use mounts::MountsError;
+#[cfg(test)]
+pub use mounts::{find_part, make_part};
 
 const LOG_BYTES: u64 = 10 << 20;
 const LOG_FILES: usize = 5;
-const TERMINATION_LOG: &str = "/dev/termination-log";
+/// What the kubelet keeps of a termination message.
+const MESSAGE_BYTES: u64 = 4096;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
@@ -35,10 +42,10 @@ pub enum LaunchError {
     User(#[from] UserError),
     #[error(transparent)]
     Spec(#[from] SpecError),
-    #[error("volumeMount {0:?} names no volume of the pod")]
-    NoVolume(String),
-    #[error("subPath {0:?} leads out of its volume")]
-    SubPath(String),
+    #[error(transparent)]
+    Accounts(#[from] AccountsError),
+    #[error(transparent)]
+    Mounts(#[from] MountsError),
     #[error(transparent)]
     Rootfs(#[from] MountError),
     #[error("prepare the container's files")]
@@ -51,9 +58,7 @@ impl LaunchError {
     /// The kubelet's reason for a container that waits because of this.
     pub fn reason(&self) -> &'static str {
         match self {
-            LaunchError::Env(_) | LaunchError::User(_) | LaunchError::NoVolume(_) | LaunchError::SubPath(_) => {
-                "CreateContainerConfigError"
-            }
+            LaunchError::Env(_) | LaunchError::User(_) | LaunchError::Mounts(_) => "CreateContainerConfigError",
             _ => "CreateContainerError",
         }
     }
@@ -66,7 +71,7 @@ pub struct Launch<'a> {
     pub record: &'a Record,
     pub container: &'a Container,
     pub image: &'a Image,
-    pub volumes: &'a HashMap<String, PathBuf>,
+    pub volumes: &'a HashMap<String, Place>,
     pub facts: &'a Facts,
     pub sandbox: &'a Sandbox,
     /// Number and name of this run.
@@ -79,13 +84,29 @@ impl Launch<'_> {
     pub async fn create(&self) -> Result<LiveContainer, LaunchError> {
         let image_env = self.image.config.env.clone().unwrap_or_default();
         let env = environment(self.node.upstream.as_ref(), self.pod, self.container, self.facts, &image_env).await?;
+        let qos = self.pod.status["qosClass"].as_str().unwrap_or("BestEffort");
+        // Volumes may lie on a file server: whatever waits for one is not to hold up other pods.
+        let config = tokio::task::block_in_place(|| self.prepare(env, qos))?;
+        let pid = match self.sandbox.link.call(Op::Create(self.request(qos)), &[]).await? {
+            Outcome::Started(pid) => pid,
+            _ => return Err(LinkError::Confused.into()),
+        };
+        let process: Arc<Value> = Arc::new(config["process"].clone());
+        Ok(LiveContainer { run: self.run.to_owned(), pid, process, tty: self.container.tty })
+    }
+
+    /// All that lies on disk, and the configuration that goes with it.
+    fn prepare(&self, mut env: Vec<(String, String)>, qos: &str) -> Result<Value, LaunchError> {
         let (rootfs, writable) = (self.folder().join("rootfs"), self.layers());
         mount_rootfs(self.image, &writable, &rootfs)?;
         Step::MountRootfs.done();
-        let accounts = Accounts::read(&rootfs);
+        let accounts = Accounts::read(&rootfs)?;
         let user = resolve(&self.pod.spec.security_context, self.container, &self.image.config.user, &accounts)?;
+        if !env.iter().any(|(name, _)| name == "HOME") {
+            env.push(("HOME".into(), accounts.home(user.uid)));
+        }
         let mounts = self.mounts(&env)?;
-        let qos = self.pod.status["qosClass"].as_str().unwrap_or("BestEffort");
+        self.make_places(&rootfs, &mounts, Path::new(oci::working_folder(self.container, &self.image.config)))?;
         let config = oci::config(&oci::Inputs {
             spec: &self.pod.spec,
             container: self.container,
@@ -100,12 +121,7 @@ impl Launch<'_> {
         })?;
         fs::write(self.folder().join("config.json"), config.to_string())?;
         Step::WriteConfig.done();
-        let pid = match self.sandbox.link.call(Op::Create(self.request(qos)), &[]).await? {
-            Outcome::Started(pid) => pid,
-            _ => return Err(LinkError::Confused.into()),
-        };
-        let process: Arc<Value> = Arc::new(config["process"].clone());
-        Ok(LiveContainer { run: self.run.to_owned(), pid, process, tty: self.container.tty })
+        Ok(config)
     }
 
     fn request(&self, qos: &str) -> CreateContainer {
@@ -127,96 +143,6 @@ impl Launch<'_> {
     fn layers(&self) -> PathBuf {
         self.node.pod_layers(&self.record.pod.uid).join(self.run)
     }
-
-    fn mounts(&self, env: &[(String, String)]) -> Result<Vec<Mount>, LaunchError> {
-        let mut mounts = Vec::new();
-        for mount in &self.container.volume_mounts {
-            mounts.push(self.volume_mount(mount, env)?);
-        }
-        let taken: Vec<String> = mounts.iter().map(|mount| mount.destination.clone()).collect();
-        let message = self.container.termination_message_path.as_deref().unwrap_or(TERMINATION_LOG);
-        let message_file = termination_file(self.node, &self.record.pod.uid, self.run);
-        fs::write(&message_file, "")?;
-        fs::set_permissions(&message_file, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
-        let mut own = vec![(message, message_file), ("/dev/shm", self.shared_memory()?)];
-        for (destination, name, text) in self.etc_files() {
-            let path = self.node.pod_run(&self.record.pod.uid).join(name);
-            fs::write(&path, text)?;
-            own.push((destination, path));
-        }
-        for (destination, source) in own {
-            if !taken.iter().any(|taken| taken == destination) {
-                mounts.push(bind(source, destination, false));
-            }
-        }
-        Ok(mounts)
-    }
-
-    fn etc_files(&self) -> [(&'static str, &'static str, String); 3] {
-        let config = &self.node.config;
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default(); // a node without one has no entries
-        let host_resolv = read("/etc/resolv.conf");
-        let resolver =
-            Resolver { cluster_dns: config.cluster_dns, cluster_domain: &config.cluster_domain, host: &host_resolv };
-        let hostname = crate::env::hostname(self.pod);
-        let ip = self.record.ip;
-        let hosts = hosts(self.pod, hostname.as_deref(), ip, &config.cluster_domain, &read("/etc/hosts"));
-        let resolv = resolv_conf(&self.pod.spec, &self.pod.metadata.namespace, &resolver);
-        let hostname = hostname.unwrap_or_else(|| config.node_name.clone());
-        [
-            ("/etc/hosts", "hosts", hosts),
-            ("/etc/resolv.conf", "resolv.conf", resolv),
-            ("/etc/hostname", "hostname", format!("{hostname}\n")),
-        ]
-    }
-
-    /// One for all containers of the pod: they share an IPC namespace.
-    fn shared_memory(&self) -> io::Result<PathBuf> {
-        let path = self.node.pod_run(&self.record.pod.uid).join("shm");
-        fs::create_dir_all(&path)?;
-        if disk::mounts_below(&path)?.is_empty() {
-            let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-            disk::mount("shm", &path, "tmpfs", flags, "mode=1777,size=65536k")?;
-        }
-        Ok(path)
-    }
-
-    fn volume_mount(&self, mount: &VolumeMount, env: &[(String, String)]) -> Result<Mount, LaunchError> {
-        let volume = self.volumes.get(&mount.name).ok_or_else(|| LaunchError::NoVolume(mount.name.clone()))?;
-        let variable = |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
-        let sub_path = match (&mount.sub_path, &mount.sub_path_expr) {
-            (_, Some(expression)) => Some(expand(expression, &variable)),
-            (path, None) => path.clone(),
-        };
-        let source = match sub_path.filter(|path| !path.is_empty()) {
-            Some(path) => sub_path_source(volume, &path)?,
-            None => volume.clone(),
-        };
-        let propagation = match mount.mount_propagation.as_deref() {
-            Some("HostToContainer") => Propagation::HostToContainer,
-            Some("Bidirectional") => Propagation::Bidirectional,
-            _ => Propagation::Private,
-        };
-        Ok(Mount { source, destination: mount.mount_path.clone(), read_only: mount.read_only, propagation })
-    }
-}
-
-/// A path below a volume; made a folder when it is missing. Links must not lead out.
-fn sub_path_source(volume: &Path, path: &str) -> Result<PathBuf, LaunchError> {
-    let bad = || LaunchError::SubPath(path.to_owned());
-    if Path::new(path).components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
-        return Err(bad());
-    }
-    let (volume, wanted) = (fs::canonicalize(volume)?, volume.join(path));
-    if !wanted.exists() {
-        fs::create_dir_all(&wanted)?;
-    }
-    let real = fs::canonicalize(&wanted)?;
-    if real.starts_with(&volume) { Ok(real) } else { Err(bad()) }
-}
-
-fn bind(source: PathBuf, destination: &str, read_only: bool) -> Mount {
-    Mount { source, destination: destination.to_owned(), read_only, propagation: Propagation::Private }
 }
 
 pub fn run_folder(node: &Node, uid: &str, run: &str) -> PathBuf {
@@ -225,6 +151,11 @@ pub fn run_folder(node: &Node, uid: &str, run: &str) -> PathBuf {
 
 pub fn termination_file(node: &Node, uid: &str, run: &str) -> PathBuf {
     run_folder(node, uid, run).join("termination-message")
+}
+
+/// The end of what a run wrote to its termination log.
+pub fn termination_message(node: &Node, uid: &str, run: &str) -> io::Result<Vec<u8>> {
+    read_end(&termination_file(node, uid, run), MESSAGE_BYTES)
 }
 
 /// Takes away what a run leaves behind, its log apart.

@@ -8,10 +8,14 @@
 //! *Architecture invariant:* every name of a kernel object or folder derives from the pod's UID, so recovery is
 //! "existing − recorded", and needs no memory of steps. Liveness of a pod process is a file lock, never a pid.
 
+mod admit;
 mod agent;
 pub mod boundary;
+pub mod claim;
 pub mod config;
+mod dial;
 mod disk;
+mod door;
 mod embed;
 mod env;
 mod exec;
@@ -26,6 +30,7 @@ mod oci;
 mod plan;
 mod probe;
 mod record;
+mod room;
 mod sandbox;
 mod status;
 mod step;
@@ -35,7 +40,12 @@ mod worker;
 
 pub use agent::{Agent, ResetError, StartError, remove_everything};
 pub use config::{Config, PodCidr};
+pub use dial::DialError;
 pub use exec::{AttachRequest, ExecError, ExecRequest, ExecSession, Resizer};
 pub use logs::{LogError, LogOptions};
+pub use pod::devices::try_on as try_device_rules;
 #[cfg(feature = "faults")]
 pub use step::Step;
+
+#[cfg(test)]
+mod hostile;

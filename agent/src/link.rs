@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -91,6 +91,11 @@ impl PodLink {
         }
         tracing::info!(before = state.greetings, asked = state.version >= 2, "greeted");
         Ok(())
+    }
+
+    /// The socket itself, for what the kernel tells of its other end.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.shared.stream.as_fd()
     }
 
     pub async fn call(&self, op: Op, fds: &[BorrowedFd<'_>]) -> Result<Outcome, LinkError> {

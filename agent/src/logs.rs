@@ -10,6 +10,7 @@ use futures::Stream;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use crate::door::{open_regular, read_end};
 use crate::node::Node;
 
 #[derive(Clone, Debug, Default)]
@@ -143,20 +144,18 @@ pub fn remove(log: &Path) -> io::Result<()> {
 }
 
 /// The end of a log as plain text: at most so many lines and bytes.
-pub fn last_lines(log: &Path, lines: u64, bytes: usize) -> Vec<u8> {
-    let options = LogOptions { tail: Some(lines), ..LogOptions::default() };
-    let mut out = Vec::new();
-    for (path, start) in starts(log, options.tail).unwrap_or_default() {
-        let mut text = Vec::new();
-        let read = File::open(path).and_then(|mut file| {
-            file.seek(SeekFrom::Start(start))?;
-            file.read_to_end(&mut text)
-        });
-        if read.is_ok() {
-            out.extend(text.split(|byte| *byte == b'\n').flat_map(|line| render(line, &options)));
-        }
+pub fn last_lines(log: &Path, lines: usize, bytes: usize) -> Vec<u8> {
+    // An entry has at most 16 KiB, so its last bytes are always in here.
+    const WINDOW: u64 = 64 << 10;
+    let (options, mut found) = (LogOptions::default(), Vec::new());
+    for path in files_of(log).unwrap_or_default().iter().rev() {
+        let Ok(text) = read_end(path, WINDOW) else { continue }; // rotated away meanwhile
+        let entries = text.split(|byte| *byte == b'\n').rev().map(|line| render(line, &options));
+        let left = lines.saturating_sub(found.len());
+        found.extend(entries.filter(|line| !line.is_empty()).take(left));
     }
-    out.split_off(out.len().saturating_sub(bytes))
+    let out: Vec<u8> = found.into_iter().rev().flatten().collect();
+    out[out.len().saturating_sub(bytes)..].to_vec()
 }
 
 /// Where in which files reading begins.
@@ -179,7 +178,7 @@ fn starts(log: &Path, tail: Option<u64>) -> io::Result<Vec<(PathBuf, u64)>> {
 /// The offset of the last `wanted` lines, and how many there are.
 fn tail_start(path: &Path, wanted: u64) -> io::Result<(u64, u64)> {
     const BLOCK: u64 = 64 << 10;
-    let mut file = File::open(path)?;
+    let mut file = open_regular(path)?;
     let size = file.metadata()?.len();
     let (mut position, mut found) = (size, 0);
     if wanted == 0 {
@@ -313,7 +312,7 @@ struct LogFile {
 impl LogFile {
     fn open(path: &Path, start: u64) -> io::Result<LogFile> {
         use std::os::unix::fs::MetadataExt as _;
-        let mut file = File::open(path)?;
+        let mut file = open_regular(path)?;
         let inode = file.metadata()?.ino();
         file.seek(SeekFrom::Start(start))?;
         Ok(LogFile { reader: BufReader::new(file), inode, piece: Vec::new() })

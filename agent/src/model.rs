@@ -42,6 +42,7 @@ pub struct PodSpec {
     #[serde(rename = "hostIPC")]
     pub host_ipc: bool,
     pub share_process_namespace: bool,
+    pub host_users: Option<bool>,
     pub hostname: Option<String>,
     pub subdomain: Option<String>,
     #[serde(rename = "setHostnameAsFQDN")]
@@ -93,6 +94,7 @@ pub struct PodSecurity {
     pub run_as_group: Option<u32>,
     pub run_as_non_root: Option<bool>,
     pub supplemental_groups: Vec<u32>,
+    pub supplemental_groups_policy: Option<String>,
     pub fs_group: Option<u32>,
     pub seccomp_profile: Option<SeccompProfile>,
     pub sysctls: Vec<Sysctl>,
@@ -210,6 +212,7 @@ pub struct VolumeMount {
     pub sub_path: Option<String>,
     pub sub_path_expr: Option<String>,
     pub read_only: bool,
+    pub recursive_read_only: Option<String>,
     pub mount_propagation: Option<String>,
 }
 
@@ -248,6 +251,7 @@ pub struct Handler {
     pub exec: Option<ExecHandler>,
     pub http_get: Option<HttpHandler>,
     pub tcp_socket: Option<TcpHandler>,
+    pub grpc: Option<GrpcHandler>,
     pub sleep: Option<SleepHandler>,
 }
 
@@ -283,6 +287,13 @@ pub struct TcpHandler {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
+pub struct GrpcHandler {
+    pub port: Value,
+    pub service: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
 pub struct SleepHandler {
     pub seconds: u64,
 }
@@ -311,6 +322,9 @@ pub struct Volume {
     #[serde(rename = "downwardAPI")]
     pub downward_api: Option<DownwardSource>,
     pub projected: Option<Projected>,
+    /// Sources that this node does not have, by their names.
+    #[serde(flatten)]
+    pub others: BTreeMap<String, Value>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -378,6 +392,8 @@ pub struct ProjectedSource {
     #[serde(rename = "downwardAPI")]
     pub downward_api: Option<DownwardSource>,
     pub service_account_token: Option<TokenSource>,
+    #[serde(flatten)]
+    pub others: BTreeMap<String, Value>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -397,6 +413,16 @@ impl Container {
 impl PodSpec {
     pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
         self.init_containers.iter().chain(&self.containers)
+    }
+
+    /// The user that every container is to run as, when they all say the same.
+    pub fn only_user(&self) -> Option<u32> {
+        let users = self
+            .all_containers()
+            .map(|container| container.security_context.run_as_user.or(self.security_context.run_as_user));
+        let mut users = users.collect::<Option<Vec<u32>>>()?;
+        users.dedup();
+        if let [user] = users[..] { Some(user) } else { None }
     }
 
     pub fn container(&self, name: &str) -> Option<&Container> {

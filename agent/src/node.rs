@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use api::sysctl::Allowed;
 use serde_json::Value;
 
 use crate::boundary::{EventKind, PodEvent, PodNetwork, PodRef, Upstream};
@@ -29,6 +30,8 @@ pub struct Node {
     pub changes: tokio::sync::watch::Sender<u64>,
     /// This boot of the machine: what was begun in another is gone.
     pub boot: String,
+    /// Kernel settings that pods may choose beside the safe ones.
+    pub allowed_sysctls: Allowed,
 }
 
 /// Who runs here, for exec, attach and those who follow logs.
@@ -108,6 +111,8 @@ pub struct Cgroups {
     /// Every hierarchy's mount.
     mounts: Vec<PathBuf>,
     cgroup2: PathBuf,
+    /// The hierarchy of the pids controller, where each controller has its own.
+    pids: Option<PathBuf>,
     pub pure_v2: bool,
     root: String,
     pod_root: String,
@@ -126,7 +131,7 @@ const QOS_FOLDERS: [&str; 3] = ["", "burstable", "besteffort"];
 impl Cgroups {
     pub fn discover(root: &str, pod_root: &str) -> Result<Cgroups, CgroupError> {
         let table = std::fs::read_to_string("/proc/self/mounts").map_err(CgroupError::Mounts)?;
-        let (mut mounts, mut cgroup2) = (Vec::new(), None);
+        let (mut mounts, mut cgroup2, mut pids) = (Vec::new(), None, None);
         for line in table.lines() {
             let fields: Vec<&str> = line.split(' ').collect();
             match fields.get(2) {
@@ -134,13 +139,17 @@ impl Cgroups {
                     cgroup2 = cgroup2.or(Some(PathBuf::from(fields[1])));
                     mounts.push(PathBuf::from(fields[1]));
                 }
-                Some(&"cgroup") => mounts.push(PathBuf::from(fields[1])),
+                Some(&"cgroup") => {
+                    let counts = fields.get(3).is_some_and(|options| options.split(',').any(|option| option == "pids"));
+                    pids = pids.or(counts.then(|| PathBuf::from(fields[1])));
+                    mounts.push(PathBuf::from(fields[1]));
+                }
                 _ => {}
             }
         }
         let cgroup2 = cgroup2.ok_or(CgroupError::NoCgroup2)?;
         let trim = |text: &str| text.trim_matches('/').to_owned();
-        Ok(Cgroups { pure_v2: mounts.len() == 1, mounts, cgroup2, root: trim(root), pod_root: trim(pod_root) })
+        Ok(Cgroups { pure_v2: mounts.len() == 1, mounts, cgroup2, pids, root: trim(root), pod_root: trim(pod_root) })
     }
 
     /// The cgroup2 folder of the pod process.
@@ -157,6 +166,24 @@ impl Cgroups {
         };
         let root = if self.root.is_empty() { String::new() } else { format!("/{}", self.root) };
         format!("{root}/kubepods/{class}pod{uid}/{run}")
+    }
+
+    /// Makes the pod's own cgroups, in which those of its containers will lie, with its limit of processes.
+    pub fn make_pod(&self, qos: &str, uid: &str, max_pids: Option<u64>) -> std::io::Result<()> {
+        let container = self.container(qos, uid, "any");
+        let folder = Path::new(container.trim_start_matches('/')).parent().unwrap_or(Path::new(""));
+        let mount = if self.pure_v2 { Some(&self.cgroup2) } else { self.pids.as_ref() };
+        let Some(mount) = mount else {
+            tracing::warn!(uid, "this machine has no pids controller: the pod's processes are not limited");
+            return Ok(());
+        };
+        let pod = mount.join(folder);
+        std::fs::create_dir_all(&pod)?;
+        if self.pure_v2 {
+            give_controller(mount, folder, "+pids")?;
+        }
+        let limit = max_pids.map_or_else(|| "max".to_owned(), |limit| limit.to_string());
+        std::fs::write(pod.join("pids.max"), limit)
     }
 
     /// Every folder that may exist for a pod.
@@ -187,6 +214,15 @@ impl Cgroups {
             .filter(|uid| uid.len() == 36)
             .collect()
     }
+}
+
+/// Hands a controller down from the mount to the folders above `folder`.
+fn give_controller(mount: &Path, folder: &Path, controller: &str) -> std::io::Result<()> {
+    let above: Vec<&Path> = folder.ancestors().skip(1).collect();
+    above
+        .into_iter()
+        .rev()
+        .try_for_each(|folder| std::fs::write(mount.join(folder).join("cgroup.subtree_control"), controller))
 }
 
 /// Removes a cgroup folder and all below it; they must be empty of processes.
@@ -241,6 +277,7 @@ mod tests {
         let cgroups = Cgroups {
             mounts: vec!["/c/memory".into(), "/c/unified".into()],
             cgroup2: "/c/unified".into(),
+            pids: None,
             pure_v2: false,
             root: "amp".into(),
             pod_root: "amp/pods".into(),

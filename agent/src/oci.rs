@@ -32,8 +32,26 @@ pub struct Inputs<'a> {
 pub struct Mount {
     pub source: PathBuf,
     pub destination: String,
-    pub read_only: bool,
+    pub access: MountAccess,
     pub propagation: Propagation,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MountAccess {
+    Writable,
+    ReadOnly,
+    /// What is mounted below is read-only too.
+    ReadOnlyRecursive,
+}
+
+impl MountAccess {
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            MountAccess::Writable => &["rw"],
+            MountAccess::ReadOnly => &["ro"],
+            MountAccess::ReadOnlyRecursive => &["ro", "rro"],
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -96,13 +114,12 @@ pub fn process(inputs: &Inputs<'_>, command: &[String], terminal: bool) -> Resul
     if terminal && !inputs.env.iter().any(|(name, _)| name == "TERM") {
         env.push("TERM=xterm".into());
     }
-    let cwd = inputs.container.working_dir.as_deref().unwrap_or(&inputs.image.working_dir);
     let mut process = json!({
         "terminal": terminal,
         "user": {"uid": inputs.user.uid, "gid": inputs.user.gid, "additionalGids": inputs.user.groups},
         "args": command,
         "env": env,
-        "cwd": if cwd.is_empty() { "/" } else { cwd },
+        "cwd": working_folder(inputs.container, inputs.image),
         "capabilities": {"bounding": capabilities, "permitted": capabilities, "effective": capabilities},
     });
     if inputs.user.uid != 0 {
@@ -115,6 +132,12 @@ pub fn process(inputs: &Inputs<'_>, command: &[String], terminal: bool) -> Resul
         process["noNewPrivileges"] = json!(true);
     }
     Ok(process)
+}
+
+/// Where the container's processes begin.
+pub fn working_folder<'a>(container: &'a Container, image: &'a ImageConfig) -> &'a str {
+    let wanted = container.working_dir.as_deref().filter(|folder| !folder.is_empty());
+    Some(wanted.unwrap_or(&image.working_dir)).filter(|folder| !folder.is_empty()).unwrap_or("/")
 }
 
 /// `command` replaces the image's entry point and its arguments; `args` only the arguments.
@@ -252,8 +275,8 @@ fn mounts(inputs: &Inputs<'_>) -> Value {
             Propagation::HostToContainer => "rslave",
             Propagation::Bidirectional => "rshared",
         };
-        let access = if mount.read_only { "ro" } else { "rw" };
-        json!({"destination": mount.destination, "type": "bind", "source": mount.source, "options": ["rbind", propagation, access]})
+        let options = [&["rbind", propagation], mount.access.options()].concat();
+        json!({"destination": mount.destination, "type": "bind", "source": mount.source, "options": options})
     }));
     Value::Array(list)
 }
@@ -373,7 +396,7 @@ mod tests {
         let mount = |destination: &str| Mount {
             source: "/x".into(),
             destination: destination.into(),
-            read_only: false,
+            access: MountAccess::Writable,
             propagation: Propagation::Private,
         };
         let config = build(json!({"containers": [{}]}), |inputs| inputs.mounts = vec![mount("/a/b/c"), mount("/a")]);

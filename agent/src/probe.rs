@@ -1,18 +1,22 @@
-//! Probes and hooks: a command in the container, an HTTP request, a TCP connection.
+//! Probes and hooks: a command in the container, an HTTP request, a gRPC call, a TCP connection.
+
+mod grpc;
+mod http;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::future::join_all;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::exec::{ExecRequest, exec};
-use crate::model::{Container, Handler, HttpHandler, Probe};
+use crate::model::{Container, Handler, Probe};
 use crate::node::Node;
 use crate::worker::Command;
 
@@ -142,46 +146,80 @@ impl Streak {
 
 /// Runs a handler once; the error is what an event says.
 pub async fn run_handler(target: &Target, handler: &Handler, timeout: Duration) -> Result<(), String> {
-    let run = async {
-        if let Some(command) = &handler.exec {
-            return run_command(target, &command.command).await;
-        }
-        if let Some(sleep) = &handler.sleep {
-            tokio::time::sleep(Duration::from_secs(sleep.seconds)).await;
-            return Ok(());
-        }
-        if let Some(http) = &handler.http_get {
-            return get(target, http).await;
-        }
-        if let Some(tcp) = &handler.tcp_socket {
-            let address = address(target, &tcp.port, tcp.host.as_deref())?;
-            return TcpStream::connect(&address)
-                .await
-                .map(drop)
-                .map_err(|error| format!("dial tcp {address}: {error}"));
-        }
-        Err("no handler".to_owned())
+    if let Some(command) = &handler.exec {
+        return run_command(target, &command.command, timeout).await;
+    }
+    if let Some(sleep) = &handler.sleep {
+        tokio::time::sleep(Duration::from_secs(sleep.seconds).min(timeout)).await;
+        return Ok(());
+    }
+    if let Some(http) = &handler.http_get {
+        return http::get(target, http, timeout).await;
+    }
+    if let Some(grpc) = &handler.grpc {
+        return grpc::check(target, grpc, timeout).await;
+    }
+    if let Some(tcp) = &handler.tcp_socket {
+        let address = address(target, &tcp.port, tcp.host.as_deref())?;
+        return match tokio::time::timeout(timeout, TcpStream::connect(&address)).await {
+            Ok(connected) => connected.map(drop).map_err(|error| format!("dial tcp {address}: {error}")),
+            Err(_) => Err(format!("dial tcp {address}: i/o timeout")),
+        };
+    }
+    Err("no handler".to_owned())
+}
+
+/// What an event may say of a command's output.
+const MAX_OUTPUT: usize = 10 << 10;
+/// A command that has ended may have left its streams to others: they are not waited for.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// Runs a command in the container. One that takes too long is killed.
+async fn run_command(target: &Target, command: &[String], timeout: Duration) -> Result<(), String> {
+    let request = ExecRequest { command: command.to_vec(), stdout: true, stderr: true, ..ExecRequest::default() };
+    let deadline = tokio::time::Instant::now() + timeout;
+    let session = exec(&target.node, &target.uid, &target.container.name, &request).await;
+    let mut session = session.map_err(|error| pod::causes::chain(&error))?;
+    let (Some(exit), process) = (session.exit.take(), session.process.take()) else {
+        return Err("no exit code".into());
     };
-    match tokio::time::timeout(timeout, run).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(format!("command timed out after {timeout:?}")),
+    let output = Mutex::new(Vec::new());
+    let streams = [session.stdout.take(), session.stderr.take()].into_iter().flatten();
+    let mut reading = Box::pin(join_all(streams.map(|stream| collect(stream, &output))));
+    let ended = async {
+        tokio::pin!(exit);
+        // Both at once: a command that says much goes on only while it is listened to.
+        tokio::select! {
+            code = &mut exit => {
+                let _ = tokio::time::timeout(LAST_WORDS, &mut reading).await; // what has not come by then is not told
+                code
+            }
+            _ = &mut reading => exit.await,
+        }
+    };
+    let ended = tokio::time::timeout_at(deadline, ended).await;
+    let said = || String::from_utf8_lossy(&output.lock().unwrap_or_else(PoisonError::into_inner)).trim().to_owned();
+    match ended {
+        Ok(Ok(0)) => Ok(()),
+        Ok(Ok(_)) => Err(said()),
+        Ok(Err(_)) => Err("the pod process is gone".into()),
+        Err(_) => {
+            if let Some(process) = process {
+                process.kill().await;
+            }
+            Err(format!("command timed out: {:?} timed out after {timeout:?}", command.join(" ")))
+        }
     }
 }
 
-async fn run_command(target: &Target, command: &[String]) -> Result<(), String> {
-    let request = ExecRequest { command: command.to_vec(), stdout: true, stderr: true, ..ExecRequest::default() };
-    let session = exec(&target.node, &target.uid, &target.container.name, &request).await;
-    let mut session = session.map_err(|error| pod::causes::chain(&error))?;
-    let mut output = Vec::new();
-    for stream in [session.stdout.take(), session.stderr.take()].into_iter().flatten() {
-        let read = stream.take(10 << 10).read_to_end(&mut output).await;
-        read.map_err(|error| error.to_string())?;
-    }
-    let Some(exit) = session.exit else { return Err("no exit code".into()) };
-    match exit.await {
-        Ok(0) => Ok(()),
-        Ok(_) => Err(String::from_utf8_lossy(&output).trim().to_owned()),
-        Err(_) => Err("the pod process is gone".into()),
+/// Reads a stream to its end and keeps the beginning.
+async fn collect(mut stream: impl AsyncRead + Unpin, output: &Mutex<Vec<u8>>) {
+    let mut buffer = [0; 4096];
+    // An error ends the stream as its end does: the exit code tells how the command fared.
+    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+        let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = MAX_OUTPUT.saturating_sub(output.len());
+        output.extend_from_slice(&buffer[..count.min(left)]);
     }
 }
 
@@ -202,50 +240,6 @@ fn address(target: &Target, port: &Value, host: Option<&str>) -> Result<String, 
     }
 }
 
-async fn get(target: &Target, http: &HttpHandler) -> Result<(), String> {
-    if http.scheme.as_deref().is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")) {
-        return Err("probes over HTTPS are not supported by this node".into());
-    }
-    let address = address(target, &http.port, http.host.as_deref())?;
-    let path = if http.path.starts_with('/') { http.path.clone() } else { format!("/{}", http.path) };
-    let url = format!("http://{address}{path}");
-    let failed = |error: std::io::Error| format!("Get {url:?}: {error}");
-    let mut stream = TcpStream::connect(&address).await.map_err(failed)?;
-    stream.write_all(request(&address, &path, http).as_bytes()).await.map_err(failed)?;
-    let mut answer = Vec::new();
-    let mut buffer = [0; 1024];
-    while !answer.contains(&b'\n') && answer.len() < 4096 {
-        match stream.read(&mut buffer).await.map_err(failed)? {
-            0 => break,
-            count => answer.extend_from_slice(&buffer[..count]),
-        }
-    }
-    match status_code(&answer) {
-        Some(200..=399) => Ok(()),
-        Some(code) => Err(format!("HTTP probe failed with statuscode: {code}")),
-        None => Err(format!("Get {url:?}: malformed HTTP response")),
-    }
-}
-
-fn request(address: &str, path: &str, http: &HttpHandler) -> String {
-    let own = |name: &str| http.http_headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
-    let host = own("host").map_or(address, |header| header.value.as_str());
-    let mut text = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
-    if own("user-agent").is_none() {
-        text.push_str("User-Agent: kube-probe/1.34\r\n");
-    }
-    for header in http.http_headers.iter().filter(|header| !header.name.eq_ignore_ascii_case("host")) {
-        text.push_str(&format!("{}: {}\r\n", header.name, header.value));
-    }
-    text + "\r\n"
-}
-
-fn status_code(answer: &[u8]) -> Option<u16> {
-    let line = answer.split(|byte| *byte == b'\n').next()?;
-    let text = std::str::from_utf8(line).ok()?;
-    text.strip_prefix("HTTP/")?.split_whitespace().nth(1)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,11 +253,5 @@ mod tests {
         let mut alive = Streak::new(&Probe::default(), Kind::Liveness);
         let changes: Vec<_> = [true, false, false, false].map(|good| alive.count(good)).into();
         assert_eq!(changes, [None, None, None, Some(false)]);
-    }
-
-    #[test]
-    fn status_lines() {
-        assert_eq!(status_code(b"HTTP/1.1 204 No Content\r\n"), Some(204));
-        assert_eq!(status_code(b"SSH-2.0"), None);
     }
 }

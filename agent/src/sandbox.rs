@@ -1,5 +1,6 @@
 //! Starting a pod process, finding a living one, and attaching its network.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
@@ -7,6 +8,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::sysctl::dotted;
 use pod::protocol::{Setup, State};
 use tokio::sync::mpsc;
 
@@ -14,7 +16,7 @@ use crate::boundary::{Attachment, NetworkError};
 use crate::disk;
 use crate::env::hostname;
 use crate::link::{LinkError, LinkEvent, PodLink};
-use crate::model::Pod;
+use crate::model::{Pod, PodSpec};
 use crate::node::Node;
 use crate::record::Record;
 use crate::step::Step;
@@ -85,11 +87,13 @@ pub async fn spawn(node: &Node, pod: &Pod, record: &Record) -> Result<Sandbox, S
     let setup_file = write_setup(node, pod, uid).map_err(SandboxError::Folders)?;
     Step::WriteSetup.done();
     let log = File::options().create(true).append(true).open(folder.join("pod.log")).map_err(SandboxError::Folders)?;
+    let setup = File::open(setup_file).map_err(SandboxError::Folders)?;
     let run = tokio::process::Command::new(node.executable.path())
-        .arg(&setup_file)
+        .arg0("amphipod-pod")
+        .arg(format!("{}/{}", record.pod.namespace, record.pod.name))
         .env_clear()
         .envs(pod::faults::environment())
-        .stdin(Stdio::null())
+        .stdin(setup)
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
@@ -119,7 +123,6 @@ fn write_setup(node: &Node, pod: &Pod, uid: &str) -> io::Result<PathBuf> {
 
 fn setup(node: &Node, pod: &Pod, uid: &str) -> Setup {
     let folder = node.pod_run(uid);
-    let sysctls = &pod.spec.security_context.sysctls;
     Setup {
         uid: uid.to_owned(),
         socket: folder.join("socket"),
@@ -131,8 +134,23 @@ fn setup(node: &Node, pod: &Pod, uid: &str) -> Setup {
         host_ipc: pod.spec.host_ipc,
         share_pid: pod.spec.share_process_namespace,
         seccomp_cache: Some(node.config.run_dir.join("seccomp")),
-        sysctls: sysctls.iter().map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
+        users: None,
+        sysctls: sysctls(&pod.spec),
     }
+}
+
+/// What the pod asks for, and in a network of its own what any user may there: low ports, and echo requests.
+fn sysctls(spec: &PodSpec) -> BTreeMap<String, String> {
+    let own_network = !spec.host_network;
+    // Groups beyond those of the pod's own user namespace are no valid range there.
+    let own_users = spec.host_users == Some(false);
+    let defaults = [
+        ("net.ipv4.ip_unprivileged_port_start", "0", own_network),
+        ("net.ipv4.ping_group_range", "0 2147483647", own_network && !own_users),
+    ];
+    let defaults = defaults.iter().filter(|(.., wanted)| *wanted).map(|(name, value, _)| (*name, *value));
+    let asked = spec.security_context.sysctls.iter().map(|sysctl| (dotted(&sysctl.name), sysctl.value.clone()));
+    defaults.map(|(name, value)| (name.to_owned(), value.to_owned())).chain(asked).collect()
 }
 
 async fn connect(node: &Node, uid: &str) -> Result<Sandbox, LinkError> {
@@ -165,4 +183,23 @@ pub async fn find(node: &Node, record: &Record) -> Result<Presence, LinkError> {
 fn lives(lock: &std::path::Path) -> bool {
     let Ok(file) = File::open(lock) else { return false };
     matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)) // when it was free, closing the file frees it again
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn any_user_may_serve_low_ports_and_ping_unless_the_pod_says_otherwise() {
+        let of = |spec: serde_json::Value| sysctls(&serde_json::from_value(spec).unwrap());
+        let own = of(json!({}));
+        assert_eq!(own["net.ipv4.ip_unprivileged_port_start"], "0");
+        assert_eq!(own["net.ipv4.ping_group_range"], "0 2147483647");
+        let asked = [json!({"name": "net/ipv4/ip_unprivileged_port_start", "value": "1024"})];
+        let asked = of(json!({"securityContext": {"sysctls": asked}}));
+        assert_eq!(asked["net.ipv4.ip_unprivileged_port_start"], "1024");
+        assert!(of(json!({"hostNetwork": true})).is_empty());
+        assert!(!of(json!({"hostUsers": false})).contains_key("net.ipv4.ping_group_range"));
+    }
 }

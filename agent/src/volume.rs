@@ -1,23 +1,31 @@
 //! A pod's volumes as folders that containers mount.
 //!
-//! Config maps, secrets, the downward API and tokens are written the way applications expect them to change: all files
-//! in a fresh `..<number>` folder, one `..data` link flipped to it by rename, and a link per file through `..data`.
+//! `content` writes what comes from the API: config maps, secrets, the downward API, tokens (kept by `token`).
 
-use std::collections::BTreeMap;
+mod content;
+mod token;
+
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, symlink};
-use std::path::{Component, Path, PathBuf};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
+use crate::admit::absent_kind;
 use crate::boundary::{TokenRequest, Upstream, UpstreamError};
 use crate::disk;
+use crate::door::Folder;
 use crate::env::{EnvError, Facts, field_value, object_data, resource_value};
 use crate::model::{
     DownwardSource, EmptyDir, HostPath, KeyRef, KeyToPath, ObjectSource, Pod, Projected, ProjectedSource, TokenSource,
     Volume, quantity,
 };
+use crate::room::{NoRoom, Room};
+pub use content::Files;
+#[cfg(test)]
+pub use content::is_written;
+pub use token::Tokens;
 
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
@@ -37,8 +45,12 @@ pub enum ContentError {
     Path(String),
     #[error("hostPath type check failed: {path} is not a {wanted}")]
     HostPath { path: String, wanted: &'static str },
-    #[error("this volume type is not supported")]
-    Unsupported,
+    #[error("this node has no volumes of the kind {0}")]
+    Unsupported(String),
+    #[error("resourceFieldRef without a container")]
+    NoContainer,
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -46,8 +58,29 @@ pub enum ContentError {
 /// Where a volume is, and when its content must be written again (a token's renewal).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ready {
-    pub path: PathBuf,
+    pub place: Place,
     pub renew_at: Option<Timestamp>,
+}
+
+/// A volume's folder (or file), as containers may mount it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Place {
+    pub path: PathBuf,
+    pub access: Access,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// As each mount says.
+    Any,
+    /// Whatever a mount says: the agent writes it.
+    ReadOnly,
+}
+
+impl Ready {
+    fn any(path: PathBuf) -> Ready {
+        Ready { place: Place { path, access: Access::Any }, renew_at: None }
+    }
 }
 
 pub struct Volumes<'a> {
@@ -58,6 +91,7 @@ pub struct Volumes<'a> {
     pub durable: &'a Path,
     /// Gone after a reboot: what comes from the API.
     pub volatile: &'a Path,
+    pub tokens: &'a Tokens,
 }
 
 impl Volumes<'_> {
@@ -69,10 +103,10 @@ impl Volumes<'_> {
 
     async fn make_any(&self, volume: &Volume) -> Result<Ready, ContentError> {
         if let Some(host_path) = &volume.host_path {
-            return Ok(Ready { path: check_host_path(host_path)?, renew_at: None });
+            return check_host_path(host_path).map(Ready::any);
         }
         if let Some(empty) = &volume.empty_dir {
-            return self.empty_dir(&volume.name, empty).map(|path| Ready { path, renew_at: None });
+            return self.empty_dir(&volume.name, empty).map(Ready::any);
         }
         let mut files = Files::default();
         if let Some(source) = &volume.config_map {
@@ -84,12 +118,19 @@ impl Volumes<'_> {
         } else if let Some(projected) = &volume.projected {
             self.add_projected(projected, &mut files).await?;
         } else {
-            return Err(ContentError::Unsupported);
+            return Err(ContentError::Unsupported(absent_kind(volume).unwrap_or_default().to_owned()));
         }
         let path = self.volatile.join(&volume.name);
         self.mount_memory(&path, "")?;
-        write_files(&path, &files, self.pod.spec.security_context.fs_group)?;
-        Ok(Ready { path, renew_at: files.renew_at })
+        files.write(&Folder::open(&path)?, self.pod.spec.security_context.fs_group)?;
+        Ok(Ready { place: Place { path, access: Access::ReadOnly }, renew_at: files.renew_at })
+    }
+
+    /// What an earlier agent, or an earlier time, wrote into a volume of the API's content; `None` when it never did.
+    pub fn written(&self, volume: &Volume) -> Option<Place> {
+        let path = self.volatile.join(&volume.name);
+        let written = Folder::open(&path).is_ok_and(|folder| content::is_written(&folder));
+        written.then_some(Place { path, access: Access::ReadOnly })
     }
 
     fn empty_dir(&self, name: &str, empty: &EmptyDir) -> Result<PathBuf, ContentError> {
@@ -99,7 +140,12 @@ impl Volumes<'_> {
             self.mount_memory(&path, &size.unwrap_or_default())?;
             path
         } else {
-            self.durable.join(name)
+            let path = self.durable.join(name);
+            if !path.exists() {
+                disk::create_folder(self.durable, 0o755)?;
+                Room::at(self.durable)?.check(&path, 0)?;
+            }
+            path
         };
         disk::create_folder(&path, 0o777)?;
         if let Some(group) = self.pod.spec.security_context.fs_group {
@@ -153,7 +199,7 @@ impl Volumes<'_> {
                 (Some(field), _) => field_value(self.pod, self.facts, &field.field_path)?,
                 (None, Some(resource)) => resource_value(
                     self.pod,
-                    self.pod.spec.containers.first().ok_or(ContentError::Unsupported)?,
+                    self.pod.spec.containers.first().ok_or(ContentError::NoContainer)?,
                     resource,
                 )?,
                 (None, None) => String::new(),
@@ -165,7 +211,10 @@ impl Volumes<'_> {
 
     async fn add_projected(&self, projected: &Projected, files: &mut Files) -> Result<(), ContentError> {
         let mode = projected.default_mode;
-        for ProjectedSource { config_map, secret, downward_api, service_account_token } in &projected.sources {
+        for ProjectedSource { config_map, secret, downward_api, service_account_token, others } in &projected.sources {
+            if let Some(kind) = others.keys().next() {
+                return Err(ContentError::Unsupported(kind.clone()));
+            }
             if let Some(source) = config_map {
                 self.add_object(source, mode, false, files).await?;
             }
@@ -192,93 +241,13 @@ impl Volumes<'_> {
             pod_name: metadata.name.clone(),
             pod_uid: metadata.uid.clone(),
         };
-        let token = self.upstream.service_account_token(&request).await?;
-        let now = Timestamp::now();
-        // Renewed when 80 % of its life is over, as clients expect.
-        let life = token.expires_at.duration_since(now);
-        let renew_at = now.checked_add(life * 4 / 5).unwrap_or(token.expires_at);
-        files.renew_at = files.renew_at.map_or(Some(renew_at), |other| Some(other.min(renew_at)));
-        files.add(&source.path, token.token.into_bytes(), mode)
+        let kept = self.tokens.get(self.upstream, &request).await?;
+        files.renew_at = files.renew_at.into_iter().chain([kept.renew_at]).min();
+        let user = self.pod.spec.only_user();
+        // Only a group of the volume's own, or the one user that all containers run as, may read it then.
+        let mode = if user.is_some() || self.pod.spec.security_context.fs_group.is_some() { 0o600 } else { mode };
+        files.add_of(&source.path, kept.token.into_bytes(), mode, user)
     }
-}
-
-/// The files of a volume by relative path.
-#[derive(Debug, Default)]
-struct Files {
-    files: BTreeMap<String, (Vec<u8>, u32)>,
-    renew_at: Option<Timestamp>,
-}
-
-impl Files {
-    fn add(&mut self, path: &str, content: Vec<u8>, mode: u32) -> Result<(), ContentError> {
-        let inside = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
-        if !inside || path.is_empty() || path.starts_with("..") {
-            return Err(ContentError::Path(path.to_owned()));
-        }
-        self.files.insert(path.to_owned(), (content, mode));
-        Ok(())
-    }
-}
-
-fn write_files(volume: &Path, files: &Files, group: Option<u32>) -> io::Result<()> {
-    let data_link = volume.join("..data");
-    let old = fs::read_link(&data_link).ok();
-    if old.as_ref().is_some_and(|old| unchanged(&volume.join(old), files)) {
-        return Ok(());
-    }
-    let name = format!("..{}", Timestamp::now().as_nanosecond());
-    let folder = volume.join(&name);
-    disk::create_folder(&folder, 0o755)?;
-    for (path, (content, mode)) in &files.files {
-        let target = folder.join(path);
-        if let Some(parent) = target.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        fs::write(&target, content)?;
-        let mode = if group.is_some() { mode | 0o440 } else { *mode };
-        fs::set_permissions(&target, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
-        std::os::unix::fs::chown(&target, None, group)?;
-    }
-    let new_link = volume.join("..data_new");
-    disk::remove_file(&new_link)?;
-    symlink(&name, &new_link)?;
-    fs::rename(&new_link, &data_link)?;
-    link_names(volume, files)?;
-    match old {
-        Some(old) => disk::remove_tree(&volume.join(old)),
-        None => Ok(()),
-    }
-}
-
-fn unchanged(folder: &Path, files: &Files) -> bool {
-    let same =
-        |(path, (content, _)): (&String, &(Vec<u8>, u32))| fs::read(folder.join(path)).is_ok_and(|old| old == *content);
-    files.files.iter().all(same) && count_files(folder) == files.files.len()
-}
-
-fn count_files(folder: &Path) -> usize {
-    let items = fs::read_dir(folder).into_iter().flatten().flatten();
-    items.map(|item| if item.path().is_dir() { count_files(&item.path()) } else { 1 }).sum()
-}
-
-/// One link per first path component; those of files that went away are removed.
-fn link_names(volume: &Path, files: &Files) -> io::Result<()> {
-    let wanted: Vec<&str> = files.files.keys().filter_map(|path| path.split('/').next()).collect();
-    for item in fs::read_dir(volume)? {
-        let item = item?;
-        let name = item.file_name();
-        let ours = name.to_str().is_some_and(|name| name.starts_with("..") || wanted.contains(&name));
-        if !ours && item.file_type()?.is_symlink() {
-            fs::remove_file(item.path())?;
-        }
-    }
-    for name in wanted {
-        let link = volume.join(name);
-        if fs::symlink_metadata(&link).is_err() {
-            symlink(Path::new("..data").join(name), link)?;
-        }
-    }
-    Ok(())
 }
 
 fn check_host_path(host_path: &HostPath) -> Result<PathBuf, ContentError> {
@@ -286,7 +255,9 @@ fn check_host_path(host_path: &HostPath) -> Result<PathBuf, ContentError> {
     let kind = host_path.kind.as_deref().unwrap_or_default();
     match kind {
         "DirectoryOrCreate" if !path.exists() => fs::create_dir_all(&path)?,
-        "FileOrCreate" if !path.exists() => fs::write(&path, "")?,
+        "FileOrCreate" if !path.exists() => drop(
+            fs::OpenOptions::new().create(true).append(true).custom_flags(libc::O_NONBLOCK).mode(0o644).open(&path)?,
+        ),
         // Docker made missing ones folders, and so does every runtime since.
         "" if !path.exists() => fs::create_dir_all(&path)?,
         _ => {}
@@ -307,35 +278,6 @@ fn check_host_path(host_path: &HostPath) -> Result<PathBuf, ContentError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn files(list: &[(&str, &str)]) -> Files {
-        let mut files = Files::default();
-        for (path, content) in list {
-            files.add(path, content.as_bytes().to_vec(), 0o640).unwrap();
-        }
-        files
-    }
-
-    #[test]
-    fn content_is_flipped_as_a_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let volume = folder.path();
-        write_files(volume, &files(&[("a", "1"), ("sub/b", "2"), ("old", "x")]), None).unwrap();
-        let first = fs::read_link(volume.join("..data")).unwrap();
-        assert_eq!(fs::read_to_string(volume.join("sub/b")).unwrap(), "2");
-        write_files(volume, &files(&[("a", "1"), ("sub/b", "2"), ("old", "x")]), None).unwrap();
-        assert_eq!(fs::read_link(volume.join("..data")).unwrap(), first, "nothing changed");
-        write_files(volume, &files(&[("a", "3"), ("sub/b", "2")]), None).unwrap();
-        assert_eq!(fs::read_to_string(volume.join("a")).unwrap(), "3");
-        assert!(fs::symlink_metadata(volume.join("old")).is_err() && !volume.join(first).exists());
-    }
-
-    #[test]
-    fn paths_stay_inside() {
-        for bad in ["../x", "/x", "", "a/../b", "..data"] {
-            assert!(Files::default().add(bad, Vec::new(), 0o644).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn host_paths_are_checked() {

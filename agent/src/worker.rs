@@ -8,7 +8,6 @@ mod start;
 mod stop;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::admit::{Rejection, admit};
 use crate::boundary::{EventKind, UpstreamError};
 use crate::env::Facts;
 use crate::link::LinkEvent;
@@ -30,6 +30,7 @@ use crate::sandbox::Presence;
 use crate::status::{self, Health, Waiting};
 use crate::step::{Part, Step};
 use crate::teardown::tear_down;
+use crate::volume::{Place, Tokens};
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -57,7 +58,10 @@ pub struct Worker {
     record: Record,
     pod: Arc<Pod>,
     presence: Presence,
-    volumes: HashMap<String, PathBuf>,
+    volumes: HashMap<String, Place>,
+    /// Something that volumes show may have changed.
+    stale: bool,
+    tokens: Tokens,
     renew_at: Option<Timestamp>,
     waiting: BTreeMap<String, Waiting>,
     health: BTreeMap<String, Health>,
@@ -107,6 +111,8 @@ impl Worker {
             pod,
             presence: Presence::Absent,
             volumes: HashMap::new(),
+            stale: false,
+            tokens: Tokens::default(),
             renew_at: None,
             waiting: BTreeMap::new(),
             health: BTreeMap::new(),
@@ -173,12 +179,13 @@ impl Worker {
                 }
                 self.pod = Arc::new(pod);
                 if changed {
+                    self.stale = true; // labels and annotations show in volumes
                     self.save();
                 }
             }
             Command::Gone => self.gone = true,
             Command::ContentChanged => {
-                self.volumes.clear();
+                self.stale = true;
                 let waiting = &self.waiting;
                 // A registry in trouble is not helped by this; all else may be.
                 self.retries
@@ -259,16 +266,18 @@ impl Worker {
 
     /// What the container wrote to its termination log, or the end of its log when it asked for that and failed.
     fn termination_message(&self, name: &str, run: &str, exit_code: i32) -> Option<String> {
-        const MAX: usize = 4096;
         let uid = &self.record.pod.uid;
         let container = self.pod.spec.container(name)?;
-        let written = std::fs::read(crate::launch::termination_file(&self.node, uid, run)).unwrap_or_default();
+        let written = match crate::launch::termination_message(&self.node, uid, run) {
+            Ok(written) => written,
+            Err(error) => return Some(format!("Error on reading termination log: {error}")),
+        };
         let fall_back = container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
         let bytes = if written.is_empty() && fall_back && exit_code != 0 {
             let number = self.record.containers.get(name)?.runs.saturating_sub(1);
             crate::logs::last_lines(&self.node.log_file(uid, name, number), 80, 2048)
         } else {
-            written[..written.len().min(MAX)].to_vec()
+            written
         };
         let text = String::from_utf8_lossy(&bytes).into_owned();
         (!text.is_empty()).then_some(text)
@@ -315,6 +324,7 @@ impl Worker {
         if let Some(finished) = self.past_deadline() {
             self.finish(finished).await;
         }
+        self.reject().await;
         self.act_on_health().await;
         if self.record.finished.is_none() && matches!(self.presence, Presence::Remains) {
             self.lost_sandbox().await;
@@ -331,6 +341,17 @@ impl Worker {
         }
         self.initialized = plan.initialized || self.initialized;
         plan
+    }
+
+    /// A pod that this node does not take fails before anything of it exists.
+    async fn reject(&mut self) {
+        if self.record.sandboxes > 0 || self.record.finished.is_some() {
+            return;
+        }
+        let Err(Rejection { reason, message }) = admit(&self.pod.spec, &self.node.allowed_sysctls) else { return };
+        self.event(None, EventKind::Warning, reason, message.clone()).await;
+        let message = Some(format!("Pod was rejected: {message}"));
+        self.finish(Finished { succeeded: false, reason: Some(reason.into()), message }).await;
     }
 
     fn plan(&mut self) -> Plan {

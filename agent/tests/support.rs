@@ -128,6 +128,8 @@ fn config(folder: &Path, cgroup: String, registries: Option<PathBuf>) -> Config 
         cluster_dns: Some("10.96.0.10".parse().unwrap()),
         cluster_domain: "cluster.local".into(),
         registries,
+        pod_max_pids: Some(200),
+        allowed_unsafe_sysctls: vec!["kernel.msg*".into()],
     }
 }
 

@@ -20,6 +20,7 @@ pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod sysctl;
 pub mod table;
 pub mod time;
 pub mod validate;

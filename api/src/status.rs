@@ -226,6 +226,11 @@ impl Status {
         self
     }
 
+    /// Whether the details give this reason among their causes.
+    pub fn has_cause(&self, reason: &str) -> bool {
+        self.details.as_ref().is_some_and(|details| details.causes.iter().any(|cause| cause.reason == reason))
+    }
+
     pub fn is_success(&self) -> bool {
         self.code < 400
     }

@@ -16,6 +16,7 @@ use crate::engine::{
     Context, DeleteOptions, Deleted, Draft, Engine, List, ListOptions, Target, Watch, WatchOptions, WriteOptions,
 };
 use crate::identity::User;
+use crate::object::Revision;
 use crate::reviews;
 use crate::server::Shared;
 
@@ -45,17 +46,6 @@ impl Resource {
     }
 }
 
-fn asked(verb: &str, resource: Resource, namespace: &str) -> Attributes {
-    let text = str::to_owned;
-    Attributes {
-        verb: text(verb),
-        group: text(resource.group),
-        resource: text(resource.plural),
-        namespace: text(namespace),
-        ..Attributes::default()
-    }
-}
-
 impl Client {
     pub(crate) fn new(shared: Arc<Shared>, user: User, manager: &str) -> Self {
         Self { shared, user, manager: manager.to_owned() }
@@ -65,8 +55,20 @@ impl Client {
         &self.shared.engine
     }
 
-    fn kind(&self, resource: Resource) -> Result<Arc<Kind>, Status> {
-        self.engine().registry().find(resource.group, resource.version, resource.plural).ok_or_else(Status::no_route)
+    fn target(&self, resource: Resource, namespace: &str, name: &str, subresource: &str) -> Result<Target, Status> {
+        let kind = self.engine().registry().find(resource.group, resource.version, resource.plural);
+        let mut target = Target::new(kind.ok_or_else(Status::no_route)?, namespace, name);
+        target.subresource = subresource.to_owned();
+        Ok(target)
+    }
+
+    /// Whether a request of ours is one we may make.
+    fn check(&self, verb: &str, target: &Target) -> Result<(), Status> {
+        let asked = Attributes { verb: verb.to_owned(), ..Attributes::of(target) };
+        // A namespace is an object and the place it is.
+        let place = if *target.kind.plural == *"namespaces" { &target.name } else { &target.namespace };
+        let asked = Attributes { namespace: place.clone(), ..asked };
+        self.engine().authorizer.check(self.engine(), &self.user, &asked)
     }
 
     /// The target of a request of ours, if we may make it.
@@ -78,21 +80,18 @@ impl Client {
         name: &str,
         subresource: &str,
     ) -> Result<Target, Status> {
-        let text = str::to_owned;
-        let asked = Attributes { name: text(name), subresource: text(subresource), ..asked(verb, resource, namespace) };
-        let asked = if resource.plural == "namespaces" { Attributes { namespace: text(name), ..asked } } else { asked };
-        self.engine().authorizer.check(self.engine(), &self.user, &asked)?;
-        let mut target = Target::new(self.kind(resource)?, namespace, name);
-        target.subresource = text(subresource);
+        let target = self.target(resource, namespace, name, subresource)?;
+        self.check(verb, &target)?;
         Ok(target)
     }
 
     /// The collection that a list or watch of ours looks at, if we may see what it selects.
     fn may_select(&self, verb: &str, resource: Resource, namespace: &str, fields: &Fields) -> Result<Target, Status> {
+        let target = self.target(resource, namespace, "", "")?;
         let node_name = fields.exact("spec.nodeName").map(str::to_owned);
-        let asked = Attributes { node_name, ..asked(verb, resource, namespace) };
+        let asked = Attributes { verb: verb.to_owned(), node_name, ..Attributes::of(&target) };
         self.engine().authorizer.check(self.engine(), &self.user, &asked)?;
-        Ok(Target::new(self.kind(resource)?, namespace, ""))
+        Ok(target)
     }
 
     fn context(&self) -> Context {
@@ -138,15 +137,19 @@ impl Client {
     where
         F: Fn(&Value) -> Result<Value, Status> + Send + Sync,
     {
+        let target = self.target(resource, namespace, name, subresource)?;
+        self.update_at(&target, |current| canonical(&target.kind, &change(current)?)).await
+    }
+
+    /// The same for an object of any kind, whose owner makes no field that its kind does not have.
+    pub async fn update_at<F>(&self, target: &Target, change: F) -> Result<Value, Status>
+    where
+        F: Fn(&Value) -> Result<Value, Status> + Send + Sync,
+    {
         // What follows is a read-modify-write or a patch, whichever the identity's role grants.
-        let target = self
-            .allowed("update", resource, namespace, name, subresource)
-            .or_else(|refused| self.allowed("patch", resource, namespace, name, subresource).map_err(|_| refused))?;
-        let through = |current: Option<&Value>| {
-            let next = change(current.ok_or_else(|| target.not_found())?)?;
-            canonical(&target.kind, &next).map(Draft::Update)
-        };
-        let written = self.engine().update(&self.context(), &target, &self.options(), &through).await?;
+        self.check("update", target).or_else(|refused| self.check("patch", target).map_err(|_| refused))?;
+        let through = |current: Option<&Value>| change(current.ok_or_else(|| target.not_found())?).map(Draft::Update);
+        let written = self.engine().update(&self.context(), target, &self.options(), &through).await?;
         Ok(written.object.into_value())
     }
 
@@ -157,12 +160,17 @@ impl Client {
         name: &str,
         options: &DeleteOptions,
     ) -> Result<Deleted, Status> {
-        let target = self.allowed("delete", resource, namespace, name, "")?;
-        self.engine().delete(&self.context(), &target, options).await
+        self.delete_at(&self.target(resource, namespace, name, "")?, options).await
     }
 
-    /// Gives a pod its node; `uid` guards against a namesake.
-    pub async fn bind(&self, namespace: &str, pod: &str, uid: &str, node: &str) -> Result<(), Status> {
+    /// The same for an object of any kind.
+    pub async fn delete_at(&self, target: &Target, options: &DeleteOptions) -> Result<Deleted, Status> {
+        self.check("delete", target)?;
+        self.engine().delete(&self.context(), target, options).await
+    }
+
+    /// Gives a pod its node; `uid` guards against a namesake. Returns the pod's new revision.
+    pub async fn bind(&self, namespace: &str, pod: &str, uid: &str, node: &str) -> Result<Revision, Status> {
         let target = self.allowed("create", Resource::core("pods"), namespace, pod, "binding")?;
         let binding = json!({"metadata": {"name": pod, "uid": uid}, "target": {"kind": "Node", "name": node}});
         self.engine().bind(&self.context(), &target, &self.options(), &binding).await

@@ -91,6 +91,14 @@ impl Shown {
             Shown::Value(value) => value,
         }
     }
+
+    /// The revision of this state; 0 for what was never stored.
+    pub fn revision(&self) -> Revision {
+        match self {
+            Shown::Stored(object) => object.revision,
+            Shown::Value(value) => revision_of(value),
+        }
+    }
 }
 
 /// See the module's text.
@@ -328,6 +336,11 @@ pub(crate) fn unreadable(key: &ObjectKey) -> Status {
 pub struct Context {
     pub user: User,
     pub now: Timestamp,
+}
+
+/// What an object says of its revision; 0 when it says nothing.
+pub(crate) fn revision_of(object: &Value) -> Revision {
+    object["metadata"]["resourceVersion"].as_str().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 pub(crate) fn deleting(object: &Value) -> bool {

@@ -28,6 +28,7 @@ mod metrics;
 mod negotiate;
 mod params;
 mod path;
+mod proxy;
 mod reply;
 mod serving;
 mod spdy;

@@ -1,4 +1,4 @@
-//! How the server reaches what runs on nodes: logs and streams into containers.
+//! How the server reaches what runs on nodes: logs, streams into containers, connections into pods.
 //!
 //! One trait, implemented by whoever knows the way (the agent of the same process).
 
@@ -51,6 +51,11 @@ pub struct Session {
     pub exit: BoxFuture<'static, Result<i32, String>>,
 }
 
+/// Bytes both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
 #[async_trait]
 pub trait Nodes: Send + Sync + 'static {
     /// A container's log as text. `pod` is the stored object.
@@ -60,6 +65,8 @@ pub trait Nodes: Send + Sync + 'static {
         options: LogOptions,
     ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, Status>;
     async fn exec(&self, pod: &Value, options: ExecOptions) -> Result<Session, Status>;
+    /// A connection to a port of the pod's own loopback address.
+    async fn dial(&self, pod: &Value, port: u16) -> Result<Box<dyn Duplex>, Status>;
 }
 
 /// A server without nodes.
@@ -72,6 +79,10 @@ impl Nodes for NoNodes {
     }
 
     async fn exec(&self, pod: &Value, _: ExecOptions) -> Result<Session, Status> {
+        Err(unreachable(pod))
+    }
+
+    async fn dial(&self, pod: &Value, _: u16) -> Result<Box<dyn Duplex>, Status> {
         Err(unreachable(pod))
     }
 }

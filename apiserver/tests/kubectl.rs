@@ -9,14 +9,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::status::Status;
-use apiserver::nodes::{ExecOptions, LogOptions, Nodes, Session, unreachable};
+use apiserver::client::{Client, Resource};
+use apiserver::identity::{MASTERS, User};
+use apiserver::nodes::{Duplex, ExecOptions, LogOptions, Nodes, Session, unreachable};
 use apiserver::server::{Config, Server};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -58,11 +61,26 @@ impl Nodes for Echo {
             exit: Box::pin(async { Ok(3) }),
         })
     }
+
+    /// Port 80 sends back what it is sent; nothing listens elsewhere.
+    async fn dial(&self, _: &Value, port: u16) -> Result<Box<dyn Duplex>, Status> {
+        if port != 80 {
+            return Err(Status::internal("connection refused"));
+        }
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        tokio::spawn(async move {
+            let (mut from, mut to) = tokio::io::split(ours);
+            tokio::io::copy(&mut from, &mut to).await.unwrap();
+            to.shutdown().await.unwrap();
+        });
+        Ok(Box::new(theirs))
+    }
 }
 
 /// A server with its own folder, which is also kubectl's home (its caches must not outlive the server).
 struct Cluster {
     folder: TempDir,
+    client: Client,
     _stop: DropGuard,
 }
 
@@ -73,9 +91,10 @@ impl Cluster {
         let server = Server::open(&config, Arc::new(Echo)).await.unwrap();
         let kubeconfig = server.admin_kubeconfig(&server.address().to_string()).unwrap();
         std::fs::write(folder.path().join("kubeconfig"), kubeconfig).unwrap();
+        let client = server.client(User::new("tester", &[MASTERS]), "tester");
         let stop = CancellationToken::new();
         tokio::spawn(server.serve(stop.clone()));
-        let cluster = Self { folder, _stop: stop.drop_guard() };
+        let cluster = Self { folder, client, _stop: stop.drop_guard() };
         // Pods are admitted only where their service account is; no controller makes it here.
         cluster.kubectl("create serviceaccount default").await;
         cluster
@@ -89,13 +108,17 @@ impl Cluster {
         self.run_with(arguments, input, None).await
     }
 
-    async fn run_with(&self, arguments: &[&str], input: &str, setting: Option<(&str, &str)>) -> Output {
+    fn command(&self, arguments: &[&str], setting: Option<(&str, &str)>) -> Command {
         let mut command = Command::new("kubectl");
         command.args(arguments).env("HOME", self.path()).env("KUBECONFIG", self.path().join("kubeconfig"));
         command.env("KUBE_EDITOR", "sed -i s/nginx:1.10/nginx:1.11/").env_remove("KUBECTL_EXTERNAL_DIFF");
         command.envs(setting);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn().expect("kubectl is on PATH");
+        command
+    }
+
+    async fn run_with(&self, arguments: &[&str], input: &str, setting: Option<(&str, &str)>) -> Output {
+        let mut child = self.command(arguments, setting).spawn().expect("kubectl is on PATH");
         let mut stdin = child.stdin.take().unwrap();
         // Who reads no input has closed it.
         let _ = stdin.write_all(input.as_bytes()).await;
@@ -248,5 +271,49 @@ async fn processes_are_reached_by_websocket_and_spdy() {
         assert_eq!(String::from_utf8_lossy(&output.stdout), input, "{websockets}");
         says(&String::from_utf8_lossy(&output.stderr), &["two words", "command terminated with exit code 3"]);
         assert_eq!(output.status.code(), Some(3));
+    }
+}
+
+/// The same over both protocols, several connections at once, and one to where nothing listens.
+#[tokio::test(flavor = "multi_thread")]
+async fn ports_are_forwarded_by_websocket_and_spdy() {
+    let cluster = Cluster::start().await;
+    let pod = "---\n{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {nodeName: one, containers: [{name: c, image: i}]}}";
+    cluster.fed("apply -f -", pod).await;
+    let runs = |pod: &Value| {
+        let mut pod = pod.clone();
+        pod["status"]["phase"] = json!("Running");
+        Ok(pod)
+    };
+    cluster.client.update(Resource::core("pods"), "default", "p", "status", runs).await.unwrap();
+    for websockets in ["true", "false"] {
+        let setting = Some(("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets));
+        let mut kubectl = cluster.command(&["port-forward", "pod/p", ":80", ":81"], setting).spawn().unwrap();
+        let mut lines = BufReader::new(kubectl.stdout.take().unwrap()).lines();
+        let mut port = async |end: &str| loop {
+            let line = tokio::time::timeout(LIMIT, lines.next_line()).await.unwrap().unwrap().unwrap();
+            if let Some(rest) = line.strip_prefix("Forwarding from 127.0.0.1:").filter(|_| line.ends_with(end)) {
+                return rest.split(' ').next().unwrap().parse::<u16>().unwrap();
+            }
+        };
+        let (open, closed) = (port("-> 80").await, port("-> 81").await);
+        let talk = |index: u8| async move {
+            let mut stream = TcpStream::connect(("127.0.0.1", open)).await.unwrap();
+            let said = vec![index; 300_000];
+            let (mut from, mut to) = stream.split();
+            let mut heard = Vec::new();
+            let write = async {
+                to.write_all(&said).await.unwrap();
+                to.shutdown().await.unwrap();
+            };
+            let (_, read) = tokio::join!(write, from.read_to_end(&mut heard));
+            read.unwrap();
+            assert!(heard == said, "{} of {} bytes", heard.len(), said.len());
+        };
+        tokio::time::timeout(LIMIT, futures::future::join_all((1..=8).map(talk))).await.unwrap();
+        let mut refused = TcpStream::connect(("127.0.0.1", closed)).await.unwrap();
+        let ended = tokio::time::timeout(LIMIT, refused.read(&mut [0; 8])).await.unwrap();
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+        kubectl.kill().await.unwrap();
     }
 }

@@ -61,8 +61,12 @@ pub fn run_dir() -> PathBuf {
 
 /// The process of a pod, by its UID.
 pub fn pod_process(uid: &str) -> Result<u32> {
-    let setup = run_dir().join("pods").join(uid).join("setup.json").display().to_string();
-    process_with(&setup).with_context(|| format!("pod {uid} has no process"))
+    let group = format!("pod{uid}");
+    let found = processes().find(|(pid, line)| {
+        line.starts_with("amphipod-pod\0")
+            && fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| cgroups.contains(&group))
+    });
+    found.map(|(pid, _)| pid).with_context(|| format!("pod {uid} has no process"))
 }
 
 /// The running `amphipod up` of the bench's cluster.
@@ -71,11 +75,15 @@ pub fn amphipod(cluster: &Cluster) -> Result<u32> {
 }
 
 fn process_with(words: &str) -> Option<u32> {
-    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-        let line = fs::read_to_string(entry.path().join("cmdline")).ok()?;
-        let wrapped = line.starts_with("nsenter"); // it becomes the process itself
-        (!wrapped && line.contains(words)).then_some(pid)
+    // What nsenter starts becomes the process itself.
+    processes().find(|(_, line)| !line.starts_with("nsenter") && line.contains(words)).map(|(pid, _)| pid)
+}
+
+/// Every process's id and command line.
+fn processes() -> impl Iterator<Item = (u32, String)> {
+    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        Some((pid, fs::read_to_string(entry.path().join("cmdline")).ok()?))
     })
 }
 

@@ -16,7 +16,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
         json!({"metadata": {"namespace": "default", "name": format!("s{index}")}, "spec": {"clusterIPs": [ip], "ports": []}})
     };
     let services: Vec<_> = (0..count).map(|index| serde_json::from_value(service(index))).collect::<Result<_, _>>()?;
-    let server = Server::start(Config { listen, domain: "cluster.local".into(), upstreams: Vec::new() }).await?;
+    let clients = vec!["127.0.0.0/8".parse()?];
+    let server =
+        Server::start(Config { listen, domain: "cluster.local".into(), upstreams: Vec::new(), clients }).await?;
     server.publish(Snapshot::compute(&services, &[]));
     println!("{count} services on {}", server.address());
     server.broken().await;

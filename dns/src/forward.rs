@@ -1,22 +1,22 @@
 //! Questions about other names go to the node's own name servers, one after the other, and their answers are kept.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use crate::cache::{Cache, Question};
+use crate::clients::Quota;
 
 /// One server's time to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Questions under way at once; more are refused, not queued.
-const AT_ONCE: usize = 1000;
+/// Questions under way at once, and those of one client; more are refused, not queued.
+const AT_ONCE: (usize, usize) = (1000, 100);
 const PAYLOAD: u16 = 1232;
 
 /// Which way a question came, and so how long its answer may be.
@@ -30,8 +30,8 @@ pub(crate) enum Transport {
 pub(crate) enum ForwardError {
     #[error("no name server is configured for other names")]
     NoUpstream,
-    #[error("too many questions under way")]
-    Busy,
+    #[error("too many questions of {0}, or of all, are under way")]
+    Busy(IpAddr),
     #[error("no name server answered")]
     Unanswered,
 }
@@ -40,12 +40,12 @@ pub(crate) enum ForwardError {
 pub(crate) struct Forwarder {
     upstreams: Vec<SocketAddr>,
     cache: Mutex<Cache>,
-    permits: Semaphore,
+    places: Quota,
 }
 
 impl Forwarder {
     pub fn new(upstreams: Vec<SocketAddr>) -> Self {
-        Self { upstreams, cache: Mutex::default(), permits: Semaphore::new(AT_ONCE) }
+        Self { upstreams, cache: Mutex::default(), places: Quota::new(AT_ONCE.0, AT_ONCE.1) }
     }
 
     /// The answer if it is kept.
@@ -58,14 +58,20 @@ impl Forwarder {
     }
 
     /// Asks the name servers. The answer has the id and question of `asked`.
-    pub async fn ask(&self, query: &Query, asked: &Message, transport: Transport) -> Result<Message, ForwardError> {
+    pub async fn ask(
+        &self,
+        query: &Query,
+        asked: &Message,
+        client: IpAddr,
+        transport: Transport,
+    ) -> Result<Message, ForwardError> {
         if let Some(kept) = self.cached(query, asked) {
             return Ok(kept);
         }
         if self.upstreams.is_empty() {
             return Err(ForwardError::NoUpstream);
         }
-        let _permit = self.permits.try_acquire().map_err(|_| ForwardError::Busy)?;
+        let _place = self.places.take(client).ok_or(ForwardError::Busy(client))?;
         let outgoing = outgoing(query, asked);
         for upstream in &self.upstreams {
             let answer = match timeout(PATIENCE, exchange(*upstream, &outgoing, transport)).await {

@@ -7,6 +7,7 @@
 //! own deadline.
 
 mod cache;
+mod clients;
 mod forward;
 mod quick;
 mod server;

@@ -1,20 +1,22 @@
 //! Sockets, and from a question to its answer.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RecordType};
+use ipnetwork::IpNetwork;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, Semaphore, oneshot};
+use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::clients::{Clients, Quota};
 use crate::forward::{Forwarder, Transport};
 use crate::quick::Quick;
 use crate::snapshot::Snapshot;
@@ -26,7 +28,8 @@ pub(crate) const PAYLOAD: u16 = 1232;
 const PLAIN_PAYLOAD: u16 = 512;
 /// How long a TCP client may be silent.
 const IDLE: Duration = Duration::from_secs(10);
-const TCP_CLIENTS: usize = 256;
+/// TCP connections at once, and those of one client.
+const CONNECTIONS: (usize, usize) = (256, 32);
 /// Threads for datagrams, where there are as many CPUs: one answers more than a node's pods ask.
 const THREADS: usize = 4;
 
@@ -38,6 +41,8 @@ pub struct Config {
     pub domain: String,
     /// Where other names are asked for.
     pub upstreams: Vec<SocketAddr>,
+    /// Who is answered: the addresses of the node and of its pods.
+    pub clients: Vec<IpNetwork>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +69,8 @@ struct Shared {
     stopping: AtomicBool,
     snapshot: RwLock<Arc<Snapshot>>,
     forwarder: Forwarder,
+    clients: Clients,
+    connections: Quota,
 }
 
 impl Server {
@@ -79,6 +86,8 @@ impl Server {
             stopping: AtomicBool::new(false),
             snapshot: RwLock::default(),
             forwarder: Forwarder::new(config.upstreams),
+            clients: Clients::new(config.clients),
+            connections: Quota::new(CONNECTIONS.0, CONNECTIONS.1),
         });
         let mut tasks = JoinSet::new();
         for socket in &datagrams {
@@ -109,6 +118,11 @@ impl Server {
     pub async fn broken(&self) {
         let ended = self.tasks.lock().await.join_next().await;
         tracing::error!(?ended, "a DNS task ended");
+    }
+
+    /// Questions and connections of strangers, dropped without a word.
+    pub fn refused(&self) -> u64 {
+        self.shared.clients.refused()
     }
 
     /// Answers of other servers kept now.
@@ -165,10 +179,12 @@ fn serve_udp(shared: &Arc<Shared>, socket: &Arc<UdpSocket>, runtime: &Handle) ->
         }
         let snapshot = shared.snapshot();
         for index in 0..count {
+            let client = batch.client(index).filter(|client| shared.clients.admits(client.ip()));
+            let Some(client) = client else { continue };
             let quick =
                 |question: &[u8], answer: &mut Vec<u8>| shared.quick.answer(&snapshot, question, PAYLOAD, answer);
             if !batch.answer(index, quick) {
-                answer_slowly(shared, socket, runtime, &mut batch, index);
+                answer_slowly(shared, socket, runtime, &mut batch, (index, client));
             }
         }
         batch.send(socket);
@@ -176,7 +192,13 @@ fn serve_udp(shared: &Arc<Shared>, socket: &Arc<UdpSocket>, runtime: &Handle) ->
 }
 
 /// With the general code: at once if it can, else as a task.
-fn answer_slowly(shared: &Arc<Shared>, socket: &Arc<UdpSocket>, runtime: &Handle, batch: &mut Batch, index: usize) {
+fn answer_slowly(
+    shared: &Arc<Shared>,
+    socket: &Arc<UdpSocket>,
+    runtime: &Handle,
+    batch: &mut Batch,
+    (index, client): (usize, SocketAddr),
+) {
     let Some(asked) = question(batch.question(index)) else { return };
     if let Some(answer) = shared.answer_now(&asked) {
         let Some(bytes) = encode(answer, datagram_limit(&asked)) else { return };
@@ -186,10 +208,9 @@ fn answer_slowly(shared: &Arc<Shared>, socket: &Arc<UdpSocket>, runtime: &Handle
         });
         return;
     }
-    let Some(client) = batch.client(index) else { return };
     let (shared, socket) = (Arc::clone(shared), Arc::clone(socket));
     runtime.spawn(async move {
-        let answer = shared.answer(&asked, Transport::Udp).await;
+        let answer = shared.answer(&asked, client.ip(), Transport::Udp).await;
         let Some(bytes) = encode(answer, datagram_limit(&asked)) else { return };
         if let Err(error) = udp::send_now(&socket, &bytes, client) {
             tracing::debug!(%client, %error, "sending an answer failed");
@@ -203,11 +224,9 @@ fn datagram_limit(asked: &Message) -> usize {
 }
 
 async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {
-    let permits = Arc::new(Semaphore::new(TCP_CLIENTS));
     loop {
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, client) = match listener.accept().await {
+            Ok((stream, client)) => (stream, client.ip()),
             Err(error) => {
                 tracing::warn!(%error, "accepting a DNS connection failed");
                 // Out of descriptors: they need a moment to come back.
@@ -215,17 +234,23 @@ async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {
                 continue;
             }
         };
+        if !shared.clients.admits(client) {
+            continue;
+        }
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            if let Err(error) = serve_stream(&shared, stream).await {
+            let Some(_place) = shared.connections.take(client) else {
+                tracing::debug!(%client, "too many DNS connections: one was closed");
+                return;
+            };
+            if let Err(error) = serve_stream(&shared, stream, client).await {
                 tracing::debug!(%error, "DNS connection ended");
             }
-            drop(permit);
         });
     }
 }
 
-async fn serve_stream(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
+async fn serve_stream(shared: &Shared, mut stream: TcpStream, client: IpAddr) -> io::Result<()> {
     loop {
         let Ok(length) = timeout(IDLE, stream.read_u16()).await else { return Ok(()) };
         let length = match length {
@@ -235,7 +260,7 @@ async fn serve_stream(shared: &Shared, mut stream: TcpStream) -> io::Result<()> 
         let mut buffer = vec![0; length.into()];
         timeout(IDLE, stream.read_exact(&mut buffer)).await??;
         let Some(asked) = question(&buffer) else { return Ok(()) };
-        let answer = shared.answer(&asked, Transport::Tcp).await;
+        let answer = shared.answer(&asked, client, Transport::Tcp).await;
         let Some(bytes) = encode(answer, usize::from(u16::MAX)) else { return Ok(()) };
         let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
         timeout(IDLE, stream.write_all(&[&length.to_be_bytes()[..], &bytes].concat())).await??;
@@ -253,6 +278,9 @@ fn question(bytes: &[u8]) -> Option<Message> {
         }
     }
 }
+
+/// A message, who sent it and how.
+type Asked<'a> = (&'a Message, IpAddr, Transport);
 
 impl Shared {
     fn snapshot(&self) -> Arc<Snapshot> {
@@ -277,7 +305,7 @@ impl Shared {
         }
     }
 
-    async fn answer(&self, asked: &Message, transport: Transport) -> Message {
+    async fn answer(&self, asked: &Message, client: IpAddr, transport: Transport) -> Message {
         if let Some(answer) = self.answer_now(asked) {
             return answer;
         }
@@ -289,21 +317,21 @@ impl Shared {
             Outcome::Alias(record, target) => {
                 let mut answer = authoritative(asked, ResponseCode::NoError);
                 answer.answers.push(*record);
-                self.follow(asked, query, target, transport, &mut answer).await;
+                self.follow((asked, client, transport), query, target, &mut answer).await;
                 answer
             }
-            _ => self.forward(asked, query, transport).await,
+            _ => self.forward((asked, client, transport), query).await,
         }
     }
 
     /// Adds what an alias leads to: stub resolvers do not ask again.
-    async fn follow(&self, asked: &Message, query: &Query, target: Name, transport: Transport, answer: &mut Message) {
+    async fn follow(&self, asked: Asked<'_>, query: &Query, target: Name, answer: &mut Message) {
         let mut onward = Query::query(target, query.query_type());
         onward.set_query_class(query.query_class());
         match self.zone.lookup(&self.snapshot(), onward.name(), onward.query_type()) {
             Outcome::Found(found) => answer.answers.extend(found.answers),
             Outcome::Elsewhere => {
-                let found = self.forward(asked, &onward, transport).await;
+                let found = self.forward(asked, &onward).await;
                 answer.metadata.response_code = found.metadata.response_code;
                 answer.metadata.authoritative = false;
                 answer.answers.extend(found.answers);
@@ -314,8 +342,8 @@ impl Shared {
         }
     }
 
-    async fn forward(&self, asked: &Message, query: &Query, transport: Transport) -> Message {
-        match self.forwarder.ask(query, asked, transport).await {
+    async fn forward(&self, (asked, client, transport): Asked<'_>, query: &Query) -> Message {
+        match self.forwarder.ask(query, asked, client, transport).await {
             Ok(answer) => adopt(asked, answer),
             Err(error) => {
                 tracing::debug!(%error, name = %query.name(), "question not answered");

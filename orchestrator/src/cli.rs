@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use agent::config::DEFAULT_POD_MAX_PIDS;
 use anyhow::{Context, Result, bail};
 use apiserver::engine::ServiceNetwork;
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -101,6 +102,12 @@ struct UpArguments {
     /// YAML file that says where registries are and how to reach them
     #[arg(long)]
     registries: Option<PathBuf>,
+    /// How many processes a pod may have; -1 for as many as the machine
+    #[arg(long, default_value_t = DEFAULT_POD_MAX_PIDS as i64, allow_negative_numbers = true)]
+    pod_max_pids: i64,
+    /// Kernel settings that pods may choose beside the safe ones; a trailing * stands for any end
+    #[arg(long, value_delimiter = ',')]
+    allowed_unsafe_sysctls: Vec<String>,
 }
 
 /// Parses the command line and runs what it says.
@@ -108,10 +115,13 @@ pub fn run() -> Result<()> {
     let arguments = with_config(std::env::args_os().collect())?;
     start_log();
     match Arguments::parse_from(arguments).command {
-        Command::Server(arguments) => runtime()?.block_on(control_plane::run(arguments.settings()?)),
+        Command::Server(arguments) => {
+            let control = arguments.settings()?;
+            daemon()?.block_on(control_plane::run(control))
+        }
         Command::Up(arguments) => {
             let (control, node) = arguments.settings()?;
-            runtime()?.block_on(up::run(control, node))
+            daemon()?.block_on(up::run(control, node))
         }
         Command::Doctor(arguments) => {
             let (control, node) = arguments.settings()?;
@@ -126,6 +136,12 @@ fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+}
+
+/// The runtime of a process that stays.
+fn daemon() -> Result<tokio::runtime::Runtime> {
+    crate::inherited::close().context("cannot close what was left open")?;
+    runtime()
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
@@ -184,12 +200,24 @@ impl UpArguments {
             cluster_dns: services.dns(),
             domain: self.server.cluster_domain.clone(),
             cgroup_root: self.cgroup_root.clone().map_or_else(cgroup2_mount, Ok)?,
-            pod_cgroup: self.pod_cgroup.clone(),
+            pod_cgroup: pod_cgroup(&self.pod_cgroup)?,
             bpf_root: self.bpf_root.clone().unwrap_or_else(|| self.run_dir.join("bpf")),
             registries: self.registries.clone(),
+            pod_max_pids: u64::try_from(self.pod_max_pids).ok(),
+            allowed_unsafe_sysctls: self.allowed_unsafe_sysctls.clone(),
         };
         Ok((control, settings))
     }
+}
+
+/// A folder of our own: at the root itself the pods of other kubelets would count as strays, and be ended.
+fn pod_cgroup(text: &str) -> Result<String> {
+    let own = text.trim_start_matches('/').trim_end_matches('/');
+    let plain = |part: &str| !matches!(part, "" | "." | "..");
+    if !own.split('/').all(plain) {
+        bail!("--pod-cgroup {text:?}: a folder below the hierarchies' root is wanted, such as amphipod");
+    }
+    Ok(own.to_owned())
 }
 
 fn host_name() -> Result<String> {
@@ -302,6 +330,14 @@ mod tests {
     #[test]
     fn node_names_are_checked() {
         assert!(is_node_name("node-1.example") && !is_node_name("Node") && !is_node_name("-a") && !is_node_name("a_b"));
+    }
+
+    #[test]
+    fn pods_have_a_cgroup_of_their_own() {
+        assert_eq!(pod_cgroup("/system.slice/amphipod.service/").unwrap(), "system.slice/amphipod.service");
+        for bad in ["", "/", "a//b", "../a", "."] {
+            assert!(pod_cgroup(bad).unwrap_err().to_string().starts_with("--pod-cgroup"), "{bad}");
+        }
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! Server, controllers and scheduler of one process.
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use apiserver::engine::ServiceNetwork;
-use apiserver::identity::User;
+use apiserver::identity::{AUTHENTICATED, User};
 use apiserver::nodes::{NoNodes, Nodes};
 use apiserver::server::{Config, Server};
 use tokio::task::JoinSet;
@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::controllers::{self, Caches, Selection};
 use crate::events::Recorder;
-use crate::kubernetes_service;
 use crate::scheduler;
 use crate::store_command;
+use crate::system_objects;
 
 /// Validated settings.
 #[derive(Debug, Clone)]
@@ -63,7 +63,7 @@ pub async fn serve(server: Server, tasks: &mut JoinSet<()>) -> Result<()> {
 
 /// Opens the store and starts everything but the listener.
 pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Running> {
-    make_private(&settings.data_dir)?;
+    agent::claim::data_dir(&settings.data_dir).context("choose another folder with --data-dir")?;
     let config = Config {
         store: store_command::store_of(&settings.data_dir),
         listen: settings.listen,
@@ -84,12 +84,9 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
     let address = SocketAddr::new(settings.advertise, server.address().port());
     write_private(&settings.data_dir.join("admin.kubeconfig"), &server.admin_kubeconfig(&address.to_string())?)?;
     let (caches, mut tasks) = (Arc::new(Caches::default()), JoinSet::new());
-    caches.start(
-        &server.client(User::new("system:kube-controller-manager", &["system:masters"]), "amphipod"),
-        &mut tasks,
-    );
+    caches.start(&server.client(User::new("system:kube-controller-manager", &[AUTHENTICATED]), "amphipod"), &mut tasks);
     controllers::start(&server, &caches, &settings.controllers, &mut tasks);
-    kubernetes_service::start(&server, &caches, settings, address, &mut tasks);
+    system_objects::start(&server, &caches, settings, address, &mut tasks);
     if settings.controllers.has(controllers::SCHEDULER) {
         let client = scheduler::client(&server);
         let recorder = Recorder::new(client.clone(), "default-scheduler", "");
@@ -111,13 +108,6 @@ async fn wait(tasks: &mut JoinSet<()>) -> Result<()> {
             anyhow::bail!("a task ended that should run for ever")
         }
     }
-}
-
-fn make_private(dir: &Path) -> Result<()> {
-    std::fs::create_dir_all(dir)
-        .with_context(|| format!("cannot create {}: choose another with --data-dir", dir.display()))?;
-    let private = std::fs::Permissions::from_mode(0o700);
-    std::fs::set_permissions(dir, private).with_context(|| format!("cannot protect {}", dir.display()))
 }
 
 /// Writes a file nobody else may read; replaces an old one in one step.

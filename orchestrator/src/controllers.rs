@@ -11,11 +11,13 @@ use apiserver::server::Server;
 use thiserror::Error;
 use tokio::task::JoinSet;
 
-pub mod collection;
 pub mod deployment;
 pub mod endpoints;
+pub mod gc;
 pub mod housekeeping;
 pub mod informer;
+pub mod namespaces;
+pub mod ownership;
 pub mod replicaset;
 pub mod runtime;
 pub mod views;
@@ -136,13 +138,11 @@ pub fn start(server: &Server, caches: &Arc<Caches>, chosen: &Selection, tasks: &
     starter.start(housekeeping::ServiceAccounts, tasks);
     starter.start(housekeeping::RootCa { certificate: server.authority().ca_certificate.clone() }, tasks);
     starter.start(housekeeping::NodeLifecycle::default(), tasks);
-    let client =
-        server.client(User::service_account("kube-system", "generic-garbage-collector"), "kube-controller-manager");
     if chosen.has(GARBAGE_COLLECTOR) {
-        tasks.spawn(collection::GarbageCollector::new(&client).run());
+        tasks.spawn(gc::GarbageCollector::new(starter.client("generic-garbage-collector")).run());
     }
     if chosen.has(NAMESPACE) {
-        tasks.spawn(collection::Namespaces::new(&client).run());
+        tasks.spawn(namespaces::Namespaces::new(starter.client(NAMESPACE)).run());
     }
 }
 
@@ -155,26 +155,15 @@ struct Starter<'a> {
 impl Starter<'_> {
     fn start<C: Controller>(&self, controller: C, tasks: &mut JoinSet<()>) {
         if self.chosen.has(C::NAME) {
-            let client =
-                self.server.client(User::service_account("kube-system", C::ACCOUNT), "kube-controller-manager");
-            tasks.spawn(runtime::run(controller, client, self.caches.clone()));
+            tasks.spawn(runtime::run(controller, self.client(C::ACCOUNT), self.caches.clone()));
         }
+    }
+
+    /// As a controller's own account.
+    fn client(&self, account: &str) -> Client {
+        self.server.client(User::service_account("kube-system", account), "kube-controller-manager")
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(items: &[&str]) -> Result<Selection, UnknownController> {
-        Selection::parse(&items.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>())
-    }
-
-    #[test]
-    fn all_but_one() {
-        let chosen = parse(&["*", "-scheduler"]).unwrap();
-        assert!(chosen.has("replicaset-controller") && !chosen.has("scheduler"));
-        assert!(parse(&[]).unwrap().0.is_empty());
-        assert!(parse(&["*", "-nonsense"]).unwrap_err().to_string().contains("there is no controller \"nonsense\""));
-    }
-}
+mod tests;

@@ -7,9 +7,9 @@ use std::fmt;
 use anyhow::{Result, bail};
 use network::Cidr;
 
+use crate::claim::{self, ClaimError};
 use crate::control_plane::ControlPlane;
 use crate::node::Settings;
-use crate::up;
 use facts::{Facts, Hierarchy};
 
 pub mod facts;
@@ -66,6 +66,7 @@ const CHECKS: &[Check] = &[
     ("cgroup2", cgroup2),
     ("cgroup controllers", controllers),
     ("cgroup folders", cgroup_folders),
+    ("device rules", device_rules),
     ("overlayfs", overlay),
     ("disk", disk),
     ("disk latency", disk_latency),
@@ -82,7 +83,7 @@ const CHECKS: &[Check] = &[
 
 /// `amphipod doctor`: prints every row; fails when one does.
 pub fn run(control: &ControlPlane, settings: &Settings) -> Result<()> {
-    let agent_runs = up::claim_namespace().is_err();
+    let agent_runs = matches!(claim::claim_namespace(), Err(ClaimError::Held));
     let verdicts = judge(&facts::gather(control, settings, agent_runs));
     for (name, verdict) in &verdicts {
         let word = match verdict {
@@ -206,6 +207,20 @@ fn cgroup_folders(facts: &Facts) -> Verdict {
         Some((mount, why)) => Verdict::fail(
             format!("no folder can be made in {}: {why}", mount.display()),
             "mount it writable; under systemd set Delegate=yes",
+        ),
+    }
+}
+
+fn device_rules(facts: &Facts) -> Verdict {
+    match &facts.device_rules_refused {
+        None => Verdict::ok("cgroup2 asks before a device is opened"),
+        // Without a folder there is no program to attach: that row says so.
+        Some(_) if facts.hierarchies.iter().any(|found| found.v2 && found.refused.is_some()) => {
+            Verdict::warn("not known without a cgroup folder", "see cgroup folders")
+        }
+        Some(why) => Verdict::fail(
+            format!("no device program can be attached to a cgroup: {why}"),
+            "boot a kernel with CONFIG_CGROUP_BPF=y and CONFIG_BPF_SYSCALL=y, and allow bpf(2)",
         ),
     }
 }
@@ -406,6 +421,7 @@ mod tests {
             cgroup_root: "/sys/fs/cgroup".into(),
             cgroup_root_is_v2: true,
             hierarchies: vec![Hierarchy { mount: "/sys/fs/cgroup".into(), v2: true, controllers, refused: None }],
+            device_rules_refused: None,
             data_dir: "/var/lib/amphipod".into(),
             store_exists: false,
             disk: Disk {
@@ -471,6 +487,7 @@ mod tests {
             "missing: memory",
         );
         one(|f| f.hierarchies[0].refused = Some("read-only".into()), "FAIL cgroup folders", "Delegate=yes");
+        one(|f| f.device_rules_refused = Some("not permitted".into()), "FAIL device rules", "CONFIG_CGROUP_BPF");
         one(|f| f.disk.overlayfs = true, "FAIL overlayfs", "--data-dir");
         one(|f| f.overlay_refused = Some("no such device".into()), "FAIL overlayfs", "modprobe overlay");
         one(|f| f.disk.refused = Some("read-only".into()), "FAIL disk", "--data-dir");

@@ -1,16 +1,18 @@
 //! Events: what happened to an object, said once and counted when it happens again.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use api::view::Meta;
 use apiserver::client::{Client, Resource};
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use correlator::Correlator;
+
+mod correlator;
 
 const EVENTS: Resource = Resource::core("events");
-/// Remembered events; beyond it repetitions become events of their own.
-const REMEMBERED: usize = 4096;
 
 /// What an event is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -40,7 +42,21 @@ impl Reference {
     }
 }
 
-type Seen = HashMap<(Reference, String, String), String>;
+/// What kind of news it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EventType {
+    Normal,
+    Warning,
+}
+
+impl EventType {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "Normal",
+            Self::Warning => "Warning",
+        }
+    }
+}
 
 /// Writes events under one component's name; clones share what was said before.
 #[derive(Clone)]
@@ -48,38 +64,42 @@ pub struct Recorder {
     client: Client,
     component: String,
     host: String,
-    seen: Arc<Mutex<Seen>>,
+    correlator: Arc<Mutex<Correlator>>,
 }
 
 impl Recorder {
     pub fn new(client: Client, component: &str, host: &str) -> Self {
-        Self { client, component: component.into(), host: host.into(), seen: Arc::default() }
+        Self { client, component: component.into(), host: host.into(), correlator: Arc::default() }
     }
 
     pub async fn normal(&self, about: &Reference, reason: &str, message: &str) {
-        self.record(about, "Normal", reason, message).await;
+        self.record(about, EventType::Normal, reason, message).await;
     }
 
     pub async fn warning(&self, about: &Reference, reason: &str, message: &str) {
-        self.record(about, "Warning", reason, message).await;
+        self.record(about, EventType::Warning, reason, message).await;
     }
 
     /// An event that cannot be written is logged: it must not stop what it is about.
-    pub async fn record(&self, about: &Reference, type_: &str, reason: &str, message: &str) {
-        let key = (about.clone(), reason.to_owned(), message.to_owned());
-        let known = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        if let Some(name) = known
-            && self.count(&namespace(about), &name).await
+    pub async fn record(&self, about: &Reference, type_: EventType, reason: &str, message: &str) {
+        let Some(news) = self.correlate(|all| all.take(about, type_, reason, message, Instant::now())) else {
+            tracing::debug!(
+                reason,
+                object = about.name,
+                message,
+                "event held back: there were too many of this object"
+            );
+            return;
+        };
+        if let Some(name) = &news.known
+            && self.count(&namespace(about), name, &news.message).await
         {
             return;
         }
-        match self.client.create(EVENTS, &namespace(about), self.event(about, type_, reason, message)).await {
+        match self.client.create(EVENTS, &namespace(about), self.event(about, type_, reason, &news.message)).await {
             Ok(created) => {
-                let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-                if seen.len() >= REMEMBERED {
-                    seen.clear();
-                }
-                seen.insert(key, created["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+                let name = created["metadata"]["name"].as_str().unwrap_or_default();
+                self.correlate(|all| all.remember(news.key, name));
             }
             // Its namespace is on its way out: nobody will ask.
             Err(error) if matches!(error.code, 403 | 404) => {
@@ -89,19 +109,25 @@ impl Recorder {
         }
     }
 
+    /// The correlator stays usable after a panic: no change to it is ever half done.
+    fn correlate<R>(&self, act: impl FnOnce(&mut Correlator) -> R) -> R {
+        act(&mut self.correlator.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Counts an event once more; false when it is gone.
-    async fn count(&self, namespace: &str, name: &str) -> bool {
+    async fn count(&self, namespace: &str, name: &str, message: &str) -> bool {
         let now = api::time::rfc3339(Timestamp::now());
         let again = |current: &Value| {
             let mut next = current.clone();
             next["count"] = json!(current["count"].as_i64().unwrap_or(1) + 1);
             next["lastTimestamp"] = json!(now);
+            next["message"] = json!(message);
             Ok(next)
         };
         self.client.update(EVENTS, namespace, name, "", again).await.is_ok()
     }
 
-    fn event(&self, about: &Reference, type_: &str, reason: &str, message: &str) -> Value {
+    fn event(&self, about: &Reference, type_: EventType, reason: &str, message: &str) -> Value {
         let now = Timestamp::now();
         let time = api::time::rfc3339(now);
         let mut source = json!({"component": self.component});
@@ -121,7 +147,7 @@ impl Recorder {
             "kind": "Event",
             "metadata": {"name": format!("{}.{:x}", about.name, now.as_nanosecond()), "namespace": namespace(about)},
             "involvedObject": involved,
-            "type": type_,
+            "type": type_.as_str(),
             "reason": reason,
             "message": message,
             "source": source,

@@ -3,16 +3,18 @@
 //! Entry points: [`cli`] (arguments, validated), [`control_plane`] (server, controllers, scheduler),
 //! [`node`] (agent, network, service path, DNS), [`up`] (both in one process).
 
+mod claim;
 mod cli;
 mod control_plane;
 mod controllers;
 mod doctor;
 mod events;
-mod kubernetes_service;
+mod inherited;
 mod node;
 mod reset;
 mod scheduler;
 mod store_command;
+mod system_objects;
 mod up;
 
 use std::process::ExitCode;

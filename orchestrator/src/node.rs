@@ -11,6 +11,7 @@ use agent::Agent;
 use agent::config::PodCidr;
 use anyhow::{Context, Result};
 use apiserver::identity::User;
+use ipnetwork::IpNetwork;
 use network::{Cidr, Network};
 use proxy_userspace::{Proxy, SocketHooks};
 use tokio::task::JoinSet;
@@ -43,6 +44,8 @@ pub struct Settings {
     pub pod_cgroup: String,
     pub bpf_root: PathBuf,
     pub registries: Option<PathBuf>,
+    pub pod_max_pids: Option<u64>,
+    pub allowed_unsafe_sysctls: Vec<String>,
 }
 
 /// A started node; its tasks run in the set it was given.
@@ -76,6 +79,7 @@ pub async fn start(
             &std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
             &[SocketAddr::from((settings.cluster_dns, 53))],
         ),
+        clients: dns_clients(settings.ip, node_cidr)?,
     };
     let dns = Arc::new(dns::Server::start(dns).await.context("cannot start DNS")?);
     let feed = services::Feed::new(settings, proxy, dns.clone(), recorder.clone());
@@ -96,6 +100,12 @@ pub async fn start(
     tasks.spawn(pods::follow(follower));
     tasks.spawn(registration::renew(settings.name.clone(), client));
     Ok(Node { _dns: dns })
+}
+
+/// This node and its pods: other nodes have name servers of their own.
+fn dns_clients(node: Ipv4Addr, pods: Cidr) -> Result<Vec<IpNetwork>> {
+    let prefixes = [(node, 32), (pods.net(), pods.length()), (Ipv4Addr::LOCALHOST, 8)];
+    prefixes.into_iter().map(|(net, length)| Ok(IpNetwork::new(net.into(), length)?)).collect()
 }
 
 fn network_config(settings: &Settings, node_cidr: Cidr) -> network::Config {
@@ -127,5 +137,7 @@ pub fn agent_config(settings: &Settings, node_cidr: Cidr) -> Result<agent::confi
         cluster_dns: Some(settings.cluster_dns.into()),
         cluster_domain: settings.domain.clone(),
         registries: settings.registries.clone(),
+        pod_max_pids: settings.pod_max_pids,
+        allowed_unsafe_sysctls: settings.allowed_unsafe_sysctls.clone(),
     })
 }

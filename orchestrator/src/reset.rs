@@ -14,10 +14,10 @@ use network::Network;
 use proxy_userspace::Proxy;
 use serde::{Deserialize, Serialize};
 
+use crate::claim;
 use crate::control_plane::write_private;
 use crate::node::{self, Settings};
 use crate::store_command::store_of;
-use crate::up;
 
 /// In the data folder: what reset has to know.
 const PLACES: &str = "places.json";
@@ -49,7 +49,7 @@ pub async fn run(data_dir: &Path) -> Result<()> {
         println!("there is no {shown}: nothing to remove");
         return Ok(());
     }
-    let _only_one = up::claim_namespace()?;
+    let _only_one = claim::claim_namespace()?;
     if apiserver::store_tools::in_use(&store_of(data_dir))? {
         bail!("a server uses the store in {shown}: stop it first");
     }
@@ -93,6 +93,8 @@ async fn remove_node(data_dir: &Path, places: &Places) -> Result<()> {
         cluster_dns: None,
         cluster_domain: String::new(),
         registries: None,
+        pod_max_pids: None,
+        allowed_unsafe_sysctls: Vec::new(),
     };
     agent::remove_everything(config, Arc::new(LinksGoLast)).await.context("cannot remove the pods")?;
     Proxy::unload(&places.bpf_root)

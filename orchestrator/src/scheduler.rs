@@ -275,9 +275,9 @@ async fn place(client: &Client, recorder: &Recorder, caches: &Caches, pod: &Pod)
     let reference = Reference::pod(meta);
     match schedule(pod, &candidates(&nodes, &pods)) {
         Ok(node) => match client.bind(&meta.namespace, &meta.name, &meta.uid, node).await {
-            Ok(()) => {
+            Ok(revision) => {
                 // The next decision must see this one.
-                caches.caught_up(PODS, client.engine().revision()).await;
+                caches.caught_up(PODS, revision).await;
                 recorder
                     .normal(
                         &reference,

@@ -12,6 +12,7 @@
 
 pub mod capability;
 pub mod causes;
+pub mod devices;
 pub mod faults;
 pub mod frame;
 pub mod protocol;

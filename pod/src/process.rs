@@ -4,6 +4,7 @@
 //! create to exit; `exec` one more process in it; `log` the CRI log; `cgroup` and `sys` what they lean on.
 
 mod cgroup;
+mod confine;
 mod container;
 mod exec;
 mod filter;
@@ -11,23 +12,30 @@ mod log;
 mod server;
 mod setup;
 mod sys;
+mod users;
 
-use std::fs;
-use std::io::{self, Write as _};
-use std::path::Path;
+use std::io::{self, Read as _, Write as _};
 
 use crate::protocol::Setup;
 use crate::step::Step;
 
-/// Runs a pod process as its setup file says. It daemonises: the caller's child ends as soon as the fork is done, and
-/// the pod process writes `ready` (or what went wrong) on its standard output and closes it.
-pub fn run(setup_file: &Path) -> i32 {
+/// Runs a pod process as the setup on its standard input says. It daemonises: the caller's child ends as soon as the
+/// fork is done, and the pod process writes `ready` (or what went wrong) on its standard output and closes it. Its
+/// arguments say nothing but whose it is, for those who list processes.
+pub fn run() -> i32 {
+    let setup = match begin() {
+        Ok(setup) => setup,
+        Err(error) => {
+            eprintln!("amphipod-pod is started by the amphipod agent, which writes its setup to it: {error}");
+            return 2;
+        }
+    };
     match sys::daemonise() {
         Ok(sys::Fork::Parent) => return 0,
         Ok(sys::Fork::Child) => {}
         Err(error) => return report(&format!("fork: {error}")),
     }
-    let started = read_setup(setup_file).and_then(|setup| setup::prepare(&setup).map(|pod| (setup, pod)));
+    let started = setup::prepare(&setup).map(|pod| (setup, pod));
     let (setup, pod) = match started {
         Ok(started) => started,
         Err(error) => return report(&error.to_string()),
@@ -48,9 +56,16 @@ pub fn run(setup_file: &Path) -> i32 {
     }
 }
 
-fn read_setup(path: &Path) -> io::Result<Setup> {
-    let text = fs::read(path).map_err(|error| sys::context(error, format!("read {}", path.display())))?;
-    Ok(serde_json::from_slice(&text)?)
+/// Whatever descriptors the caller left open would reach every container's first steps: nothing but the three standard
+/// ones is kept, and of those the first only until the setup is read.
+fn begin() -> io::Result<Setup> {
+    sys::close_from(3)?;
+    sys::set_name(c"amphipod-pod")?;
+    let mut text = Vec::new();
+    io::stdin().read_to_end(&mut text)?;
+    let setup = serde_json::from_slice(&text)?;
+    sys::forget_stdin()?;
+    Ok(setup)
 }
 
 /// One line to the agent that started us. There is nobody else to tell, so a failed write ends with the exit code.

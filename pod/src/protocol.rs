@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Counts up when an operation or a field is added.
-pub const VERSION: u32 = if cfg!(feature = "next-protocol") { 2 } else { 1 };
+pub const VERSION: u32 = if cfg!(feature = "next-protocol") { 3 } else { 2 };
 
-/// What a pod process is told at its start, as a file named by its only argument.
+/// What a pod process is told at its start, on its standard input.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Setup {
     pub uid: String,
@@ -43,6 +43,23 @@ pub struct Setup {
     /// Where compiled seccomp filters are kept, for all pods of the node.
     #[serde(default)]
     pub seccomp_cache: Option<PathBuf>,
+    /// Since version 2: the pod has users of its own. `None` shares the host's.
+    #[serde(default)]
+    pub users: Option<IdRange>,
+}
+
+impl Setup {
+    /// A user or group of the pod's, as the host counts.
+    pub fn host_id(&self, id: u32) -> u32 {
+        self.users.map_or(id, |range| range.first + id)
+    }
+}
+
+/// User and group ids from 0 on in a pod stand for these on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    pub first: u32,
+    pub count: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -189,8 +206,11 @@ pub enum FailureKind {
 pub struct State {
     pub version: u32,
     pub pid: i32,
-    /// The pod's own PID namespace, when its containers share one.
+    /// The pod's own PID namespace, when its containers share one, as the pod process finds it.
     pub pid_namespace: Option<PathBuf>,
+    /// The user namespace of the pod's containers, when they have one of their own.
+    #[serde(default)]
+    pub user_namespace: Option<PathBuf>,
     pub containers: Vec<ContainerState>,
     #[cfg(feature = "next-protocol")]
     #[serde(default)]

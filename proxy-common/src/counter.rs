@@ -35,7 +35,7 @@ counters! {
     Unanswerable = "drop_unanswerable",
     /// The policy is Local and the endpoints are elsewhere.
     DropPolicy = "drop_policy",
-    /// A pod sent with an address that is not its own.
+    /// A pod sent with an address that is not its own, or nobody knows whose; or an outsider sent with one of this node's.
     DropSpoofed = "drop_spoofed",
     /// A client outside addressed a ClusterIP.
     DropClusterIpOutside = "drop_cluster_ip_from_outside",

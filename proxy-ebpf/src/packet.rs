@@ -69,6 +69,12 @@ pub fn hide(ctx: &TcContext, value: u8) -> u8 {
     value ^ (length() ^ length()) as u8
 }
 
+/// What the sender says the packet is.
+#[inline(always)]
+pub fn claims_ip4(ctx: &TcContext) -> bool {
+    ctx.skb.protocol() == ETHERTYPE_IPV4
+}
+
 #[derive(Clone, Copy)]
 pub struct Packet {
     pub tuple: Tuple,
@@ -86,7 +92,7 @@ impl Packet {
     /// `None`: not IPv4, or cut short; none of ours.
     #[inline(always)]
     pub fn parse(ctx: &TcContext) -> Option<Self> {
-        if ctx.skb.protocol() != ETHERTYPE_IPV4 {
+        if !claims_ip4(ctx) {
             return None;
         }
         let mut packet = Self { tuple: NO_TUPLE, layer4: Layer4::Other, flags: 0, offset: 0, ttl: 0, length: 0 };

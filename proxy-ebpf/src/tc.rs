@@ -15,7 +15,7 @@ use crate::forward::{
 use crate::icmp::{self, Known};
 use crate::mangle::{Hop, rewrite};
 use crate::maps::{count, local_pod, node};
-use crate::packet::{Layer4, Packet};
+use crate::packet::{Layer4, Packet, claims_ip4};
 use crate::reject::{HOST_UNREACHABLE, PORT_UNREACHABLE, reject};
 
 /// What shall become of a packet. Not ours is `Next`, which leaves it to other programs and the stack.
@@ -32,7 +32,10 @@ enum Verdict {
 /// Everything a pod sends.
 #[classifier]
 fn amphi_from_pod(ctx: TcContext) -> i32 {
-    let Some(packet) = Packet::parse(&ctx) else { return TC_ACT_UNSPEC };
+    let Some(packet) = Packet::parse(&ctx) else {
+        // What claims to be IPv4 and cannot be read cannot show whose it is either.
+        return if claims_ip4(&ctx) { drop(Counter::DropSpoofed) } else { TC_ACT_UNSPEC };
+    };
     if local_pod(packet.tuple.src).is_none_or(|pod| pod.ifindex != ifindex(&ctx)) {
         return drop(Counter::DropSpoofed);
     }
@@ -54,7 +57,16 @@ fn amphi_from_host(ctx: TcContext) -> i32 {
 #[classifier]
 fn amphi_from_uplink(ctx: TcContext) -> i32 {
     let Some(packet) = Packet::parse(&ctx) else { return TC_ACT_UNSPEC };
+    if node().is_some_and(|node| is_of_this_node(packet.tuple.src, node)) {
+        return drop(Counter::DropSpoofed);
+    }
     handle(&ctx, &packet, From::Uplink)
+}
+
+/// Addresses that only this node's own pods and programs send with; what shows one from outside is forged.
+#[inline(always)]
+fn is_of_this_node(addr: Ip4, node: &NodeConfig) -> bool {
+    addr.is_within(node.pod_net, node.pod_mask) || addr.is_within(node.service_net, node.service_mask) || addr == GATEWAY
 }
 
 /// What the host itself sends to the network: only replies of its own endpoints need translating back.

@@ -98,7 +98,8 @@ impl Cluster {
         File::open(&path).with_context(|| format!("cannot open {}", path.display()))
     }
 
-    fn kubectl_command(&self, arguments: &[&str]) -> Command {
+    /// kubectl for this cluster, to be started by whoever needs it running.
+    pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("kubectl");
         command.arg("--kubeconfig").arg(self.fact("/kubeconfig")).args(arguments).stdin(Stdio::null());
         command

@@ -52,6 +52,51 @@ pub fn three_ways(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// Through the API server: requests to pods and services, and connections into a pod.
+pub fn through_the_server(cluster: &Cluster) -> Result<()> {
+    let raw = |path: &str| cluster.kubectl(&["get", "--raw", &format!("/api/v1/namespaces/default/{path}")]);
+    let pod = cluster.get(&["pods", "-l", "app=webserver"], "{.items[0].metadata.name}")?;
+    for name in [pod.clone(), format!("{pod}:80"), format!("http:{pod}:80")] {
+        let page = raw(&format!("pods/{name}/proxy/"))?;
+        ensure!(page.trim() == pod, "pods/{name}/proxy/: {page}");
+    }
+    for name in [format!("{CLUSTER_IP}:web-port"), format!("{CLUSTER_IP}:8080")] {
+        let page = raw(&format!("services/{name}/proxy/some/path?a=b"))?;
+        ensure!(page.starts_with("hostname-deployment-"), "services/{name}/proxy/: {page}");
+    }
+    let refused =
+        cluster.kubectl_fails(&["get", "--raw", &format!("/api/v1/namespaces/default/pods/{pod}:81/proxy/")])?;
+    ensure!(refused.contains("error trying to reach service: dial tcp"), "{refused}");
+    for websockets in ["true", "false"] {
+        let mut kubectl = cluster
+            .kubectl_command(&["port-forward", &format!("pod/{pod}"), ":80"])
+            .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets)
+            .stdout(std::process::Stdio::piped())
+            .spawn()?;
+        let page = forwarded(&mut kubectl);
+        kubectl.kill()?;
+        kubectl.wait()?;
+        let page = page?;
+        ensure!(page.ends_with(&format!("{pod}\n")) || page.ends_with(&pod), "port-forward: {page}");
+    }
+    Ok(())
+}
+
+/// What a forwarded port answers.
+fn forwarded(kubectl: &mut std::process::Child) -> Result<String> {
+    use std::io::{BufRead, Read, Write};
+    let mut line = String::new();
+    std::io::BufReader::new(kubectl.stdout.take().context("no output")?).read_line(&mut line)?;
+    let port = line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|rest| rest.split(' ').next());
+    let port: u16 = port.with_context(|| format!("kubectl said {line:?}"))?.parse()?;
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page)?;
+    Ok(page)
+}
+
 /// A NodePort serves the client outside packet by packet: no socket hook takes part.
 pub fn packet_path(cluster: &Cluster) -> Result<()> {
     let kernel = cluster.kernel()?;

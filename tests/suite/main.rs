@@ -19,9 +19,11 @@ type Case = (&'static str, fn(&Cluster) -> Result<()>);
 
 const CASES: &[Case] = &[
     ("every example is accepted and its pods run", workloads::examples),
+    ("the first day's manifests run unchanged", workloads::first_day),
     ("get and describe show what is there", workloads::shown),
     ("logs, exec, exit codes and standard input", pods::logs_and_exec),
     ("a service is reached by ClusterIP, NodePort and name", access::three_ways),
+    ("pods and services are reached through the API server", access::through_the_server),
     ("a NodePort serves the outside on the packet path", access::packet_path),
     ("several endpoints share the load", access::balanced),
     ("a service without endpoints refuses at once", access::refused),

@@ -64,7 +64,7 @@ pub fn images(cluster: &Cluster) -> Result<()> {
         let events = cluster.kubectl(&["get", "events", "--field-selector", "involvedObject.name=lost"])?;
         Ok(events.contains("Failed to pull image \"nonesuch:1.0\"") && events.contains("not found"))
     })?;
-    cluster.kubectl(&["set", "image", "pod/lost", "lost=nginx:1.10"])?;
+    cluster.kubectl(&["set", "image", "pod/lost", "lost=nginx:1.14.2"])?;
     cluster.kubectl(&["wait", "--for=condition=Ready", "pod/lost", "--timeout=60s"])?;
     cluster.kubectl(&["delete", "pod", "lost", "--now", "--timeout=30s"]).map(drop)
 }

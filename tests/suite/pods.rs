@@ -44,7 +44,7 @@ pub fn logs_and_exec(cluster: &Cluster) -> Result<()> {
 pub fn probes(cluster: &Cluster) -> Result<()> {
     let pod = |name: &str, probe: &str| {
         format!(
-            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: probed}}}}, spec: {{terminationGracePeriodSeconds: 1, containers: [{{name: c, image: 'nginx:1.10', {probe}}}]}}}}"
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: probed}}}}, spec: {{terminationGracePeriodSeconds: 1, containers: [{{name: c, image: 'nginx:1.14.2', {probe}}}]}}}}"
         )
     };
     cluster.apply_text("{apiVersion: v1, kind: Service, metadata: {name: probed}, spec: {selector: {app: probed}, ports: [{port: 80}]}}")?;

@@ -33,14 +33,14 @@ pub fn netns_of(cluster: &Cluster, pod: &str) -> Result<File> {
 /// lowest.
 pub fn processes_of(cluster: &Cluster, pod: &str) -> Result<Vec<u32>> {
     let uid = cluster.get(&["pod", pod], "{.metadata.uid}")?;
-    let (group, setup) = (format!("pod{uid}"), format!("/pods/{uid}/setup.json"));
+    let (group, words) = (format!("pod{uid}"), format!("amphipod-pod\0default/{pod}\0"));
     let (mut first, mut others) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         let read = |file: &str| std::fs::read_to_string(entry.path().join(file)).unwrap_or_default();
         if read("cgroup").contains(&group) {
             // A child of the pod process bears its command line until it becomes a container's program.
-            let is_pod_process = read("cmdline").contains(&setup) && parent_is_not_of(&read("status"), &setup);
+            let is_pod_process = read("cmdline").starts_with(&words) && parent_is_not_of(&read("status"), &words);
             if is_pod_process { first.push(pid) } else { others.push(pid) }
         }
     }
@@ -51,7 +51,7 @@ pub fn processes_of(cluster: &Cluster, pod: &str) -> Result<Vec<u32>> {
 /// Whether the parent named in a process's status was started with other words.
 fn parent_is_not_of(status: &str, words: &str) -> bool {
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap_or_default().trim();
-    !std::fs::read_to_string(format!("/proc/{parent}/cmdline")).unwrap_or_default().contains(words)
+    !std::fs::read_to_string(format!("/proc/{parent}/cmdline")).unwrap_or_default().starts_with(words)
 }
 
 /// Two ways to the same pods.

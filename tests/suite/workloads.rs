@@ -34,6 +34,28 @@ pub fn examples(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// The objects that a user writes on the first day, as they were written.
+pub fn first_day(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["create", "namespace", "first-day"])?;
+    let folder = workspace().join("tests/manifests");
+    let apply =
+        |name: &str| cluster.kubectl(&["apply", "-n", "first-day", "-f", &folder.join(name).display().to_string()]);
+    for name in
+        ["deployment-nginx.yaml", "replicaset-nginx.yaml", "webserver-deployment.yaml", "two-container-pod.yaml"]
+    {
+        apply(name)?;
+    }
+    for name in ["clusterip", "nodeport", "lb", "lb-local"] {
+        apply(&format!("hostname-svc-{name}.yaml"))?;
+    }
+    apply("externalname-svc.yaml")?;
+    cluster.kubectl(&["wait", "-n", "first-day", "--for=condition=Ready", "pod", "--all", "--timeout=60s"])?;
+    let address = cluster.get(&["service", "hostname-svc-clusterip", "-n", "first-day"], "{.spec.clusterIP}")?;
+    let name = cluster.fetch("node1", &format!("http://{address}:8080/"))?;
+    ensure!(name.starts_with("hostname-deployment-"), "the server answers with its host name: {name}");
+    cluster.kubectl(&["delete", "namespace", "first-day", "--timeout=60s"]).map(drop)
+}
+
 pub fn shown(cluster: &Cluster) -> Result<()> {
     let all = cluster.kubectl(&["get", "all", "-o", "wide"])?;
     for part in [
@@ -54,6 +76,7 @@ pub fn shown(cluster: &Cluster) -> Result<()> {
     }
     let nodes = cluster.kubectl(&["get", "nodes", "-o", "wide"])?;
     ensure!(nodes.contains(" Ready ") && nodes.contains("amphipod://"), "{nodes}");
+    ensure!(nodes.contains(" control-plane "), "the node's role is not shown: {nodes}");
     let generation = cluster.get(&["pod", "my-nginx-pod"], "{.metadata.generation}/{.status.observedGeneration}")?;
     ensure!(generation == "1/1", "generation and observed generation: {generation}");
     Ok(())
@@ -65,7 +88,7 @@ pub fn rolling_update(cluster: &Cluster) -> Result<()> {
     let address = cluster.get(&["service", "rolling"], "{.spec.clusterIP}")?;
     let url = format!("http://{address}/");
     cluster.until("the service answers", |cluster| {
-        Ok(cluster.fetch("node1", &url).is_ok_and(|page| page.contains("1.10")))
+        Ok(cluster.fetch("node1", &url).is_ok_and(|page| page.contains("1.14.2")))
     })?;
     let (stop, asked, failed) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     let reason = std::sync::Mutex::new(String::new());
@@ -82,7 +105,7 @@ pub fn rolling_update(cluster: &Cluster) -> Result<()> {
             });
         }
         let rolled = cluster
-            .kubectl(&["set", "image", DEPLOYMENT, "nginx=nginx:1.11"])
+            .kubectl(&["set", "image", DEPLOYMENT, "nginx=nginx:1.16.1"])
             .and_then(|_| cluster.kubectl(&["rollout", "status", DEPLOYMENT, "--timeout=90s"]))
             .and_then(|_| {
                 cluster.until("only new pods are left", |cluster| {
@@ -101,7 +124,7 @@ pub fn rolling_update(cluster: &Cluster) -> Result<()> {
         reason.into_inner().unwrap_or_default()
     );
     let page = cluster.fetch("node1", &url)?;
-    ensure!(page.contains("1.11"), "the new page is not there: {page}");
+    ensure!(page.contains("1.16.1"), "the new page is not there: {page}");
     Ok(())
 }
 
@@ -120,7 +143,7 @@ pub fn rollback(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["rollout", "undo", DEPLOYMENT, "--to-revision=1"])?;
     cluster.kubectl(&["rollout", "status", DEPLOYMENT, "--timeout=90s"])?;
     let image = cluster.get(&[DEPLOYMENT], "{.spec.template.spec.containers[0].image}")?;
-    ensure!(image == "nginx:1.10", "{image}");
+    ensure!(image == "nginx:1.14.2", "{image}");
     let history = cluster.kubectl(&["rollout", "history", DEPLOYMENT])?;
     ensure!(
         history.lines().any(|line| line.starts_with('3')) && !history.lines().any(|line| line.starts_with('1')),

@@ -154,10 +154,23 @@ impl Cluster {
         Ok(())
     }
 
+    /// The file that leads public names to the test registry, and the registry's own name to itself. Made once: what was
+    /// added to it by hand survives a start.
+    fn registries(&self) -> Result<PathBuf> {
+        let path = self.dir.join("registries.yaml");
+        if !path.exists() {
+            let entry = |name: &str| (name.to_owned(), json!({"endpoints": [format!("http://{REGISTRY}")]}));
+            let names: serde_json::Map<_, _> =
+                ["docker.io", "registry.k8s.io", REGISTRY].map(entry).into_iter().collect();
+            // JSON is YAML.
+            self.write("registries.yaml", &json!({"registries": names}))?;
+        }
+        Ok(path)
+    }
+
     fn start_node(&self, node: &Node, binary: &Path) -> Result<()> {
         fs::create_dir_all(&node.data_dir)?;
-        let registries = self.dir.join("registries.yaml");
-        fs::write(&registries, format!("registries:\n  docker.io:\n    endpoints: [\"http://{REGISTRY}\"]\n"))?;
+        let registries = self.registries()?;
         let log = fs::File::options().create(true).append(true).open(node.data_dir.with_extension("log"))?;
         let mut command = netns::command(&node.netns, &binary.display().to_string());
         command

@@ -204,11 +204,11 @@ fn rollout(demo: &Demo) -> Result<()> {
         demo.curl("node1", &format!("http://{pods}/"), &[])
     };
     page(demo)?;
-    demo.kubectl(&["set", "image", "deployment/my-nginx-deployment", "nginx=nginx:1.11"])?;
+    demo.kubectl(&["set", "image", "deployment/my-nginx-deployment", "nginx=nginx:1.16.1"])?;
     demo.kubectl(&["rollout", "status", "deployment/my-nginx-deployment", "--timeout=60s"])?;
     demo.kubectl(&["rollout", "history", "deployment/my-nginx-deployment"])?;
-    demo.until("the new page is there", |demo| Ok(page(demo)?.contains("1.11")))?;
+    demo.until("the new page is there", |demo| Ok(page(demo)?.contains("1.16.1")))?;
     demo.kubectl(&["rollout", "undo", "deployment/my-nginx-deployment", "--to-revision=1"])?;
     demo.kubectl(&["rollout", "status", "deployment/my-nginx-deployment", "--timeout=60s"])?;
-    demo.until("the old page is back", |demo| Ok(page(demo)?.contains("1.10")))
+    demo.until("the old page is back", |demo| Ok(page(demo)?.contains("1.14.2")))
 }

@@ -1,8 +1,8 @@
 //! Builds the BPF programs and keeps the committed object honest.
 //!
 //! The object is committed so that `cargo build` needs neither a nightly compiler nor bpf-linker. `check_ebpf` builds afresh and
-//! compares what the kernel would be given: instructions, relocations, map definitions. Debug information and BTF line texts are
-//! left out, for they change with comments and with the compiler's patch level.
+//! compares what the kernel would be given: instructions, relocations, map definitions, types. Debug information and BTF line
+//! texts are left out, for they change with comments.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,6 +13,8 @@ use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionKind};
 
 use crate::setup::{EbpfToolchain, bpf_linker, run, workspace_root};
+
+mod btf;
 
 const TARGET: &str = "bpfel-unknown-none";
 
@@ -112,6 +114,9 @@ fn digest(path: &Path) -> Result<BTreeMap<String, String>> {
             text.push_str(&format!("\n{offset} {:?} {}", relocation.kind(), target_name(&file, relocation.target())?));
         }
         digest.insert(name, text);
+    }
+    if let Some(section) = file.section_by_name(".BTF") {
+        digest.insert("types".into(), btf::types(section.data()?)?);
     }
     for symbol in file.symbols().filter(|symbol| symbol.is_global() && symbol.is_definition()) {
         digest.insert(format!("symbol {}", symbol.name()?), format!("{} {}", symbol.address(), symbol.size()));

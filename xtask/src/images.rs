@@ -194,7 +194,7 @@ fn catalogue() -> Result<Vec<Image>> {
         layers: vec![busybox.clone()],
         config: json!({"Env": [PATH_ENV], "Cmd": ["sh"]}),
     }];
-    for tag in ["latest", "1.10", "1.11"] {
+    for tag in ["latest", "1.10", "1.11", "1.14.2", "1.16.1"] {
         images.push(Image { name: "library/nginx", tag, layers: with_site(page(tag))?, config: nginx_config() });
     }
     images.push(Image {
@@ -202,6 +202,12 @@ fn catalogue() -> Result<Vec<Image>> {
         tag: "1.0",
         layers: with_site(hostname_server())?,
         config: nginx_config(),
+    });
+    images.push(Image {
+        name: "e2e-test-images/agnhost",
+        tag: "2.56",
+        layers: with_site(agnhost())?,
+        config: json!({"Env": [PATH_ENV], "Entrypoint": ["/agnhost"], "Cmd": ["pause"]}),
     });
     Ok(images)
 }
@@ -289,6 +295,14 @@ fn page(tag: &str) -> Tree {
 
 fn hostname_server() -> Tree {
     site("server {\n    listen 80;\n    location / { default_type text/plain; return 200 \"$hostname\\n\"; }\n}\n", &[])
+}
+
+/// What the examples use of Kubernetes' own test image, under its name.
+fn agnhost() -> Tree {
+    let program = "#!/bin/sh\ncase $1 in\nserve-hostname) exec nginx -g 'daemon off;' ;;\npause) exec tail -f /dev/null ;;\nesac\necho \"this stand-in has no command $1\" >&2\nexit 1\n";
+    let mut tree = hostname_server();
+    tree.insert("agnhost".into(), Entry::File(program.as_bytes().to_vec(), 0o755));
+    tree
 }
 
 fn site(server: &str, files: &[(&str, &str)]) -> Tree {
@@ -442,6 +456,49 @@ mod tests {
         let tree = || page("1.10");
         assert_eq!(digest(&layer_tar(&tree()).unwrap()), digest(&layer_tar(&tree()).unwrap()));
         assert_ne!(digest(&layer_tar(&page("1.10")).unwrap()), digest(&layer_tar(&page("1.11")).unwrap()));
+    }
+
+    /// Whoever has the public registries gets these images from there, and a test cluster's registry has the same names.
+    #[test]
+    fn images_that_users_read_of_are_listed_with_their_source_and_served() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let read = |path: PathBuf| fs::read_to_string(&path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+        let list = read(root.join("examples/images.tsv"));
+        let listed: BTreeMap<_, _> =
+            list.lines().filter(|line| !line.starts_with('#')).map(|line| line.split_once('\t').unwrap()).collect();
+        assert!(listed.values().all(|source| !source.is_empty()));
+        let examples = fs::read_dir(root.join("examples")).unwrap().map(|entry| entry.unwrap().path());
+        let manifests = examples.filter(|path| path.extension().is_some_and(|end| end == "yaml"));
+        for path in manifests.chain([root.join("README.md")]) {
+            for image in named_images(&read(path.clone())) {
+                assert!(listed.contains_key(&*image), "{} names {image}, which is not in images.tsv", path.display());
+            }
+        }
+        let served: Vec<String> =
+            catalogue().unwrap().iter().map(|image| format!("{}:{}", image.name, image.tag)).collect();
+        for image in listed.keys() {
+            let path = match image.split_once('/') {
+                Some((host, path)) if host.contains('.') => path.to_owned(),
+                Some(_) => (*image).to_owned(),
+                None => format!("library/{image}"),
+            };
+            assert!(served.contains(&path), "the test registry lacks {image}");
+        }
+    }
+
+    /// Of manifests (`image: x`) and of commands (`--image=x`, `set image … c=x:tag`).
+    fn named_images(text: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split([' ', '`', '"']).collect();
+            let after = |mark: &str| words.iter().position(|word| *word == mark).and_then(|at| words.get(at + 1));
+            found.extend(after("image:").map(|word| (*word).to_owned()));
+            found.extend(words.iter().filter_map(|word| word.strip_prefix("--image=")).map(str::to_owned));
+            if line.contains("set image") {
+                found.extend(words.iter().filter_map(|word| word.split_once('=')).map(|(_, image)| image.to_owned()));
+            }
+        }
+        found
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod bench;
 mod build;
 mod cluster;
 mod demo;
+mod deny;
 mod ebpf;
 mod forward;
 mod netns;
@@ -73,7 +74,7 @@ enum Command {
         #[arg(long)]
         seed: Option<u64>,
     },
-    /// Check dependencies: licences, sources, advisories known to the tool's database where it can be had
+    /// Check dependencies: licences, sources, crates that strangers can reach; advisories where RustSec's data is
     Deny,
     /// Carry connections from a listener on standard input
     #[command(hide = true)]
@@ -140,7 +141,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Test => test::test()?,
         Command::Soak { minutes, seed } => test::soak(minutes, seed)?,
         Command::Bench { words } => bench::bench(&words)?,
-        Command::Deny => setup::deny()?,
+        Command::Deny => deny::deny()?,
         Command::Forward { to } => forward::forward(&to)?,
     }
     Ok(ExitCode::SUCCESS)

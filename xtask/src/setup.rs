@@ -202,21 +202,6 @@ fn install_bpf_linker(toolchain: &EbpfToolchain) -> Result<()> {
     run(&mut cargo).context("installing bpf-linker")
 }
 
-/// Holds the dependencies against `deny.toml`: licences, sources, bans. Advisories need a database from the internet
-/// and are left to those who have it (`cargo deny check advisories`).
-pub fn deny() -> Result<()> {
-    let own = tools_folder().join("bin/cargo-deny");
-    if !own.exists() && find_command("cargo-deny").is_none() {
-        println!("setup: cargo-deny is missing: checks licences and sources of dependencies (some minutes)");
-        let mut cargo = Command::new("cargo");
-        cargo.args(["install", "cargo-deny", "--version", "^0.20", "--locked", "--root"]).arg(tools_folder());
-        run(&mut cargo).context("installing cargo-deny")?;
-    }
-    let mut deny = Command::new(if own.exists() { own } else { "cargo-deny".into() });
-    deny.args(["--offline", "check", "bans", "licenses", "sources"]).current_dir(workspace_root());
-    run(&mut deny)
-}
-
 /// Runs to completion with the terminal shared; anything but success is an error naming the command.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
@@ -227,7 +212,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-fn find_command(name: &str) -> Option<PathBuf> {
+pub(crate) fn find_command(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
     folders.map(|folder| folder.join(name)).find(|file| is_executable(file))

@@ -2,13 +2,15 @@
 
 use std::fmt;
 
+use super::digest::Digest;
+
 /// `registry/repository[:tag][@digest]`, all parts explicit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageName {
     pub registry: String,
     pub repository: String,
     pub tag: Option<String>,
-    pub digest: Option<String>,
+    pub digest: Option<Digest>,
 }
 
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -26,12 +28,9 @@ impl std::str::FromStr for ImageName {
     fn from_str(text: &str) -> Result<ImageName, InvalidName> {
         let invalid = |reason| InvalidName { name: text.to_owned(), reason };
         let (rest, digest) = match text.split_once('@') {
-            Some((rest, digest)) => (rest, Some(digest)),
+            Some((rest, digest)) => (rest, Some(digest.parse().map_err(|_| invalid("invalid digest"))?)),
             None => (text, None),
         };
-        if !digest.is_none_or(is_digest) {
-            return Err(invalid("invalid digest"));
-        }
         let (path, tag) = match rest.rsplit_once(':') {
             Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
             _ => (rest, None),
@@ -51,7 +50,7 @@ impl std::str::FromStr for ImageName {
             }));
         }
         let tag = tag.map(str::to_owned).or_else(|| digest.is_none().then(|| "latest".to_owned()));
-        Ok(ImageName { registry, repository, tag, digest: digest.map(str::to_owned) })
+        Ok(ImageName { registry, repository, tag, digest })
     }
 }
 
@@ -82,12 +81,6 @@ fn is_component(part: &str) -> bool {
 fn is_tag(tag: &str) -> bool {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     tag.len() <= 128 && tag.starts_with(word) && tag.chars().all(|c| word(c) || matches!(c, '.' | '-'))
-}
-
-fn is_digest(digest: &str) -> bool {
-    digest
-        .strip_prefix("sha256:")
-        .is_some_and(|hex| hex.len() == 64 && hex.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c)))
 }
 
 impl ImageName {

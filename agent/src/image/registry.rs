@@ -1,22 +1,29 @@
 //! Registries: which endpoints serve which names, and reading manifests and blobs from them.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use oci_client::client::{Client, ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
+use oci_client::errors::{OciDistributionError, OciEnvelope};
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Reference, RegistryOperation};
 use serde::Deserialize;
 use tokio::io::AsyncWrite;
 
+use super::digest::Digest;
 use super::name::ImageName;
 
 /// A registry that says nothing for this long is down.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What registries themselves allow for a manifest; configurations are of that order too.
+pub const MAX_MANIFEST: u64 = 4 << 20;
 
 const MANIFEST_TYPES: [&str; 4] = [
     "application/vnd.oci.image.index.v1+json",
@@ -64,6 +71,10 @@ pub enum RegistryError {
     Pull { image: String, endpoint: String, source: Box<OciDistributionError> },
     #[error("failed to resolve reference {image:?}: {image}: not found")]
     NotFound { image: String },
+    #[error("failed to pull and unpack image {image:?}: {what} is larger than {limit} bytes")]
+    TooLarge { image: String, what: &'static str, limit: u64 },
+    #[error("failed to pull and unpack image {image:?}: {digest} has {actual} bytes, its descriptor says {expected}")]
+    Size { image: String, digest: Digest, expected: u64, actual: u64 },
 }
 
 /// One place that serves a registry's content.
@@ -109,10 +120,11 @@ impl Registries {
     pub async fn manifest(&self, name: &ImageName) -> Result<(Manifest, Source), RegistryError> {
         let mut last = None;
         for endpoint in self.endpoints(&name.registry) {
-            let source = Source::new(name, &endpoint, self.auth(&name.registry));
+            let source = Source::new(name, &endpoint, self.auth(&name.registry))?;
             match source.manifest(&source.reference(name)).await {
                 Ok(manifest) => return Ok((manifest, source)),
-                Err(error) => last = Some(describe(name, &endpoint.host, error)),
+                Err(RegistryError::Pull { source, .. }) => last = Some(describe(name, &endpoint.host, *source)),
+                Err(error) => last = Some(error),
             }
         }
         Err(last.unwrap_or_else(|| RegistryError::NotFound { image: name.to_string() }))
@@ -152,12 +164,23 @@ fn describe(name: &ImageName, endpoint: &str, error: OciDistributionError) -> Re
 #[derive(Clone, Debug)]
 pub struct Manifest {
     pub bytes: bytes::Bytes,
-    pub digest: String,
+    pub digest: Digest,
+}
+
+/// What a manifest says about a blob.
+#[derive(Clone, Debug)]
+pub struct Descriptor {
+    pub media_type: String,
+    pub digest: Digest,
+    pub size: u64,
 }
 
 /// One endpoint, ready to serve the blobs of one repository.
 pub struct Source {
     client: Client,
+    /// For manifests: the other one reads an answer to its end, however long.
+    plain: reqwest::Client,
+    scheme: &'static str,
     auth: RegistryAuth,
     host: String,
     repository: String,
@@ -165,16 +188,24 @@ pub struct Source {
 }
 
 impl Source {
-    fn new(name: &ImageName, endpoint: &Endpoint, auth: RegistryAuth) -> Source {
-        let protocol = if endpoint.plain_http { ClientProtocol::Http } else { ClientProtocol::Https };
+    fn new(name: &ImageName, endpoint: &Endpoint, auth: RegistryAuth) -> Result<Source, RegistryError> {
+        let (protocol, scheme) =
+            if endpoint.plain_http { (ClientProtocol::Http, "http") } else { (ClientProtocol::Https, "https") };
         let config = ClientConfig {
             protocol,
             read_timeout: Some(READ_TIMEOUT),
             connect_timeout: Some(CONNECT_TIMEOUT),
             ..ClientConfig::default()
         };
-        let (host, repository) = (endpoint.host.clone(), name.repository.clone());
-        Source { client: Client::new(config), auth, host, repository, image: name.to_string() }
+        let (image, host) = (name.to_string(), endpoint.host.clone());
+        let plain = reqwest::Client::builder().read_timeout(READ_TIMEOUT).connect_timeout(CONNECT_TIMEOUT).build();
+        let plain = plain.map_err(|error| RegistryError::Pull {
+            image: image.clone(),
+            endpoint: host.clone(),
+            source: Box::new(error.into()),
+        })?;
+        let (client, repository) = (Client::new(config), name.repository.clone());
+        Ok(Source { client, plain, scheme, auth, host, repository, image })
     }
 
     fn reference(&self, name: &ImageName) -> Reference {
@@ -187,29 +218,118 @@ impl Source {
         }
     }
 
-    fn by_digest(&self, digest: &str) -> Reference {
-        Reference::with_digest(self.host.clone(), self.repository.clone(), digest.to_owned())
+    fn by_digest(&self, digest: &Digest) -> Reference {
+        Reference::with_digest(self.host.clone(), self.repository.clone(), digest.to_string())
     }
 
-    async fn manifest(&self, reference: &Reference) -> Result<Manifest, OciDistributionError> {
-        let (bytes, digest) = self.client.pull_manifest_raw(reference, &self.auth, &MANIFEST_TYPES).await?;
+    /// A manifest, which has the digest it was asked for by.
+    async fn manifest(&self, reference: &Reference) -> Result<Manifest, RegistryError> {
+        let bytes = self.manifest_bytes(reference).await?;
+        let digest = Digest::of(&bytes);
+        if reference.digest().is_some_and(|wanted| wanted != digest.as_str()) {
+            let what = format!("asked for {}, got {digest}", reference.digest().unwrap_or_default());
+            return Err(self.failed(OciDistributionError::SpecViolationError(what)));
+        }
         Ok(Manifest { bytes, digest })
     }
 
-    /// A manifest that an index names.
-    pub async fn manifest_by_digest(&self, digest: &str) -> Result<Manifest, RegistryError> {
-        self.manifest(&self.by_digest(digest)).await.map_err(|error| self.failed(error))
+    async fn manifest_bytes(&self, reference: &Reference) -> Result<bytes::Bytes, RegistryError> {
+        let failed = |error: reqwest::Error| self.failed(error.into());
+        let token = self.client.auth(reference, &self.auth, RegistryOperation::Pull).await;
+        let token = token.map_err(|error| self.failed(error))?;
+        let (registry, version) = (reference.resolve_registry(), reference.digest().or(reference.tag()));
+        let version = version.unwrap_or("latest");
+        let url = format!("{}://{registry}/v2/{}/manifests/{version}", self.scheme, self.repository);
+        let request = self.plain.get(&url).header("Accept", MANIFEST_TYPES.join(", "));
+        let request = match (token, &self.auth) {
+            (Some(token), _) => request.bearer_auth(token),
+            (None, RegistryAuth::Basic(user, password)) => request.basic_auth(user, Some(password)),
+            (None, _) => request,
+        };
+        let mut response = request.send().await.map_err(failed)?;
+        let mut body = bytes::BytesMut::new();
+        while let Some(chunk) = response.chunk().await.map_err(failed)? {
+            if (body.len() + chunk.len()) as u64 > MAX_MANIFEST {
+                let (image, what) = (self.image.clone(), "the manifest");
+                return Err(RegistryError::TooLarge { image, what, limit: MAX_MANIFEST });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        match refusal(response.status().as_u16(), &body, &url) {
+            Some(error) => Err(self.failed(error)),
+            None => Ok(body.freeze()),
+        }
     }
 
-    /// Writes a blob to `out`, failing when its bytes don't have the digest.
-    pub async fn blob(&self, descriptor: &OciDescriptor, out: impl AsyncWrite) -> Result<(), RegistryError> {
+    /// A manifest that an index names.
+    pub async fn manifest_by_digest(&self, digest: &Digest) -> Result<Manifest, RegistryError> {
+        self.manifest(&self.by_digest(digest)).await
+    }
+
+    /// Writes a blob to `out`, failing when its bytes don't have the digest, or the size, of its descriptor.
+    pub async fn blob(&self, descriptor: &Descriptor, out: impl AsyncWrite + Unpin) -> Result<(), RegistryError> {
         let reference = self.by_digest(&descriptor.digest);
         self.client.auth(&reference, &self.auth, RegistryOperation::Pull).await.map_err(|error| self.failed(error))?;
-        self.client.pull_blob(&reference, descriptor, out).await.map_err(|error| self.failed(error))
+        let mut measured = Measured { out, count: 0, limit: descriptor.size };
+        let asked = OciDescriptor {
+            media_type: descriptor.media_type.clone(),
+            digest: descriptor.digest.to_string(),
+            size: i64::try_from(descriptor.size).unwrap_or(i64::MAX),
+            ..OciDescriptor::default()
+        };
+        let pulled = self.client.pull_blob(&reference, &asked, &mut measured).await;
+        if measured.count != descriptor.size && (pulled.is_ok() || measured.count > descriptor.size) {
+            let (image, digest, expected) = (self.image.clone(), descriptor.digest.clone(), descriptor.size);
+            return Err(RegistryError::Size { image, digest, expected, actual: measured.count });
+        }
+        pulled.map_err(|error| self.failed(error))
     }
 
     fn failed(&self, error: OciDistributionError) -> RegistryError {
         RegistryError::Pull { image: self.image.clone(), endpoint: self.host.clone(), source: Box::new(error) }
+    }
+}
+
+/// What a registry's answer means when it is not the manifest.
+fn refusal(code: u16, body: &[u8], url: &str) -> Option<OciDistributionError> {
+    let url = url.to_owned();
+    match code {
+        200 => None,
+        401 => Some(OciDistributionError::UnauthorizedError { url }),
+        _ => Some(match serde_json::from_slice::<OciEnvelope>(body) {
+            Ok(envelope) => OciDistributionError::RegistryError { envelope, url },
+            Err(_) => {
+                let message = String::from_utf8_lossy(&body[..body.len().min(1024)]).into_owned();
+                OciDistributionError::ServerError { code, url, message }
+            }
+        }),
+    }
+}
+
+/// Passes on so many bytes and no more.
+struct Measured<W> {
+    out: W,
+    count: u64,
+    limit: u64,
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for Measured<W> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.count + bytes.len() as u64 > self.limit {
+            self.count += bytes.len() as u64;
+            return Poll::Ready(Err(io::ErrorKind::FileTooLarge.into()));
+        }
+        let written = ready!(Pin::new(&mut self.out).poll_write(context, bytes))?;
+        self.count += written as u64;
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.out).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.out).poll_shutdown(context)
     }
 }
 

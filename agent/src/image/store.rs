@@ -9,15 +9,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use oci_client::manifest::OciDescriptor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 
+use super::digest::{BadDigest, Digest};
 use super::name::{ImageName, InvalidName};
-use super::registry::{Manifest, Registries, RegistryError, Source};
+use super::registry::{Descriptor, MAX_MANIFEST, Manifest, Registries, RegistryError, Source};
 use super::unpack::{UnpackError, unpack_layer};
 use crate::disk;
+use crate::room::{NoRoom, Room};
 
 #[derive(Debug)]
 pub struct ImageStore {
@@ -74,6 +74,10 @@ pub enum ImageError {
     Unpack { image: String, source: UnpackError },
     #[error("image {image:?}: {what}")]
     Malformed { image: String, what: String },
+    #[error("image {image:?}")]
+    Digest { image: String, source: BadDigest },
+    #[error("failed to pull and unpack image {image:?}")]
+    NoRoom { image: String, source: NoRoom },
     #[error("image store at {path}")]
     Store { path: String, source: io::Error },
 }
@@ -99,7 +103,7 @@ impl ImageStore {
         let name: ImageName = name.parse()?;
         let digest = self.names.lock().unwrap_or_else(PoisonError::into_inner).get(&name.to_string()).cloned();
         match digest {
-            Some(digest) => self.load(&name, &digest),
+            Some(digest) => self.load(&name, &read_digest(&name, &digest)?),
             None => Ok(None),
         }
     }
@@ -148,15 +152,19 @@ impl ImageStore {
         let manifest = self.of_this_platform(name, manifest, &source).await?;
         let manifest: Value = self.parse(name, &manifest.bytes)?;
         let config = self.config_blob(name, &manifest, &source).await?;
-        let diff_ids = strings(&config["rootfs"]["diff_ids"]);
-        let layers = manifest["layers"].as_array().cloned().unwrap_or_default();
+        let diff_ids = diff_ids(name, &config)?;
+        let layers = manifest["layers"].as_array().into_iter().flatten();
+        let layers = layers.map(|layer| descriptor(name, layer)).collect::<Result<Vec<_>, _>>()?;
         if layers.len() != diff_ids.len() {
             return Err(malformed(name, "the configuration does not list the manifest's layers"));
         }
-        for (layer, diff_id) in layers.iter().zip(&diff_ids) {
-            if !self.layer_dir(diff_id).exists() {
-                self.fetch_layer(name, layer, diff_id, &source).await?;
-            }
+        let mut missing: Vec<_> =
+            layers.iter().zip(&diff_ids).filter(|(_, diff_id)| !self.layer_dir(diff_id).exists()).collect();
+        missing.dedup_by_key(|(_, diff_id)| *diff_id);
+        let wanted = missing.iter().fold(0_u64, |sum, (layer, _)| sum.saturating_add(layer.size));
+        self.room(name, wanted)?;
+        for (layer, diff_id) in missing {
+            self.fetch_layer(name, layer, diff_id, &source).await?;
         }
         self.remember(name, &digest)?;
         self.load(name, &digest)?.ok_or_else(|| malformed(name, "a layer vanished while it was pulled"))
@@ -169,13 +177,18 @@ impl ImageStore {
         let digest = digest.ok_or_else(|| {
             malformed(name, &format!("no match for platform linux/{} in manifest: not found", architecture()))
         })?;
+        let digest = read_digest(name, digest)?;
         let manifest = source.manifest_by_digest(&digest).await?;
         self.keep_blob(&manifest)?;
         Ok(manifest)
     }
 
     async fn config_blob(&self, name: &ImageName, manifest: &Value, source: &Source) -> Result<Value, ImageError> {
-        let descriptor = descriptor(&manifest["config"]).ok_or_else(|| malformed(name, "manifest without config"))?;
+        let descriptor = descriptor(name, &manifest["config"])?;
+        if descriptor.size > MAX_MANIFEST {
+            let (image, what) = (name.to_string(), "the configuration");
+            return Err(RegistryError::TooLarge { image, what, limit: MAX_MANIFEST }.into());
+        }
         let mut bytes = Vec::new();
         source.blob(&descriptor, &mut bytes).await?;
         self.keep_blob(&Manifest { bytes: bytes.clone().into(), digest: descriptor.digest })?;
@@ -185,17 +198,16 @@ impl ImageStore {
     async fn fetch_layer(
         &self,
         name: &ImageName,
-        layer: &Value,
-        diff_id: &str,
+        descriptor: &Descriptor,
+        diff_id: &Digest,
         source: &Source,
     ) -> Result<(), ImageError> {
-        let descriptor = descriptor(layer).ok_or_else(|| malformed(name, "layer without digest"))?;
         let work = self.dir.join("tmp").join(uuid::Uuid::new_v4().to_string());
         let unpacked = work.join("layer");
         fs::create_dir_all(&unpacked).map_err(|source| self.failed(source))?;
         let blob = work.join("blob");
         let file = tokio::fs::File::create(&blob).await.map_err(|source| self.failed(source))?;
-        let fetched = source.blob(&descriptor, tokio::io::BufWriter::with_capacity(1 << 18, file)).await;
+        let fetched = source.blob(descriptor, tokio::io::BufWriter::with_capacity(1 << 18, file)).await;
         let outcome = match fetched {
             Ok(()) => self.unpack(name, &blob, &descriptor.media_type, diff_id, &unpacked).await,
             Err(error) => Err(error.into()),
@@ -209,14 +221,15 @@ impl ImageStore {
         name: &ImageName,
         blob: &Path,
         media_type: &str,
-        diff_id: &str,
+        diff_id: &Digest,
         unpacked: &Path,
     ) -> Result<(), ImageError> {
+        let room = self.room(name, 0)?;
         let (blob, media_type) = (blob.to_owned(), media_type.to_owned());
-        let (diff_id, unpacked, place) = (diff_id.to_owned(), unpacked.to_owned(), self.layer_dir(diff_id));
+        let (diff_id, unpacked, place) = (diff_id.clone(), unpacked.to_owned(), self.layer_dir(diff_id));
         let link = self.dir.join("l").join(short(&diff_id));
         let work = move || {
-            unpack_layer(&blob, &media_type, &diff_id, &unpacked)?;
+            unpack_layer(&blob, &media_type, &diff_id, &unpacked, room)?;
             settle(&unpacked, &place, &link).map_err(|source| UnpackError::Folder { source })
         };
         let unpacked = tokio::task::spawn_blocking(work).await;
@@ -224,17 +237,25 @@ impl ImageStore {
         unpacked.map_err(|source| ImageError::Unpack { image: name.to_string(), source })
     }
 
+    /// What the disk has left, when that is more than `wanted`.
+    fn room(&self, name: &ImageName, wanted: u64) -> Result<Room, ImageError> {
+        let room = Room::at(&self.dir).map_err(|source| self.failed(source))?;
+        let checked = room.check(&self.dir, wanted);
+        checked.map_err(|source| ImageError::NoRoom { image: name.to_string(), source })?;
+        Ok(room)
+    }
+
     /// An image whose blobs and layers are all there.
-    fn load(&self, name: &ImageName, digest: &str) -> Result<Option<Image>, ImageError> {
+    fn load(&self, name: &ImageName, digest: &Digest) -> Result<Option<Image>, ImageError> {
         let Some(mut manifest) = self.read_blob(name, digest)? else { return Ok(None) };
         if let Some(chosen) = platform_digest(&manifest) {
-            let chosen = chosen.unwrap_or_default();
-            let Some(inner) = self.read_blob(name, &chosen)? else { return Ok(None) };
+            let Some(chosen) = chosen else { return Ok(None) };
+            let Some(inner) = self.read_blob(name, &read_digest(name, chosen)?)? else { return Ok(None) };
             manifest = inner;
         }
-        let config_digest = manifest["config"]["digest"].as_str().unwrap_or_default();
-        let Some(config) = self.read_blob(name, config_digest)? else { return Ok(None) };
-        let diff_ids = strings(&config["rootfs"]["diff_ids"]);
+        let config_digest = descriptor(name, &manifest["config"])?.digest;
+        let Some(config) = self.read_blob(name, &config_digest)? else { return Ok(None) };
+        let diff_ids = diff_ids(name, &config)?;
         if !diff_ids.iter().all(|diff_id| self.layer_dir(diff_id).exists()) {
             return Ok(None);
         }
@@ -245,26 +266,26 @@ impl ImageStore {
             id: format!("{}@{digest}", name.path()),
             config: parsed,
             layers: diff_ids.iter().rev().map(|diff_id| self.dir.join("l").join(short(diff_id))).collect(),
-            size: sizes.sum(),
+            size: sizes.fold(0, u64::saturating_add),
         }))
     }
 
-    fn remember(&self, name: &ImageName, digest: &str) -> Result<(), ImageError> {
+    fn remember(&self, name: &ImageName, digest: &Digest) -> Result<(), ImageError> {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        if names.get(&name.to_string()).is_some_and(|known| known == digest) {
+        if names.get(&name.to_string()).is_some_and(|known| known == digest.as_str()) {
             return Ok(());
         }
-        names.insert(name.to_string(), digest.to_owned());
+        names.insert(name.to_string(), digest.to_string());
         let text = serde_json::to_vec_pretty(&*names).map_err(|error| self.failed(error.into()))?;
         disk::write_durably(&self.dir.join("names.json"), &text, 0o644).map_err(|source| self.failed(source))
     }
 
-    fn blob_path(&self, digest: &str) -> PathBuf {
-        self.dir.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.dir.join("blobs/sha256").join(digest.hex())
     }
 
-    fn layer_dir(&self, diff_id: &str) -> PathBuf {
-        self.dir.join("layers").join(diff_id.trim_start_matches("sha256:"))
+    fn layer_dir(&self, diff_id: &Digest) -> PathBuf {
+        self.dir.join("layers").join(diff_id.hex())
     }
 
     fn keep_blob(&self, blob: &Manifest) -> Result<(), ImageError> {
@@ -272,11 +293,11 @@ impl ImageStore {
     }
 
     /// A blob as JSON; `None` when it isn't here, or no longer what its name says.
-    fn read_blob(&self, name: &ImageName, digest: &str) -> Result<Option<Value>, ImageError> {
+    fn read_blob(&self, name: &ImageName, digest: &Digest) -> Result<Option<Value>, ImageError> {
         match fs::read(self.blob_path(digest)) {
-            Ok(bytes) if format!("sha256:{:x}", Sha256::digest(&bytes)) == digest => self.parse(name, &bytes).map(Some),
+            Ok(bytes) if Digest::of(&bytes) == *digest => self.parse(name, &bytes).map(Some),
             Ok(_) => Ok(None),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(self.failed(error)),
         }
     }
@@ -315,30 +336,33 @@ fn sync_tree(path: &Path) -> io::Result<()> {
     syncfs(&fs::File::open(path)?)
 }
 
-fn short(diff_id: &str) -> &str {
-    let hex = diff_id.trim_start_matches("sha256:");
-    hex.get(..20).unwrap_or(hex)
+fn short(diff_id: &Digest) -> &str {
+    &diff_id.hex()[..20]
 }
 
-fn strings(value: &Value) -> Vec<String> {
-    value.as_array().into_iter().flatten().filter_map(|item| item.as_str().map(str::to_owned)).collect()
+fn read_digest(name: &ImageName, text: &str) -> Result<Digest, ImageError> {
+    text.parse().map_err(|source| ImageError::Digest { image: name.to_string(), source })
 }
 
-fn descriptor(value: &Value) -> Option<OciDescriptor> {
-    Some(OciDescriptor {
-        media_type: value["mediaType"].as_str()?.to_owned(),
-        digest: value["digest"].as_str().filter(|digest| digest.starts_with("sha256:"))?.to_owned(),
-        size: value["size"].as_i64()?,
-        ..OciDescriptor::default()
-    })
+/// What each layer is, unpacked.
+fn diff_ids(name: &ImageName, config: &Value) -> Result<Vec<Digest>, ImageError> {
+    let list = config["rootfs"]["diff_ids"].as_array().into_iter().flatten();
+    list.map(|diff_id| read_digest(name, diff_id.as_str().unwrap_or_default())).collect()
+}
+
+fn descriptor(name: &ImageName, value: &Value) -> Result<Descriptor, ImageError> {
+    let digest = read_digest(name, value["digest"].as_str().unwrap_or_default())?;
+    let media_type = value["mediaType"].as_str().unwrap_or_default().to_owned();
+    let size = value["size"].as_u64().ok_or_else(|| malformed(name, &format!("{digest} has no size")))?;
+    Ok(Descriptor { media_type, digest, size })
 }
 
 /// `None`: no index. `Some(None)`: an index without this platform.
-fn platform_digest(manifest: &Value) -> Option<Option<String>> {
+fn platform_digest(manifest: &Value) -> Option<Option<&str>> {
     let entries = manifest["manifests"].as_array()?;
     let fits =
         |entry: &&Value| entry["platform"]["os"] == "linux" && entry["platform"]["architecture"] == architecture();
-    Some(entries.iter().find(fits).and_then(|entry| entry["digest"].as_str().map(str::to_owned)))
+    Some(entries.iter().find(fits).and_then(|entry| entry["digest"].as_str()))
 }
 
 /// This machine in Go's words.
@@ -362,9 +386,38 @@ mod tests {
         let entry =
             |arch: &str, digest: &str| json!({"digest": digest, "platform": {"os": "linux", "architecture": arch}});
         let index = json!({"manifests": [entry("s390x", "a"), entry(architecture(), "b")]});
-        assert_eq!(platform_digest(&index), Some(Some("b".into())));
+        assert_eq!(platform_digest(&index), Some(Some("b")));
         assert_eq!(platform_digest(&json!({"manifests": [entry("s390x", "a")]})), Some(None));
         assert_eq!(platform_digest(&json!({"layers": []})), None);
+    }
+
+    #[test]
+    fn no_image_names_a_file_that_is_no_digest() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(folder.path(), Registries::default()).unwrap();
+        let name: ImageName = "a".parse().unwrap();
+        let layer = folder.path().join("layers").join(Digest::of(b"layer").hex());
+        fs::create_dir(layer).unwrap();
+        let keep = |value: Value| {
+            let bytes = value.to_string().into_bytes();
+            let digest = Digest::of(&bytes);
+            store.keep_blob(&Manifest { bytes: bytes.into(), digest: digest.clone() }).unwrap();
+            digest
+        };
+        let image = |diff_id: &str| {
+            let config = keep(json!({"rootfs": {"diff_ids": [diff_id]}}));
+            let manifest = json!({"config": {"digest": config.to_string(), "size": 1}, "layers": []});
+            store.load(&name, &keep(manifest))
+        };
+        assert!(image(Digest::of(b"layer").as_str()).unwrap().is_some());
+        for bad in ["sha256:/", "/", "sha256:..", "", "sha256:../blobs"] {
+            assert!(matches!(image(bad), Err(ImageError::Digest { .. })), "{bad}");
+        }
+        for bad in [json!({"config": {"digest": "sha256:/", "size": 1}}), json!({"config": {}}), json!({})] {
+            assert!(matches!(store.load(&name, &keep(bad)), Err(ImageError::Digest { .. })));
+        }
+        let index = |digest: &str| json!({"manifests": [{"digest": digest, "platform": {"os": "linux", "architecture": architecture()}}]});
+        assert!(matches!(store.load(&name, &keep(index("sha256:/"))), Err(ImageError::Digest { .. })));
     }
 
     #[test]

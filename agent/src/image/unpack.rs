@@ -1,20 +1,27 @@
 //! One layer's tar into a folder that overlayfs takes as a lower layer.
 //!
 //! Whiteouts become what overlayfs reads as such (a 0/0 character device, an opaque xattr). A name can never leave the
-//! folder: the parent of each entry is opened with `openat2(RESOLVE_IN_ROOT)`, so a link inside the layer that points
-//! outside resolves inside.
-#![expect(unsafe_code, reason = "openat2, mknodat and friends have no safe form in std")]
+//! folder: the parent of each entry is opened through the door, where a link inside the layer that points outside
+//! resolves inside.
+#![expect(unsafe_code, reason = "mknodat and utimensat have no safe form in std")]
 
+use std::borrow::Cow;
+use std::cell::Cell;
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
+use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 use tar::{Entry, EntryType};
+
+use super::digest::Digest;
+use crate::door::Folder;
+use crate::room::Room;
 
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
@@ -27,20 +34,37 @@ pub enum UnpackError {
     #[error("layer has media type {0:?}, which this runtime cannot read")]
     MediaType(String),
     #[error("unpacked layer has digest {actual}, the image's configuration says {expected}")]
-    DiffId { expected: String, actual: String },
+    DiffId { expected: Digest, actual: Digest },
+    #[error("layer entry {path:?} is larger than what is left of the disk")]
+    TooLarge { path: String },
+    #[error("layer has more files than the disk has room for")]
+    TooMany,
     #[error("write the unpacked layer")]
     Folder { source: io::Error },
 }
 
-/// Unpacks the layer file `blob` into the empty folder `target`; the uncompressed bytes must have digest `diff_id`.
-pub fn unpack_layer(blob: &Path, media_type: &str, diff_id: &str, target: &Path) -> Result<(), UnpackError> {
+/// What stands between two entries: headers, long names, attributes. Read into memory as a whole.
+const MAX_HEADERS: u64 = 4 << 20;
+/// Beside the files themselves, what an archive may have of padding and at its end.
+const MAX_PADDING: u64 = 1 << 30;
+
+/// Unpacks the layer file `blob` into the empty folder `target`; the uncompressed bytes must have digest `diff_id`, and
+/// what they make must fit into `room`.
+pub fn unpack_layer(
+    blob: &Path,
+    media_type: &str,
+    diff_id: &Digest,
+    target: &Path,
+    room: Room,
+) -> Result<(), UnpackError> {
     let file = File::open(blob).map_err(|source| UnpackError::Archive { source })?;
-    let mut reader = HashingReader { inner: decompress(file, media_type)?, hash: Sha256::new() };
-    unpack_tar(&mut reader, target)?;
+    let limits = Limits { headers: Cell::new(u64::MAX), all: Cell::new(room.bytes.saturating_add(MAX_PADDING)) };
+    let mut reader = HashingReader { inner: decompress(file, media_type)?, hash: Sha256::new(), limits: &limits };
+    unpack_tar(&mut reader, &limits, target, room)?;
     io::copy(&mut reader, &mut io::sink()).map_err(|source| UnpackError::Archive { source })?;
-    let actual = format!("sha256:{:x}", reader.hash.finalize());
-    if actual != diff_id {
-        return Err(UnpackError::DiffId { expected: diff_id.to_owned(), actual });
+    let actual = Digest::finished(reader.hash);
+    if actual != *diff_id {
+        return Err(UnpackError::DiffId { expected: diff_id.clone(), actual });
     }
     Ok(())
 }
@@ -59,39 +83,75 @@ fn decompress(file: File, media_type: &str) -> Result<Box<dyn Read>, UnpackError
     }
 }
 
-struct HashingReader<R> {
-    inner: R,
-    hash: Sha256,
+/// How much may still be read.
+struct Limits {
+    /// Until the next entry.
+    headers: Cell<u64>,
+    all: Cell<u64>,
 }
 
-impl<R: Read> Read for HashingReader<R> {
+impl Limits {
+    fn take(&self, count: u64) -> io::Result<()> {
+        for limit in [&self.headers, &self.all] {
+            let left = limit.get().checked_sub(count);
+            limit.set(left.ok_or_else(|| io::Error::new(io::ErrorKind::FileTooLarge, "the layer is too large"))?);
+        }
+        Ok(())
+    }
+}
+
+struct HashingReader<'a, R> {
+    inner: R,
+    hash: Sha256,
+    limits: &'a Limits,
+}
+
+impl<R: Read> Read for HashingReader<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
+        self.limits.take(count as u64)?;
         self.hash.update(&buffer[..count]);
         Ok(count)
     }
 }
 
-fn unpack_tar(reader: &mut dyn Read, target: &Path) -> Result<(), UnpackError> {
-    let root = Root::open(target).map_err(|source| UnpackError::Folder { source })?;
+fn unpack_tar(reader: &mut dyn Read, limits: &Limits, target: &Path, room: Room) -> Result<(), UnpackError> {
+    let root = Folder::open(target).map_err(|source| UnpackError::Folder { source })?;
     let mut archive = tar::Archive::new(reader);
     // Times of folders change while they are filled, so they are set last.
     let mut folder_times = Vec::new();
-    for entry in archive.entries().map_err(|source| UnpackError::Archive { source })? {
+    let Room { mut bytes, mut files } = room;
+    let mut entries = archive.entries().map_err(|source| UnpackError::Archive { source })?;
+    loop {
+        limits.headers.set(MAX_HEADERS);
+        let Some(entry) = entries.next() else { break };
         let mut entry = entry.map_err(|source| UnpackError::Archive { source })?;
+        limits.headers.set(u64::MAX);
         let path = inside(&entry.path().map_err(|source| UnpackError::Archive { source })?)?;
-        let Some(path) = path else { continue };
-        let failed = |source| UnpackError::Entry { path: path.display().to_string(), source };
-        if place(&root, &path, &mut entry).map_err(failed)? == Placed::Folder {
-            folder_times.push((path.clone(), entry.header().mtime().unwrap_or(0)));
+        // A sparse file counts as what it would be: holes are written.
+        let left = bytes.checked_sub(entry.size());
+        bytes = left.ok_or_else(|| UnpackError::TooLarge { path: shown(path.as_deref()) })?;
+        files = files.checked_sub(1).ok_or(UnpackError::TooMany)?;
+        if let Some(path) = path {
+            let failed = |source| UnpackError::Entry { path: path.display().to_string(), source };
+            if place(&root, &path, &mut entry).map_err(failed)? == Placed::Folder {
+                folder_times.push((path.clone(), entry.header().mtime().unwrap_or(0)));
+            }
         }
+        // What nobody wanted is not to count as the next entry's headers.
+        io::copy(&mut entry, &mut io::sink()).map_err(|source| UnpackError::Archive { source })?;
     }
+    limits.headers.set(u64::MAX);
     for (path, time) in folder_times.into_iter().rev() {
         let failed = |source| UnpackError::Entry { path: path.display().to_string(), source };
-        let (parent, name) = root.parent_of(&path).map_err(failed)?;
+        let (parent, name) = parent_of(&root, &path).map_err(failed)?;
         set_time(&parent, &name, time).map_err(failed)?;
     }
     Ok(())
+}
+
+fn shown(path: Option<&Path>) -> String {
+    path.unwrap_or(Path::new("/")).display().to_string()
 }
 
 /// The entry's path without leading slashes and dots; `None` for the root itself.
@@ -115,11 +175,12 @@ enum Placed {
     Other,
 }
 
-fn place(root: &Root, path: &Path, entry: &mut Entry<'_, &mut dyn Read>) -> io::Result<Placed> {
-    let (parent, name) = root.parent_of(path)?;
-    if let Some(hidden) = name.as_bytes().strip_prefix(b".wh.") {
-        whiteout(&parent, hidden)?;
-        return Ok(Placed::Other);
+fn place(root: &Folder, path: &Path, entry: &mut Entry<'_, &mut dyn Read>) -> io::Result<Placed> {
+    let (parent, name) = parent_of(root, path)?;
+    match Whiteout::of(&name) {
+        None => {}
+        Some(Whiteout::Foreign) => return Ok(Placed::Other),
+        Some(whiteout) => return whiteout.place(&parent).map(|()| Placed::Other),
     }
     let kind = entry.header().entry_type();
     let there = at(&parent, &name);
@@ -167,10 +228,10 @@ fn link_target(entry: &Entry<'_, &mut dyn Read>) -> io::Result<PathBuf> {
     target.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "link without a target"))
 }
 
-fn hard_link(root: &Root, entry: &Entry<'_, &mut dyn Read>, there: &Path) -> io::Result<Placed> {
+fn hard_link(root: &Folder, entry: &Entry<'_, &mut dyn Read>, there: &Path) -> io::Result<Placed> {
     let target = inside(&link_target(entry)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     let target = target.ok_or(io::ErrorKind::InvalidData)?;
-    let (parent, name) = root.parent_of(&target)?;
+    let (parent, name) = parent_of(root, &target)?;
     fs::hard_link(at(&parent, &name), there)?;
     Ok(Placed::Other)
 }
@@ -191,8 +252,17 @@ fn give_identity(there: &Path, entry: &mut Entry<'_, &mut dyn Read>, mode: u32, 
     Ok(())
 }
 
+/// What the kernel takes as its own word about layers, or as an administrator's: no image brings these.
+fn is_reserved(name: &str) -> bool {
+    name.starts_with("trusted.") || name.starts_with("user.overlay.")
+}
+
 /// Attributes that this file system or kernel doesn't know are left out, as other runtimes do.
 fn set_xattr(there: &Path, name: &str, value: &[u8]) -> io::Result<()> {
+    if is_reserved(name) {
+        tracing::debug!(path = %there.display(), name, "reserved attribute left out");
+        return Ok(());
+    }
     match xattr::set(there, name, value) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTSUP | libc::EPERM)) => {
             tracing::debug!(path = %there.display(), name, %error, "attribute left out");
@@ -202,13 +272,40 @@ fn set_xattr(there: &Path, name: &str, value: &[u8]) -> io::Result<()> {
     }
 }
 
-fn whiteout(parent: &OwnedFd, hidden: &[u8]) -> io::Result<()> {
-    if hidden == b".wh..opq" {
-        return xattr::set_deref(format!("/proc/self/fd/{}", parent.as_raw_fd()), "trusted.overlay.opaque", b"y");
+/// What a name beginning with `.wh.` says about the layers below.
+#[derive(Debug, PartialEq)]
+enum Whiteout<'a> {
+    /// Nothing of them shows in this folder.
+    Opaque,
+    Name(&'a OsStr),
+    /// Book-keeping of another file system, or no name at all.
+    Foreign,
+}
+
+impl Whiteout<'_> {
+    fn of(name: &OsStr) -> Option<Whiteout<'_>> {
+        let hidden = name.as_bytes().strip_prefix(b".wh.")?;
+        Some(match hidden {
+            b".wh..opq" => Whiteout::Opaque,
+            // `.` and `..` would mean the folder itself and the one above.
+            b"" | b"." | b".." => Whiteout::Foreign,
+            _ if hidden.starts_with(b".wh.") => Whiteout::Foreign,
+            _ => Whiteout::Name(OsStr::from_bytes(hidden)),
+        })
     }
-    let name = CString::new(hidden)?;
-    make_room(&at(parent, OsStr::from_bytes(hidden)), EntryType::Char)?;
-    mknod(parent, &name, libc::S_IFCHR, 0)
+
+    fn place(&self, parent: &OwnedFd) -> io::Result<()> {
+        match self {
+            Whiteout::Opaque => {
+                xattr::set_deref(format!("/proc/self/fd/{}", parent.as_raw_fd()), "trusted.overlay.opaque", b"y")
+            }
+            Whiteout::Name(hidden) => {
+                make_room(&at(parent, hidden), EntryType::Char)?;
+                mknod(parent, &CString::new(hidden.as_bytes())?, libc::S_IFCHR, 0)
+            }
+            Whiteout::Foreign => Ok(()),
+        }
+    }
 }
 
 fn make_node(parent: &OwnedFd, name: &OsStr, entry: &Entry<'_, &mut dyn Read>) -> io::Result<()> {
@@ -241,42 +338,18 @@ fn at(parent: &OwnedFd, name: &OsStr) -> PathBuf {
     Path::new(&format!("/proc/self/fd/{}", parent.as_raw_fd())).join(name)
 }
 
-/// The folder no name may leave.
-pub struct Root(File);
-
-impl Root {
-    pub fn open(path: &Path) -> io::Result<Root> {
-        File::open(path).map(Root)
-    }
-
-    /// The entry's folder (made when an archive left it out) and its last name.
-    fn parent_of<'a>(&self, path: &'a Path) -> io::Result<(OwnedFd, std::borrow::Cow<'a, OsStr>)> {
-        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        let parent = path.parent().unwrap_or(Path::new(""));
-        match self.open_inside(parent, libc::O_PATH | libc::O_DIRECTORY) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let (grandparent, parent_name) = self.parent_of(parent)?;
-                create_folder(&at(&grandparent, &parent_name))?;
-                Ok((self.open_inside(parent, libc::O_PATH | libc::O_DIRECTORY)?, name.into()))
-            }
-            opened => Ok((opened?, name.into())),
+/// An entry's folder (made when an archive left it out) and its last name.
+fn parent_of<'a>(root: &Folder, path: &'a Path) -> io::Result<(OwnedFd, Cow<'a, OsStr>)> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let parent = path.parent().unwrap_or(Path::new(""));
+    let open = || root.open_inside(parent, OFlags::PATH | OFlags::DIRECTORY);
+    match open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let (grandparent, parent_name) = parent_of(root, parent)?;
+            create_folder(&at(&grandparent, &parent_name))?;
+            Ok((open()?, name.into()))
         }
-    }
-
-    /// Opens a path as if this folder were `/`, whatever links lie on the way.
-    pub fn open_inside(&self, path: &Path, flags: libc::c_int) -> io::Result<OwnedFd> {
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let path = CString::new(path.as_os_str().as_bytes())?;
-        // SAFETY: open_how is plain data for which all zeroes is valid.
-        let mut how: libc::open_how = unsafe { std::mem::zeroed() };
-        how.flags = (flags | libc::O_CLOEXEC) as u64;
-        how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
-        // SAFETY: valid descriptor, C string and structure with its size; a new descriptor is ours.
-        unsafe {
-            let size = size_of::<libc::open_how>();
-            let fd = libc::syscall(libc::SYS_openat2, self.0.as_raw_fd(), path.as_ptr(), &raw const how, size);
-            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd as i32)) }
-        }
+        opened => Ok((opened?, name.into())),
     }
 }
 
@@ -313,8 +386,85 @@ mod tests {
 
     fn unpack(bytes: &[u8]) -> (tempfile::TempDir, Result<(), UnpackError>) {
         let folder = tempfile::tempdir().unwrap();
-        let result = unpack_tar(&mut &*bytes, folder.path());
+        let room = Room { bytes: 1 << 20, files: 1000 };
+        let result = unpack_into(bytes, folder.path(), room);
         (folder, result)
+    }
+
+    /// All of it as a blob, with the digest it has.
+    fn unpack_into(bytes: &[u8], target: &Path, room: Room) -> Result<(), UnpackError> {
+        let blob = tempfile::NamedTempFile::new().unwrap();
+        fs::write(blob.path(), bytes).unwrap();
+        unpack_layer(blob.path(), "application/vnd.oci.image.layer.v1.tar", &Digest::of(bytes), target, room)
+    }
+
+    #[test]
+    fn no_whiteout_reaches_above_its_folder() {
+        let (folder, result) = unpack(&tar_of(|tar| {
+            file(tar, "etc/passwd", "x");
+            for name in [".wh...", ".wh..", ".wh.", "etc/.wh...", ".wh..wh.plnk/1", ".wh..wh.aufs"] {
+                file(tar, name, "");
+            }
+        }));
+        result.unwrap();
+        assert!(folder.path().join("etc/passwd").exists());
+        assert!(folder.path().exists(), "the folder above is still there");
+        assert_eq!(Whiteout::of(OsStr::new(".wh.a")), Some(Whiteout::Name(OsStr::new("a"))));
+    }
+
+    #[test]
+    fn no_image_speaks_for_overlayfs() {
+        let (folder, result) = unpack(&tar_of(|tar| {
+            let attributes = ["trusted.overlay.redirect", "trusted.overlay.opaque", "user.overlay.opaque", "user.ok"];
+            let keys = attributes.map(|name| (format!("SCHILY.xattr.{name}"), b"/".to_vec()));
+            tar.append_pax_extensions(keys.iter().map(|(key, value)| (key.as_str(), value.as_slice()))).unwrap();
+            file(tar, "a", "x");
+        }));
+        result.unwrap();
+        let names: Vec<_> = xattr::list(folder.path().join("a")).unwrap().collect();
+        assert!(names.iter().all(|name| !is_reserved(name.to_str().unwrap())), "{names:?}");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_before_it_is_written() {
+        let target = tempfile::tempdir().unwrap();
+        let two = tar_of(|tar| {
+            file(tar, "a", "12345");
+            file(tar, "b", "12345");
+        });
+        let unpack = |bytes, files| unpack_into(&two, target.path(), Room { bytes, files });
+        assert!(matches!(unpack(9, 9), Err(UnpackError::TooLarge { .. })));
+        assert!(matches!(unpack(10, 1), Err(UnpackError::TooMany)));
+        unpack(10, 2).unwrap();
+        // A sparse file of 1 TiB in a few bytes.
+        let mut sparse = tar::Header::new_gnu();
+        sparse.set_entry_type(EntryType::GNUSparse);
+        sparse.set_path("huge").unwrap();
+        sparse.set_size(0);
+        sparse.set_mode(0o644);
+        sparse.set_uid(0);
+        sparse.set_gid(0);
+        let gnu = sparse.as_gnu_mut().unwrap();
+        gnu.realsize.copy_from_slice(b"20000000000\0");
+        gnu.sparse[0].offset.copy_from_slice(b"20000000000\0");
+        gnu.sparse[0].numbytes.copy_from_slice(b"00000000000\0");
+        sparse.set_cksum();
+        let huge = [sparse.as_bytes().as_slice(), &[0; 1024]].concat();
+        let target = tempfile::tempdir().unwrap();
+        let refused = unpack_into(&huge, target.path(), Room { bytes: 1 << 30, files: 9 });
+        assert!(matches!(refused, Err(UnpackError::TooLarge { .. })), "{refused:?}");
+        assert_eq!(fs::read_dir(target.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn names_and_attributes_have_a_limit() {
+        let name = vec![b'a'; 8 << 20];
+        let mut long = header(EntryType::GNULongName, 0o644, name.len() as u64);
+        long.set_path("././@LongLink").unwrap();
+        long.set_cksum();
+        let bytes = [long.as_bytes().as_slice(), &name, &tar_of(|tar| file(tar, "a", "x"))].concat();
+        let (_folder, result) = unpack(&bytes);
+        assert!(matches!(result, Err(UnpackError::Archive { .. })), "{result:?}");
     }
 
     #[test]
@@ -381,7 +531,9 @@ mod tests {
         fs::write(&blob, tar_of(|tar| file(tar, "a", "b"))).unwrap();
         let target = folder.path().join("target");
         fs::create_dir(&target).unwrap();
-        let error = unpack_layer(&blob, "application/vnd.oci.image.layer.v1.tar", "sha256:00", &target).unwrap_err();
+        let room = Room { bytes: 1 << 20, files: 9 };
+        let other = Digest::of(b"something else");
+        let error = unpack_layer(&blob, "application/vnd.oci.image.layer.v1.tar", &other, &target, room).unwrap_err();
         assert!(matches!(error, UnpackError::DiffId { .. }), "{error}");
     }
 }

@@ -1,10 +1,9 @@
 //! Which user a container runs as: the pod's word, else the image's, read against the image's own account files.
 
-use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::Path;
 
-use crate::image::Root;
+use crate::door::Folder;
 use crate::model::{Container, PodSecurity};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +27,16 @@ pub enum UserError {
     NonNumeric(String),
 }
 
+/// No image has that many accounts.
+const MAX_BYTES: u64 = 8 << 20;
+
+#[derive(Debug, thiserror::Error)]
+#[error("read the image's {path}")]
+pub struct AccountsError {
+    path: &'static str,
+    source: io::Error,
+}
+
 /// The image's `/etc/passwd` and `/etc/group`.
 #[derive(Debug, Default)]
 pub struct Accounts {
@@ -37,16 +46,19 @@ pub struct Accounts {
 
 impl Accounts {
     /// Reads them below `rootfs`, where no link leads out. A missing file is an empty one.
-    pub fn read(rootfs: &Path) -> Accounts {
-        let text = |path: &str| {
-            let mut text = String::new();
-            let file = Root::open(rootfs).and_then(|root| root.open_inside(Path::new(path), libc::O_RDONLY));
-            match file.map(|file| File::from(file).take(1 << 20).read_to_string(&mut text)) {
-                Ok(Ok(_)) => text,
-                _ => String::new(),
-            }
-        };
-        Accounts { passwd: text("etc/passwd"), group: text("etc/group") }
+    pub fn read(rootfs: &Path) -> Result<Accounts, AccountsError> {
+        let text =
+            |path: &'static str| read_text(rootfs, Path::new(path)).map_err(|source| AccountsError { path, source });
+        Ok(Accounts { passwd: text("etc/passwd")?, group: text("etc/group")? })
+    }
+
+    /// The home folder of a user; one without an account gets the root.
+    pub fn home(&self, uid: u32) -> String {
+        let home = self.passwd.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split(':').collect();
+            (fields.get(2)?.parse() == Ok(uid)).then(|| fields.get(5).map(|home| (*home).to_owned()))?
+        });
+        home.filter(|home| !home.is_empty()).unwrap_or_else(|| "/".to_owned())
     }
 
     fn passwd_entry(&self, name: &str) -> Option<(String, u32, u32)> {
@@ -72,6 +84,20 @@ impl Accounts {
         };
         self.group.lines().filter_map(member).collect()
     }
+}
+
+fn read_text(rootfs: &Path, path: &Path) -> io::Result<String> {
+    let file = match Folder::open(rootfs)?.open_regular(path) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(String::new());
+        }
+        file => file?,
+    };
+    let mut bytes = Vec::new();
+    if file.take(MAX_BYTES + 1).read_to_end(&mut bytes)? as u64 > MAX_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {MAX_BYTES} bytes")));
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 pub fn resolve(
@@ -106,6 +132,9 @@ pub fn resolve(
     }
     if let Some(gid) = security.run_as_group.or(pod.run_as_group) {
         user.gid = gid;
+    }
+    if pod.supplemental_groups_policy.as_deref() == Some("Strict") {
+        user.groups.clear(); // the image's own word does not count
     }
     let more = pod.supplemental_groups.iter().chain(&pod.fs_group).copied();
     user.groups = [user.gid].into_iter().chain(std::mem::take(&mut user.groups)).chain(more).collect();
@@ -152,6 +181,19 @@ mod tests {
         let pod = json!({"runAsUser": 1, "runAsGroup": 2, "fsGroup": 7, "supplementalGroups": [9]});
         let user = resolve_with(pod, json!({"runAsUser": 33}), "www").unwrap();
         assert_eq!(user, User { uid: 33, gid: 2, groups: vec![2, 7, 9, 50] });
+    }
+
+    #[test]
+    fn strict_groups_are_the_pods_alone() {
+        let pod = |policy: &str| json!({"supplementalGroups": [9], "supplementalGroupsPolicy": policy});
+        assert_eq!(resolve_with(pod("Merge"), json!({}), "www").unwrap().groups, [9, 34, 50]);
+        assert_eq!(resolve_with(pod("Strict"), json!({}), "www").unwrap().groups, [9, 34]);
+    }
+
+    #[test]
+    fn homes() {
+        let accounts = Accounts { passwd: "root:x:0:0::/root:/bin/sh\nodd:x:5:5::\n".into(), group: String::new() };
+        assert_eq!([0, 5, 1000].map(|uid| accounts.home(uid)), ["/root", "/", "/"]);
     }
 
     #[test]

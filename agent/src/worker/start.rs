@@ -11,7 +11,7 @@ use crate::boundary::EventKind;
 use crate::image::{Image, ImageError, PullPolicy};
 use crate::launch::{Launch, LaunchError, remove_run};
 use crate::link::LinkError;
-use crate::model::Container;
+use crate::model::{Container, Volume};
 use crate::node::LivePod;
 use crate::plan::{Plan, next_back_off};
 use crate::record::{BackOff, ContainerRecord, End, Run};
@@ -20,6 +20,8 @@ use crate::status::Waiting;
 use crate::step::Step;
 use crate::volume::Volumes;
 
+/// When content that could not be had is asked for again, unless something changes before.
+const VOLUME_RETRY: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 /// The empty name: what concerns the pod as a whole.
 const POD: &str = "";
 
@@ -41,30 +43,51 @@ impl Worker {
     async fn make_volumes(&mut self) -> bool {
         let due = self.renew_at.is_some_and(|at| at <= Timestamp::now());
         let made = self.pod.spec.volumes.iter().all(|volume| self.volumes.contains_key(&volume.name));
-        if made && !due {
+        if made && !due && !self.stale {
             return true;
         }
         let (pod, facts, uid) = (self.pod.clone(), self.facts(), self.record.pod.uid.clone());
         let (durable, volatile) = (self.node.pod_volumes(&uid), self.node.volatile_volumes(&uid));
         let upstream = self.node.upstream.clone();
-        let maker =
-            Volumes { upstream: upstream.as_ref(), pod: &pod, facts: &facts, durable: &durable, volatile: &volatile };
-        let (mut paths, mut renew_at) = (HashMap::new(), None::<Timestamp>);
+        let tokens = std::mem::take(&mut self.tokens);
+        let maker = Volumes {
+            upstream: upstream.as_ref(),
+            pod: &pod,
+            facts: &facts,
+            durable: &durable,
+            volatile: &volatile,
+            tokens: &tokens,
+        };
+        self.stale = false;
+        let mut renew_at = None::<Timestamp>;
+        let mut complete = true;
         for volume in &pod.spec.volumes {
-            match maker.make(volume).await {
+            let again = match maker.make(volume).await {
                 Ok(ready) => {
-                    paths.insert(volume.name.clone(), ready.path);
-                    renew_at = renew_at.into_iter().chain(ready.renew_at).min();
+                    self.volumes.insert(volume.name.clone(), ready.place);
+                    ready.renew_at
                 }
                 Err(error) => {
                     self.event(None, EventKind::Warning, "FailedMount", chain(&error)).await;
-                    return false;
+                    complete &= self.keep_volume(&maker, volume);
+                    Timestamp::now().checked_add(VOLUME_RETRY).ok()
                 }
+            };
+            renew_at = renew_at.into_iter().chain(again).min();
+            if !complete {
+                break;
             }
         }
-        (self.volumes, self.renew_at) = (paths, renew_at);
+        self.tokens = tokens;
+        self.renew_at = renew_at;
         Step::MakeVolumes.done();
-        true
+        complete
+    }
+
+    /// A volume that once had its content keeps it when the content cannot be had again: containers go on with it.
+    fn keep_volume(&mut self, maker: &Volumes<'_>, volume: &Volume) -> bool {
+        let kept = self.volumes.get(&volume.name).cloned().or_else(|| maker.written(volume));
+        kept.map(|place| self.volumes.insert(volume.name.clone(), place)).is_some()
     }
 
     async fn make_sandbox(&mut self) -> bool {
@@ -94,6 +117,9 @@ impl Worker {
         self.presence = Presence::Remains; // from here on something may be there
         self.save();
         Step::NoteSandbox.done();
+        let qos = self.pod.status["qosClass"].as_str().unwrap_or("BestEffort");
+        let made = self.node.cgroups.make_pod(qos, &self.record.pod.uid, self.node.config.pod_max_pids);
+        made.map_err(|error| format!("make the pod's cgroup: {error}"))?;
         let sandbox = sandbox::spawn(&self.node, &self.pod, &self.record).await.map_err(|error| chain(&error))?;
         self.presence = Presence::Unlinked(sandbox);
         Ok(())

@@ -92,6 +92,8 @@ pub fn config(folder: &Path, cgroup: &str) -> Config {
         cluster_dns: None,
         cluster_domain: "cluster.local".into(),
         registries: None,
+        pod_max_pids: None,
+        allowed_unsafe_sysctls: Vec::new(),
     }
 }
 

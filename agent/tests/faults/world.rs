@@ -57,6 +57,8 @@ fn pull_image(folder: &Path) {
     let registry = support::registry();
     fs::write(&registries, format!("registries:\n  docker.io:\n    endpoints: ['http://{registry}']\n")).unwrap();
     let _ = rustls::crypto::ring::default_provider().install_default(); // another test of this process was quicker
+    agent::claim::data_dir(&folder.join("data")).unwrap();
+    fs::write(folder.join("data/agent.lock"), "").unwrap();
     let store = ImageStore::open(&folder.join("data/images"), Registries::load(&registries).unwrap()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(store.ensure("busybox", PullPolicy::IfNotPresent)).unwrap();

@@ -7,10 +7,13 @@ use api::status::{FieldError, Status};
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 
-use super::{Context, Engine, List, ListOptions, Target, collection, commit_failed, deleting, has_finalizers};
+use super::{
+    Context, Engine, List, ListOptions, Revision, Target, collection, commit_failed, deleting, has_finalizers,
+    revision_of,
+};
 use crate::authz::Attributes;
 use crate::committer::{CommitError, Expect, Write};
-use crate::object::{Object, Revision};
+use crate::object::Object;
 
 const ATTEMPTS: usize = 16;
 const ORPHAN: &str = "orphan";
@@ -83,12 +86,22 @@ impl DeleteOptions {
 /// What a deletion leaves to show.
 #[derive(Debug)]
 pub enum Deleted {
-    /// It is gone; the uid it had.
-    Gone { uid: String },
+    /// It is gone: the uid it had, and when.
+    Gone { uid: String, revision: Revision },
     /// It is gone; kinds that upstream shows once more.
     GoneShown(Value),
     /// It goes when its finalizers or its node are done.
     Going(Value),
+}
+
+impl Deleted {
+    /// The revision of this object's change.
+    pub fn revision(&self) -> Revision {
+        match self {
+            Self::Gone { revision, .. } => *revision,
+            Self::GoneShown(value) | Self::Going(value) => revision_of(value),
+        }
+    }
 }
 
 /// What to do with one object.
@@ -122,12 +135,13 @@ impl Engine {
     ) -> Result<Deleted, Status> {
         let asked = Attributes { verb: "unsafe-delete-ignore-read-errors".into(), ..Attributes::of(target) };
         self.authorizer.check(self, &context.user, &asked)?;
+        let mut revision = 0;
         if !options.dry_run {
             let (collection, key) = (collection(&target.kind), target.key());
             let write = Write { collection, key, expect: Expect::Unreadable, content: None };
-            self.remove(vec![write]).await.map_err(|error| commit_failed(&error))?;
+            revision = self.remove(vec![write]).await.map_err(|error| commit_failed(&error))?;
         }
-        Ok(Deleted::Gone { uid: String::new() })
+        Ok(Deleted::Gone { uid: String::new(), revision })
     }
 
     /// Deletes what a list gives, one by one, and returns that list.
@@ -204,7 +218,10 @@ impl Engine {
 fn outcome(kind: &Kind, step: Step, value: Value) -> Deleted {
     match step {
         Step::Remove(_) if shows_deleted(kind) => Deleted::GoneShown(value),
-        Step::Remove(_) => Deleted::Gone { uid: value["metadata"]["uid"].as_str().unwrap_or_default().to_owned() },
+        Step::Remove(_) => Deleted::Gone {
+            uid: value["metadata"]["uid"].as_str().unwrap_or_default().to_owned(),
+            revision: revision_of(&value),
+        },
         Step::Mark(_) | Step::Nothing => Deleted::Going(value),
     }
 }

@@ -5,7 +5,7 @@ use api::status::{Cause, FieldError, Status};
 use serde_json::{Value, json};
 
 use super::write::Draft;
-use super::{Context, DeleteOptions, Engine, Shown, Target, WriteOptions, Written, deleting};
+use super::{Context, DeleteOptions, Engine, Revision, Shown, Target, WriteOptions, Written, deleting};
 
 impl Engine {
     /// Changes an object through its Scale; the outcome is the Scale.
@@ -72,14 +72,14 @@ impl Engine {
         Ok(written)
     }
 
-    /// `pods/NAME/binding`: gives the pod its node, once.
+    /// `pods/NAME/binding`: gives the pod its node, once; the pod's new revision.
     pub async fn bind(
         &self,
         context: &Context,
         target: &Target,
         options: &WriteOptions,
         binding: &Value,
-    ) -> Result<(), Status> {
+    ) -> Result<Revision, Status> {
         let node = binding["target"]["name"].as_str().unwrap_or_default();
         check_binding(binding)?;
         let uid = binding["metadata"]["uid"].as_str().unwrap_or_default();
@@ -103,7 +103,7 @@ impl Engine {
             }
             Ok(Draft::Own(bound_pod(current, node, binding, context)))
         };
-        self.update(context, target, options, &assign).await.map(drop)
+        Ok(self.update(context, target, options, &assign).await?.object.revision())
     }
 
     /// `pods/NAME/eviction`: a deletion that respects disruption budgets.

@@ -19,7 +19,7 @@ use super::negotiate::{self, Accepted};
 use super::params::{self, WriteParams};
 use super::path::{Path, Query, ResourcePath};
 use super::reply::{self, Include, Reply};
-use super::{Peer, documents, header_of, health, page_not_found, streams, watch};
+use super::{Peer, documents, header_of, health, page_not_found, proxy, streams, watch};
 use crate::authz::Attributes;
 use crate::engine::{Context, DeleteOptions, Deleted, Draft, Target, Written, deletion_warnings};
 use crate::identity::User;
@@ -98,16 +98,27 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     let Some(kind) = kind else { return unknown(shared, &resource) };
     let target = target(kind, &resource)?;
     let context = Context { user, now: Timestamp::now() };
-    if matches!(&*target.subresource, "exec" | "attach") && target.kind.plural == "pods" {
-        if !matches!(parts.method, Method::GET | Method::POST) {
-            return Err(Status::method_not_allowed());
-        }
+    let connects = matches!(&*target.subresource, "exec" | "attach" | "portforward");
+    if connects && !matches!(parts.method, Method::GET | Method::POST) {
+        return Err(Status::method_not_allowed());
+    }
+    if connects || (target.subresource == "log" && parts.headers.contains_key(header::UPGRADE)) {
         check_origin(&parts)?;
+    }
+    if matches!(&*target.subresource, "exec" | "attach") && target.kind.plural == "pods" {
         let pod = shared.engine.get(&pod_target(&target), None).await?.value();
         return streams::exec(&*shared.nodes, &pod, &query, parts, seat).await;
     }
-    if matches!(&*target.subresource, "proxy" | "portforward") {
-        return Err(Status::plain(501, "NotImplemented", format!("{} is not served yet", target.subresource)));
+    if target.subresource == "log" && verb == "get" && parts.headers.contains_key(header::UPGRADE) {
+        let pod = shared.engine.get(&pod_target(&target), None).await?.value();
+        return streams::logs_upgraded(&*shared.nodes, &pod, &query, parts, seat).await;
+    }
+    if target.subresource == "portforward" {
+        let pod = shared.engine.get(&pod_target(&target), None).await?.value();
+        return streams::forward(shared.nodes.clone(), pod, &query, parts, seat).await;
+    }
+    if target.subresource == "proxy" {
+        return proxy::carry(&shared.engine, &target, parts, body, seat).await;
     }
     let accepted = negotiate::answer(
         header_of(&parts, header::ACCEPT),
@@ -506,7 +517,7 @@ impl Call<'_> {
         let target = &self.target;
         let (value, status) = match self.shared.engine.delete(&self.context, target, &options).await? {
             Deleted::Going(value) | Deleted::GoneShown(value) => (value, false),
-            Deleted::Gone { uid } => {
+            Deleted::Gone { uid, .. } => {
                 let status = Status::deleted(&target.kind.group, &target.kind.plural, &target.name, &uid);
                 (status.to_value(), true)
             }

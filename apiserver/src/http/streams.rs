@@ -1,6 +1,9 @@
-//! Logs, and exec and attach over WebSocket (`v5.channel.k8s.io` and its elders) or, for older clients, SPDY.
+//! Logs, port forwarding, and exec and attach over WebSocket (`v5.channel.k8s.io` and its elders) or, for older clients, SPDY.
 
+mod portforward;
 mod spdy;
+
+pub use portforward::forward;
 
 use api::budget::Budget;
 use api::status::{Cause, Details, Status};
@@ -22,6 +25,7 @@ use crate::limits::Seat;
 use crate::nodes::{ExecOptions, LogOptions, Nodes, Session, TerminalSize};
 
 const PROTOCOLS: [&str; 3] = ["v5.channel.k8s.io", "v4.channel.k8s.io", "channel.k8s.io"];
+const LOG_PROTOCOL: &str = "binary.k8s.io";
 /// Bytes read from a container at a time.
 const CHUNK: usize = 16 << 10;
 
@@ -83,18 +87,49 @@ fn log_options(pod: &Value, query: &Query) -> Result<LogOptions, Status> {
     })
 }
 
-/// `pods/NAME/log`.
-pub async fn logs(nodes: &dyn Nodes, pod: &Value, query: &Query) -> Result<Reply, Status> {
-    let options = log_options(pod, query)?;
-    let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-    if pod["spec"]["nodeName"].as_str().unwrap_or_default().is_empty() {
-        let why = format!("pod {name} does not have a host assigned");
-        return Err(Status::bad_request(why));
+/// Refuses what needs a node where there is none.
+fn unassigned(pod: &Value) -> Result<(), Status> {
+    match pod["spec"]["nodeName"].as_str() {
+        Some(node) if !node.is_empty() => Ok(()),
+        _ => {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            Err(Status::bad_request(format!("pod {name} does not have a host assigned")))
+        }
     }
-    let lines = nodes.logs(pod, options).await?;
+}
+
+/// `pods/NAME/log` as a body.
+pub async fn logs(nodes: &dyn Nodes, pod: &Value, query: &Query) -> Result<Reply, Status> {
+    unassigned(pod)?;
+    let lines = nodes.logs(pod, log_options(pod, query)?).await?;
     let mut reply = reply::bytes(200, "text/plain", Bytes::new());
     *reply.body_mut() = Body::from_stream(lines.into_stream());
     Ok(reply)
+}
+
+/// The same as WebSocket messages.
+pub async fn logs_upgraded(
+    nodes: &dyn Nodes,
+    pod: &Value,
+    query: &Query,
+    mut parts: Parts,
+    seat: Seat,
+) -> Result<Reply, Status> {
+    let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &()).await;
+    let upgrade = upgrade.map_err(|_| Status::bad_request("unable to upgrade: logs are served over WebSocket"))?;
+    unassigned(pod)?;
+    let mut lines = nodes.logs(pod, log_options(pod, query)?).await?;
+    let served = move |mut socket: WebSocket| async move {
+        let _seat = seat;
+        while let Some(Ok(bytes)) = lines.next().await {
+            if socket.send(Message::Binary(bytes)).await.is_err() {
+                return;
+            }
+        }
+        let close = CloseFrame { code: 1000, reason: "".into() };
+        let _gone = socket.send(Message::Close(Some(close))).await;
+    };
+    Ok(upgrade.protocols([LOG_PROTOCOL]).on_upgrade(served).into_response())
 }
 
 /// `pods/NAME/exec` and `/attach`.
@@ -105,7 +140,6 @@ pub async fn exec(
     mut parts: Parts,
     seat: Seat,
 ) -> Result<Reply, Status> {
-    let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let options = ExecOptions {
         container: container(pod, query.get("container"))?,
         command: query.all("command").map(str::to_owned).collect(),
@@ -114,10 +148,8 @@ pub async fn exec(
         stderr: query.flag("stderr"),
         tty: query.flag("tty"),
     };
-    if pod["spec"]["nodeName"].as_str().unwrap_or_default().is_empty() {
-        return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
-    }
-    if let Some(upgrade) = spdy::requested(&mut parts) {
+    unassigned(pod)?;
+    if let Some(upgrade) = spdy::requested(&mut parts, spdy::PROTOCOL) {
         let upgrade = upgrade?;
         let session = nodes.exec(pod, options.clone()).await?;
         return Ok(spdy::upgrade(upgrade, session, &options, seat));

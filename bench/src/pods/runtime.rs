@@ -112,7 +112,7 @@ impl PodProcess {
         };
         fs::write(path("setup.json"), serde_json::to_vec(&setup)?)?;
         let mut command = Command::new(executable()?);
-        command.arg(path("setup.json")).stdin(Stdio::null()).stderr(File::create(path("stderr"))?);
+        command.arg("bench/pod").stdin(File::open(path("setup.json"))?).stderr(File::create(path("stderr"))?);
         let output = command.output().context("cannot run the pod process")?;
         ensure!(output.stdout == b"ready\n", "the pod process did not start: {}", fs::read_to_string(path("stderr"))?);
         let stream = UnixStream::connect(path("socket"))?;

@@ -6,6 +6,7 @@ use serde_json::json;
 use tokio::net::UdpSocket;
 
 use super::*;
+use crate::forward::ForwardError;
 
 fn ask(name: &str, kind: &str) -> Message {
     let mut message = Message::new(77, MessageType::Query, OpCode::Query);
@@ -31,7 +32,8 @@ fn services() -> Snapshot {
 }
 
 async fn server(upstreams: Vec<SocketAddr>) -> Server {
-    let config = Config { listen: "127.0.0.1:0".parse().unwrap(), domain: "cluster.local".into(), upstreams };
+    let clients = vec!["127.0.0.1/32".parse().unwrap()];
+    let config = Config { listen: "127.0.0.1:0".parse().unwrap(), domain: "cluster.local".into(), upstreams, clients };
     let server = Server::start(config).await.unwrap();
     server.publish(services());
     server
@@ -272,4 +274,41 @@ async fn a_dropped_server_frees_its_port() {
         assert!(tokio::time::Instant::now() < deadline, "the port is still taken");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test]
+async fn a_stranger_hears_nothing() {
+    let server = server(Vec::new()).await;
+    let asked = ask("web.default.svc.cluster.local.", "A").to_vec().unwrap();
+    // Any other loopback address is one that the server was not told of.
+    let socket = UdpSocket::bind("127.0.0.2:0").await.unwrap();
+    socket.send_to(&asked, server.address()).await.unwrap();
+    let bound = tokio::net::TcpSocket::new_v4().unwrap();
+    bound.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut stream = bound.connect(server.address()).await.unwrap();
+    assert_eq!(timeout(Duration::from_secs(10), stream.read(&mut [0; 16])).await.unwrap().unwrap_or(0), 0);
+    // Whoever is known is answered after it, so the datagram was not merely late.
+    assert_eq!(data(&over_udp(&server, &ask("web.default.svc.cluster.local.", "A")).await), ["10.96.0.80"]);
+    assert!(socket.try_recv(&mut [0; 512]).is_err());
+    assert_eq!(server.refused(), 2);
+}
+
+#[tokio::test]
+async fn one_client_does_not_use_up_the_forwarder() {
+    // An upstream that never answers, so that every question stays under way.
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let forwarder = Arc::new(Forwarder::new(vec![silent.local_addr().unwrap()]));
+    let question_of = |client: &str, index: usize| {
+        let (forwarder, client) = (Arc::clone(&forwarder), client.parse().unwrap());
+        let asked = ask(&format!("n{index}.example.org."), "A");
+        async move { forwarder.ask(&asked.queries[0], &asked, client, Transport::Udp).await }
+    };
+    let mut all: JoinSet<_> = (0..200).map(|index| question_of("192.0.2.1", index)).collect();
+    let other = question_of("192.0.2.2", 1000).await;
+    assert!(matches!(other, Err(ForwardError::Unanswered)), "another client was asked for all the same");
+    let mut refused = 0;
+    while let Some(ended) = all.join_next().await {
+        refused += usize::from(matches!(ended.unwrap(), Err(ForwardError::Busy(_))));
+    }
+    assert_eq!(refused, 100, "the first has its share and no more");
 }

@@ -114,8 +114,12 @@ impl World {
 
     /// The node's DNS server; cluster DNS is translated to it.
     pub fn start_dns(&self, objects: &[Service]) -> dns::Server {
-        let config =
-            dns::Config { listen: DNS.parse().unwrap(), domain: "cluster.local".into(), upstreams: Vec::new() };
+        let config = dns::Config {
+            listen: DNS.parse().unwrap(),
+            domain: "cluster.local".into(),
+            upstreams: Vec::new(),
+            clients: vec!["0.0.0.0/0".parse().unwrap()],
+        };
         let objects: Vec<_> = objects.iter().map(|service| serde_json::from_value(service.object()).unwrap()).collect();
         let runtime = Arc::clone(&self.runtime);
         let server = self.node.run(move || runtime.block_on(dns::Server::start(config)).unwrap());

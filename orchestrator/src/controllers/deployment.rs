@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 
 use super::Caches;
 use super::informer::Key;
+use super::ownership;
 use super::runtime::{Action, Controller, Plan, Queue};
 use super::views::{DEPLOYMENTS, Deployment, REPLICA_SETS, ReplicaSet};
-use crate::events::Reference;
+use crate::events::{EventType, Reference};
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
 const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
@@ -21,6 +22,7 @@ const HASH: &str = "pod-template-hash";
 /// Annotations that stay with the Deployment.
 const NOT_COPIED: [&str; 5] = ["kubectl.kubernetes.io/last-applied-configuration", REVISION, DESIRED, MAXIMUM, HISTORY];
 
+mod resize;
 mod status;
 
 use status::status;
@@ -76,7 +78,7 @@ impl Controller for Deployments {
                 None if set.metadata.meta.deletion_timestamp.is_none()
                     && deployment.metadata.meta.deletion_timestamp.is_none() =>
                 {
-                    plan.push(adopt(&deployment, set));
+                    plan.push(ownership::adopt(REPLICA_SETS, &set.metadata, owner(&deployment)));
                 }
                 _ => {}
             }
@@ -85,32 +87,16 @@ impl Controller for Deployments {
             !same_template(&set.spec.template, &deployment.spec.template)
                 && caches.pods.indexed(&format!("owner/{}", set.metadata.meta.uid)).iter().any(|pod| !pod.has_ended())
         });
-        plan.extend(self::plan(&deployment, &mine, old_pods, Timestamp::now()));
+        let taken = |name: &str| {
+            all.iter().any(|set| set.metadata.meta.name == name && !mine.iter().any(|own| Arc::ptr_eq(own, set)))
+        };
+        plan.extend(self::plan(&deployment, &mine, old_pods, &taken, Timestamp::now()));
         plan
     }
 }
 
 fn owner(deployment: &Deployment) -> Value {
-    let meta = &deployment.metadata.meta;
-    json!({
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "name": meta.name,
-        "uid": meta.uid,
-        "controller": true,
-        "blockOwnerDeletion": true,
-    })
-}
-
-fn adopt(deployment: &Deployment, set: &ReplicaSet) -> Action {
-    let meta = &set.metadata.meta;
-    Action::Patch {
-        resource: REPLICA_SETS,
-        key: Key::of(meta),
-        subresource: "",
-        version: Some(meta.resource_version.clone()),
-        patch: json!({"metadata": {"ownerReferences": [owner(deployment)]}}),
-    }
+    ownership::owner("apps/v1", "Deployment", &deployment.metadata.meta)
 }
 
 /// The template without what tells ReplicaSets of one Deployment apart.
@@ -171,7 +157,14 @@ fn bounds(deployment: &Deployment) -> Bounds {
     Bounds { surge, unavailable: unavailable.min(total.max(if surge == 0 { 1 } else { 0 })) }
 }
 
-fn plan(deployment: &Deployment, sets: &[Arc<ReplicaSet>], old_pods: bool, now: Timestamp) -> Plan {
+/// `taken` tells whether somebody else has a ReplicaSet of that name.
+fn plan(
+    deployment: &Deployment,
+    sets: &[Arc<ReplicaSet>],
+    old_pods: bool,
+    taken: &dyn Fn(&str) -> bool,
+    now: Timestamp,
+) -> Plan {
     let mut plan = Plan::new();
     let current = sets.iter().filter(|set| same_template(&set.spec.template, &deployment.spec.template));
     let current = current
@@ -184,18 +177,15 @@ fn plan(deployment: &Deployment, sets: &[Arc<ReplicaSet>], old_pods: bool, now: 
         .collect();
     if deployment.metadata.meta.deletion_timestamp.is_none() {
         let newest_old = old.iter().map(|set| revision_of(&set.metadata.meta.annotations)).max().unwrap_or(0);
+        if let Some(set) = &current {
+            plan.extend(annotate(deployment, set, newest_old));
+        }
         match &current {
-            Some(set) => {
-                plan.extend(annotate(deployment, set, newest_old));
-                let scaled = if deployment.spec.paused {
-                    rescale_paused(deployment, set, &old)
-                } else {
-                    roll(deployment, set, &old, old_pods)
-                };
-                plan.extend(scaled);
+            _ if deployment.spec.paused || was_resized(deployment, sets) => {
+                plan.extend(resize::resize(deployment, current.as_ref(), &old));
             }
-            None if deployment.spec.paused => {}
-            None => plan.push(create(deployment, sets, newest_old + 1, old_pods)),
+            Some(set) => plan.extend(roll(deployment, set, &old, old_pods)),
+            None => plan.push(create(deployment, sets, newest_old + 1, old_pods, taken)),
         }
         plan.extend(clean_up(deployment, current.as_deref(), &old));
     }
@@ -211,28 +201,45 @@ fn said(deployment: &Deployment, sets: &[Arc<ReplicaSet>], plan: &Plan) -> Plan 
     let event = |name: &str, from: i64, to: i64| {
         let way = if to > from { "up" } else { "down" };
         let message = format!("Scaled {way} replica set {name} from {from} to {to}");
-        Action::Event { about: about.clone(), reason: "ScalingReplicaSet", message }
+        let event =
+            Action::Event { about: about.clone(), type_: EventType::Normal, reason: "ScalingReplicaSet", message };
+        (from != to).then_some(event)
     };
     let size_of =
         |name: &str| sets.iter().find(|set| set.metadata.meta.name == name).map_or(0, |set| set.spec.replicas);
     let change = |action: &Action| match action {
         Action::Create { object, .. } => {
             let name = object["metadata"]["name"].as_str()?;
-            Some(event(name, 0, object["spec"]["replicas"].as_i64()?))
+            event(name, 0, object["spec"]["replicas"].as_i64()?)
         }
         Action::Patch { key, subresource: "", patch, .. } => {
-            Some(event(&key.name, size_of(&key.name), patch["spec"]["replicas"].as_i64()?))
+            event(&key.name, size_of(&key.name), patch["spec"]["replicas"].as_i64()?)
         }
         _ => None,
     };
     plan.iter().filter_map(change).collect()
 }
 
-/// The new ReplicaSet, already as large as the bounds allow.
-fn create(deployment: &Deployment, sets: &[Arc<ReplicaSet>], revision: i64, old_pods: bool) -> Action {
+/// The new ReplicaSet, already as large as the bounds allow. A name that somebody else has gives way to another.
+fn create(
+    deployment: &Deployment,
+    sets: &[Arc<ReplicaSet>],
+    revision: i64,
+    old_pods: bool,
+    taken: &dyn Fn(&str) -> bool,
+) -> Action {
     let meta = &deployment.metadata.meta;
     let collisions = deployment.status["collisionCount"].as_i64().unwrap_or(0);
     let hash = hash(&deployment.spec.template, collisions);
+    if taken(&format!("{}-{hash}", meta.name)) {
+        return Action::Patch {
+            resource: DEPLOYMENTS,
+            key: Key::of(meta),
+            subresource: "status",
+            version: None,
+            patch: json!({"status": {"collisionCount": collisions + 1}}),
+        };
+    }
     let mut template = deployment.spec.template.clone();
     template["metadata"]["labels"][HASH] = json!(hash);
     let mut selector = deployment.spec.selector.clone();
@@ -294,7 +301,6 @@ fn annotate(deployment: &Deployment, set: &ReplicaSet, newest_old: i64) -> Plan 
         revision = newest_old + 1;
     }
     wanted.insert(REVISION.into(), revision.to_string());
-    wanted.extend(sizes(deployment));
     let changed: BTreeMap<_, _> = wanted.iter().filter(|(key, value)| found.get(*key) != Some(value)).collect();
     if !changed.is_empty() || set.spec.min_ready_seconds != deployment.spec.min_ready_seconds {
         plan.push(Action::Patch {
@@ -328,39 +334,41 @@ fn grown(deployment: &Deployment, own: i64, others: &[Arc<ReplicaSet>]) -> i64 {
     own + room.min(wanted - own).max(0)
 }
 
-fn scale(set: &ReplicaSet, replicas: i64) -> Option<Action> {
-    (set.spec.replicas != replicas).then(|| Action::Patch {
+/// Brings a set to a size, and notes for which size of the Deployment that was.
+fn scale(deployment: &Deployment, set: &ReplicaSet, replicas: i64) -> Option<Action> {
+    let sizes: BTreeMap<_, _> = sizes(deployment).into();
+    let noted = sizes.iter().all(|(key, value)| set.metadata.meta.annotations.get(key) == Some(value));
+    (set.spec.replicas != replicas || !noted).then(|| Action::Patch {
         resource: REPLICA_SETS,
         key: Key::of(&set.metadata.meta),
         subresource: "",
         version: None,
-        patch: json!({"spec": {"replicas": replicas}}),
+        patch: json!({"metadata": {"annotations": sizes}, "spec": {"replicas": replicas}}),
     })
 }
 
-/// A paused Deployment is still scaled: its only running set follows.
-fn rescale_paused(deployment: &Deployment, current: &Arc<ReplicaSet>, old: &[Arc<ReplicaSet>]) -> Plan {
-    let active: Vec<_> = old.iter().chain([current]).filter(|set| set.spec.replicas > 0).collect();
-    match active.as_slice() {
-        [] => scale(current, deployment.spec.replicas).into_iter().collect(),
-        [one] => scale(one, deployment.spec.replicas).into_iter().collect(),
-        _ => Plan::new(),
-    }
+/// The Deployment was given another size since its running sets got theirs.
+fn was_resized(deployment: &Deployment, sets: &[Arc<ReplicaSet>]) -> bool {
+    let noted = |set: &&Arc<ReplicaSet>| set.metadata.meta.annotations.get(DESIRED)?.parse::<i64>().ok();
+    let running = sets.iter().filter(|set| set.spec.replicas > 0);
+    running.filter_map(|set| noted(&set)).any(|size| size != deployment.spec.replicas)
 }
 
 /// One step of the rollout.
 fn roll(deployment: &Deployment, current: &Arc<ReplicaSet>, old: &[Arc<ReplicaSet>], old_pods: bool) -> Plan {
     let wanted = deployment.spec.replicas;
     if deployment.spec.strategy.type_ == "Recreate" {
-        let mut plan: Plan = old.iter().filter_map(|set| scale(set, 0)).collect();
+        let running = old.iter().filter(|set| set.spec.replicas > 0);
+        let mut plan: Plan = running.filter_map(|set| scale(deployment, set, 0)).collect();
         if !old_pods {
-            plan.extend(scale(current, wanted));
+            plan.extend(scale(deployment, current, wanted));
         }
         return plan;
     }
     let own = current.spec.replicas;
     let size = if own > wanted { wanted } else { grown(deployment, own, old) };
-    let mut plan: Plan = scale(current, size).into_iter().collect();
+    let grown = (size != own).then(|| scale(deployment, current, size)).flatten();
+    let mut plan: Plan = grown.into_iter().collect();
     plan.extend(shrink(deployment, current, old));
     plan
 }
@@ -390,7 +398,8 @@ fn shrink(deployment: &Deployment, current: &ReplicaSet, old: &[Arc<ReplicaSet>]
         spare -= gone;
         *size -= gone;
     }
-    oldest.iter().filter_map(|set| scale(set, sizes[&*set.metadata.meta.name])).collect()
+    let shrunk = oldest.into_iter().filter(|set| sizes[&*set.metadata.meta.name] != set.spec.replicas);
+    shrunk.filter_map(|set| scale(deployment, set, sizes[&*set.metadata.meta.name])).collect()
 }
 
 /// Old sets beyond the history limit, oldest revision first, once the rollout is complete.
@@ -423,6 +432,10 @@ fn clean_up(deployment: &Deployment, current: Option<&ReplicaSet>, old: &[Arc<Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn plan(deployment: &Deployment, sets: &[Arc<ReplicaSet>], old_pods: bool, now: Timestamp) -> Plan {
+        super::plan(deployment, sets, old_pods, &|_| false, now)
+    }
 
     fn deployment(replicas: i64, image: &str, surge: &str, unavailable: &str) -> Deployment {
         let number = |text: &str| text.parse::<i64>().map_or(json!(text), |n| json!(n));
@@ -532,5 +545,36 @@ mod tests {
     fn action_reason(action: &Action) -> Option<&str> {
         let Action::Patch { subresource: "status", patch, .. } = action else { return None };
         patch["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == "Progressing")?["reason"].as_str()
+    }
+
+    #[test]
+    fn a_name_that_somebody_has_gives_way() {
+        let web = deployment(1, "a", "1", "0");
+        let made = super::plan(&web, &[], false, &|_| true, Timestamp::UNIX_EPOCH);
+        let raised = made.iter().any(|action| {
+            matches!(action, Action::Patch { subresource: "status", patch, .. }
+            if patch["status"]["collisionCount"] == 1)
+        });
+        assert!(raised && !made.iter().any(|action| matches!(action, Action::Create { .. })), "{made:?}");
+    }
+
+    #[test]
+    fn pausing_and_resuming_leave_the_progress_open() {
+        let mut web = deployment(1, "a", "1", "0");
+        web.spec.paused = true;
+        let says = |made: &Plan| made.iter().find_map(action_reason).map(str::to_owned);
+        let paused = plan(&web, &[set("s", "a", 1, 0, 1)], false, Timestamp::UNIX_EPOCH);
+        assert_eq!(says(&paused).as_deref(), Some("DeploymentPaused"));
+        web.spec.paused = false;
+        web.status = json!({"replicas": 1, "updatedReplicas": 1, "conditions": [
+            {"type": "Progressing", "status": "Unknown", "reason": "DeploymentPaused", "message": "Deployment is paused"},
+            {"type": "Foreign", "status": "True"}]});
+        let resumed = plan(&web, &[set("s", "a", 1, 0, 1)], false, Timestamp::UNIX_EPOCH);
+        assert_eq!(says(&resumed).as_deref(), Some("DeploymentResumed"));
+        let kept = resumed.iter().any(|action| {
+            matches!(action, Action::Patch { subresource: "status", patch, .. }
+            if patch["status"]["conditions"].as_array().unwrap().iter().any(|c| c["type"] == "Foreign"))
+        });
+        assert!(kept, "what others wrote stays: {resumed:?}");
     }
 }

@@ -24,6 +24,7 @@ const MIRROR: &str = "endpointslicemirroring-controller.k8s.io";
 const PER_SLICE: usize = 100;
 /// Addresses that an Endpoints object may hold; the rest is left out, and it says so.
 const ENDPOINTS_LIMIT: usize = 1000;
+const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 
 pub struct EndpointSlices;
 pub struct EndpointsObjects;
@@ -181,10 +182,13 @@ impl Controller for EndpointSlices {
 
     fn reconcile(&self, key: &Key, caches: &Caches) -> Plan {
         let existing = own_slices(caches, key, CONTROLLER);
-        let Some(service) = caches.services.get(&key.namespace, &key.name).filter(|service| is_selected(service))
-        else {
+        let Some(service) = caches.services.get(&key.namespace, &key.name) else {
             return existing.iter().map(|slice| delete(slice)).collect();
         };
+        // A Service that lost its selector keeps the endpoints it had, now in its owner's hands.
+        if !is_selected(&service) {
+            return Plan::new();
+        }
         let groups = endpoints_of(&service, &caches.pods.namespace(&key.namespace));
         let wanted = slices(&groups, endpoint);
         plan_slices(&service, CONTROLLER, wanted, &existing)
@@ -274,7 +278,7 @@ fn plan_slices(service: &Service, manager: &str, wanted: Vec<(Value, Value)>, ex
                 key: Key::of(&slice.metadata),
                 subresource: "",
                 version: Some(slice.metadata.resource_version.clone()),
-                patch: json!({"metadata": {"labels": labels}, "ports": ports, "endpoints": endpoints}),
+                patch: json!({"metadata": {"labels": relabelled(&slice.metadata.labels, &labels)}, "ports": ports, "endpoints": endpoints}),
             }),
             None => plan.push(create(service, &labels, ports, endpoints)),
         }
@@ -295,7 +299,13 @@ fn labels(service: &Service, manager: &str) -> BTreeMap<String, String> {
 }
 
 fn has_labels(slice: &EndpointSlice, labels: &BTreeMap<String, String>) -> bool {
-    labels.iter().all(|(key, value)| slice.metadata.labels.get(key) == Some(value))
+    slice.metadata.labels == *labels
+}
+
+/// The patch that leaves just these labels of those that were found.
+fn relabelled(found: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> Value {
+    let gone = found.keys().filter(|key| !labels.contains_key(*key)).map(|key| (key, Value::Null));
+    gone.chain(labels.iter().map(|(key, value)| (key, json!(value)))).map(|(key, value)| (key.clone(), value)).collect()
 }
 
 /// The slice holds just this.
@@ -352,14 +362,32 @@ fn remove_endpoints(found: &Endpoints) -> Action {
     Action::Delete { resource: ENDPOINTS, key: Key::of(meta), uid: Some(meta.uid.clone()), propagation: None }
 }
 
-/// Ready and unready addresses per set of ports; terminating ones are not shown here.
-fn subsets(groups: &[(Ports, Vec<Address>)]) -> Vec<Value> {
-    let mut room = ENDPOINTS_LIMIT;
+/// What an Endpoints object shows, and whether that is all.
+#[derive(Debug, Clone, PartialEq)]
+struct Subsets {
+    list: Vec<Value>,
+    truncated: bool,
+}
+
+/// Ready and unready addresses per set of ports, ready ones first where there are too many; terminating ones are not shown.
+fn subsets(groups: &[(Ports, Vec<Address>)]) -> Subsets {
+    let visible = |address: &&Address| !address.terminating || address.ready;
+    let count = |ready: bool| {
+        let all = groups.iter().flat_map(|(_, addresses)| addresses).filter(visible);
+        all.filter(|address| address.ready == ready).count()
+    };
+    let (ready, unready) = (count(true), count(false));
+    let mut room = [ENDPOINTS_LIMIT.saturating_sub(ready).min(unready), ENDPOINTS_LIMIT.min(ready)];
     let mut all = Vec::new();
     for (ports, addresses) in groups {
-        let shown: Vec<&Address> =
-            addresses.iter().filter(|address| !address.terminating || address.ready).take(room).collect();
-        room -= shown.len();
+        let mut shown: Vec<&Address> = Vec::new();
+        for address in addresses.iter().filter(visible) {
+            let left = &mut room[usize::from(address.ready)];
+            if *left > 0 {
+                *left -= 1;
+                shown.push(address);
+            }
+        }
         if shown.is_empty() {
             continue;
         }
@@ -385,7 +413,7 @@ fn subsets(groups: &[(Ports, Vec<Address>)]) -> Vec<Value> {
         }
         all.push(subset);
     }
-    all
+    Subsets { list: all, truncated: ready + unready > ENDPOINTS_LIMIT }
 }
 
 fn endpoint_address(address: &Address) -> Value {
@@ -399,25 +427,36 @@ fn endpoint_address(address: &Address) -> Value {
     value
 }
 
-fn write_endpoints(service: &Service, found: Option<&Endpoints>, subsets: Vec<Value>) -> Plan {
+fn write_endpoints(service: &Service, found: Option<&Endpoints>, subsets: Subsets) -> Plan {
     let meta = &service.metadata;
     let mut labels = meta.labels.clone();
     labels.insert(ENDPOINTS_MANAGED_BY.into(), "endpoint-controller".into());
     if is_headless(service) {
         labels.insert(HEADLESS.into(), String::new());
     }
+    let capacity = if subsets.truncated { json!("truncated") } else { Value::Null };
     match found {
-        Some(found) if found.subsets == subsets && found.metadata.meta.labels == labels => Plan::new(),
+        Some(found)
+            if found.subsets == subsets.list
+                && found.metadata.meta.labels == labels
+                && found.metadata.meta.annotations.contains_key(OVER_CAPACITY) == subsets.truncated =>
+        {
+            Plan::new()
+        }
         Some(found) => vec![Action::Patch {
             resource: ENDPOINTS,
             key: Key::of(&found.metadata.meta),
             subresource: "",
             version: None,
-            patch: json!({"metadata": {"labels": labels}, "subsets": subsets}),
+            patch: json!({"metadata": {"labels": relabelled(&found.metadata.meta.labels, &labels), "annotations": {OVER_CAPACITY: capacity}}, "subsets": subsets.list}),
         }],
         None => {
-            let metadata = json!({"name": meta.name, "namespace": meta.namespace, "labels": labels});
-            let object = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": metadata, "subsets": subsets});
+            let mut metadata = json!({"name": meta.name, "namespace": meta.namespace, "labels": labels});
+            if subsets.truncated {
+                metadata["annotations"] = json!({OVER_CAPACITY: capacity});
+            }
+            let object =
+                json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": metadata, "subsets": subsets.list});
             vec![Action::Create { resource: ENDPOINTS, namespace: meta.namespace.clone(), object, announce: None }]
         }
     }
@@ -454,7 +493,6 @@ impl Controller for Mirroring {
 fn mirrored(endpoints: &Endpoints) -> bool {
     let meta = &endpoints.metadata.meta;
     meta.labels.get(SKIP_MIRROR).is_none_or(|skip| skip != "true")
-        && !meta.labels.contains_key(ENDPOINTS_MANAGED_BY)
         && !meta.annotations.contains_key("control-plane.alpha.kubernetes.io/leader")
 }
 
@@ -545,8 +583,46 @@ mod tests {
         let service = service(json!(8080));
         let shown =
             subsets(&endpoints_of(&service, &[pod("a", true, false), pod("bb", false, false), pod("ccc", true, true)]));
-        assert_eq!(shown[0]["addresses"].as_array().unwrap().len(), 1);
-        assert_eq!(shown[0]["notReadyAddresses"].as_array().unwrap().len(), 1);
+        assert_eq!(shown.list[0]["addresses"].as_array().unwrap().len(), 1);
+        assert_eq!(shown.list[0]["notReadyAddresses"].as_array().unwrap().len(), 1);
+        assert!(!shown.truncated);
+    }
+
+    #[test]
+    fn too_many_addresses_are_cut_and_said_so() {
+        let address = |index: usize, ready| Address {
+            ip: format!("10.244.{}.{}", index / 250, index % 250),
+            node: String::new(),
+            hostname: String::new(),
+            pod: format!("p{index}"),
+            namespace: "ns".into(),
+            uid: String::new(),
+            ready,
+            serving: ready,
+            terminating: false,
+        };
+        let all = (0..1100).map(|index| address(index, index % 11 != 0)).collect();
+        let shown = subsets(&[(Ports::new(), all)]);
+        assert_eq!(shown.list[0]["addresses"].as_array().unwrap().len(), 1000, "ready ones first");
+        assert!(shown.list[0].get("notReadyAddresses").is_none() && shown.truncated);
+        let service = service(json!(80));
+        let made = write_endpoints(&service, None, shown.clone());
+        let Action::Create { object, .. } = &made[0] else { panic!("{made:?}") };
+        assert_eq!(object["metadata"]["annotations"][OVER_CAPACITY], "truncated");
+        let mut fits: Endpoints = serde_json::from_value(object.clone()).unwrap();
+        assert!(write_endpoints(&service, Some(&fits), shown.clone()).is_empty());
+        fits.subsets.clear();
+        let cleared = write_endpoints(&service, Some(&fits), Subsets { list: Vec::new(), truncated: false });
+        assert!(
+            matches!(&cleared[..], [Action::Patch { patch, .. }] if patch["metadata"]["annotations"][OVER_CAPACITY].is_null())
+        );
+    }
+
+    #[test]
+    fn a_label_that_the_service_lost_goes_from_its_slices() {
+        let found = [("tier".to_owned(), "front".to_owned()), ("kept".to_owned(), "yes".to_owned())].into();
+        let wanted = [("kept".to_owned(), "yes".to_owned())].into();
+        assert_eq!(relabelled(&found, &wanted), json!({"tier": null, "kept": "yes"}));
     }
 
     #[test]

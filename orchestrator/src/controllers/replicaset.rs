@@ -1,6 +1,7 @@
 //! ReplicaSet: as many pods as asked for, adopted and released by label.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +11,10 @@ use serde_json::{Value, json};
 
 use super::Caches;
 use super::informer::Key;
-use super::runtime::{Action, Controller, Plan, Queue};
-use super::views::{OwnerReference, PODS, Pod, REPLICA_SETS, ReplicaSet};
-use crate::events::Reference;
+use super::ownership;
+use super::runtime::{Act, Action, Controller, Failure, Plan, Queue};
+use super::views::{PODS, Pod, REPLICA_SETS, ReplicaSet};
+use crate::events::{EventType, Reference};
 
 /// Pods made or removed by one plan: bounds what a mistake costs before it is seen.
 const BURST: usize = 500;
@@ -55,6 +57,11 @@ impl Controller for ReplicaSets {
             caches.pods.namespace(&key.namespace).into_iter().filter(|pod| pod.metadata.owned.controller().is_none());
         plan(&set, &owned, &orphans.collect::<Vec<_>>(), Timestamp::now())
     }
+
+    fn failed(&self, key: &Key, caches: &Caches, failure: &Failure) -> Plan {
+        let set = caches.replica_sets.get(&key.namespace, &key.name);
+        set.map(|set| say_failure(&set, failure, Timestamp::now())).unwrap_or_default()
+    }
 }
 
 fn selects(set: &ReplicaSet, pod: &Pod) -> bool {
@@ -72,85 +79,66 @@ fn plan(set: &ReplicaSet, owned: &[Arc<Pod>], orphans: &[Arc<Pod>], now: Timesta
     let (mine, strangers): (Vec<_>, Vec<_>) = owned.iter().cloned().partition(|pod| matches(&labels, pod));
     let mut mine: Vec<Arc<Pod>> = mine;
     if set.metadata.meta.deletion_timestamp.is_none() {
-        plan.extend(strangers.iter().filter(|pod| pod.is_active()).map(|pod| release(set, pod)));
+        plan.extend(
+            strangers
+                .iter()
+                .filter(|pod| pod.is_active())
+                .map(|pod| ownership::release(PODS, &pod.metadata, &set.metadata.meta.uid)),
+        );
         let adopted = orphans.iter().filter(|pod| pod.is_active() && matches(&labels, pod));
         for pod in adopted {
-            plan.push(adopt(set, pod));
+            plan.push(ownership::adopt(PODS, &pod.metadata, owner(set)));
             mine.push(pod.clone());
         }
         plan.extend(resize(set, &mine));
     }
     let active: Vec<_> = mine.iter().filter(|pod| pod.is_active()).cloned().collect();
-    let terminating = mine.iter().filter(|pod| pod.is_deleting() && !pod.has_ended()).count();
-    plan.extend(status(set, &active, terminating, now));
+    plan.extend(status(set, &active, now));
     plan.extend(next_available(set, &active, now));
     plan
 }
 
 fn owner(set: &ReplicaSet) -> Value {
-    let meta = &set.metadata.meta;
-    json!({
-        "apiVersion": "apps/v1",
-        "kind": "ReplicaSet",
-        "name": meta.name,
-        "uid": meta.uid,
-        "controller": true,
-        "blockOwnerDeletion": true,
-    })
+    ownership::owner("apps/v1", "ReplicaSet", &set.metadata.meta)
 }
 
-fn adopt(set: &ReplicaSet, pod: &Pod) -> Action {
-    let mut owners: Vec<Value> = pod.metadata.owned.owner_references.iter().map(reference).collect();
-    owners.push(owner(set));
-    repoint(pod, owners)
-}
-
-fn release(set: &ReplicaSet, pod: &Pod) -> Action {
-    let others = pod.metadata.owned.owner_references.iter().filter(|owner| owner.uid != set.metadata.meta.uid);
-    repoint(pod, others.map(reference).collect())
-}
-
-fn reference(owner: &OwnerReference) -> Value {
-    let mut value = json!({"apiVersion": owner.api_version, "kind": owner.kind, "name": owner.name, "uid": owner.uid});
-    if owner.controller {
-        value["controller"] = json!(true);
-    }
-    value
-}
-
-fn repoint(pod: &Pod, owners: Vec<Value>) -> Action {
-    let meta = &pod.metadata.meta;
-    let owners = if owners.is_empty() { Value::Null } else { json!(owners) };
-    Action::Patch {
-        resource: PODS,
-        key: Key::of(meta),
-        subresource: "",
-        version: Some(meta.resource_version.clone()),
-        patch: json!({"metadata": {"ownerReferences": owners}}),
-    }
-}
-
-/// Creates what is missing or removes what is too much, the least useful first.
+/// Creates what is missing or removes what is too much, the least useful first. Creation begins slowly: where one pod is
+/// refused, the others would be too.
 fn resize(set: &ReplicaSet, mine: &[Arc<Pod>]) -> Plan {
     let mut active: Vec<_> = mine.iter().filter(|pod| pod.is_active()).collect();
     let wanted = usize::try_from(set.spec.replicas).unwrap_or(0);
     if active.len() < wanted {
         let missing = (wanted - active.len()).min(BURST);
-        return (0..missing).map(|_| create(set)).collect();
+        return vec![Action::Slowly((0..missing).map(|_| create(set)).collect())];
     }
-    active.sort_by_key(|pod| usefulness(pod));
+    let mut neighbours: HashMap<&str, usize> = HashMap::new();
+    for pod in &active {
+        *neighbours.entry(&pod.spec.node_name).or_default() += 1;
+    }
     let surplus = (active.len() - wanted).min(BURST);
+    active.sort_by_cached_key(|pod| usefulness(pod, neighbours[&*pod.spec.node_name]));
     active.into_iter().take(surplus).flat_map(|pod| remove(set, pod)).collect()
 }
 
-/// The order in which pods go: unassigned, pending, unready, youngest first.
-fn usefulness(pod: &Pod) -> (bool, u8, bool, Reverse<String>) {
+const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+/// The order in which pods go: unassigned, pending, unready, cheap, crowded, lately ready, often restarted, young.
+fn usefulness(pod: &Pod, neighbours: usize) -> impl Ord + use<> {
     let phase = match &*pod.status.phase {
         "Running" => 2,
         "Unknown" => 1,
         _ => 0,
     };
-    (!pod.spec.node_name.is_empty(), phase, pod.is_ready(), Reverse(pod.metadata.owned.creation_timestamp.clone()))
+    let ready = pod.condition("Ready").filter(|ready| ready.status == "True");
+    let cost = pod.metadata.meta.annotations.get(DELETION_COST).and_then(|cost| cost.parse::<i32>().ok()).unwrap_or(0);
+    let restarts = pod.status.container_statuses.iter().map(|status| status.restart_count).max().unwrap_or(0);
+    (
+        (!pod.spec.node_name.is_empty(), phase, ready.is_some(), cost),
+        Reverse(neighbours),
+        ready.map(|ready| Reverse(ready.last_transition_time.clone())),
+        Reverse(restarts),
+        Reverse(pod.metadata.owned.creation_timestamp.clone()),
+    )
 }
 
 fn create(set: &ReplicaSet) -> Action {
@@ -168,8 +156,12 @@ fn create(set: &ReplicaSet) -> Action {
 
 fn remove(set: &ReplicaSet, pod: &Pod) -> [Action; 2] {
     let meta = &pod.metadata.meta;
-    let said =
-        Action::Event { about: about(set), reason: "SuccessfulDelete", message: format!("Deleted pod: {}", meta.name) };
+    let said = Action::Event {
+        about: about(set),
+        type_: EventType::Normal,
+        reason: "SuccessfulDelete",
+        message: format!("Deleted pod: {}", meta.name),
+    };
     [Action::Delete { resource: PODS, key: Key::of(meta), uid: Some(meta.uid.clone()), propagation: None }, said]
 }
 
@@ -198,7 +190,49 @@ fn next_available(set: &ReplicaSet, active: &[Arc<Pod>], now: Timestamp) -> Opti
     Some(Action::Again { key: Key::of(&set.metadata.meta), after })
 }
 
-fn status(set: &ReplicaSet, active: &[Arc<Pod>], terminating: usize, now: Timestamp) -> Option<Action> {
+/// A pod that could not be made or removed: in the set's condition, and in an event.
+fn say_failure(set: &ReplicaSet, failure: &Failure, now: Timestamp) -> Plan {
+    let (reason, verb) = match failure.act {
+        Act::Create => ("FailedCreate", "creating"),
+        Act::Delete => ("FailedDelete", "deleting"),
+        Act::Change => return Plan::new(),
+    };
+    let message = failure.status.to_string();
+    let said = Action::Event {
+        about: about(set),
+        type_: EventType::Warning,
+        reason,
+        message: format!("Error {verb}: {message}"),
+    };
+    if set.status.condition(REPLICA_FAILURE).is_some() {
+        return vec![said];
+    }
+    let time = api::time::rfc3339(now);
+    let failed = json!({"type": REPLICA_FAILURE, "status": "True", "reason": reason, "message": message, "lastTransitionTime": time});
+    let conditions: Vec<Value> = set.status.conditions.iter().cloned().chain([failed]).collect();
+    vec![said, write_status(set, json!({"conditions": conditions}))]
+}
+
+fn write_status(set: &ReplicaSet, status: Value) -> Action {
+    Action::Patch {
+        resource: REPLICA_SETS,
+        key: Key::of(&set.metadata.meta),
+        subresource: "status",
+        version: None,
+        patch: json!({"status": status}),
+    }
+}
+
+const REPLICA_FAILURE: &str = "ReplicaFailure";
+
+/// Conditions once the set is as large as it should be: a failure is over then.
+fn settled_conditions(set: &ReplicaSet) -> Option<Vec<Value>> {
+    set.status.condition(REPLICA_FAILURE)?;
+    let others = set.status.conditions.iter().filter(|condition| condition["type"] != REPLICA_FAILURE);
+    Some(others.cloned().collect())
+}
+
+fn status(set: &ReplicaSet, active: &[Arc<Pod>], now: Timestamp) -> Option<Action> {
     let template = set.spec.template["metadata"]["labels"].as_object();
     let labeled = |pod: &Pod| {
         template
@@ -212,24 +246,24 @@ fn status(set: &ReplicaSet, active: &[Arc<Pod>], terminating: usize, now: Timest
     let (ready, available) = (count(&Pod::is_ready), count(&|pod| is_available(pod, set, now)));
     let old = &set.status;
     let generation = set.metadata.owned.generation;
-    let _ = terminating;
+    let settled = settled_conditions(set).filter(|_| replicas == set.spec.replicas);
     let same =
         (old.replicas, old.fully_labeled_replicas, old.ready_replicas, old.available_replicas, old.observed_generation)
             == (replicas, labels, ready, available, generation);
     let nullable = |number: i64| if number == 0 { Value::Null } else { json!(number) };
-    (!same).then(|| Action::Patch {
-        resource: REPLICA_SETS,
-        key: Key::of(&set.metadata.meta),
-        subresource: "status",
-        version: None,
-        patch: json!({"status": {
-            "replicas": replicas,
-            "fullyLabeledReplicas": nullable(labels),
-            "readyReplicas": nullable(ready),
-            "availableReplicas": nullable(available),
-            "observedGeneration": generation,
-        }}),
-    })
+    let mut status = json!({
+        "replicas": replicas,
+        "fullyLabeledReplicas": nullable(labels),
+        "readyReplicas": nullable(ready),
+        "availableReplicas": nullable(available),
+        "observedGeneration": generation,
+    });
+    match settled {
+        None if same => return None,
+        None => {}
+        Some(left) => status["conditions"] = if left.is_empty() { Value::Null } else { json!(left) },
+    }
+    Some(write_status(set, status))
 }
 
 #[cfg(test)]
@@ -258,16 +292,20 @@ mod tests {
     }
 
     fn kinds(plan: &Plan) -> Vec<&'static str> {
-        plan.iter()
-            .map(|action| match action {
-                Action::Create { .. } => "create",
-                Action::Delete { .. } => "delete",
-                Action::Patch { subresource: "status", .. } => "status",
-                Action::Patch { .. } => "patch",
-                Action::Again { .. } => "again",
-                Action::Event { .. } => "event",
-            })
-            .collect()
+        let flat = plan.iter().flat_map(|action| match action {
+            Action::Slowly(actions) => actions.as_slice(),
+            other => std::slice::from_ref(other),
+        });
+        flat.map(|action| match action {
+            Action::Create { .. } => "create",
+            Action::Delete { .. } => "delete",
+            Action::Patch { subresource: "status", .. } => "status",
+            Action::Patch { .. } => "patch",
+            Action::Again { .. } => "again",
+            Action::Event { .. } => "event",
+            Action::Slowly(_) => "slowly",
+        })
+        .collect()
     }
 
     #[test]
@@ -306,5 +344,30 @@ mod tests {
             })
             .collect();
         assert_eq!(gone, ["bb", "ccc"], "pending first, then the youngest");
+    }
+
+    #[test]
+    fn cheap_crowded_and_unlucky_pods_go_first() {
+        let with = |name: &str, extra: Value| -> Arc<Pod> {
+            let ready = json!([{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+            let mut value = json!({"metadata": {"name": name, "annotations": {}}, "spec": {"nodeName": "n"},
+                "status": {"phase": "Running", "conditions": ready, "containerStatuses": [{"restartCount": 0}]}});
+            for (pointer, field) in extra.as_object().unwrap() {
+                *value.pointer_mut(pointer).unwrap() = field.clone();
+            }
+            Arc::new(serde_json::from_value(value).unwrap())
+        };
+        let plain = with("plain", json!({}));
+        let cases = [
+            ("cheap", json!({"/metadata/annotations": {DELETION_COST: "-5"}}), 1),
+            ("crowded", json!({}), 2),
+            ("lately ready", json!({"/status/conditions/0/lastTransitionTime": "2026-01-02T00:00:00Z"}), 1),
+            ("restarted", json!({"/status/containerStatuses/0/restartCount": 3}), 1),
+        ];
+        for (name, extra, neighbours) in cases {
+            assert!(usefulness(&with(name, extra), neighbours) < usefulness(&plain, 1), "{name}");
+        }
+        let dear = with("dear", json!({"/metadata/annotations": {DELETION_COST: "5"}}));
+        assert!(usefulness(&dear, 9) > usefulness(&plain, 1));
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use super::Caches;
 use super::informer::Key;
-use crate::events::{Recorder, Reference};
+use crate::events::{EventType, Recorder, Reference};
 
 /// Workers of one controller: different keys at the same time, never one key twice.
 const WORKERS: usize = 4;
@@ -58,9 +58,27 @@ pub enum Action {
     /// Says what the rest of the plan does.
     Event {
         about: Reference,
+        type_: EventType,
         reason: &'static str,
         message: String,
     },
+    /// One, then two, then four … at once, until one fails: what refuses one would refuse them all.
+    Slowly(Vec<Action>),
+}
+
+/// What kind of write it was that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    Create,
+    Change,
+    Delete,
+}
+
+/// The first write of a plan that was refused.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    pub act: Act,
+    pub status: Status,
 }
 
 pub type Plan = Vec<Action>;
@@ -74,6 +92,10 @@ pub trait Controller: Send + Sync + 'static {
     /// Says which keys a change concerns.
     fn watch(&self, caches: &Caches, queue: &Queue);
     fn reconcile(&self, key: &Key, caches: &Caches) -> Plan;
+    /// What is to be said of a plan that failed; it is tried again in any case.
+    fn failed(&self, _key: &Key, _caches: &Caches, _failure: &Failure) -> Plan {
+        Plan::new()
+    }
 }
 
 #[derive(Default)]
@@ -170,105 +192,165 @@ pub async fn run<C: Controller>(controller: C, client: Client, caches: Arc<Cache
 }
 
 async fn work<C: Controller>(controller: Arc<C>, client: Client, caches: Arc<Caches>, queue: Queue) {
-    let mut written = HashMap::new();
     let recorder = Recorder::new(client.clone(), C::NAME, "");
+    let hands = Hands { client, queue, recorder };
+    let mut written: HashMap<Resource, Revision> = HashMap::new();
     loop {
-        let key = queue.take().await;
+        let key = hands.queue.take().await;
         for (resource, revision) in written.drain() {
             caches.caught_up(resource, revision).await;
         }
-        let plan = controller.reconcile(&key, &caches);
-        let outcome = apply(plan, &client, &queue, &recorder, &mut written).await;
-        if let Err(error) = &outcome {
-            let key = format!("{}/{}", key.namespace, key.name);
-            // Two writers met: routine, and the retry sees the other's state.
-            match error.code {
-                409 => tracing::debug!(controller = C::NAME, key, %error, "will retry"),
-                _ => tracing::warn!(controller = C::NAME, key, %error, "will retry"),
+        let mut applied = hands.apply(controller.reconcile(&key, &caches)).await;
+        if let Some(failure) = &applied.failure {
+            tell(C::NAME, &key, &failure.status);
+            let said = hands.apply(controller.failed(&key, &caches, failure)).await;
+            if let Some(unsaid) = &said.failure {
+                tell(C::NAME, &key, &unsaid.status);
             }
+            applied.written.extend(said.written);
         }
-        queue.done(key, outcome.is_err());
+        for (resource, revision) in applied.written {
+            let last = written.entry(resource).or_insert(0);
+            *last = revision.max(*last);
+        }
+        hands.queue.done(key, applied.failure.is_some());
     }
 }
 
-/// Carries a plan out; remembers the revision of each write. The first failure is reported after all were tried.
-async fn apply(
-    plan: Plan,
-    client: &Client,
-    queue: &Queue,
-    recorder: &Recorder,
-    written: &mut HashMap<Resource, Revision>,
-) -> Result<(), Status> {
-    let mut failed = Ok(());
-    let mut outcomes =
-        futures::stream::iter(plan).map(|action| act(action, client, queue, recorder)).buffer_unordered(CONCURRENT);
-    while let Some(outcome) = outcomes.next().await {
-        match outcome {
-            Ok(Some((resource, revision))) => {
-                let last = written.entry(resource).or_insert(0);
-                *last = revision.max(*last);
-            }
-            Ok(None) => {}
-            Err(status) => failed = Err(status),
-        }
+fn tell(controller: &str, key: &Key, error: &Status) {
+    let key = format!("{}/{}", key.namespace, key.name);
+    // Two writers met: routine, and the retry sees the other's state.
+    match error.code {
+        409 => tracing::debug!(controller, key, %error, "will retry"),
+        _ => tracing::warn!(controller, key, %error, "will retry"),
     }
-    failed
 }
 
-async fn act(
-    action: Action,
-    client: &Client,
-    queue: &Queue,
-    recorder: &Recorder,
-) -> Result<Option<(Resource, Revision)>, Status> {
-    match action {
-        Action::Create { resource, namespace, object, announce } => {
-            match client.create(resource, &namespace, object).await {
-                Ok(created) => {
-                    if let Some(about) = announce {
-                        let kind = created["kind"].as_str().unwrap_or_default().to_lowercase();
-                        let name = created["metadata"]["name"].as_str().unwrap_or_default();
-                        recorder.normal(&about, "SuccessfulCreate", &format!("Created {kind}: {name}")).await;
+/// What came of actions: the revision of each write, and the first failure. The others were tried all the same.
+#[derive(Debug, Default)]
+struct Applied {
+    written: Vec<(Resource, Revision)>,
+    failure: Option<Failure>,
+}
+
+impl Applied {
+    fn add(&mut self, other: Applied) {
+        self.written.extend(other.written);
+        self.failure = self.failure.take().or(other.failure);
+    }
+}
+
+/// Everything that a plan takes effect through.
+struct Hands {
+    client: Client,
+    queue: Queue,
+    recorder: Recorder,
+}
+
+impl Hands {
+    async fn apply(&self, plan: Plan) -> Applied {
+        let (slow, quick): (Vec<_>, Vec<_>) = plan.into_iter().partition(|action| matches!(action, Action::Slowly(_)));
+        let slowly = async {
+            let mut all = Applied::default();
+            for action in slow {
+                let Action::Slowly(actions) = action else { continue };
+                all.add(self.slowly(actions).await);
+            }
+            all
+        };
+        let (mut all, others) = tokio::join!(slowly, self.together(quick));
+        all.add(others);
+        all
+    }
+
+    async fn together(&self, actions: Vec<Action>) -> Applied {
+        let mut outcomes = futures::stream::iter(actions).map(|action| self.act(action)).buffer_unordered(CONCURRENT);
+        let mut all = Applied::default();
+        while let Some(outcome) = outcomes.next().await {
+            match outcome {
+                Ok(written) => all.written.extend(written),
+                Err(failure) => all.failure = Some(failure),
+            }
+        }
+        all
+    }
+
+    async fn slowly(&self, mut actions: Vec<Action>) -> Applied {
+        let mut all = Applied::default();
+        let mut size = 1;
+        while !actions.is_empty() && all.failure.is_none() {
+            let rest = actions.split_off(size.min(actions.len()));
+            all.add(self.together(std::mem::replace(&mut actions, rest)).await);
+            size *= 2;
+        }
+        all
+    }
+
+    async fn act(&self, action: Action) -> Result<Option<(Resource, Revision)>, Failure> {
+        match action {
+            Action::Create { resource, namespace, object, announce } => {
+                let created = self.client.create(resource, &namespace, object).await;
+                self.created(resource, created, announce).await.map_err(|status| Failure { act: Act::Create, status })
+            }
+            Action::Patch { resource, key, subresource, version, patch } => {
+                let merge = |current: &Value| {
+                    if let Some(version) = &version
+                        && current["metadata"]["resourceVersion"] != json!(version)
+                    {
+                        return Err(Status::modified(resource.group, resource.plural, &key.name));
                     }
-                    Ok(Some((resource, revision(&created))))
+                    let mut next = current.clone();
+                    merge(&mut next, &patch);
+                    Ok(next)
+                };
+                match self.client.update(resource, &key.namespace, &key.name, subresource, merge).await {
+                    Ok(changed) => Ok(Some((resource, revision(&changed)))),
+                    Err(status) if status.code == 404 => Ok(None),
+                    Err(status) => Err(Failure { act: Act::Change, status }),
                 }
-                // Somebody was quicker: level-triggered, the next look sees it.
-                Err(status) if status.reason == "AlreadyExists" => Ok(None),
-                Err(status) => Err(status),
             }
-        }
-        Action::Patch { resource, key, subresource, version, patch } => {
-            let merge = |current: &Value| {
-                if let Some(version) = &version
-                    && current["metadata"]["resourceVersion"] != json!(version)
-                {
-                    return Err(Status::modified(resource.group, resource.plural, &key.name));
+            Action::Delete { resource, key, uid, propagation } => {
+                let options = DeleteOptions { uid, propagation, ..DeleteOptions::default() };
+                match self.client.delete(resource, &key.namespace, &key.name, &options).await {
+                    Ok(deleted) => Ok(Some((resource, deleted.revision()))),
+                    Err(status) if status.code == 404 => Ok(None),
+                    Err(status) => Err(Failure { act: Act::Delete, status }),
                 }
-                let mut next = current.clone();
-                merge(&mut next, &patch);
-                Ok(next)
-            };
-            match client.update(resource, &key.namespace, &key.name, subresource, merge).await {
-                Ok(changed) => Ok(Some((resource, revision(&changed)))),
-                Err(status) if status.code == 404 => Ok(None),
-                Err(status) => Err(status),
+            }
+            Action::Again { key, after } => {
+                self.queue.add_after(key, after);
+                Ok(None)
+            }
+            Action::Event { about, type_, reason, message } => {
+                self.recorder.record(&about, type_, reason, &message).await;
+                Ok(None)
+            }
+            Action::Slowly(actions) => {
+                let all = Box::pin(self.slowly(actions)).await;
+                all.failure.map_or(Ok(all.written.into_iter().max_by_key(|(_, revision)| *revision)), Err)
             }
         }
-        Action::Delete { resource, key, uid, propagation } => {
-            let options = DeleteOptions { uid, propagation, ..DeleteOptions::default() };
-            match client.delete(resource, &key.namespace, &key.name, &options).await {
-                Ok(_) => Ok(Some((resource, client.engine().revision()))),
-                Err(status) if status.code == 404 => Ok(None),
-                Err(status) => Err(status),
+    }
+
+    async fn created(
+        &self,
+        resource: Resource,
+        created: Result<Value, Status>,
+        announce: Option<Reference>,
+    ) -> Result<Option<(Resource, Revision)>, Status> {
+        match created {
+            Ok(created) => {
+                if let Some(about) = announce {
+                    let kind = created["kind"].as_str().unwrap_or_default().to_lowercase();
+                    let name = created["metadata"]["name"].as_str().unwrap_or_default();
+                    let message = format!("Created {kind}: {name}");
+                    self.recorder.record(&about, EventType::Normal, "SuccessfulCreate", &message).await;
+                }
+                Ok(Some((resource, revision(&created))))
             }
-        }
-        Action::Again { key, after } => {
-            queue.add_after(key, after);
-            Ok(None)
-        }
-        Action::Event { about, reason, message } => {
-            recorder.normal(&about, reason, &message).await;
-            Ok(None)
+            // Its namespace goes, and this object's owner with it.
+            Err(status) if status.has_cause("NamespaceTerminating") => Ok(None),
+            Err(status) => Err(status),
         }
     }
 }

@@ -28,7 +28,8 @@ pub struct OwnerReference {
     pub kind: String,
     pub name: String,
     pub uid: String,
-    pub controller: bool,
+    pub controller: Option<bool>,
+    pub block_owner_deletion: Option<bool>,
 }
 
 /// The members of `metadata` that only controllers read.
@@ -43,7 +44,7 @@ pub struct Owned {
 
 impl Owned {
     pub fn controller(&self) -> Option<&OwnerReference> {
-        self.owner_references.iter().find(|owner| owner.controller)
+        self.owner_references.iter().find(|owner| owner.controller == Some(true))
     }
 }
 
@@ -124,6 +125,13 @@ pub struct PodStatus {
     #[serde(rename = "podIPs")]
     pub pod_ips: Vec<PodIp>,
     pub conditions: Vec<Condition>,
+    pub container_statuses: Vec<ContainerStatus>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerStatus {
+    pub restart_count: i64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -192,9 +200,14 @@ pub struct ReplicaSetStatus {
     pub fully_labeled_replicas: i64,
     pub ready_replicas: i64,
     pub available_replicas: i64,
-    pub terminating_replicas: Option<i64>,
     pub observed_generation: i64,
     pub conditions: Vec<Value>,
+}
+
+impl ReplicaSetStatus {
+    pub fn condition(&self, type_: &str) -> Option<&Value> {
+        self.conditions.iter().find(|condition| condition["type"] == type_)
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

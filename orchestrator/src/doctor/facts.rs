@@ -29,6 +29,8 @@ pub struct Facts {
     pub cgroup_root: PathBuf,
     pub cgroup_root_is_v2: bool,
     pub hierarchies: Vec<Hierarchy>,
+    /// Why no program that holds containers to their devices can be attached to a cgroup2 folder.
+    pub device_rules_refused: Option<String>,
     pub data_dir: PathBuf,
     pub store_exists: bool,
     pub disk: Disk,
@@ -107,6 +109,7 @@ pub fn gather(control: &ControlPlane, settings: &Settings, agent_runs: bool) -> 
         cgroup_root: settings.cgroup_root.clone(),
         cgroup_root_is_v2: is_of(&settings.cgroup_root, CGROUP2),
         hierarchies: hierarchies(&text("/proc/self/mounts"), &settings.pod_cgroup),
+        device_rules_refused: said(try_device_rules(&settings.cgroup_root, &settings.pod_cgroup)),
         data_dir: settings.data_dir.clone(),
         store_exists: store_of(&settings.data_dir).exists(),
         disk: disk(near),
@@ -194,6 +197,14 @@ fn try_folder(place: &Path) -> io::Result<()> {
     let folder = probe(place);
     fs::create_dir(&folder)?;
     fs::remove_dir(&folder)
+}
+
+fn try_device_rules(cgroup2: &Path, pod_cgroup: &str) -> io::Result<()> {
+    let folder = probe(nearest(&cgroup2.join(pod_cgroup))).with_extension("devices");
+    fs::create_dir(&folder)?;
+    let attached = fs::File::open(&folder).and_then(|folder| agent::try_device_rules(&folder));
+    fs::remove_dir(&folder)?;
+    attached
 }
 
 const SYNCS: usize = 5;

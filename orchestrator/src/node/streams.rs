@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use agent::{Agent, AttachRequest, ExecError, ExecRequest, ExecSession, LogError};
 use api::status::Status;
-use apiserver::nodes::{ExecOptions, LogOptions, Nodes, Session, TerminalSize, unreachable};
+use apiserver::nodes::{Duplex, ExecOptions, LogOptions, Nodes, Session, TerminalSize, unreachable};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -75,6 +75,13 @@ impl Nodes for AgentSlot {
             agent.exec(uid(pod), &container, &ExecRequest { command, stdin, stdout, stderr, tty }).await
         };
         session.map(connect).map_err(|error| exec_refusal(&error, &container))
+    }
+
+    async fn dial(&self, pod: &Value, port: u16) -> Result<Box<dyn Duplex>, Status> {
+        let dialled = self.of(pod)?.dial(uid(pod), port).await;
+        dialled
+            .map(|stream| Box::new(stream) as _)
+            .map_err(|error| Status::internal(format!("{:#}", anyhow::Error::from(error))))
     }
 }
 

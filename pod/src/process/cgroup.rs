@@ -31,6 +31,11 @@ impl Membership {
         self.folders.iter().map(open).collect()
     }
 
+    /// The cgroup2 folder.
+    pub fn unified(&self) -> Option<&Path> {
+        self.folders.iter().find(|folder| folder.controllers.is_empty()).map(|folder| folder.path.as_path())
+    }
+
     /// How many processes the kernel killed here for want of memory.
     pub fn oom_kills(&self) -> u64 {
         let v1 = self.folders.iter().find(|folder| folder.controllers.split(',').any(|name| name == "memory"));
@@ -95,8 +100,44 @@ impl<'a> Mount<'a> {
 
 /// Creates a cgroup2 folder and moves this process into it.
 pub fn join(folder: &Path) -> io::Result<()> {
+    move_into(folder, 0)
+}
+
+/// Creates a cgroup2 folder and moves a process into it, 0 being this one.
+pub fn move_into(folder: &Path, pid: i32) -> io::Result<()> {
     fs::create_dir_all(folder)?;
-    fs::write(folder.join("cgroup.procs"), "0")
+    fs::write(folder.join("cgroup.procs"), pid.to_string())
+}
+
+/// Makes the folders above a container's on a machine where cgroup2 is all there is. libcgroups looks before it makes
+/// each, so that of two pods that begin at once one would fail on what the other has just made.
+pub fn make_parents(cgroups_path: &Path) -> io::Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let Some(root) = unified_root(&mounts) else { return Ok(()) };
+    let below = cgroups_path.strip_prefix("/").unwrap_or(cgroups_path);
+    below.parent().map_or(Ok(()), |parent| fs::create_dir_all(root.join(parent)))
+}
+
+/// The mount of cgroup2 where no v1 controller is mounted.
+fn unified_root(mountinfo: &str) -> Option<PathBuf> {
+    let mounts: Vec<Mount<'_>> = mountinfo.lines().filter_map(Mount::parse).collect();
+    let unified = mounts.iter().all(|mount| mount.kind == "cgroup2");
+    mounts.first().filter(|_| unified).map(|mount| mount.point.to_owned())
+}
+
+/// Removes a folder whose processes have been killed: the kernel lets it go when the last has ended.
+pub fn remove(folder: &Path) -> io::Result<()> {
+    const TRIES: u32 = 50;
+    for tried in 1.. {
+        match fs::remove_dir(folder) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && tried < TRIES => {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => break,
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -131,6 +172,13 @@ mod tests {
         let mounts = "30 23 0:26 /docker/abc /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
         let found = folders("0::/docker/abc/pods/x\n", mounts);
         assert_eq!(found[0].path, Path::new("/sys/fs/cgroup/pods/x"));
+    }
+
+    #[test]
+    fn parents_are_made_only_where_cgroup2_is_all_there_is() {
+        assert_eq!(unified_root(MOUNTS), None);
+        let pure = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n34 23 0:30 / /tmp rw - tmpfs tmpfs rw\n";
+        assert_eq!(unified_root(pure).as_deref(), Some(Path::new("/sys/fs/cgroup")));
     }
 
     #[test]

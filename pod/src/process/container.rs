@@ -12,7 +12,8 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::cgroup::Membership;
+use super::cgroup::{self, Membership};
+use super::confine;
 use super::filter::{Confined, Confinement};
 use super::log::Log;
 use super::sys;
@@ -61,12 +62,16 @@ pub struct Input {
 pub struct Container {
     pub state: ContainerState,
     pub confinement: Confinement,
+    /// Its users are the pod's own, from this id of the host's on.
+    pub first_user: Option<u32>,
     pub env: Vec<String>,
     runtime: Runtime,
     /// The folder of the configuration that libcontainer read.
     bundle: PathBuf,
     pidfd: OwnedFd,
     cgroups: Membership,
+    /// The cgroup2 folder that this process made for it.
+    own_cgroup: Option<PathBuf>,
     cgroup_name: String,
     owns_pid_namespace: bool,
     pub outputs: Vec<(Stream, OwnedFd)>,
@@ -93,13 +98,15 @@ impl Container {
         let terminal = spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
         let confinement =
             Confinement::of(&spec, setup.seccomp_cache.as_deref()).map_err(internal("compile the seccomp profile"))?;
-        let making = Making::prepare(&request, &setup.state_dir, &spec, &confinement)
+        let making = Making::prepare(&request, setup, &spec, &confinement)
             .map_err(internal("write the container's configuration"))?;
-        let created = if terminal { create_with_pty(&making)? } else { create_with_pipes(&making)? };
+        let mut created = if terminal { create_with_pty(&making)? } else { create_with_pipes(&making)? };
         Step::CreateContainer.done();
         let pid = created.runtime.pid().map_or(0, |pid| pid.as_raw());
-        let pidfd = sys::pidfd_open(pid).map_err(internal("pidfd"))?;
-        let cgroups = Membership::of(pid).map_err(internal("read the container's cgroups"))?;
+        let (pidfd, cgroups) = match settle(pid, &request.container, &spec, setup) {
+            Ok(settled) => settled,
+            Err(error) => return Err(abandon(&mut created.runtime, error)),
+        };
         if let Some(adjustment) = request.oom_score_adj {
             set_oom_score(pid, adjustment);
         }
@@ -107,10 +114,12 @@ impl Container {
         Ok(Container {
             state: ContainerState { container: name.clone(), pid, ..ContainerState::default() },
             confinement,
+            first_user: setup.users.filter(|_| has_own_users(&spec)).map(|range| range.first),
             env: spec.process().as_ref().and_then(|process| process.env().clone()).unwrap_or_default(),
             runtime: created.runtime,
             bundle: own_bundle(&setup.state_dir, &name),
             pidfd,
+            own_cgroup: own_cgroup(&cgroups, setup),
             cgroups,
             cgroup_name: cgroup_name(&spec),
             owns_pid_namespace: owns_pid_namespace(&spec),
@@ -190,6 +199,9 @@ impl Container {
     pub fn delete(&mut self) -> Result<(), Failure> {
         self.kill_stragglers();
         self.runtime.delete(true).map_err(|error| failure(FailureKind::Internal, chain(&error)))?;
+        if let Some(folder) = &self.own_cgroup {
+            cgroup::remove(folder).map_err(internal("remove the container's cgroup"))?;
+        }
         match fs::remove_dir_all(&self.bundle) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(internal("remove the bundle")(error)),
             _ => Ok(()),
@@ -320,12 +332,42 @@ pub enum Pumped {
     End,
 }
 
+/// Puts a created container, which does not run yet, where it belongs and under the rules for its devices.
+fn settle(pid: i32, name: &str, spec: &Spec, setup: &Setup) -> Result<(OwnedFd, Membership), Failure> {
+    let pidfd = sys::pidfd_open(pid).map_err(internal("pidfd"))?;
+    let wire = internal("find the container's cgroups");
+    let mut cgroups = Membership::of(pid).map_err(&wire)?;
+    if cgroups.unified() == Some(setup.cgroup.as_path()) {
+        // v1 controllers hold its limits, and no cgroup2 folder is its own yet.
+        cgroup::move_into(&setup.cgroup.join(name), pid).map_err(internal("make the container's cgroup"))?;
+        cgroups = Membership::of(pid).map_err(&wire)?;
+    }
+    let folder = cgroups.unified().ok_or_else(|| failure(FailureKind::Internal, "the container is in no cgroup2"))?;
+    confine::restrict_devices(spec, folder).map_err(internal("restrict the container's devices"))?;
+    Ok((pidfd, cgroups))
+}
+
+/// A folder of the pod process's own tree.
+fn own_cgroup(cgroups: &Membership, setup: &Setup) -> Option<PathBuf> {
+    cgroups.unified().filter(|folder| folder.parent() == Some(setup.cgroup.as_path())).map(Path::to_owned)
+}
+
+/// Takes back a container that cannot be kept to its rules.
+fn abandon(runtime: &mut Runtime, failure: Failure) -> Failure {
+    if let Err(error) = runtime.delete(true) {
+        eprintln!("take back a container: {}", chain(&error));
+    }
+    failure
+}
+
 /// What libcontainer is asked to make.
 struct Making<'a> {
     request: &'a CreateContainer,
     state_dir: &'a Path,
     bundle: PathBuf,
     executor: Option<Confined>,
+    /// The user of its program, as the host counts.
+    user: u32,
 }
 
 impl<'a> Making<'a> {
@@ -333,12 +375,18 @@ impl<'a> Making<'a> {
     /// reads: a bundle of our own, beside its state.
     fn prepare(
         request: &'a CreateContainer,
-        state_dir: &'a Path,
+        setup: &'a Setup,
         spec: &Spec,
         confinement: &Confinement,
     ) -> io::Result<Making<'a>> {
+        let state_dir = setup.state_dir.as_path();
+        if let Some(path) = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref()) {
+            cgroup::make_parents(path)?;
+        }
+        let user = spec.process().as_ref().map_or(0, |process| process.user().uid());
+        let user = if has_own_users(spec) { setup.host_id(user) } else { user };
         let Confinement::Filter(filter) = confinement else {
-            return Ok(Making { request, state_dir, bundle: request.bundle.clone(), executor: None });
+            return Ok(Making { request, state_dir, bundle: request.bundle.clone(), executor: None, user });
         };
         let mut spec = spec.clone();
         let executor = Some(Confined::prepare(&mut spec, filter.clone()));
@@ -348,7 +396,7 @@ impl<'a> Making<'a> {
         let bundle = own_bundle(state_dir, &request.container);
         fs::create_dir_all(&bundle)?;
         fs::write(bundle.join("config.json"), serde_json::to_vec(&spec)?)?;
-        Ok(Making { request, state_dir, bundle, executor })
+        Ok(Making { request, state_dir, bundle, executor, user })
     }
 
     fn builder(&self) -> Result<ContainerBuilder, Failure> {
@@ -399,6 +447,9 @@ fn create_with_pipes(making: &Making<'_>) -> Result<Created, Failure> {
     for reader in [&out_reader, &err_reader] {
         sys::set_nonblocking(reader.as_raw_fd()).map_err(&wire)?;
     }
+    for stream in [&stdin, &out_writer, &err_writer] {
+        confine::hand_over(stream.as_fd(), making.user).map_err(&wire)?;
+    }
     let builder = making.builder()?.with_stdin(stdin).with_stdout(out_writer).with_stderr(err_writer);
     let runtime = making.build(builder)?;
     Ok(Created { runtime, outputs: vec![(Stream::Stdout, out_reader), (Stream::Stderr, err_reader)], input, pty: None })
@@ -416,6 +467,8 @@ fn create_with_pty(making: &Making<'_>) -> Result<Created, Failure> {
     let (connection, _) = listener.accept().map_err(&wire)?;
     let pty = sys::receive_fd(connection.as_raw_fd()).map_err(&wire)?;
     sys::set_nonblocking(pty.as_raw_fd()).map_err(&wire)?;
+    let terminal = sys::terminal_of(pty.as_fd()).map_err(&wire)?;
+    confine::hand_over(terminal.as_fd(), making.user).map_err(&wire)?;
     let output = pty.try_clone().map_err(&wire)?;
     Ok(Created { runtime, outputs: vec![(Stream::Stdout, output)], input: None, pty: Some(pty) })
 }
@@ -429,6 +482,11 @@ fn cannot_create(error: &LibcontainerError) -> Failure {
 fn owns_pid_namespace(spec: &Spec) -> bool {
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     namespaces.into_iter().flatten().any(|ns| ns.typ() == LinuxNamespaceType::Pid && ns.path().is_none())
+}
+
+fn has_own_users(spec: &Spec) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    namespaces.into_iter().flatten().any(|namespace| namespace.typ() == LinuxNamespaceType::User)
 }
 
 fn cgroup_name(spec: &Spec) -> String {

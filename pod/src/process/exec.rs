@@ -4,16 +4,23 @@
 //! kernel: cgroups while the host's mounts are visible; namespaces; a second fork to be inside the PID namespace (as
 //! this process's child, CLONE_PARENT); limits before the user changes; the filter before capabilities go when
 //! no_new_privs is off, after them when it is on.
+//!
+//! Everything after the namespaces happens in a place that the container has shaped: it may have put any link where the
+//! working folder was, and may look at this process before execve. So nothing of the host is left open by then but the
+//! streams and the pipe that tells of failures, links of /proc that lead out are not followed, the kernel is asked where
+//! one has arrived, and the process shows nothing of itself.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::Duration;
 
 use oci_spec::runtime::{Capabilities, PosixRlimitType, Process};
 
+use super::confine;
 use super::container::{Container, failure};
 use super::filter::Confinement;
 use super::sys;
@@ -44,6 +51,7 @@ struct Prepared<'a> {
     init: BorrowedFd<'a>,
     process: &'a Process,
     confinement: &'a Confinement,
+    own_users: bool,
     args: Vec<CString>,
     env: BTreeMap<String, String>,
     stdio: Vec<i32>,
@@ -52,6 +60,10 @@ struct Prepared<'a> {
 
 impl<'a> Prepared<'a> {
     fn new(container: &'a Container, process: &'a Process, stdio: &[OwnedFd]) -> io::Result<Prepared<'a>> {
+        for stream in stdio {
+            confine::hand_over(stream.as_fd(), container.first_user.unwrap_or(0) + process.user().uid())
+                .map_err(|error| sys::context(error, "give the streams to their user"))?;
+        }
         let terminal = process.terminal().unwrap_or(false);
         let stdio: Vec<i32> = stdio.iter().map(|fd| fd.as_raw_fd()).collect();
         let stdio = match (terminal, stdio.as_slice()) {
@@ -69,6 +81,7 @@ impl<'a> Prepared<'a> {
             init: container.pidfd(),
             process,
             confinement: &container.confinement,
+            own_users: container.first_user.is_some(),
             args,
             env: env.filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
             stdio,
@@ -116,11 +129,16 @@ fn enter(prepared: &Prepared<'_>, mut tell: File) -> ! {
             let told = write!(tell, "P{pid}");
             sys::exit_now(i32::from(told.is_err()))
         }
-        Ok(None) => become_process(prepared),
-        Err(error) => error,
+        Ok(None) => become_process(prepared, tell),
+        Err(error) => fail(&mut tell, &error),
     };
-    let _ = write!(tell, "E{outcome}"); // nobody else to tell
-    sys::exit_now(127)
+    sys::exit_now(outcome)
+}
+
+/// Says what went wrong; the exit code of a process that never was.
+fn fail(tell: &mut File, error: &io::Error) -> i32 {
+    let _ = write!(tell, "E{error}"); // nobody else to tell
+    127
 }
 
 fn join(prepared: &Prepared<'_>) -> io::Result<()> {
@@ -134,32 +152,48 @@ fn join(prepared: &Prepared<'_>) -> io::Result<()> {
     }
     let flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWCGROUP | libc::CLONE_NEWIPC;
     let flags = flags | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
-    sys::setns(prepared.init, flags).map_err(|error| sys::context(error, "enter the container's namespaces"))
+    if let Some(profile) = prepared.process.apparmor_profile() {
+        confine::apparmor(profile)?; // inherited, and in force from execve on
+    }
+    let flags = flags | if prepared.own_users { libc::CLONE_NEWUSER } else { 0 };
+    sys::hide_from_others()?;
+    sys::setns(prepared.init, flags).map_err(|error| sys::context(error, "enter the container's namespaces"))?;
+    // Until it is root there, this process is a stranger to all files of the container.
+    if prepared.own_users { sys::set_ids(0, 0, &[]) } else { Ok(()) }
 }
 
 /// Returns only when something failed.
-fn become_process(prepared: &Prepared<'_>) -> io::Error {
-    match confine(prepared) {
+fn become_process(prepared: &Prepared<'_>, tell: File) -> i32 {
+    let mut tell = match own_streams(prepared, tell) {
+        Ok(tell) => tell,
+        Err(_) => return 127, // the pipe is gone with the rest: its reader sees the end
+    };
+    let error = match confine(prepared) {
         Ok((program, env)) => {
             let error = sys::execve(&program, &prepared.args, &env);
             sys::context(error, format!("exec {}", program.to_string_lossy()))
         }
         Err(error) => error,
+    };
+    fail(&mut tell, &error)
+}
+
+/// Leaves four descriptors open: the three streams, and the pipe that tells of failures until execve closes it.
+fn own_streams(prepared: &Prepared<'_>, tell: File) -> io::Result<File> {
+    for (target, fd) in prepared.stdio.iter().enumerate() {
+        sys::dup_to(*fd, target as i32)?;
     }
+    sys::keep_only(tell)
 }
 
 /// Becomes what the OCI process object says, up to the moment of execve.
 fn confine(prepared: &Prepared<'_>) -> io::Result<(CString, Vec<CString>)> {
     let process = prepared.process;
-    for (target, fd) in prepared.stdio.iter().enumerate() {
-        sys::dup_to(*fd, target as i32)?;
-    }
     if prepared.terminal {
         sys::take_terminal()?
     } else {
         sys::new_session()?
     }
-    sys::close_on_exec_from(3)?;
     set_limits(process)?;
     if let Some(mask) = process.user().umask() {
         sys::set_umask(mask);
@@ -168,11 +202,15 @@ fn confine(prepared: &Prepared<'_>) -> io::Result<(CString, Vec<CString>)> {
     if no_new_privileges == Some(true) {
         sys::no_new_privileges()?;
     }
+    let arrival = change_dir(process)?;
     if no_new_privileges.is_none() {
         prepared.confinement.load()?;
     }
-    change_dir(process)?;
     set_identity(process)?;
+    if arrival == Arrival::Forbidden && change_dir(process)? == Arrival::Forbidden {
+        let denied = io::Error::from_raw_os_error(libc::EACCES);
+        return Err(sys::context(denied, format!("chdir to {}", process.cwd().display())));
+    }
     let env = environment(prepared);
     let program = find_program(&prepared.args[0].to_string_lossy(), prepared.env.get("PATH").map(String::as_str))?;
     if no_new_privileges.is_some() {
@@ -211,9 +249,24 @@ fn resource(kind: PosixRlimitType) -> u32 {
     }
 }
 
-fn change_dir(process: &Process) -> io::Result<()> {
+/// How far the way to the working folder led.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arrival {
+    There,
+    /// Some file systems refuse root what they give to the user.
+    Forbidden,
+}
+
+/// Goes to the working folder, as root first: an image's folder may be closed to the user who shall work in it.
+fn change_dir(process: &Process) -> io::Result<Arrival> {
     let cwd = process.cwd();
-    sys::change_dir(&sys::c_path(cwd)?).map_err(|error| sys::context(error, format!("chdir to {}", cwd.display())))
+    let gone = sys::c_path(cwd).and_then(|path| sys::open_folder(&path)).and_then(|folder| sys::go_to(folder.as_fd()));
+    match gone {
+        Ok(()) if sys::working_folder_is_inside()? => Ok(Arrival::There),
+        Ok(()) => Err(io::Error::other(format!("chdir to {}: it lies outside the container", cwd.display()))),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Arrival::Forbidden),
+        Err(error) => Err(sys::context(error, format!("chdir to {}", cwd.display()))),
+    }
 }
 
 /// Capabilities and user, in the only order that works: bounding set while privileged, ids with the permitted set
@@ -247,11 +300,19 @@ pub fn bits(set: Option<&Capabilities>) -> u64 {
 /// The environment with HOME from the container's passwd file when nobody set it.
 fn environment(prepared: &Prepared<'_>) -> Vec<CString> {
     let mut env = prepared.env.clone();
-    env.entry("HOME".into()).or_insert_with(|| {
-        let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-        home_of(&passwd, prepared.process.user().uid()).unwrap_or_else(|| "/".into())
-    });
+    env.entry("HOME".into())
+        .or_insert_with(|| home_of(&passwd(), prepared.process.user().uid()).unwrap_or_else(|| "/".into()));
     env.iter().filter_map(|(name, value)| CString::new(format!("{name}={value}")).ok()).collect()
+}
+
+/// The container's account file. It may have become anything: a pipe must not be waited for, nor a giant read.
+fn passwd() -> String {
+    const MOST: u64 = 1 << 20;
+    let open = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open("/etc/passwd");
+    let mut text = Vec::new();
+    let read =
+        open.and_then(|file| if file.metadata()?.is_file() { file.take(MOST).read_to_end(&mut text) } else { Ok(0) });
+    if read.is_ok() { String::from_utf8_lossy(&text).into_owned() } else { String::new() }
 }
 
 fn home_of(passwd: &str, uid: u32) -> Option<String> {

@@ -217,6 +217,7 @@ impl Server {
             version: VERSION,
             pid: std::process::id() as i32,
             pid_namespace: self.pod.pid_namespace(),
+            user_namespace: self.pod.user_namespace(),
             containers: self.containers.iter().map(|container| container.state.clone()).collect(),
             #[cfg(feature = "next-protocol")]
             greetings: self.greetings,

@@ -1,12 +1,12 @@
 //! The pod's lock, cgroup and namespaces, made before any container exists.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::net::UdpSocket;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 
-use super::{cgroup, sys};
+use super::{cgroup, sys, users};
 use crate::protocol::Setup;
 use crate::step::Step;
 
@@ -17,13 +17,25 @@ pub struct Pod {
     _lock: File,
     /// The first process of the PID namespace that the containers share.
     pub init: Option<i32>,
+    /// The user namespace that the containers share, when it is not the host's, and then the PID namespace of `init`:
+    /// who has entered the one could not look the other up any more.
+    pub users: Option<OwnedFd>,
+    init_namespace: Option<File>,
     /// A dead child makes this readable.
     pub wake: OwnedFd,
 }
 
 impl Pod {
     pub fn pid_namespace(&self) -> Option<PathBuf> {
+        if let Some(kept) = &self.init_namespace {
+            return Some(PathBuf::from(format!("/proc/self/fd/{}", kept.as_raw_fd())));
+        }
         self.init.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/pid")))
+    }
+
+    pub fn user_namespace(&self) -> Option<PathBuf> {
+        let number = self.users.as_ref()?.as_raw_fd();
+        Some(PathBuf::from(format!("/proc/{}/fd/{number}", std::process::id())))
     }
 }
 
@@ -34,11 +46,12 @@ pub fn prepare(setup: &Setup) -> io::Result<Pod> {
     cgroup::join(&setup.cgroup).map_err(|error| sys::context(error, format!("join {}", setup.cgroup.display())))?;
     Step::JoinCgroup.done();
     sys::become_subreaper()?;
-    make_namespaces(setup).map_err(|error| sys::context(error, "make the pod's namespaces"))?;
+    let users = make_namespaces(setup).map_err(|error| sys::context(error, "make the pod's namespaces"))?;
     Step::MakeNamespaces.done();
-    let init = if setup.share_pid { Some(start_init(setup)?) } else { None };
+    let init = if setup.share_pid { Some(start_init(setup, users.as_ref())?) } else { None };
     Step::StartInit.done();
-    Ok(Pod { _lock: lock, init, wake })
+    let namespace = init.filter(|_| users.is_some()).map(|pid| File::open(format!("/proc/{pid}/ns/pid")));
+    Ok(Pod { _lock: lock, init, users, init_namespace: namespace.transpose()?, wake })
 }
 
 /// Taking the lock fails when another pod process of this pod lives.
@@ -49,7 +62,7 @@ fn lock(setup: &Setup) -> io::Result<File> {
     Ok(file)
 }
 
-fn make_namespaces(setup: &Setup) -> io::Result<()> {
+fn make_namespaces(setup: &Setup) -> io::Result<Option<OwnedFd>> {
     let mut flags = 0;
     if !setup.host_network {
         flags |= libc::CLONE_NEWNET;
@@ -60,14 +73,18 @@ fn make_namespaces(setup: &Setup) -> io::Result<()> {
     if setup.hostname.is_some() {
         flags |= libc::CLONE_NEWUTS;
     }
-    sys::unshare(flags)?;
+    let users = setup.users.map(|range| users::unshare(range, flags)).transpose()?;
+    if users.is_none() {
+        sys::unshare(flags)?;
+    }
     if let Some(hostname) = &setup.hostname {
         sys::set_hostname(hostname)?;
     }
     if !setup.host_network {
         loopback_up()?;
     }
-    setup.sysctls.iter().try_for_each(|(name, value)| set_sysctl(name, value))
+    setup.sysctls.iter().try_for_each(|(name, value)| set_sysctl(name, value))?;
+    Ok(users)
 }
 
 fn set_sysctl(name: &str, value: &str) -> io::Result<()> {
@@ -82,14 +99,35 @@ fn loopback_up() -> io::Result<()> {
 
 /// Forks process 1 of the shared PID namespace. It is not this process, whose `/proc/1/root` would be the host: it sits
 /// in an empty read-only root without any capability and reaps.
-fn start_init(setup: &Setup) -> io::Result<i32> {
+fn start_init(setup: &Setup, users: Option<&OwnedFd>) -> io::Result<i32> {
     let root = setup.state_dir.join("init-root");
     fs::create_dir_all(&root)?;
     let root = sys::c_path(&root)?;
-    if let Some(pid) = sys::fork_with(libc::CLONE_NEWPID | libc::CLONE_NEWNS)? {
-        return Ok(pid);
-    }
-    let confined = confine_init(&root);
+    let flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+    let Some(users) = users else {
+        return Ok(sys::fork_with(flags)?.unwrap_or_else(|| be_init(&root)));
+    };
+    // Of the pod's users, it owns the PID namespace; a child of ours, though a helper forks it.
+    let (reader, writer) = sys::pipe()?;
+    let Some(helper) = sys::fork()? else {
+        let forked = users::become_root_of(users.as_fd()).and_then(|()| sys::fork_with(flags | libc::CLONE_PARENT));
+        let said = match forked {
+            Ok(None) => be_init(&root),
+            Ok(Some(pid)) => format!("{pid}"),
+            Err(error) => format!("{error}"),
+        };
+        sys::exit_now(i32::from(File::from(writer).write_all(said.as_bytes()).is_err()));
+    };
+    drop(writer);
+    let mut said = String::new();
+    let heard = File::from(reader).read_to_string(&mut said);
+    sys::wait_for(helper)?;
+    heard?;
+    said.parse().map_err(|_| io::Error::other(format!("start the pod's first process: {said}")))
+}
+
+fn be_init(root: &std::ffi::CStr) -> ! {
+    let confined = confine_init(root);
     if let Err(error) = confined {
         eprintln!("init of the pod: {error}");
         sys::exit_now(1);

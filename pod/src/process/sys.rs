@@ -5,7 +5,7 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -71,6 +71,24 @@ pub fn fork_with(flags: libc::c_int) -> io::Result<Option<i32>> {
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit never returns and takes no pointer.
     unsafe { libc::_exit(code) }
+}
+
+/// Nobody writes to this process's standard input any more.
+pub fn forget_stdin() -> io::Result<()> {
+    let null = File::open("/dev/null")?;
+    dup_to(null.as_raw_fd(), 0)
+}
+
+/// The name of this process (not of its program) in lists of processes: at most 15 bytes.
+pub fn set_name(name: &CStr) -> io::Result<()> {
+    // SAFETY: the kernel copies the C string.
+    check(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) }).map(drop)
+}
+
+/// Until the next execve no process of a container may look into this one, not even one of the same user.
+pub fn hide_from_others() -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }).map(drop)
 }
 
 /// Frees the agent's pipe: it reads to the end of file.
@@ -178,16 +196,58 @@ pub fn dup_to(from: RawFd, to: RawFd) -> io::Result<()> {
     check(unsafe { libc::dup2(from, to) }).map(drop)
 }
 
-/// Marks every descriptor from `first` on to close on exec.
-pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+/// Makes `kept` descriptor 3, closed on exec, and closes every later one.
+pub fn keep_only(kept: File) -> io::Result<File> {
+    const KEPT: RawFd = 3;
+    let from = kept.into_raw_fd();
+    if from != KEPT {
+        // SAFETY: no pointers; whatever was descriptor 3 is given up by the caller, as all others are.
+        check(unsafe { libc::dup3(from, KEPT, libc::O_CLOEXEC) })?;
+    }
+    close_from(KEPT as u32 + 1)?;
+    // SAFETY: the descriptor is open and nobody else's.
+    Ok(unsafe { File::from_raw_fd(KEPT) })
+}
+
+/// Opens a folder as a place to go to. A link such as those of /proc/self/fd, which leads to what another path could
+/// never name, is not followed.
+pub fn open_folder(path: &CStr) -> io::Result<OwnedFd> {
+    // SAFETY: open_how is plain data for which all zeroes is valid.
+    let mut how: libc::open_how = unsafe { mem::zeroed() };
+    how.flags = (libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC) as u64;
+    how.resolve = libc::RESOLVE_NO_MAGICLINKS;
+    // SAFETY: a valid C string and structure with its size; a new descriptor is ours.
+    unsafe {
+        let size = size_of::<libc::open_how>();
+        let fd = libc::syscall(libc::SYS_openat2, libc::AT_FDCWD, path.as_ptr(), &raw const how, size);
+        Ok(OwnedFd::from_raw_fd(check(fd as libc::c_int)?))
+    }
+}
+
+pub fn go_to(folder: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no pointers.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    check(result as libc::c_int).map(drop)
+    check(unsafe { libc::fchdir(folder.as_raw_fd()) }).map(drop)
+}
+
+/// Whether the working folder lies below this process's root, as the kernel itself sees it.
+pub fn working_folder_is_inside() -> io::Result<bool> {
+    let mut path = [0_u8; libc::PATH_MAX as usize];
+    // The C library's getcwd(3) would walk the tree where the system call gives up.
+    // SAFETY: pointer and length describe `path`.
+    let length = unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) };
+    check(length as libc::c_int)?;
+    Ok(path[0] == b'/') // "(unreachable)/…" is outside
+}
+
+/// Gives a pipe to the user who shall use it: only then may that user open it again, as /dev/stdout.
+pub fn give_to(fd: BorrowedFd<'_>, uid: u32) -> io::Result<()> {
+    // SAFETY: no pointers; the group stays.
+    check(unsafe { libc::fchown(fd.as_raw_fd(), uid, libc::gid_t::MAX) }).map(drop)
 }
 
 /// Closes every descriptor from `first` on.
 pub fn close_from(first: u32) -> io::Result<()> {
-    // SAFETY: the caller is a forked child that uses none of them any more.
+    // SAFETY: the caller owns all of them and uses none any more.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
     check(result as libc::c_int).map(drop)
 }
@@ -243,6 +303,13 @@ pub fn set_window(fd: RawFd, width: u16, height: u16) -> io::Result<()> {
     let size = libc::winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCSWINSZ reads one winsize.
     check(unsafe { libc::ioctl(fd, libc::TIOCSWINSZ, &raw const size) }).map(drop)
+}
+
+/// The other end of a pseudo terminal, which it need not be able to name.
+pub fn terminal_of(controller: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes flags and returns a new descriptor, which is ours.
+    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::ioctl(controller.as_raw_fd(), libc::TIOCGPTPEER, flags))?)) }
 }
 
 /// Makes a terminal on descriptor 0 the controlling one of this new session.
@@ -447,6 +514,14 @@ pub fn interface_up(socket: RawFd, name: &str) -> io::Result<()> {
 pub fn change_dir(path: &CStr) -> io::Result<()> {
     // SAFETY: a valid C string.
     check(unsafe { libc::chdir(path.as_ptr()) }).map(drop)
+}
+
+/// Waits for a signal that ends the process.
+pub fn sleep_forever() -> ! {
+    loop {
+        // SAFETY: no pointers.
+        unsafe { libc::pause() };
+    }
 }
 
 /// The whole life of the first process of a shared PID namespace.

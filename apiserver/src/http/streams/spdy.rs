@@ -11,7 +11,7 @@ use hyper::http::request::Parts;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf};
 use tokio::sync::mpsc;
 
 use super::super::reply::Reply;
@@ -20,10 +20,10 @@ use super::{CHUNK, Resize, exit_status};
 use crate::limits::Seat;
 use crate::nodes::{ExecOptions, Session, TerminalSize};
 
-const PROTOCOL: &str = "v4.channel.k8s.io";
+pub const PROTOCOL: &str = "v4.channel.k8s.io";
 const PROTOCOL_HEADER: &str = "x-stream-protocol-version";
 /// How long a client may take to open its streams, and to take the last bytes.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a client's streams are for, by their `streamType` header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,15 +61,15 @@ fn expected(options: &ExecOptions) -> Vec<Role> {
     asked.into_iter().filter_map(|(asked, role)| asked.then_some(role)).collect()
 }
 
-/// The client's side of the upgrade, if it asks for SPDY; an error when it asks for another subprotocol.
-pub fn requested(parts: &mut Parts) -> Option<Result<OnUpgrade, Status>> {
+/// The client's side of the upgrade, if it asks for SPDY; an error when it asks for another subprotocol than this.
+pub fn requested(parts: &mut Parts, protocol: &str) -> Option<Result<OnUpgrade, Status>> {
     let upgrade = parts.headers.get(header::UPGRADE)?.to_str().ok()?;
     if !upgrade.eq_ignore_ascii_case("SPDY/3.1") {
         return None;
     }
     let offered = parts.headers.get_all(PROTOCOL_HEADER).iter().filter_map(|value| value.to_str().ok());
-    if !offered.flat_map(|value| value.split(',')).any(|protocol| protocol.trim() == PROTOCOL) {
-        return Some(Err(Status::bad_request(format!("unable to upgrade: the stream protocol {PROTOCOL} is needed"))));
+    if !offered.flat_map(|value| value.split(',')).any(|offered| offered.trim() == protocol) {
+        return Some(Err(Status::bad_request(format!("unable to upgrade: the stream protocol {protocol} is needed"))));
     }
     parts.extensions.remove::<OnUpgrade>().map(Ok)
 }
@@ -87,17 +87,22 @@ pub fn upgrade(on: OnUpgrade, session: Session, options: &ExecOptions, seat: Sea
             tracing::debug!(%error, "a SPDY session ended early");
         }
     });
+    switching(PROTOCOL)
+}
+
+/// The answer after which SPDY is spoken.
+pub fn switching(protocol: &'static str) -> Reply {
     let mut reply = Response::new(Body::empty());
     *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = reply.headers_mut();
     headers.insert(header::UPGRADE, header::HeaderValue::from_static("SPDY/3.1"));
     headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
-    headers.insert(PROTOCOL_HEADER, header::HeaderValue::from_static(PROTOCOL));
+    headers.insert(PROTOCOL_HEADER, header::HeaderValue::from_static(protocol));
     reply
 }
 
 #[derive(Debug, thiserror::Error)]
-enum SessionError {
+pub enum SessionError {
     #[error(transparent)]
     Frame(#[from] SpdyError),
     #[error(transparent)]
@@ -109,14 +114,19 @@ enum SessionError {
 }
 
 /// Frames as they come in.
-struct Incoming {
-    connection: ReadHalf<TokioIo<Upgraded>>,
+pub struct Incoming<C> {
+    connection: C,
     buffer: BytesMut,
     reader: Reader,
 }
 
-impl Incoming {
-    async fn next(&mut self) -> Result<Frame, SessionError> {
+impl<C: AsyncRead + Unpin> Incoming<C> {
+    pub fn new(connection: C) -> Self {
+        Self { connection, buffer: BytesMut::new(), reader: Reader::new() }
+    }
+
+    /// Loses nothing when it is dropped before it is done.
+    pub async fn next(&mut self) -> Result<Frame, SessionError> {
         loop {
             if let Some(frame) = self.reader.take(&mut self.buffer)? {
                 return Ok(frame);
@@ -131,7 +141,11 @@ impl Incoming {
 type Streams = HashMap<Role, u32>;
 
 /// Accepts streams until all are there that the options imply.
-async fn open(incoming: &mut Incoming, roles: &[Role], frames: &mpsc::Sender<Bytes>) -> Result<Streams, SessionError> {
+async fn open<C: AsyncRead + Unpin>(
+    incoming: &mut Incoming<C>,
+    roles: &[Role],
+    frames: &mpsc::Sender<Bytes>,
+) -> Result<Streams, SessionError> {
     let mut writer = Writer::default();
     let mut streams = Streams::new();
     while !roles.iter().all(|role| streams.contains_key(role)) {
@@ -149,17 +163,20 @@ async fn open(incoming: &mut Incoming, roles: &[Role], frames: &mpsc::Sender<Byt
     Ok(streams)
 }
 
+/// Writes frames until no more will come.
+pub async fn write_all(mut queue: mpsc::Receiver<Bytes>, mut out: impl AsyncWrite + Unpin) -> std::io::Result<()> {
+    while let Some(frame) = queue.recv().await {
+        out.write_all(&frame).await?;
+    }
+    out.shutdown().await
+}
+
 /// Moves bytes until the process ends or the client goes.
 async fn run(connection: Upgraded, session: Session, roles: Vec<Role>) -> Result<(), SessionError> {
-    let (connection, mut out) = tokio::io::split(TokioIo::new(connection));
-    let (frames, mut queue) = mpsc::channel::<Bytes>(16);
-    let writer = tokio::spawn(async move {
-        while let Some(frame) = queue.recv().await {
-            out.write_all(&frame).await?;
-        }
-        out.shutdown().await
-    });
-    let mut incoming = Incoming { connection, buffer: BytesMut::new(), reader: Reader::new() };
+    let (connection, out) = tokio::io::split(TokioIo::new(connection));
+    let (frames, queue) = mpsc::channel::<Bytes>(16);
+    let writer = tokio::spawn(write_all(queue, out));
+    let mut incoming = Incoming::new(connection);
     let streams = tokio::time::timeout(PATIENCE, open(&mut incoming, &roles, &frames)).await??;
     let Session { stdin, stdout, stderr, resize, exit } = session;
     let id = |role| streams.get(&role).copied();
@@ -192,7 +209,7 @@ type Pipe = Option<Box<dyn tokio::io::AsyncWrite + Send + Unpin>>;
 
 /// What the client sends: input, sizes, pings.
 async fn listen(
-    incoming: &mut Incoming,
+    incoming: &mut Incoming<ReadHalf<TokioIo<Upgraded>>>,
     mut stdin: Pipe,
     resize: Option<mpsc::Sender<TerminalSize>>,
     streams: &Streams,

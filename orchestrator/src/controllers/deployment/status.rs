@@ -46,6 +46,7 @@ pub(super) fn status(
     let (progress, again) = progressing(deployment, current, complete, progressed, now);
     let mut conditions = vec![available_condition(available >= minimum)];
     conditions.extend(progress);
+    conditions.extend(failure(current, sets));
     let conditions = merge_conditions(&old["conditions"], conditions, now);
     let mut patch = counts;
     patch["conditions"] = json!(conditions);
@@ -65,8 +66,25 @@ pub(super) fn status(
     plan
 }
 
+/// The types that are this controller's; others' conditions stay.
+const OWN: [&str; 3] = ["Available", "Progressing", "ReplicaFailure"];
+
 fn condition(type_: &str, status: bool, reason: &str, message: String) -> Value {
     json!({"type": type_, "status": if status { "True" } else { "False" }, "reason": reason, "message": message})
+}
+
+/// Nobody can tell whether a rollout that is held makes progress.
+fn held(reason: &str, message: &str) -> Value {
+    json!({"type": "Progressing", "status": "Unknown", "reason": reason, "message": message})
+}
+
+/// What a ReplicaSet says of pods it could not make, the current one's first.
+fn failure(current: Option<&ReplicaSet>, sets: &[Arc<ReplicaSet>]) -> Option<Value> {
+    let all = current.into_iter().chain(sets.iter().map(|set| &**set));
+    let found = all.filter_map(|set| set.status.condition("ReplicaFailure")).next()?;
+    Some(
+        json!({"type": found["type"], "status": found["status"], "reason": found["reason"], "message": found["message"]}),
+    )
 }
 
 fn available_condition(enough: bool) -> Value {
@@ -113,8 +131,12 @@ fn progressing(
             None,
         );
     }
+    let reason = stored.and_then(|stored| stored["reason"].as_str());
     if deployment.spec.paused {
-        return (Some(condition("Progressing", true, "DeploymentPaused", "Deployment is paused".into())), None);
+        return match (reason, stored) {
+            (Some("ProgressDeadlineExceeded"), Some(stored)) => (Some(stored.clone()), None),
+            _ => (Some(held("DeploymentPaused", "Deployment is paused")), None),
+        };
     }
     let again = |after: i64| Action::Again {
         key: Key::of(&deployment.metadata.meta),
@@ -130,8 +152,11 @@ fn progressing(
         );
         return (Some(created), Some(again(seconds)));
     };
+    if reason == Some("DeploymentPaused") {
+        return (Some(held("DeploymentResumed", "Deployment is resumed")), Some(again(seconds)));
+    }
     // A new template starts a new count.
-    let restarted = matches!(stored["reason"].as_str(), Some("NewReplicaSetAvailable" | "DeploymentPaused"));
+    let restarted = reason == Some("NewReplicaSetAvailable");
     if progressed || restarted {
         return (Some(moving()), Some(again(seconds)));
     }
@@ -170,6 +195,8 @@ fn merge_conditions(stored: &Value, wanted: Vec<Value>, now: Timestamp) -> Vec<V
             condition
         })
         .collect();
+    let others = stored.as_array().into_iter().flatten().filter(|old| !OWN.iter().any(|own| old["type"] == *own));
+    merged.extend(others.cloned());
     // The order in which they were first stored stays.
     let order: Vec<&Value> = stored.as_array().into_iter().flatten().map(|old| &old["type"]).collect();
     merged.sort_by_key(|condition| order.iter().position(|type_| **type_ == condition["type"]).unwrap_or(usize::MAX));

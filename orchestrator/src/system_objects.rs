@@ -1,4 +1,4 @@
-//! The Services that every cluster has: `kubernetes`, with this server as its endpoint, and `kube-dns`.
+//! What every cluster has: the system's namespaces, the Service `kubernetes` with this server as its endpoint, and `kube-dns`.
 //!
 //! Kept as they should be: whoever deletes or edits them gets them back.
 
@@ -14,8 +14,11 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::control_plane::ControlPlane;
-use crate::controllers::views::{ENDPOINTS, SERVICES, SLICES};
+use crate::controllers::views::{ENDPOINTS, NAMESPACES, SERVICES, SLICES};
 use crate::controllers::{Caches, KUBERNETES_SERVICE};
+
+/// Namespaces that come back. Three of them cannot be deleted at all; nodes tell in the last that they live.
+const SYSTEM_NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
 /// One object to keep: where it is, and the members that must be as given.
 struct Kept {
@@ -61,7 +64,14 @@ fn objects(server: SocketAddr, first: &str, dns: &str) -> Vec<Kept> {
     ]);
     let dns_labels =
         json!({"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"});
-    vec![
+    let namespaces = SYSTEM_NAMESPACES.map(|name| Kept {
+        resource: NAMESPACES,
+        namespace: "",
+        name,
+        object: json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+        members: &[],
+    });
+    let services = vec![
         Kept {
             resource: SERVICES,
             namespace: "default",
@@ -102,7 +112,8 @@ fn objects(server: SocketAddr, first: &str, dns: &str) -> Vec<Kept> {
             object: service("kube-dns", "kube-system", dns_labels, dns, dns_ports),
             members: &[],
         },
-    ]
+    ];
+    namespaces.into_iter().chain(services).collect()
 }
 
 async fn keep(client: Client, caches: Arc<Caches>, all: Vec<Kept>) {
@@ -110,7 +121,12 @@ async fn keep(client: Client, caches: Arc<Caches>, all: Vec<Kept>) {
     let concerns = |namespace: &str, name: &str| {
         matches!((namespace, name), ("default", "kubernetes") | ("kube-system", "kube-dns"))
     };
-    let (services, endpoints, slices) = (wake.clone(), wake.clone(), wake.clone());
+    let (namespaces, services, endpoints, slices) = (wake.clone(), wake.clone(), wake.clone(), wake.clone());
+    caches.namespaces.on_change(move |old, new| {
+        if new.is_none() && old.is_some_and(|gone| SYSTEM_NAMESPACES.contains(&&*gone.metadata.meta.name)) {
+            namespaces.notify_one();
+        }
+    });
     caches.services.on_change(move |old, new| {
         if new.or(old).is_some_and(|found| concerns(&found.metadata.namespace, &found.metadata.name)) {
             services.notify_one();

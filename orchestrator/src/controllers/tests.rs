@@ -1,0 +1,304 @@
+//! The controllers against a real server: what their pure parts cannot show.
+
+use std::future::Future;
+use std::time::Duration;
+
+use api::status::Status;
+use apiserver::client::{Client, Resource};
+use apiserver::engine::{DeleteOptions, ListOptions, Propagation};
+use apiserver::identity::MASTERS;
+use apiserver::nodes::NoNodes;
+use apiserver::server::Config;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::views::{CONFIG_MAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS, REPLICA_SETS, SERVICE_ACCOUNTS};
+use super::*;
+use crate::control_plane::ControlPlane;
+use crate::system_objects;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const EVERY: [&str; 1] = ["*"];
+
+/// A control plane without a listener, a scheduler or nodes.
+struct World {
+    client: Client,
+    _folder: tempfile::TempDir,
+    _tasks: JoinSet<()>,
+}
+
+impl World {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config::on_loopback(folder.path().join("store.redb"));
+        let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
+        let (caches, mut tasks) = (Arc::new(Caches::default()), JoinSet::new());
+        caches.start(&server.client(User::new("tester", &[MASTERS]), "tester"), &mut tasks);
+        let chosen = Selection::parse(&EVERY.map(str::to_owned)).unwrap();
+        start(&server, &caches, &chosen, &mut tasks);
+        let control = ControlPlane {
+            data_dir: folder.path().to_owned(),
+            listen: config.listen,
+            advertise: config.advertise,
+            services: config.services.clone(),
+            domain: config.domain.clone(),
+            controllers: chosen,
+            names: Vec::new(),
+        };
+        system_objects::start(&server, &caches, &control, server.address(), &mut tasks);
+        let world =
+            Self { client: server.client(User::new("tester", &[MASTERS]), "tester"), _folder: folder, _tasks: tasks };
+        world.until("the account of pods", || world.client.get(SERVICE_ACCOUNTS, "default", "default")).await;
+        world
+    }
+
+    /// Waits until something is there.
+    async fn until<T, F: Future<Output = Result<T, Status>>>(&self, what: &str, look: impl Fn() -> F) -> T {
+        let found = async {
+            loop {
+                match look().await {
+                    Ok(found) => return found,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("never seen: {what}"))
+    }
+
+    /// Waits until an object is as wanted.
+    async fn becomes(&self, resource: Resource, place: (&str, &str), wanted: impl Fn(&Value) -> bool) -> Value {
+        let look = || async {
+            let found = self.client.get(resource, place.0, place.1).await?;
+            if wanted(&found) { Ok(found) } else { Err(Status::internal("not yet")) }
+        };
+        self.until(place.1, look).await
+    }
+
+    async fn gone(&self, resource: Resource, place: (&str, &str)) {
+        let look = || async {
+            match self.client.get(resource, place.0, place.1).await {
+                Err(status) if status.code == 404 => Ok(()),
+                _ => Err(Status::internal("still there")),
+            }
+        };
+        self.until(&format!("the end of {}", place.1), look).await;
+    }
+
+    async fn make(&self, resource: Resource, namespace: &str, object: Value) -> Value {
+        self.client.create(resource, namespace, object).await.unwrap()
+    }
+
+    async fn replica_set(&self, name: &str, replicas: i64) {
+        let labels = json!({"app": name});
+        let template = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        let spec = json!({"replicas": replicas, "selector": {"matchLabels": labels}, "template": template});
+        self.make(REPLICA_SETS, "default", json!({"metadata": {"name": name}, "spec": spec})).await;
+        self.sized(name, replicas).await;
+    }
+
+    async fn scale(&self, name: &str, replicas: i64) {
+        let change = |current: &Value| {
+            let mut next = current.clone();
+            next["spec"]["replicas"] = json!(replicas);
+            Ok(next)
+        };
+        self.client.update(REPLICA_SETS, "default", name, "", change).await.unwrap();
+    }
+
+    async fn sized(&self, name: &str, replicas: i64) {
+        self.becomes(REPLICA_SETS, ("default", name), |set| {
+            set["status"]["replicas"] == replicas
+                && set["status"]["observedGeneration"] == set["metadata"]["generation"]
+        })
+        .await;
+    }
+}
+
+fn owned_by(owner: &Value) -> Value {
+    json!([{"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": owner["metadata"]["name"], "uid": owner["metadata"]["uid"]}])
+}
+
+/// A worker waits for its own writes, not for whatever else was written meanwhile: other kinds never stop being written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn writes_of_other_kinds_stop_no_worker() {
+    let world = World::new().await;
+    world.make(CONFIG_MAPS, "default", json!({"metadata": {"name": "busy"}})).await;
+    let writer = {
+        let client = world.client.clone();
+        tokio::spawn(async move {
+            for round in 0.. {
+                let change = |current: &Value| {
+                    let mut next = current.clone();
+                    next["data"] = json!({"round": format!("{round}")});
+                    Ok(next)
+                };
+                client.update(CONFIG_MAPS, "default", "busy", "", change).await.unwrap();
+            }
+        })
+    };
+    let names: Vec<_> = (0..6).map(|index| format!("set-{index}")).collect();
+    for name in &names {
+        world.replica_set(name, 3).await;
+    }
+    for name in &names {
+        world.scale(name, 0).await;
+        world.sized(name, 0).await;
+    }
+    writer.abort();
+    // Nothing changes any more but what this asks for.
+    world.replica_set("last", 2).await;
+}
+
+/// Pods that are refused are asked for one by one, and the ReplicaSet and its Deployment say why there are none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn refused_pods_are_said_and_not_insisted_on() {
+    let world = World::new().await;
+    // No account of that name: admission refuses the pods.
+    let pods = json!({"serviceAccountName": "absent", "containers": [{"name": "c", "image": "i"}]});
+    let labels = json!({"app": "refused"});
+    let template = json!({"metadata": {"labels": labels}, "spec": pods});
+    let spec = json!({"replicas": 100, "selector": {"matchLabels": labels}, "template": template});
+    world.make(DEPLOYMENTS, "default", json!({"metadata": {"name": "refused"}, "spec": spec})).await;
+    let failure = |object: &Value| {
+        let all = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        all.into_iter().find(|condition| condition["type"] == "ReplicaFailure").unwrap_or_default()
+    };
+    let said = world.becomes(DEPLOYMENTS, ("default", "refused"), |found| failure(found)["status"] == "True").await;
+    assert_eq!(failure(&said)["reason"], "FailedCreate");
+    let message = failure(&said)["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("serviceaccount \"absent\" not found"), "{message}");
+    let events = world.client.list(Resource::core("events"), "default", &ListOptions::default()).await.unwrap();
+    let events: Vec<Value> = events.objects.iter().map(|event| event.value()).collect();
+    let told = |event: &&Value| event["reason"] == "FailedCreate" && event["type"] == "Warning";
+    let told: Vec<_> = events.iter().filter(told).collect();
+    assert!(
+        told.iter().all(|event| event["message"].as_str().unwrap().starts_with("Error creating: pods \"refused-")),
+        "{told:?}"
+    );
+    let writes: i64 = told.iter().map(|event| event["count"].as_i64().unwrap()).sum();
+    assert!((1..20).contains(&writes), "one pod is tried before a hundred are: {writes}");
+    // The account comes, and so do the pods; the failure is over.
+    world.make(SERVICE_ACCOUNTS, "default", json!({"metadata": {"name": "absent"}})).await;
+    world
+        .becomes(DEPLOYMENTS, ("default", "refused"), |found| {
+            found["status"]["replicas"] == 100 && failure(found).is_null()
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_collector_keeps_what_it_cannot_judge_and_stamps_the_present() {
+    let world = World::new().await;
+    let lease = world.make(LEASES, "default", json!({"metadata": {"name": "holder"}, "spec": {}})).await;
+    let unknown = json!([{"apiVersion": "example.com/v1", "kind": "Widget", "name": "w", "uid": "u-1"}]);
+    let absent = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "never", "uid": "u-2"}]);
+    let owners = [("leased", owned_by(&lease)), ("custom", unknown), ("orphaned", absent)];
+    for (name, owners) in owners {
+        let held = json!(["example.com/held"]);
+        let metadata = json!({"name": name, "ownerReferences": owners, "finalizers": held});
+        world.make(CONFIG_MAPS, "default", json!({"metadata": metadata})).await;
+    }
+    let started = Timestamp::now();
+    let orphaned = world
+        .becomes(CONFIG_MAPS, ("default", "orphaned"), |map| map["metadata"]["deletionTimestamp"].is_string())
+        .await;
+    drop(orphaned);
+    // Later, so that a time kept from the start would show.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    world.client.delete(LEASES, "default", "holder", &DeleteOptions::default()).await.unwrap();
+    world.make(CONFIG_MAPS, "default", json!({"metadata": {"name": "nudge"}})).await;
+    let leased =
+        world.becomes(CONFIG_MAPS, ("default", "leased"), |map| map["metadata"]["deletionTimestamp"].is_string()).await;
+    let stamped: Timestamp = leased["metadata"]["deletionTimestamp"].as_str().unwrap().parse().unwrap();
+    assert!(stamped.duration_since(started).as_secs() >= 1, "{stamped} is of the past");
+    let custom = world.client.get(CONFIG_MAPS, "default", "custom").await.unwrap();
+    assert!(custom["metadata"]["deletionTimestamp"].is_null(), "its owner's kind is unknown here");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn owners_in_a_circle_go_all_the_same() {
+    let world = World::new().await;
+    let made = ["a", "b", "c"].map(|name| world.make(CONFIG_MAPS, "default", json!({"metadata": {"name": name}})));
+    let made = futures::future::join_all(made).await;
+    for (index, name) in ["a", "b", "c"].into_iter().enumerate() {
+        let mut owners = owned_by(&made[(index + 2) % 3]);
+        owners[0]["blockOwnerDeletion"] = json!(true);
+        let change = |current: &Value| {
+            let mut next = current.clone();
+            next["metadata"]["ownerReferences"] = owners.clone();
+            Ok(next)
+        };
+        world.client.update(CONFIG_MAPS, "default", name, "", change).await.unwrap();
+    }
+    let options = DeleteOptions { propagation: Some(Propagation::Foreground), ..DeleteOptions::default() };
+    world.client.delete(CONFIG_MAPS, "default", "a", &options).await.unwrap();
+    for name in ["a", "b", "c"] {
+        world.gone(CONFIG_MAPS, ("default", name)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_namespace_loses_its_pods_first_and_says_what_is_left() {
+    let world = World::new().await;
+    world.make(NAMESPACES, "", json!({"metadata": {"name": "going"}})).await;
+    world.until("its account", || world.client.get(SERVICE_ACCOUNTS, "going", "default")).await;
+    let spec = json!({"containers": [{"name": "c", "image": "i"}]});
+    let metadata = json!({"name": "p", "finalizers": ["example.com/held"]});
+    world.make(PODS, "going", json!({"metadata": metadata, "spec": spec})).await;
+    world.make(CONFIG_MAPS, "going", json!({"metadata": {"name": "m"}})).await;
+    world.client.delete(NAMESPACES, "", "going", &DeleteOptions::default()).await.unwrap();
+    let condition = |namespace: &Value, type_: &str| {
+        let all = namespace["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        all.into_iter().find(|condition| condition["type"] == type_).unwrap_or_default()
+    };
+    let waiting = world
+        .becomes(NAMESPACES, ("", "going"), |found| {
+            condition(found, "NamespaceFinalizersRemaining")["status"] == "True"
+        })
+        .await;
+    assert_eq!(
+        condition(&waiting, "NamespaceContentRemaining")["message"],
+        "Some resources are remaining: pods. has 1 resource instances"
+    );
+    assert_eq!(
+        condition(&waiting, "NamespaceFinalizersRemaining")["message"],
+        "Some content in the namespace has finalizers remaining: example.com/held in 1 resource instances"
+    );
+    let map = world.client.get(CONFIG_MAPS, "going", "m").await.unwrap();
+    assert!(map["metadata"]["deletionTimestamp"].is_null(), "what a pod uses stays until the pod is gone");
+    let let_go = |current: &Value| {
+        let mut next = current.clone();
+        next["metadata"]["finalizers"] = json!([]);
+        Ok(next)
+    };
+    world.client.update(PODS, "going", "p", "", let_go).await.unwrap();
+    world.gone(NAMESPACES, ("", "going")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_namespace_of_node_leases_comes_back() {
+    let world = World::new().await;
+    let before = world.client.get(NAMESPACES, "", "kube-node-lease").await.unwrap();
+    world.client.delete(NAMESPACES, "", "kube-node-lease", &DeleteOptions::default()).await.unwrap();
+    world
+        .becomes(NAMESPACES, ("", "kube-node-lease"), |found| {
+            found["metadata"]["uid"] != before["metadata"]["uid"] && found["status"]["phase"] == "Active"
+        })
+        .await;
+    for kept in ["default", "kube-system", "kube-public"] {
+        let refused = world.client.delete(NAMESPACES, "", kept, &DeleteOptions::default()).await.unwrap_err();
+        assert_eq!(refused.code, 403, "{kept}");
+    }
+}
+
+fn parse(items: &[&str]) -> Result<Selection, UnknownController> {
+    Selection::parse(&items.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>())
+}
+
+#[test]
+fn all_but_one() {
+    let chosen = parse(&["*", "-scheduler"]).unwrap();
+    assert!(chosen.has("replicaset-controller") && !chosen.has("scheduler"));
+    assert!(parse(&[]).unwrap().0.is_empty());
+    assert!(parse(&["*", "-nonsense"]).unwrap_err().to_string().contains("there is no controller \"nonsense\""));
+}
