@@ -200,7 +200,7 @@ fn plain(shared: &Shared, parts: &Parts, path: &Path) -> Result<Reply, Status> {
         Path::Discovery(what) => documents::discovery(shared, parts, what),
         _ => match documents::other(shared, parts) {
             Some(_) if !matches!(parts.method, Method::GET | Method::HEAD) => Err(Status::method_not_allowed()),
-            Some(reply) => Ok(reply),
+            Some(reply) => reply,
             None => Ok(page_not_found()),
         },
     }
