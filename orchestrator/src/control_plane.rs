@@ -72,6 +72,7 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
         domain: settings.domain.clone(),
         names: settings.names.clone(),
         admission: apiserver::engine::admission::Settings::default(),
+        anonymous: apiserver::server::Anonymous::default(),
     };
     let server = match Server::open(&config, nodes).await {
         Ok(server) => server,
