@@ -28,7 +28,7 @@ pub fn admit(spec: &PodSpec, allowed: &Allowed, apparmor: &AppArmor) -> Result<(
     }
     // With it the container could write the host's own settings.
     let unmasked = |name: &str| format!("container {name:?}: procMount Unmasked needs hostUsers: false");
-    let asks = spec.all_containers().find(|container| {
+    let asks = spec.all_containers().chain(&spec.ephemeral_containers).find(|container| {
         container.security_context.proc_mount.as_deref() == Some("Unmasked") && spec.host_users != Some(false)
     });
     match asks {

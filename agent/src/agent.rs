@@ -420,6 +420,9 @@ impl Upstream for Nobody {
     ) -> Result<crate::boundary::Token, crate::boundary::UpstreamError> {
         Err(crate::boundary::UpstreamError::NotFound(request.service_account.clone()))
     }
+    async fn runtime_handler(&self, class: &str) -> Result<String, crate::boundary::UpstreamError> {
+        Err(crate::boundary::UpstreamError::NotFound(class.to_owned()))
+    }
     async fn service_environment(
         &self,
         _: &str,

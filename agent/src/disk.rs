@@ -60,8 +60,10 @@ pub fn unmount_below(path: &Path) -> io::Result<()> {
 pub fn unmount(points: &[PathBuf]) -> io::Result<()> {
     for point in points.iter().rev() {
         let text = CString::new(point.as_os_str().as_bytes())?;
+        // A container with mounts of its own in a volume may have put a link where one was.
+        let flags = libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW;
         // SAFETY: a valid C string.
-        if unsafe { libc::umount2(text.as_ptr(), libc::MNT_DETACH) } < 0 {
+        if unsafe { libc::umount2(text.as_ptr(), flags) } < 0 {
             let error = io::Error::last_os_error();
             if error.raw_os_error() != Some(libc::EINVAL) {
                 return Err(io::Error::new(error.kind(), format!("unmount {}: {error}", point.display())));

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -32,6 +32,7 @@ pub struct Metadata {
 pub struct PodSpec {
     pub containers: Vec<Container>,
     pub init_containers: Vec<Container>,
+    pub ephemeral_containers: Vec<Container>,
     pub volumes: Vec<Volume>,
     pub restart_policy: RestartPolicy,
     pub termination_grace_period_seconds: Option<i64>,
@@ -54,6 +55,8 @@ pub struct PodSpec {
     pub dns_config: Option<DnsConfig>,
     pub host_aliases: Vec<HostAlias>,
     pub readiness_gates: Vec<Value>,
+    pub runtime_class_name: Option<String>,
+    pub image_pull_secrets: Vec<SecretRef>,
     pub security_context: PodSecurity,
 }
 
@@ -85,6 +88,12 @@ pub struct DnsOption {
 pub struct HostAlias {
     pub ip: String,
     pub hostnames: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct SecretRef {
+    pub name: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -150,6 +159,8 @@ pub struct Container {
     pub startup_probe: Option<Probe>,
     /// `Always` makes an init container a sidecar.
     pub restart_policy: Option<String>,
+    /// Whose processes an ephemeral container sees.
+    pub target_container_name: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -206,7 +217,7 @@ pub struct EnvFrom {
     pub secret_ref: Option<KeyRef>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Resources {
     pub limits: BTreeMap<String, Value>,
@@ -421,8 +432,19 @@ impl Container {
 }
 
 impl PodSpec {
+    /// All but the ephemeral ones, which say nothing about the pod.
     pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
         self.init_containers.iter().chain(&self.containers)
+    }
+
+    /// The list that a container is in, as events name it.
+    pub fn field_of(&self, name: &str) -> &'static str {
+        let is_in = |list: &[Container]| list.iter().any(|container| container.name == name);
+        match () {
+            () if is_in(&self.init_containers) => "spec.initContainers",
+            () if is_in(&self.ephemeral_containers) => "spec.ephemeralContainers",
+            () => "spec.containers",
+        }
     }
 
     /// The user that every container is to run as, when they all say the same.
@@ -441,7 +463,7 @@ impl PodSpec {
     }
 
     pub fn container(&self, name: &str) -> Option<&Container> {
-        self.all_containers().find(|container| container.name == name)
+        self.all_containers().chain(&self.ephemeral_containers).find(|container| container.name == name)
     }
 }
 

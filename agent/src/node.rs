@@ -108,13 +108,12 @@ impl Node {
     pub async fn event(
         &self,
         pod: &PodRef,
-        container: Option<&str>,
+        field_path: Option<String>,
         kind: EventKind,
         reason: &'static str,
         message: String,
     ) {
         tracing::debug!(pod = %pod.name, uid = %pod.uid, reason, message, "event");
-        let field_path = container.map(|name| format!("spec.containers{{{name}}}"));
         self.upstream.event(PodEvent { pod: pod.clone(), field_path, kind, reason, message }).await;
     }
 }

@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 
 use crate::image::ImageConfig;
 use crate::model::{Container, PodSpec, Resources, SeccompProfile, Security, quantity, quantity_milli};
-use devices::Device;
 use user::User;
 
 /// Everything a container's configuration depends on.
@@ -30,9 +29,9 @@ pub struct Inputs<'a> {
     /// The pod's own users.
     pub user_namespace: Option<PathBuf>,
     pub apparmor: Option<String>,
-    /// The host's, for a privileged container.
-    pub devices: Vec<Device>,
     pub cgroup_v2: bool,
+    /// Device files beside those that every container has.
+    pub devices: Vec<Value>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -87,7 +86,7 @@ pub fn config(inputs: &Inputs<'_>) -> Result<Value, SpecError> {
         "cgroupsPath": inputs.cgroup,
         "resources": resources(&inputs.container.resources, security.privileged)?,
         "namespaces": namespaces(inputs),
-        "devices": inputs.devices.iter().map(Device::config).collect::<Vec<_>>(),
+        "devices": inputs.devices,
     });
     if !security.privileged {
         if security.proc_mount.as_deref() != Some("Unmasked") {
@@ -350,8 +349,8 @@ mod tests {
             pid_namespace: None,
             user_namespace: None,
             apparmor: None,
-            devices: Vec::new(),
             cgroup_v2: false,
+            devices: Vec::new(),
         };
         change(&mut inputs);
         config(&inputs)

@@ -61,19 +61,28 @@ pub struct Target {
 /// The running probes of a pod's containers.
 #[derive(Debug, Default)]
 pub struct Probes {
-    tasks: HashMap<String, Vec<JoinHandle<()>>>,
+    tasks: HashMap<String, Vec<(Kind, JoinHandle<()>)>>,
 }
 
 impl Probes {
     pub fn start(&mut self, target: Target, run: &str, kind: Kind, probe: Probe, to: mpsc::UnboundedSender<Command>) {
         let name = target.container.name.clone();
         let task = tokio::spawn(watch(target, run.to_owned(), kind, probe, to));
-        self.tasks.entry(name).or_default().push(task);
+        self.tasks.entry(name).or_default().push((kind, task));
     }
 
     pub fn stop(&mut self, container: &str) {
-        for task in self.tasks.remove(container).into_iter().flatten() {
+        for (_, task) in self.tasks.remove(container).into_iter().flatten() {
             task.abort();
+        }
+    }
+
+    /// Of a container that is to end: nothing restarts it any more.
+    pub fn keep_readiness(&mut self, container: &str) {
+        if let Some(tasks) = self.tasks.get_mut(container) {
+            for (_, task) in tasks.extract_if(.., |(kind, _)| *kind != Kind::Readiness) {
+                task.abort();
+            }
         }
     }
 
@@ -154,10 +163,10 @@ pub async fn run_handler(target: &Target, handler: &Handler, timeout: Duration) 
         return Ok(());
     }
     if let Some(http) = &handler.http_get {
-        return http::get(target, http, timeout).await;
+        return http::get(&address(target, &http.port, http.host.as_deref())?, http, timeout).await;
     }
     if let Some(grpc) = &handler.grpc {
-        return grpc::check(target, grpc, timeout).await;
+        return grpc::check(&address(target, &grpc.port, None)?, &grpc.service, timeout).await;
     }
     if let Some(tcp) = &handler.tcp_socket {
         let address = address(target, &tcp.port, tcp.host.as_deref())?;

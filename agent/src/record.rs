@@ -15,6 +15,8 @@ use serde_json::Value;
 
 use crate::boundary::PodRef;
 use crate::disk;
+use crate::model::Resources;
+use crate::oci::user::User;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
@@ -69,6 +71,17 @@ pub struct Run {
     pub id: String,
     pub image: String,
     pub image_id: String,
+    /// The image as the pod asked for it then; empty from releases that did not note it.
+    #[serde(default)]
+    pub asked: String,
+    /// It was stopped because the pod asks for another image by now.
+    #[serde(default)]
+    pub outdated: bool,
+    /// As whom its first process began, and with which resources; not known of releases that did not note it.
+    #[serde(default)]
+    pub user: Option<User>,
+    #[serde(default)]
+    pub resources: Option<Resources>,
     pub stop_signal: Option<String>,
     /// The number of the sandbox it was begun in; 0 from releases that did not note it.
     #[serde(default)]
@@ -87,6 +100,11 @@ pub enum Progress<'a> {
 }
 
 impl Run {
+    /// Whether the pod asks for another image than this run's.
+    pub fn differs(&self, image: &str) -> bool {
+        !self.asked.is_empty() && self.asked != image
+    }
+
     pub fn was_in(&self, sandbox: u32) -> bool {
         self.sandbox == sandbox || self.sandbox == 0
     }

@@ -49,7 +49,18 @@ pub struct Decoded {
 
 /// Why a body is not the object it should be; the caller says how that reads.
 #[derive(Debug, Clone, PartialEq)]
-pub struct TypeFailure(pub String);
+pub struct TypeFailure {
+    /// As Go's JSON decoder says it.
+    pub text: String,
+    /// As upstream's converter of trees says it, where that differs.
+    pub converter: Option<String>,
+}
+
+impl TypeFailure {
+    fn new(text: String) -> Self {
+        Self { text, converter: None }
+    }
+}
 
 /// A body as an object of this kind.
 pub fn object(kind: &Kind, media: MediaType, bytes: &[u8], validation: FieldValidation) -> Result<Decoded, Status> {
@@ -118,19 +129,19 @@ pub fn value(
     validation: FieldValidation,
 ) -> Result<Decoded, TypeFailure> {
     let node = Node::from(value);
-    let given = given_gvk(&node, gvk).map_err(TypeFailure)?;
-    let target = source_schema(&given, gvk, schema).map_err(TypeFailure)?;
+    let given = given_gvk(&node, gvk).map_err(TypeFailure::new)?;
+    let target = source_schema(&given, gvk, schema).map_err(TypeFailure::new)?;
     let (value, findings) = build(&given, target, schema.is_open(), &node);
     if let Some(error) = findings.error {
-        return Err(TypeFailure(error));
+        return Err(TypeFailure { text: error, converter: findings.converter });
     }
     let mut strict = found;
     strict.extend(findings.strict);
     if validation == FieldValidation::Strict && !strict.is_empty() {
-        return Err(TypeFailure(strict_error(&strict)));
+        return Err(TypeFailure::new(strict_error(&strict)));
     }
     check_gvk(&given, gvk, schema, target).map_err(|refusal| match refusal {
-        Refusal::Conversion(why) | Refusal::Version(why) => TypeFailure(why),
+        Refusal::Conversion(why) | Refusal::Version(why) => TypeFailure::new(why),
     })?;
     let warnings = if validation == FieldValidation::Warn { strict } else { Vec::new() };
     Ok(Decoded { value, warnings })

@@ -15,6 +15,7 @@ pub mod managed;
 pub mod names;
 pub mod openapi;
 pub mod patch;
+pub mod pod_security;
 pub mod quantity;
 pub mod schema;
 pub mod selector;

@@ -151,6 +151,13 @@ pub fn env_name(text: &str) -> Vec<String> {
     if fine { Vec::new() } else { vec![rule.into()] }
 }
 
+/// The name of a header of an HTTP request.
+pub fn http_header(name: &str) -> Vec<String> {
+    let fine = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let why = "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')";
+    if fine { Vec::new() } else { vec![why.into()] }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

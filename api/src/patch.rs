@@ -81,7 +81,9 @@ pub fn apply(
     check_depth(&patched).map_err(too_much)?;
     decode::value(gvk, schema, &patched, found, validation).map_err(|failure| {
         // Upstream names neither kind nor object here, and shows the whole patched object (or strategic patch).
-        Status::invalid("", "", "", vec![FieldError::invalid("patch", shown, failure.0)])
+        let converted = failure.converter.filter(|_| patch == PatchType::StrategicMerge);
+        let why = converted.unwrap_or(failure.text);
+        Status::invalid("", "", "", vec![FieldError::invalid("patch", shown, why)])
     })
 }
 
@@ -182,6 +184,20 @@ mod tests {
                     .prop_map(|m| Value::Object(m.into_iter().collect())),
             ]
         })
+    }
+
+    #[test]
+    fn a_strategic_patch_of_the_wrong_type_is_told_as_upstream_tells_it() {
+        let kind = crate::kind::Registry::builtin().find("", "v1", "pods").unwrap();
+        let pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p"}});
+        let told = |patch: Value| {
+            let body = patch.to_string();
+            let (how, validation) = (PatchType::StrategicMerge, FieldValidation::Strict);
+            apply(&kind.gvk(), &kind.schema, how, &pod, body.as_bytes(), validation).unwrap_err().message
+        };
+        assert!(told(json!({"metadata": {"labels": "invalid"}})).ends_with("cannot restore map from string"));
+        assert!(told(json!({"metadata": {"finalizers": 1}})).ends_with("cannot restore slice from int64"));
+        assert!(told(json!({"spec": []})).ends_with("cannot restore struct from: slice"));
     }
 
     #[test]

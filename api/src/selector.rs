@@ -328,7 +328,7 @@ impl Fields {
             if !selectable(kind).contains(&path.as_str()) {
                 return Err(unsupported(kind, &path));
             }
-            terms.push((path, value, equal));
+            terms.push((stored_field(kind, path), value, equal));
         }
         Ok(Fields { terms })
     }
@@ -339,7 +339,12 @@ impl Fields {
 
     /// `metadata.name=x` asked for, if it is (a watch or list of one object).
     pub fn exact_name(&self) -> Option<&str> {
-        self.terms.iter().find(|(path, _, equal)| path == "metadata.name" && *equal).map(|(_, value, _)| value.as_str())
+        self.exact("metadata.name")
+    }
+
+    /// The one value that a field must have.
+    pub fn exact(&self, field: &str) -> Option<&str> {
+        self.terms.iter().find(|(path, _, equal)| path == field && *equal).map(|(_, value, _)| value.as_str())
     }
 
     /// `field` gives the value of a field ("" when absent), for readers that keep the selectable fields beside the bytes.
@@ -349,6 +354,30 @@ impl Fields {
 
     pub fn matches_object(&self, kind: &Kind, object: &Value) -> bool {
         self.matches(|path| Cow::Owned(field_value(kind, object, path)))
+    }
+}
+
+/// The name of a field in the version in which objects of this kind are kept.
+fn stored_field(kind: &Kind, path: String) -> String {
+    if (&*kind.group, &*kind.plural) != ("events.k8s.io", "events") {
+        return path;
+    }
+    match path.strip_prefix("regarding.") {
+        Some(field) => format!("involvedObject.{field}"),
+        None if path == "reportingController" => "reportingComponent".into(),
+        None => path,
+    }
+}
+
+/// The same in the version that is asked for.
+fn shown_field<'a>(kind: &Kind, path: &'a str) -> Cow<'a, str> {
+    if (&*kind.group, &*kind.plural) != ("events.k8s.io", "events") {
+        return path.into();
+    }
+    match path.strip_prefix("involvedObject.") {
+        Some(field) => format!("regarding.{field}").into(),
+        None if path == "reportingComponent" => "reportingController".into(),
+        None => path.into(),
     }
 }
 
@@ -472,6 +501,7 @@ fn unsupported(kind: &Kind, path: &str) -> String {
 
 /// The value of a selectable field, "" when absent.
 pub fn field_value(kind: &Kind, object: &Value, path: &str) -> String {
+    let path = &*shown_field(kind, path);
     let flag = matches!(path, "spec.unschedulable" | "spec.hostNetwork");
     let path = match (&*kind.plural, path) {
         ("events", "source") => return event_source(object),

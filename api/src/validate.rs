@@ -3,6 +3,7 @@
 //! Kinds without a row here are checked by their metadata alone.
 
 mod config;
+pub mod inactive;
 mod meta;
 mod network;
 mod pod;

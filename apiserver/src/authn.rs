@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use api::status::Status;
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Validation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -17,6 +18,8 @@ use crate::pki::Authority;
 /// The lifetime of a token nobody gave one, and the shortest that may be asked for, seconds.
 pub const DEFAULT_SECONDS: i64 = 3600;
 pub const SHORTEST_SECONDS: i64 = 600;
+/// No token lives longer, whatever is asked for: nobody takes one back that was lost.
+pub const LONGEST_SECONDS: i64 = 365 * 86_400;
 
 /// An uncompressed P-256 point: a mark, then both coordinates.
 const POINT: usize = 65;
@@ -112,14 +115,24 @@ impl Tokens {
         validation.validate_nbf = true;
         validation.leeway = 10;
         let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation).ok()?.claims;
-        still_there(engine, &claims.bound).then_some(claims)
+        still_there(engine, &claims.bound, Timestamp::now()).then_some(claims)
     }
 }
 
+/// What is being deleted vouches for a token for so long, as upstream has it: for its last words, and not for as long as
+/// a finalizer holds it.
+const LAST_WORDS: SignedDuration = SignedDuration::from_secs(60);
+
+fn is_over(object: &Value, now: Timestamp) -> bool {
+    let deleted = object["metadata"]["deletionTimestamp"].as_str().and_then(|text| text.parse::<Timestamp>().ok());
+    deleted.is_some_and(|deleted| now.duration_since(deleted) > LAST_WORDS)
+}
+
 /// The account, and the pod a token is bound to, exist with the uids the token was made for.
-fn still_there(engine: &Engine, bound: &Bound) -> bool {
+fn still_there(engine: &Engine, bound: &Bound, now: Timestamp) -> bool {
     let uid = |plural: &str, namespace: &str, name: &str| {
-        engine.lookup("", plural, namespace, name).map(|o| o.header.uid.clone())
+        let found = engine.lookup("", plural, namespace, name)?;
+        (!is_over(&found.value(), now)).then(|| found.header.uid.clone())
     };
     let account = &bound.serviceaccount;
     uid("serviceaccounts", &bound.namespace, &account.name).as_ref() == Some(&account.uid)
@@ -188,6 +201,14 @@ pub fn user_info(user: &User) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_long_deleted_vouches_for_nothing() {
+        let object = json!({"metadata": {"deletionTimestamp": "2024-01-01T00:00:00Z"}});
+        let at = |text: &str| text.parse().unwrap();
+        assert!(!is_over(&object, at("2024-01-01T00:00:59Z")) && is_over(&object, at("2024-01-01T00:01:01Z")));
+        assert!(!is_over(&json!({"metadata": {}}), at("2024-01-01T00:01:01Z")));
+    }
 
     #[test]
     fn a_public_key_becomes_its_coordinates() {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use api::status::Status;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::engine::{Engine, Target};
 use crate::identity::User;
@@ -22,6 +22,8 @@ pub struct Attributes {
     pub subresource: String,
     pub namespace: String,
     pub name: String,
+    /// The node whose pods a list or watch selects, if it selects one.
+    pub node_name: Option<String>,
     /// A path that is no resource; the fields above but `verb` are then empty.
     pub path: Option<String>,
 }
@@ -353,9 +355,11 @@ pub(crate) fn check_escalation(engine: &Engine, user: &User, target: &Target, ob
         let namespace = if resource == "clusterroles" { "" } else { &*target.namespace };
         let found =
             engine.lookup(RBAC, resource, namespace, role).ok_or_else(|| Status::not_found(RBAC, resource, role))?;
-        decode::<Role>(&found).rules
+        // Whoever cannot be told what is granted is not let grant it.
+        api::view::decode::<Role>(&found.json).map_err(Status::internal)?.rules
     } else {
-        serde_json::from_value(object["rules"].clone()).unwrap_or_default()
+        let rules = Some(&object["rules"]).filter(|rules| !rules.is_null()).cloned().unwrap_or_else(|| json!([]));
+        serde_json::from_value(rules).map_err(|why| Status::bad_request(format!("rules cannot be read: {why}")))?
     };
     let own = authorizer.rules(engine, user, &target.namespace);
     let missing: Vec<Rule> = granted.iter().flat_map(|rule| uncovered(rule, &own)).collect();

@@ -25,7 +25,7 @@ pub async fn run(engine: &Engine) -> Result<(), Status> {
             Ok(found) => reconcile(engine, &context, &target, &options, &found.value(), &object).await?,
         }
     }
-    Ok(())
+    crate::aggregation::aggregate(engine).await
 }
 
 /// The row and place of a complete object.
@@ -51,13 +51,15 @@ async fn reconcile(
     if found["metadata"]["annotations"][AUTO_UPDATE] != json!("true") {
         return Ok(());
     }
-    let fields = ["rules", "subjects", "aggregationRule"];
+    // The rules of an aggregated role are those of others.
+    let aggregated = wanted.get("aggregationRule").is_some_and(|rule| !rule.is_null());
+    let fields: &[&str] = if aggregated { &["aggregationRule"] } else { &["rules", "subjects", "aggregationRule"] };
     if fields.iter().all(|field| found.get(*field) == wanted.get(*field)) {
         return Ok(());
     }
     let restore = |current: Option<&Value>| {
         let mut next = current.cloned().unwrap_or_default();
-        for field in fields {
+        for field in fields.iter().copied() {
             if let Some(value) = wanted.get(field) {
                 next[field] = value.clone();
             }

@@ -6,19 +6,24 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::object::{Collection, Object, ObjectKey, Revision};
 
 /// Changes younger than this are kept, as long as [`HISTORY_BYTES`] allows.
 const HISTORY_AGE: Duration = Duration::from_secs(300);
-/// Bound of one collection's history, bytes of object text.
-const HISTORY_BYTES: usize = 64 << 20;
+/// Bound of all collections' history together, bytes as [`Change::size`] counts them.
+pub const HISTORY_BYTES: usize = 64 << 20;
+/// Changes that grow too old within this go at once.
+const TOGETHER: Duration = Duration::from_secs(10);
+/// What a change takes beside its texts.
+const CHANGE: usize = 512;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChangeKind {
@@ -34,7 +39,6 @@ pub struct Change {
     /// The object after the change; for a deletion its last state at the deletion's revision.
     pub object: Arc<Object>,
     pub previous: Option<Arc<Object>>,
-    at: Instant,
     /// The watch event in its plain JSON form, encoded once for all watchers.
     pub encoded: OnceLock<Bytes>,
 }
@@ -44,8 +48,9 @@ impl Change {
         self.object.revision
     }
 
+    /// The object's text, and as much again for the event that watchers share.
     fn size(&self) -> usize {
-        self.object.json.len()
+        2 * self.object.json.len() + CHANGE
     }
 }
 
@@ -60,7 +65,6 @@ pub struct Expired {
 struct State {
     objects: BTreeMap<ObjectKey, Arc<Object>>,
     history: VecDeque<Arc<Change>>,
-    history_bytes: usize,
     /// The last revision dropped from history: a watch may start here or later.
     floor: Revision,
     last: Revision,
@@ -162,25 +166,37 @@ impl CollectionCache {
         state.objects.insert(object.key.clone(), object);
     }
 
-    /// Takes one committed change; a deletion of an absent key leaves no trace.
-    fn apply(&self, key: &ObjectKey, revision: Revision, object: Option<Arc<Object>>) {
+    /// Drops the oldest change.
+    fn forget(&self) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(oldest) = state.history.pop_front() {
+            state.floor = oldest.revision();
+        }
+        // A burst leaves room for its like; a quiet collection needs none.
+        if state.history.is_empty() {
+            state.history = VecDeque::new();
+        }
+    }
+
+    /// Takes one committed change and gives its size; a deletion of an absent key leaves no trace.
+    fn apply(&self, key: &ObjectKey, revision: Revision, object: Option<Arc<Object>>) -> Option<usize> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let previous = state.objects.get(key).cloned();
         let (kind, object) = match (object, &previous) {
             (Some(object), None) => (ChangeKind::Added, object),
             (Some(object), Some(_)) => (ChangeKind::Modified, object),
             (None, Some(previous)) => (ChangeKind::Deleted, Arc::new(previous.at(revision))),
-            (None, None) => return,
+            (None, None) => return None,
         };
         match kind {
             ChangeKind::Deleted => state.objects.remove(key),
             _ => state.objects.insert(key.clone(), object.clone()),
         };
-        let change = Change { kind, object, previous, at: Instant::now(), encoded: OnceLock::new() };
-        state.history_bytes += change.size();
+        let change = Change { kind, object, previous, encoded: OnceLock::new() };
+        let size = change.size();
         state.last = revision;
         state.history.push_back(Arc::new(change));
-        trim(&mut state);
+        Some(size)
     }
 }
 
@@ -194,15 +210,41 @@ fn range<'a>(state: &'a State, namespace: &str) -> impl Iterator<Item = (&'a Obj
         .take_while(move |(key, _)| namespace.is_empty() || key.namespace() == namespace)
 }
 
-fn trim(state: &mut State) {
-    while let Some(oldest) = state.history.front() {
-        let aged = oldest.at.elapsed() > HISTORY_AGE;
-        if !aged && state.history_bytes <= HISTORY_BYTES {
-            return;
+/// One change somewhere: when, of what size, in which collection.
+#[derive(Debug)]
+struct Kept {
+    at: Instant,
+    size: usize,
+    collection: Arc<CollectionCache>,
+}
+
+/// The changes that all collections keep, oldest first: changes come in one order, so the first of these is the first of
+/// its collection too.
+#[derive(Debug, Default)]
+struct History {
+    kept: VecDeque<Kept>,
+    bytes: usize,
+}
+
+impl History {
+    fn note(&mut self, collection: &Arc<CollectionCache>, size: usize) {
+        self.kept.push_back(Kept { at: Instant::now(), size, collection: collection.clone() });
+        self.bytes += size;
+    }
+
+    /// Forgets what is too old, and the oldest while there is too much.
+    fn trim(&mut self) {
+        while let Some(oldest) = self.kept.front() {
+            if oldest.at.elapsed() <= HISTORY_AGE && self.bytes <= HISTORY_BYTES {
+                break;
+            }
+            oldest.collection.forget();
+            self.bytes -= oldest.size;
+            self.kept.pop_front();
         }
-        state.floor = oldest.revision();
-        state.history_bytes -= oldest.size();
-        state.history.pop_front();
+        if self.kept.is_empty() {
+            self.kept = VecDeque::new();
+        }
     }
 }
 
@@ -215,6 +257,7 @@ pub struct Cache {
     revision: watch::Sender<Revision>,
     /// The revision at start: no history before it.
     floor: Revision,
+    history: Mutex<History>,
     /// Stored objects that this release cannot read: shown to nobody, kept as they are, and their names are taken.
     quarantine: RwLock<HashSet<(Collection, ObjectKey)>>,
 }
@@ -227,6 +270,7 @@ impl Cache {
             global,
             revision: watch::channel(floor).0,
             floor,
+            history: Mutex::default(),
             quarantine: RwLock::default(),
         }
     }
@@ -259,6 +303,33 @@ impl Cache {
         self.collection(collection).put_loaded(Arc::new(object));
     }
 
+    /// Bytes of history, as its limit counts them.
+    pub fn history_bytes(&self) -> usize {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).bytes
+    }
+
+    /// Lets history go by age, until told to stop: a cluster that was busy and is quiet gives its memory back.
+    pub async fn forget(&self, stop: CancellationToken) {
+        let mut revisions = self.revisions();
+        loop {
+            let oldest = {
+                let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+                history.trim();
+                history.kept.front().map(|kept| kept.at)
+            };
+            // Not one by one: what ages within some seconds goes together.
+            let wait = async {
+                match oldest {
+                    Some(at) => tokio::time::sleep_until((at + HISTORY_AGE).max(Instant::now()) + TOGETHER).await,
+                    None => drop(revisions.changed().await),
+                }
+            };
+            if stop.run_until_cancelled(wait).await.is_none() {
+                return;
+            }
+        }
+    }
+
     pub fn set_aside(&self, collection: Collection, key: ObjectKey) {
         self.quarantine.write().unwrap_or_else(PoisonError::into_inner).insert((collection, key));
     }
@@ -285,7 +356,11 @@ impl Cache {
     pub fn apply(&self, collection: &Collection, key: &ObjectKey, revision: Revision, object: Option<Arc<Object>>) {
         let cache = self.collection(collection);
         self.release(collection, key);
-        cache.apply(key, revision, object);
+        if let Some(size) = cache.apply(key, revision, object) {
+            let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+            history.note(&cache, size);
+            history.trim();
+        }
         self.global.store(revision, Ordering::Release);
         cache.changed.send_replace(revision);
         self.revision.send_replace(revision);
@@ -349,5 +424,40 @@ mod tests {
         cache.apply(&Collection::new("", "pods"), &ObjectKey::new("ns", "c"), 16, Some(object("c", 16)));
         assert_eq!(pods.since(13).unwrap_err(), Expired { oldest: 14 });
         assert_eq!(versions(&pods.list("")), [13, 16]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn history_goes_by_age_without_another_write() {
+        let (cache, pods) = filled();
+        assert!(cache.history_bytes() > 0);
+        let (cache, stop) = (Arc::new(cache), CancellationToken::new());
+        let forgetting = tokio::spawn({
+            let (cache, stop) = (cache.clone(), stop.clone());
+            async move { cache.forget(stop).await }
+        });
+        tokio::time::sleep(HISTORY_AGE - Duration::from_secs(1)).await;
+        assert!(pods.since(13).is_ok());
+        tokio::time::sleep(TOGETHER * 2).await;
+        assert_eq!((pods.since(13).unwrap_err(), cache.history_bytes()), (Expired { oldest: 14 }, 0));
+        stop.cancel();
+        forgetting.await.unwrap();
+    }
+
+    #[test]
+    fn all_collections_share_one_budget() {
+        let cache = Cache::new(0);
+        let large = |revision| {
+            let text = json!({"metadata": {"name": "a"}, "data": "x".repeat(1 << 20)});
+            let json = Encoded::new(&text).with_version(revision);
+            Arc::new(Object { key: ObjectKey::new("ns", "a"), revision, header: Header::default(), json })
+        };
+        let (pods, secrets) = (Collection::new("", "pods"), Collection::new("", "secrets"));
+        for revision in 1..=40 {
+            let place = if revision % 2 == 0 { &pods } else { &secrets };
+            cache.apply(place, &ObjectKey::new("ns", "a"), revision, Some(large(revision)));
+        }
+        assert!(cache.history_bytes() <= HISTORY_BYTES);
+        let oldest = |collection| cache.collection(collection).since(0).unwrap_err().oldest;
+        assert_eq!((oldest(&pods), oldest(&secrets)), (8, 9), "the oldest go first, whose ever they are");
     }
 }

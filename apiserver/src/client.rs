@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use api::decode::{self, FieldValidation};
 use api::kind::Kind;
+use api::selector::Fields;
 use api::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -63,15 +64,10 @@ impl Client {
 
     /// Whether a request of ours is one we may make.
     fn check(&self, verb: &str, target: &Target) -> Result<(), Status> {
-        let Target { kind, namespace, name, subresource } = target;
-        let asked = Attributes {
-            verb: verb.to_owned(),
-            group: kind.group.to_string(),
-            resource: kind.plural.to_string(),
-            subresource: subresource.clone(),
-            namespace: if *kind.plural == *"namespaces" { name.clone() } else { namespace.clone() },
-            name: name.clone(),
-            path: None,
+        let asked = Attributes { verb: verb.to_owned(), ..Attributes::of(target) };
+        let asked = match &*target.kind.plural {
+            "namespaces" => Attributes { namespace: target.name.clone(), ..asked },
+            _ => asked,
         };
         self.engine().authorizer.check(self.engine(), &self.user, &asked)
     }
@@ -90,6 +86,15 @@ impl Client {
         Ok(target)
     }
 
+    /// The collection that a list or watch of ours looks at, if we may see what it selects.
+    fn may_select(&self, verb: &str, resource: Resource, namespace: &str, fields: &Fields) -> Result<Target, Status> {
+        let node_name = fields.exact("spec.nodeName").map(str::to_owned);
+        let target = self.target(resource, namespace, "", "")?;
+        let asked = Attributes { verb: verb.to_owned(), node_name, ..Attributes::of(&target) };
+        self.engine().authorizer.check(self.engine(), &self.user, &asked)?;
+        Ok(target)
+    }
+
     fn context(&self) -> Context {
         Context { user: self.user.clone(), now: Timestamp::now() }
     }
@@ -105,12 +110,12 @@ impl Client {
     }
 
     pub async fn list(&self, resource: Resource, namespace: &str, options: &ListOptions) -> Result<List, Status> {
-        let target = self.allowed("list", resource, namespace, "", "")?;
+        let target = self.may_select("list", resource, namespace, &options.fields)?;
         self.engine().list(&target, options).await
     }
 
     pub fn watch(&self, resource: Resource, namespace: &str, options: WatchOptions) -> Result<Watch, Status> {
-        let target = self.allowed("watch", resource, namespace, "", "")?;
+        let target = self.may_select("watch", resource, namespace, &options.fields)?;
         self.engine().watch(&target, options)
     }
 
@@ -183,5 +188,5 @@ impl Client {
 /// An object of ours in canonical form; what does not fit its kind is our mistake, and said as one.
 fn canonical(kind: &Kind, object: &Value) -> Result<Value, Status> {
     let decoded = decode::value(&kind.gvk(), &kind.schema, object, Vec::new(), FieldValidation::Strict);
-    decoded.map(|decoded| decoded.value).map_err(|failure| Status::bad_request(failure.0))
+    decoded.map(|decoded| decoded.value).map_err(|failure| Status::bad_request(failure.text))
 }

@@ -20,7 +20,11 @@ const BATCH: usize = 512;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
     Absent,
+    /// The same, and its namespace is there: it may have gone since the request looked.
+    AbsentInNamespace,
     At(Revision),
+    /// What the write before this one in the same transaction left.
+    Preceding,
     /// Stored, and not to be read: such an object can only be removed.
     Unreadable,
 }
@@ -39,6 +43,8 @@ pub enum CommitError {
     /// `key` was not as expected; `found` is its revision now.
     #[error("{key:?} of {collection:?} changed meanwhile")]
     Conflict { collection: Collection, key: ObjectKey, found: Option<Revision> },
+    #[error("the namespace {0} is gone")]
+    NoNamespace(String),
     #[error("{key:?} of {collection:?} is stored, but cannot be read")]
     Unreadable { collection: Collection, key: ObjectKey },
     /// The batch was refused, and the store is as it was; or it failed, and nothing will be acknowledged any more.
@@ -185,11 +191,16 @@ impl<S: Store> Writer<S> {
             };
             let aside = self.cache.is_set_aside(&write.collection, &write.key);
             let holds = match write.expect {
-                Expect::Absent if aside => {
+                Expect::Absent | Expect::AbsentInNamespace if aside => {
                     return Err(CommitError::Unreadable { collection: place.0, key: place.1 });
                 }
-                Expect::Absent => found.is_none(),
+                Expect::AbsentInNamespace if !self.has_namespace(write.key.namespace(), pending) => {
+                    return Err(CommitError::NoNamespace(write.key.namespace().to_owned()));
+                }
+                Expect::Absent | Expect::AbsentInNamespace => found.is_none(),
                 Expect::At(revision) => found == Some(revision),
+                // Looked at by the write before.
+                Expect::Preceding => true,
                 Expect::Unreadable => aside && write.content.is_none(),
             };
             if !holds {
@@ -197,6 +208,14 @@ impl<S: Store> Writer<S> {
             }
         }
         Ok(())
+    }
+
+    fn has_namespace(&self, name: &str, pending: &HashMap<(Collection, ObjectKey), Option<Revision>>) -> bool {
+        let place = (Collection::new("", "namespaces"), ObjectKey::new("", name));
+        match pending.get(&place) {
+            Some(revision) => revision.is_some(),
+            None => self.cache.collection(&place.0).get(&place.1).is_some(),
+        }
     }
 
     fn publish(&self, accepted: Accepted) {
@@ -295,6 +314,35 @@ mod tests {
         }
         assert_eq!((cache.collection(&Collection::new("", "pods")).len(), cache.revision()), (1, 1));
         assert!(committer.failure().borrow().is_some());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_created_in_a_namespace_that_went_meanwhile() {
+        let (committer, cache) = committer(Memory::default());
+        let namespace = |content, expect| {
+            let (collection, key) = (Collection::new("", "namespaces"), ObjectKey::new("", "ns"));
+            vec![Write { collection, key, expect, content }]
+        };
+        let made = namespace(write("ns", Expect::Absent).remove(0).content, Expect::Absent);
+        let (revision, _) = committer.commit(made).await.unwrap();
+        committer.commit(write("a", Expect::AbsentInNamespace)).await.unwrap();
+        // In one batch, so that neither is published when the other is looked at.
+        let gone = committer.commit(namespace(None, Expect::At(revision)));
+        let (gone, late) = tokio::join!(gone, committer.commit(write("b", Expect::AbsentInNamespace)));
+        assert!(gone.is_ok() && matches!(late, Err(CommitError::NoNamespace(name)) if name == "ns"));
+        assert_eq!(cache.collection(&Collection::new("", "pods")).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_last_state_is_seen_before_its_object_goes() {
+        let (committer, cache) = committer(Memory::default());
+        let (first, _) = committer.commit(write("a", Expect::Absent)).await.unwrap();
+        let mut writes = write("a", Expect::At(first));
+        writes.push(Write { content: None, expect: Expect::Preceding, ..writes[0].clone() });
+        committer.commit(writes).await.unwrap();
+        let pods = cache.collection(&Collection::new("", "pods"));
+        let kinds: Vec<_> = pods.since(first).unwrap().iter().map(|change| change.kind).collect();
+        assert_eq!(kinds, [crate::cache::ChangeKind::Modified, crate::cache::ChangeKind::Deleted]);
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ use crate::identity::User;
 use crate::object::{Collection, Encoded, Header, Object, ObjectKey, Revision, Unreadable};
 use crate::store::{Record, Store, StoreError, parse_key, unseal};
 
-mod admission;
+pub mod admission;
 mod delete;
 mod read;
 mod services;
@@ -26,7 +26,7 @@ mod subresource;
 mod watching;
 mod write;
 
-pub use delete::{DeleteOptions, Deleted, Propagation};
+pub use delete::{DeleteOptions, Deleted, Propagation, deletion_warnings};
 pub use read::{List, ListOptions, VersionMatch, check_versions};
 pub use services::ServiceNetwork;
 pub use watching::{Event, EventKind, Watch, WatchOptions};
@@ -107,6 +107,7 @@ pub struct Engine {
     cache: Arc<Cache>,
     committer: Committer,
     pub(crate) services: ServiceNetwork,
+    pub(crate) settings: admission::Settings,
     pub(crate) authorizer: Authorizer,
     pub(crate) events: crate::expiry::Counters,
 }
@@ -117,7 +118,12 @@ impl Engine {
     ///
     /// # Errors
     /// When the store cannot be read or is damaged, or when one of the server's own records cannot be read.
-    pub fn open(mut store: impl Store, registry: Registry, services: ServiceNetwork) -> Result<Self, StoreError> {
+    pub fn open(
+        mut store: impl Store,
+        registry: Registry,
+        services: ServiceNetwork,
+        settings: admission::Settings,
+    ) -> Result<Self, StoreError> {
         let (last, records) = store.load()?;
         let cache = Arc::new(Cache::new(last));
         let place = store.place();
@@ -134,6 +140,7 @@ impl Engine {
             cache,
             committer,
             services,
+            settings,
             authorizer: Authorizer::default(),
             events: Default::default(),
         })
@@ -309,6 +316,7 @@ pub(crate) const INTERNAL: &str = "internal";
 pub(crate) fn commit_failed(error: &CommitError) -> Status {
     match error {
         CommitError::Unreadable { key, .. } => unreadable(key),
+        CommitError::NoNamespace(name) => Status::not_found("", "namespaces", name),
         CommitError::Conflict { key, .. } => Status::internal(format!("{key:?} changed during the write")),
         CommitError::Store(source) if source.is_refusal() => Status::insufficient_storage(source.to_string()),
         CommitError::Store(source) => Status::internal(format!("the store failed, and the server stops: {source}")),
@@ -374,7 +382,8 @@ mod tests {
     }
 
     fn open(path: &std::path::Path) -> Result<Engine, StoreError> {
-        Engine::open(RedbStore::open(path).unwrap(), Registry::builtin(), Config::on_loopback(path.into()).services)
+        let config = Config::on_loopback(path.into());
+        Engine::open(RedbStore::open(path).unwrap(), Registry::builtin(), config.services, config.admission)
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@
 //!
 //! *Architecture invariant:* nothing outside this crate sees the store, and nothing in it polls.
 
+mod aggregation;
 pub mod authn;
 pub mod authz;
 mod bootstrap;

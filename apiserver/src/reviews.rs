@@ -103,7 +103,7 @@ fn access(engine: &Engine, user: &User, kind: &str, object: &Value) -> Result<Va
             subresource: text(of, "subresource"),
             namespace: text(of, "namespace"),
             name: text(of, "name"),
-            path: None,
+            ..Attributes::default()
         },
         (None, of) => {
             let of = of.cloned().unwrap_or_default();
@@ -193,6 +193,7 @@ pub fn token_request(
     let spec = &request["spec"];
     let seconds = spec["expirationSeconds"].as_i64().unwrap_or(authn::DEFAULT_SECONDS);
     check_seconds(seconds)?;
+    let seconds = seconds.min(authn::LONGEST_SECONDS);
     let asked: Vec<String> =
         spec["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
     let audiences = if asked.is_empty() { vec![tokens.issuer.clone()] } else { asked };

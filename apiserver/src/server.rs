@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::authn::Tokens;
 use crate::client::Client;
 use crate::committer::Failure;
+use crate::engine::admission::Settings;
 use crate::engine::{Engine, ServiceNetwork};
 use crate::http::{self, Serving, TlsError};
 use crate::identity::{MASTERS, User};
@@ -35,6 +36,7 @@ pub struct Config {
     pub domain: String,
     /// More names for the serving certificate.
     pub names: Vec<String>,
+    pub admission: Settings,
 }
 
 impl Config {
@@ -47,6 +49,7 @@ impl Config {
             services: ServiceNetwork { base: Ipv4Addr::new(10, 96, 0, 0), prefix: 12, node_ports: 30000..=32767 },
             domain: "cluster.local".into(),
             names: Vec::new(),
+            admission: Settings::default(),
         }
     }
 }
@@ -100,7 +103,8 @@ impl Server {
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let store = RedbStore::open(&config.store)?;
-        let engine = Arc::new(Engine::open(store, Registry::builtin(), config.services.clone())?);
+        let engine =
+            Arc::new(Engine::open(store, Registry::builtin(), config.services.clone(), config.admission.clone())?);
         let authority = Arc::new(Authority::open(&engine).await?);
         crate::bootstrap::run(&engine).await.map_err(ServerError::Bootstrap)?;
         let serving = Serving::new(authority.clone(), names(config), addresses(config))?;
@@ -158,7 +162,11 @@ impl Server {
         let expiry = crate::expiry::run(self.shared.engine.clone(), stop.clone());
         let tls = self.serving.acceptor()?;
         let renewal = self.serving.keep(stop.clone());
-        let serving = async { tokio::join!(http::serve(self.shared, self.listener, tls, stop), expiry, renewal) };
+        let engine = self.shared.engine.clone();
+        let history = engine.cache().forget(stop.clone());
+        let roles = crate::aggregation::run(engine.clone(), stop.clone());
+        let serving =
+            async { tokio::join!(http::serve(self.shared, self.listener, tls, stop), expiry, renewal, history, roles) };
         tokio::select! {
             _ = serving => Ok(()),
             Some(failed) = failed(&mut failure) => Err(ServerError::StoreFailed(failed)),

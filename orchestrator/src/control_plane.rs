@@ -71,6 +71,7 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
         services: settings.services.clone(),
         domain: settings.domain.clone(),
         names: settings.names.clone(),
+        admission: apiserver::engine::admission::Settings::default(),
     };
     let server = match Server::open(&config, nodes).await {
         Ok(server) => server,

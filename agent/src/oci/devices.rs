@@ -1,80 +1,87 @@
-//! The host's devices, which a privileged container has in its /dev.
+//! The machine's devices, which a privileged container gets as they are.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
-/// What each container has of its own, and what is no device of the machine's.
-const LEFT_OUT: [&str; 9] = ["pts", "shm", "fd", "mqueue", "console", "ptmx", ".lxc", ".lxd-mounts", ".udev"];
+/// What a container has of its own, or must not have of the host's.
+const OWN: [&str; 15] = [
+    "null",
+    "zero",
+    "full",
+    "tty",
+    "urandom",
+    "random",
+    "ptmx",
+    "console",
+    "pts",
+    "shm",
+    "fd",
+    "mqueue",
+    ".lxc",
+    ".lxd-mounts",
+    ".udev",
+];
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device {
-    pub path: PathBuf,
-    pub kind: &'static str,
-    pub major: u32,
-    pub minor: u32,
-    pub mode: u32,
-    pub uid: u32,
-    pub gid: u32,
-}
-
-impl Device {
-    /// As the runtime specification writes it.
-    pub fn config(&self) -> Value {
-        json!({
-            "path": self.path, "type": self.kind, "major": self.major, "minor": self.minor,
-            "fileMode": self.mode, "uid": self.uid, "gid": self.gid,
-        })
-    }
-}
-
-/// All devices below /dev, by path.
-pub fn of_host() -> io::Result<Vec<Device>> {
+/// Every device file below a folder such as `/dev`, in the words of the OCI.
+pub fn below(folder: &Path) -> io::Result<Vec<Value>> {
     let mut found = Vec::new();
-    collect(Path::new("/dev"), &mut found)?;
-    found.sort_by(|one, other| one.path.cmp(&other.path));
+    for item in fs::read_dir(folder)? {
+        let item = item?;
+        if OWN.iter().any(|own| item.file_name() == *own) {
+            continue;
+        }
+        match item.metadata() {
+            Ok(meta) if meta.is_dir() => found.extend(below(&item.path())?),
+            Ok(meta) => found.extend(device(&item.path(), &meta)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {} // unplugged just now
+            Err(error) => return Err(error),
+        }
+    }
     Ok(found)
 }
 
-fn collect(folder: &Path, found: &mut Vec<Device>) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if LEFT_OUT.iter().any(|name| entry.file_name() == *name) {
-            continue;
-        }
-        let meta = match entry.metadata() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // unplugged meanwhile
-            meta => meta?,
-        };
-        let kind = match meta.file_type() {
-            kind if kind.is_dir() => {
-                collect(&entry.path(), found)?;
-                continue;
-            }
-            kind if kind.is_block_device() => "b",
-            kind if kind.is_char_device() => "c",
-            _ => continue,
-        };
-        let (major, minor) = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
-        let mode = meta.mode() & 0o7777;
-        found.push(Device { path: entry.path(), kind, major, minor, mode, uid: meta.uid(), gid: meta.gid() });
-    }
-    Ok(())
+fn device(path: &Path, meta: &fs::Metadata) -> Option<Value> {
+    let kind = match meta.file_type() {
+        kind if kind.is_char_device() => "c",
+        kind if kind.is_block_device() => "b",
+        _ => return None, // links and sockets are the host's own
+    };
+    let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
+    Some(json!({"path": path, "type": kind, "major": major, "minor": minor,
+        "fileMode": meta.mode() & 0o7777, "uid": meta.uid(), "gid": meta.gid()}))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{CWD, FileType, Mode, makedev};
 
     #[test]
-    fn devices_of_this_machine() {
-        let found = of_host().unwrap();
-        let null = found.iter().find(|device| device.path == Path::new("/dev/null")).unwrap();
-        assert_eq!((null.kind, null.major, null.minor), ("c", 1, 3));
-        assert!(found.iter().all(|device| !device.path.ends_with("ptmx") && !device.path.starts_with("/dev/pts")));
-        assert_eq!(null.config()["type"], "c");
+    fn devices_only_and_not_the_containers_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let node = |name: &str, kind| {
+            rustix::fs::mknodat(CWD, path(name), kind, Mode::from_raw_mode(0o640), makedev(7, 300)).unwrap();
+        };
+        for folder in ["net", "pts", "shm"] {
+            fs::create_dir(path(folder)).unwrap();
+        }
+        for name in ["null", "loop", "net/tun", "pts/0", "shm/x"] {
+            node(name, FileType::CharacterDevice);
+        }
+        node("disk", FileType::BlockDevice);
+        node("pipe", FileType::Fifo);
+        std::os::unix::fs::symlink("loop", path("link")).unwrap();
+        fs::write(path("file"), "").unwrap();
+        let mut found = below(folder.path()).unwrap();
+        found.sort_by_key(|device| device["path"].to_string());
+        let names: Vec<_> = found.iter().map(|device| device["path"].as_str().unwrap().rsplit('/').next()).collect();
+        assert_eq!(names, [Some("disk"), Some("loop"), Some("tun")]);
+        let disk = &found[0];
+        assert_eq!((&disk["type"], &disk["major"], &disk["minor"]), (&json!("b"), &json!(7), &json!(300)));
     }
 }

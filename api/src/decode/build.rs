@@ -17,6 +17,8 @@ use crate::time;
 pub struct Findings {
     /// The first error that makes the value unusable.
     pub error: Option<String>,
+    /// The same in the words of upstream's converter, which reads the outcome of strategic merge patches.
+    pub converter: Option<String>,
     /// Unknown and duplicate fields, in order.
     pub strict: Vec<String>,
 }
@@ -29,6 +31,22 @@ pub fn object(ty: &Type, open: bool, node: &Node) -> (Map<String, Value>, Findin
         _ => builder.structure(ty, open, &[], Map::new()),
     };
     (map, builder.findings)
+}
+
+fn restored(node: &Node, shape: &Shape) -> Option<String> {
+    let kind = match node {
+        Node::Number(text) if text.contains(['.', 'e', 'E']) => "float64",
+        Node::Number(_) => "int64",
+        Node::List(_) => "slice",
+        Node::Object(_) => "map",
+        other => other.go_kind(),
+    };
+    match shape {
+        Shape::Map(_) => Some(format!("cannot restore map from {kind}")),
+        Shape::List(_) => Some(format!("cannot restore slice from {kind}")),
+        Shape::Struct(_) => Some(format!("cannot restore struct from: {kind}")),
+        _ => None,
+    }
 }
 
 struct Builder {
@@ -54,6 +72,9 @@ impl Builder {
     }
 
     fn mismatch(&mut self, node: &Node, shape: &Shape) -> Value {
+        if self.findings.error.is_none() {
+            self.findings.converter = restored(node, shape);
+        }
         let what = match node {
             Node::Number(text) if matches!(shape, Shape::Int32 | Shape::Int64 | Shape::Float) => {
                 format!("number {text}")

@@ -6,6 +6,8 @@ mod volume;
 
 use serde_json::{Value, json};
 
+pub use self::container::resources;
+
 use super::meta::{between, ip, labels};
 use super::{Errors, invalid, items, one_of, text};
 use crate::names;
@@ -89,6 +91,7 @@ fn security(spec: &Value, path: &str, errors: &mut Errors) {
     for (i, group) in items(&context["supplementalGroups"]).enumerate() {
         between(group, 0, MAX_INT, &at(&format!("supplementalGroups[{i}]")), errors);
     }
+    let mut seen = std::collections::HashSet::new();
     for (i, sysctl) in items(&context["sysctls"]).enumerate() {
         let name = text(&sysctl["name"]);
         let fine = name.split(['.', '/']).all(|part| {
@@ -98,13 +101,52 @@ fn security(spec: &Value, path: &str, errors: &mut Errors) {
         });
         let path = at(&format!("sysctls[{i}].name"));
         if name.is_empty() {
-            errors.push(FieldError::required(path, ""));
+            errors.push(FieldError::required(&*path, ""));
         } else if !fine || name.len() > 253 {
             let why = r"must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
-            errors.push(FieldError::invalid(path, name, why));
+            errors.push(FieldError::invalid(&*path, name, why));
+        } else if !seen.insert(name) {
+            errors.push(FieldError::duplicate(&*path, name));
+        }
+        match namespace_of(name) {
+            Some("net") if spec["hostNetwork"] == true => {
+                errors.push(FieldError::invalid(path, name, "may not be specified when 'hostNetwork' is true"));
+            }
+            Some("ipc") if spec["hostIPC"] == true => {
+                errors.push(FieldError::invalid(path, name, "may not be specified when 'hostIPC' is true"));
+            }
+            _ => {}
         }
     }
+    host_users(spec, path, errors);
     seccomp(&context["seccompProfile"], &at("seccompProfile"), errors);
+}
+
+/// The kernel namespace that holds a sysctl, if one does.
+fn namespace_of(name: &str) -> Option<&'static str> {
+    // The first separator tells which one is meant: `net/ipv4/conf/eth0.1/x` is `net.ipv4.conf.eth0/1.x`.
+    let slashes = name.find(['.', '/']).is_some_and(|at| name.as_bytes()[at] == b'/');
+    let name = if slashes { name.replace('/', ".") } else { name.to_owned() };
+    let ipc = name == "kernel.sem" || ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|p| name.starts_with(p));
+    match ipc {
+        true => Some("ipc"),
+        false => name.starts_with("net.").then_some("net"),
+    }
+}
+
+/// A user namespace of its own does not go with the host's other namespaces.
+fn host_users(spec: &Value, path: &str, errors: &mut Errors) {
+    if spec["hostUsers"] != false {
+        return;
+    }
+    let why = "when `hostUsers` is false";
+    for field in ["hostNetwork", "hostPID", "hostIPC"].into_iter().filter(|field| spec[*field] == true) {
+        errors.push(FieldError::forbidden(format!("{path}.{field}"), why));
+    }
+    for list in ["containers", "initContainers"] {
+        let devices = items(&spec[list]).enumerate().filter(|(_, c)| items(&c["volumeDevices"]).next().is_some());
+        errors.extend(devices.map(|(i, _)| FieldError::forbidden(format!("{path}.{list}[{i}].volumeDevices"), why)));
+    }
 }
 
 fn seccomp(profile: &Value, path: &str, errors: &mut Errors) {

@@ -1,6 +1,6 @@
 //! What an update may change.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::meta::immutable;
 use super::{Errors, body_check, items, text};
@@ -10,6 +10,7 @@ use crate::status::FieldError;
 pub fn body(kind: &Kind, subresource: Option<&str>, new: &Value, old: &Value, errors: &mut Errors) {
     match (&*kind.group, &*kind.plural, subresource) {
         ("", "pods", None) => pod(new, old, errors),
+        ("", "pods", Some("resize")) => resize(new, old, errors),
         ("", "pods", Some("ephemeralcontainers")) => ephemeral_containers(new, old, errors),
         ("", "services", Some("status")) => service_status(new, errors),
         (_, _, Some(_)) => {}
@@ -122,10 +123,64 @@ fn pod(new: &Value, old: &Value, errors: &mut Errors) {
         }
         _ => {}
     }
+    gates(new, old, errors);
     let kept =
         items(&old["spec"]["tolerations"]).all(|t| items(&new["spec"]["tolerations"]).any(|n| same_toleration(n, t)));
     if !kept || allowed(new) != allowed(old) {
         errors.push(FieldError::forbidden("spec", format!("{POD_RULE}\n{}", changed(&new["spec"], &old["spec"]))));
+    }
+}
+
+/// A gate may go and none may come: the pod may be running already.
+fn gates(new: &Value, old: &Value, errors: &mut Errors) {
+    let had = |gate: &Value| items(&old["spec"]["schedulingGates"]).any(|other| other["name"] == gate["name"]);
+    for (i, gate) in items(&new["spec"]["schedulingGates"]).enumerate().filter(|(_, gate)| !had(gate)) {
+        let why = format!("only deletion is allowed, but found new scheduling gate '{}'", text(&gate["name"]));
+        errors.push(FieldError::forbidden(format!("spec.schedulingGates[{i}]"), why));
+    }
+}
+
+/// What containers use may change, as long as it stays the same kind of pod.
+fn resize(new: &Value, old: &Value, errors: &mut Errors) {
+    let (now, was) = (crate::write::qos_class(new), crate::write::qos_class(old));
+    if now != was {
+        let why = "Pod QOS Class may not change as a result of resizing";
+        errors.push(FieldError::invalid("spec", new["status"]["qosClass"].clone(), why));
+    }
+    let others = |pod: &Value| {
+        let mut pod = pod["spec"].clone();
+        for list in ["containers", "initContainers"] {
+            for container in pod[list].as_array_mut().into_iter().flatten() {
+                container.as_object_mut().map(|map| map.remove("resizePolicy"));
+                for amounts in ["limits", "requests"] {
+                    let amounts = container["resources"].get_mut(amounts).and_then(Value::as_object_mut);
+                    if let Some(map) = amounts {
+                        map.retain(|name, _| !matches!(name.as_str(), "cpu" | "memory"));
+                    }
+                }
+                // Nothing said about resources is the same as empty resources.
+                let empty = |value: &Value| {
+                    value.as_object().is_none_or(|map| map.values().all(|v| v.as_object().is_some_and(Map::is_empty)))
+                };
+                if empty(&container["resources"]) {
+                    container.as_object_mut().map(|map| map.remove("resources"));
+                }
+            }
+        }
+        pod
+    };
+    if others(new) != others(old) {
+        errors.push(FieldError::forbidden("spec", "only cpu and memory resources are mutable"));
+    }
+    body_resources(new, errors);
+}
+
+/// What every container may ask for.
+fn body_resources(pod: &Value, errors: &mut Errors) {
+    for list in ["containers", "initContainers"] {
+        for (i, container) in items(&pod["spec"][list]).enumerate() {
+            super::pod::resources(&container["resources"], &format!("spec.{list}[{i}].resources"), errors);
+        }
     }
 }
 

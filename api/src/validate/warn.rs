@@ -19,6 +19,12 @@ pub fn deprecations(kind: &Kind) -> Vec<String> {
 
 /// What to tell whoever had this object accepted.
 pub fn warnings(kind: &Kind, object: &Value) -> Vec<String> {
+    let mut found = of_kind(kind, object);
+    found.extend(super::inactive::warnings(kind, object));
+    found
+}
+
+fn of_kind(kind: &Kind, object: &Value) -> Vec<String> {
     match (&*kind.group, &*kind.plural) {
         ("", "endpoints") => deprecations(kind),
         ("", "serviceaccounts") => service_account(object),

@@ -14,7 +14,9 @@ pub(super) fn may_touch(engine: &Engine, node: &str, asked: &Attributes) -> bool
         ("coordination.k8s.io", "leases") => {
             asked.namespace == "kube-node-lease" && (asked.verb == "create" || asked.name == node)
         }
-        ("", "pods") if reading || asked.verb == "create" => true,
+        // Which of all it sees a node has to say in its selector.
+        ("", "pods") if matches!(&*asked.verb, "list" | "watch") => asked.node_name.as_deref() == Some(node),
+        ("", "pods") if asked.verb == "create" && asked.subresource.is_empty() => true,
         ("", "pods") => bound_here(engine, node, asked),
         ("", "secrets" | "configmaps" | "persistentvolumeclaims" | "serviceaccounts") => {
             !asked.name.is_empty()

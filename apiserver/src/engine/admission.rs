@@ -1,26 +1,48 @@
 //! Built-in admission that looks at other objects: namespaces, service accounts, role escalation.
 
 use api::status::{Cause, Status};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::write::suffix;
 use super::{Context, Engine, Target, deleting};
 use crate::authz;
 
+mod node;
+mod pod_security;
+
+pub use pod_security::Exemptions;
+
+/// A request for a certificate says who makes it: not what its author writes there.
+fn asks_for_itself(context: &Context, request: &mut Value) {
+    let user = &context.user;
+    for (field, value) in [
+        ("username", json!(user.name)),
+        ("uid", json!(user.uid)),
+        ("groups", json!(user.groups)),
+        ("extra", json!(user.extra)),
+    ] {
+        request["spec"][field] = value;
+    }
+}
+
 /// The fields of roles and bindings that give permissions.
 const GRANTS: [&str; 4] = ["rules", "aggregationRule", "roleRef", "subjects"];
 
-/// An agent creates only what is its own: its node, its lease, and no pods (it runs none that the API did not give it).
-fn restrict_node(node: &str, target: &Target, object: &Value) -> Result<(), Status> {
-    let name = object["metadata"]["name"].as_str().unwrap_or_default();
-    let refused = |why: String| Err(Status::forbidden(&target.kind.group, &target.kind.plural, name, &why));
-    match (&*target.kind.group, &*target.kind.plural) {
-        ("", "pods") => refused(format!("node {node:?} can only create mirror pods, and this cluster has none")),
-        ("", "nodes") | ("coordination.k8s.io", "leases") if name != node => {
-            refused(format!("node {node:?} is not allowed to create the {} of another node", target.kind.kind))
-        }
-        _ => Ok(()),
-    }
+/// What an administrator chooses about admission.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    pub pod_security: Exemptions,
+    pub external_ips: ExternalIps,
+}
+
+/// Whether Services may take addresses that are not theirs to take: whoever creates one catches what everybody in the
+/// cluster sends there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ExternalIps {
+    /// `spec.externalIPs` is stored, and traffic is not served by it; answers say so.
+    #[default]
+    Inactive,
+    Allowed,
 }
 
 impl Engine {
@@ -51,10 +73,15 @@ impl Engine {
 
     pub(crate) fn admit_create(&self, context: &Context, target: &Target, object: &mut Value) -> Result<(), Status> {
         if let Some(node) = context.user.as_node() {
-            restrict_node(node, target, object)?;
+            node::check_create(node, target, object)?;
         }
         match (&*target.kind.group, &*target.kind.plural) {
             ("", "pods") => self.admit_pod(target, object),
+            ("certificates.k8s.io", "certificatesigningrequests") => {
+                asks_for_itself(context, object);
+                Ok(())
+            }
+            ("networking.k8s.io", "ingresses") => self.admit_ingress(target, object),
             ("rbac.authorization.k8s.io", _) => authz::check_escalation(self, &context.user, target, object),
             _ => Ok(()),
         }
@@ -67,6 +94,9 @@ impl Engine {
         new: &mut Value,
         old: &Value,
     ) -> Result<(), Status> {
+        if let Some(node) = context.user.as_node() {
+            node::check_update(node, target, new, old)?;
+        }
         match &*target.kind.group {
             "rbac.authorization.k8s.io" if GRANTS.iter().any(|field| new.get(field) != old.get(field)) => {
                 authz::check_escalation(self, &context.user, target, new)
@@ -75,11 +105,73 @@ impl Engine {
         }
     }
 
-    /// The number behind a pod's priority class; 0 without one.
-    fn priority(&self, target: &Target, pod: &Value) -> Result<i32, Status> {
-        let Some(class) = pod["spec"]["priorityClassName"].as_str().filter(|class| !class.is_empty()) else {
-            return Ok(0);
+    /// The validating end of admission: looks at an object as it is to be stored; gives warnings, or a refusal.
+    pub(crate) fn review(
+        &self,
+        context: &Context,
+        target: &Target,
+        new: &Value,
+        old: Option<&Value>,
+    ) -> Result<Vec<String>, Status> {
+        let mut warnings = self.check_pod_security(context, target, new, old)?;
+        let service = target.kind.group.is_empty() && target.kind.plural == "services" && target.subresource.is_empty();
+        let external = |object: &Value| object["spec"]["externalIPs"].as_array().is_some_and(|list| !list.is_empty());
+        if service && external(new) && self.settings.external_ips == ExternalIps::Inactive {
+            let why = "addresses that a Service takes for itself are not served unless the server allows it";
+            warnings.push(format!("{}spec.externalIPs is not acted on: {why}", api::validate::inactive::MARK));
+        }
+        Ok(warnings)
+    }
+
+    /// An Ingress that names no class gets the newest of those that are marked as default.
+    fn admit_ingress(&self, target: &Target, ingress: &mut Value) -> Result<(), Status> {
+        const OLD: &str = "kubernetes.io/ingress.class";
+        const DEFAULT: &str = "ingressclass.kubernetes.io/is-default-class";
+        if !ingress["spec"]["ingressClassName"].is_null() || ingress["metadata"]["annotations"].get(OLD).is_some() {
+            return Ok(());
+        }
+        let classes = self.registry().find(&target.kind.group, &target.kind.version, "ingressclasses");
+        let all = classes.map(|kind| self.all(&kind, "")).unwrap_or_default();
+        let marked = all.iter().map(|class| class.value());
+        let marked = marked.filter(|class| class["metadata"]["annotations"][DEFAULT] == "true");
+        let text = |class: &Value, field: &str| class["metadata"][field].as_str().unwrap_or_default().to_owned();
+        let order = |class: &Value| (text(class, "creationTimestamp"), std::cmp::Reverse(text(class, "name")));
+        if let Some(class) = marked.max_by_key(order) {
+            ingress["spec"]["ingressClassName"] = class["metadata"]["name"].clone();
+        }
+        Ok(())
+    }
+
+    /// The class of pods that name none, if there is one: of several the lowest, as upstream chooses.
+    fn default_priority(&self) -> Option<Value> {
+        let classes = self.registry().find("scheduling.k8s.io", "v1", "priorityclasses")?;
+        let all = self.all(&classes, "").into_iter().map(|class| class.value());
+        all.filter(|class| class["globalDefault"] == true).min_by_key(|class| class["value"].as_i64())
+    }
+
+    /// The number behind a pod's priority class, or behind the default one; 0 without any. A class also says whether
+    /// the pod may preempt.
+    fn priority(&self, target: &Target, pod: &mut Value) -> Result<i32, Status> {
+        let class = match pod["spec"]["priorityClassName"].as_str().filter(|class| !class.is_empty()) {
+            Some(name) => Some(self.named_class(target, pod, name)?),
+            None => self.default_priority(),
         };
+        let Some(class) = class else { return Ok(0) };
+        pod["spec"]["priorityClassName"] = class["metadata"]["name"].clone();
+        let wanted = class["preemptionPolicy"].as_str().unwrap_or("PreemptLowerPriority");
+        match pod["spec"]["preemptionPolicy"].as_str() {
+            Some(given) if given != wanted => {
+                let why = format!(
+                    "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {wanted} from the given PriorityClass name"
+                );
+                return Err(target.forbidden_named(pod, &why));
+            }
+            _ => pod["spec"]["preemptionPolicy"] = wanted.into(),
+        }
+        Ok(class["value"].as_i64().and_then(|value| i32::try_from(value).ok()).unwrap_or(0))
+    }
+
+    fn named_class(&self, target: &Target, pod: &Value, class: &str) -> Result<Value, Status> {
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
         let found = self.lookup("scheduling.k8s.io", "priorityclasses", "", class);
         let found = found.ok_or_else(|| {
@@ -90,7 +182,7 @@ impl Engine {
                 &format!("no PriorityClass with name {class} was found"),
             )
         })?;
-        Ok(found.value()["value"].as_i64().and_then(|value| i32::try_from(value).ok()).unwrap_or(0))
+        Ok(found.value())
     }
 
     /// Service account and its token volume, priority, tolerations.

@@ -187,11 +187,19 @@ impl Engine {
         let committed = match &step {
             Step::Nothing => Ok(old.clone()),
             Step::Remove(shown) => {
-                let mut writes = vec![Write { content: None, ..self.stored(kind, expect, &old) }];
+                let mut writes = Vec::new();
+                let mut expect = expect;
+                // Who waits for the end of a pod by its mark sees the mark, and then the end.
+                if let Some(marked) = shown.as_ref().filter(|marked| **marked != old) {
+                    writes.push(self.stored(kind, expect, marked));
+                    expect = Expect::Preceding;
+                }
+                let marks = writes.len() as Revision;
+                writes.push(Write { content: None, ..self.stored(kind, expect, &old) });
                 writes.extend(self.released(kind, &old));
-                self.remove(writes).await.map(|revision| {
+                self.remove(writes).await.map(|first| {
                     let mut last = shown.as_ref().unwrap_or(&old).clone();
-                    last["metadata"]["resourceVersion"] = json!(revision.to_string());
+                    last["metadata"]["resourceVersion"] = json!((first + marks).to_string());
                     last
                 })
             }
@@ -274,7 +282,7 @@ fn grace(kind: &Kind, object: &Value, options: &DeleteOptions) -> i64 {
 fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, context: &Context) -> Step {
     let grace = grace(kind, old, options);
     let mut new = old.clone();
-    let finalizers = finalizers_after(old, options.propagation);
+    let finalizers = finalizers_after(old, options.propagation.or_else(|| default_propagation(kind)));
     if finalizers.is_empty() {
         new["metadata"].as_object_mut().map(|metadata| metadata.remove("finalizers"));
     } else {
@@ -314,6 +322,22 @@ fn mark(object: &mut Value, grace: i64, namespace: bool, context: &Context) {
     if let Some(generation) = object["metadata"]["generation"].as_i64().filter(|_| first) {
         object["metadata"]["generation"] = json!(generation + 1);
     }
+}
+
+/// Kinds that go back to before dependents were deleted with their owner keep to what they did then.
+fn default_propagation(kind: &Kind) -> Option<Propagation> {
+    let old = matches!(
+        (&*kind.group, &*kind.version, &*kind.plural),
+        ("", "v1", "replicationcontrollers") | ("batch", "v1", "jobs")
+    );
+    old.then_some(Propagation::Orphan)
+}
+
+/// What to tell whoever deletes an object of this kind without saying what becomes of its dependents.
+pub fn deletion_warnings(kind: &Kind, options: &DeleteOptions) -> Vec<String> {
+    let job = (&*kind.group, &*kind.plural) == ("batch", "jobs") && options.propagation.is_none();
+    let why = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning";
+    job.then(|| why.to_owned()).into_iter().collect()
 }
 
 /// The finalizers that a propagation policy leaves: it decides about its own two and keeps the others.

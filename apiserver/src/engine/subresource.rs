@@ -1,6 +1,7 @@
 //! Subresources that are not a slice of their object: scale, binding, eviction.
 
-use api::status::{FieldError, Status};
+use api::managed::{self, Writer};
+use api::status::{Cause, FieldError, Status};
 use serde_json::{Value, json};
 
 use super::write::Draft;
@@ -28,6 +29,45 @@ impl Engine {
             Ok(Draft::Update(next))
         };
         let mut written = self.update(context, target, options, &through).await?;
+        written.object = Shown::Value(api::write::scale_of(&written.object.into_value()));
+        Ok(written)
+    }
+
+    /// Server-side apply of a Scale: what it owns of the object is its replicas.
+    pub async fn apply_scale(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &WriteOptions,
+        applied: &Value,
+        force: bool,
+    ) -> Result<Written, Status> {
+        let kind = &target.kind;
+        if (&applied["apiVersion"], &applied["kind"]) != (&json!("autoscaling/v1"), &json!("Scale")) {
+            let text = |field: &str| applied[field].as_str().unwrap_or_default();
+            return Err(Status::bad_request(format!(
+                "invalid object type: {}, Kind={}",
+                text("apiVersion"),
+                text("kind")
+            )));
+        }
+        let writer = Writer { manager: &options.manager, subresource: &target.subresource, now: context.now };
+        let apply = |live: Option<&Value>| {
+            let live = live.ok_or_else(|| target.not_found())?;
+            check_scale(target, applied)?;
+            let replicas = applied["spec"].get("replicas").map(|replicas| json!({"replicas": replicas}));
+            let mut config = json!({
+                "apiVersion": kind.api_version(),
+                "kind": kind.kind,
+                "metadata": {"name": target.name, "namespace": target.namespace},
+                "spec": replicas.unwrap_or_else(|| json!({})),
+            });
+            if let Some(version) = applied["metadata"].get("resourceVersion") {
+                config["metadata"]["resourceVersion"] = version.clone();
+            }
+            managed::apply(kind, Some(live), &config, writer, force).map(Draft::Apply)
+        };
+        let mut written = self.update(context, target, options, &apply).await?;
         written.object = Shown::Value(api::write::scale_of(&written.object.into_value()));
         Ok(written)
     }
@@ -81,27 +121,83 @@ impl Engine {
         let mut options = DeleteOptions::from_value(&eviction["deleteOptions"])?;
         options.dry_run |= dry_run;
         let pod = self.find(target)?.value();
-        self.check_budgets(target, &pod)?;
+        if let Some(budget) = self.check_budgets(target, &pod)? {
+            self.spend(context, &budget, &pod, options.dry_run).await?;
+        }
         self.delete(context, target, &options).await.map(drop)
     }
 
     /// A running pod goes only while every budget that selects it has a disruption to spare.
-    fn check_budgets(&self, target: &Target, pod: &Value) -> Result<(), Status> {
+    fn check_budgets(&self, target: &Target, pod: &Value) -> Result<Option<Target>, Status> {
         let pending = matches!(pod["status"]["phase"].as_str(), Some("Pending" | "Succeeded" | "Failed") | None);
         if pending || deleting(pod) {
-            return Ok(());
+            return Ok(None);
         }
         let registry = self.registry();
-        let Some(kind) = registry.find("policy", "v1", "poddisruptionbudgets") else { return Ok(()) };
+        let Some(kind) = registry.find("policy", "v1", "poddisruptionbudgets") else { return Ok(None) };
+        let mut found = Vec::new();
         for budget in self.objects(&kind).list(&target.namespace).objects {
             let budget = budget.value();
             let selects = api::selector::Labels::from_object(&budget["spec"]["selector"])
                 .is_ok_and(|labels| labels.matches_object(pod));
-            if selects && budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0) <= 0 {
-                return Err(budget_refusal(&budget));
+            if selects {
+                found.push(budget);
             }
         }
-        Ok(())
+        match found.as_slice() {
+            [] => Ok(None),
+            [budget] => {
+                check_budget(budget)?;
+                let name = budget["metadata"]["name"].as_str().unwrap_or_default();
+                Ok(Some(Target { subresource: "status".into(), ..Target::new(kind, &target.namespace, name) }))
+            }
+            _ => Err(Status::internal(
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+            )),
+        }
+    }
+
+    /// Takes one disruption of a budget, so that the next eviction is not let through on the same count.
+    async fn spend(&self, context: &Context, budget: &Target, pod: &Value, dry_run: bool) -> Result<(), Status> {
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+        let take = |current: Option<&Value>| {
+            let current = current.ok_or_else(|| budget.not_found())?;
+            check_budget(current)?;
+            let mut next = current.clone();
+            let left = current["status"]["disruptionsAllowed"].as_i64().unwrap_or(0) - 1;
+            next["status"]["disruptionsAllowed"] = json!(left);
+            next["status"]["disruptedPods"][name] = json!(api::time::rfc3339(context.now));
+            Ok(Draft::Own(next))
+        };
+        let options = WriteOptions { manager: "kube-apiserver".into(), dry_run };
+        self.update(context, budget, &options, &take).await.map(drop)
+    }
+}
+
+/// Evicted pods that a budget's controller has not counted yet.
+const DISRUPTED: usize = 2000;
+
+fn check_budget(budget: &Value) -> Result<(), Status> {
+    let status = &budget["status"];
+    let number = |value: &Value| value.as_i64().unwrap_or(0);
+    let name = budget["metadata"]["name"].as_str().unwrap_or_default();
+    if number(&status["observedGeneration"]) < number(&budget["metadata"]["generation"]) {
+        let why = format!("The disruption budget {name} is still being processed by the server.");
+        let mut refused =
+            Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 10);
+        if let Some(details) = &mut refused.details {
+            details.causes = vec![Cause { reason: "DisruptionBudget".into(), message: why, field: String::new() }];
+        }
+        return Err(refused);
+    }
+    let refused = |why: &str| Status::forbidden("policy", "poddisruptionbudgets", name, why);
+    match number(&status["disruptionsAllowed"]) {
+        negative if negative < 0 => Err(refused("pdb disruptions allowed is negative")),
+        _ if status["disruptedPods"].as_object().is_some_and(|pods| pods.len() > DISRUPTED) => {
+            Err(refused("DisruptedPods map too big - too many evictions not confirmed by PDB controller"))
+        }
+        0 => Err(budget_refusal(budget)),
+        _ => Ok(()),
     }
 }
 
@@ -111,7 +207,7 @@ fn budget_refusal(budget: &Value) -> Status {
     let mut status = Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 0);
     if let Some(details) = &mut status.details {
         details.retry_after_seconds = None;
-        details.causes = vec![api::status::Cause {
+        details.causes = vec![Cause {
             reason: "DisruptionBudget".into(),
             message: format!(
                 "The disruption budget {name} needs {} healthy pods and has {} currently",

@@ -69,7 +69,7 @@ impl Engine {
         let attempts = if generated { NAMES } else { 1 };
         let mut last = Status::internal("no attempt was made");
         for _ in 0..attempts {
-            match self.create_once(context, target, options, object.clone(), Origin::Sent).await {
+            match self.create_as(context, target, options, object.clone(), Origin::Sent).await {
                 Err(status) if generated && status.reason == "AlreadyExists" => last = status,
                 outcome => return outcome,
             }
@@ -77,6 +77,24 @@ impl Engine {
         Err(last)
     }
 
+    /// Creates under a name that is decided, with addresses that may have to be chosen again.
+    async fn create_as(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &WriteOptions,
+        object: Value,
+        origin: Origin,
+    ) -> Result<Written, Status> {
+        for _ in 0..ATTEMPTS {
+            if let Some(written) = self.create_once(context, target, options, object.clone(), origin).await? {
+                return Ok(written);
+            }
+        }
+        Err(Status::service_unavailable("others take the addresses that are chosen for this Service; please try again"))
+    }
+
+    /// One attempt; `None` when what was allocated to the object was taken meanwhile.
     async fn create_once(
         &self,
         context: &Context,
@@ -84,7 +102,7 @@ impl Engine {
         options: &WriteOptions,
         mut object: Value,
         origin: Origin,
-    ) -> Result<Written, Status> {
+    ) -> Result<Option<Written>, Status> {
         let kind = &target.kind;
         let versioned = !matches!(object["metadata"]["resourceVersion"].as_str(), None | Some(""));
         if kind.namespaced() {
@@ -102,10 +120,11 @@ impl Engine {
         self.admit_create(context, target, &mut object)?;
         api::write::prepare_create(kind, &mut object);
         api::default::apply(kind, &mut object);
-        let warnings = api::validate::warnings(kind, &object);
+        let mut warnings = api::validate::warnings(kind, &object);
         let refused = |status: Status| status.warned(&api::validate::deprecations(kind));
         validated(kind, api::validate::create(kind, &object), &object).map_err(refused)?;
-        if versioned && origin == Origin::Sent {
+        warnings.extend(self.review(context, target, &object, None)?);
+        if versioned && origin == Origin::Sent && !options.dry_run {
             return Err(Status::unknown("resourceVersion should not be set on objects to be created"));
         }
         let named = Target { name: name_of(&object).to_owned(), ..target.clone() };
@@ -115,18 +134,18 @@ impl Engine {
         let mut allocations = self.allocate(kind, None, &mut object)?;
         object = finished_form(kind, &object)?;
         if options.dry_run {
-            return Ok(Written { object: Shown::Value(object), created: true, warnings });
+            return Ok(Some(Written { object: Shown::Value(object), created: true, warnings }));
         }
-        let mut writes = vec![self.stored(kind, Expect::Absent, &object)];
+        let expect = if kind.namespaced() { Expect::AbsentInNamespace } else { Expect::Absent };
+        let mut writes = vec![self.stored(kind, expect, &object)];
         writes.append(&mut allocations);
         match self.commit(writes).await {
-            Ok(stored) => Ok(Written { object: self.shown(kind, stored), created: true, warnings }),
+            Ok(stored) => Ok(Some(Written { object: self.shown(kind, stored), created: true, warnings })),
             Err(CommitError::Conflict { collection, .. }) if collection == super::collection(kind) => {
                 Err(exists(&named))
             }
-            Err(CommitError::Conflict { .. }) => {
-                Err(Status::internal("another Service took the address or port; please try again"))
-            }
+            // An address or port that another Service took: one that asked for it is told by the next look.
+            Err(CommitError::Conflict { .. }) => Ok(None),
             Err(error) => Err(commit_failed(&error)),
         }
     }
@@ -191,7 +210,7 @@ impl Engine {
                     return Err(target.conflict(&why));
                 }
                 self.check_create(context, target)?;
-                self.create_once(context, target, options, object, Origin::Applied).await
+                self.create_as(context, target, options, object, Origin::Applied).await
             }
         }
     }
@@ -218,9 +237,12 @@ impl Engine {
         };
         self.admit_update(context, target, &mut new, &old)?;
         api::default::apply(kind, &mut new);
-        let warnings = api::validate::warnings(kind, &new);
+        // Who reports how things stand is not told about what is wanted.
+        let reports = matches!(target.subresource(), Some("status" | "finalize"));
+        let mut warnings = if reports { Vec::new() } else { api::validate::warnings(kind, &new) };
         validated(kind, api::validate::update(kind, target.subresource(), &new, &old), &new)
             .map_err(|status| status.warned(&api::validate::deprecations(kind)))?;
+        warnings.extend(self.review(context, target, &new, Some(&old))?);
         let mut allocations = self.allocate(kind, Some(&old), &mut new)?;
         new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
         new = finished_form(kind, &new)?;
@@ -331,7 +353,7 @@ fn finished_form(kind: &Kind, object: &Value) -> Result<Value, Status> {
 fn typed(kind: &Kind, object: &Value) -> Result<Value, Status> {
     let decoded =
         api::decode::value(&kind.gvk(), &kind.schema, object, Vec::new(), api::decode::FieldValidation::Ignore);
-    decoded.map(|decoded| decoded.value).map_err(|failure| Status::bad_request(failure.0))
+    decoded.map(|decoded| decoded.value).map_err(|failure| Status::bad_request(failure.text))
 }
 
 fn set_namespace(object: &mut Value, namespace: &str) -> Result<(), Status> {

@@ -63,7 +63,7 @@ pub fn impersonate(shared: &Shared, parts: &Parts, user: User) -> Result<User, S
             subresource: text(subresource),
             namespace: text(namespace),
             name: text(name),
-            path: None,
+            ..Attributes::default()
         };
         shared.engine.authorizer.check(&shared.engine, &user, &asked)
     };

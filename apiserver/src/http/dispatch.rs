@@ -21,7 +21,7 @@ use super::path::{Path, Query, ResourcePath};
 use super::reply::{self, Include, Reply};
 use super::{Peer, documents, header_of, health, page_not_found, proxy, streams, watch};
 use crate::authz::Attributes;
-use crate::engine::{Context, DeleteOptions, Deleted, Draft, Target, Written};
+use crate::engine::{Context, DeleteOptions, Deleted, Draft, Target, Written, deletion_warnings};
 use crate::identity::User;
 use crate::limits::{Form, Level, RETRY_SECONDS};
 use crate::reviews;
@@ -70,6 +70,10 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
             return plain(shared, &parts, &other);
         }
     };
+    // The old form of watches knows whole objects only.
+    if resource.watch && !resource.subresource.is_empty() {
+        return Err(Status::no_route());
+    }
     let watching = resource.watch || (parts.method == Method::GET && resource.name.is_empty() && query.flag("watch"));
     let verb = verb(&parts.method, &resource, watching);
     let asked = Attributes {
@@ -79,10 +83,13 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
         subresource: resource.subresource.clone(),
         namespace: if resource.plural == "namespaces" { resource.name.clone() } else { resource.namespace.clone() },
         name: resource.name.clone(),
-        path: None,
+        ..Attributes::default()
     };
     let kind = shared.engine.registry().find(&resource.group, &resource.version, &resource.plural);
-    let asked = Attributes { name: named(kind.as_deref(), &resource, verb, &query), ..asked };
+    let selected = |field: &str| selected(kind.as_deref(), verb, &query, field);
+    let name =
+        if resource.name.is_empty() { selected("metadata.name").unwrap_or_default() } else { resource.name.clone() };
+    let asked = Attributes { name, node_name: selected("spec.nodeName"), ..asked };
     let form = form(&resource, watching, &query);
     let Some(seat) = shared.limits.enter(Level::of(&user, &asked), form, &user).await else {
         return Ok(too_many_requests());
@@ -92,6 +99,10 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     let target = target(kind, &resource)?;
     let context = Context { user, now: Timestamp::now() };
     if matches!(&*target.subresource, "exec" | "attach") && target.kind.plural == "pods" {
+        if !matches!(parts.method, Method::GET | Method::POST) {
+            return Err(Status::method_not_allowed());
+        }
+        check_origin(&parts)?;
         let pod = shared.engine.get(&pod_target(&target), None).await?.value();
         return streams::exec(&*shared.nodes, &pod, &query, parts, seat).await;
     }
@@ -114,6 +125,14 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     let call = Call { shared, parts: &parts, query, context, accepted, target };
     let reply = call.act(verb, body).await?;
     Ok(if form == Form::Stream { reply::holding(reply, seat) } else { reply })
+}
+
+/// A browser sends its user's certificate with requests of any page: only the server's own may open streams.
+fn check_origin(parts: &Parts) -> Result<(), Status> {
+    let Some(origin) = header_of(parts, header::ORIGIN) else { return Ok(()) };
+    let host = header_of(parts, header::HOST).or_else(|| parts.uri.authority().map(|authority| authority.as_str()));
+    let own = origin.split_once("://").map(|(_, authority)| authority) == host;
+    if own { Ok(()) } else { Err(Status::forbidden("", "", "", &format!("origin {origin:?} may not open streams"))) }
 }
 
 /// Whether a request keeps its seat beyond its answer's head.
@@ -205,13 +224,10 @@ fn verb(method: &Method, resource: &ResourcePath, watching: bool) -> &'static st
     }
 }
 
-/// Who may see one object may list by its name alone.
-fn named(kind: Option<&Kind>, resource: &ResourcePath, verb: &str, query: &Query) -> String {
-    let by_name = || {
-        let text = query.get("fieldSelector").filter(|_| matches!(verb, "list" | "watch" | "deletecollection"))?;
-        Some(api::selector::Fields::parse(kind?, text).ok()?.exact_name()?.to_owned())
-    };
-    if resource.name.is_empty() { by_name().unwrap_or_default() } else { resource.name.clone() }
+/// The one value of a field that a request selects: who may see one object may list by its name alone.
+fn selected(kind: Option<&Kind>, verb: &str, query: &Query, field: &str) -> Option<String> {
+    let text = query.get("fieldSelector").filter(|_| matches!(verb, "list" | "watch" | "deletecollection"))?;
+    Some(api::selector::Fields::parse(kind?, text).ok()?.exact(field)?.to_owned())
 }
 
 fn target(kind: Arc<Kind>, resource: &ResourcePath) -> Result<Target, Status> {
@@ -327,6 +343,10 @@ impl Call<'_> {
     }
 
     async fn create_virtual(&self, params: &WriteParams, mut object: Value) -> Result<Reply, Status> {
+        // What is answered and not stored has no metadata to show in rows.
+        if self.accepted.form != negotiate::Form::Plain {
+            return Err(Status::not_acceptable(&negotiate::OFFERED));
+        }
         if self.target.kind.kind == "Binding" {
             let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let pods = self.shared.engine.registry().find("", "v1", "pods").ok_or_else(Status::no_route)?;
@@ -451,6 +471,11 @@ impl Call<'_> {
         let applied = decode::untyped(decode::MediaType::Yaml, &body)
             .map_err(|why| Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {why}")))?;
         let writer = self.writer(&params);
+        if target.subresource == "scale" {
+            let written =
+                self.shared.engine.apply_scale(&self.context, target, &params.options, &applied, params.force).await?;
+            return Ok(reply::value(200, &written.object.into_value(), self.accepted.encoding));
+        }
         let apply =
             |live: Option<&Value>| managed::apply(&target.kind, live, &applied, writer, params.force).map(Draft::Apply);
         let written = self.shared.engine.update(&self.context, target, &params.options, &apply).await;
@@ -494,10 +519,11 @@ impl Call<'_> {
                 (status.to_value(), true)
             }
         };
-        if status {
-            return Ok(reply::value(200, &value, self.accepted.encoding));
-        }
-        Ok(reply::object(200, &target.kind, &value, self.accepted, self.include()?))
+        let reply = match status {
+            true => reply::value(200, &value, self.accepted.encoding),
+            false => reply::object(200, &target.kind, &value, self.accepted, self.include()?),
+        };
+        Ok(reply::warned(reply, &deletion_warnings(&target.kind, &options)))
     }
 
     async fn delete_collection(&self, body: Incoming) -> Result<Reply, Status> {

@@ -40,7 +40,7 @@ impl Accepted {
     pub const PLAIN_JSON: Self = Self { form: Form::Plain, encoding: Encoding::Json };
 }
 
-const OFFERED: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+pub const OFFERED: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 const OFFERED_STREAMS: [&str; 2] =
     ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
 

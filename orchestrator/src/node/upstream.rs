@@ -104,6 +104,11 @@ impl Upstream for ApiUpstream {
         Ok(Token { token: text("token"), expires_at })
     }
 
+    async fn runtime_handler(&self, class: &str) -> Result<String, UpstreamError> {
+        let found = self.client.get(Resource::new("node.k8s.io", "runtimeclasses"), "", class).await.map_err(failed)?;
+        Ok(found["handler"].as_str().unwrap_or_default().to_owned())
+    }
+
     async fn service_environment(&self, namespace: &str, links: bool) -> Result<Vec<(String, String)>, UpstreamError> {
         let mut services: Vec<Arc<Service>> = self.caches.services.get("default", "kubernetes").into_iter().collect();
         if links {
@@ -132,8 +137,9 @@ impl Upstream for ApiUpstream {
 /// Conditions that others wrote (PodScheduled, readiness gates) stay.
 fn keep_foreign_conditions(stored: &Value, status: &mut Value) {
     let own = status["conditions"].as_array().cloned().unwrap_or_default();
-    let foreign =
-        stored.as_array().into_iter().flatten().filter(|old| !own.iter().any(|mine| mine["type"] == old["type"]));
+    let is_agents = |old: &Value| old["type"].as_str().is_some_and(|kind| agent::OWN_CONDITIONS.contains(&kind));
+    let is_written = |old: &Value| own.iter().any(|mine| mine["type"] == old["type"]);
+    let foreign = stored.as_array().into_iter().flatten().filter(|old| !is_agents(old) && !is_written(old));
     let all: Vec<Value> = own.iter().chain(foreign).cloned().collect();
     status["conditions"] = json!(all);
 }

@@ -68,7 +68,7 @@ fn one<'a>(
     mounts(container, path, volumes, errors);
     one_of(&at("imagePullPolicy"), &container["imagePullPolicy"], &["Always", "IfNotPresent", "Never"], errors);
     resources(&container["resources"], &at("resources"), errors);
-    security(&container["securityContext"], &at("securityContext"), errors);
+    security(&container["securityContext"], spec, &at("securityContext"), errors);
     for hook in ["postStart", "preStop"] {
         let handler = &container["lifecycle"][hook];
         if !handler.is_null() && role != Role::Init {
@@ -271,7 +271,8 @@ fn is_exact(name: &str) -> bool {
     !matches!(name, "cpu" | "memory" | "ephemeral-storage")
 }
 
-fn resources(resources: &Value, path: &str, errors: &mut Errors) {
+/// Limits and requests of a container.
+pub fn resources(resources: &Value, path: &str, errors: &mut Errors) {
     let (limits, requests) = (&resources["limits"], &resources["requests"]);
     let mut huge = false;
     for (list, values) in [("limits", limits), ("requests", requests)] {
@@ -323,12 +324,16 @@ fn request(name: &str, value: &Value, request: Quantity, limits: &Value, path: &
     }
 }
 
-fn security(context: &Value, path: &str, errors: &mut Errors) {
+fn security(context: &Value, spec: &Value, path: &str, errors: &mut Errors) {
     for name in ["runAsUser", "runAsGroup"] {
         between(&context[name], 0, i64::from(i32::MAX), &format!("{path}.{name}"), errors);
     }
     if !context["procMount"].is_null() {
         one_of(&format!("{path}.procMount"), &context["procMount"], &["Default", "Unmasked"], errors);
+    }
+    if context["procMount"] == "Unmasked" && spec["hostUsers"] != false {
+        let why = "`hostUsers` must be false to use `Unmasked`";
+        errors.push(FieldError::invalid(format!("{path}.procMount"), "Unmasked", why));
     }
     if context["privileged"] == true && context["allowPrivilegeEscalation"] == false {
         let shown = "{\"Capabilities\":null,\"Privileged\":true,\"SELinuxOptions\":null,\"WindowsOptions\":null,\"RunAsUser\":null,\"RunAsGroup\":null,\"RunAsNonRoot\":null,\"ReadOnlyRootFilesystem\":null,\"AllowPrivilegeEscalation\":false,\"ProcMount\":null,\"SeccompProfile\":null,\"AppArmorProfile\":null}";
@@ -360,6 +365,10 @@ fn handler(handler: &Value, path: &str, errors: &mut Errors) {
                 }
                 port(&action["port"], &format!("{path}.port"), errors);
                 one_of(&format!("{path}.scheme"), &action["scheme"], &["HTTP", "HTTPS"], errors);
+                for header in items(&action["httpHeaders"]) {
+                    let name = json!(text(&header["name"]));
+                    invalid(&format!("{path}.httpHeaders"), &name, names::http_header(text(&name)), errors);
+                }
             }
             "tcpSocket" | "grpc" => port(&action["port"], &format!("{path}.port"), errors),
             _ => {}

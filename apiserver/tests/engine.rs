@@ -1,0 +1,248 @@
+//! What the engine does beyond storing objects, over HTTPS as clients see it.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use serde_json::{Value, json};
+
+#[path = "replay/world.rs"]
+mod world;
+
+use world::client::Identity;
+use world::{Answer, World, send};
+
+const PODS: &str = "/api/v1/namespaces/default/pods";
+
+fn pod(name: &str, spec: Value) -> Value {
+    let mut pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": name, "labels": {"app": "a"}},
+        "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    for (key, value) in spec.as_object().unwrap() {
+        pod["spec"][key] = value.clone();
+    }
+    pod
+}
+
+/// Creates below a collection of the namespace `default`, or of the cluster.
+async fn make(world: &mut World, path: &str, object: Value) -> Value {
+    let made = world.admin("POST", path, object).await;
+    assert_eq!(made.code, 201, "{path}: {}", made.message());
+    made.body
+}
+
+async fn get(world: &mut World, path: &str) -> Answer {
+    world.admin("GET", path, Value::Null).await
+}
+
+#[tokio::test]
+async fn a_request_for_a_certificate_says_who_makes_it() {
+    let mut world = World::new().await;
+    let all = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    let request = json!({"kind": "CertificateSigningRequest", "apiVersion": "certificates.k8s.io/v1", "metadata": {"name": "r"},
+        "spec": {"signerName": "a.b/c", "usages": ["client auth"], "request": "QQ==",
+            "username": "system:admin", "uid": "1", "groups": ["system:masters"], "extra": {"a": ["b"]}}});
+    let mut user = world.server.client("mallory", "crew");
+    assert_eq!(send(&mut user, "POST", all, request.clone()).await.code, 403);
+    let made = make(&mut world, all, request).await;
+    let spec = &made["spec"];
+    assert_eq!(
+        (&spec["username"], &spec["groups"]),
+        (&json!("admin"), &json!(["system:masters", "system:authenticated"]))
+    );
+    assert!(spec.get("uid").is_none() && spec.get("extra").is_none(), "{spec}");
+    let change = json!({"spec": {"username": "other", "groups": ["x"], "request": "Qg=="}});
+    let changed = world.admin("PATCH", &format!("{all}/r"), change).await;
+    assert_eq!((changed.code, &changed.body["spec"]), (200, spec));
+}
+
+#[tokio::test]
+async fn the_usual_roles_grant_what_their_parts_grant() {
+    let mut world = World::new().await;
+    let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    for (name, least) in [("view", 11), ("edit", 12), ("admin", 13)] {
+        let rules = get(&mut world, &format!("{roles}/{name}")).await.body["rules"].as_array().unwrap().len();
+        assert!(rules >= least, "{name} has {rules} rules");
+    }
+    let part = json!({"kind": "ClusterRole", "apiVersion": "rbac.authorization.k8s.io/v1",
+        "metadata": {"name": "own", "labels": {"rbac.authorization.k8s.io/aggregate-to-view": "true"}},
+        "rules": [{"verbs": ["get"], "apiGroups": ["own.example"], "resources": ["things"]}]});
+    make(&mut world, roles, part).await;
+    for name in ["view", "edit", "admin"] {
+        let has = async |world: &mut World| {
+            let rules = get(world, &format!("{roles}/{name}")).await.body["rules"].to_string();
+            rules.contains("own.example")
+        };
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !has(&mut world).await {
+            assert!(tokio::time::Instant::now() < deadline, "{name} never gets the new rule");
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_version_that_is_sent_is_no_matter_in_a_dry_run() {
+    let mut world = World::new().await;
+    let map = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "m", "resourceVersion": "5"}});
+    let maps = "/api/v1/namespaces/default/configmaps";
+    assert_eq!(world.admin("POST", &format!("{maps}?dryRun=All"), map.clone()).await.code, 201);
+    let refused = world.admin("POST", maps, map).await;
+    assert_eq!((refused.code, refused.message()), (500, "resourceVersion should not be set on objects to be created"));
+}
+
+#[tokio::test]
+async fn events_are_selected_by_the_fields_of_their_version() {
+    let mut world = World::new().await;
+    let event = json!({"kind": "Event", "apiVersion": "v1", "metadata": {"name": "e", "namespace": "default"}, "reason": "R",
+        "reportingComponent": "c", "reportingInstance": "i", "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"}});
+    make(&mut world, "/api/v1/namespaces/default/events", event).await;
+    for (path, selector, count) in [
+        ("/api/v1", "involvedObject.name%3Dp", 1),
+        ("/apis/events.k8s.io/v1", "regarding.name%3Dp", 1),
+        ("/apis/events.k8s.io/v1", "regarding.name%3Dq", 0),
+        ("/apis/events.k8s.io/v1", "reportingController%3Dc,reason%3DR", 1),
+    ] {
+        let found = get(&mut world, &format!("{path}/namespaces/default/events?fieldSelector={selector}")).await;
+        assert_eq!(found.body["items"].as_array().map_or(0, Vec::len), count, "{selector}: {}", found.body);
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_a_pod_is_marked_before_it_is_told() {
+    let mut world = World::new().await;
+    let made = make(&mut world, PODS, pod("p", json!({}))).await;
+    let version = made["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let gone = world.admin("DELETE", &format!("{PODS}/p?gracePeriodSeconds=0"), Value::Null).await;
+    let path = format!("{PODS}?watch=true&timeoutSeconds=1&resourceVersion={version}");
+    let watched = world.admin.request(Identity::Admin, "GET", &path, &[], b"").await;
+    let text = String::from_utf8(watched.body.to_vec()).unwrap();
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let types: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    assert_eq!(types, ["MODIFIED", "DELETED"]);
+    let before = made["metadata"]["generation"].as_i64().unwrap();
+    for event in &events {
+        let metadata = &event["object"]["metadata"];
+        assert!(metadata["deletionTimestamp"].is_string(), "{metadata}");
+        assert_eq!((&metadata["deletionGracePeriodSeconds"], &metadata["generation"]), (&json!(0), &json!(before + 1)));
+    }
+    assert_eq!(gone.body["metadata"]["resourceVersion"], events[1]["object"]["metadata"]["resourceVersion"]);
+}
+
+#[tokio::test]
+async fn reviews_have_no_rows() {
+    let mut world = World::new().await;
+    let review = json!({"kind": "SelfSubjectAccessReview", "apiVersion": "authorization.k8s.io/v1",
+        "spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}}});
+    let headers = [
+        ("content-type", "application/json".to_owned()),
+        ("accept", "application/json;as=Table;v=v1;g=meta.k8s.io".to_owned()),
+    ];
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let answer = world.admin.request(Identity::Admin, "POST", path, &headers, review.to_string().as_bytes()).await;
+    assert_eq!(answer.code, 406);
+}
+
+#[tokio::test]
+async fn old_kinds_leave_their_dependents() {
+    let mut world = World::new().await;
+    let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}});
+    let job =
+        json!({"kind": "Job", "apiVersion": "batch/v1", "metadata": {"name": "j"}, "spec": {"template": template}});
+    let jobs = "/apis/batch/v1/namespaces/default/jobs";
+    make(&mut world, jobs, job.clone()).await;
+    let deleted = world.admin("DELETE", &format!("{jobs}/j"), Value::Null).await;
+    assert!(
+        deleted.warnings[0].starts_with("child pods are preserved by default when jobs are deleted"),
+        "{:?}",
+        deleted.warnings
+    );
+    assert_eq!(get(&mut world, &format!("{jobs}/j")).await.body["metadata"]["finalizers"], json!(["orphan"]));
+    let background = world.admin("DELETE", &format!("{jobs}/j?propagationPolicy=Background"), Value::Null).await;
+    assert!(background.warnings.is_empty());
+    assert_eq!(get(&mut world, &format!("{jobs}/j")).await.code, 404);
+}
+
+#[tokio::test]
+async fn an_eviction_takes_a_disruption() {
+    let mut world = World::new().await;
+    let budgets = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+    let budget = json!({"kind": "PodDisruptionBudget", "apiVersion": "policy/v1", "metadata": {"name": "b"},
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "a"}}}});
+    make(&mut world, budgets, budget).await;
+    let status = json!({"status": {"observedGeneration": 1, "disruptionsAllowed": 1, "currentHealthy": 2, "desiredHealthy": 1, "expectedPods": 2}});
+    assert_eq!(world.admin("PATCH", &format!("{budgets}/b/status"), status).await.code, 200);
+    for name in ["p", "q"] {
+        make(&mut world, PODS, pod(name, json!({"nodeName": "n"}))).await;
+        let running = json!({"status": {"phase": "Running"}});
+        assert_eq!(world.admin("PATCH", &format!("{PODS}/{name}/status"), running).await.code, 200);
+    }
+    let evict = |name: &str| json!({"kind": "Eviction", "apiVersion": "policy/v1", "metadata": {"name": name}});
+    let mut dry = evict("p");
+    dry["deleteOptions"] = json!({"dryRun": ["All"]});
+    assert_eq!(world.admin("POST", &format!("{PODS}/p/eviction"), dry).await.code, 201);
+    assert_eq!(world.admin("POST", &format!("{PODS}/p/eviction"), evict("p")).await.code, 201);
+    let status = get(&mut world, &format!("{budgets}/b")).await.body["status"].clone();
+    assert_eq!(status["disruptionsAllowed"], 0);
+    assert!(status["disruptedPods"]["p"].is_string(), "{status}");
+    assert_eq!(world.admin("POST", &format!("{PODS}/q/eviction"), evict("q")).await.code, 429);
+}
+
+#[tokio::test]
+async fn defaults_come_from_other_objects() {
+    let mut world = World::new().await;
+    let class = json!({"kind": "PriorityClass", "apiVersion": "scheduling.k8s.io/v1", "metadata": {"name": "usual"},
+        "value": 7, "globalDefault": true, "preemptionPolicy": "Never"});
+    make(&mut world, "/apis/scheduling.k8s.io/v1/priorityclasses", class).await;
+    let spec = make(&mut world, PODS, pod("p", json!({}))).await["spec"].clone();
+    assert_eq!(
+        (&spec["priorityClassName"], &spec["priority"], &spec["preemptionPolicy"]),
+        (&json!("usual"), &json!(7), &json!("Never"))
+    );
+    let other = pod("q", json!({"priorityClassName": "usual", "preemptionPolicy": "PreemptLowerPriority"}));
+    let other = world.admin("POST", PODS, other).await;
+    assert!(
+        other.code == 403 && other.message().contains("computed Never from the given PriorityClass name"),
+        "{}",
+        other.message()
+    );
+    let class = json!({"kind": "IngressClass", "apiVersion": "networking.k8s.io/v1",
+        "metadata": {"name": "front", "annotations": {"ingressclass.kubernetes.io/is-default-class": "true"}}, "spec": {"controller": "a.b/c"}});
+    make(&mut world, "/apis/networking.k8s.io/v1/ingressclasses", class).await;
+    let ingress = json!({"kind": "Ingress", "apiVersion": "networking.k8s.io/v1", "metadata": {"name": "i"},
+        "spec": {"defaultBackend": {"service": {"name": "s", "port": {"number": 80}}}}});
+    let made = make(&mut world, "/apis/networking.k8s.io/v1/namespaces/default/ingresses", ingress).await;
+    assert_eq!(made["spec"]["ingressClassName"], "front");
+}
+
+#[tokio::test]
+async fn no_token_lives_for_ever() {
+    let mut world = World::new().await;
+    let request = json!({"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "spec": {"expirationSeconds": 4_294_967_296_i64}});
+    let made = make(&mut world, "/api/v1/namespaces/default/serviceaccounts/default/token", request).await;
+    assert_eq!(made["spec"]["expirationSeconds"], 365 * 86_400);
+}
+
+#[tokio::test]
+async fn the_root_and_probes_tell_what_there_is() {
+    let mut world = World::new().await;
+    let root = get(&mut world, "/").await.body;
+    let paths: Vec<&str> = root["paths"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    for path in ["/api", "/api/v1", "/apis/apps/v1", "/livez/ping", "/openapi/v3/apis/apps/v1", "/version"] {
+        assert!(paths.contains(&path), "{path} is missing in {paths:?}");
+    }
+    for (path, want) in [
+        ("/livez", "ok"),
+        ("/readyz?verbose", "[+]ping ok\n[+]store ok\nreadyz check passed\n"),
+        ("/livez/store", "ok"),
+        ("/livez?verbose&exclude=store", "[+]ping ok\n[+]store excluded: ok\nlivez check passed\n"),
+    ] {
+        let answer = world.admin.request(Identity::Admin, "GET", path, &[], b"").await;
+        assert_eq!((answer.code, &answer.body[..]), (200, want.as_bytes()), "{path}");
+    }
+    let metrics = world.admin.request(Identity::Admin, "GET", "/metrics", &[], b"").await.body;
+    let metrics = String::from_utf8(metrics.to_vec()).unwrap();
+    for name in [
+        "apiserver_flowcontrol_rejected_requests_total",
+        "amphipod_watch_history_bytes",
+        "amphipod_store_unreadable_objects 0",
+    ] {
+        assert!(metrics.contains(name), "{name}");
+    }
+}
