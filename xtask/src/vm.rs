@@ -114,11 +114,11 @@ fn quoted(word: &str) -> String {
 /// The program itself: what PATH names may be a dispatcher that chooses a version from beside it.
 fn find_kubectl() -> Result<PathBuf> {
     let found = fs::canonicalize(find_command("kubectl").context("no kubectl on PATH")?)?;
-    let newest = fs::read_dir(found.parent().unwrap_or(Path::new("/")))?.flatten().map(|entry| entry.path());
-    let versions = newest.filter(|path| {
+    let beside = fs::read_dir(found.parent().unwrap_or(Path::new("/")))?.flatten().map(|entry| entry.path());
+    let versions = beside.filter(|path| {
         path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("kubectl.1."))
     });
-    Ok(versions.max_by_key(|path| path.as_os_str().len() << 32 | minor(path)).unwrap_or(found))
+    Ok(versions.max_by_key(|path| minor(path)).unwrap_or(found))
 }
 
 fn minor(path: &Path) -> usize {

@@ -18,6 +18,8 @@ pub enum MountError {
     OverlayOnOverlay { path: String },
     #[error(transparent)]
     Map(#[from] MapError),
+    #[error("unmount {path}")]
+    Hide { path: String, source: io::Error },
     #[error("create {path}")]
     Folder { path: String, source: io::Error },
 }
@@ -35,7 +37,7 @@ pub fn mount_rootfs_for(
     let owned = Image { layers, ..image.clone() };
     let mounted = mount_rootfs(&owned, writable, target);
     // The overlay holds the layers itself from here on.
-    disk::unmount_below(shown).map_err(|source| MountError::Folder { path: shown.display().to_string(), source })?;
+    disk::unmount_below(shown).map_err(|source| MountError::Hide { path: shown.display().to_string(), source })?;
     mounted?;
     std::os::unix::fs::chown(writable.join("upper"), Some(users.first), Some(users.first))
         .map_err(|source| MountError::Folder { path: writable.display().to_string(), source })

@@ -366,6 +366,8 @@ struct Making<'a> {
     executor: Option<Confined>,
     /// The user of its program, as the host counts.
     user: u32,
+    /// Open as long as the configuration names it.
+    _namespace: Option<File>,
 }
 
 impl<'a> Making<'a> {
@@ -383,18 +385,23 @@ impl<'a> Making<'a> {
         }
         let user = spec.process().as_ref().map_or(0, |process| process.user().uid());
         let user = if has_own_users(spec) { setup.host_id(user) } else { user };
-        let Confinement::Filter(filter) = confinement else {
-            return Ok(Making { request, state_dir, bundle: request.bundle.clone(), executor: None, user });
+        let mut own = spec.clone();
+        let executor = match confinement {
+            Confinement::Filter(filter) => Some(Confined::prepare(&mut own, filter.clone())),
+            Confinement::None | Confinement::Profile(_) => None,
         };
-        let mut spec = spec.clone();
-        let executor = Some(Confined::prepare(&mut spec, filter.clone()));
-        if let Some(root) = spec.root_mut() {
+        let namespace = if has_own_users(spec) { pin_pid_namespace(&mut own)? } else { None };
+        if executor.is_none() && namespace.is_none() {
+            let bundle = request.bundle.clone();
+            return Ok(Making { request, state_dir, bundle, executor, user, _namespace: namespace });
+        }
+        if let Some(root) = own.root_mut() {
             root.set_path(request.bundle.join(root.path()));
         }
         let bundle = own_bundle(state_dir, &request.container);
         fs::create_dir_all(&bundle)?;
-        fs::write(bundle.join("config.json"), serde_json::to_vec(&spec)?)?;
-        Ok(Making { request, state_dir, bundle, executor, user })
+        fs::write(bundle.join("config.json"), serde_json::to_vec(&own)?)?;
+        Ok(Making { request, state_dir, bundle, executor, user, _namespace: namespace })
     }
 
     fn builder(&self) -> Result<ContainerBuilder, Failure> {
@@ -418,6 +425,19 @@ impl<'a> Making<'a> {
             .build()
             .map_err(|error| cannot_create(&error))
     }
+}
+
+/// A child that has become one of the pod's users may not look up a PID namespace to enter by a process any more, but it
+/// has what this process holds open.
+fn pin_pid_namespace(spec: &mut Spec) -> io::Result<Option<File>> {
+    let namespaces = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
+    let pid = namespaces.into_iter().flatten().find(|namespace| namespace.typ() == LinuxNamespaceType::Pid);
+    let Some((path, namespace)) = pid.and_then(|namespace| Some((namespace.path().clone()?, namespace))) else {
+        return Ok(None);
+    };
+    let file = File::open(&path).map_err(|error| sys::context(error, format!("open {}", path.display())))?;
+    namespace.set_path(Some(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))));
+    Ok(Some(file))
 }
 
 fn own_bundle(state_dir: &Path, container: &str) -> PathBuf {

@@ -50,8 +50,19 @@ impl Root {
         make_disk(&tree, &unfinished, DISK)?;
         fs::rename(&unfinished, &root.disk)?;
         remove_tree(&tree)?;
+        forget_others(folder, series, &home)?;
         Ok(root)
     }
+}
+
+/// Systems of this series made of other ingredients. A machine that still runs from one holds it open.
+fn forget_others(folder: &Path, series: &str, home: &Path) -> Result<()> {
+    let others = fs::read_dir(folder)?.flatten().map(|entry| entry.path());
+    let prefix = format!("{series}-");
+    let stale = others.filter(|path| {
+        path != home && path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&prefix))
+    });
+    stale.into_iter().try_for_each(|path| remove_tree(&path))
 }
 
 /// The newest package of a series with all modules: not the one for clouds, not the one for real time.
