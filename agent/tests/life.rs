@@ -238,3 +238,33 @@ async fn a_runtime_that_is_not_here_runs_no_pod() {
         gone(&node, &pod).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resize_is_refused_in_words_until_it_is_taken_back() {
+    let node = TestNode::start("resize").await;
+    let mut pod = pod("resize", json!({"command": ["sh", "-c", SLEEP], "resources": {"requests": {"cpu": "100m"}}}));
+    start(&node, &pod).await;
+    let before = pod["spec"].clone();
+    pod["spec"]["containers"][0]["resources"]["requests"]["cpu"] = json!("200m");
+    node.agent().sync(Arc::new(pod.clone()));
+    node.wait_status(uid_of(&pod), "pending", |status| condition(status, "PodResizePending") == "True").await;
+    assert!(support::warnings(&node.upstream.api.lock().unwrap()).contains(&"ResizeInfeasible"));
+    pod["spec"] = before;
+    node.agent().sync(Arc::new(pod.clone()));
+    let status =
+        node.wait_status(uid_of(&pod), "over", |status| condition(status, "PodResizePending").is_empty()).await;
+    assert_eq!(status["containerStatuses"][0]["restartCount"], 0);
+    gone(&node, &pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_secret_that_is_missing_is_told_and_does_not_stop_the_pod() {
+    let node = TestNode::start("secret").await;
+    let mut pod = pod("secret", json!({"command": ["sh", "-c", SLEEP], "imagePullPolicy": "Always"}));
+    pod["spec"]["imagePullSecrets"] = json!([{"name": "nowhere"}]);
+    start(&node, &pod).await;
+    let message = "Unable to retrieve some image pull secrets (nowhere); attempting to pull the image may not succeed.";
+    let told = node.upstream.api.lock().unwrap().events.iter().filter(|event| event.message == message).count();
+    assert_eq!(told, 1);
+    gone(&node, &pod).await;
+}
