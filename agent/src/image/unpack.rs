@@ -45,6 +45,8 @@ pub enum UnpackError {
 
 /// What stands between two entries: headers, long names, attributes. Read into memory as a whole.
 const MAX_HEADERS: u64 = 4 << 20;
+/// How much is written before the disk is looked at again.
+const CHECK_AFTER: u64 = 16 << 20;
 /// Beside the files themselves, what an archive may have of padding and at its end.
 const MAX_PADDING: u64 = 1 << 30;
 
@@ -121,6 +123,7 @@ fn unpack_tar(reader: &mut dyn Read, limits: &Limits, target: &Path, room: Room)
     // Times of folders change while they are filled, so they are set last.
     let mut folder_times = Vec::new();
     let Room { mut bytes, mut files } = room;
+    let mut unchecked = 0;
     let mut entries = archive.entries().map_err(|source| UnpackError::Archive { source })?;
     loop {
         limits.headers.set(MAX_HEADERS);
@@ -132,6 +135,15 @@ fn unpack_tar(reader: &mut dyn Read, limits: &Limits, target: &Path, room: Room)
         let left = bytes.checked_sub(entry.size());
         bytes = left.ok_or_else(|| UnpackError::TooLarge { path: shown(path.as_deref()) })?;
         files = files.checked_sub(1).ok_or(UnpackError::TooMany)?;
+        // Other pulls, and pods, write at the same time.
+        unchecked += entry.size();
+        if unchecked >= CHECK_AFTER {
+            unchecked = 0;
+            let left = Room::at(target).map_err(|source| UnpackError::Folder { source })?;
+            if left.bytes < entry.size() {
+                return Err(UnpackError::TooLarge { path: shown(path.as_deref()) });
+            }
+        }
         if let Some(path) = path {
             let failed = |source| UnpackError::Entry { path: path.display().to_string(), source };
             if place(&root, &path, &mut entry).map_err(failed)? == Placed::Folder {
@@ -458,6 +470,18 @@ mod tests {
         let refused = unpack_into(&huge, target.path(), Room { bytes: 1 << 30, files: 9 });
         assert!(matches!(refused, Err(UnpackError::TooLarge { .. })), "{refused:?}");
         assert_eq!(fs::read_dir(target.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_others_write_meanwhile_counts_too() {
+        let disk = crate::disk::TestDisk::new("size=60m");
+        fs::write(disk.path().join("others"), vec![0; 41 << 20]).unwrap();
+        let target = disk.path().join("layer");
+        fs::create_dir(&target).unwrap();
+        let content = "x".repeat(9 << 20);
+        let bytes = tar_of(|tar| ["a", "b"].iter().for_each(|name| file(tar, name, &content)));
+        let refused = unpack_into(&bytes, &target, Room { bytes: 1 << 30, files: 9 });
+        assert!(matches!(&refused, Err(UnpackError::TooLarge { path }) if path == "b"), "{refused:?}");
     }
 
     #[test]
