@@ -2,7 +2,9 @@
 
 use api::sysctl::{Allowed, Shared, refusal};
 
+use crate::apparmor::AppArmor;
 use crate::model::{PodSpec, Volume};
+use crate::users;
 
 /// The kubelet's word on a pod that it does not take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,7 +13,13 @@ pub struct Rejection {
     pub message: String,
 }
 
-pub fn admit(spec: &PodSpec, allowed: &Allowed) -> Result<(), Rejection> {
+pub fn admit(spec: &PodSpec, allowed: &Allowed, apparmor: &AppArmor) -> Result<(), Rejection> {
+    if let Some(message) = apparmor.refusal(spec) {
+        return Err(Rejection { reason: "AppArmor", message });
+    }
+    if let Some(message) = refused_users(spec) {
+        return Err(Rejection { reason: "PodFeatureUnsupported", message });
+    }
     let shared = Shared { ipc: spec.host_ipc, net: spec.host_network };
     for sysctl in &spec.security_context.sysctls {
         if let Some(why) = refusal(&sysctl.name, shared, allowed) {
@@ -20,12 +28,24 @@ pub fn admit(spec: &PodSpec, allowed: &Allowed) -> Result<(), Rejection> {
     }
     // With it the container could write the host's own settings.
     let unmasked = |name: &str| format!("container {name:?}: procMount Unmasked needs hostUsers: false");
-    let asks = spec.all_containers().find(|container| {
+    let asks = spec.all_containers().chain(&spec.ephemeral_containers).find(|container| {
         container.security_context.proc_mount.as_deref() == Some("Unmasked") && spec.host_users != Some(false)
     });
     match asks {
         Some(container) => Err(Rejection { reason: "ProcMountForbidden", message: unmasked(&container.name) }),
         None => Ok(()),
+    }
+}
+
+/// Users of its own do not go with the host's namespaces, which would belong to others, and need the kernel's help.
+fn refused_users(spec: &PodSpec) -> Option<String> {
+    if !spec.has_own_users() {
+        return None;
+    }
+    let shared = [("hostNetwork", spec.host_network), ("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc)];
+    match shared.iter().find(|(_, shared)| *shared) {
+        Some((field, _)) => Some(format!("{field} cannot be had with hostUsers: false")),
+        None => users::refusal(),
     }
 }
 
@@ -50,7 +70,7 @@ mod tests {
 
     fn admitted(spec: Value) -> Result<(), Rejection> {
         let allowed = Allowed::parse(&["kernel.msg*".into()]).unwrap();
-        admit(&serde_json::from_value(spec).unwrap(), &allowed)
+        admit(&serde_json::from_value(spec).unwrap(), &allowed, &AppArmor::Absent)
     }
 
     fn with_sysctl(name: &str) -> Value {
@@ -68,6 +88,18 @@ mod tests {
         let mut shared = with_sysctl("net.ipv4.tcp_syncookies");
         shared["hostNetwork"] = json!(true);
         assert!(admitted(shared).unwrap_err().message.ends_with("not allowed with host net enabled"));
+    }
+
+    #[test]
+    fn users_of_its_own_need_namespaces_of_its_own() {
+        for field in ["hostNetwork", "hostPID", "hostIPC"] {
+            let refused = admitted(json!({"hostUsers": false, field: true})).unwrap_err();
+            assert_eq!(refused.message, format!("{field} cannot be had with hostUsers: false"));
+            admitted(json!({"hostUsers": true, field: true})).unwrap();
+        }
+        let refused =
+            admitted(json!({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}})).unwrap_err();
+        assert_eq!(refused.reason, "AppArmor");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 
+use crate::apparmor::AppArmor;
 use crate::boundary::{PodNetwork, PodRef, Upstream};
 use crate::claim::{self, ClaimError};
 use crate::config::Config;
@@ -26,6 +27,7 @@ use crate::node::{Addresses, CgroupError, Cgroups, Node, remove_cgroup};
 use crate::record::{Record, Records};
 use crate::step::{Part, Step};
 use crate::teardown::{TeardownError, tear_down};
+use crate::users::{Ranges, UsersError};
 use crate::worker::{Command, Worker};
 
 /// Everything about the pods of one node. [`Agent::shut_down`] leaves the pods running; a later agent adopts them.
@@ -69,6 +71,8 @@ pub enum StartError {
     Upper(#[from] MountError),
     #[error(transparent)]
     Cgroups(#[from] CgroupError),
+    #[error(transparent)]
+    Users(#[from] UsersError),
     #[error("the pod process's executable")]
     Executable(#[source] io::Error),
     #[error("another agent uses {path}: one data folder serves one agent")]
@@ -180,6 +184,7 @@ impl Agent {
             pod,
             object,
             ip: None,
+            users: None,
             started_at: Timestamp::now(),
             sandboxes: 0,
             boot: String::new(),
@@ -284,7 +289,8 @@ fn open_node(
     let folder = |source| StartError::Folder { path: config.data_dir.display().to_string(), source };
     let boot = |source| StartError::Folder { path: BOOT_ID.to_owned(), source };
     let records = Records::open(config.data_dir.join("pods")).map_err(folder)?;
-    let taken = records.load().map_err(folder)?.iter().filter_map(|record| record.ip).collect();
+    let known = records.load().map_err(folder)?;
+    let taken = known.iter().filter_map(|record| record.ip).collect();
     Ok(Node {
         _lock: lock,
         images: ImageStore::open(&config.data_dir.join("images"), registries)?,
@@ -292,6 +298,8 @@ fn open_node(
         executable: PodExecutable::new().map_err(StartError::Executable)?,
         cgroups: Cgroups::discover(&config.cgroup_root, &config.pod_cgroup)?,
         addresses: Addresses::new(config.pod_cidr, &taken),
+        users: Ranges::open(known.iter().filter_map(|record| record.users))?,
+        apparmor: AppArmor::prepare(),
         live: Mutex::default(),
         changes: tokio::sync::watch::channel(0).0,
         boot: fs::read_to_string(BOOT_ID).map_err(boot)?.trim().to_owned(),
@@ -411,6 +419,9 @@ impl Upstream for Nobody {
         request: &crate::boundary::TokenRequest,
     ) -> Result<crate::boundary::Token, crate::boundary::UpstreamError> {
         Err(crate::boundary::UpstreamError::NotFound(request.service_account.clone()))
+    }
+    async fn runtime_handler(&self, class: &str) -> Result<String, crate::boundary::UpstreamError> {
+        Err(crate::boundary::UpstreamError::NotFound(class.to_owned()))
     }
     async fn service_environment(
         &self,

@@ -72,6 +72,8 @@ pub trait Upstream: Send + Sync + 'static {
     async fn config_map(&self, namespace: &str, name: &str) -> Result<Arc<Value>, UpstreamError>;
     async fn secret(&self, namespace: &str, name: &str) -> Result<Arc<Value>, UpstreamError>;
     async fn service_account_token(&self, request: &TokenRequest) -> Result<Token, UpstreamError>;
+    /// The handler of a RuntimeClass.
+    async fn runtime_handler(&self, class: &str) -> Result<String, UpstreamError>;
     /// The variables that tell a pod its namespace's services: always the `kubernetes` service's, the others when
     /// `links` (spec.enableServiceLinks).
     async fn service_environment(&self, namespace: &str, links: bool) -> Result<Vec<(String, String)>, UpstreamError>;

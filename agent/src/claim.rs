@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// What a folder of ours has in it from its first moments.
 const DATA_MARKS: [&str; 2] = ["store.redb", "agent.lock"];
-const RUN_MARKS: [&str; 3] = ["boot_id", "pods", "bpf"];
+const RUN_MARKS: [&str; 4] = ["boot_id", "pods", "bpf", "seccomp"];
 /// What a new file system has in it.
 const NOBODYS: &str = "lost+found";
 const WRITABLE_BY_OTHERS: u32 = 0o002;

@@ -60,8 +60,10 @@ pub fn unmount_below(path: &Path) -> io::Result<()> {
 pub fn unmount(points: &[PathBuf]) -> io::Result<()> {
     for point in points.iter().rev() {
         let text = CString::new(point.as_os_str().as_bytes())?;
+        // A container with mounts of its own in a volume may have put a link where one was.
+        let flags = libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW;
         // SAFETY: a valid C string.
-        if unsafe { libc::umount2(text.as_ptr(), libc::MNT_DETACH) } < 0 {
+        if unsafe { libc::umount2(text.as_ptr(), flags) } < 0 {
             let error = io::Error::last_os_error();
             if error.raw_os_error() != Some(libc::EINVAL) {
                 return Err(io::Error::new(error.kind(), format!("unmount {}: {error}", point.display())));
@@ -95,6 +97,30 @@ fn unescape(text: &[u8]) -> Vec<u8> {
         }
     }
     out
+}
+
+/// A small file system for a test; it goes when the test ends, however it ends.
+#[cfg(test)]
+pub struct TestDisk(tempfile::TempDir);
+
+#[cfg(test)]
+impl TestDisk {
+    pub fn new(options: &str) -> TestDisk {
+        let folder = tempfile::tempdir().unwrap();
+        mount("tmpfs", folder.path(), "tmpfs", 0, options).unwrap();
+        TestDisk(folder)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+#[cfg(test)]
+impl Drop for TestDisk {
+    fn drop(&mut self) {
+        unmount_below(self.0.path()).unwrap();
+    }
 }
 
 #[cfg(test)]

@@ -29,17 +29,38 @@ const ATTEMPTS: u32 = 128;
 
 /// A folder held by its descriptor. Its own path must be nobody else's to shape.
 #[derive(Debug)]
-pub struct Folder(OwnedFd);
+pub struct Folder(OwnedFd, Maker);
+
+/// Whose are the folders and files that are made on the way to another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Maker {
+    #[default]
+    Host,
+    /// Root of a pod with users of its own: this id of the host's.
+    PodRoot(u32),
+}
 
 impl Folder {
     pub fn open(path: &Path) -> io::Result<Folder> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Folder(rustix::fs::openat(CWD, path, flags, Mode::empty())?))
+        Ok(Folder(rustix::fs::openat(CWD, path, flags, Mode::empty())?, Maker::Host))
     }
 
     /// What `found` is, when it is a folder.
     pub fn of(found: Found) -> io::Result<Folder> {
-        if found.kind == FileType::Directory { Ok(Folder(found.file)) } else { Err(Errno::NOTDIR.into()) }
+        if found.kind == FileType::Directory { Ok(Folder(found.file, Maker::Host)) } else { Err(Errno::NOTDIR.into()) }
+    }
+
+    /// The same folder, in which what is made belongs to another.
+    pub fn made_by(self, maker: Maker) -> Folder {
+        Folder(self.0, maker)
+    }
+
+    fn give(&self, made: impl AsFd) -> io::Result<()> {
+        match self.1 {
+            Maker::Host => Ok(()),
+            Maker::PodRoot(id) => give(made, Some(id), Some(id)),
+        }
     }
 
     /// A path that means this folder in this process, for calls that take nothing else. Only one name may be appended,

@@ -4,6 +4,7 @@
 //! turns a layer's tar into a folder that overlayfs can use; `store` keeps blobs, layers and names, and shares
 //! concurrent pulls; `mount` puts an image under a container.
 
+mod credentials;
 mod digest;
 mod mount;
 mod name;
@@ -11,8 +12,9 @@ mod registry;
 mod store;
 mod unpack;
 
+pub use credentials::{Credential, of_secret};
 pub use digest::{BadDigest, Digest};
-pub use mount::{MountError, check_upper, mount_rootfs};
+pub use mount::{MountError, check_upper, mount_rootfs, mount_rootfs_for};
 pub use name::{ImageName, InvalidName};
 pub use registry::{Registries, RegistryError};
 pub use store::{Image, ImageConfig, ImageError, ImageStore, PullPolicy};

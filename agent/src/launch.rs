@@ -5,20 +5,23 @@ mod mounts;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pod::protocol::{CreateContainer, LogTarget, Op, Outcome};
 use serde_json::Value;
 
+use crate::apparmor::AppArmorError;
 use crate::disk;
-use crate::door::read_end;
+use crate::door::{Maker, read_end};
 use crate::env::{EnvError, Facts, environment};
-use crate::image::{Image, MountError, mount_rootfs};
+use crate::idmap::{MapError, Users};
+use crate::image::{Image, MountError, mount_rootfs, mount_rootfs_for};
 use crate::link::LinkError;
 use crate::model::{Container, Pod};
 use crate::node::{LiveContainer, Node};
-use crate::oci::user::{Accounts, AccountsError, UserError, resolve};
+use crate::oci::user::{Accounts, AccountsError, User, UserError, resolve};
 use crate::oci::{self, SpecError};
 use crate::record::Record;
 use crate::sandbox::Sandbox;
@@ -46,8 +49,19 @@ pub enum LaunchError {
     Accounts(#[from] AccountsError),
     #[error(transparent)]
     Mounts(#[from] MountsError),
+    #[error("unable to find target container {0}")]
+    NoTarget(String),
     #[error(transparent)]
     Rootfs(#[from] MountError),
+    #[error(transparent)]
+    Map(#[from] MapError),
+    #[error(transparent)]
+    AppArmor(#[from] AppArmorError),
+    #[error("id {0} is none of the pod's own users (hostUsers: false), which end before {1}")]
+    Unmapped(u32, u32),
+    // The release that began it took no notice of `hostUsers: false`.
+    #[error("the pod was begun without users of its own: delete it, so that it begins anew")]
+    OldSandbox,
     #[error("prepare the container's files")]
     Files(#[from] io::Error),
     #[error(transparent)]
@@ -58,10 +72,20 @@ impl LaunchError {
     /// The kubelet's reason for a container that waits because of this.
     pub fn reason(&self) -> &'static str {
         match self {
-            LaunchError::Env(_) | LaunchError::User(_) | LaunchError::Mounts(_) => "CreateContainerConfigError",
+            LaunchError::Env(_)
+            | LaunchError::User(_)
+            | LaunchError::Mounts(_)
+            | LaunchError::NoTarget(_)
+            | LaunchError::Unmapped(..) => "CreateContainerConfigError",
             _ => "CreateContainerError",
         }
     }
+}
+
+/// A container that waits to be started.
+pub struct Launched {
+    pub live: LiveContainer,
+    pub user: User,
 }
 
 /// Everything a launch needs.
@@ -81,47 +105,99 @@ pub struct Launch<'a> {
 
 impl Launch<'_> {
     /// Creates the container; it waits for `Op::Start`.
-    pub async fn create(&self) -> Result<LiveContainer, LaunchError> {
+    pub async fn create(&self) -> Result<Launched, LaunchError> {
         let image_env = self.image.config.env.clone().unwrap_or_default();
         let env = environment(self.node.upstream.as_ref(), self.pod, self.container, self.facts, &image_env).await?;
         let qos = self.pod.status["qosClass"].as_str().unwrap_or("BestEffort");
         // Volumes may lie on a file server: whatever waits for one is not to hold up other pods.
-        let config = tokio::task::block_in_place(|| self.prepare(env, qos))?;
+        let target = self.target_namespace()?;
+        let (config, user) = tokio::task::block_in_place(|| self.prepare(env, qos, target.as_ref()))?;
         let pid = match self.sandbox.link.call(Op::Create(self.request(qos)), &[]).await? {
             Outcome::Started(pid) => pid,
             _ => return Err(LinkError::Confused.into()),
         };
         let process: Arc<Value> = Arc::new(config["process"].clone());
-        Ok(LiveContainer { run: self.run.to_owned(), pid, process, tty: self.container.tty })
+        let live = LiveContainer { run: self.run.to_owned(), pid, process, tty: self.container.tty };
+        Ok(Launched { live, user })
+    }
+
+    /// The PID namespace of the container that an ephemeral one looks at, held open: a process id may change hands.
+    fn target_namespace(&self) -> Result<Option<fs::File>, LaunchError> {
+        let Some(target) = &self.container.target_container_name else { return Ok(None) };
+        if self.pod.spec.host_pid || self.pod.spec.share_process_namespace {
+            return Ok(None); // it sees all of the pod's anyway
+        }
+        let absent = || LaunchError::NoTarget(target.clone());
+        let pid = {
+            let live = self.node.live();
+            let pod = live.pods.get(&self.record.pod.uid).ok_or_else(absent)?;
+            pod.containers.get(target).ok_or_else(absent)?.pid
+        };
+        let file = fs::File::open(format!("/proc/{pid}/ns/pid")).map_err(|_| absent())?;
+        let inode = |meta: fs::Metadata| std::os::unix::fs::MetadataExt::ino(&meta);
+        let hosts = fs::metadata("/proc/self/ns/pid").map(inode)?;
+        // No container of a pod without hostPID is in the host's: this id is another process's by now.
+        if file.metadata().map(inode)? == hosts { Err(absent()) } else { Ok(Some(file)) }
     }
 
     /// All that lies on disk, and the configuration that goes with it.
-    fn prepare(&self, mut env: Vec<(String, String)>, qos: &str) -> Result<Value, LaunchError> {
+    fn prepare(
+        &self,
+        mut env: Vec<(String, String)>,
+        qos: &str,
+        target: Option<&fs::File>,
+    ) -> Result<(Value, User), LaunchError> {
         let (rootfs, writable) = (self.folder().join("rootfs"), self.layers());
-        mount_rootfs(self.image, &writable, &rootfs)?;
+        let users = self.users()?;
+        match &users {
+            None => mount_rootfs(self.image, &writable, &rootfs)?,
+            Some(users) => mount_rootfs_for(users, self.image, &writable, &rootfs, &self.folder().join("layers"))?,
+        }
         Step::MountRootfs.done();
         let accounts = Accounts::read(&rootfs)?;
         let user = resolve(&self.pod.spec.security_context, self.container, &self.image.config.user, &accounts)?;
         if !env.iter().any(|(name, _)| name == "HOME") {
             env.push(("HOME".into(), accounts.home(user.uid)));
         }
-        let mounts = self.mounts(&env)?;
-        self.make_places(&rootfs, &mounts, Path::new(oci::working_folder(self.container, &self.image.config)))?;
+        let mut mounts = self.mounts(&env)?;
+        let cwd = Path::new(oci::working_folder(self.container, &self.image.config));
+        let maker = users.as_ref().map_or(Maker::Host, |users| Maker::PodRoot(users.first));
+        self.make_places(&rootfs, &mounts, cwd, maker)?;
+        if let Some(users) = &users {
+            within(users, &user)?;
+            self.show_mounts(users, &mut mounts)?;
+        }
+        let privileged = self.container.security_context.privileged;
+        let devices = if privileged { oci::devices::below(Path::new("/dev"))? } else { Vec::new() };
         let config = oci::config(&oci::Inputs {
             spec: &self.pod.spec,
             container: self.container,
             image: &self.image.config,
             env,
-            user,
+            user: user.clone(),
             rootfs: &rootfs,
             cgroup: self.node.cgroups.container(qos, &self.record.pod.uid, self.run),
             mounts,
-            pid_namespace: self.sandbox.state.pid_namespace.clone(),
+            pid_namespace: target.map(own_descriptor).or_else(|| self.sandbox.state.pid_namespace.clone()),
+            user_namespace: self.sandbox.state.user_namespace.clone(),
+            apparmor: self.node.apparmor.profile(&self.pod.spec, self.container)?,
             cgroup_v2: self.node.cgroups.pure_v2,
+            devices,
         })?;
         fs::write(self.folder().join("config.json"), config.to_string())?;
         Step::WriteConfig.done();
-        Ok(config)
+        Ok((config, user))
+    }
+
+    /// The pod's own users, when it has any.
+    fn users(&self) -> Result<Option<Users>, LaunchError> {
+        if !self.pod.spec.has_own_users() {
+            return Ok(None);
+        }
+        match (&self.sandbox.state.user_namespace, self.record.users) {
+            (Some(namespace), Some(range)) => Ok(Some(Users::open(namespace, range)?)),
+            _ => Err(LaunchError::OldSandbox),
+        }
     }
 
     fn request(&self, qos: &str) -> CreateContainer {
@@ -145,21 +221,47 @@ impl Launch<'_> {
     }
 }
 
+/// A path by which other processes reach what this one has open.
+fn own_descriptor(file: &fs::File) -> PathBuf {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
+}
+
 pub fn run_folder(node: &Node, uid: &str, run: &str) -> PathBuf {
     node.pod_run(uid).join("containers").join(run)
 }
 
-pub fn termination_file(node: &Node, uid: &str, run: &str) -> PathBuf {
-    run_folder(node, uid, run).join("termination-message")
+/// Where the pod's own small files are.
+fn small_files(node: &Node, uid: &str) -> PathBuf {
+    node.pod_run(uid).join("files")
+}
+
+fn termination_file(node: &Node, uid: &str, run: &str) -> PathBuf {
+    small_files(node, uid).join(format!("{run}.message"))
 }
 
 /// The end of what a run wrote to its termination log.
 pub fn termination_message(node: &Node, uid: &str, run: &str) -> io::Result<Vec<u8>> {
-    read_end(&termination_file(node, uid, run), MESSAGE_BYTES)
+    match read_end(&termination_file(node, uid, run), MESSAGE_BYTES) {
+        // Runs that an earlier release began have theirs beside their configuration.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            read_end(&run_folder(node, uid, run).join("termination-message"), MESSAGE_BYTES)
+        }
+        message => message,
+    }
+}
+
+/// A container whose user is not mapped could be nobody at all.
+fn within(users: &Users, user: &User) -> Result<(), LaunchError> {
+    let ids = [user.uid, user.gid].into_iter().chain(user.groups.iter().copied());
+    match ids.into_iter().find(|id| *id >= users.count) {
+        Some(id) => Err(LaunchError::Unmapped(id, users.count)),
+        None => Ok(()),
+    }
 }
 
 /// Takes away what a run leaves behind, its log apart.
 pub fn remove_run(node: &Node, uid: &str, run: &str) -> io::Result<()> {
+    disk::remove_file(&termination_file(node, uid, run))?;
     disk::unmount_below(&run_folder(node, uid, run))?;
     disk::remove_tree(&run_folder(node, uid, run))?;
     disk::remove_tree(&node.pod_layers(uid).join(run))

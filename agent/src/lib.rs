@@ -10,6 +10,7 @@
 
 mod admit;
 mod agent;
+mod apparmor;
 pub mod boundary;
 pub mod claim;
 pub mod config;
@@ -20,6 +21,7 @@ mod embed;
 mod env;
 mod exec;
 mod files;
+mod idmap;
 pub mod image;
 mod launch;
 mod link;
@@ -35,6 +37,7 @@ mod sandbox;
 mod status;
 mod step;
 mod teardown;
+mod users;
 mod volume;
 mod worker;
 
@@ -44,6 +47,7 @@ pub use dial::DialError;
 pub use exec::{AttachRequest, ExecError, ExecRequest, ExecSession, Resizer};
 pub use logs::{LogError, LogOptions};
 pub use pod::devices::try_on as try_device_rules;
+pub use status::OWN_CONDITIONS;
 #[cfg(feature = "faults")]
 pub use step::Step;
 

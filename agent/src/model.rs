@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -32,6 +32,7 @@ pub struct Metadata {
 pub struct PodSpec {
     pub containers: Vec<Container>,
     pub init_containers: Vec<Container>,
+    pub ephemeral_containers: Vec<Container>,
     pub volumes: Vec<Volume>,
     pub restart_policy: RestartPolicy,
     pub termination_grace_period_seconds: Option<i64>,
@@ -54,6 +55,8 @@ pub struct PodSpec {
     pub dns_config: Option<DnsConfig>,
     pub host_aliases: Vec<HostAlias>,
     pub readiness_gates: Vec<Value>,
+    pub runtime_class_name: Option<String>,
+    pub image_pull_secrets: Vec<SecretRef>,
     pub security_context: PodSecurity,
 }
 
@@ -88,11 +91,18 @@ pub struct HostAlias {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct SecretRef {
+    pub name: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodSecurity {
     pub run_as_user: Option<u32>,
     pub run_as_group: Option<u32>,
     pub run_as_non_root: Option<bool>,
+    pub app_armor_profile: Option<AppArmorProfile>,
     pub supplemental_groups: Vec<u32>,
     pub supplemental_groups_policy: Option<String>,
     pub fs_group: Option<u32>,
@@ -105,6 +115,14 @@ pub struct PodSecurity {
 pub struct Sysctl {
     pub name: String,
     pub value: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AppArmorProfile {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub localhost_profile: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -141,6 +159,8 @@ pub struct Container {
     pub startup_probe: Option<Probe>,
     /// `Always` makes an init container a sidecar.
     pub restart_policy: Option<String>,
+    /// Whose processes an ephemeral container sees.
+    pub target_container_name: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -197,7 +217,7 @@ pub struct EnvFrom {
     pub secret_ref: Option<KeyRef>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Resources {
     pub limits: BTreeMap<String, Value>,
@@ -227,6 +247,7 @@ pub struct Security {
     pub allow_privilege_escalation: Option<bool>,
     pub capabilities: Capabilities,
     pub proc_mount: Option<String>,
+    pub app_armor_profile: Option<AppArmorProfile>,
     pub seccomp_profile: Option<SeccompProfile>,
 }
 
@@ -411,8 +432,19 @@ impl Container {
 }
 
 impl PodSpec {
+    /// All but the ephemeral ones, which say nothing about the pod.
     pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
         self.init_containers.iter().chain(&self.containers)
+    }
+
+    /// The list that a container is in, as events name it.
+    pub fn field_of(&self, name: &str) -> &'static str {
+        let is_in = |list: &[Container]| list.iter().any(|container| container.name == name);
+        match () {
+            () if is_in(&self.init_containers) => "spec.initContainers",
+            () if is_in(&self.ephemeral_containers) => "spec.ephemeralContainers",
+            () => "spec.containers",
+        }
     }
 
     /// The user that every container is to run as, when they all say the same.
@@ -425,8 +457,13 @@ impl PodSpec {
         if let [user] = users[..] { Some(user) } else { None }
     }
 
+    /// Its root is nobody on the host.
+    pub fn has_own_users(&self) -> bool {
+        self.host_users == Some(false)
+    }
+
     pub fn container(&self, name: &str) -> Option<&Container> {
-        self.all_containers().find(|container| container.name == name)
+        self.all_containers().chain(&self.ephemeral_containers).find(|container| container.name == name)
     }
 }
 

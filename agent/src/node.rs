@@ -8,12 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use api::sysctl::Allowed;
 use serde_json::Value;
 
+use crate::apparmor::AppArmor;
 use crate::boundary::{EventKind, PodEvent, PodNetwork, PodRef, Upstream};
 use crate::config::Config;
 use crate::embed::PodExecutable;
 use crate::image::ImageStore;
 use crate::link::PodLink;
 use crate::record::Records;
+use crate::users::Ranges;
 
 pub struct Node {
     pub _lock: std::fs::File,
@@ -25,6 +27,8 @@ pub struct Node {
     pub executable: PodExecutable,
     pub cgroups: Cgroups,
     pub addresses: Addresses,
+    pub users: Ranges,
+    pub apparmor: AppArmor,
     pub live: Mutex<Live>,
     /// Counts changes of `live`, for those who wait for one.
     pub changes: tokio::sync::watch::Sender<u64>,
@@ -64,6 +68,16 @@ impl Node {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Other pods may have what this one had.
+    pub fn take_back(&self, ip: Option<IpAddr>, users: Option<pod::protocol::IdRange>) {
+        if let Some(ip) = ip {
+            self.addresses.release(ip);
+        }
+        if let Some(users) = users {
+            self.users.release(users);
+        }
+    }
+
     pub fn pod_run(&self, uid: &str) -> PathBuf {
         self.config.run_dir.join("pods").join(uid)
     }
@@ -94,13 +108,12 @@ impl Node {
     pub async fn event(
         &self,
         pod: &PodRef,
-        container: Option<&str>,
+        field_path: Option<String>,
         kind: EventKind,
         reason: &'static str,
         message: String,
     ) {
         tracing::debug!(pod = %pod.name, uid = %pod.uid, reason, message, "event");
-        let field_path = container.map(|name| format!("spec.containers{{{name}}}"));
         self.upstream.event(PodEvent { pod: pod.clone(), field_path, kind, reason, message }).await;
     }
 }

@@ -1,5 +1,6 @@
 //! A container's OCI `config.json`: a pure function of the pod, the image and what was resolved before.
 
+pub mod devices;
 pub mod seccomp;
 pub mod user;
 
@@ -25,7 +26,12 @@ pub struct Inputs<'a> {
     pub mounts: Vec<Mount>,
     /// The namespace to join instead of one of its own.
     pub pid_namespace: Option<PathBuf>,
+    /// The pod's own users.
+    pub user_namespace: Option<PathBuf>,
+    pub apparmor: Option<String>,
     pub cgroup_v2: bool,
+    /// Device files beside those that every container has.
+    pub devices: Vec<Value>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -80,7 +86,7 @@ pub fn config(inputs: &Inputs<'_>) -> Result<Value, SpecError> {
         "cgroupsPath": inputs.cgroup,
         "resources": resources(&inputs.container.resources, security.privileged)?,
         "namespaces": namespaces(inputs),
-        "devices": [],
+        "devices": inputs.devices,
     });
     if !security.privileged {
         if security.proc_mount.as_deref() != Some("Unmasked") {
@@ -122,6 +128,9 @@ pub fn process(inputs: &Inputs<'_>, command: &[String], terminal: bool) -> Resul
         "cwd": working_folder(inputs.container, inputs.image),
         "capabilities": {"bounding": capabilities, "permitted": capabilities, "effective": capabilities},
     });
+    if let Some(profile) = &inputs.apparmor {
+        process["apparmorProfile"] = json!(profile);
+    }
     if inputs.user.uid != 0 {
         // Another user than root has them in the bounding set only, as the kernel would on execve.
         process["capabilities"]["permitted"] = json!([]);
@@ -240,6 +249,9 @@ fn namespaces(inputs: &Inputs<'_>) -> Value {
         None if inputs.spec.host_pid => {}
         None => namespaces.push(json!({"type": "pid"})),
     }
+    if let Some(path) = &inputs.user_namespace {
+        namespaces.push(json!({"type": "user", "path": path}));
+    }
     if inputs.cgroup_v2 {
         namespaces.push(json!({"type": "cgroup"}));
     }
@@ -335,7 +347,10 @@ mod tests {
             cgroup: "/kubepods/podx/c".into(),
             mounts: Vec::new(),
             pid_namespace: None,
+            user_namespace: None,
+            apparmor: None,
             cgroup_v2: false,
+            devices: Vec::new(),
         };
         change(&mut inputs);
         config(&inputs)

@@ -52,6 +52,8 @@ pub fn plan(spec: &PodSpec, record: &Record, now: Timestamp, started: &dyn Fn(&s
         let finished = Some(Finished { succeeded, reason: None, message: None });
         return Plan { finished, initialized: true, ..Plan::default() };
     }
+    // They are for looking at a pod that is in trouble: nothing of it is waited for.
+    plan.start.extend(spec.ephemeral_containers.iter().filter(|c| of(c).current.is_none()).map(|c| c.name.clone()));
     if !plan_init(spec, record, &of, now, started, &mut plan) {
         return plan;
     }
@@ -117,6 +119,10 @@ fn plan_container(
         },
         Some(run) => {
             let Some(end) = &run.end else { return };
+            if run.outdated {
+                plan.start.push(container.name.clone());
+                return;
+            }
             if !restarts(policy, end.exit_code) {
                 return;
             }
@@ -145,7 +151,10 @@ fn retry_at(record: &ContainerRecord, now: Timestamp) -> Option<Timestamp> {
 }
 
 /// The back-off to remember when a container that has run before is started again at `now`.
-pub fn next_back_off(record: &ContainerRecord, now: Timestamp) -> BackOff {
+pub fn next_back_off(record: &ContainerRecord, now: Timestamp) -> Option<BackOff> {
+    if record.current.as_ref().is_some_and(|run| run.outdated) {
+        return None; // it was not at fault
+    }
     let ran = record.current.as_ref().and_then(|run| {
         let end = run.end.as_ref()?;
         Some(end.finished_at?.duration_since(run.started_at?))
@@ -154,7 +163,7 @@ pub fn next_back_off(record: &ContainerRecord, now: Timestamp) -> BackOff {
         Some(back_off) if ran.is_none_or(|ran| ran < RESET_AFTER) => (back_off.seconds * 2).min(MAX_BACK_OFF),
         _ => FIRST_BACK_OFF,
     };
-    BackOff { seconds, since: now }
+    Some(BackOff { seconds, since: now })
 }
 
 #[cfg(test)]
@@ -176,6 +185,7 @@ mod tests {
             pod: crate::boundary::PodRef { namespace: "n".into(), name: "p".into(), uid: "u".into() },
             object: std::sync::Arc::default(),
             ip: None,
+            users: None,
             started_at: at(0),
             sandboxes: 1,
             boot: String::new(),
@@ -250,6 +260,31 @@ mod tests {
     }
 
     #[test]
+    fn a_container_whose_image_changed_begins_anew_whatever_the_policy() {
+        for policy in ["Always", "OnFailure", "Never"] {
+            let spec = spec(json!({"restartPolicy": policy, "containers": [{"name": "a"}]}));
+            let mut stopped = ended(0, 1, Some(300));
+            stopped.current.as_mut().unwrap().outdated = true;
+            let plan = plan_at(&spec, &[("a", stopped.clone())], 1);
+            assert_eq!((plan.start.as_slice(), plan.finished), (["a".to_owned()].as_slice(), None), "{policy}");
+            assert_eq!(next_back_off(&stopped, at(1)), None);
+        }
+    }
+
+    #[test]
+    fn ephemeral_containers_run_once_beside_whatever_the_pod_does() {
+        let spec =
+            spec(json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [{"name": "a"}],
+            "ephemeralContainers": [{"name": "e"}]}));
+        assert_eq!(plan_at(&spec, &[], 0).start, ["e", "i"]);
+        assert_eq!(plan_at(&spec, &[("e", running()), ("i", running())], 0).start, Vec::<String>::new());
+        let over = [("e", ended(1, 1, None)), ("i", ended(0, 1, None)), ("a", running())];
+        assert_eq!(plan_at(&spec, &over, 1).start, Vec::<String>::new(), "it does not run again");
+        let through = [("e", running()), ("i", ended(0, 1, None)), ("a", ended(0, 1, None))];
+        assert!(plan_at(&spec, &through, 1).finished.unwrap().succeeded, "it does not hold the pod");
+    }
+
+    #[test]
     fn restart_policies() {
         for (policy, code, restarted, succeeded) in [
             ("Always", 0, true, None),
@@ -284,11 +319,11 @@ mod tests {
         let mut seconds = Vec::new();
         let mut container = ended(1, 1, None);
         for _ in 0..7 {
-            let back_off = next_back_off(&container, at(1));
+            let back_off = next_back_off(&container, at(1)).unwrap();
             seconds.push(back_off.seconds);
             container.back_off = Some(back_off);
         }
         assert_eq!(seconds, [10, 20, 40, 80, 160, 300, 300]);
-        assert_eq!(next_back_off(&ended(1, 601, Some(300)), at(601)).seconds, 10);
+        assert_eq!(next_back_off(&ended(1, 601, Some(300)), at(601)).unwrap().seconds, 10);
     }
 }

@@ -61,19 +61,28 @@ pub struct Target {
 /// The running probes of a pod's containers.
 #[derive(Debug, Default)]
 pub struct Probes {
-    tasks: HashMap<String, Vec<JoinHandle<()>>>,
+    tasks: HashMap<String, Vec<(Kind, JoinHandle<()>)>>,
 }
 
 impl Probes {
     pub fn start(&mut self, target: Target, run: &str, kind: Kind, probe: Probe, to: mpsc::UnboundedSender<Command>) {
         let name = target.container.name.clone();
         let task = tokio::spawn(watch(target, run.to_owned(), kind, probe, to));
-        self.tasks.entry(name).or_default().push(task);
+        self.tasks.entry(name).or_default().push((kind, task));
     }
 
     pub fn stop(&mut self, container: &str) {
-        for task in self.tasks.remove(container).into_iter().flatten() {
+        for (_, task) in self.tasks.remove(container).into_iter().flatten() {
             task.abort();
+        }
+    }
+
+    /// Of a container that is to end: nothing restarts it any more.
+    pub fn keep_readiness(&mut self, container: &str) {
+        if let Some(tasks) = self.tasks.get_mut(container) {
+            for (_, task) in tasks.extract_if(.., |(kind, _)| *kind != Kind::Readiness) {
+                task.abort();
+            }
         }
     }
 
@@ -154,19 +163,29 @@ pub async fn run_handler(target: &Target, handler: &Handler, timeout: Duration) 
         return Ok(());
     }
     if let Some(http) = &handler.http_get {
-        return http::get(target, http, timeout).await;
+        return http::get(&address(target, &http.port, http.host.as_deref())?, http, timeout).await;
     }
     if let Some(grpc) = &handler.grpc {
-        return grpc::check(target, grpc, timeout).await;
+        return grpc::check(&address(target, &grpc.port, None)?, &grpc.service, timeout).await;
     }
     if let Some(tcp) = &handler.tcp_socket {
         let address = address(target, &tcp.port, tcp.host.as_deref())?;
         return match tokio::time::timeout(timeout, TcpStream::connect(&address)).await {
-            Ok(connected) => connected.map(drop).map_err(|error| format!("dial tcp {address}: {error}")),
+            Ok(connected) => connected.map(drop).map_err(|error| dial_error(&address, &error)),
             Err(_) => Err(format!("dial tcp {address}: i/o timeout")),
         };
     }
     Err("no handler".to_owned())
+}
+
+/// A connection that did not come about, in the words that events have for it.
+fn dial_error(address: &str, error: &dyn std::error::Error) -> String {
+    let text = error.to_string();
+    // The library adds the number, and begins with a capital.
+    let words = text.split(" (os error").next().unwrap_or_default();
+    let mut letters = words.chars();
+    let first = letters.next().map(|letter| letter.to_ascii_lowercase());
+    format!("dial tcp {address}: connect: {}{}", first.map(String::from).unwrap_or_default(), letters.as_str())
 }
 
 /// What an event may say of a command's output.
@@ -243,6 +262,12 @@ fn address(target: &Target, port: &Value, host: Option<&str>) -> Result<String, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refused_connections_in_the_usual_words() {
+        let error = std::io::Error::from_raw_os_error(libc::ECONNREFUSED);
+        assert_eq!(dial_error("10.0.0.1:80", &error), "dial tcp 10.0.0.1:80: connect: connection refused");
+    }
 
     #[test]
     fn thresholds() {

@@ -9,11 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use pod::protocol::IdRange;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::boundary::PodRef;
 use crate::disk;
+use crate::model::Resources;
+use crate::oci::user::User;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
@@ -21,6 +24,9 @@ pub struct Record {
     /// The pod as last seen, so that its containers restart while the API server is away.
     pub object: Arc<Value>,
     pub ip: Option<IpAddr>,
+    /// What stands for its own users, when it has any.
+    #[serde(default)]
+    pub users: Option<IdRange>,
     /// When this node took the pod.
     pub started_at: Timestamp,
     /// How many sandboxes it has had; 0 before the first.
@@ -65,6 +71,17 @@ pub struct Run {
     pub id: String,
     pub image: String,
     pub image_id: String,
+    /// The image as the pod asked for it then; empty from releases that did not note it.
+    #[serde(default)]
+    pub asked: String,
+    /// It was stopped because the pod asks for another image by now.
+    #[serde(default)]
+    pub outdated: bool,
+    /// As whom its first process began, and with which resources; not known of releases that did not note it.
+    #[serde(default)]
+    pub user: Option<User>,
+    #[serde(default)]
+    pub resources: Option<Resources>,
     pub stop_signal: Option<String>,
     /// The number of the sandbox it was begun in; 0 from releases that did not note it.
     #[serde(default)]
@@ -83,6 +100,11 @@ pub enum Progress<'a> {
 }
 
 impl Run {
+    /// Whether the pod asks for another image than this run's.
+    pub fn differs(&self, image: &str) -> bool {
+        !self.asked.is_empty() && self.asked != image
+    }
+
     pub fn was_in(&self, sandbox: u32) -> bool {
         self.sandbox == sandbox || self.sandbox == 0
     }
@@ -189,6 +211,7 @@ mod tests {
             pod: PodRef { namespace: "default".into(), name: "web".into(), uid: uid.into() },
             object: Arc::default(),
             ip: Some("10.0.0.2".parse().unwrap()),
+            users: None,
             started_at: "2024-01-01T00:00:00Z".parse().unwrap(),
             sandboxes: 1,
             boot: String::new(),

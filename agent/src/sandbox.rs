@@ -84,7 +84,7 @@ impl Presence {
 pub async fn spawn(node: &Node, pod: &Pod, record: &Record) -> Result<Sandbox, SandboxError> {
     let uid = &record.pod.uid;
     let folder = node.pod_run(uid);
-    let setup_file = write_setup(node, pod, uid).map_err(SandboxError::Folders)?;
+    let setup_file = write_setup(node, pod, record).map_err(SandboxError::Folders)?;
     Step::WriteSetup.done();
     let log = File::options().create(true).append(true).open(folder.join("pod.log")).map_err(SandboxError::Folders)?;
     let setup = File::open(setup_file).map_err(SandboxError::Folders)?;
@@ -112,16 +112,24 @@ pub async fn spawn(node: &Node, pod: &Pod, record: &Record) -> Result<Sandbox, S
     Ok(sandbox)
 }
 
-fn write_setup(node: &Node, pod: &Pod, uid: &str) -> io::Result<PathBuf> {
-    let (folder, setup) = (node.pod_run(uid), setup(node, pod, uid));
-    disk::create_folder(&folder, 0o700)?;
+fn write_setup(node: &Node, pod: &Pod, record: &Record) -> io::Result<PathBuf> {
+    let (folder, setup) = (node.pod_run(&record.pod.uid), setup(node, pod, record));
+    match record.users {
+        None => disk::create_folder(&folder, 0o700)?,
+        // The pod's own root passes through on its way to the containers' root file systems.
+        Some(range) => {
+            disk::create_folder(&folder, 0o710)?;
+            std::os::unix::fs::chown(&folder, None, Some(range.first))?;
+        }
+    }
     fs::create_dir_all(&setup.state_dir)?;
     let file = folder.join("setup.json");
     fs::write(&file, serde_json::to_vec(&setup)?)?;
     Ok(file)
 }
 
-fn setup(node: &Node, pod: &Pod, uid: &str) -> Setup {
+fn setup(node: &Node, pod: &Pod, record: &Record) -> Setup {
+    let uid = &record.pod.uid;
     let folder = node.pod_run(uid);
     Setup {
         uid: uid.to_owned(),
@@ -134,7 +142,7 @@ fn setup(node: &Node, pod: &Pod, uid: &str) -> Setup {
         host_ipc: pod.spec.host_ipc,
         share_pid: pod.spec.share_process_namespace,
         seccomp_cache: Some(node.config.run_dir.join("seccomp")),
-        users: None,
+        users: record.users,
         sysctls: sysctls(&pod.spec),
     }
 }
@@ -143,7 +151,7 @@ fn setup(node: &Node, pod: &Pod, uid: &str) -> Setup {
 fn sysctls(spec: &PodSpec) -> BTreeMap<String, String> {
     let own_network = !spec.host_network;
     // Groups beyond those of the pod's own user namespace are no valid range there.
-    let own_users = spec.host_users == Some(false);
+    let own_users = spec.has_own_users();
     let defaults = [
         ("net.ipv4.ip_unprivileged_port_start", "0", own_network),
         ("net.ipv4.ping_group_range", "0 2147483647", own_network && !own_users),

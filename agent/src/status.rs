@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use crate::model::{Container, Pod, RestartPolicy};
+use crate::model::{Container, Pod, PodSpec, RestartPolicy, VolumeMount};
+use crate::oci::user::User;
 use crate::record::{ContainerRecord, End, Progress, Record, Run};
 
 /// Why a container isn't running.
@@ -58,12 +59,20 @@ pub fn status(inputs: &Inputs<'_>) -> Value {
         out.insert("podIP".into(), json!(ip));
         out.insert("podIPs".into(), json!([{"ip": ip}]));
     }
-    let statuses: Vec<Value> = spec.containers.iter().map(|c| container_status(inputs, c, false)).collect();
+    let rejected = inputs.record.finished.is_some() && inputs.record.sandboxes == 0;
+    if rejected {
+        return Value::Object(out); // nothing of it was ever here
+    }
+    let statuses: Vec<Value> = spec.containers.iter().map(|c| container_status(inputs, c, Role::Main)).collect();
     out.insert("conditions".into(), conditions(inputs, &statuses, terminal));
     out.insert("containerStatuses".into(), Value::Array(statuses));
     if !spec.init_containers.is_empty() {
-        let statuses: Vec<Value> = spec.init_containers.iter().map(|c| container_status(inputs, c, true)).collect();
-        out.insert("initContainerStatuses".into(), Value::Array(statuses));
+        let statuses = spec.init_containers.iter().map(|c| container_status(inputs, c, Role::Init));
+        out.insert("initContainerStatuses".into(), statuses.collect());
+    }
+    if !spec.ephemeral_containers.is_empty() {
+        let statuses = spec.ephemeral_containers.iter().map(|c| container_status(inputs, c, Role::Ephemeral));
+        out.insert("ephemeralContainerStatuses".into(), statuses.collect());
     }
     if let Some(generation) = inputs.pod.metadata.generation {
         out.insert("observedGeneration".into(), json!(generation));
@@ -90,42 +99,75 @@ fn phase(inputs: &Inputs<'_>) -> &'static str {
     if inputs.initialized && spec.containers.iter().all(started) { "Running" } else { "Pending" }
 }
 
-fn container_status(inputs: &Inputs<'_>, container: &Container, init: bool) -> Value {
+/// Which of a pod's lists a container is in.
+#[derive(Clone, Copy, PartialEq)]
+enum Role {
+    Init,
+    Main,
+    Ephemeral,
+}
+
+fn container_status(inputs: &Inputs<'_>, container: &Container, role: Role) -> Value {
     let none = ContainerRecord::default();
     let record = inputs.record.containers.get(&container.name).unwrap_or(&none);
     let running = record.running();
     let health = inputs.health.get(&container.name).copied();
-    let plain_init = init && !container.is_sidecar();
-    let ready = if plain_init {
-        record.end().is_some_and(|end| end.exit_code == 0)
-    } else {
-        running && health.is_some_and(|health| health.ready)
+    let plain_init = role == Role::Init && !container.is_sidecar();
+    let ready = match role {
+        Role::Ephemeral => false,
+        _ if plain_init => record.end().is_some_and(|end| end.exit_code == 0),
+        _ => running && health.is_some_and(|health| health.ready),
     };
-    let started = running && if plain_init { true } else { health.is_some_and(|health| health.started) };
     let mut status = json!({
         "name": container.name,
-        "state": state(inputs, container, record, init),
+        "state": state(inputs, container, record, role),
         "lastState": {},
         "ready": ready,
         "restartCount": record.restarts(),
         "image": container.image,
         "imageID": "",
-        "started": started,
     });
+    if role != Role::Ephemeral {
+        status["started"] = json!(running && (plain_init || health.is_some_and(|health| health.started)));
+    }
     if let Some(run) = &record.current {
         status["image"] = json!(run.image);
         status["imageID"] = json!(run.image_id);
         status["containerID"] = json!(format!("amphipod://{}", run.id));
+        if let Some(User { uid, gid, groups }) = &run.user {
+            status["user"] = json!({"linux": {"uid": uid, "gid": gid, "supplementalGroups": groups}});
+        }
     }
+    if !container.volume_mounts.is_empty() {
+        status["volumeMounts"] = container.volume_mounts.iter().map(volume_mount).collect();
+    }
+    let limit = message_bytes(inputs);
     if waits(inputs, container, record) {
         // What ended last is history once the state says "waiting".
         if let Some(end) = record.end().or(record.last.as_ref()) {
-            status["lastState"] = json!({"terminated": terminated(end)});
+            status["lastState"] = json!({"terminated": terminated(end, limit)});
         }
     } else if let Some(end) = &record.last {
-        status["lastState"] = json!({"terminated": terminated(end)});
+        status["lastState"] = json!({"terminated": terminated(end, limit)});
     }
     status
+}
+
+fn volume_mount(mount: &VolumeMount) -> Value {
+    let mut out = json!({"name": mount.name, "mountPath": mount.mount_path});
+    if mount.read_only {
+        let recursive = mount.recursive_read_only.as_deref().is_some_and(|mode| mode != "Disabled");
+        out["readOnly"] = json!(true);
+        out["recursiveReadOnly"] = json!(if recursive { "Enabled" } else { "Disabled" });
+    }
+    out
+}
+
+/// How much of each termination message there is room for: 12 KiB for all of the pod's.
+fn message_bytes(inputs: &Inputs<'_>) -> usize {
+    let spec = &inputs.pod.spec;
+    let count = spec.containers.len() + spec.init_containers.len() + spec.ephemeral_containers.len();
+    (12 << 10) / count.max(1)
 }
 
 /// An ended container shows as waiting while it waits for its next run.
@@ -133,14 +175,15 @@ fn waits(inputs: &Inputs<'_>, container: &Container, record: &ContainerRecord) -
     !record.running() && (record.current.is_none() || inputs.waiting.contains_key(&container.name))
 }
 
-fn state(inputs: &Inputs<'_>, container: &Container, record: &ContainerRecord, init: bool) -> Value {
+fn state(inputs: &Inputs<'_>, container: &Container, record: &ContainerRecord, role: Role) -> Value {
+    let init = role == Role::Init;
     if let Some(Progress::Running(started_at)) = record.current.as_ref().map(Run::progress) {
         return json!({"running": {"startedAt": seconds(started_at)}});
     }
     if let (Some(end), false) = (record.end(), inputs.waiting.contains_key(&container.name)) {
-        return json!({"terminated": terminated(end)});
+        return json!({"terminated": terminated(end, message_bytes(inputs))});
     }
-    let default = if inputs.initialized || init || inputs.pod.spec.init_containers.is_empty() {
+    let default = if inputs.initialized || role != Role::Main || inputs.pod.spec.init_containers.is_empty() {
         "ContainerCreating"
     } else {
         "PodInitializing"
@@ -157,7 +200,7 @@ fn state(inputs: &Inputs<'_>, container: &Container, record: &ContainerRecord, i
     }
 }
 
-fn terminated(end: &End) -> Value {
+fn terminated(end: &End, message_bytes: usize) -> Value {
     let mut out = json!({
         "exitCode": end.exit_code,
         "reason": end.reason,
@@ -166,7 +209,7 @@ fn terminated(end: &End) -> Value {
         "containerID": format!("amphipod://{}", end.id),
     });
     if let Some(message) = &end.message {
-        out["message"] = json!(message);
+        out["message"] = json!(message[..message.floor_char_boundary(message_bytes)]);
     }
     out
 }
@@ -188,7 +231,7 @@ pub fn merge(seen: &Value, written: &Value) -> Value {
     Value::Object(out)
 }
 
-const OWN_FIELDS: [&str; 9] = [
+const OWN_FIELDS: [&str; 10] = [
     "phase",
     "startTime",
     "hostIP",
@@ -197,10 +240,15 @@ const OWN_FIELDS: [&str; 9] = [
     "podIPs",
     "containerStatuses",
     "initContainerStatuses",
+    "ephemeralContainerStatuses",
     "observedGeneration",
 ];
-const OWN_CONDITIONS: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+/// Conditions that are the agent's alone: one that it does not write is gone.
+pub const OWN_CONDITIONS: [&str; 6] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled", RESIZE];
+const RESIZE: &str = "PodResizePending";
+/// What the condition says, and an event.
+pub const NO_RESIZE: &str = "this node does not change the resources of containers that run";
 
 /// Conditions of the kubelet, with those of others kept.
 fn conditions(inputs: &Inputs<'_>, statuses: &[Value], terminal: bool) -> Value {
@@ -235,10 +283,23 @@ fn conditions(inputs: &Inputs<'_>, statuses: &[Value], terminal: bool) -> Value 
         ("ContainersReady", containers),
         ("PodScheduled", (true, None, None)),
     ];
-    let is_own = |condition: &Value| own.iter().any(|(kind, _)| condition["type"] == *kind);
+    let is_own = |condition: &Value| OWN_CONDITIONS.iter().any(|kind| condition["type"] == *kind);
     let mut list: Vec<Value> = old.iter().filter(|condition| !is_own(condition)).cloned().collect();
+    if resize_pending(&inputs.pod.spec, inputs.record) {
+        let pending = (true, Some("Infeasible"), Some(NO_RESIZE.to_owned()));
+        list.push(condition(inputs, &old, RESIZE, &pending));
+    }
     list.extend(own.iter().map(|(kind, found)| condition(inputs, &old, kind, found)));
     Value::Array(list)
+}
+
+/// Whether the pod asks for other resources than its containers were started with.
+pub fn resize_pending(spec: &PodSpec, record: &Record) -> bool {
+    spec.containers.iter().any(|container| {
+        let run = record.containers.get(&container.name).and_then(|record| record.current.as_ref());
+        let running = run.filter(|run| run.end.is_none()).and_then(|run| run.resources.as_ref());
+        running.is_some_and(|resources| *resources != container.resources)
+    })
 }
 
 type Found = (bool, Option<&'static str>, Option<String>);
@@ -298,6 +359,7 @@ fn seconds(time: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Resources;
     use crate::record::Finished;
 
     fn at(second: i64) -> Timestamp {
@@ -328,6 +390,7 @@ mod tests {
             pod: crate::boundary::PodRef { namespace: "n".into(), name: "p".into(), uid: "u".into() },
             object: std::sync::Arc::default(),
             ip: Some("10.0.0.2".parse().unwrap()),
+            users: None,
             started_at: at(0),
             sandboxes: 1,
             boot: String::new(),
@@ -406,6 +469,52 @@ mod tests {
         assert_eq!(status["phase"], "Running");
         assert_eq!(container["state"]["waiting"]["reason"], "CrashLoopBackOff");
         assert_eq!(container["lastState"]["terminated"]["exitCode"], 1);
+    }
+
+    #[test]
+    fn a_rejected_pod_has_no_containers_to_tell_of() {
+        let finished =
+            Finished { succeeded: false, reason: Some("SysctlForbidden".into()), message: Some("no".into()) };
+        let status = status_of(pod(), &[], &[], |record| {
+            (record.finished, record.sandboxes) = (Some(finished), 0);
+        });
+        assert_eq!((&status["phase"], &status["reason"]), (&json!("Failed"), &json!("SysctlForbidden")));
+        assert!(status.get("containerStatuses").is_none());
+    }
+
+    #[test]
+    fn ephemeral_containers_are_told_apart_and_count_for_nothing() {
+        let mut with = pod();
+        with["spec"]["ephemeralContainers"] = json!([{"name": "debug", "image": "busybox"}]);
+        let status = status_of(with, &[("a", run(None)), ("debug", run(Some(1)))], &[], |_| {});
+        assert_eq!((&status["phase"], &condition(&status, "Ready")["status"]), (&json!("Running"), &json!("True")));
+        let debug = &status["ephemeralContainerStatuses"][0];
+        assert_eq!((&debug["name"], &debug["ready"]), (&json!("debug"), &json!(false)));
+        assert_eq!(debug["state"]["terminated"]["exitCode"], 1);
+        assert!(debug.get("started").is_none());
+    }
+
+    #[test]
+    fn messages_of_many_containers_share_the_room() {
+        let mut many = pod();
+        many["spec"]["containers"] = (0..4).map(|n| json!({"name": n.to_string()})).collect();
+        let mut ended = run(Some(1));
+        let message = "\u{e9}".repeat(2048);
+        ended.current.as_mut().unwrap().end.as_mut().unwrap().message = Some(message);
+        let status = status_of(many, &[("0", ended)], &[], |_| {});
+        let message = status["containerStatuses"][0]["state"]["terminated"]["message"].as_str().unwrap();
+        assert_eq!(message.len(), 3072);
+    }
+
+    #[test]
+    fn a_resize_is_said_to_be_out_of_reach() {
+        let mut running = run(None);
+        running.current.as_mut().unwrap().resources = Some(Resources::default());
+        assert!(!status_of(pod(), &[("a", running.clone())], &[], |_| {}).to_string().contains(RESIZE));
+        let mut resized = pod();
+        resized["spec"]["containers"][0]["resources"] = json!({"limits": {"cpu": "1"}});
+        let status = status_of(resized, &[("a", running)], &[], |_| {});
+        assert_eq!(condition(&status, RESIZE)["reason"], "Infeasible");
     }
 
     #[test]

@@ -101,7 +101,7 @@ steps! {
     RemoveLayers: Stage::Away(Part::Sandbox), "remove the containers' writable layers";
     UnmountVolumes: Stage::Away(Part::Runtime), "unmount the pod's volumes";
     RemoveRunFolder: Stage::Away(Part::Runtime), "remove the pod's run folder";
-    ReturnAddress: Stage::Finish, "note that the address is free";
+    ReturnAddress: Stage::Finish, "note that the address and the user ids are free";
     RemoveVolumes: Stage::Away(Part::Whole), "remove the pod's volumes";
     RemoveLogs: Stage::Away(Part::Whole), "remove the pod's logs";
 

@@ -31,6 +31,7 @@ use crate::status::{self, Health, Waiting};
 use crate::step::{Part, Step};
 use crate::teardown::tear_down;
 use crate::volume::{Place, Tokens};
+use stop::Kill;
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -63,6 +64,8 @@ pub struct Worker {
     stale: bool,
     tokens: Tokens,
     renew_at: Option<Timestamp>,
+    /// The pod asks for other resources, and nobody has been told yet that it cannot have them.
+    resized: bool,
     waiting: BTreeMap<String, Waiting>,
     health: BTreeMap<String, Health>,
     probes: Probes,
@@ -114,6 +117,7 @@ impl Worker {
             stale: false,
             tokens: Tokens::default(),
             renew_at: None,
+            resized: false,
             waiting: BTreeMap::new(),
             health: BTreeMap::new(),
             probes: Probes::default(),
@@ -179,6 +183,7 @@ impl Worker {
                 }
                 self.pod = Arc::new(pod);
                 if changed {
+                    self.resized = status::resize_pending(&self.pod.spec, &self.record);
                     self.stale = true; // labels and annotations show in volumes
                     self.save();
                 }
@@ -326,6 +331,10 @@ impl Worker {
         }
         self.reject().await;
         self.act_on_health().await;
+        self.act_on_images().await;
+        if std::mem::take(&mut self.resized) {
+            self.event(None, EventKind::Warning, "ResizeInfeasible", status::NO_RESIZE.to_owned()).await;
+        }
         if self.record.finished.is_none() && matches!(self.presence, Presence::Remains) {
             self.lost_sandbox().await;
         }
@@ -348,10 +357,28 @@ impl Worker {
         if self.record.sandboxes > 0 || self.record.finished.is_some() {
             return;
         }
-        let Err(Rejection { reason, message }) = admit(&self.pod.spec, &self.node.allowed_sysctls) else { return };
+        let Err(Rejection { reason, message }) = admit(&self.pod.spec, &self.node.allowed_sysctls, &self.node.apparmor)
+        else {
+            return;
+        };
         self.event(None, EventKind::Warning, reason, message.clone()).await;
         let message = Some(format!("Pod was rejected: {message}"));
         self.finish(Finished { succeeded: false, reason: Some(reason.into()), message }).await;
+    }
+
+    /// Ends containers for which the pod asks for another image by now; the plan begins them anew.
+    async fn act_on_images(&mut self) {
+        let pod = self.pod.clone();
+        for (name, _) in self.running_runs() {
+            let sidecars = pod.spec.init_containers.iter().filter(|container| container.is_sidecar());
+            let Some(container) = pod.spec.containers.iter().chain(sidecars).find(|c| c.name == name) else { continue };
+            let run = self.record.containers.get_mut(&name).and_then(|record| record.current.as_mut());
+            let Some(run) = run.filter(|run| run.differs(&container.image)) else { continue };
+            run.outdated = true;
+            self.save();
+            let message = format!("Container {name} definition changed, will be restarted");
+            self.stop_containers(Some(Kill { container: &name, grace: self.grace(), message })).await;
+        }
     }
 
     fn plan(&mut self) -> Plan {
@@ -386,11 +413,12 @@ impl Worker {
         self.leave_live();
         self.publish().await;
         self.clear(Part::Runtime).await;
-        if let Some(ip) = self.record.ip.take() {
+        let (ip, users) = (self.record.ip.take(), self.record.users.take());
+        if ip.is_some() || users.is_some() {
             self.save();
             Step::ReturnAddress.done();
-            self.node.addresses.release(ip);
         }
+        self.node.take_back(ip, users);
         self.cleared = true;
     }
 
@@ -487,7 +515,8 @@ impl Worker {
     }
 
     async fn event(&self, container: Option<&str>, kind: EventKind, reason: &'static str, message: String) {
-        self.node.event(&self.record.pod, container, kind, reason, message).await;
+        let field_path = container.map(|name| format!("{}{{{name}}}", self.pod.spec.field_of(name)));
+        self.node.event(&self.record.pod, field_path, kind, reason, message).await;
     }
 
     fn log_failure(&self, what: &'static str, error: &dyn std::error::Error) {

@@ -150,6 +150,19 @@ async fn the_end_of_a_termination_message_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_small_file_takes_no_room_from_the_host() {
+    let node = TestNode::start("small").await;
+    let script = "for f in /dev/termination-log /etc/hosts /etc/hostname; do head -c 50000000 /dev/zero >> $f || echo full; done";
+    let mut pod = pod("fills", json!({"command": ["sh", "-c", script]}));
+    pod["spec"]["restartPolicy"] = json!("Never");
+    node.agent().sync(Arc::new(pod.clone()));
+    node.wait_status(uid_of(&pod), "ended", |status| status["phase"] == "Succeeded").await;
+    let log = node.logs(uid_of(&pod), "main", agent::LogOptions::default()).await;
+    assert_eq!(log.matches("full").count(), 3, "{log}");
+    gone(&node, &pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn settings_of_the_machine_are_not_a_pods_to_change() {
     let node = TestNode::start("sysctl").await;
     let with = |name: &str, sysctl: &str, value: &str| {

@@ -70,7 +70,39 @@ async fn users_capabilities_and_the_root_file_system() {
     )
     .await;
     assert!(code == 0 && text.contains("Seccomp:\t0"), "{code} {text}");
+    let list = "cd /dev; for f in *; do if [ -c $f ] || [ -b $f ]; then echo $f; fi; done | sort";
+    let hosts = std::process::Command::new("sh").args(["-c", list]).output().unwrap();
+    let (_, inside) = sh(&node, &pod, list).await;
+    for device in String::from_utf8(hosts.stdout).unwrap().lines().filter(|name| *name != "console") {
+        assert!(inside.lines().any(|name| name == device), "{device} is not in the container: {inside}");
+    }
     gone(&node, &pod).await;
+}
+
+/// What this process opens ends with it: what a pod process inherits, its containers could reach.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_that_an_agent_opens_closes_on_exec() {
+    let inherited = left_open();
+    let node = TestNode::start("cloexec").await;
+    let pod = running(&node, "open", json!({"stdin": true}), |_| {}).await;
+    sh(&node, &pod, "true").await;
+    assert_eq!(left_open(), inherited);
+    gone(&node, &pod).await;
+}
+
+/// Descriptors beyond the standard ones that an executed program would inherit, and what they are.
+fn left_open() -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fdinfo").unwrap().flatten() {
+        let number: u32 = entry.file_name().to_str().unwrap().parse().unwrap();
+        let Ok(info) = std::fs::read_to_string(entry.path()) else { continue };
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+        if number > 2 && u32::from_str_radix(flags, 8).unwrap() & libc::O_CLOEXEC as u32 == 0 {
+            found.push(format!("{number} {:?}", std::fs::read_link(format!("/proc/self/fd/{number}"))));
+        }
+    }
+    found.sort();
+    found
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -159,4 +191,43 @@ async fn sidecars_and_hooks() {
     let killed: Vec<_> =
         api.events.iter().filter(|event| event.reason == "Killing").map(|event| event.message.as_str()).collect();
     assert_eq!(killed, ["Stopping container main", "Stopping container side"]);
+}
+
+/// A file system that goes when the test ends, however it ends.
+struct Below(std::path::PathBuf);
+
+impl Below {
+    fn mount(path: std::path::PathBuf) -> Below {
+        std::fs::create_dir(&path).unwrap();
+        let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&path).status().unwrap();
+        assert!(mounted.success());
+        Below(path)
+    }
+}
+
+impl Drop for Below {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount").args(["--lazy"]).arg(&self.0).status();
+        assert!(std::thread::panicking() || unmounted.unwrap().success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn read_only_down_to_the_last_mount_where_the_pod_says_so() {
+    let node = TestNode::start("recursive").await;
+    let folder = tempfile::tempdir().unwrap();
+    let _below = Below::mount(folder.path().join("below"));
+    let mount =
+        |to: &str, mode: &str| json!({"name": "h", "mountPath": to, "readOnly": true, "recursiveReadOnly": mode});
+    let mounts =
+        json!({"volumeMounts": [mount("/all", "Enabled"), mount("/maybe", "IfPossible"), mount("/top", "Disabled")]});
+    let path = folder.path().to_str().unwrap().to_owned();
+    let pod = running(&node, "recursive", mounts, |pod| {
+        pod["spec"]["volumes"] = json!([{"name": "h", "hostPath": {"path": path}}]);
+    })
+    .await;
+    let (_, text) = sh(&node, &pod, "for m in all maybe top; do touch /$m/below/$m && echo wrote $m; done").await;
+    gone(&node, &pod).await;
+    assert_eq!(text.matches("Read-only file system").count(), 2, "{text}");
+    assert!(text.contains("wrote top") && text.matches("wrote").count() == 1, "{text}");
 }

@@ -50,6 +50,8 @@ pub struct Api {
     pub config_maps: BTreeMap<String, Arc<Value>>,
     pub secrets: BTreeMap<String, Arc<Value>>,
     pub removed: BTreeSet<String>,
+    /// How many tokens were given.
+    pub tokens: u32,
 }
 
 /// The API server's part.
@@ -84,9 +86,13 @@ impl Upstream for FakeUpstream {
         found.ok_or_else(|| UpstreamError::NotFound(format!("secret {name:?}")))
     }
     async fn service_account_token(&self, request: &TokenRequest) -> Result<Token, UpstreamError> {
+        self.change(|api| api.tokens += 1);
         let token = format!("token-of-{}", request.service_account);
         let expires_at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(request.expiration_seconds);
         Ok(Token { token, expires_at })
+    }
+    async fn runtime_handler(&self, class: &str) -> Result<String, UpstreamError> {
+        Ok(class.to_owned()) // each class has a handler of its own name
     }
     async fn service_environment(&self, _: &str, _: bool) -> Result<Vec<(String, String)>, UpstreamError> {
         Ok(vec![("KUBERNETES_SERVICE_HOST".into(), "10.96.0.1".into())])

@@ -87,8 +87,8 @@ impl Client {
 
     /// The collection that a list or watch of ours looks at, if we may see what it selects.
     fn may_select(&self, verb: &str, resource: Resource, namespace: &str, fields: &Fields) -> Result<Target, Status> {
-        let target = self.target(resource, namespace, "", "")?;
         let node_name = fields.exact("spec.nodeName").map(str::to_owned);
+        let target = self.target(resource, namespace, "", "")?;
         let asked = Attributes { verb: verb.to_owned(), node_name, ..Attributes::of(&target) };
         self.engine().authorizer.check(self.engine(), &self.user, &asked)?;
         Ok(target)

@@ -206,7 +206,7 @@ pub enum FailureKind {
 pub struct State {
     pub version: u32,
     pub pid: i32,
-    /// The pod's own PID namespace, when its containers share one, as the pod process finds it.
+    /// The pod's own PID namespace, when its containers share one.
     pub pid_namespace: Option<PathBuf>,
     /// The user namespace of the pod's containers, when they have one of their own.
     #[serde(default)]

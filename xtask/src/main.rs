@@ -15,6 +15,7 @@ mod forward;
 mod netns;
 mod setup;
 mod test;
+mod vm;
 
 use cluster::Cluster;
 
@@ -74,6 +75,8 @@ enum Command {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Run a command on emulated machines with systemd, cgroup v2 and Debian's kernels
+    Vm(vm::Arguments),
     /// Check dependencies: licences, sources, crates that strangers can reach; advisories where RustSec's data is
     Deny,
     /// Carry connections from a listener on standard input
@@ -141,6 +144,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Test => test::test()?,
         Command::Soak { minutes, seed } => test::soak(minutes, seed)?,
         Command::Bench { words } => bench::bench(&words)?,
+        Command::Vm(arguments) => return vm::run(&arguments),
         Command::Deny => deny::deny()?,
         Command::Forward { to } => forward::forward(&to)?,
     }

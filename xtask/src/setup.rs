@@ -70,6 +70,13 @@ const BENCH_TOOLS: &[Tool] = &[
     command("dnsmasq", "dnsmasq-base", "a name server measured beside the cluster's"),
 ];
 
+/// Whole machines, emulated.
+const VM_TOOLS: &[Tool] = &[
+    command("qemu-system-x86_64", "qemu-system-x86", "emulates a machine with systemd and another kernel"),
+    command("mmdebstrap", "mmdebstrap", "makes the system that such a machine boots"),
+    command("mke2fs", "e2fsprogs", "makes its disks"),
+];
+
 /// A compiler with its library source and the LLVM it emits for, where rustup has no nightly with `rust-src`.
 const DEBIAN_COMPILER: &[Tool] = &[
     file("/usr/bin/rustc", "rustc-web", "compiles the eBPF programs"),
@@ -118,6 +125,11 @@ pub fn setup() -> Result<()> {
 /// The same for what benchmarks need on top.
 pub fn setup_bench() -> Result<()> {
     install_packages(&BENCH_TOOLS.iter().filter(|tool| !tool.probe.holds()).collect::<Vec<_>>())
+}
+
+/// The same for `cargo xtask vm`.
+pub fn setup_vm() -> Result<()> {
+    install_packages(&VM_TOOLS.iter().filter(|tool| !tool.probe.holds()).collect::<Vec<_>>())
 }
 
 /// Where cargo-installed tools of the project live.

@@ -165,6 +165,7 @@ impl Walk<'_> {
         let found = Found::child(self.last(), name)?;
         // What stands there now may not be what was made; a link is not touched, and followed by its own rule.
         if found.kind == FileType::Directory {
+            self.root.give(&found.file)?;
             std::fs::set_permissions(found.path(), Permissions::from_mode(mode))?;
         }
         Ok(found)
@@ -173,7 +174,11 @@ impl Walk<'_> {
     fn make_file(&self, name: &OsStr) -> io::Result<Found> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat(self.last(), name, flags, Mode::from_raw_mode(0o644)) {
-            Ok(_) | Err(Errno::EXIST) => Ok(Found::child(self.last(), name)?),
+            Ok(made) => {
+                self.root.give(&made)?;
+                Ok(Found::child(self.last(), name)?)
+            }
+            Err(Errno::EXIST) => Ok(Found::child(self.last(), name)?),
             Err(error) => Err(error.into()),
         }
     }

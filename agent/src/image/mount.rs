@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::store::Image;
 use crate::disk;
+use crate::idmap::{MapError, Users, show_layers};
 
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
@@ -15,8 +16,31 @@ pub enum MountError {
          system such as ext4 or xfs (a loop-mounted file will do)"
     )]
     OverlayOnOverlay { path: String },
+    #[error(transparent)]
+    Map(#[from] MapError),
+    #[error("unmount {path}")]
+    Hide { path: String, source: io::Error },
     #[error("create {path}")]
     Folder { path: String, source: io::Error },
+}
+
+/// Mounts `image` at `target`, writes going below `writable`; with `users` as a pod's own see it. Then the layers are
+/// shown to those users below `shown`, and what is written belongs to them on disk, too.
+pub fn mount_rootfs_for(
+    users: &Users,
+    image: &Image,
+    writable: &Path,
+    target: &Path,
+    shown: &Path,
+) -> Result<(), MountError> {
+    let layers = show_layers(users, &image.layers, shown)?;
+    let owned = Image { layers, ..image.clone() };
+    let mounted = mount_rootfs(&owned, writable, target);
+    // The overlay holds the layers itself from here on.
+    disk::unmount_below(shown).map_err(|source| MountError::Hide { path: shown.display().to_string(), source })?;
+    mounted?;
+    std::os::unix::fs::chown(writable.join("upper"), Some(users.first), Some(users.first))
+        .map_err(|source| MountError::Folder { path: writable.display().to_string(), source })
 }
 
 /// Mounts `image` at `target`, writes going below `writable`.

@@ -15,6 +15,7 @@ use oci_client::{Reference, RegistryOperation};
 use serde::Deserialize;
 use tokio::io::AsyncWrite;
 
+use super::credentials::{Credential, matching};
 use super::digest::Digest;
 use super::name::ImageName;
 
@@ -116,15 +117,23 @@ impl Registries {
         }
     }
 
-    /// The manifest behind a name, from the first endpoint that answers, and a source for its blobs.
-    pub async fn manifest(&self, name: &ImageName) -> Result<(Manifest, Source), RegistryError> {
+    /// The manifest behind a name, from the first endpoint that answers, and a source for its blobs. Each endpoint is
+    /// asked with the pod's credentials first, then with the node's.
+    pub async fn manifest(
+        &self,
+        name: &ImageName,
+        credentials: &[Credential],
+    ) -> Result<(Manifest, Source), RegistryError> {
         let mut last = None;
         for endpoint in self.endpoints(&name.registry) {
-            let source = Source::new(name, &endpoint, self.auth(&name.registry))?;
-            match source.manifest(&source.reference(name)).await {
-                Ok(manifest) => return Ok((manifest, source)),
-                Err(RegistryError::Pull { source, .. }) => last = Some(describe(name, &endpoint.host, *source)),
-                Err(error) => last = Some(error),
+            let own = self.auth(&name.registry);
+            for auth in matching(credentials, name).into_iter().chain([own]) {
+                let source = Source::new(name, &endpoint, auth)?;
+                match source.manifest(&source.reference(name)).await {
+                    Ok(manifest) => return Ok((manifest, source)),
+                    Err(RegistryError::Pull { source, .. }) => last = Some(describe(name, &endpoint.host, *source)),
+                    Err(error) => last = Some(error),
+                }
             }
         }
         Err(last.unwrap_or_else(|| RegistryError::NotFound { image: name.to_string() }))
@@ -334,7 +343,10 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Measured<W> {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod file_tests {
     use super::*;
 
     #[test]

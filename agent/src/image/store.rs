@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::credentials::Credential;
 use super::digest::{BadDigest, Digest};
 use super::name::{ImageName, InvalidName};
 use super::registry::{Descriptor, MAX_MANIFEST, Manifest, Registries, RegistryError, Source};
@@ -120,8 +121,13 @@ impl ImageStore {
         }
     }
 
-    /// Gets an image as the policy says.
-    pub async fn ensure(&self, name: &str, policy: PullPolicy) -> Result<Image, ImageError> {
+    /// Gets an image as the policy says, with the credentials of whoever wants it.
+    pub async fn ensure(
+        &self,
+        name: &str,
+        policy: PullPolicy,
+        credentials: &[Credential],
+    ) -> Result<Image, ImageError> {
         if !self.must_pull(name, policy)?
             && let Some(image) = self.find(name)?
         {
@@ -138,11 +144,11 @@ impl ImageStore {
         {
             return Ok(image);
         }
-        self.pull(&name).await
+        self.pull(&name, credentials).await
     }
 
-    async fn pull(&self, name: &ImageName) -> Result<Image, ImageError> {
-        let (manifest, source) = self.registries.manifest(name).await?;
+    async fn pull(&self, name: &ImageName, credentials: &[Credential]) -> Result<Image, ImageError> {
+        let (manifest, source) = self.registries.manifest(name, credentials).await?;
         let digest = manifest.digest.clone();
         if let Some(image) = self.load(name, &digest)? {
             self.remember(name, &digest)?;

@@ -7,11 +7,12 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::FileType;
 
-use super::{Launch, LaunchError, termination_file};
+use super::{Launch, LaunchError, small_files, termination_file};
 use crate::disk;
-use crate::door::{Folder, Found, Links, Missing};
+use crate::door::{Folder, Found, Links, Maker, Missing};
 use crate::env::expand;
 use crate::files::{Resolver, hosts, resolv_conf};
+use crate::idmap::{MapError, Users};
 use crate::model::VolumeMount;
 use crate::oci::{Mount, MountAccess, Propagation};
 use crate::volume::{Access, Place};
@@ -47,12 +48,13 @@ impl Launch<'_> {
         }
         let taken: Vec<String> = mounts.iter().map(|mount| mount.destination.clone()).collect();
         let message = self.container.termination_message_path.as_deref().unwrap_or(TERMINATION_LOG);
+        let folder = self.small_files()?;
         let message_file = termination_file(self.node, &self.record.pod.uid, self.run);
         fs::write(&message_file, "")?;
         fs::set_permissions(&message_file, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
         let mut own = vec![(message, message_file), ("/dev/shm", self.shared_memory()?)];
         for (destination, name, text) in self.etc_files() {
-            let path = self.node.pod_run(&self.record.pod.uid).join(name);
+            let path = folder.join(name);
             fs::write(&path, text)?;
             own.push((destination, path));
         }
@@ -62,6 +64,18 @@ impl Launch<'_> {
             }
         }
         Ok(mounts)
+    }
+
+    /// A file system for the files that containers of the pod may write and the agent made: one that fills them takes
+    /// no room from other pods, or from the host, whose run folder lies in memory.
+    fn small_files(&self) -> io::Result<PathBuf> {
+        let path = small_files(self.node, &self.record.pod.uid);
+        disk::create_folder(&path, 0o700)?;
+        if disk::mounts_below(&path)?.is_empty() {
+            let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+            disk::mount("amphipod", &path, "tmpfs", flags, "mode=700,size=4m,nr_inodes=4k")?;
+        }
+        Ok(path)
     }
 
     fn etc_files(&self) -> [(&'static str, &'static str, String); 3] {
@@ -141,10 +155,20 @@ impl Launch<'_> {
         Ok(place)
     }
 
+    /// Puts in place of each source one that shows its owners as the pod's own.
+    pub(super) fn show_mounts(&self, users: &Users, mounts: &mut [Mount]) -> Result<(), MapError> {
+        for (number, mount) in mounts.iter_mut().enumerate() {
+            let place = self.folder().join("mounts").join(number.to_string());
+            users.show(&mount.source, &place)?;
+            mount.source = place;
+        }
+        Ok(())
+    }
+
     /// Makes the places of mounts and the working folder as a process in the container would, links and all. What lies
     /// below another mount is that one's.
-    pub(super) fn make_places(&self, rootfs: &Path, mounts: &[Mount], cwd: &Path) -> io::Result<()> {
-        let root = Folder::open(rootfs)?;
+    pub(super) fn make_places(&self, rootfs: &Path, mounts: &[Mount], cwd: &Path, maker: Maker) -> io::Result<()> {
+        let root = Folder::open(rootfs)?.made_by(maker);
         for mount in mounts {
             let destination = Path::new(&mount.destination);
             if is_below_own(destination) || holder(mounts, destination).is_some() {

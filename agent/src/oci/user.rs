@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::door::Folder;
 use crate::model::{Container, PodSecurity};
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct User {
     pub uid: u32,
     pub gid: u32,

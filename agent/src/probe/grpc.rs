@@ -8,8 +8,7 @@ use http::{HeaderMap, Request};
 use pod::causes::chain;
 use tokio::net::TcpStream;
 
-use super::{Target, address};
-use crate::model::GrpcHandler;
+use super::dial_error;
 
 const METHOD: &str = "/grpc.health.v1.Health/Check";
 const SERVING: u64 = 1;
@@ -17,15 +16,16 @@ const UNIMPLEMENTED: &str = "12";
 /// An answer has a few bytes.
 const MAX_ANSWER: usize = 4096;
 
-pub async fn check(target: &Target, grpc: &GrpcHandler, timeout: Duration) -> Result<(), String> {
-    let address = address(target, &grpc.port, None)?;
+/// Asks the server at `address` for the health of one of its services, or of itself.
+pub async fn check(address: &str, service: &str, timeout: Duration) -> Result<(), String> {
     let deadline = tokio::time::Instant::now() + timeout;
-    let connected = tokio::time::timeout_at(deadline, TcpStream::connect(&address)).await;
+    let connected = tokio::time::timeout_at(deadline, TcpStream::connect(address)).await;
     let stream = connected.map_err(|_| {
         format!("timeout: failed to connect service {address:?} within {timeout:?}: context deadline exceeded")
     })?;
-    let stream = stream.map_err(|error| format!("error: failed to connect service at {address:?}: {error}"))?;
-    let called = tokio::time::timeout_at(deadline, call(stream, &address, &grpc.service)).await;
+    let stream = stream
+        .map_err(|error| format!("error: failed to connect service at {address:?}: {}", dial_error(address, &error)))?;
+    let called = tokio::time::timeout_at(deadline, call(stream, address, service)).await;
     let answer = called.map_err(|_| format!("timeout: health rpc did not complete within {timeout:?}"))?;
     match answer.map_err(|error| format!("error: health rpc probe failed: {}", chain(&error)))? {
         Answer { status: Some(code), message, .. } if code == UNIMPLEMENTED => Err(format!(
@@ -222,14 +222,19 @@ mod tests {
 
     #[tokio::test]
     async fn calls() {
-        let ask = |port: u16| async move {
-            let address = format!("127.0.0.1:{port}");
-            let stream = TcpStream::connect(&address).await.unwrap();
-            call(stream, &address, "web").await.unwrap()
-        };
-        let good = ask(serve(1, &[("grpc-status", "0")]).await).await;
-        assert_eq!((good.status.as_deref(), good.health), (Some("0"), SERVING));
-        let bad = ask(serve(2, &[("grpc-status", "12"), ("grpc-message", "no")]).await).await;
-        assert_eq!((bad.status.as_deref(), bad.message.as_str()), (Some(UNIMPLEMENTED), "no"));
+        let ask = |port: u16| async move { check(&format!("127.0.0.1:{port}"), "web", Duration::from_secs(10)).await };
+        assert_eq!(ask(serve(1, &[("grpc-status", "0")]).await).await, Ok(()));
+        let unhealthy = ask(serve(2, &[("grpc-status", "0")]).await).await.unwrap_err();
+        assert_eq!(unhealthy, "service unhealthy (responded with \"NOT_SERVING\")");
+        let absent = ask(serve(0, &[("grpc-status", "12"), ("grpc-message", "no")]).await).await.unwrap_err();
+        assert!(absent.contains("does not implement the grpc health protocol"), "{absent}");
+        let unknown = ask(serve(0, &[("grpc-status", "5"), ("grpc-message", "who")]).await).await.unwrap_err();
+        assert_eq!(unknown, "error: health rpc probe failed: rpc error: code = NotFound desc = who");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let silent = listener.local_addr().unwrap().to_string();
+        let late = check(&silent, "", Duration::from_millis(50)).await.unwrap_err();
+        assert_eq!(late, "timeout: health rpc did not complete within 50ms");
+        drop(listener);
+        assert!(check(&silent, "", Duration::from_secs(5)).await.unwrap_err().starts_with("error: failed to connect"));
     }
 }

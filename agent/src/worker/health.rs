@@ -6,13 +6,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Worker;
+use super::stop::Kill;
 use crate::boundary::EventKind;
 use crate::model::{Container, Probe};
 use crate::probe::{Kind, Target, Verdict, run_handler};
 use crate::status::Health;
 
-/// A hook has no time limit of its own but must not hold the pod for ever.
-const HOOK_TIMEOUT: Duration = Duration::from_secs(600);
+/// A hook has no time limit of its own; the pod may be stopped at any time.
+const HOOK_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Worker {
     /// Begins watching a container that has just been started (or adopted).
@@ -91,26 +92,33 @@ impl Worker {
             let seconds = own.or(pod.spec.termination_grace_period_seconds).unwrap_or(30).max(1);
             let what = kind.name().to_lowercase();
             let message = format!("Container {name} failed {what} probe, will be restarted");
-            self.event(Some(&name), EventKind::Normal, "Killing", message).await;
-            self.stop_containers(Some((&name, Duration::from_secs(seconds.unsigned_abs())))).await;
+            let grace = Duration::from_secs(seconds.unsigned_abs());
+            self.stop_containers(Some(Kill { container: &name, grace, message })).await;
         }
     }
 
-    /// A hook that fails costs the container its life, and the plan decides about the next.
+    /// A hook that fails costs the container its life, and the plan decides about the next. Until it is through the pod
+    /// waits with its next container, as the API says, but not with anything else.
     pub(super) async fn post_start(&mut self, container: &Container) {
         let Some(handler) = &container.lifecycle.post_start else { return };
-        if let Err(error) = run_handler(&self.target(container), handler, HOOK_TIMEOUT).await {
+        let target = self.target(container);
+        let Some(outcome) = self.unless_stopped(run_handler(&target, handler, HOOK_TIMEOUT)).await else { return };
+        if let Err(error) = outcome {
             let message = format!("PostStartHook failed: {error}");
             self.event(Some(&container.name), EventKind::Warning, "FailedPostStartHook", message).await;
-            self.stop_containers(Some((&container.name, Duration::from_secs(1)))).await;
+            let (container, message) = (container.name.as_str(), "FailedPostStartHook".to_owned());
+            self.stop_containers(Some(Kill { container, grace: self.grace(), message })).await;
         }
     }
 
-    pub(super) async fn pre_stop(&self, container: &Container, left: Duration) {
-        let Some(handler) = &container.lifecycle.pre_stop else { return };
-        if let Err(error) = run_handler(&self.target(container), handler, left).await {
-            let message = format!("PreStopHook failed: {error}");
-            self.event(Some(&container.name), EventKind::Warning, "FailedPreStopHook", message).await;
-        }
+    /// The container's hook, ready to be waited for.
+    pub(super) fn pre_stop(
+        &self,
+        container: &Container,
+        left: Duration,
+    ) -> Option<impl Future<Output = Result<(), String>> + use<>> {
+        let handler = container.lifecycle.pre_stop.clone()?;
+        let target = self.target(container);
+        Some(async move { run_handler(&target, &handler, left).await })
     }
 }

@@ -7,9 +7,10 @@ use pod::causes::chain;
 use pod::protocol::{FailureKind, Op};
 
 use super::{Wake, Worker};
+use crate::admit::absent_kind;
 use crate::boundary::EventKind;
-use crate::image::{Image, ImageError, PullPolicy};
-use crate::launch::{Launch, LaunchError, remove_run};
+use crate::image::{Credential, Image, ImageError, PullPolicy, of_secret};
+use crate::launch::{Launch, LaunchError, Launched, remove_run};
 use crate::link::LinkError;
 use crate::model::{Container, Volume};
 use crate::node::LivePod;
@@ -18,8 +19,10 @@ use crate::record::{BackOff, ContainerRecord, End, Run};
 use crate::sandbox::{self, Presence};
 use crate::status::Waiting;
 use crate::step::Step;
-use crate::volume::Volumes;
+use crate::volume::{VolumeError, Volumes};
 
+/// Runtimes that this one stands for: itself, and the one that it does the same as.
+const HANDLERS: [&str; 2] = ["amphipod", "runc"];
 /// When content that could not be had is asked for again, unless something changes before.
 const VOLUME_RETRY: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 /// The empty name: what concerns the pod as a whole.
@@ -69,6 +72,7 @@ impl Worker {
                 }
                 Err(error) => {
                     self.event(None, EventKind::Warning, "FailedMount", chain(&error)).await;
+                    self.say_absent(volume, &error);
                     complete &= self.keep_volume(&maker, volume);
                     Timestamp::now().checked_add(VOLUME_RETRY).ok()
                 }
@@ -82,6 +86,17 @@ impl Worker {
         self.renew_at = renew_at;
         Step::MakeVolumes.done();
         complete
+    }
+
+    /// What this node will never have is not waited for in silence.
+    fn say_absent(&mut self, volume: &Volume, error: &VolumeError) {
+        if absent_kind(volume).is_none() {
+            return;
+        }
+        let waiting = Waiting { reason: "CreateContainerConfigError", message: Some(chain(error)) };
+        let pod = self.pod.clone();
+        let names = pod.spec.all_containers().map(|container| container.name.clone());
+        self.waiting.extend(names.map(|name| (name, waiting.clone())));
     }
 
     /// A volume that once had its content keeps it when the content cannot be had again: containers go on with it.
@@ -107,10 +122,27 @@ impl Worker {
         made.is_ok()
     }
 
+    /// A class may ask for stronger walls than this runtime's: then there is no pod, rather than a weaker one.
+    async fn check_runtime(&self) -> Result<(), String> {
+        let class = self.pod.spec.runtime_class_name.as_deref().filter(|class| !class.is_empty());
+        let Some(class) = class else { return Ok(()) };
+        let handler = self.node.upstream.runtime_handler(class).await;
+        let handler = handler.map_err(|error| format!("failed to get sandbox runtime: {}", chain(&error)))?;
+        if HANDLERS.contains(&handler.as_str()) {
+            return Ok(());
+        }
+        Err(format!("failed to get sandbox runtime: no runtime for {handler:?} is configured"))
+    }
+
     async fn begin_sandbox(&mut self) -> Result<(), String> {
+        self.check_runtime().await?;
         if self.record.ip.is_none() && !self.pod.spec.host_network {
             let ip = self.node.addresses.take();
             self.record.ip = Some(ip.ok_or("no pod address is free on this node")?);
+        }
+        if self.record.users.is_none() && self.pod.spec.has_own_users() {
+            let users = self.node.users.take();
+            self.record.users = Some(users.ok_or("no user ids for another pod are free on this node")?);
         }
         self.record.sandboxes += 1;
         self.record.boot.clone_from(&self.node.boot);
@@ -211,8 +243,9 @@ impl Worker {
             self.event(Some(name), EventKind::Normal, "Pulling", format!("Pulling image {image:?}")).await;
             self.publish().await;
         }
+        let credentials = if pulling { self.pull_credentials().await } else { Vec::new() };
         let began = tokio::time::Instant::now();
-        let pulled = self.unless_stopped(node.images.ensure(image, policy)).await?;
+        let pulled = self.unless_stopped(node.images.ensure(image, policy, &credentials)).await?;
         match pulled {
             Ok(found) => {
                 let message = if pulling {
@@ -234,8 +267,30 @@ impl Worker {
         }
     }
 
+    /// What the pod's own secrets say about registries.
+    async fn pull_credentials(&self) -> Vec<Credential> {
+        let (mut found, mut missing) = (Vec::new(), Vec::new());
+        for reference in &self.pod.spec.image_pull_secrets {
+            match self.node.upstream.secret(&self.record.pod.namespace, &reference.name).await {
+                Ok(secret) => found.extend(of_secret(&secret)),
+                Err(error) => {
+                    self.log_failure("read an image pull secret", &error);
+                    missing.push(reference.name.clone());
+                }
+            }
+        }
+        if !missing.is_empty() {
+            let message = format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                missing.join(", ")
+            );
+            self.event(None, EventKind::Warning, "FailedToRetrieveImagePullSecret", message).await;
+        }
+        found
+    }
+
     /// Waits for something slow while commands and reports still are taken. `None` when the pod must stop meanwhile.
-    async fn unless_stopped<T>(&mut self, slow: impl Future<Output = T>) -> Option<T> {
+    pub(super) async fn unless_stopped<T>(&mut self, slow: impl Future<Output = T>) -> Option<T> {
         tokio::pin!(slow);
         loop {
             let wake = tokio::select! {
@@ -334,13 +389,17 @@ impl Worker {
         let record = self.record.containers.entry(container.name.clone()).or_default();
         let again = record.runs > 0 && record.end().is_some();
         if again {
-            record.back_off = Some(next_back_off(record, Timestamp::now()));
+            record.back_off = next_back_off(record, Timestamp::now());
         }
         let run = Run {
             name: format!("{}-{}", container.name, record.runs),
             id: format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple()),
             image: image.name.clone(),
             image_id: image.id.clone(),
+            asked: container.image.clone(),
+            outdated: false,
+            user: None,
+            resources: Some(container.resources.clone()),
             stop_signal: container.lifecycle.stop_signal.clone().or_else(|| image.config.stop_signal.clone()),
             sandbox: self.record.sandboxes,
             started_at: None,
@@ -372,15 +431,14 @@ impl Worker {
             number: self.record.containers.get(name).map_or(0, |record| record.runs.saturating_sub(1)),
             run: &run.name,
         };
-        let live = launch.create().await?;
+        let Launched { live, user } = launch.create().await?;
         Step::CreateContainer.done();
         self.event(Some(name), EventKind::Normal, "Created", format!("Created container: {name}")).await;
         link.tell(Op::Start { container: run.name.clone() }).await?;
         Step::StartContainer.done();
-        if let Some(run) = self.record.containers.get_mut(name).and_then(|record| record.current.as_mut())
-            && run.started_at.is_none()
-        {
-            run.started_at = Some(Timestamp::now());
+        if let Some(run) = self.record.containers.get_mut(name).and_then(|record| record.current.as_mut()) {
+            run.user = Some(user);
+            run.started_at.get_or_insert_with(Timestamp::now);
         }
         let uid = self.record.pod.uid.clone();
         let entry = || LivePod { link, containers: HashMap::new() };

@@ -15,8 +15,34 @@ use crate::step::{Part, Step};
 const DEFAULT_GRACE: i64 = 30;
 /// A pod whose object is gone has nobody to be graceful for; still it may finish a write.
 const GONE_GRACE: i64 = 1;
+/// What a container gets between its stop signal and SIGKILL, whatever was used up before.
+const LEAST_GRACE: Duration = Duration::from_secs(2);
 /// After SIGKILL only a process stuck in the kernel remains.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// One container that is to stop, and what is said about it.
+pub(super) struct Kill<'a> {
+    pub container: &'a str,
+    pub grace: Duration,
+    pub message: String,
+}
+
+/// How much of the pod stops, and in which time.
+#[derive(Clone, Copy)]
+enum Scope<'a> {
+    /// All of it, in the time that its object gives by now.
+    Pod,
+    Container(&'a Kill<'a>),
+}
+
+impl Scope<'_> {
+    fn grace(self, worker: &Worker) -> Duration {
+        match self {
+            Scope::Pod => worker.grace(),
+            Scope::Container(kill) => kill.grace,
+        }
+    }
+}
 
 impl Worker {
     /// Ends the pod for good.
@@ -41,9 +67,7 @@ impl Worker {
             self.log_failure("remove the pod's record", &error);
         }
         Step::RemoveRecord.done();
-        if let Some(ip) = self.record.ip {
-            self.node.addresses.release(ip);
-        }
+        self.node.take_back(self.record.ip, self.record.users);
     }
 
     async fn say_removed(&mut self) {
@@ -66,28 +90,29 @@ impl Worker {
         }
     }
 
-    fn grace(&self) -> Duration {
+    pub(super) fn grace(&self) -> Duration {
         let metadata = &self.pod.metadata;
         let asked = metadata.deletion_grace_period_seconds.or(self.pod.spec.termination_grace_period_seconds);
         let seconds = if self.gone { GONE_GRACE } else { asked.unwrap_or(DEFAULT_GRACE).max(1) };
         Duration::from_secs(seconds.unsigned_abs())
     }
 
-    /// Stops all containers, or one. Sidecars go after the main containers.
-    pub(super) async fn stop_containers(&mut self, only: Option<(&str, Duration)>) {
+    /// Stops all containers, or one. Sidecars go after the main containers, the last one first.
+    pub(super) async fn stop_containers(&mut self, only: Option<Kill<'_>>) {
         if self.presence.sandbox().is_none() {
             return;
         }
         let (began, pod) = (Instant::now(), self.pod.clone());
-        let chosen = |container: &&Container| only.is_none_or(|(name, _)| container.name == name);
-        let sidecars: Vec<&Container> = pod.spec.init_containers.iter().filter(chosen).collect();
-        let main: Vec<&Container> = pod.spec.containers.iter().filter(chosen).collect();
-        for group in [main, sidecars.into_iter().rev().collect()] {
-            self.stop_group(&group, began, only.map(|(_, grace)| grace)).await;
+        let chosen = |container: &&Container| only.as_ref().is_none_or(|kill| container.name == kill.container);
+        let main = pod.spec.containers.iter().chain(&pod.spec.ephemeral_containers).filter(chosen).collect();
+        let sidecars = pod.spec.init_containers.iter().rev().filter(chosen).map(|container| vec![container]);
+        let scope = only.as_ref().map_or(Scope::Pod, Scope::Container);
+        for group in std::iter::once(main).chain(sidecars) {
+            self.stop_group(&group, began, scope).await;
         }
     }
 
-    async fn stop_group(&mut self, group: &[&Container], began: Instant, grace: Option<Duration>) {
+    async fn stop_group(&mut self, group: &[&Container], began: Instant, scope: Scope<'_>) {
         let running = self.running_runs();
         let group: Vec<(&Container, String)> = group
             .iter()
@@ -100,22 +125,30 @@ impl Worker {
             return;
         }
         for (container, _) in &group {
-            self.probes.stop(&container.name);
-            let message = format!("Stopping container {}", container.name);
+            let message = match scope {
+                Scope::Pod => {
+                    // Services are to know how a pod fares that still serves its last requests.
+                    self.probes.keep_readiness(&container.name);
+                    format!("Stopping container {}", container.name)
+                }
+                Scope::Container(kill) => {
+                    self.probes.stop(&container.name);
+                    kill.message.clone()
+                }
+            };
             self.event(Some(&container.name), EventKind::Normal, "Killing", message).await;
         }
-        let left = |worker: &Worker| {
-            (began + grace.unwrap_or_else(|| worker.grace())).saturating_duration_since(Instant::now())
-        };
-        let hooks = group.iter().map(|(container, _)| self.pre_stop(container, left(self)));
-        futures::future::join_all(hooks).await;
+        let runs: Vec<String> = group.iter().map(|(_, run)| run.clone()).collect();
+        let containers: Vec<&Container> = group.iter().map(|(container, _)| *container).collect();
+        self.run_pre_stop(&containers, &runs, |worker| began + scope.grace(worker)).await;
         for (container, run) in &group {
             let signal = self.stop_signal(&container.name);
             self.signal(run, signal).await;
         }
         Step::SignalContainers.done();
-        let runs: Vec<String> = group.into_iter().map(|(_, run)| run).collect();
-        self.wait_for_ends(&runs, |worker| began + grace.unwrap_or_else(|| worker.grace())).await;
+        // However long the hooks took.
+        let least = Instant::now() + if self.gone { Duration::ZERO } else { LEAST_GRACE };
+        self.wait_for_ends(&runs, |worker| (began + scope.grace(worker)).max(least)).await;
         for run in &runs {
             if self.runs(run) {
                 self.signal(run, libc::SIGKILL).await;
@@ -127,6 +160,42 @@ impl Worker {
         self.save();
     }
 
+    /// Runs the hooks of containers until all are through, none of the containers runs any more, or time is up.
+    async fn run_pre_stop(&mut self, group: &[&Container], runs: &[String], deadline: impl Fn(&Worker) -> Instant) {
+        let left = deadline(self).saturating_duration_since(Instant::now());
+        let hooks =
+            group.iter().filter_map(|container| Some((container.name.clone(), self.pre_stop(container, left)?)));
+        let hooks: Vec<_> = hooks.map(|(name, hook)| async move { (name, hook.await) }).collect();
+        if hooks.is_empty() {
+            return;
+        }
+        let hooks = futures::future::join_all(hooks);
+        tokio::pin!(hooks);
+        while runs.iter().any(|run| self.runs(run)) {
+            let at = deadline(self);
+            let wake = tokio::select! {
+                outcomes = &mut hooks => {
+                    for (name, outcome) in outcomes {
+                        self.tell_pre_stop(&name, outcome).await;
+                    }
+                    return;
+                }
+                wake = self.wait(Some(at)) => wake,
+            };
+            self.while_stopping(wake, at).await;
+            if Instant::now() >= deadline(self) {
+                return;
+            }
+        }
+    }
+
+    async fn tell_pre_stop(&self, name: &str, outcome: Result<(), String>) {
+        if let Err(error) = outcome {
+            let message = format!("PreStopHook failed: {error}");
+            self.event(Some(name), EventKind::Warning, "FailedPreStopHook", message).await;
+        }
+    }
+
     fn runs(&self, run: &str) -> bool {
         self.presence.sandbox().is_some() && self.running_runs().iter().any(|(_, running)| running == run)
     }
@@ -134,21 +203,25 @@ impl Worker {
     async fn wait_for_ends(&mut self, runs: &[String], deadline: impl Fn(&Worker) -> Instant) {
         while runs.iter().any(|run| self.runs(run)) {
             let at = deadline(self);
-            match self.wait(Some(at)).await {
-                Wake::Command(Some(Command::Gone)) => self.gone = true,
-                Wake::Command(Some(command)) => self.take(command),
-                Wake::Command(None) => tokio::time::sleep_until(at).await, // told to leave: the kernel objects stay
-                Wake::Link(Some(event @ LinkEvent::Exited(_))) => self.heard(Some(event)),
-                Wake::Link(_) => {
-                    self.presence.lose();
-                    return;
-                }
-                Wake::Deadline => {}
-            }
+            let wake = self.wait(Some(at)).await;
+            self.while_stopping(wake, at).await;
             if Instant::now() >= deadline(self) {
                 return;
             }
         }
+    }
+
+    /// Takes what comes while containers end; what it changes is told at once.
+    async fn while_stopping(&mut self, wake: Wake, deadline: Instant) {
+        match wake {
+            Wake::Command(Some(Command::Gone)) => self.gone = true,
+            Wake::Command(Some(command)) => self.take(command),
+            Wake::Command(None) => tokio::time::sleep_until(deadline).await, // told to leave: the kernel objects stay
+            Wake::Link(Some(event @ LinkEvent::Exited(_))) => self.heard(Some(event)),
+            Wake::Link(_) => self.presence.lose(),
+            Wake::Deadline => {}
+        }
+        self.publish().await;
     }
 
     async fn signal(&self, run: &str, signal: i32) {

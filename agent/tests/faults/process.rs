@@ -131,6 +131,9 @@ impl Upstream for Teller {
     async fn service_account_token(&self, _: &TokenRequest) -> Result<Token, UpstreamError> {
         Err(UpstreamError::Refused("no tokens here".into()))
     }
+    async fn runtime_handler(&self, class: &str) -> Result<String, UpstreamError> {
+        Err(UpstreamError::NotFound(class.to_owned()))
+    }
     async fn service_environment(&self, _: &str, _: bool) -> Result<Vec<(String, String)>, UpstreamError> {
         Ok(Vec::new())
     }

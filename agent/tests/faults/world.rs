@@ -61,7 +61,7 @@ fn pull_image(folder: &Path) {
     fs::write(folder.join("data/agent.lock"), "").unwrap();
     let store = ImageStore::open(&folder.join("data/images"), Registries::load(&registries).unwrap()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(store.ensure("busybox", PullPolicy::IfNotPresent)).unwrap();
+    runtime.block_on(store.ensure("busybox", PullPolicy::IfNotPresent, &[])).unwrap();
 }
 
 /// A network namespace with an uplink, held by a process that ends with its standard input.

@@ -39,9 +39,7 @@ pub async fn register(settings: &Settings, client: &Client) -> Result<Cidr> {
     };
     let update = |current: &Value| {
         let mut next = current.clone();
-        for (key, value) in facts.as_object().into_iter().flatten() {
-            next["status"][key] = value.clone();
-        }
+        merge(&mut next["status"], &facts);
         next["status"]["conditions"] = json!(conditions(&current["status"]["conditions"]));
         Ok(next)
     };
@@ -51,6 +49,16 @@ pub async fn register(settings: &Settings, client: &Client) -> Result<Cidr> {
         .with_context(|| format!("cannot write the status of node {name}"))?;
     renew_once(name, client).await.context("cannot write this node's lease")?;
     Ok(cidr)
+}
+
+/// What this node has, into what others say of it: amounts of resources that it does not know stay.
+fn merge(status: &mut Value, facts: &Value) {
+    for (key, value) in facts.as_object().into_iter().flatten() {
+        match (key.as_str(), value, status[key].as_object_mut()) {
+            ("capacity" | "allocatable", Value::Object(own), Some(all)) => all.extend(own.clone()),
+            _ => status[key] = value.clone(),
+        }
+    }
 }
 
 async fn existing_cidr(found: &Value, settings: &Settings, client: &Client) -> Result<Cidr> {
@@ -135,6 +143,8 @@ fn facts(settings: &Settings) -> Result<Value> {
         "capacity": amounts,
         "allocatable": amounts,
         "addresses": [{"type": "InternalIP", "address": settings.ip.to_string()}, {"type": "Hostname", "address": settings.name}],
+        "features": {"supplementalGroupsPolicy": true},
+        "runtimeHandlers": [{"name": "", "features": {"recursiveReadOnlyMounts": true}}],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": 0}},
         "nodeInfo": {
             "machineID": read("/etc/machine-id"),
@@ -245,6 +255,19 @@ async fn revive(name: &str, client: &Client) -> Result<(), Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn resources_of_others_outlast_a_start() {
+        let mut status = json!({"capacity": {"cpu": "1", "example.com/fpga": "2"}, "allocatable": {"example.com/fpga": "1"},
+            "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}], "volumesInUse": ["x"]});
+        let facts = json!({"capacity": {"cpu": "4"}, "allocatable": {"cpu": "4"}, "addresses": []});
+        merge(&mut status, &facts);
+        assert_eq!(
+            status,
+            json!({"capacity": {"cpu": "4", "example.com/fpga": "2"},
+            "allocatable": {"cpu": "4", "example.com/fpga": "1"}, "addresses": [], "volumesInUse": ["x"]})
+        );
+    }
 
     #[test]
     fn conditions_keep_the_time_of_their_last_change() {

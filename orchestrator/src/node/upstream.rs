@@ -104,6 +104,11 @@ impl Upstream for ApiUpstream {
         Ok(Token { token: text("token"), expires_at })
     }
 
+    async fn runtime_handler(&self, class: &str) -> Result<String, UpstreamError> {
+        let found = self.client.get(Resource::new("node.k8s.io", "runtimeclasses"), "", class).await.map_err(failed)?;
+        Ok(found["handler"].as_str().unwrap_or_default().to_owned())
+    }
+
     async fn service_environment(&self, namespace: &str, links: bool) -> Result<Vec<(String, String)>, UpstreamError> {
         let mut services: Vec<Arc<Service>> = self.caches.services.get("default", "kubernetes").into_iter().collect();
         if links {
@@ -129,11 +134,12 @@ impl Upstream for ApiUpstream {
     }
 }
 
-/// Conditions that others wrote (PodScheduled, readiness gates) stay.
+/// Conditions that others wrote (readiness gates) stay.
 fn keep_foreign_conditions(stored: &Value, status: &mut Value) {
     let own = status["conditions"].as_array().cloned().unwrap_or_default();
-    let foreign =
-        stored.as_array().into_iter().flatten().filter(|old| !own.iter().any(|mine| mine["type"] == old["type"]));
+    let is_agents = |old: &Value| old["type"].as_str().is_some_and(|kind| agent::OWN_CONDITIONS.contains(&kind));
+    let is_written = |old: &Value| own.iter().any(|mine| mine["type"] == old["type"]);
+    let foreign = stored.as_array().into_iter().flatten().filter(|old| !is_agents(old) && !is_written(old));
     let all: Vec<Value> = own.iter().chain(foreign).cloned().collect();
     status["conditions"] = json!(all);
 }
@@ -193,12 +199,12 @@ mod tests {
     fn conditions_of_others_stay() {
         let mut status = json!({"conditions": [{"type": "Ready", "status": "True"}]});
         keep_foreign_conditions(
-            &json!([{"type": "Ready", "status": "False"}, {"type": "PodScheduled", "status": "True"}]),
+            &json!([{"type": "Ready", "status": "False"}, {"type": "example.com/gate", "status": "True"}]),
             &mut status,
         );
         assert_eq!(
             status["conditions"],
-            json!([{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}])
+            json!([{"type": "Ready", "status": "True"}, {"type": "example.com/gate", "status": "True"}])
         );
     }
 }

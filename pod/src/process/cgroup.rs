@@ -36,6 +36,15 @@ impl Membership {
         self.folders.iter().find(|folder| folder.controllers.is_empty()).map(|folder| folder.path.as_path())
     }
 
+    /// Moves the process into a cgroup2 folder of this name below its own.
+    pub fn move_down(&mut self, name: &str, pid: i32) -> io::Result<()> {
+        for folder in self.folders.iter_mut().filter(|folder| folder.controllers.is_empty()) {
+            folder.path.push(name);
+            move_into(&folder.path, pid)?;
+        }
+        Ok(())
+    }
+
     /// How many processes the kernel killed here for want of memory.
     pub fn oom_kills(&self) -> u64 {
         let v1 = self.folders.iter().find(|folder| folder.controllers.split(',').any(|name| name == "memory"));

@@ -335,12 +335,10 @@ pub enum Pumped {
 /// Puts a created container, which does not run yet, where it belongs and under the rules for its devices.
 fn settle(pid: i32, name: &str, spec: &Spec, setup: &Setup) -> Result<(OwnedFd, Membership), Failure> {
     let pidfd = sys::pidfd_open(pid).map_err(internal("pidfd"))?;
-    let wire = internal("find the container's cgroups");
-    let mut cgroups = Membership::of(pid).map_err(&wire)?;
+    let mut cgroups = Membership::of(pid).map_err(internal("find the container's cgroups"))?;
     if cgroups.unified() == Some(setup.cgroup.as_path()) {
         // v1 controllers hold its limits, and no cgroup2 folder is its own yet.
-        cgroup::move_into(&setup.cgroup.join(name), pid).map_err(internal("make the container's cgroup"))?;
-        cgroups = Membership::of(pid).map_err(&wire)?;
+        cgroups.move_down(name, pid).map_err(internal("make the container's cgroup"))?;
     }
     let folder = cgroups.unified().ok_or_else(|| failure(FailureKind::Internal, "the container is in no cgroup2"))?;
     confine::restrict_devices(spec, folder).map_err(internal("restrict the container's devices"))?;
@@ -368,6 +366,8 @@ struct Making<'a> {
     executor: Option<Confined>,
     /// The user of its program, as the host counts.
     user: u32,
+    /// Open as long as the configuration names it.
+    _namespace: Option<File>,
 }
 
 impl<'a> Making<'a> {
@@ -385,18 +385,23 @@ impl<'a> Making<'a> {
         }
         let user = spec.process().as_ref().map_or(0, |process| process.user().uid());
         let user = if has_own_users(spec) { setup.host_id(user) } else { user };
-        let Confinement::Filter(filter) = confinement else {
-            return Ok(Making { request, state_dir, bundle: request.bundle.clone(), executor: None, user });
+        let mut own = spec.clone();
+        let executor = match confinement {
+            Confinement::Filter(filter) => Some(Confined::prepare(&mut own, filter.clone())),
+            Confinement::None | Confinement::Profile(_) => None,
         };
-        let mut spec = spec.clone();
-        let executor = Some(Confined::prepare(&mut spec, filter.clone()));
-        if let Some(root) = spec.root_mut() {
+        let namespace = if has_own_users(spec) { pin_pid_namespace(&mut own)? } else { None };
+        if executor.is_none() && namespace.is_none() {
+            let bundle = request.bundle.clone();
+            return Ok(Making { request, state_dir, bundle, executor, user, _namespace: namespace });
+        }
+        if let Some(root) = own.root_mut() {
             root.set_path(request.bundle.join(root.path()));
         }
         let bundle = own_bundle(state_dir, &request.container);
         fs::create_dir_all(&bundle)?;
-        fs::write(bundle.join("config.json"), serde_json::to_vec(&spec)?)?;
-        Ok(Making { request, state_dir, bundle, executor, user })
+        fs::write(bundle.join("config.json"), serde_json::to_vec(&own)?)?;
+        Ok(Making { request, state_dir, bundle, executor, user, _namespace: namespace })
     }
 
     fn builder(&self) -> Result<ContainerBuilder, Failure> {
@@ -420,6 +425,19 @@ impl<'a> Making<'a> {
             .build()
             .map_err(|error| cannot_create(&error))
     }
+}
+
+/// A child that has become one of the pod's users may not look up a PID namespace to enter by a process any more, but it
+/// has what this process holds open.
+fn pin_pid_namespace(spec: &mut Spec) -> io::Result<Option<File>> {
+    let namespaces = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
+    let pid = namespaces.into_iter().flatten().find(|namespace| namespace.typ() == LinuxNamespaceType::Pid);
+    let Some((path, namespace)) = pid.and_then(|namespace| Some((namespace.path().clone()?, namespace))) else {
+        return Ok(None);
+    };
+    let file = File::open(&path).map_err(|error| sys::context(error, format!("open {}", path.display())))?;
+    namespace.set_path(Some(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))));
+    Ok(Some(file))
 }
 
 fn own_bundle(state_dir: &Path, container: &str) -> PathBuf {

@@ -17,19 +17,14 @@ pub struct Pod {
     _lock: File,
     /// The first process of the PID namespace that the containers share.
     pub init: Option<i32>,
-    /// The user namespace that the containers share, when it is not the host's, and then the PID namespace of `init`:
-    /// who has entered the one could not look the other up any more.
+    /// The user namespace that the containers share, when it is not the host's.
     pub users: Option<OwnedFd>,
-    init_namespace: Option<File>,
     /// A dead child makes this readable.
     pub wake: OwnedFd,
 }
 
 impl Pod {
     pub fn pid_namespace(&self) -> Option<PathBuf> {
-        if let Some(kept) = &self.init_namespace {
-            return Some(PathBuf::from(format!("/proc/self/fd/{}", kept.as_raw_fd())));
-        }
         self.init.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/pid")))
     }
 
@@ -50,8 +45,7 @@ pub fn prepare(setup: &Setup) -> io::Result<Pod> {
     Step::MakeNamespaces.done();
     let init = if setup.share_pid { Some(start_init(setup, users.as_ref())?) } else { None };
     Step::StartInit.done();
-    let namespace = init.filter(|_| users.is_some()).map(|pid| File::open(format!("/proc/{pid}/ns/pid")));
-    Ok(Pod { _lock: lock, init, users, init_namespace: namespace.transpose()?, wake })
+    Ok(Pod { _lock: lock, init, users, wake })
 }
 
 /// Taking the lock fails when another pod process of this pod lives.

@@ -50,6 +50,33 @@ fn a_working_folder_that_became_a_way_out_is_refused() {
     }
 }
 
+/// The same for a container's first process, whose working folder may lie in a volume that an earlier run wrote to.
+#[test]
+fn a_first_process_finds_no_way_out_either() {
+    let mut pod = TestPod::start("start-cwd", |_| {});
+    let link = pod.path("rootfs").join("work");
+    let ways =
+        (0..32).map(|number| format!("/proc/self/fd/{number}")).chain(["/proc/self/cwd".into(), "/proc/1/cwd".into()]);
+    for (number, way) in ways.enumerate() {
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(&way, &link).unwrap();
+        let name = format!("c{number}");
+        let mut config = pod.config(&name, "sleep 1000");
+        config["process"]["cwd"] = json!("/work");
+        if let Outcome::Started(pid) = pod.create(&name, &config) {
+            assert!(is_inside(pid), "{way}");
+            pod.call(Op::Delete { container: name }, &[]);
+        }
+    }
+}
+
+/// Whether the way up from a process's working folder leads to its root.
+fn is_inside(pid: i32) -> bool {
+    let identity = |path: String| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).unwrap();
+    let root = identity(format!("/proc/{pid}/root"));
+    (0..16).any(|up| identity(format!("/proc/{pid}/cwd{}", "/..".repeat(up))) == root)
+}
+
 /// As with the container's own start, an image's folder that is closed to the user is still a place to work in.
 #[test]
 fn a_working_folder_closed_to_its_user_is_entered() {
