@@ -15,6 +15,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use super::cgroup::{self, Membership};
 use super::confine;
 use super::filter::{Confined, Confinement};
+use super::hierarchies;
 use super::log::Log;
 use super::sys;
 use crate::causes::chain;
@@ -391,7 +392,8 @@ impl<'a> Making<'a> {
             Confinement::None | Confinement::Profile(_) => None,
         };
         let namespace = if has_own_users(spec) { pin_pid_namespace(&mut own)? } else { None };
-        if executor.is_none() && namespace.is_none() {
+        let replaced = hierarchies::show_own(&mut own)?;
+        if executor.is_none() && namespace.is_none() && !replaced {
             let bundle = request.bundle.clone();
             return Ok(Making { request, state_dir, bundle, executor, user, _namespace: namespace });
         }
