@@ -99,6 +99,30 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     out
 }
 
+/// A small file system for a test; it goes when the test ends, however it ends.
+#[cfg(test)]
+pub struct TestDisk(tempfile::TempDir);
+
+#[cfg(test)]
+impl TestDisk {
+    pub fn new(options: &str) -> TestDisk {
+        let folder = tempfile::tempdir().unwrap();
+        mount("tmpfs", folder.path(), "tmpfs", 0, options).unwrap();
+        TestDisk(folder)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+#[cfg(test)]
+impl Drop for TestDisk {
+    fn drop(&mut self) {
+        unmount_below(self.0.path()).unwrap();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -171,11 +171,21 @@ pub async fn run_handler(target: &Target, handler: &Handler, timeout: Duration) 
     if let Some(tcp) = &handler.tcp_socket {
         let address = address(target, &tcp.port, tcp.host.as_deref())?;
         return match tokio::time::timeout(timeout, TcpStream::connect(&address)).await {
-            Ok(connected) => connected.map(drop).map_err(|error| format!("dial tcp {address}: {error}")),
+            Ok(connected) => connected.map(drop).map_err(|error| dial_error(&address, &error)),
             Err(_) => Err(format!("dial tcp {address}: i/o timeout")),
         };
     }
     Err("no handler".to_owned())
+}
+
+/// A connection that did not come about, in the words that events have for it.
+fn dial_error(address: &str, error: &dyn std::error::Error) -> String {
+    let text = error.to_string();
+    // The library adds the number, and begins with a capital.
+    let words = text.split(" (os error").next().unwrap_or_default();
+    let mut letters = words.chars();
+    let first = letters.next().map(|letter| letter.to_ascii_lowercase());
+    format!("dial tcp {address}: connect: {}{}", first.map(String::from).unwrap_or_default(), letters.as_str())
 }
 
 /// What an event may say of a command's output.
@@ -252,6 +262,12 @@ fn address(target: &Target, port: &Value, host: Option<&str>) -> Result<String, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refused_connections_in_the_usual_words() {
+        let error = std::io::Error::from_raw_os_error(libc::ECONNREFUSED);
+        assert_eq!(dial_error("10.0.0.1:80", &error), "dial tcp 10.0.0.1:80: connect: connection refused");
+    }
 
     #[test]
     fn thresholds() {

@@ -52,12 +52,10 @@ mod tests {
 
     #[test]
     fn the_reserve_is_not_given_away() {
-        let folder = tempfile::tempdir().unwrap();
-        crate::disk::mount("tmpfs", folder.path(), "tmpfs", 0, "size=20m").unwrap();
+        let folder = crate::disk::TestDisk::new("size=20m");
         let empty = Room::at(folder.path()).unwrap();
         std::fs::write(folder.path().join("much"), vec![0; 19 << 20]).unwrap();
         let full = Room::at(folder.path()).unwrap();
-        crate::disk::unmount_below(folder.path()).unwrap();
         assert_eq!((empty.bytes, full.bytes), (19 << 20, 0));
         empty.check(folder.path(), 1 << 20).unwrap();
         let refused = full.check(folder.path(), 0).unwrap_err().to_string();

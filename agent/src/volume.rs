@@ -278,6 +278,59 @@ fn check_host_path(host_path: &HostPath) -> Result<PathBuf, ContentError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+
+    /// No API server is asked.
+    struct Nobody;
+
+    #[async_trait::async_trait]
+    impl Upstream for Nobody {
+        async fn write_status(&self, _: &crate::boundary::PodRef, _: serde_json::Value) -> Result<(), UpstreamError> {
+            Ok(())
+        }
+        async fn event(&self, _: crate::boundary::PodEvent) {}
+        async fn config_map(&self, _: &str, name: &str) -> Result<Arc<serde_json::Value>, UpstreamError> {
+            Err(UpstreamError::NotFound(name.into()))
+        }
+        async fn secret(&self, _: &str, name: &str) -> Result<Arc<serde_json::Value>, UpstreamError> {
+            Err(UpstreamError::NotFound(name.into()))
+        }
+        async fn service_account_token(&self, _: &TokenRequest) -> Result<crate::boundary::Token, UpstreamError> {
+            Err(UpstreamError::Refused("no tokens".into()))
+        }
+        async fn runtime_handler(&self, class: &str) -> Result<String, UpstreamError> {
+            Err(UpstreamError::NotFound(class.into()))
+        }
+        async fn service_environment(&self, _: &str, _: bool) -> Result<Vec<(String, String)>, UpstreamError> {
+            Ok(Vec::new())
+        }
+        async fn pod_removed(&self, _: &crate::boundary::PodRef) -> Result<(), UpstreamError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_takes_no_more_volumes_and_keeps_those_it_has() {
+        let disk = disk::TestDisk::new("size=8m");
+        let facts = Facts { node_name: "n".into(), host_ip: "1".into(), pod_ip: None };
+        let (pod, tokens, durable) = (Pod::default(), Tokens::default(), disk.path().join("volumes"));
+        let maker = Volumes {
+            upstream: &Nobody,
+            pod: &pod,
+            facts: &facts,
+            durable: &durable,
+            volatile: disk.path(),
+            tokens: &tokens,
+        };
+        let volume =
+            |name: &str| Volume { name: name.into(), empty_dir: Some(EmptyDir::default()), ..Volume::default() };
+        maker.make(&volume("first")).await.unwrap();
+        fs::write(durable.join("first/much"), vec![0; 7 << 20]).unwrap();
+        fs::write(disk.path().join("rest"), vec![0; 800 << 10]).unwrap();
+        let refused = maker.make(&volume("second")).await;
+        assert!(matches!(&refused, Err(VolumeError::Setup { source: ContentError::NoRoom(_), .. })), "{refused:?}");
+        maker.make(&volume("first")).await.unwrap();
+    }
 
     #[test]
     fn host_paths_are_checked() {

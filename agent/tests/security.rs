@@ -192,3 +192,42 @@ async fn sidecars_and_hooks() {
         api.events.iter().filter(|event| event.reason == "Killing").map(|event| event.message.as_str()).collect();
     assert_eq!(killed, ["Stopping container main", "Stopping container side"]);
 }
+
+/// A file system that goes when the test ends, however it ends.
+struct Below(std::path::PathBuf);
+
+impl Below {
+    fn mount(path: std::path::PathBuf) -> Below {
+        std::fs::create_dir(&path).unwrap();
+        let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&path).status().unwrap();
+        assert!(mounted.success());
+        Below(path)
+    }
+}
+
+impl Drop for Below {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount").args(["--lazy"]).arg(&self.0).status();
+        assert!(std::thread::panicking() || unmounted.unwrap().success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn read_only_down_to_the_last_mount_where_the_pod_says_so() {
+    let node = TestNode::start("recursive").await;
+    let folder = tempfile::tempdir().unwrap();
+    let _below = Below::mount(folder.path().join("below"));
+    let mount =
+        |to: &str, mode: &str| json!({"name": "h", "mountPath": to, "readOnly": true, "recursiveReadOnly": mode});
+    let mounts =
+        json!({"volumeMounts": [mount("/all", "Enabled"), mount("/maybe", "IfPossible"), mount("/top", "Disabled")]});
+    let path = folder.path().to_str().unwrap().to_owned();
+    let pod = running(&node, "recursive", mounts, |pod| {
+        pod["spec"]["volumes"] = json!([{"name": "h", "hostPath": {"path": path}}]);
+    })
+    .await;
+    let (_, text) = sh(&node, &pod, "for m in all maybe top; do touch /$m/below/$m && echo wrote $m; done").await;
+    gone(&node, &pod).await;
+    assert_eq!(text.matches("Read-only file system").count(), 2, "{text}");
+    assert!(text.contains("wrote top") && text.matches("wrote").count() == 1, "{text}");
+}

@@ -1,5 +1,6 @@
 //! OpenAPI documents (v3 per group and version, v2 for all), generated from the table.
 
+mod descriptions;
 mod gnostic;
 
 use std::collections::BTreeSet;
@@ -7,6 +8,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use self::descriptions::Descriptions;
 use crate::kind::{Gvk, Kind, Registry, api_version};
 use crate::schema::{Field, ListType, Shape, Type};
 
@@ -34,10 +36,11 @@ fn path_of(group: &str, version: &str) -> String {
 /// `/openapi/v3`: path of each document with its hash.
 pub fn v3_index(registry: &Registry) -> Value {
     let mut paths = Map::new();
+    let descriptions = Descriptions::read();
     for (group, versions) in registry.groups() {
         for version in versions {
             let path = path_of(&group, &version);
-            if let Some(document) = v3(registry, &group, &version) {
+            if let Some(document) = described_v3(registry, &group, &version, &descriptions) {
                 let url = format!("/openapi/v3/{path}?hash={}", hash(&document));
                 paths.insert(path, json!({"serverRelativeURL": url}));
             }
@@ -53,7 +56,11 @@ pub fn hash(document: &[u8]) -> String {
 
 /// `/openapi/v3/api/v1`, `/openapi/v3/apis/apps/v1`, …; `None` when there is no such group version.
 pub fn v3(registry: &Registry, group: &str, version: &str) -> Option<Vec<u8>> {
-    let mut document = Document::new(Dialect::V3);
+    described_v3(registry, group, version, &Descriptions::read())
+}
+
+fn described_v3(registry: &Registry, group: &str, version: &str, descriptions: &Descriptions) -> Option<Vec<u8>> {
+    let mut document = Document::new(Dialect::V3, descriptions);
     for kind in registry.iter().filter(|k| k.group == group && k.version == version) {
         document.kind(kind);
     }
@@ -77,7 +84,8 @@ pub fn v2_protobuf(registry: &Registry) -> Vec<u8> {
 }
 
 fn v2_document(registry: &Registry) -> Value {
-    let mut document = Document::new(Dialect::V2);
+    let descriptions = Descriptions::read();
+    let mut document = Document::new(Dialect::V2, &descriptions);
     registry.iter().for_each(|kind| document.kind(kind));
     let (paths, definitions) = document.finish(registry);
     json!({"swagger": "2.0", "info": info(), "paths": paths, "definitions": definitions,
@@ -85,11 +93,12 @@ fn v2_document(registry: &Registry) -> Value {
 }
 
 fn info() -> Value {
-    json!({"title": "Kubernetes", "version": "v1.34.0"})
+    json!({"title": "Kubernetes", "version": "v1.34.3"})
 }
 
-struct Document {
+struct Document<'a> {
     dialect: Dialect,
+    descriptions: &'a Descriptions,
     paths: Map<String, Value>,
     schemas: Map<String, Value>,
     /// Types referred to and not yet written.
@@ -99,10 +108,11 @@ struct Document {
     json: bool,
 }
 
-impl Document {
-    fn new(dialect: Dialect) -> Self {
+impl<'a> Document<'a> {
+    fn new(dialect: Dialect, descriptions: &'a Descriptions) -> Self {
         Document {
             dialect,
+            descriptions,
             paths: Map::new(),
             schemas: Map::new(),
             wanted: BTreeSet::new(),
@@ -243,12 +253,19 @@ impl Document {
         let mut required = Vec::new();
         self.json = ty.short_name() == "JSONSchemaProps";
         for field in &ty.fields {
-            properties.insert(field.name.to_string(), self.property(field));
+            let mut property = self.property(field);
+            if let Some(text) = self.descriptions.of_field(ty.openapi, field.name) {
+                property["description"] = json!(text);
+            }
+            properties.insert(field.name.to_string(), property);
             if field.required {
                 required.push(field.name);
             }
         }
         let mut out = json!({"type": "object"});
+        if let Some(text) = self.descriptions.of_type(ty.openapi) {
+            out["description"] = json!(text);
+        }
         if !properties.is_empty() {
             out["properties"] = Value::Object(properties);
         }
@@ -414,9 +431,10 @@ mod tests {
     fn a_default_in_a_schema_may_be_any_json() {
         let schemas = &document("apiextensions.k8s.io")["components"]["schemas"];
         let name = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
-        assert_eq!(schemas[name]["properties"]["default"], json!({}));
+        let type_of = |ty: &str, field: &str| schemas[ty]["properties"][field].get("type").cloned();
+        assert_eq!(type_of(name, "default"), None);
         let managed = "io.k8s.apimachinery.pkg.apis.meta.v1.ManagedFieldsEntry";
-        assert_eq!(schemas[managed]["properties"]["fieldsV1"], json!({"type": "object"}));
+        assert_eq!(type_of(managed, "fieldsV1"), Some(json!("object")));
     }
 
     #[test]

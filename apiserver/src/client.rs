@@ -65,10 +65,9 @@ impl Client {
     /// Whether a request of ours is one we may make.
     fn check(&self, verb: &str, target: &Target) -> Result<(), Status> {
         let asked = Attributes { verb: verb.to_owned(), ..Attributes::of(target) };
-        let asked = match &*target.kind.plural {
-            "namespaces" => Attributes { namespace: target.name.clone(), ..asked },
-            _ => asked,
-        };
+        // A namespace is an object and the place it is.
+        let place = if *target.kind.plural == *"namespaces" { &target.name } else { &target.namespace };
+        let asked = Attributes { namespace: place.clone(), ..asked };
         self.engine().authorizer.check(self.engine(), &self.user, &asked)
     }
 

@@ -24,10 +24,12 @@ mod caller;
 mod dispatch;
 mod documents;
 mod health;
+mod kept;
 mod metrics;
 mod negotiate;
 mod params;
 mod path;
+mod pretty;
 mod proxy;
 mod reply;
 mod serving;
@@ -35,6 +37,7 @@ mod spdy;
 mod streams;
 mod watch;
 
+pub use kept::Documents;
 pub use serving::{Serving, TlsError};
 
 /// A client gets this long for its TLS handshake.
@@ -121,11 +124,15 @@ struct Peer {
 async fn handle(shared: Arc<Shared>, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
     let accept = request.headers().get(hyper::header::ACCEPT).and_then(|value| value.to_str().ok());
     let encoding = negotiate::of_refusal(accept);
-    match tokio::time::timeout(REQUEST, dispatch::answer(&shared, peer, request)).await {
+    let (parts, body) = request.into_parts();
+    let people = pretty::is_wanted(&parts);
+    let answer = dispatch::answer(&shared, peer, Request::from_parts(parts, body));
+    let reply = match tokio::time::timeout(REQUEST, answer).await {
         Ok(Ok(reply)) => reply,
         Ok(Err(status)) => reply::status(&status, encoding),
         Err(_) => reply::status(&late(), encoding),
-    }
+    };
+    if people { pretty::indented(reply).await } else { reply }
 }
 
 fn late() -> Status {

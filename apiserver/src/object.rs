@@ -78,13 +78,13 @@ pub struct Encoded {
 const METADATA: &[u8] = b"\"metadata\":{";
 
 impl Encoded {
-    /// Encodes with `apiVersion`, `kind` and `metadata` first, so that the place of the version is found without parsing.
+    /// Encodes with `kind`, `apiVersion` and `metadata` first, so that the place of the version is found without parsing.
     pub fn new(object: &Value) -> Self {
         let mut out = Vec::with_capacity(512);
         let empty = serde_json::Map::new();
         let map = object.as_object().unwrap_or(&empty);
         out.push(b'{');
-        for key in ["apiVersion", "kind"] {
+        for key in ["kind", "apiVersion"] {
             if let Some(value) = map.get(key) {
                 member(&mut out, key, value);
             }

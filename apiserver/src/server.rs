@@ -1,9 +1,8 @@
 //! A whole API server: its engine, its keys, its listener.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use api::kind::Registry;
 use api::status::Status;
@@ -17,7 +16,7 @@ use crate::client::Client;
 use crate::committer::Failure;
 use crate::engine::admission::Settings;
 use crate::engine::{Engine, ServiceNetwork};
-use crate::http::{self, Serving, TlsError};
+use crate::http::{self, Documents, Serving, TlsError};
 use crate::identity::{MASTERS, User};
 use crate::limits::Limits;
 use crate::nodes::Nodes;
@@ -37,6 +36,7 @@ pub struct Config {
     /// More names for the serving certificate.
     pub names: Vec<String>,
     pub admission: Settings,
+    pub anonymous: Anonymous,
 }
 
 impl Config {
@@ -50,8 +50,20 @@ impl Config {
             domain: "cluster.local".into(),
             names: Vec::new(),
             admission: Settings::default(),
+            anonymous: Anonymous::default(),
         }
     }
+}
+
+/// What a request without any credentials gets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Anonymous {
+    /// It is `system:anonymous`, who may do what roles grant: by default discovery of health and version.
+    #[default]
+    Allowed,
+    /// Only whether the server lives.
+    ProbesOnly,
+    Refused,
 }
 
 #[derive(Debug, Error)]
@@ -83,6 +95,7 @@ pub struct Shared {
     pub nodes: Arc<dyn Nodes>,
     pub(crate) documents: Documents,
     pub(crate) limits: Limits,
+    pub(crate) anonymous: Anonymous,
     /// `host:port` as clients see it.
     pub(crate) address: String,
 }
@@ -116,6 +129,7 @@ impl Server {
             nodes,
             documents: Documents::default(),
             limits: Limits::default(),
+            anonymous: config.anonymous,
             address: public,
         };
         Ok(Self { shared: Arc::new(shared), listener, serving, authority, address })
@@ -194,21 +208,4 @@ fn addresses(config: &Config) -> Vec<IpAddr> {
     }
     all.dedup();
     all
-}
-
-/// Generated documents, made once per set of kinds.
-#[derive(Default)]
-pub(crate) struct Documents {
-    kept: Mutex<(usize, HashMap<String, Vec<u8>>)>,
-}
-
-impl Documents {
-    pub(crate) fn get(&self, name: &str, registry: &Registry, make: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
-        let kinds = registry.iter().count();
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.0 != kinds {
-            *kept = (kinds, HashMap::new());
-        }
-        kept.1.entry(name.to_owned()).or_insert_with(make).clone()
-    }
 }

@@ -144,8 +144,12 @@ async fn streams_are_opened_by_their_own_requests_only() {
         let answer = world.admin(method, &path, Value::Null).await;
         assert_eq!(answer.code, code, "{method} {path}: {}", answer.message());
     }
-    let headers = [("origin", "https://elsewhere.example".to_owned())];
-    let path = format!("/api/v1/namespaces/default/{exec}");
-    let answer = world.admin.request(Identity::Admin, "GET", &path, &headers, b"").await;
-    assert_eq!(answer.code, 403);
+    let headers = [("origin", "https://elsewhere.example".to_owned()), ("upgrade", "websocket".to_owned())];
+    for stream in [exec, "pods/p/attach", "pods/p/portforward?port=80", "pods/p/log"] {
+        let path = format!("/api/v1/namespaces/default/{stream}");
+        let answer = world.admin.request(Identity::Admin, "GET", &path, &headers, b"").await;
+        assert_eq!(answer.code, 403, "{stream}");
+    }
+    let forwarded = world.admin("PATCH", "/api/v1/namespaces/default/pods/p/portforward?port=80", json!({})).await;
+    assert_eq!(forwarded.code, 405);
 }

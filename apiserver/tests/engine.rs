@@ -246,3 +246,31 @@ async fn the_root_and_probes_tell_what_there_is() {
         assert!(metrics.contains(name), "{name}");
     }
 }
+
+#[tokio::test]
+async fn people_get_indented_answers() {
+    let mut world = World::new().await;
+    let (path, agent) = ("/api/v1/namespaces/default", [("user-agent", "curl/8.0".to_owned())]);
+    let text = world.admin.request(Identity::Admin, "GET", path, &agent, b"").await.body;
+    let start = "{\n  \"kind\": \"Namespace\",\n  \"apiVersion\": \"v1\",\n  \"metadata\": {\n";
+    assert!(text.starts_with(start.as_bytes()), "{}", String::from_utf8_lossy(&text));
+    let plain = world.admin.request(Identity::Admin, "GET", path, &[], b"").await.body;
+    assert!(plain.starts_with(b"{\"kind\":\"Namespace\",\"apiVersion\":\"v1\""));
+}
+
+#[tokio::test]
+async fn documents_say_what_fields_are_for() {
+    let mut world = World::new().await;
+    let core = get(&mut world, "/openapi/v3/api/v1").await.body;
+    let pod = &core["components"]["schemas"]["io.k8s.api.core.v1.Pod"];
+    assert_eq!(
+        pod["description"],
+        "Pod is a collection of containers that can run on a host. This resource is created by clients and scheduled onto hosts."
+    );
+    assert!(
+        pod["properties"]["spec"]["description"]
+            .as_str()
+            .unwrap()
+            .starts_with("Specification of the desired behavior of the pod.")
+    );
+}

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use agent::config::DEFAULT_POD_MAX_PIDS;
 use anyhow::{Context, Result, bail};
-use apiserver::engine::ServiceNetwork;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use apiserver::engine::{ServiceNetwork, admission};
+use apiserver::server::Anonymous;
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use proxy_userspace::ExternalIps;
 use serde_yaml::Value;
 
 use crate::control_plane::{self, ControlPlane};
@@ -69,9 +71,41 @@ struct ServerArguments {
     /// Controllers to run: names, '*' for all, -NAME for all but one
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     controllers: Vec<String>,
+    /// Let Services take the addresses in spec.externalIPs: whoever may write a Service then catches what others send there
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", action = ArgAction::Set)]
+    allow_external_ips: bool,
+    /// What requests without credentials get: what roles grant, only whether the server lives, or nothing
+    #[arg(long, value_enum, default_value = "true")]
+    anonymous_auth: AnonymousAuth,
+    /// Users whose pods no pod security level holds back
+    #[arg(long, value_delimiter = ',')]
+    pod_security_exempt_users: Vec<String>,
+    /// Namespaces in which pod security levels hold nothing back
+    #[arg(long, value_delimiter = ',')]
+    pod_security_exempt_namespaces: Vec<String>,
+    /// Runtime classes whose pods no pod security level holds back
+    #[arg(long, value_delimiter = ',')]
+    pod_security_exempt_runtime_classes: Vec<String>,
     /// YAML file with these settings (`data-dir: /somewhere`); the command line wins
     #[arg(long)]
     config: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum AnonymousAuth {
+    True,
+    Probes,
+    False,
+}
+
+impl From<AnonymousAuth> for Anonymous {
+    fn from(flag: AnonymousAuth) -> Self {
+        match flag {
+            AnonymousAuth::True => Self::Allowed,
+            AnonymousAuth::Probes => Self::ProbesOnly,
+            AnonymousAuth::False => Self::Refused,
+        }
+    }
 }
 
 #[derive(Args)]
@@ -166,7 +200,25 @@ impl ServerArguments {
             domain: self.cluster_domain.clone(),
             controllers: Selection::parse(&self.controllers)?,
             names: Vec::new(),
+            admission: self.admission(),
+            anonymous: self.anonymous_auth.into(),
         })
+    }
+}
+
+impl ServerArguments {
+    fn admission(&self) -> admission::Settings {
+        admission::Settings {
+            pod_security: admission::Exemptions {
+                users: self.pod_security_exempt_users.clone(),
+                namespaces: self.pod_security_exempt_namespaces.clone(),
+                runtime_classes: self.pod_security_exempt_runtime_classes.clone(),
+            },
+            external_ips: match self.allow_external_ips {
+                true => admission::ExternalIps::Allowed,
+                false => admission::ExternalIps::Inactive,
+            },
+        }
     }
 }
 
@@ -203,6 +255,10 @@ impl UpArguments {
             pod_cgroup: pod_cgroup(&self.pod_cgroup)?,
             bpf_root: self.bpf_root.clone().unwrap_or_else(|| self.run_dir.join("bpf")),
             registries: self.registries.clone(),
+            external_ips: match self.server.allow_external_ips {
+                true => ExternalIps::Served,
+                false => ExternalIps::Ignored,
+            },
             pod_max_pids: u64::try_from(self.pod_max_pids).ok(),
             allowed_unsafe_sysctls: self.allowed_unsafe_sysctls.clone(),
         };
@@ -344,11 +400,13 @@ mod tests {
     fn the_command_line_wins_over_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.yaml");
-        std::fs::write(&path, "listen: 127.0.0.1:1\ncluster-domain: from.file\ncontrollers: ['*', -scheduler]\n")
-            .unwrap();
+        let text = "listen: 127.0.0.1:1\ncluster-domain: from.file\ncontrollers: ['*', -scheduler]\nallow-external-ips: true\nanonymous-auth: false\n";
+        std::fs::write(&path, text).unwrap();
         let path = path.to_str().unwrap();
         let settings = parse(&["amphipod", "server", "--config", path, "--listen", "127.0.0.1:2"]).unwrap();
         assert_eq!((settings.listen.port(), settings.domain.as_str()), (2, "from.file"));
+        assert_eq!(settings.admission.external_ips, admission::ExternalIps::Allowed);
+        assert_eq!(settings.anonymous, Anonymous::Refused);
         assert!(!settings.controllers.has("scheduler") && settings.controllers.has("namespace-controller"));
     }
 

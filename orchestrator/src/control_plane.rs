@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use apiserver::engine::ServiceNetwork;
+use apiserver::engine::{ServiceNetwork, admission};
 use apiserver::identity::{AUTHENTICATED, User};
 use apiserver::nodes::{NoNodes, Nodes};
-use apiserver::server::{Config, Server};
+use apiserver::server::{Anonymous, Config, Server};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,8 @@ pub struct ControlPlane {
     pub domain: String,
     pub controllers: Selection,
     pub names: Vec<String>,
+    pub admission: admission::Settings,
+    pub anonymous: Anonymous,
 }
 
 /// A control plane with its tasks started.
@@ -71,7 +73,8 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
         services: settings.services.clone(),
         domain: settings.domain.clone(),
         names: settings.names.clone(),
-        admission: apiserver::engine::admission::Settings::default(),
+        admission: settings.admission.clone(),
+        anonymous: settings.anonymous,
     };
     let server = match Server::open(&config, nodes).await {
         Ok(server) => server,

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use apiserver::identity::User;
 use ipnetwork::IpNetwork;
 use network::{Cidr, Network};
-use proxy_userspace::{Proxy, SocketHooks};
+use proxy_userspace::{ExternalIps, Proxy, SocketHooks};
 use tokio::task::JoinSet;
 
 use crate::control_plane::Running;
@@ -44,6 +44,7 @@ pub struct Settings {
     pub pod_cgroup: String,
     pub bpf_root: PathBuf,
     pub registries: Option<PathBuf>,
+    pub external_ips: ExternalIps,
     pub pod_max_pids: Option<u64>,
     pub allowed_unsafe_sysctls: Vec<String>,
 }

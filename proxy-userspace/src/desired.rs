@@ -22,6 +22,15 @@ pub struct NodeFacts {
     pub node_name: String,
     /// Service addresses that a server on this node answers (cluster DNS); they win over any Service of the same address.
     pub local_servers: Vec<LocalServer>,
+    pub external_ips: ExternalIps,
+}
+
+/// Whether `spec.externalIPs` leads anywhere: whoever may write a Service would catch what everybody sends there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ExternalIps {
+    #[default]
+    Ignored,
+    Served,
 }
 
 /// A service address that leads to a server of this node.
@@ -210,7 +219,8 @@ impl Frontends {
         }
         let balanced = service.status.load_balancer.ingress.iter().map(|ingress| ingress.ip.as_str());
         let balanced = balanced.filter(|_| spec.type_ == "LoadBalancer");
-        let addresses = balanced.chain(spec.external_ips.iter().map(String::as_str)).filter_map(|ip| ip.parse().ok());
+        let own = spec.external_ips.iter().map(String::as_str).filter(|_| facts.external_ips == ExternalIps::Served);
+        let addresses = balanced.chain(own).filter_map(|ip| ip.parse().ok());
         external.extend(addresses.map(|ip: Ipv4Addr| (ip, port.port)));
         let taken = |ip: &Ipv4Addr| facts.local_servers.iter().any(|local| local.address == (*ip, port.port));
         let cluster = cluster_ips.iter().filter(|ip| !taken(ip));

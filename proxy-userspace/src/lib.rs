@@ -18,6 +18,7 @@ mod proxy;
 pub mod sys;
 pub mod table;
 
+pub use desired::ExternalIps;
 pub use object::PacketHook;
 pub use proxy::{Config, Pinned, Proxy, ProxyError, Refusals, SocketHooks};
 pub use proxy_common::{Ip4, NodeConfig};

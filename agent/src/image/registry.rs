@@ -343,7 +343,10 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Measured<W> {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod file_tests {
     use super::*;
 
     #[test]

@@ -8,6 +8,8 @@ use http::{HeaderMap, Request};
 use pod::causes::chain;
 use tokio::net::TcpStream;
 
+use super::dial_error;
+
 const METHOD: &str = "/grpc.health.v1.Health/Check";
 const SERVING: u64 = 1;
 const UNIMPLEMENTED: &str = "12";
@@ -21,7 +23,8 @@ pub async fn check(address: &str, service: &str, timeout: Duration) -> Result<()
     let stream = connected.map_err(|_| {
         format!("timeout: failed to connect service {address:?} within {timeout:?}: context deadline exceeded")
     })?;
-    let stream = stream.map_err(|error| format!("error: failed to connect service at {address:?}: {error}"))?;
+    let stream = stream
+        .map_err(|error| format!("error: failed to connect service at {address:?}: {}", dial_error(address, &error)))?;
     let called = tokio::time::timeout_at(deadline, call(stream, address, service)).await;
     let answer = called.map_err(|_| format!("timeout: health rpc did not complete within {timeout:?}"))?;
     match answer.map_err(|error| format!("error: health rpc probe failed: {}", chain(&error)))? {

@@ -8,6 +8,7 @@ use pod::causes::chain;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use reqwest::{Client, Url, redirect};
 
+use super::dial_error;
 use crate::model::HttpHandler;
 
 const AGENT: &str = "kube-probe/1.34";
@@ -47,12 +48,10 @@ pub async fn get(address: &str, http: &HttpHandler, timeout: Duration) -> Result
         if error.is_timeout() {
             return timed_out(&url);
         }
-        let cause = std::iter::successors(std::error::Error::source(&error), |error| error.source()).last();
-        let cause = cause.map_or_else(|| error.to_string(), ToString::to_string);
-        if error.is_connect() {
-            return format!("Get {:?}: dial tcp {address}: connect: {cause}", url.as_str());
-        }
-        format!("Get {:?}: {cause}", url.as_str())
+        let first: &dyn std::error::Error = &error;
+        let cause = std::iter::successors(Some(first), |error| error.source()).last().unwrap_or(first);
+        let what = if error.is_connect() { dial_error(address, cause) } else { cause.to_string() };
+        format!("Get {:?}: {what}", url.as_str())
     };
     let request = client()?.get(url.clone()).headers(headers(http)?).timeout(timeout);
     let response = request.send().await.map_err(failed)?;
@@ -145,7 +144,10 @@ mod tests {
         assert!(outcome.contains("context deadline exceeded"), "{outcome}");
         drop(listener);
         let outcome = get(&address, &at("/"), PATIENCE).await.unwrap_err();
-        assert!(outcome.starts_with(&format!("Get \"http://{address}/\": dial tcp {address}: connect: ")), "{outcome}");
+        assert!(
+            outcome.starts_with(&format!("Get \"http://{address}/\": dial tcp {address}: connect: connection refused")),
+            "{outcome}"
+        );
     }
 
     #[tokio::test]

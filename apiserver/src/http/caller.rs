@@ -4,12 +4,12 @@ use api::status::Status;
 use hyper::header;
 use hyper::http::request::Parts;
 
-use super::header_of;
 use super::reply::{self, Reply};
+use super::{header_of, health};
 use crate::authn::Certificate;
 use crate::authz::Attributes;
 use crate::identity::{AUTHENTICATED, User};
-use crate::server::Shared;
+use crate::server::{Anonymous, Shared};
 
 pub fn authenticate(shared: &Shared, parts: &Parts, certificate: Option<&Certificate>) -> Result<User, Status> {
     if let Some(certificate) = certificate {
@@ -18,7 +18,12 @@ pub fn authenticate(shared: &Shared, parts: &Parts, certificate: Option<&Certifi
         return if alive { Ok(certificate.user.clone()) } else { Err(Status::unauthorized()) };
     }
     let Some(token) = header_of(parts, header::AUTHORIZATION).and_then(|text| text.strip_prefix("Bearer ")) else {
-        return Ok(User::anonymous());
+        let allowed = match shared.anonymous {
+            Anonymous::Allowed => true,
+            Anonymous::ProbesOnly => health::is_probe(parts.uri.path()),
+            Anonymous::Refused => false,
+        };
+        return if allowed { Ok(User::anonymous()) } else { Err(Status::unauthorized()) };
     };
     let audiences = [shared.tokens.issuer.clone()];
     let found = shared.tokens.check(&shared.engine, token.trim(), &audiences);

@@ -98,11 +98,14 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     let Some(kind) = kind else { return unknown(shared, &resource) };
     let target = target(kind, &resource)?;
     let context = Context { user, now: Timestamp::now() };
-    if matches!(&*target.subresource, "exec" | "attach") && target.kind.plural == "pods" {
-        if !matches!(parts.method, Method::GET | Method::POST) {
-            return Err(Status::method_not_allowed());
-        }
+    let connects = matches!(&*target.subresource, "exec" | "attach" | "portforward");
+    if connects && !matches!(parts.method, Method::GET | Method::POST) {
+        return Err(Status::method_not_allowed());
+    }
+    if connects || (target.subresource == "log" && parts.headers.contains_key(header::UPGRADE)) {
         check_origin(&parts)?;
+    }
+    if matches!(&*target.subresource, "exec" | "attach") && target.kind.plural == "pods" {
         let pod = shared.engine.get(&pod_target(&target), None).await?.value();
         return streams::exec(&*shared.nodes, &pod, &query, parts, seat).await;
     }
@@ -197,7 +200,7 @@ fn plain(shared: &Shared, parts: &Parts, path: &Path) -> Result<Reply, Status> {
         Path::Discovery(what) => documents::discovery(shared, parts, what),
         _ => match documents::other(shared, parts) {
             Some(_) if !matches!(parts.method, Method::GET | Method::HEAD) => Err(Status::method_not_allowed()),
-            Some(reply) => Ok(reply),
+            Some(reply) => reply,
             None => Ok(page_not_found()),
         },
     }

@@ -1,14 +1,12 @@
 //! Answers that are no resources: discovery, OpenAPI, version, health, metrics.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
-
 use api::kind::Registry;
 use api::status::Status;
 use hyper::header;
 use hyper::http::request::Parts;
 use serde_json::{Value, json};
 
+use super::kept::Document;
 use super::negotiate::OpenApi;
 use super::path::{Discovery, Query};
 use super::reply::{self, Reply};
@@ -18,42 +16,20 @@ use crate::server::Shared;
 /// The Kubernetes version that this API is.
 const VERSION: (&str, &str, &str) = ("1", "34", "v1.34.3");
 
-/// Answers with an ETag, or 304 to a client that has it already.
-fn tagged(parts: &Parts, content_type: &str, body: Vec<u8>) -> Reply {
-    let mut hasher = DefaultHasher::new();
-    body.hash(&mut hasher);
-    let etag = format!("\"{:016X}\"", hasher.finish());
-    let known =
-        header_of(parts, header::IF_NONE_MATCH).is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == etag));
-    let mut reply =
-        if known { reply::bytes(304, content_type, Vec::new()) } else { reply::bytes(200, content_type, body) };
-    let headers = reply.headers_mut();
-    if let Ok(value) = etag.parse() {
-        headers.insert(header::ETAG, value);
-    }
-    headers.insert(header::VARY, header::HeaderValue::from_static("Accept"));
-    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("public"));
-    reply
-}
-
 pub fn discovery(shared: &Shared, parts: &Parts, what: &Discovery) -> Result<Reply, Status> {
     let registry = shared.engine.registry();
     let accept = header_of(parts, header::ACCEPT);
     let aggregated = negotiate::aggregated(accept);
     let document = match (what, aggregated) {
         (Discovery::Core, Some(form)) => {
-            return Ok(tagged(
-                parts,
-                form.content_type(),
-                api::discovery::aggregated_core(&registry, form).to_string().into(),
-            ));
+            let make = || api::discovery::aggregated_core(&registry, form).to_string().into();
+            let document = shared.documents.get(&format!("core {form:?}"), &registry, make)?;
+            return document.answer(parts, form.content_type());
         }
         (Discovery::Groups, Some(form)) => {
-            return Ok(tagged(
-                parts,
-                form.content_type(),
-                api::discovery::aggregated_groups(&registry, form).to_string().into(),
-            ));
+            let make = || api::discovery::aggregated_groups(&registry, form).to_string().into();
+            let document = shared.documents.get(&format!("groups {form:?}"), &registry, make)?;
+            return document.answer(parts, form.content_type());
         }
         (Discovery::Core, None) => api::discovery::api_versions(&registry, &shared.address),
         (Discovery::Groups, None) => api::discovery::group_list(&registry),
@@ -69,21 +45,19 @@ pub fn discovery(shared: &Shared, parts: &Parts, what: &Discovery) -> Result<Rep
 }
 
 /// Everything that is neither discovery nor a resource; `None` when there is no such path.
-pub fn other(shared: &Shared, parts: &Parts) -> Option<Reply> {
+pub fn other(shared: &Shared, parts: &Parts) -> Option<Result<Reply, Status>> {
     let registry = shared.engine.registry();
     if let Some(reply) = health::answer(shared, parts.uri.path(), &Query::parse(parts.uri.query().unwrap_or_default()))
     {
-        return Some(reply);
+        return Some(Ok(reply));
     }
-    Some(match parts.uri.path().trim_end_matches('/') {
+    if let Some(document) = openapi(shared, &registry, parts) {
+        return Some(document);
+    }
+    Some(Ok(match parts.uri.path().trim_end_matches('/') {
         "" => reply::value(200, &paths(&registry), negotiate::Encoding::Json),
         "/version" => reply::bytes(200, "application/json", version().to_string()),
         "/metrics" => reply::bytes(200, "text/plain; version=0.0.4", metrics::text(shared)),
-        "/openapi/v2" => openapi_v2(shared, &registry, parts),
-        "/openapi/v3" => {
-            let index = || api::openapi::v3_index(&registry).to_string().into_bytes();
-            tagged(parts, "application/json", shared.documents.get("v3", &registry, index))
-        }
         "/openid/v1/jwks" => reply::bytes(200, "application/jwk-set+json", shared.tokens.keys.to_string()),
         "/.well-known/openid-configuration" => reply::value(
             200,
@@ -96,8 +70,8 @@ pub fn other(shared: &Shared, parts: &Parts) -> Option<Reply> {
             }),
             negotiate::Encoding::Json,
         ),
-        path => openapi_v3(shared, &registry, parts, path.strip_prefix("/openapi/v3/")?)?,
-    })
+        _ => return None,
+    }))
 }
 
 /// What there is at the root, in order.
@@ -133,16 +107,29 @@ const PATHS: [&str; 13] = [
     "/version",
 ];
 
-fn openapi_v2(shared: &Shared, registry: &Registry, parts: &Parts) -> Reply {
-    let form = OpenApi::wanted(header_of(parts, header::ACCEPT));
-    let document = match form {
-        OpenApi::Json => shared.documents.get("v2", registry, || api::openapi::v2(registry)),
-        OpenApi::Protobuf => shared.documents.get("v2.protobuf", registry, || api::openapi::v2_protobuf(registry)),
+/// The documents below `/openapi`; `None` for every other path.
+fn openapi(shared: &Shared, registry: &Registry, parts: &Parts) -> Option<Result<Reply, Status>> {
+    let path = parts.uri.path().trim_end_matches('/').strip_prefix("/openapi/")?;
+    let (content_type, document) = match path {
+        "v2" => match OpenApi::wanted(header_of(parts, header::ACCEPT)) {
+            form @ OpenApi::Json => {
+                (form.content_type(), shared.documents.get("v2", registry, || api::openapi::v2(registry)))
+            }
+            form @ OpenApi::Protobuf => {
+                let make = || api::openapi::v2_protobuf(registry);
+                (form.content_type(), shared.documents.get("v2.protobuf", registry, make))
+            }
+        },
+        "v3" => {
+            let index = || api::openapi::v3_index(registry).to_string().into_bytes();
+            ("application/json", shared.documents.get("v3", registry, index))
+        }
+        path => ("application/json", openapi_v3(shared, registry, path.strip_prefix("v3/")?)?),
     };
-    tagged(parts, form.content_type(), document)
+    Some(document.and_then(|document| document.answer(parts, content_type)))
 }
 
-fn openapi_v3(shared: &Shared, registry: &Registry, parts: &Parts, path: &str) -> Option<Reply> {
+fn openapi_v3(shared: &Shared, registry: &Registry, path: &str) -> Option<Result<Document, Status>> {
     let (group, version) = match path.split('/').collect::<Vec<_>>().as_slice() {
         ["api", version] => (String::new(), (*version).to_owned()),
         ["apis", group, version] => ((*group).to_owned(), (*version).to_owned()),
@@ -150,7 +137,7 @@ fn openapi_v3(shared: &Shared, registry: &Registry, parts: &Parts, path: &str) -
     };
     registry.groups().iter().find(|(known, versions)| *known == group && versions.iter().any(|v| *v == version))?;
     let make = || api::openapi::v3(registry, &group, &version).unwrap_or_default();
-    Some(tagged(parts, "application/json", shared.documents.get(path, registry, make)))
+    Some(shared.documents.get(path, registry, make))
 }
 
 fn version() -> Value {

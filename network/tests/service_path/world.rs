@@ -163,7 +163,7 @@ impl World {
 
     /// Services as (spec, endpoints), each endpoint set on one target port.
     pub fn serve(&self, services: &[Service]) {
-        let facts = NodeFacts { node_name: "n1".into(), local_servers: vec![cluster_dns()] };
+        let facts = NodeFacts { node_name: "n1".into(), local_servers: vec![cluster_dns()], ..NodeFacts::default() };
         let objects: Vec<_> =
             services.iter().map(|service| serde_json::from_value(service.object()).unwrap()).collect();
         let slices: Vec<_> = services.iter().map(|service| serde_json::from_value(service.slice()).unwrap()).collect();

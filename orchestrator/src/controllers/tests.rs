@@ -44,6 +44,8 @@ impl World {
             domain: config.domain.clone(),
             controllers: chosen,
             names: Vec::new(),
+            admission: config.admission.clone(),
+            anonymous: config.anonymous,
         };
         system_objects::start(&server, &caches, &control, server.address(), &mut tasks);
         let world =

@@ -73,7 +73,11 @@ impl Feed {
     pub fn new(settings: &Settings, proxy: Arc<Proxy>, dns: Arc<dns::Server>, recorder: Recorder) -> Self {
         let server = (settings.ip, dns.address().port());
         let local = LocalServer { address: (settings.cluster_dns, DNS_PORT), server };
-        let facts = NodeFacts { node_name: settings.name.clone(), local_servers: vec![local] };
+        let facts = NodeFacts {
+            node_name: settings.name.clone(),
+            local_servers: vec![local],
+            external_ips: settings.external_ips,
+        };
         Self { settled: watch::channel(0).0, proxy, dns, facts, recorder, changed: Arc::default() }
     }
 

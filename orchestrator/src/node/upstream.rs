@@ -134,7 +134,7 @@ impl Upstream for ApiUpstream {
     }
 }
 
-/// Conditions that others wrote (PodScheduled, readiness gates) stay.
+/// Conditions that others wrote (readiness gates) stay.
 fn keep_foreign_conditions(stored: &Value, status: &mut Value) {
     let own = status["conditions"].as_array().cloned().unwrap_or_default();
     let is_agents = |old: &Value| old["type"].as_str().is_some_and(|kind| agent::OWN_CONDITIONS.contains(&kind));
@@ -199,12 +199,12 @@ mod tests {
     fn conditions_of_others_stay() {
         let mut status = json!({"conditions": [{"type": "Ready", "status": "True"}]});
         keep_foreign_conditions(
-            &json!([{"type": "Ready", "status": "False"}, {"type": "PodScheduled", "status": "True"}]),
+            &json!([{"type": "Ready", "status": "False"}, {"type": "example.com/gate", "status": "True"}]),
             &mut status,
         );
         assert_eq!(
             status["conditions"],
-            json!([{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}])
+            json!([{"type": "Ready", "status": "True"}, {"type": "example.com/gate", "status": "True"}])
         );
     }
 }

@@ -3,7 +3,7 @@ use serde_json::json;
 use super::*;
 
 fn facts() -> NodeFacts {
-    NodeFacts { node_name: "n1".into(), local_servers: Vec::new() }
+    NodeFacts { node_name: "n1".into(), ..NodeFacts::default() }
 }
 
 fn service(spec: serde_json::Value) -> Service {
@@ -140,9 +140,13 @@ fn a_local_server_wins_over_the_service_of_its_address() {
 fn load_balancer_and_external_addresses_use_the_service_port() {
     let mut balanced = node_port(json!({"type": "LoadBalancer", "externalIPs": ["203.0.113.9"]}));
     balanced.status = serde_json::from_value(json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.1"}]}})).unwrap();
-    let entries = desired_service(&balanced, &[&slice(TWO)], &facts());
+    let serving = NodeFacts { external_ips: ExternalIps::Served, ..facts() };
+    let entries = desired_service(&balanced, &[&slice(TWO)], &serving);
     for address in ["203.0.113.9", "198.51.100.1"] {
         assert_eq!(set_for(&entries, address, 80, Scope::External).backends.len(), 2);
         assert_eq!(set_for(&entries, address, 80, Scope::Internal).backends.len(), 2);
     }
+    let entries = desired_service(&balanced, &[&slice(TWO)], &facts());
+    let captured = |entry: &Entry| entry.frontends.iter().any(|to| to.addr == Ipv4Addr::new(203, 0, 113, 9));
+    assert!(!entries.iter().any(captured), "nobody takes an address that is not theirs, unless the cluster lets them");
 }
