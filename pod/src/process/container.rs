@@ -106,7 +106,7 @@ impl Container {
         let pid = created.runtime.pid().map_or(0, |pid| pid.as_raw());
         let (pidfd, cgroups) = match settle(pid, &request.container, &spec, setup) {
             Ok(settled) => settled,
-            Err(error) => return Err(abandon(&mut created.runtime, error)),
+            Err(error) => return Err(abandon(&mut created.runtime, &setup.cgroup.join(&request.container), error)),
         };
         if let Some(adjustment) = request.oom_score_adj {
             set_oom_score(pid, adjustment);
@@ -352,9 +352,12 @@ fn own_cgroup(cgroups: &Membership, setup: &Setup) -> Option<PathBuf> {
 }
 
 /// Takes back a container that cannot be kept to its rules.
-fn abandon(runtime: &mut Runtime, failure: Failure) -> Failure {
+fn abandon(runtime: &mut Runtime, own_cgroup: &Path, failure: Failure) -> Failure {
     if let Err(error) = runtime.delete(true) {
         eprintln!("take back a container: {}", chain(&error));
+    }
+    if let Err(error) = cgroup::remove(own_cgroup) {
+        eprintln!("remove {}: {error}", own_cgroup.display());
     }
     failure
 }
