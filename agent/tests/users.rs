@@ -70,6 +70,14 @@ async fn what_a_pod_with_users_of_its_own_sees_is_its_own() {
     // The machine's own stays the machine's.
     let (_, text) = sh(&node, &pod, "echo 1 > /proc/sys/vm/swappiness; hostname other; mount -t tmpfs none /tmp").await;
     assert!(!text.is_empty() && std::fs::read_to_string("/proc/sys/vm/swappiness").unwrap().trim() != "1", "{text}");
+    // Whoever debugs it joins the same users, and sees what runs there.
+    pod["spec"]["ephemeralContainers"] = json!([{"name": "debug", "image": "busybox",
+        "imagePullPolicy": "IfNotPresent", "command": ["sleep", "2000"], "targetContainerName": "main"}]);
+    node.agent().sync(Arc::new(pod.clone()));
+    let running = |status: &Value| status["ephemeralContainerStatuses"][0]["state"]["running"].is_object();
+    node.wait_status(uid_of(&pod), "debugging", running).await;
+    let (_, seen, _) = node.exec(uid_of(&pod), "debug", &["sh", "-c", "ps; cat /proc/self/uid_map"]).await;
+    assert!(seen.contains("sleep 1000") && seen.contains(&first.to_string()), "{seen}");
     let log = node.logs(uid_of(&pod), "main", LogOptions::default()).await;
     assert_eq!(log, "in the log\n");
     node.delete(&pod, 1);

@@ -8,6 +8,7 @@ mod confine;
 mod container;
 mod exec;
 mod filter;
+mod hierarchies;
 mod log;
 mod server;
 mod setup;

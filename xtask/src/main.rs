@@ -59,7 +59,11 @@ enum Command {
         keep: bool,
     },
     /// Run every test: unit, kernel, end to end
-    Test,
+    Test {
+        /// The long ones too: power cuts, emulated machines, a disturbed cluster
+        #[arg(long)]
+        full: bool,
+    },
     /// Measure beside the references: service, pods, api, footprint, dns; `cargo xtask bench NAME --help` for its settings
     #[command(disable_help_flag = true)]
     Bench {
@@ -141,7 +145,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Cluster { command } => return run_cluster(command),
         Command::Demo { keep } => demo::demo(keep)?,
-        Command::Test => test::test()?,
+        Command::Test { full: false } => test::test(test::Extent::Usual)?,
+        Command::Test { full: true } => test::test(test::Extent::Full)?,
         Command::Soak { minutes, seed } => test::soak(minutes, seed)?,
         Command::Bench { words } => bench::bench(&words)?,
         Command::Vm(arguments) => return vm::run(&arguments),

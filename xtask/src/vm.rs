@@ -16,6 +16,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use clap::Parser as _;
 
 use crate::setup::{self, find_command, workspace_root};
 use machine::{Link, Machine};
@@ -61,6 +62,20 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let first = machine(1)?;
     let _others = (2..=arguments.nodes).map(machine).collect::<Result<Vec<_>>>()?;
     first.finish(Duration::from_secs(60 * arguments.minutes))
+}
+
+/// The project's own cases, with the settings that a command line without flags has.
+pub fn cases() -> Result<()> {
+    let words = ["vm", "--", "vm-cases"];
+    let code = run(&Words::parse_from(words).arguments)?;
+    ensure!(code == ExitCode::SUCCESS, "the cases failed");
+    Ok(())
+}
+
+#[derive(clap::Parser)]
+struct Words {
+    #[command(flatten)]
+    arguments: Arguments,
 }
 
 /// What belongs to one run; gone after it.

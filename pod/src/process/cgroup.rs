@@ -127,8 +127,17 @@ pub fn make_parents(cgroups_path: &Path) -> io::Result<()> {
     below.parent().map_or(Ok(()), |parent| fs::create_dir_all(root.join(parent)))
 }
 
+/// The v1 hierarchies: their controllers, and where they are mounted.
+pub fn hierarchies(mountinfo: &str) -> Vec<(Vec<String>, PathBuf)> {
+    let v1 = mountinfo.lines().filter_map(Mount::parse).filter(|mount| mount.kind == "cgroup");
+    let controllers = |mount: &Mount<'_>| -> Vec<String> {
+        mount.options.split(',').filter(|option| !["rw", "ro", "xattr"].contains(option)).map(str::to_owned).collect()
+    };
+    v1.map(|mount| (controllers(&mount), mount.point.to_owned())).collect()
+}
+
 /// The mount of cgroup2 where no v1 controller is mounted.
-fn unified_root(mountinfo: &str) -> Option<PathBuf> {
+pub fn unified_root(mountinfo: &str) -> Option<PathBuf> {
     let mounts: Vec<Mount<'_>> = mountinfo.lines().filter_map(Mount::parse).collect();
     let unified = mounts.iter().all(|mount| mount.kind == "cgroup2");
     mounts.first().filter(|_| unified).map(|mount| mount.point.to_owned())

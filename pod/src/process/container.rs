@@ -15,6 +15,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use super::cgroup::{self, Membership};
 use super::confine;
 use super::filter::{Confined, Confinement};
+use super::hierarchies;
 use super::log::Log;
 use super::sys;
 use crate::causes::chain;
@@ -105,7 +106,7 @@ impl Container {
         let pid = created.runtime.pid().map_or(0, |pid| pid.as_raw());
         let (pidfd, cgroups) = match settle(pid, &request.container, &spec, setup) {
             Ok(settled) => settled,
-            Err(error) => return Err(abandon(&mut created.runtime, error)),
+            Err(error) => return Err(abandon(&mut created.runtime, &setup.cgroup.join(&request.container), error)),
         };
         if let Some(adjustment) = request.oom_score_adj {
             set_oom_score(pid, adjustment);
@@ -351,9 +352,12 @@ fn own_cgroup(cgroups: &Membership, setup: &Setup) -> Option<PathBuf> {
 }
 
 /// Takes back a container that cannot be kept to its rules.
-fn abandon(runtime: &mut Runtime, failure: Failure) -> Failure {
+fn abandon(runtime: &mut Runtime, own_cgroup: &Path, failure: Failure) -> Failure {
     if let Err(error) = runtime.delete(true) {
         eprintln!("take back a container: {}", chain(&error));
+    }
+    if let Err(error) = cgroup::remove(own_cgroup) {
+        eprintln!("remove {}: {error}", own_cgroup.display());
     }
     failure
 }
@@ -391,7 +395,8 @@ impl<'a> Making<'a> {
             Confinement::None | Confinement::Profile(_) => None,
         };
         let namespace = if has_own_users(spec) { pin_pid_namespace(&mut own)? } else { None };
-        if executor.is_none() && namespace.is_none() {
+        let replaced = hierarchies::show_own(&mut own)?;
+        if executor.is_none() && namespace.is_none() && !replaced {
             let bundle = request.bundle.clone();
             return Ok(Making { request, state_dir, bundle, executor, user, _namespace: namespace });
         }

@@ -165,6 +165,36 @@ fn a_pod_process_says_whose_it_is() {
     assert_eq!(line.split('\0').nth(1), Some(format!("test/{}", pod.name).as_str()), "{line:?}");
 }
 
+/// Version 1 controllers show a container its own folders, and let it change nothing; also one that joins other
+/// containers' processes, where its own number may be nobody's on the host.
+#[test]
+fn limits_of_v1_controllers_are_not_the_containers_to_lift() {
+    let memory = Path::new("/sys/fs/cgroup/memory");
+    if !memory.is_dir() {
+        return; // this machine has cgroup2 alone
+    }
+    let mut pod = TestPod::start("v1", |setup| setup.share_pid = true);
+    let Outcome::State(state) = pod.call(Op::Hello { version: 1 }, &[]) else { panic!() };
+    let mut config = pod.config("c", "sleep 1000");
+    config["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "pid", "path": state.pid_namespace.unwrap()}]);
+    let wanted = json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+        "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]});
+    config["mounts"].as_array_mut().unwrap().push(wanted);
+    pod.run("c", &config);
+    // From here on process ids of the pod are none of the host's.
+    let used = "i=0; while [ $i -lt 400 ]; do /bin/true; i=$((i+1)); done";
+    assert_eq!(pod.exec("c", shell(&config, used)).0, 0);
+    let script = "cd /sys/fs/cgroup/memory && cat memory.limit_in_bytes && echo -1 > memory.limit_in_bytes";
+    for name in ["c", "d"] {
+        if name == "d" {
+            config["linux"]["cgroupsPath"] = json!(format!("/{}/d", pod.name));
+            pod.run("d", &config);
+        }
+        let (code, text) = pod.exec(name, shell(&config, script));
+        assert!(code != 0 && text.starts_with("67108864\n") && text.contains("Read-only"), "{name}: {text}");
+    }
+}
+
 // ---- devices ----
 
 /// Block devices 240 are for local use: the kernel has no driver there, so what is not refused is `No such device`.

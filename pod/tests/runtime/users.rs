@@ -128,3 +128,23 @@ fn a_terminal_belongs_to_the_pods_user() {
     wait_for(|| pod.log("c").contains("done"));
     assert!(pod.log("c").contains("again"), "{}", pod.log("c"));
 }
+
+/// A second container, and one that joins the first one's processes, as a debugger does.
+#[test]
+fn several_containers_share_the_pods_users() {
+    let (mut pod, state) = start("users-two", |_| {});
+    let first = config(&pod, &state, "a", "sleep 1000");
+    pod.run("a", &first);
+    let second = config(&pod, &state, "b", "sleep 2000");
+    pod.run("b", &second);
+    let Outcome::State(now) = pod.call(Op::Hello { version: 2 }, &[]) else { panic!() };
+    let mut debugger = config(&pod, &state, "d", "sleep 3000");
+    let namespaces = debugger["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|namespace| namespace["type"] != "pid");
+    namespaces.push(json!({"type": "pid", "path": format!("/proc/{}/ns/pid", now.containers[0].pid)}));
+    pod.run("d", &debugger);
+    let mut process = debugger["process"].clone();
+    process["args"] = json!(["ps"]);
+    let (_, text) = pod.exec("d", process);
+    assert!(text.contains("sleep 1000") && !text.contains("sleep 2000"), "{text}");
+}
