@@ -21,6 +21,7 @@ use crate::limits::Connection;
 use crate::server::Shared;
 
 mod caller;
+mod components;
 mod dispatch;
 mod documents;
 mod health;

@@ -274,3 +274,18 @@ async fn documents_say_what_fields_are_for() {
             .starts_with("Specification of the desired behavior of the pod.")
     );
 }
+
+#[tokio::test]
+async fn components_are_told_from_how_the_server_is() {
+    let mut world = World::new().await;
+    let list = get(&mut world, "/api/v1/componentstatuses").await;
+    assert_eq!(list.warnings, ["v1 ComponentStatus is deprecated in v1.19+"]);
+    let names: Vec<&Value> =
+        list.body["items"].as_array().unwrap().iter().map(|one| &one["metadata"]["name"]).collect();
+    assert_eq!(names, ["controller-manager", "etcd-0", "scheduler"]);
+    let accept = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io".to_owned())];
+    let table = world.admin.request(Identity::Admin, "GET", "/api/v1/componentstatuses/scheduler", &accept, b"").await;
+    let table: Value = serde_json::from_slice(&table.body).unwrap();
+    assert_eq!(table["rows"][0]["cells"], json!(["scheduler", "Healthy", "ok", ""]));
+    assert_eq!(get(&mut world, "/api/v1/componentstatuses/none").await.code, 404);
+}

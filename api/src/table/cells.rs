@@ -27,6 +27,16 @@ const ROWS: &[(&str, &str, Row)] = &[
     ("", "endpoints", |o, _| vec![("Endpoints", json!(endpoints(o)))]),
     ("", "events", event),
     ("events.k8s.io", "events", event),
+    ("", "componentstatuses", |o, _| {
+        let healthy = o["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "Healthy");
+        let text = |field: &str| json!(healthy.and_then(|c| c[field].as_str()).unwrap_or_default());
+        let status = match healthy.and_then(|c| c["status"].as_str()) {
+            Some("True") => "Healthy",
+            Some("False") => "Unhealthy",
+            _ => "Unknown",
+        };
+        vec![("Status", json!(status)), ("Message", text("message")), ("Error", text("error"))]
+    }),
     ("", "podtemplates", |o, _| {
         let labels = Labels::from_map(&o["template"]["metadata"]["labels"]).to_string();
         let (names, images) = containers(&o["template"]["spec"]);

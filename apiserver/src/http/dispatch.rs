@@ -19,7 +19,7 @@ use super::negotiate::{self, Accepted};
 use super::params::{self, WriteParams};
 use super::path::{Path, Query, ResourcePath};
 use super::reply::{self, Include, Reply};
-use super::{Peer, documents, header_of, health, page_not_found, proxy, streams, watch};
+use super::{Peer, components, documents, header_of, health, page_not_found, proxy, streams, watch};
 use crate::authz::Attributes;
 use crate::engine::{Context, DeleteOptions, Deleted, Draft, Target, Written, deletion_warnings};
 use crate::identity::User;
@@ -293,6 +293,12 @@ impl Call<'_> {
             _ => {}
         }
         let include = self.include()?;
+        if components::is_kind(&target.kind) {
+            let found = components::all(engine).into_iter().find(|object| object.key == target.key());
+            let shown = engine.shown(&target.kind, found.ok_or_else(|| target.not_found())?);
+            let reply = reply::shown(200, &target.kind, shown, self.accepted, include);
+            return Ok(reply::warned(reply, &[components::WARNING.to_owned()]));
+        }
         let object = engine.get(target, version).await?;
         Ok(reply::shown(200, &target.kind, engine.shown(&target.kind, object), self.accepted, include))
     }
@@ -301,8 +307,14 @@ impl Call<'_> {
         self.check_verb("list")?;
         let include = self.include()?;
         let options = params::list(&self.target.kind, &self.query)?;
-        let list = self.shared.engine.list(&self.target, &options).await?;
-        Ok(reply::list(&self.shared.engine, &self.target.kind, &list, self.accepted, include))
+        let (engine, kind) = (&self.shared.engine, &self.target.kind);
+        let mut list = engine.list(&self.target, &options).await?;
+        if components::is_kind(kind) {
+            list.objects = components::all(engine);
+            let reply = reply::list(engine, kind, &list, self.accepted, include);
+            return Ok(reply::warned(reply, &[components::WARNING.to_owned()]));
+        }
+        Ok(reply::list(engine, kind, &list, self.accepted, include))
     }
 
     fn watch(&self) -> Result<Reply, Status> {
