@@ -73,6 +73,13 @@ pub fn unmount(points: &[PathBuf]) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether another file system begins here; quicker than the table of all mounts.
+pub fn is_mounted(path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt as _;
+    let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(fs::metadata(path)?.dev() != fs::metadata(parent)?.dev())
+}
+
 pub fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
     let table = fs::read("/proc/self/mountinfo")?;
     let points = table.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
@@ -151,6 +158,7 @@ mod tests {
         mount("tmpfs", &a, "tmpfs", 0, "size=64k").unwrap();
         fs::create_dir(&b).unwrap();
         mount("tmpfs", &b, "tmpfs", 0, "size=64k").unwrap();
+        assert!(is_mounted(&a).unwrap() && is_mounted(&b).unwrap() && !is_mounted(folder.path()).unwrap());
         assert_eq!(mounts_below(folder.path()).unwrap(), [a, b]);
         unmount_below(folder.path()).unwrap();
         assert!(mounts_below(folder.path()).unwrap().is_empty());

@@ -244,17 +244,11 @@ impl Reader {
             }
             current = Some(file);
         }
-        let (Some(watcher), Some(mut file)) = (watcher.as_mut(), current) else { return Ok(()) };
+        let (Some(watcher), Some(file)) = (watcher.as_mut(), current) else { return Ok(()) };
+        let mut following = Following { file, log: self.path.clone() };
         loop {
             let live = self.is_live();
-            if self.copy(&mut file, sender).await? == Next::Done {
-                return Ok(());
-            }
-            if let Some(next) = file.successor(&self.path)? {
-                file = next;
-                continue;
-            }
-            if !live {
+            if self.copy(&mut following, sender).await? == Next::Done || !live {
                 return Ok(());
             }
             tokio::select! {
@@ -273,11 +267,11 @@ impl Reader {
     }
 
     /// Sends what the file has by now.
-    async fn copy(&mut self, file: &mut LogFile, sender: &Sender) -> io::Result<Next> {
+    async fn copy(&mut self, lines: &mut impl Lines, sender: &Sender) -> io::Result<Next> {
         loop {
             let mut out = Vec::new();
             let mut more = false;
-            while let Some(line) = file.next_line()? {
+            while let Some(line) = lines.next_line()? {
                 out.extend(render(&line, &self.options));
                 more = out.len() >= 32 << 10;
                 if more {
@@ -302,6 +296,33 @@ impl Reader {
     }
 }
 
+trait Lines {
+    /// The next whole line, if it has been written.
+    fn next_line(&mut self) -> io::Result<Option<Vec<u8>>>;
+}
+
+/// A log over its rotations.
+struct Following {
+    file: LogFile,
+    log: PathBuf,
+}
+
+impl Lines for Following {
+    fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(line) = self.file.next_line()? {
+                return Ok(Some(line));
+            }
+            let Some(next) = self.file.successor(&self.log)? else { return Ok(None) };
+            // It is complete now: what was written between the last look and its rotation comes first.
+            if let Some(line) = self.file.next_line()? {
+                return Ok(Some(line));
+            }
+            self.file = next;
+        }
+    }
+}
+
 /// A log file being read, and the piece of an entry that isn't whole yet.
 struct LogFile {
     reader: BufReader<File>,
@@ -318,6 +339,45 @@ impl LogFile {
         Ok(LogFile { reader: BufReader::new(file), inode, piece: Vec::new() })
     }
 
+    /// The file that came after this one, if it has been rotated away. Names move on while they are looked at, so a file
+    /// counts only as the one that was listed.
+    fn successor(&self, log: &Path) -> io::Result<Option<LogFile>> {
+        use std::os::unix::fs::MetadataExt as _;
+        const ATTEMPTS: u32 = 10;
+        let list = || -> io::Result<Vec<(PathBuf, u64)>> {
+            let inode = |path: &PathBuf| fs::symlink_metadata(path).map_or(0, |meta| meta.ino());
+            Ok(files_of(log)?
+                .into_iter()
+                .map(|path| {
+                    let inode = inode(&path);
+                    (path, inode)
+                })
+                .collect())
+        };
+        let mut own_seen = false;
+        for _ in 0..ATTEMPTS {
+            let files = list()?;
+            let Some(own) = files.iter().position(|(_, inode)| *inode == self.inode) else { continue };
+            own_seen = true;
+            let Some((path, inode)) = files.get(own + 1).filter(|(_, inode)| *inode != 0) else { return Ok(None) };
+            match LogFile::open(path, 0) {
+                Ok(next) if next.inode == *inode => return Ok(Some(next)),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        if own_seen {
+            return Ok(None); // it is asked again when something changes
+        }
+        // So far behind that this file has been removed: the oldest there is comes next.
+        match list()?.first() {
+            Some((path, _)) if path.exists() => LogFile::open(path, 0).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Lines for LogFile {
     fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
         self.reader.read_until(b'\n', &mut self.piece)?;
         if self.piece.last() != Some(&b'\n') {
@@ -325,19 +385,6 @@ impl LogFile {
         }
         self.piece.pop();
         Ok(Some(std::mem::take(&mut self.piece)))
-    }
-
-    /// The file that came after this one, if it has been rotated away.
-    fn successor(&self, log: &Path) -> io::Result<Option<LogFile>> {
-        use std::os::unix::fs::MetadataExt as _;
-        let inode = |path: &PathBuf| fs::metadata(path).map(|meta| meta.ino()).unwrap_or(0);
-        let files = files_of(log)?;
-        let own = files.iter().position(|path| inode(path) == self.inode);
-        let next = own.map_or(0, |position| position + 1);
-        match files.get(next).filter(|path| path.exists()) {
-            Some(path) => LogFile::open(path, 0).map(Some),
-            None => Ok(None),
-        }
     }
 }
 
@@ -399,6 +446,35 @@ mod tests {
         assert_eq!(render(b"2024-01-02T03:04:05Z stderr P abc", &LogOptions::default()), b"abc");
         let other = LogOptions { stream: Some("Stderr".into()), ..LogOptions::default() };
         assert!(render(LINE, &other).is_empty());
+    }
+
+    #[test]
+    fn no_line_is_lost_while_files_are_rotated() {
+        const LINES: u32 = 900;
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("0.log");
+        File::create(&log).unwrap();
+        let mut following = Following { file: LogFile::open(&log, 0).unwrap(), log: log.clone() };
+        let writer = std::thread::spawn(move || {
+            use std::io::Write as _;
+            let mut file = File::options().append(true).open(&log).unwrap();
+            for n in 0..LINES {
+                writeln!(file, "{n}").unwrap();
+                if n % 3 == 2 {
+                    fs::rename(&log, log.with_extension(format!("log.{n:06}"))).unwrap();
+                    file = File::create(&log).unwrap();
+                }
+            }
+        });
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let mut wanted = 0;
+        while wanted < LINES {
+            assert!(std::time::Instant::now() < deadline, "line {wanted} never comes");
+            let Some(line) = following.next_line().unwrap() else { continue };
+            assert_eq!(String::from_utf8(line).unwrap(), wanted.to_string());
+            wanted += 1;
+        }
+        writer.join().unwrap();
     }
 
     #[test]

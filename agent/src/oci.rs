@@ -89,7 +89,8 @@ pub fn config(inputs: &Inputs<'_>) -> Result<Value, SpecError> {
         "devices": inputs.devices,
     });
     if !security.privileged {
-        if security.proc_mount.as_deref() != Some("Unmasked") {
+        // Also of a container that joins after the pod was admitted.
+        if security.proc_mount.as_deref() != Some("Unmasked") || !inputs.spec.has_own_users() {
             linux["maskedPaths"] = json!(MASKED);
             linux["readonlyPaths"] = json!(READ_ONLY);
         }
@@ -386,6 +387,15 @@ mod tests {
         assert!(privileged["linux"].get("seccomp").is_none() && privileged["linux"].get("maskedPaths").is_none());
         let unconfined = of(json!({"securityContext": {"seccompProfile": {"type": "Unconfined"}}}));
         assert!(unconfined["linux"].get("seccomp").is_none());
+    }
+
+    #[test]
+    fn proc_is_open_to_own_users_only() {
+        for (own_users, masked) in [(json!(null), true), (json!(true), true), (json!(false), false)] {
+            let container = json!({"securityContext": {"procMount": "Unmasked"}});
+            let config = build(json!({"hostUsers": own_users, "containers": [container]}), |_| {}).unwrap();
+            assert_eq!(config["linux"].get("maskedPaths").is_some(), masked, "hostUsers: {own_users}");
+        }
     }
 
     #[test]

@@ -267,15 +267,7 @@ fn conditions(inputs: &Inputs<'_>, statuses: &[Value], terminal: bool) -> Value 
     } else {
         containers.clone()
     };
-    let initialized = match (inputs.initialized || terminal, inputs.record.finished.as_ref()) {
-        (true, Some(finished)) if finished.succeeded => (true, Some("PodCompleted"), None),
-        (true, _) => (true, None, None),
-        (false, _) => {
-            let names: Vec<_> = inputs.pod.spec.init_containers.iter().map(|c| c.name.as_str()).collect();
-            let message = format!("containers with incomplete status: [{}]", names.join(" "));
-            (false, Some("ContainersNotInitialized"), Some(message))
-        }
-    };
+    let initialized = initialized(inputs);
     let own = [
         ("PodReadyToStartContainers", (inputs.sandbox_ready && !terminal, None, None)),
         ("Initialized", initialized),
@@ -291,6 +283,30 @@ fn conditions(inputs: &Inputs<'_>, statuses: &[Value], terminal: bool) -> Value 
     }
     list.extend(own.iter().map(|(kind, found)| condition(inputs, &old, kind, found)));
     Value::Array(list)
+}
+
+/// A pod that once began its containers was initialised; one that failed before never is.
+fn initialized(inputs: &Inputs<'_>) -> Found {
+    let record = |container: &Container| inputs.record.containers.get(&container.name);
+    let begun = |container: &Container| record(container).is_some_and(|record| record.runs > 0);
+    let done = |container: &Container| {
+        record(container).is_some_and(|record| match container.is_sidecar() {
+            true => record.runs > 0,
+            false => record.end().is_some_and(|end| end.exit_code == 0),
+        })
+    };
+    let spec = &inputs.pod.spec;
+    if inputs.record.finished.as_ref().is_some_and(|finished| finished.succeeded) {
+        return (true, Some("PodCompleted"), None);
+    }
+    let incomplete: Vec<&str> =
+        spec.init_containers.iter().filter(|container| !done(container)).map(|container| &*container.name).collect();
+    let ongoing = inputs.initialized && inputs.record.finished.is_none();
+    if incomplete.is_empty() || ongoing || spec.containers.iter().any(begun) {
+        return (true, None, None);
+    }
+    let message = format!("containers with incomplete status: [{}]", incomplete.join(" "));
+    (false, Some("ContainersNotInitialized"), Some(message))
 }
 
 /// Whether the pod asks for other resources than its containers were started with.
@@ -460,6 +476,21 @@ mod tests {
         let expected = json!({"qosClass": "Burstable", "phase": "Running", "conditions": [
             {"type": "example.com/gate", "status": "False"}, {"type": "Ready", "status": "True"}]});
         assert_eq!(merge(&seen, &written), expected);
+    }
+
+    #[test]
+    fn a_pod_that_failed_in_its_first_steps_was_never_initialised() {
+        let mut pod = pod();
+        pod["spec"]["initContainers"] = json!([{"name": "one", "image": "i"}, {"name": "two", "image": "i"}]);
+        let fail = |record: &mut Record| {
+            record.finished = Some(Finished { succeeded: false, reason: None, message: None });
+        };
+        let status = status_of(pod.clone(), &[("one", run(Some(0))), ("two", run(Some(1)))], &[], fail);
+        let found = condition(&status, "Initialized");
+        assert_eq!((&found["status"], &found["reason"]), (&json!("False"), &json!("ContainersNotInitialized")));
+        assert_eq!(found["message"], "containers with incomplete status: [two]");
+        let begun = [("one", run(Some(0))), ("two", run(Some(0))), ("a", run(Some(1)))];
+        assert_eq!(condition(&status_of(pod, &begun, &[], fail), "Initialized")["status"], "True");
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl Volumes<'_> {
     /// Secrets and the like never touch a disk, wherever the run folder lies.
     fn mount_memory(&self, path: &Path, options: &str) -> io::Result<()> {
         fs::create_dir_all(path)?;
-        if disk::mounts_below(path)?.iter().any(|point| point == path) {
+        if disk::is_mounted(path)? {
             return Ok(());
         }
         disk::mount("tmpfs", path, "tmpfs", libc::MS_NOSUID | libc::MS_NODEV, options)

@@ -11,6 +11,7 @@ pub mod default;
 pub mod discovery;
 pub mod encode;
 pub mod kind;
+pub mod limit_range;
 pub mod managed;
 pub mod names;
 pub mod openapi;

@@ -11,7 +11,7 @@ use serde_json::json;
 /// What tokio gives a worker thread.
 const STACK: usize = 2 << 20;
 /// Without optimisation, on a busy machine; what the budget stops takes minutes or all memory.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs on a worker's stack, and in time.
 fn run<T: Send>(work: impl FnOnce() -> T + Send) -> T {
@@ -162,4 +162,56 @@ fn patches_stay_within_their_budget() {
         let deep = refused(kind, r#"{"a":"#.repeat(200));
         assert!(deep.code == 400 && deep.message.contains(DEEP), "{deep}");
     }
+}
+
+/// Lists and maps that are long: whoever compares each member with each needs minutes.
+#[test]
+fn long_lists_take_their_time_once() {
+    let many = |item: fn(usize) -> serde_json::Value| (0..30_000).map(item).collect::<Vec<_>>();
+    let pods = kind("", "pods");
+    let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "n"}, "spec": {
+        "containers": [{"name": "c", "image": "i",
+            "ports": many(|i| json!({"containerPort": i + 1, "name": format!("p{i}")})),
+            "env": many(|i| json!({"name": format!("E{i}"), "value": "v"})),
+            "volumeMounts": many(|i| json!({"name": format!("v{i}"), "mountPath": format!("/{i}")}))}],
+        "volumes": many(|i| json!({"name": format!("v{i}"), "emptyDir": {}})),
+        "tolerations": many(|i| json!({"key": format!("k{i}"), "operator": "Exists"})),
+        "schedulingGates": many(|i| json!({"name": format!("a.b/g{i}")}))}});
+    api::default::apply(&pods, &mut pod);
+    let mut changed = pod.clone();
+    changed["metadata"]["labels"] = json!({"a": "b"});
+    run(|| {
+        let _complaints = (api::validate::create(&pods, &pod), api::validate::warnings(&pods, &pod));
+        let _complaints = api::validate::update(&pods, None, &changed, &pod);
+    });
+    let patch =
+        json!({"spec": {"containers": [{"name": "c", "env": many(|i| json!({"name": format!("E{i}"), "value": "w"})),
+        "$setElementOrder/env": many(|i| json!({"name": format!("E{}", 30_000 - i)}))}],
+        "$deleteFromPrimitiveList/x": many(|i| json!(i.to_string())),
+        "volumes": many(|i| json!({"name": format!("v{i}"), "$patch": "delete"}))}})
+        .to_string();
+    let patched = run(|| {
+        let (how, validation) = (PatchType::StrategicMerge, FieldValidation::Ignore);
+        patch::apply(&pods.gvk(), &pods.schema, how, &pod, patch.as_bytes(), validation).unwrap()
+    });
+    assert!(patched.value["spec"]["volumes"].is_null(), "each was deleted");
+    let second = &patched.value["spec"]["containers"][0]["env"][1]["name"];
+    assert_eq!(second, "E29999", "after the one that is not in the order");
+}
+
+#[test]
+fn ownership_of_long_lists_and_maps_takes_its_time_once() {
+    let pods = kind("", "pods");
+    let variables: Vec<_> = (0..20_000).map(|i| json!({"name": format!("E{i}"), "value": "v"})).collect();
+    let labels: serde_json::Map<_, _> = (0..20_000).map(|i| (format!("l{i}"), json!("v"))).collect();
+    let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "labels": labels},
+        "spec": {"containers": [{"name": "c", "image": "i", "env": variables}]}});
+    run(|| {
+        let writer = api::managed::Writer { manager: "m", subresource: "", now: jiff::Timestamp::UNIX_EPOCH };
+        let config = pod.clone();
+        api::managed::update(&pods, None, &mut pod, writer);
+        let old = pod.clone();
+        api::managed::update(&pods, Some(&old), &mut pod, writer);
+        api::managed::apply(&pods, Some(&old), &config, writer, true).unwrap();
+    });
 }

@@ -296,6 +296,13 @@ impl Rule {
             .any(|own| own == "*" || *own == full || (!asked.subresource.is_empty() && *own == any_of_sub))
     }
 
+    /// How many single permissions a rule stands for.
+    fn permissions(&self) -> usize {
+        let resources = self.api_groups.len().saturating_mul(self.resources.len());
+        let named = resources.saturating_mul(self.resource_names.len().max(1));
+        self.verbs.len().saturating_mul(self.non_resource_urls.len().saturating_add(named))
+    }
+
     /// The single permissions of a rule.
     fn split(&self) -> Vec<Attributes> {
         let names = if self.resource_names.is_empty() { vec![String::new()] } else { self.resource_names.clone() };
@@ -321,6 +328,9 @@ impl Rule {
         all
     }
 }
+
+/// Of a role that is held against what its author holds.
+const PERMISSIONS: usize = 10_000;
 
 /// Nobody grants what he does not have, unless he may `escalate` (roles) or `bind` (bindings).
 pub(crate) fn check_escalation(engine: &Engine, user: &User, target: &Target, object: &Value) -> Result<(), Status> {
@@ -361,6 +371,13 @@ pub(crate) fn check_escalation(engine: &Engine, user: &User, target: &Target, ob
         let rules = Some(&object["rules"]).filter(|rules| !rules.is_null()).cloned().unwrap_or_else(|| json!([]));
         serde_json::from_value(rules).map_err(|why| Status::bad_request(format!("rules cannot be read: {why}")))?
     };
+    // Each single permission is looked at: a role of a few lists may stand for billions.
+    if granted.iter().map(Rule::permissions).fold(0, usize::saturating_add) > PERMISSIONS {
+        let why = format!(
+            "a role that grants more than {PERMISSIONS} single permissions can only be granted by who may escalate or bind"
+        );
+        return Err(Status::forbidden(RBAC, &target.kind.plural, name, &why));
+    }
     let own = authorizer.rules(engine, user, &target.namespace);
     let missing: Vec<Rule> = granted.iter().flat_map(|rule| uncovered(rule, &own)).collect();
     if missing.is_empty() {
@@ -474,6 +491,24 @@ mod tests {
         };
         let path = |path: &str| Attributes { verb: "get".into(), path: Some(path.into()), ..Attributes::default() };
         assert!(urls.covers(&path("/healthz")) && urls.covers(&path("/api/v1")) && !urls.covers(&path("/healthz/x")));
+    }
+
+    #[test]
+    fn permissions_are_counted_before_they_are_made() {
+        let many = |count: usize| (0..count).map(|i| i.to_string()).collect::<Vec<_>>();
+        let rule = Rule { verbs: many(1000), api_groups: many(1000), resources: many(1000), ..Rule::default() };
+        assert_eq!(
+            (rule.permissions(), self::rule(&["get", "list"], &["pods"], &[]).permissions()),
+            (1_000_000_000, 2)
+        );
+        let most = Rule {
+            verbs: many(9),
+            api_groups: many(9),
+            resources: many(9),
+            resource_names: many(2),
+            ..Rule::default()
+        };
+        assert_eq!(most.permissions(), most.split().len());
     }
 
     #[test]

@@ -67,6 +67,10 @@ pub trait Nodes: Send + Sync + 'static {
     async fn exec(&self, pod: &Value, options: ExecOptions) -> Result<Session, Status>;
     /// A connection to a port of the pod's own loopback address.
     async fn dial(&self, pod: &Value, port: u16) -> Result<Box<dyn Duplex>, Status>;
+    /// What a node of this process counts, in Prometheus' text form.
+    fn metrics(&self) -> String {
+        String::new()
+    }
 }
 
 /// A server without nodes.

@@ -150,6 +150,10 @@ async fn streams_are_opened_by_their_own_requests_only() {
         let answer = world.admin.request(Identity::Admin, "GET", &path, &headers, b"").await;
         assert_eq!(answer.code, 403, "{stream}");
     }
+    // Clients that are no browsers name the user's own machine.
+    let headers = [("origin", "http://localhost".to_owned()), ("upgrade", "websocket".to_owned())];
+    let path = format!("/api/v1/namespaces/default/{exec}");
+    assert_ne!(world.admin.request(Identity::Admin, "GET", &path, &headers, b"").await.code, 403);
     let forwarded = world.admin("PATCH", "/api/v1/namespaces/default/pods/p/portforward?port=80", json!({})).await;
     assert_eq!(forwarded.code, 405);
 }

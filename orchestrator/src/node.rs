@@ -83,6 +83,7 @@ pub async fn start(
         clients: dns_clients(settings.ip, node_cidr)?,
     };
     let dns = Arc::new(dns::Server::start(dns).await.context("cannot start DNS")?);
+    slot.count(proxy.clone(), dns.clone());
     let feed = services::Feed::new(settings, proxy, dns.clone(), recorder.clone());
     let settled = feed.start(&running.caches, tasks);
     let upstream = Arc::new(upstream::ApiUpstream::new(client.clone(), recorder, running.caches.clone(), tasks));
@@ -100,6 +101,9 @@ pub async fn start(
     };
     tasks.spawn(pods::follow(follower));
     tasks.spawn(registration::renew(settings.name.clone(), client));
+    // Its end is the node's: pods without names are better off where somebody notices.
+    let names = dns.clone();
+    tasks.spawn(async move { names.broken().await });
     Ok(Node { _dns: dns })
 }
 

@@ -43,7 +43,8 @@ pub fn mount_rootfs_for(
         .map_err(|source| MountError::Folder { path: writable.display().to_string(), source })
 }
 
-/// Mounts `image` at `target`, writes going below `writable`.
+/// Mounts `image` at `target`, writes going below `writable`. Device files in it work as in every runtime, where the
+/// container's own device rules allow them: a mount without devices would forbid those too. The agent opens none.
 pub fn mount_rootfs(image: &Image, writable: &Path, target: &Path) -> Result<(), MountError> {
     let (upper, work) = (writable.join("upper"), writable.join("work"));
     for folder in [&upper, &work, &target.to_owned()] {

@@ -71,7 +71,7 @@ impl Launch<'_> {
     fn small_files(&self) -> io::Result<PathBuf> {
         let path = small_files(self.node, &self.record.pod.uid);
         disk::create_folder(&path, 0o700)?;
-        if disk::mounts_below(&path)?.is_empty() {
+        if !disk::is_mounted(&path)? {
             let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
             disk::mount("amphipod", &path, "tmpfs", flags, "mode=700,size=4m,nr_inodes=4k")?;
         }
@@ -100,7 +100,7 @@ impl Launch<'_> {
     fn shared_memory(&self) -> io::Result<PathBuf> {
         let path = self.node.pod_run(&self.record.pod.uid).join("shm");
         fs::create_dir_all(&path)?;
-        if disk::mounts_below(&path)?.is_empty() {
+        if !disk::is_mounted(&path)? {
             let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
             disk::mount("shm", &path, "tmpfs", flags, "mode=1777,size=65536k")?;
         }

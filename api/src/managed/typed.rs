@@ -1,5 +1,7 @@
 //! Objects seen through their schema: which paths they have, how two differ, how one merges into another.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value, json};
 
 use super::fieldset::FieldSet;
@@ -169,14 +171,14 @@ fn walk(node: Node, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<Str
     }
     let before = old.map(|v| members(node, v)).unwrap_or_default();
     let after = new.map(|v| members(node, v)).unwrap_or_default();
-    let find = |list: &[(String, Node, &Value)], element: &str| list.iter().position(|(e, ..)| e == element);
+    let (was_at, is_at) = (places(&before), places(&after));
     for (element, child, value) in &after {
-        let was = find(&before, element).map(|i| before[i].2);
+        let was = was_at.get(element.as_str()).map(|&i| before[i].2);
         path.push(element.clone());
         walk(*child, was, Some(value), path, out);
         path.pop();
     }
-    for (element, child, value) in before.iter().filter(|(e, ..)| find(&after, e).is_none()) {
+    for (element, child, value) in before.iter().filter(|(e, ..)| !is_at.contains_key(e.as_str())) {
         path.push(element.clone());
         walk(*child, Some(value), None, path, out);
         path.pop();
@@ -186,6 +188,15 @@ fn walk(node: Node, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<Str
         (Some(_), None) => out.removed.insert(path),
         _ => {}
     }
+}
+
+/// Where each element stands first: lists and maps may be long, and are never searched for every member of another.
+fn places<'m>(members: &'m [(String, Node, &Value)]) -> HashMap<&'m str, usize> {
+    let mut places = HashMap::with_capacity(members.len());
+    for (at, (element, ..)) in members.iter().enumerate() {
+        places.entry(element.as_str()).or_insert(at);
+    }
+    places
 }
 
 fn equal(a: &Value, b: &Value) -> bool {
@@ -226,19 +237,20 @@ fn merge_node(node: Node, live: &Value, config: &Value) -> Value {
 /// Items of both lists, live-only ones where they stood; items in both go in config's order.
 fn merge_list(node: Node, live: &Value, config: &Value) -> Value {
     let (left, right) = (members(node, live), members(node, config));
-    let find = |list: &[(String, Node, &Value)], element: &str| list.iter().position(|(e, ..)| e == element);
-    let mut shared = right.iter().map(|(e, ..)| e).filter(|e| find(&left, e).is_some()).peekable();
+    let (left_at, right_at) = (places(&left), places(&right));
+    let mut shared = right.iter().map(|(e, ..)| e).filter(|e| left_at.contains_key(e.as_str())).peekable();
     let mut out = Vec::new();
     let mut taken = vec![false; right.len()];
     let (mut l, mut r) = (0, 0);
     let merged = |r: usize| {
         let (element, child, value) = &right[r];
-        find(&left, element).map_or_else(|| (*value).clone(), |l| merge_node(*child, left[l].2, value))
+        let known = left_at.get(element.as_str());
+        known.map_or_else(|| (*value).clone(), |&l| merge_node(*child, left[l].2, value))
     };
     while l < left.len() || r < right.len() {
         if l < left.len() {
             let element = &left[l].0;
-            match find(&right, element) {
+            match right_at.get(element.as_str()).copied() {
                 None => {
                     out.push(left[l].2.clone());
                     l += 1;

@@ -1,6 +1,8 @@
 //! Strategic merge patch: lists merge by key where the schema says so; `$patch`, `$setElementOrder/…`,
 //! `$deleteFromPrimitiveList/…` and `$retainKeys` direct it.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
 use super::go_map;
@@ -31,7 +33,8 @@ fn merge_map(ty: Option<&Type>, mut current: Object, patch: &Object) -> Result<O
         _ => {}
     }
     if let Some(keep) = patch.get(RETAIN).and_then(Value::as_array) {
-        current.retain(|key, _| keep.contains(&Value::from(key.as_str())));
+        let keep: HashSet<&str> = keep.iter().filter_map(Value::as_str).collect();
+        current.retain(|key, _| keep.contains(key.as_str()));
     }
     for (key, value) in patch {
         if key == PATCH || key == RETAIN || key.starts_with(ORDER) || key.starts_with(DELETE) {
@@ -52,7 +55,8 @@ fn merge_map(ty: Option<&Type>, mut current: Object, patch: &Object) -> Result<O
         if !patch.contains_key(key)
             && let Some(Value::Array(items)) = current.get_mut(key)
         {
-            items.retain(|item| !list.contains(item));
+            let gone = texts(list);
+            items.retain(|item| !gone.contains(&item.to_string()));
         }
     }
     for (key, order) in patch.iter().filter_map(|(k, v)| Some((k.strip_prefix(ORDER)?, v.as_array()?))) {
@@ -122,27 +126,37 @@ fn merge_list(
         Shape::List(item) => item.ty(),
         _ => None,
     });
-    let before: Vec<Value> = current.iter().filter_map(|v| v.get(key).cloned()).collect();
-    let mut out = current;
     if patch.iter().any(|p| p.get(PATCH) == Some(&Value::from("replace"))) {
         return Ok(patch.iter().filter(|p| p.get(PATCH).is_none()).cloned().collect());
     }
+    // Known by where they stand, since lists may be long: an item that goes leaves its place empty.
+    let id_of = |item: &Value| item.get(key).map(Value::to_string);
+    let mut places: HashMap<String, Vec<usize>> = HashMap::new();
+    for (at, id) in current.iter().enumerate().filter_map(|(at, item)| Some((at, id_of(item)?))) {
+        places.entry(id).or_default().push(at);
+    }
+    let before: HashSet<String> = places.keys().cloned().collect();
+    let mut out: Vec<Option<Value>> = current.into_iter().map(Some).collect();
     for item in patch {
         let Value::Object(item) = item else { return Err(format!("expected map, got {}", go_map(item))) };
         let id = item.get(key).ok_or_else(|| {
             format!("map: {} does not contain declared merge key: {key}", go_map(&Value::Object(item.clone())))
         })?;
-        let found = out.iter().position(|v| v.get(key) == Some(id));
-        match (directive(item)?, found) {
-            (Some("delete"), _) => out.retain(|v| v.get(key) != Some(id)),
+        let id = id.to_string();
+        match (directive(item)?, places.get(&id).and_then(|places| places.first().copied())) {
+            (Some("delete"), _) => places.remove(&id).into_iter().flatten().for_each(|at| out[at] = None),
             (_, Some(at)) => {
-                let before = out[at].as_object().cloned().unwrap_or_default();
-                out[at] = Value::Object(merge_map(item_type, before, item)?);
+                let before = out[at].take().and_then(|item| item.as_object().cloned()).unwrap_or_default();
+                out[at] = Some(Value::Object(merge_map(item_type, before, item)?));
             }
-            (_, None) => out.push(Value::Object(merge_map(item_type, Object::new(), item)?)),
+            (_, None) => {
+                places.insert(id, vec![out.len()]);
+                out.push(Some(Value::Object(merge_map(item_type, Object::new(), item)?)));
+            }
         }
     }
-    let known = out.iter().filter(|v| v.get(key).is_some_and(|id| before.contains(id))).count();
+    let out: Vec<Value> = out.into_iter().flatten().collect();
+    let known = out.iter().filter(|item| id_of(item).is_some_and(|id| before.contains(&id))).count();
     let out = ordered(out, patch, Some(key), known);
     Ok(match order {
         Some(order) => ordered(out, order, Some(key), usize::MAX),
@@ -157,11 +171,13 @@ fn merge_primitives(
     deleted: Option<&Vec<Value>>,
 ) -> Vec<Value> {
     if let Some(deleted) = deleted {
-        current.retain(|v| !deleted.contains(v));
+        let gone = texts(deleted);
+        current.retain(|item| !gone.contains(&item.to_string()));
     }
     let known = current.len();
+    let mut have = texts(&current);
     for item in patch {
-        if !current.contains(item) {
+        if have.insert(item.to_string()) {
             current.push(item.clone());
         }
     }
@@ -172,14 +188,24 @@ fn merge_primitives(
     }
 }
 
+/// Values as texts, to be found at once.
+fn texts(list: &[Value]) -> HashSet<String> {
+    list.iter().map(Value::to_string).collect()
+}
+
 /// Listed items in the listed order. Server-only items are woven in: each goes before the first listed item that
 /// stood behind it in the server's list, whose items are the first `known`.
 fn ordered(items: Vec<Value>, order: &[Value], key: Option<&str>, known: usize) -> Vec<Value> {
-    let id = |v: &Value| key.map_or_else(|| v.clone(), |key| v.get(key).cloned().unwrap_or(Value::Null));
-    let rank = |v: &Value| order.iter().position(|o| id(o) == id(v));
+    // Items without the key are one with each other, as they are with null.
+    let id = |item: &Value| key.map_or(Some(item), |key| item.get(key)).map_or("null".into(), Value::to_string);
+    let mut ranks: HashMap<String, usize> = HashMap::new();
+    for (rank, item) in order.iter().enumerate() {
+        ranks.entry(id(item)).or_insert(rank);
+    }
+    let rank = |item: &Value| ranks.get(&id(item)).copied();
     let place: Vec<(usize, Value)> = items.into_iter().enumerate().collect();
     let (mut listed, others): (Vec<_>, Vec<_>) = place.into_iter().partition(|(_, v)| rank(v).is_some());
-    listed.sort_by_key(|(_, v)| rank(v));
+    listed.sort_by_cached_key(|(_, v)| rank(v));
     let mut out = Vec::new();
     let mut others = others.into_iter().peekable();
     for (at, item) in listed {

@@ -1,5 +1,7 @@
 //! ConfigMaps, Secrets, Namespaces, Nodes, Leases, Events and ControllerRevisions.
 
+use std::collections::HashSet;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -102,7 +104,7 @@ pub fn namespace(object: &Value, errors: &mut Errors) {
 }
 
 pub fn node(object: &Value, errors: &mut Errors) {
-    let mut seen: Vec<(&str, &str)> = Vec::new();
+    let mut seen: HashSet<(&str, &str)> = HashSet::new();
     for (i, taint) in items(&object["spec"]["taints"]).enumerate() {
         let path = format!("metadata.taints[{i}]");
         let key = if taint["key"].is_null() { json!("") } else { taint["key"].clone() };
@@ -123,7 +125,7 @@ pub fn node(object: &Value, errors: &mut Errors) {
                 "taints must be unique by key and effect pair",
             ));
         }
-        seen.push(pair);
+        seen.insert(pair);
     }
     for list in ["capacity", "allocatable"] {
         for (name, amount) in entries(&object["status"][list]) {

@@ -11,11 +11,10 @@ use crate::kind::Kind;
 pub const MARK: &str = "amphipod: ";
 
 /// Kinds that nothing acts on.
-const KINDS: [(&str, &str, &str); 22] = [
+const KINDS: [(&str, &str, &str); 21] = [
     ("networking.k8s.io", "networkpolicies", "no traffic is restricted"),
     ("networking.k8s.io", "ingresses", "no traffic is routed by it"),
     ("", "resourcequotas", "no use of resources is limited"),
-    ("", "limitranges", "no defaults and no limits are applied"),
     ("", "replicationcontrollers", "no pods are made for it"),
     ("", "persistentvolumes", "no volume is bound or mounted"),
     ("", "persistentvolumeclaims", "no volume is bound or provisioned"),

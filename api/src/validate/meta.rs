@@ -99,8 +99,9 @@ fn owners(owners: &Value, errors: &mut Errors) {
 
 pub fn update(new: &Value, old: &Value, errors: &mut Errors) {
     if !old["deletionTimestamp"].is_null() {
+        let known: std::collections::HashSet<&str> = items(&old["finalizers"]).map(text).collect();
         let added: Vec<&str> =
-            items(&new["finalizers"]).filter(|f| !items(&old["finalizers"]).any(|o| o == *f)).map(text).collect();
+            items(&new["finalizers"]).map(text).filter(|finalizer| !known.contains(finalizer)).collect();
         if !added.is_empty() {
             let list: Vec<String> = added.iter().map(|f| format!("{f:?}")).collect();
             let why = format!(

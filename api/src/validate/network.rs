@@ -1,5 +1,7 @@
 //! Services, Endpoints, EndpointSlices and IPAddresses.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use super::config::{duplicate_struct, is_cidr};
@@ -87,7 +89,7 @@ fn by_type(spec: &Value, kind: &str, errors: &mut Errors) {
 
 fn ports(spec: &Value, errors: &mut Errors) {
     let list: Vec<&Value> = items(&spec["ports"]).collect();
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: HashSet<&str> = HashSet::new();
     for (i, p) in list.iter().enumerate() {
         let path = format!("spec.ports[{i}]");
         let name = text(&p["name"]);
@@ -100,7 +102,7 @@ fn ports(spec: &Value, errors: &mut Errors) {
             if seen.contains(&name) {
                 errors.push(FieldError::duplicate(format!("{path}.name"), name));
             }
-            seen.push(name);
+            seen.insert(name);
         }
         port_number(&p["port"], &format!("{path}.port"), errors);
         one_of(&format!("{path}.protocol"), &p["protocol"], PROTOCOLS, errors);
@@ -120,8 +122,9 @@ fn ports(spec: &Value, errors: &mut Errors) {
             errors.push(FieldError::forbidden(format!("spec.ports[{i}].nodePort"), why));
         }
     }
+    let mut taken = HashSet::new();
     for (i, p) in list.iter().enumerate() {
-        if list[..i].iter().any(|other| other["port"] == p["port"] && other["protocol"] == p["protocol"]) {
+        if !taken.insert((p["port"].as_i64(), text(&p["protocol"]))) {
             let shown = format!(
                 "{{\"Name\":\"\",\"Protocol\":{},\"AppProtocol\":null,\"Port\":{},\"TargetPort\":0,\"NodePort\":0}}",
                 p["protocol"], p["port"]
@@ -226,7 +229,7 @@ pub fn endpoint_slice(object: &Value, errors: &mut Errors) {
             slice_endpoints(object, kind, errors);
         }
     }
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: HashSet<&str> = HashSet::new();
     for (i, p) in items(&object["ports"]).enumerate() {
         let path = format!("ports[{i}]");
         let name = text(&p["name"]);
@@ -236,7 +239,7 @@ pub fn endpoint_slice(object: &Value, errors: &mut Errors) {
         if seen.contains(&name) {
             errors.push(FieldError::duplicate(format!("{path}.name"), name));
         }
-        seen.push(name);
+        seen.insert(name);
         one_of(&format!("{path}.protocol"), &p["protocol"], PROTOCOLS, errors);
     }
 }

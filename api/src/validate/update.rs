@@ -1,5 +1,7 @@
 //! What an update may change.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value, json};
 
 use super::meta::immutable;
@@ -124,8 +126,8 @@ fn pod(new: &Value, old: &Value, errors: &mut Errors) {
         _ => {}
     }
     gates(new, old, errors);
-    let kept =
-        items(&old["spec"]["tolerations"]).all(|t| items(&new["spec"]["tolerations"]).any(|n| same_toleration(n, t)));
+    let tolerations = |pod: &Value| -> HashSet<String> { items(&pod["spec"]["tolerations"]).map(toleration).collect() };
+    let kept = tolerations(old).is_subset(&tolerations(new));
     if !kept || allowed(new) != allowed(old) {
         errors.push(FieldError::forbidden("spec", format!("{POD_RULE}\n{}", changed(&new["spec"], &old["spec"]))));
     }
@@ -133,8 +135,10 @@ fn pod(new: &Value, old: &Value, errors: &mut Errors) {
 
 /// A gate may go and none may come: the pod may be running already.
 fn gates(new: &Value, old: &Value, errors: &mut Errors) {
-    let had = |gate: &Value| items(&old["spec"]["schedulingGates"]).any(|other| other["name"] == gate["name"]);
-    for (i, gate) in items(&new["spec"]["schedulingGates"]).enumerate().filter(|(_, gate)| !had(gate)) {
+    let had: HashSet<&str> = items(&old["spec"]["schedulingGates"]).map(|gate| text(&gate["name"])).collect();
+    let added =
+        items(&new["spec"]["schedulingGates"]).enumerate().filter(|(_, gate)| !had.contains(text(&gate["name"])));
+    for (i, gate) in added {
         let why = format!("only deletion is allowed, but found new scheduling gate '{}'", text(&gate["name"]));
         errors.push(FieldError::forbidden(format!("spec.schedulingGates[{i}]"), why));
     }
@@ -184,8 +188,9 @@ fn body_resources(pod: &Value, errors: &mut Errors) {
     }
 }
 
-fn same_toleration(a: &Value, b: &Value) -> bool {
-    ["key", "operator", "value", "effect"].iter().all(|f| a[*f] == b[*f])
+/// What makes two tolerations the same one.
+fn toleration(toleration: &Value) -> String {
+    json!(["key", "operator", "value", "effect"].map(|field| &toleration[field])).to_string()
 }
 
 /// A spec without what may change.
@@ -225,7 +230,7 @@ fn changed(new: &Value, old: &Value) -> String {
 
 fn ephemeral_containers(new: &Value, old: &Value, errors: &mut Errors) {
     let spec = &new["spec"];
-    let mut names: Vec<&str> =
+    let mut names: HashSet<&str> =
         items(&spec["containers"]).chain(items(&spec["initContainers"])).map(|c| text(&c["name"])).collect();
     for (i, container) in items(&spec["ephemeralContainers"]).enumerate() {
         let path = format!("spec.ephemeralContainers[{i}]");
@@ -235,13 +240,14 @@ fn ephemeral_containers(new: &Value, old: &Value, errors: &mut Errors) {
         } else if names.contains(&name) {
             errors.push(FieldError::duplicate(format!("{path}.name"), name));
         }
-        names.push(name);
+        names.insert(name);
         if text(&container["image"]).is_empty() {
             errors.push(FieldError::required(format!("{path}.image"), ""));
         }
     }
+    let now: HashMap<&str, &Value> = items(&spec["ephemeralContainers"]).map(|c| (text(&c["name"]), c)).collect();
     for before in items(&old["spec"]["ephemeralContainers"]) {
-        let after = items(&spec["ephemeralContainers"]).find(|c| c["name"] == before["name"]);
+        let after = now.get(text(&before["name"])).copied();
         let verdict = match after {
             None => "removed",
             Some(after) if after != before => "changed",

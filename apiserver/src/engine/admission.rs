@@ -12,6 +12,46 @@ mod pod_security;
 
 pub use pod_security::Exemptions;
 
+/// What a runtime costs beside the containers, and where it is.
+fn apply_runtime_class(class: Option<&Value>, pod: &mut Value) -> Result<(), String> {
+    let given = pod["spec"]["overhead"].clone();
+    let Some(class) = class else {
+        let why = "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead";
+        return if given.is_null() { Ok(()) } else { Err(why.into()) };
+    };
+    let overhead = &class["overhead"]["podFixed"];
+    if !given.is_null() && given != *overhead {
+        return Err("pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead".into());
+    }
+    if !overhead.is_null() {
+        pod["spec"]["overhead"] = overhead.clone();
+    }
+    for (key, value) in class["scheduling"]["nodeSelector"].as_object().into_iter().flatten() {
+        let own = pod["spec"]["nodeSelector"].get(key).cloned().unwrap_or_else(|| value.clone());
+        if own != *value {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let (wanted, own) = (text(value), text(&own));
+            return Err(format!(
+                "conflict: runtimeClass.scheduling.nodeSelector[{key}] = {wanted}; pod.spec.nodeSelector[{key}] = {own}"
+            ));
+        }
+        if !pod["spec"]["nodeSelector"].is_object() {
+            pod["spec"]["nodeSelector"] = json!({});
+        }
+        pod["spec"]["nodeSelector"][key] = value.clone();
+    }
+    let mut tolerations = pod["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
+    for toleration in class["scheduling"]["tolerations"].as_array().into_iter().flatten() {
+        if !tolerations.contains(toleration) {
+            tolerations.push(toleration.clone());
+        }
+    }
+    if !tolerations.is_empty() {
+        pod["spec"]["tolerations"] = json!(tolerations);
+    }
+    Ok(())
+}
+
 /// A request for a certificate says who makes it: not what its author writes there.
 fn asks_for_itself(context: &Context, request: &mut Value) {
     let user = &context.user;
@@ -113,6 +153,7 @@ impl Engine {
         new: &Value,
         old: Option<&Value>,
     ) -> Result<Vec<String>, Status> {
+        self.check_limits(target, new, old)?;
         let mut warnings = self.check_pod_security(context, target, new, old)?;
         let service = target.kind.group.is_empty() && target.kind.plural == "services" && target.subresource.is_empty();
         let external = |object: &Value| object["spec"]["externalIPs"].as_array().is_some_and(|list| !list.is_empty());
@@ -185,6 +226,36 @@ impl Engine {
         Ok(found.value())
     }
 
+    fn runtime_class(&self, target: &Target, pod: &Value) -> Result<Option<Value>, Status> {
+        let Some(class) = pod["spec"]["runtimeClassName"].as_str().filter(|class| !class.is_empty()) else {
+            return Ok(None);
+        };
+        match self.lookup("node.k8s.io", "runtimeclasses", "", class) {
+            Some(found) => Ok(Some(found.value())),
+            None => Err(target.forbidden_named(pod, &format!("pod rejected: RuntimeClass {class:?} not found"))),
+        }
+    }
+
+    fn limit_ranges(&self, namespace: &str) -> Vec<Value> {
+        let kind = self.registry().find("", "v1", "limitranges");
+        let all = kind.map(|kind| self.all(&kind, namespace)).unwrap_or_default();
+        all.iter().map(|range| range.value()).collect()
+    }
+
+    /// A new pod or claim within the limits of its namespace.
+    fn check_limits(&self, target: &Target, new: &Value, old: Option<&Value>) -> Result<(), Status> {
+        let limited = matches!(&*target.kind.plural, "pods" | "persistentvolumeclaims") && target.kind.group.is_empty();
+        if !limited || old.is_some() {
+            return Ok(());
+        }
+        let ranges = self.limit_ranges(&target.namespace);
+        match api::limit_range::complaints(&ranges, &target.kind.plural, new).as_slice() {
+            [] => Ok(()),
+            [one] => Err(target.forbidden_named(new, one)),
+            many => Err(target.forbidden_named(new, &format!("[{}]", many.join(", ")))),
+        }
+    }
+
     /// Service account and its token volume, priority, tolerations.
     fn admit_pod(&self, target: &Target, pod: &mut Value) -> Result<(), Status> {
         let priority = self.priority(target, pod)?;
@@ -194,11 +265,10 @@ impl Engine {
             );
             return Err(target.forbidden_named(pod, &why));
         }
-        let class = pod["spec"]["runtimeClassName"].as_str().filter(|class| !class.is_empty());
-        if let Some(class) = class.filter(|class| self.lookup("node.k8s.io", "runtimeclasses", "", class).is_none()) {
-            return Err(target.forbidden_named(pod, &format!("pod rejected: RuntimeClass {class:?} not found")));
-        }
+        let class = self.runtime_class(target, pod)?;
         api::write::admit_pod(pod, priority);
+        apply_runtime_class(class.as_ref(), pod).map_err(|why| target.forbidden_named(pod, &why))?;
+        api::limit_range::fill(&self.limit_ranges(&target.namespace), pod);
         if pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some() {
             return Ok(());
         }

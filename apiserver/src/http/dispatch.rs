@@ -130,12 +130,18 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     Ok(if form == Form::Stream { reply::holding(reply, seat) } else { reply })
 }
 
-/// A browser sends its user's certificate with requests of any page: only the server's own may open streams.
+/// A browser sends its user's certificate with requests of any page: only the server's own pages may open streams, and
+/// those of the user's own machine, which clients that are no browsers say they are.
 fn check_origin(parts: &Parts) -> Result<(), Status> {
     let Some(origin) = header_of(parts, header::ORIGIN) else { return Ok(()) };
     let host = header_of(parts, header::HOST).or_else(|| parts.uri.authority().map(|authority| authority.as_str()));
-    let own = origin.split_once("://").map(|(_, authority)| authority) == host;
-    if own { Ok(()) } else { Err(Status::forbidden("", "", "", &format!("origin {origin:?} may not open streams"))) }
+    let authority = origin.split_once("://").map(|(_, authority)| authority);
+    let local = authority.and_then(|authority| authority.parse::<hyper::http::uri::Authority>().ok());
+    let local = local.is_some_and(|authority| matches!(authority.host(), "localhost" | "127.0.0.1" | "[::1]"));
+    match local || (authority.is_some() && authority == host) {
+        true => Ok(()),
+        false => Err(Status::forbidden("", "", "", &format!("origin {origin:?} may not open streams"))),
+    }
 }
 
 /// Whether a request keeps its seat beyond its answer's head.

@@ -1,4 +1,4 @@
-//! `/metrics`: the store, limits, Events and the size of every collection, in Prometheus' text form.
+//! `/metrics`: the store, limits, Events, the size of every collection, and what this process's node counts, in Prometheus' text form.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,6 +23,7 @@ pub fn text(shared: &Shared) -> String {
     out += &format!("amphipod_events_removed_total{{reason=\"age\"}} {}\n", count(&events.expired));
     out += &format!("amphipod_events_removed_total{{reason=\"limit\"}} {}\n", count(&events.pushed_out));
     out += &shared.limits.metrics();
+    out += &shared.nodes.metrics();
     let mut collections = cache.collections();
     out += "# TYPE apiserver_storage_objects gauge\n";
     collections.sort_by(|a, b| a.0.cmp(&b.0));

@@ -271,8 +271,14 @@ impl Server {
     fn signal_exec(&mut self, name: &str, signal: i32) -> Result<(), Failure> {
         let found = self.execs.iter().find(|(exec, _)| exec == name);
         let (_, pid) = found.ok_or_else(|| failure(FailureKind::NotFound, format!("no exec {name:?}")))?;
-        // The pid is our unreaped child's, so it cannot have been given to another process.
-        sys::kill(*pid, signal).map_err(|error| failure(FailureKind::Internal, error))
+        // The pid is our unreaped child's, so it cannot have been given to another process. It leads a session of its own
+        // once it runs: with it goes what it has started.
+        let group = if signal == libc::SIGKILL { sys::kill(-*pid, signal) } else { sys::kill(*pid, signal) };
+        match group {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => sys::kill(*pid, signal),
+            sent => sent,
+        }
+        .map_err(|error| failure(FailureKind::Internal, error))
     }
 
     fn attach(&mut self, name: &str, wanted: [bool; 3], fds: Vec<OwnedFd>) -> Result<(), Failure> {

@@ -1,5 +1,7 @@
 //! Containers of a pod.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use super::super::meta::{between, not_negative, port};
@@ -9,8 +11,8 @@ use crate::names;
 use crate::quantity::Quantity;
 use crate::status::FieldError;
 
-pub fn containers(spec: &Value, path: &str, volumes: &[&str], errors: &mut Errors) {
-    let mut seen: Vec<&str> = Vec::new();
+pub fn containers(spec: &Value, path: &str, volumes: &HashSet<&str>, errors: &mut Errors) {
+    let mut seen: HashSet<&str> = HashSet::new();
     let list = format!("{path}.containers");
     if items(&spec["containers"]).next().is_none() {
         errors.push(FieldError::required(list, ""));
@@ -39,8 +41,8 @@ fn one<'a>(
     role: Role,
     spec: &Value,
     path: &str,
-    volumes: &[&str],
-    seen: &mut Vec<&'a str>,
+    volumes: &HashSet<&str>,
+    seen: &mut HashSet<&'a str>,
     errors: &mut Errors,
 ) {
     let at = |name: &str| format!("{path}.{name}");
@@ -53,7 +55,7 @@ fn one<'a>(
             errors.push(FieldError::duplicate(at("name"), name));
         }
         invalid(&at("name"), &container["name"], complaints, errors);
-        seen.push(name);
+        seen.insert(name);
     }
     let image = text(&container["image"]);
     if image.is_empty() {
@@ -87,7 +89,7 @@ fn one<'a>(
 }
 
 fn ports(container: &Value, spec: &Value, path: &str, errors: &mut Errors) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: HashSet<&str> = HashSet::new();
     for (i, p) in items(&container["ports"]).enumerate() {
         let path = format!("{path}.ports[{i}]");
         let name = text(&p["name"]);
@@ -97,7 +99,7 @@ fn ports(container: &Value, spec: &Value, path: &str, errors: &mut Errors) {
                 errors.push(FieldError::duplicate(format!("{path}.name"), name));
             }
             invalid(&format!("{path}.name"), &p["name"], complaints, errors);
-            seen.push(name);
+            seen.insert(name);
         }
         match p["containerPort"].as_i64().unwrap_or(0) {
             0 => errors.push(FieldError::required(format!("{path}.containerPort"), "")),
@@ -116,17 +118,16 @@ fn ports(container: &Value, spec: &Value, path: &str, errors: &mut Errors) {
 
 /// Host ports that containers of this pod took already.
 #[derive(Default)]
-struct HostPorts(Vec<String>);
+struct HostPorts(HashSet<String>);
 
 impl HostPorts {
     fn check(&mut self, container: &Value, path: &str, errors: &mut Errors) {
         for (i, p) in items(&container["ports"]).enumerate() {
             let Some(number) = p["hostPort"].as_i64().filter(|n| *n != 0) else { continue };
             let shown = format!("{}/{}/{number}", text(&p["protocol"]), text(&p["hostIP"]));
-            if self.0.contains(&shown) {
-                errors.push(FieldError::duplicate(format!("{path}.ports[{i}].hostPort"), shown.clone()));
+            if !self.0.insert(shown.clone()) {
+                errors.push(FieldError::duplicate(format!("{path}.ports[{i}].hostPort"), shown));
             }
-            self.0.push(shown);
         }
     }
 }
@@ -228,8 +229,8 @@ fn field_ref(reference: &Value, path: &str, errors: &mut Errors) {
     }
 }
 
-fn mounts(container: &Value, path: &str, volumes: &[&str], errors: &mut Errors) {
-    let mut seen: Vec<&str> = Vec::new();
+fn mounts(container: &Value, path: &str, volumes: &HashSet<&str>, errors: &mut Errors) {
+    let mut seen: HashSet<&str> = HashSet::new();
     for (i, mount) in items(&container["volumeMounts"]).enumerate() {
         let at = format!("{path}.volumeMounts[{i}]");
         match text(&mount["name"]) {
@@ -244,7 +245,7 @@ fn mounts(container: &Value, path: &str, volumes: &[&str], errors: &mut Errors) 
         if seen.contains(&target) {
             errors.push(FieldError::invalid(format!("{at}.mountPath"), target, "must be unique"));
         }
-        seen.push(target);
+        seen.insert(target);
         let sub = &mount["subPath"];
         if text(sub).starts_with('/') {
             errors.push(FieldError::invalid(

@@ -1,5 +1,7 @@
 //! Where a pod may run: node selectors, affinity, spreading, tolerations, gates.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use super::super::meta::{labels, selector};
@@ -98,7 +100,7 @@ fn pod_term(term: &Value, path: &str, errors: &mut Errors) {
 }
 
 pub fn gates(spec: &Value, path: &str, errors: &mut Errors) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: HashSet<&str> = HashSet::new();
     for (i, gate) in items(&spec["schedulingGates"]).enumerate() {
         let name = text(&gate["name"]);
         let path = format!("{path}.schedulingGates[{i}]");
@@ -106,7 +108,7 @@ pub fn gates(spec: &Value, path: &str, errors: &mut Errors) {
         if seen.contains(&name) {
             errors.push(FieldError::duplicate(path, name));
         }
-        seen.push(name);
+        seen.insert(name);
     }
     if !seen.is_empty() && !text(&spec["nodeName"]).is_empty() {
         let why = "cannot be set until all schedulingGates have been cleared";

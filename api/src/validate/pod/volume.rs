@@ -1,5 +1,7 @@
 //! Volumes of a pod.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::super::{Errors, invalid, items, text};
@@ -8,8 +10,8 @@ use crate::quantity::Quantity;
 use crate::status::FieldError;
 
 /// The names of the volumes.
-pub fn volumes<'a>(volumes: &'a Value, path: &str, errors: &mut Errors) -> Vec<&'a str> {
-    let mut seen: Vec<&str> = Vec::new();
+pub fn volumes<'a>(volumes: &'a Value, path: &str, errors: &mut Errors) -> HashSet<&'a str> {
+    let mut seen: HashSet<&str> = HashSet::new();
     for (i, volume) in items(volumes).enumerate() {
         let path = format!("{path}[{i}]");
         source(volume, &path, errors);
@@ -24,7 +26,7 @@ pub fn volumes<'a>(volumes: &'a Value, path: &str, errors: &mut Errors) -> Vec<&
             errors.push(FieldError::duplicate(&*at, name));
         }
         invalid(&at, &volume["name"], complaints, errors);
-        seen.push(name);
+        seen.insert(name);
     }
     seen
 }
