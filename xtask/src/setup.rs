@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn every_tool_says_why() {
-        for tool in TOOLS.iter().chain(DEBIAN_COMPILER).chain(BENCH_TOOLS) {
+        for tool in TOOLS.iter().chain(DEBIAN_COMPILER).chain(BENCH_TOOLS).chain(VM_TOOLS) {
             assert!(!tool.why.is_empty() && !tool.package.is_empty());
         }
     }

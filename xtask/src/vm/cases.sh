@@ -59,6 +59,7 @@ limits_are_set() {
     group=$(find /sys/fs/cgroup -type d -path "*pod$(uid_of limits)/main-0")
     [ "$(cat "$group/memory.max")" = $((48 << 20)) ] || say "memory.max is $(cat "$group/memory.max")" || return 1
     [ "$(cat "$group/cpu.max")" = '25000 100000' ] || say "cpu.max is $(cat "$group/cpu.max")" || return 1
+    in_pod limits sh -c 'echo max > /sys/fs/cgroup/memory.max' 2> /dev/null && say 'the container lifted its limit' && return 1
     # shellcheck disable=SC2016 # the container's shell reads it
     in_pod limits sh -c 'x=xxxxxxxx; while true; do x=$x$x; done' > /dev/null 2>&1
     [ $? = 137 ] || say 'want of memory did not end the process' || return 1
