@@ -86,10 +86,10 @@ impl PodLink {
     /// What only the next version knows, an older pod process is not asked for.
     #[cfg(feature = "next-protocol")]
     async fn greet(&self, state: &State) -> Result<(), LinkError> {
-        if state.version >= 2 {
+        if state.version >= VERSION {
             self.tell(Op::Greet).await?;
         }
-        tracing::info!(before = state.greetings, asked = state.version >= 2, "greeted");
+        tracing::info!(before = state.greetings, asked = state.version >= VERSION, "greeted");
         Ok(())
     }
 

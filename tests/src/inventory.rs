@@ -62,9 +62,8 @@ fn processes(all: &mut BTreeSet<String>) {
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        let ours = ["amphipod up", "amphipod-pod", "docker-registry serve", "xtask forward"]
-            .iter()
-            .any(|what| line.contains(what));
+        let ours = line.starts_with("amphipod-pod ")
+            || ["amphipod up", "docker-registry serve", "xtask forward"].iter().any(|what| line.contains(what));
         if ours {
             all.insert(format!("process {} {line}", entry.file_name().to_string_lossy()));
         }
@@ -80,10 +79,11 @@ fn tool(what: &str, program: &str, arguments: &[&str], all: &mut BTreeSet<String
 fn programs(all: &mut BTreeSet<String>) -> Result<()> {
     let output = Command::new("bpftool").args(["prog", "list"]).output().context("cannot run bpftool")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    // The first line of each program: id, type, name.
+    // The first line of each program: id, type, name. One that holds a cgroup to its devices is nowhere but there: cgroups are
+    // counted themselves, and the kernel keeps a removed one as long as it tries to deliver what its sockets had to say.
     all.extend(
         text.lines()
-            .filter(|line| line.starts_with(|c: char| c.is_ascii_digit()))
+            .filter(|line| line.starts_with(|c: char| c.is_ascii_digit()) && !line.contains("cgroup_device"))
             .map(|line| format!("program {}", line.split("  tag").next().unwrap_or_default())),
     );
     Ok(())

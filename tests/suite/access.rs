@@ -66,7 +66,7 @@ pub fn through_the_server(cluster: &Cluster) -> Result<()> {
     }
     let refused =
         cluster.kubectl_fails(&["get", "--raw", &format!("/api/v1/namespaces/default/pods/{pod}:81/proxy/")])?;
-    ensure!(refused.contains("error trying to reach service: dial tcp"), "{refused}");
+    ensure!(refused.contains("ServiceUnavailable"), "{refused}");
     for websockets in ["true", "false"] {
         let mut kubectl = cluster
             .kubectl_command(&["port-forward", &format!("pod/{pod}"), ":80"])
