@@ -62,15 +62,18 @@ impl Nodes for Echo {
         })
     }
 
-    /// Port 80 sends back what it is sent; nothing listens elsewhere.
+    /// Port 80 sends back what it is sent, port 79 says one word and closes; nothing listens elsewhere.
     async fn dial(&self, _: &Value, port: u16) -> Result<Box<dyn Duplex>, Status> {
-        if port != 80 {
+        if !matches!(port, 79 | 80) {
             return Err(Status::internal("connection refused"));
         }
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         tokio::spawn(async move {
             let (mut from, mut to) = tokio::io::split(ours);
-            tokio::io::copy(&mut from, &mut to).await.unwrap();
+            match port {
+                80 => drop(tokio::io::copy(&mut from, &mut to).await.unwrap()),
+                _ => to.write_all(b"word").await.unwrap(),
+            }
             to.shutdown().await.unwrap();
         });
         Ok(Box::new(theirs))
@@ -288,7 +291,7 @@ async fn ports_are_forwarded_by_websocket_and_spdy() {
     cluster.client.update(Resource::core("pods"), "default", "p", "status", runs).await.unwrap();
     for websockets in ["true", "false"] {
         let setting = Some(("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets));
-        let mut kubectl = cluster.command(&["port-forward", "pod/p", ":80", ":81"], setting).spawn().unwrap();
+        let mut kubectl = cluster.command(&["port-forward", "pod/p", ":80", ":81", ":79"], setting).spawn().unwrap();
         let mut lines = BufReader::new(kubectl.stdout.take().unwrap()).lines();
         let mut port = async |end: &str| loop {
             let line = tokio::time::timeout(LIMIT, lines.next_line()).await.unwrap().unwrap().unwrap();
@@ -296,7 +299,12 @@ async fn ports_are_forwarded_by_websocket_and_spdy() {
                 return rest.split(' ').next().unwrap().parse::<u16>().unwrap();
             }
         };
-        let (open, closed) = (port("-> 80").await, port("-> 81").await);
+        let (open, closed, brief) = (port("-> 80").await, port("-> 81").await, port("-> 79").await);
+        // The pod's end is the client's, who has not said that it is done.
+        let mut told = String::new();
+        let mut stream = TcpStream::connect(("127.0.0.1", brief)).await.unwrap();
+        tokio::time::timeout(LIMIT, stream.read_to_string(&mut told)).await.unwrap().unwrap();
+        assert_eq!(told, "word", "{websockets}");
         let talk = |index: u8| async move {
             let mut stream = TcpStream::connect(("127.0.0.1", open)).await.unwrap();
             let said = vec![index; 300_000];

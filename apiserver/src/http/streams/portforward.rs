@@ -224,14 +224,16 @@ impl Streams {
         self.running.spawn(async move {
             let failed = match dialer.nodes.dial(&dialer.pod, port).await {
                 Ok(connection) => {
-                    let output = Output { frames: frames.clone(), wrap: &|bytes| Writer::data(data, bytes, false) };
-                    carry(connection, received, output).await;
+                    let wrap = |bytes: &[u8]| Writer::data(data, bytes, bytes.is_empty());
+                    carry(connection, received, Output { frames: frames.clone(), wrap: &wrap }).await;
                     String::new()
                 }
-                Err(status) => format!("error forwarding port {port} to pod: {}", status.message),
+                Err(status) => {
+                    let _gone = frames.send(Writer::data(data, b"", true)).await;
+                    format!("error forwarding port {port} to pod: {}", status.message)
+                }
             };
-            // A client that is gone needs neither.
-            let _gone = frames.send(Writer::data(data, b"", true)).await;
+            // A client that is gone needs no word.
             let _gone = frames.send(Writer::data(error, failed.as_bytes(), true)).await;
         });
     }
@@ -251,7 +253,7 @@ impl Streams {
     }
 }
 
-/// Where a connection's bytes go, and in which form.
+/// Where a connection's bytes go, and in which form; none at all mean its end.
 struct Output<'a> {
     frames: mpsc::Sender<Bytes>,
     wrap: &'a (dyn Fn(&[u8]) -> Bytes + Send + Sync),
@@ -276,6 +278,8 @@ async fn carry(connection: Box<dyn Duplex>, mut input: mpsc::Receiver<Bytes>, ou
                 return;
             }
         }
+        // The client hears of the pod's end when it comes, whatever it has to say itself.
+        let _gone = output.frames.send((output.wrap)(&[])).await;
     };
     tokio::join!(up, down);
 }
