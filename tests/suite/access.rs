@@ -86,7 +86,9 @@ pub fn through_the_server(cluster: &Cluster) -> Result<()> {
 fn forwarded(kubectl: &mut std::process::Child) -> Result<String> {
     use std::io::{BufRead, Read, Write};
     let mut line = String::new();
-    std::io::BufReader::new(kubectl.stdout.take().context("no output")?).read_line(&mut line)?;
+    // Kept to the end: kubectl says more, and would not outlive its reader.
+    let mut output = std::io::BufReader::new(kubectl.stdout.take().context("no output")?);
+    output.read_line(&mut line)?;
     let port = line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|rest| rest.split(' ').next());
     let port: u16 = port.with_context(|| format!("kubectl said {line:?}"))?.parse()?;
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
