@@ -225,17 +225,27 @@ impl Race {
     /// A folder, and a link to the host's.
     fn begin(world: &World, name: &str) -> Race {
         let (one, other) = (world.volume().join(name), world.volume().join("other"));
-        fs::create_dir_all(&one).unwrap();
-        symlink(world.host(), &other).unwrap();
-        Race::between(one, other)
+        let (host, names) = (world.host(), (one.clone(), other.clone()));
+        let set = move || {
+            // One of them may be there already.
+            let _ = fs::create_dir(&names.0);
+            let _ = symlink(&host, &names.1);
+        };
+        fs::create_dir_all(one.parent().unwrap()).unwrap();
+        set();
+        Race::between(one, other, set)
     }
 
-    fn between(one: PathBuf, other: PathBuf) -> Race {
+    /// `again` puts back what was taken away meanwhile: whoever writes there may clear its way.
+    fn between(one: PathBuf, other: PathBuf, again: impl Fn() + Send + 'static) -> Race {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                rustix::fs::renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE).unwrap();
+                match rustix::fs::renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE) {
+                    Err(rustix::io::Errno::NOENT) => again(),
+                    outcome => outcome.unwrap(),
+                }
             }
         });
         Race { stop, thread: Some(thread) }
@@ -287,7 +297,7 @@ fn exchanged_files_are_not_read_as_one_another() {
         fs::create_dir_all(world.volume().join("etc")).unwrap();
         fs::write(&file, "2024-01-02T03:04:05Z stdout F own\n").unwrap();
         world.set(trap, "etc/other");
-        let race = Race::between(file.clone(), world.volume().join("etc/other"));
+        let race = Race::between(file.clone(), world.volume().join("etc/other"), || {});
         let deadline = Instant::now() + Duration::from_millis(200);
         while Instant::now() < deadline {
             let message = read_end(&file, 4096).unwrap_or_default();

@@ -1,18 +1,23 @@
 //! `cargo xtask bench`: installs the peers, builds the binary and the measuring program, and hands over to it.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::{build, setup};
 
+const NAMES: [&str; 5] = ["service", "pods", "api", "footprint", "dns"];
+
 /// Runs one bench, or all in the order of the README without words.
 pub fn bench(words: &[String]) -> Result<()> {
+    if let Some(name) = words.first().filter(|word| !word.starts_with('-')) {
+        ensure!(NAMES.contains(&name.as_str()), "there is no bench {name:?}; there are: {}", NAMES.join(", "));
+    }
     setup::setup()?;
     setup::setup_bench()?;
     build::build()?;
     if !words.is_empty() {
         return run(words);
     }
-    ["service", "pods", "api", "footprint", "dns"].iter().try_for_each(|name| run(&[(*name).to_owned()]))
+    NAMES.iter().try_for_each(|name| run(&[(*name).to_owned()]))
 }
 
 fn run(words: &[String]) -> Result<()> {

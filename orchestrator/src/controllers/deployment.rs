@@ -381,7 +381,11 @@ fn shrink(deployment: &Deployment, current: &ReplicaSet, old: &[Arc<ReplicaSet>]
     }
     let minimum = deployment.spec.replicas - bounds(deployment).unavailable;
     let unavailable_new = current.spec.replicas - current.status.available_replicas;
-    let mut removable = (old_total + current.spec.replicas - minimum - unavailable_new).max(0);
+    let mut removable = old_total + current.spec.replicas - minimum - unavailable_new;
+    // What was taken away already still counts as available for a while.
+    if removable <= 0 {
+        return Plan::new();
+    }
     let mut sizes: BTreeMap<&str, i64> = old.iter().map(|set| (&*set.metadata.meta.name, set.spec.replicas)).collect();
     let mut oldest: Vec<_> = old.iter().collect();
     oldest.sort_by(|a, b| a.metadata.owned.creation_timestamp.cmp(&b.metadata.owned.creation_timestamp));
@@ -504,6 +508,19 @@ mod tests {
         assert_eq!(scales(&stepped), [("old".to_owned(), 2)]);
         let grown = plan(&web, &[set("old", "a", 2, 2, 1), set("new", "b", 1, 1, 2)], true, Timestamp::UNIX_EPOCH);
         assert_eq!(scales(&grown), [("new".to_owned(), 2)]);
+    }
+
+    /// A new template whose pods never become available takes no more of the old ones than it may.
+    #[test]
+    fn a_broken_rollout_stops_at_its_bounds() {
+        let web = deployment(10, "b", "25%", "25%");
+        // 8 old ones are left, while their set still tells of the 10 it had.
+        let mut old = Arc::unwrap_or_clone(set("old", "a", 8, 10, 1));
+        for (new, stale) in [(5, 10), (5, 9), (5, 8), (3, 10)] {
+            old.status.available_replicas = stale;
+            let made = plan(&web, &[Arc::new(old.clone()), set("new", "b", new, 0, 2)], true, Timestamp::UNIX_EPOCH);
+            assert!(!scales(&made).iter().any(|(name, _)| name == "old"), "{new} {stale}: {made:?}");
+        }
     }
 
     #[test]

@@ -126,15 +126,29 @@ impl Counted {
 }
 
 fn log_refusal(error: &LogError, pod: &Value, container: &str) -> Status {
-    let pod = name(pod);
+    let name = name(pod);
     match error {
         LogError::NotStarted { .. } => Status::bad_request(format!(
-            "container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating"
+            "container \"{container}\" in pod \"{name}\" is waiting to start: {}",
+            waits_for(pod, container)
         )),
         LogError::NoPrevious { .. } => {
-            Status::bad_request(format!("previous terminated container \"{container}\" in pod \"{pod}\" not found"))
+            Status::bad_request(format!("previous terminated container \"{container}\" in pod \"{name}\" not found"))
         }
         LogError::Io(error) => Status::internal(format!("cannot read the log of container {container}: {error}")),
+    }
+}
+
+/// Why a container has not begun, in the kubelet's words.
+fn waits_for<'a>(pod: &'a Value, container: &str) -> &'a str {
+    let lists = ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"];
+    let mut all = lists.into_iter().flat_map(|list| pod["status"][list].as_array().into_iter().flatten());
+    let status = all.find(|status| status["name"] == container);
+    match status.and_then(|status| status["state"]["waiting"]["reason"].as_str()) {
+        Some("ErrImagePull") => "image can't be pulled",
+        Some("ImagePullBackOff") => "trying and failing to pull image",
+        Some(reason) => reason,
+        None => "ContainerCreating",
     }
 }
 
@@ -165,4 +179,22 @@ fn connect(session: ExecSession) -> Session {
         }
     });
     Session { stdin: session.stdin, stdout: session.stdout, stderr: session.stderr, resize, exit }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_log_that_is_not_there_yet_says_what_its_container_waits_for() {
+        let waiting = |name: &str, reason: &str| json!({"name": name, "state": {"waiting": {"reason": reason}}});
+        let pod = json!({"status": {"containerStatuses": [waiting("a", "ImagePullBackOff"), waiting("b", "PodInitializing")],
+            "initContainerStatuses": [waiting("c", "ErrImagePull")]}});
+        assert_eq!(waits_for(&pod, "a"), "trying and failing to pull image");
+        assert_eq!(waits_for(&pod, "b"), "PodInitializing");
+        assert_eq!(waits_for(&pod, "c"), "image can't be pulled");
+        assert_eq!(waits_for(&pod, "d"), "ContainerCreating");
+    }
 }
