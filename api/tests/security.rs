@@ -63,3 +63,19 @@ fn header_names_are_one_word() {
     let refused = complaints(json!({"containers": probe("X\r\nHost")}));
     assert!(refused[0].starts_with("spec.containers[0].livenessProbe.httpGet.httpHeaders: Invalid value: \"X\\r\\nHost\": a valid HTTP header must"), "{refused:?}");
 }
+
+#[test]
+fn a_pods_address_is_one() {
+    let kind = Registry::builtin().find("", "v1", "pods").unwrap();
+    let old =
+        json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let complaints = |ip: &str| {
+        let mut new = old.clone();
+        new["status"] = json!({"podIP": ip, "podIPs": [{"ip": ip}]});
+        validate::update(&kind, Some("status"), &new, &old).iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert!(complaints("10.244.0.9").is_empty() && complaints("fd00::9").is_empty());
+    for ip in ["localhost", "127.1", "0177.0.0.1", "2130706433", "[::]", "127.0.0.1%2f"] {
+        assert!(complaints(ip)[0].contains("must be a valid IP address"), "{ip}");
+    }
+}

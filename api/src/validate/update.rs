@@ -14,6 +14,7 @@ pub fn body(kind: &Kind, subresource: Option<&str>, new: &Value, old: &Value, er
         ("", "pods", None) => pod(new, old, errors),
         ("", "pods", Some("resize")) => resize(new, old, errors),
         ("", "pods", Some("ephemeralcontainers")) => ephemeral_containers(new, old, errors),
+        ("", "pods", Some("status")) => pod_status(new, old, errors),
         ("", "services", Some("status")) => service_status(new, errors),
         (_, _, Some(_)) => {}
         ("", "services", None) => {
@@ -87,6 +88,19 @@ fn service(new: &Value, old: &Value, errors: &mut Errors) {
     if typed(spec) && typed(before) && !was.is_null() && ip != was {
         let shown = if ip.is_null() { json!([]) } else { spec["clusterIPs"].clone() };
         errors.push(FieldError::invalid("spec.clusterIPs[0]", shown, "may not change once set"));
+    }
+}
+
+/// What is dialled by others is an address, and no name that somebody could answer for.
+fn pod_status(new: &Value, old: &Value, errors: &mut Errors) {
+    if new["status"]["podIPs"] == old["status"]["podIPs"] && new["status"]["podIP"] == old["status"]["podIP"] {
+        return;
+    }
+    for (index, ip) in items(&new["status"]["podIPs"]).enumerate() {
+        super::meta::ip(&ip["ip"], &format!("status.podIPs[{index}]"), errors);
+    }
+    if !text(&new["status"]["podIP"]).is_empty() {
+        super::meta::ip(&new["status"]["podIP"], "status.podIP", errors);
     }
 }
 

@@ -103,7 +103,10 @@ pub async fn carry(
         Ok(answer) => answer,
         Err(why) => return Ok(reply::text(503, format!("error trying to reach service: {why}"))),
     };
-    if let (StatusCode::SWITCHING_PROTOCOLS, Some(ours)) = (answer.status(), upgrade) {
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let Some(ours) = upgrade else {
+            return Ok(reply::text(502, "the service switched protocols where nobody asked for it"));
+        };
         let theirs = hyper::upgrade::on(&mut answer);
         tokio::spawn(join(ours, theirs, seat));
         return Ok(back(answer.map(|_| Body::empty()), &prefix, &host, address, Kept::Upgrade));
