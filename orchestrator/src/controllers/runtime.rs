@@ -249,28 +249,10 @@ struct Hands {
 
 impl Hands {
     async fn apply(&self, plan: Plan) -> Applied {
-        let (slow, quick): (Vec<_>, Vec<_>) = plan.into_iter().partition(|action| matches!(action, Action::Slowly(_)));
-        let slowly = async {
-            let mut all = Applied::default();
-            for action in slow {
-                let Action::Slowly(actions) = action else { continue };
-                all.add(self.slowly(actions).await);
-            }
-            all
-        };
-        let (mut all, others) = tokio::join!(slowly, self.together(quick));
-        all.add(others);
-        all
-    }
-
-    async fn together(&self, actions: Vec<Action>) -> Applied {
-        let mut outcomes = futures::stream::iter(actions).map(|action| self.act(action)).buffer_unordered(CONCURRENT);
+        let mut outcomes = futures::stream::iter(plan).map(|action| self.act(action)).buffer_unordered(CONCURRENT);
         let mut all = Applied::default();
         while let Some(outcome) = outcomes.next().await {
-            match outcome {
-                Ok(written) => all.written.extend(written),
-                Err(failure) => all.failure = Some(failure),
-            }
+            all.add(outcome);
         }
         all
     }
@@ -280,14 +262,14 @@ impl Hands {
         let mut size = 1;
         while !actions.is_empty() && all.failure.is_none() {
             let rest = actions.split_off(size.min(actions.len()));
-            all.add(self.together(std::mem::replace(&mut actions, rest)).await);
+            all.add(self.apply(std::mem::replace(&mut actions, rest)).await);
             size *= 2;
         }
         all
     }
 
-    async fn act(&self, action: Action) -> Result<Option<(Resource, Revision)>, Failure> {
-        match action {
+    async fn act(&self, action: Action) -> Applied {
+        let outcome = match action {
             Action::Create { resource, namespace, object, announce } => {
                 let created = self.client.create(resource, &namespace, object).await;
                 self.created(resource, created, announce).await.map_err(|status| Failure { act: Act::Create, status })
@@ -325,10 +307,11 @@ impl Hands {
                 self.recorder.record(&about, type_, reason, &message).await;
                 Ok(None)
             }
-            Action::Slowly(actions) => {
-                let all = Box::pin(self.slowly(actions)).await;
-                all.failure.map_or(Ok(all.written.into_iter().max_by_key(|(_, revision)| *revision)), Err)
-            }
+            Action::Slowly(actions) => return Box::pin(self.slowly(actions)).await,
+        };
+        match outcome {
+            Ok(written) => Applied { written: written.into_iter().collect(), failure: None },
+            Err(failure) => Applied { written: Vec::new(), failure: Some(failure) },
         }
     }
 
