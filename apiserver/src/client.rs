@@ -57,9 +57,7 @@ impl Client {
 
     fn target(&self, resource: Resource, namespace: &str, name: &str, subresource: &str) -> Result<Target, Status> {
         let kind = self.engine().registry().find(resource.group, resource.version, resource.plural);
-        let mut target = Target::new(kind.ok_or_else(Status::no_route)?, namespace, name);
-        target.subresource = subresource.to_owned();
-        Ok(target)
+        Target::new(kind.ok_or_else(Status::no_route)?, namespace, name).below(subresource)
     }
 
     /// Whether a request of ours is one we may make.

@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::super::meta::{labels, selector};
-use super::super::{Errors, invalid, items, one_of, text};
+use super::super::{Errors, invalid, one_of};
 use crate::names;
 use crate::status::FieldError;
+use crate::value::{items, text};
 
 pub fn labels_of_nodes(map: &Value, path: &str, errors: &mut Errors) {
     labels(map, path, errors);

@@ -1,13 +1,19 @@
-//! What `kubectl get hpa` shows: each metric's current value and target, `cpu: <unknown>/80%`.
+//! HorizontalPodAutoscalers of both versions.
 
 use serde_json::{Value, json};
 
+use super::{Behaviour, DEFAULT};
+
+pub const BEHAVIOUR: Behaviour =
+    Behaviour { cells: Some(|o, _| autoscaler(o)), inactive: Some("nothing is scaled"), ..DEFAULT };
+
 /// At most this many metrics are spelled out.
 const SHOWN: usize = 2;
+
 const UNKNOWN: &str = "<unknown>";
 
 /// Cells of an autoscaler of either version.
-pub fn autoscaler(o: &Value) -> Vec<(&'static str, Value)> {
+fn autoscaler(o: &Value) -> Vec<(&'static str, Value)> {
     let (spec, status) = (&o["spec"], &o["status"]);
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     let target = &spec["scaleTargetRef"];
