@@ -36,6 +36,7 @@ mod priority_class;
 mod rbac;
 mod replica_set;
 mod replication_controller;
+mod report;
 mod resource;
 mod resource_quota;
 mod runtime_class;
@@ -46,6 +47,8 @@ mod service_cidr;
 mod stateful_set;
 mod storage;
 mod webhooks;
+
+pub use self::report::report;
 
 use std::collections::BTreeMap;
 
@@ -107,6 +110,10 @@ pub struct Behaviour {
     pub deprecated: Option<&'static str>,
     /// Nothing acts on it, and what that means.
     pub inactive: Option<&'static str>,
+    /// What upstream has none of either.
+    pub none: &'static [Aspect],
+    /// What upstream has and this server does not.
+    pub missing: &'static [(Aspect, &'static str)],
 }
 
 /// A kind that is only stored.
@@ -134,6 +141,8 @@ pub const DEFAULT: Behaviour = Behaviour {
     warnings: None,
     deprecated: None,
     inactive: None,
+    none: &[],
+    missing: &[],
 };
 
 /// A kind that somebody defined while the server ran.
@@ -188,13 +197,17 @@ static TABLE: &[(&str, &str, Behaviour)] = &[
     ("rbac.authorization.k8s.io", "clusterroles", rbac::CLUSTER_ROLE),
     ("rbac.authorization.k8s.io", "rolebindings", rbac::ROLE_BINDING),
     ("rbac.authorization.k8s.io", "roles", rbac::ROLE),
-    ("resource.k8s.io", "deviceclasses", resource::SPEC),
-    ("resource.k8s.io", "resourceslices", resource::SPEC),
+    ("resource.k8s.io", "deviceclasses", resource::CLASS),
+    ("resource.k8s.io", "resourceclaims", resource::CLAIM),
+    ("resource.k8s.io", "resourceclaimtemplates", resource::TEMPLATE),
+    ("resource.k8s.io", "resourceslices", resource::SLICE),
     ("scheduling.k8s.io", "priorityclasses", priority_class::BEHAVIOUR),
     ("storage.k8s.io", "csidrivers", storage::DRIVER),
     ("storage.k8s.io", "csinodes", storage::NODE),
+    ("storage.k8s.io", "csistoragecapacities", storage::CAPACITY),
     ("storage.k8s.io", "storageclasses", storage::CLASS),
     ("storage.k8s.io", "volumeattachments", storage::ATTACHMENT),
+    ("storage.k8s.io", "volumeattributesclasses", storage::ATTRIBUTES_CLASS),
 ];
 
 /// What a built-in kind does.
@@ -208,6 +221,19 @@ pub fn defaults() -> impl Iterator<Item = &'static TypeDefault> {
     TABLE.iter().flat_map(|(.., behaviour)| behaviour.defaults)
 }
 
+/// What a kind either has, or says that upstream has none of, or says is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aspect {
+    Validation,
+    Defaults,
+    Columns,
+    Warnings,
+}
+
+impl Aspect {
+    pub const ALL: [Aspect; 4] = [Aspect::Validation, Aspect::Defaults, Aspect::Columns, Aspect::Warnings];
+}
+
 /// How a kind's generation counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Generation {
@@ -217,6 +243,8 @@ pub enum Generation {
     Spec,
     /// Raised when anything but metadata and status changes.
     Body,
+    /// 1, for good.
+    First,
     /// Kept as the client sends it.
     Client,
 }

@@ -63,9 +63,10 @@ pub fn cells(kind: &Kind, object: &Value, now: Timestamp) -> Vec<Value> {
     names
         .iter()
         .map(|column| match *column {
+            column if special.contains_key(column) => special[column].clone(),
             "Name" => name.clone(),
             "Age" => age.clone(),
-            column => special.get(column).cloned().unwrap_or_else(|| json!("<unknown>")),
+            _ => json!("<unknown>"),
         })
         .collect()
 }

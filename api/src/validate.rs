@@ -2,9 +2,14 @@
 //!
 //! What a kind's own fields have to be is in its file of [`crate::kinds`]; here is what kinds share.
 
+mod at;
+pub(crate) mod conditions;
 pub mod inactive;
+pub(crate) mod internal;
 pub(crate) mod meta;
 pub(crate) mod pod;
+pub(crate) mod resources;
+pub(crate) mod volumes;
 mod warn;
 pub(crate) mod workload;
 
@@ -12,6 +17,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
+pub(crate) use self::at::{At, one_source};
 pub use self::warn::{deprecations, warnings};
 
 use crate::kind::{Kind, Part};
@@ -82,6 +88,21 @@ pub(crate) fn frozen(new: &Value, old: &Value, fields: &[&str], errors: &mut Err
     for field in fields.iter().filter(|f| new[**f] != old[**f]) {
         errors.push(FieldError::forbidden(*field, why));
     }
+}
+
+/// A diff of the fields of two specs.
+pub(crate) fn diff(new: &Value, old: &Value) -> String {
+    let mut lines = String::from("@@ spec @@");
+    let names: std::collections::BTreeSet<&String> =
+        [new, old].iter().filter_map(|v| v.as_object()).flat_map(|m| m.keys()).collect();
+    for name in names.into_iter().filter(|n| new[n.as_str()] != old[n.as_str()]) {
+        for (sign, spec) in [('-', old), ('+', new)] {
+            if let Some(value) = spec.get(name) {
+                lines.push_str(&format!("\n{sign} {name}: {value}"));
+            }
+        }
+    }
+    lines
 }
 
 /// Each complaint as an invalid value.

@@ -62,7 +62,7 @@ pub fn prepare_create(kind: &Kind, object: &mut Value) {
         clear_status(kind, object);
     }
     match kind.behaviour.generation {
-        Generation::Spec | Generation::Body => {
+        Generation::Spec | Generation::Body | Generation::First => {
             section(object, "metadata").insert("generation".into(), json!(1));
         }
         Generation::None => {
@@ -123,7 +123,7 @@ pub fn prepare_update(kind: &Kind, part: Option<Part>, new: &mut Value, old: &Va
         Generation::Client => {
             return keep_metadata(new, old, if part.is_none() { Sender::Client } else { Sender::Server });
         }
-        Generation::None => false,
+        Generation::None | Generation::First => false,
     };
     keep_metadata(new, old, Sender::Server);
     if changed {

@@ -45,8 +45,11 @@ fn rows() -> Vec<Row> {
     let request = json!({
         "metadata": {"labels": {"hostile": "1"}},
         "spec": {"username": "mallory", "groups": ["system:masters"], "request": "QQ==", "signerName": "a.b/c"},
-        "status": {"certificate": "LS0tLS1CRUdJTg==", "conditions": [{"type": "Approved", "status": "True", "reason": "r", "message": "m"}]},
+        "status": {"certificate": CERTIFICATE, "conditions": [{"type": "Approved", "status": "True", "reason": "r", "message": "m"}]},
     });
+    // A signature that comes with a decision is refused.
+    let mut signed = request.clone();
+    signed["status"] = json!({"certificate": CERTIFICATE});
     let mut rows = vec![
         Row {
             plural: "pods",
@@ -86,7 +89,7 @@ fn rows() -> Vec<Row> {
         Row {
             plural: "certificatesigningrequests",
             subresource: "status",
-            hostile: request,
+            hostile: signed,
             may: [&METADATA[..], &["/status/certificate"]].concat(),
             must: vec!["/status/certificate"],
         },
@@ -115,6 +118,9 @@ fn of_status(kind: &Kind) -> Row {
 }
 
 /// Streams and requests to elsewhere: no part of the object.
+/// What has the form of a certificate.
+const CERTIFICATE: &str = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1BQT0KLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo=";
+
 fn is_slice(name: &str) -> bool {
     name != "proxy"
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Behaviour, DEFAULT};
+use super::{Aspect, Behaviour, DEFAULT};
 
 pub const BEHAVIOUR: Behaviour = Behaviour {
     cells: Some(|o, _| {
@@ -15,5 +15,6 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
         };
         vec![("Status", json!(status)), ("Message", text("message")), ("Error", text("error"))]
     }),
+    none: &[Aspect::Validation, Aspect::Defaults, Aspect::Warnings],
     ..DEFAULT
 };

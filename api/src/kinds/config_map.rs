@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Behaviour, DEFAULT, Generation};
+use super::{Aspect, Behaviour, DEFAULT, Generation};
 use crate::names;
 use crate::status::FieldError;
 use crate::validate::{Errors, MAX_BYTES, decoded, frozen, invalid, meta};
@@ -19,6 +19,7 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     }),
     generation: Generation::Client,
     cells: Some(|o, _| vec![("Data", json!(count(&o["data"]) + count(&o["binaryData"])))]),
+    none: &[Aspect::Defaults, Aspect::Warnings],
     ..DEFAULT
 };
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Behaviour, DEFAULT, Generation};
+use super::{Aspect, Behaviour, DEFAULT, Generation};
 use crate::status::FieldError;
 use crate::table::cells::NONE;
 use crate::validate::{
@@ -19,6 +19,7 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     }),
     generation: Generation::Client,
     cells: Some(|o, _| vec![("Controller", json!(controller(o))), ("Revision", json!(number(&o["revision"])))]),
+    none: &[Aspect::Defaults, Aspect::Warnings],
     ..DEFAULT
 };
 

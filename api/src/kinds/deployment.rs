@@ -2,13 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::{Behaviour, DEFAULT, Generation};
+use super::{Behaviour, DEFAULT, Generation, Part};
 use crate::default::{Object, nested, set, set_absent, text as member};
 use crate::status::FieldError;
 use crate::table::cells::template as columns;
-use crate::validate::Errors;
 use crate::validate::meta::{immutable, not_negative};
-use crate::validate::workload::{amount, chosen, percent_or_number, template};
+use crate::validate::workload::{Counts, amount, chosen, counts, percent_or_number, template};
+use crate::validate::{At, Errors};
 use crate::value::{number, text};
 
 pub const BEHAVIOUR: Behaviour = Behaviour {
@@ -16,6 +16,11 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     validate_update: Some(|new, old, errors| {
         immutable(&new["spec"]["selector"], &old["spec"]["selector"], "spec.selector", errors);
         deployment(new, errors);
+    }),
+    validate_part: Some(|part, new, old, errors| {
+        if part == Part::Status {
+            counts(&COUNTS, &At::of(new, "status"), &At::of(old, "status"), errors);
+        }
     }),
     defaults: &[("apps.v1.Deployment", default)],
     generation: Generation::Spec,
@@ -33,6 +38,21 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
         out
     }),
     ..DEFAULT
+};
+
+const COUNTS: Counts = Counts {
+    fields: &[
+        "observedGeneration",
+        "replicas",
+        "updatedReplicas",
+        "readyReplicas",
+        "availableReplicas",
+        "unavailableReplicas",
+        "terminatingReplicas",
+        "collisionCount",
+    ],
+    parts: &["updatedReplicas", "readyReplicas", "availableReplicas"],
+    ready: "cannot be greater than readyReplicas",
 };
 
 fn deployment(object: &Value, errors: &mut Errors) {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Behaviour, DEFAULT, Generation};
+use super::{Aspect, Behaviour, DEFAULT, Generation};
 use crate::default::set_absent;
 use crate::names;
 use crate::status::FieldError;
@@ -28,6 +28,10 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     })],
     generation: Generation::Body,
     cells: Some(cells),
+    missing: &[
+        (Aspect::Validation, "limits on how many addresses, ports and hints there are"),
+        (Aspect::Warnings, "of addresses that are written in other forms"),
+    ],
     ..DEFAULT
 };
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Behaviour, DEFAULT, Generation, Put};
+use super::{Aspect, Behaviour, DEFAULT, Generation, Put};
 use crate::default::set;
 use crate::names;
 use crate::status::FieldError;
@@ -18,6 +18,7 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     put: Put::Creates,
     cells: Some(|o, _| vec![("Endpoints", json!(shown(o)))]),
     deprecated: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+    missing: &[(Aspect::Warnings, "of addresses that are written in other forms")],
     ..DEFAULT
 };
 

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Behaviour, DEFAULT, Generation, Put};
+use super::{Aspect, Behaviour, DEFAULT, Generation, Put};
 use crate::names;
 use crate::selector::{Selectable, field};
 use crate::status::FieldError;
@@ -29,6 +29,7 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
         field("type"),
     ],
     cells: Some(cells),
+    none: &[Aspect::Defaults, Aspect::Warnings],
     ..DEFAULT
 };
 
@@ -47,6 +48,8 @@ pub const NEW: Behaviour = Behaviour {
         field("reportingController").stored("reportingComponent"),
         field("type"),
     ],
+    none: &[Aspect::Defaults, Aspect::Warnings],
+    missing: &[(Aspect::Validation, "an update of events that have an eventTime, of which only the series may change")],
     ..BEHAVIOUR
 };
 

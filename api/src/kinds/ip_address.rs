@@ -2,9 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{Behaviour, DEFAULT};
+use super::{Aspect, Behaviour, DEFAULT};
+use crate::names::{dns_subdomain, path_segment};
 use crate::status::FieldError;
-use crate::validate::{Errors, meta::immutable};
+use crate::validate::{At, Errors, meta::immutable};
 use crate::value::text;
 
 pub const BEHAVIOUR: Behaviour = Behaviour {
@@ -14,6 +15,7 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
         immutable(&new["spec"]["parentRef"], &old["spec"]["parentRef"], "spec.parentRef", errors);
     }),
     cells: Some(|o, _| vec![("ParentRef", json!(parent(&o["spec"]["parentRef"])))]),
+    none: &[Aspect::Defaults, Aspect::Warnings],
     ..DEFAULT
 };
 
@@ -31,11 +33,11 @@ fn ip_address(object: &Value, errors: &mut Errors) {
         errors.push(FieldError::required("spec.parentRef", ""));
         return;
     }
-    for name in ["resource", "name"] {
-        if text(&parent[name]).is_empty() {
-            errors.push(FieldError::required(format!("spec.parentRef.{name}"), ""));
-        }
-    }
+    let parent = At::new(parent, "spec.parentRef");
+    parent.at("group").named_if_given(dns_subdomain, errors);
+    parent.at("resource").needs_name(path_segment, errors);
+    parent.at("name").needs_name(path_segment, errors);
+    parent.at("namespace").named_if_given(path_segment, errors);
 }
 
 fn parent(reference: &Value) -> String {

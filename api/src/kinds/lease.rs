@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Behaviour, DEFAULT, Generation, Put, Version};
+use super::{Aspect, Behaviour, DEFAULT, Generation, Put, Version};
 use crate::status::FieldError;
 use crate::validate::{Errors, meta::not_negative};
 use crate::value::text;
@@ -13,6 +13,8 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     put: Put::Creates,
     version: Version::Needed,
     cells: Some(|o, _| vec![("Holder", json!(text(&o["spec"]["holderIdentity"])))]),
+    none: &[Aspect::Defaults, Aspect::Warnings],
+    missing: &[(Aspect::Validation, "the strategy of coordinated elections")],
     ..DEFAULT
 };
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Behaviour, DEFAULT, Deletion, Ending, Generation, Part};
+use super::{Aspect, Behaviour, DEFAULT, Deletion, Ending, Generation, Part};
 use crate::default::{Object, nested, text as member};
 use crate::names;
 use crate::selector::field;
@@ -32,6 +32,7 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     },
     selectable: &[field("status.phase")],
     cells: Some(|o, _| vec![("Status", o["status"]["phase"].clone())]),
+    none: &[Aspect::Warnings],
     ..DEFAULT
 };
 

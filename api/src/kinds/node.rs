@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Behaviour, DEFAULT, FirstStatus, Generation};
+use super::{Aspect, Behaviour, DEFAULT, FirstStatus, Generation};
 use crate::names;
 use crate::quantity::Quantity;
 use crate::selector::field;
@@ -38,6 +38,10 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     create: Some(new_node),
     selectable: &[field("spec.unschedulable").or("false")],
     cells: Some(cells),
+    missing: &[
+        (Aspect::Validation, "images, addresses and the configuration source of a node"),
+        (Aspect::Warnings, "of old labels and of fields that nothing reads any more"),
+    ],
     ..DEFAULT
 };
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 pub use self::birth::{admit_pod, apply_runtime_class, mount_service_account, qos_class};
 
-use super::{Behaviour, DEFAULT, Deletion, Ending, Generation, Part, Shows};
+use super::{Aspect, Behaviour, DEFAULT, Deletion, Ending, Generation, Part, Shows};
 use crate::default::{Object, nested, set, set_absent, text as member};
 use crate::selector::field;
 use crate::status::FieldError;
@@ -58,6 +58,13 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     pod: Some(""),
     cells: Some(cells::of),
     row_conditions: Some(cells::conditions),
+    missing: &[
+        (
+            Aspect::Validation,
+            "Windows options, devices, resources of whole pods, and the inner fields of volume sources other than emptyDir, hostPath, secret, configMap, claims",
+        ),
+        (Aspect::Warnings, "of volume sources and fields that are old"),
+    ],
     ..DEFAULT
 };
 

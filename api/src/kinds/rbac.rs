@@ -3,18 +3,32 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Behaviour, DEFAULT, Generation, Put};
+use super::{Aspect, Behaviour, DEFAULT, Generation, Put};
 use crate::default::set;
 use crate::names::path_segment;
 use crate::status::FieldError;
 use crate::validate::{Errors, invalid, one_of};
 use crate::value::{items, text};
 
-const COMMON: Behaviour =
-    Behaviour { name: path_segment, generation: Generation::Client, put: Put::Creates, ..DEFAULT };
+const COMMON: Behaviour = Behaviour {
+    name: path_segment,
+    generation: Generation::Client,
+    put: Put::Creates,
+    none: &[Aspect::Warnings],
+    ..DEFAULT
+};
 
-pub const ROLE: Behaviour = Behaviour { validate: Some(|o, e| role(o, Reach::Namespace, e)), ..COMMON };
-pub const CLUSTER_ROLE: Behaviour = Behaviour { validate: Some(|o, e| role(o, Reach::Cluster, e)), ..COMMON };
+pub const ROLE: Behaviour = Behaviour {
+    validate: Some(|o, e| role(o, Reach::Namespace, e)),
+    none: &[Aspect::Defaults, Aspect::Warnings],
+    ..COMMON
+};
+pub const CLUSTER_ROLE: Behaviour = Behaviour {
+    validate: Some(|o, e| role(o, Reach::Cluster, e)),
+    none: &[Aspect::Defaults, Aspect::Warnings],
+    missing: &[(Aspect::Validation, "selectors of the aggregation rule")],
+    ..COMMON
+};
 pub const ROLE_BINDING: Behaviour = Behaviour {
     validate: Some(|o, e| binding(o, Reach::Namespace, e)),
     validate_update: Some(|new, old, errors| {
@@ -39,6 +53,7 @@ pub const CLUSTER_ROLE_BINDING: Behaviour = Behaviour {
         role_stays(new, old, errors);
     }),
     cells: Some(cells),
+    none: &[Aspect::Defaults, Aspect::Warnings],
     ..COMMON
 };
 

@@ -3,13 +3,13 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Behaviour, DEFAULT, Generation};
+use super::{Behaviour, DEFAULT, Generation, Part};
 use crate::default::{nested, set_absent};
 use crate::selector::field;
 use crate::table::cells::template as columns;
-use crate::validate::Errors;
 use crate::validate::meta::{immutable, not_negative};
-use crate::validate::workload::{chosen, template};
+use crate::validate::workload::{Counts, chosen, counts, template};
+use crate::validate::{At, Errors};
 use crate::value::number;
 
 pub const BEHAVIOUR: Behaviour = Behaviour {
@@ -18,6 +18,11 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
         immutable(&new["spec"]["selector"], &old["spec"]["selector"], "spec.selector", errors);
         replica_set(new, errors);
     }),
+    validate_part: Some(|part, new, old, errors| {
+        if part == Part::Status {
+            counts(&COUNTS, &At::of(new, "status"), &At::of(old, "status"), errors);
+        }
+    }),
     defaults: &[("apps.v1.ReplicaSet", |m| nested(m, "spec", |s| set_absent(s, "replicas", 1)))],
     generation: Generation::Spec,
     selectable: &[field("status.replicas").or("0")],
@@ -25,6 +30,19 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     pod: Some("/spec/template"),
     cells: Some(cells),
     ..DEFAULT
+};
+
+const COUNTS: Counts = Counts {
+    fields: &[
+        "replicas",
+        "fullyLabeledReplicas",
+        "readyReplicas",
+        "availableReplicas",
+        "terminatingReplicas",
+        "observedGeneration",
+    ],
+    parts: &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"],
+    ready: "cannot be greater than readyReplicas",
 };
 
 fn replica_set(object: &Value, errors: &mut Errors) {

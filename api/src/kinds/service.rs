@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 pub use self::update::service_families;
 
-use super::{Behaviour, DEFAULT, Deletion, Generation, Part, Shows};
+use super::{Aspect, Behaviour, DEFAULT, Deletion, Generation, Part, Put, Shows};
 use crate::default::{Object, nested, set, set_absent, text as member};
 use crate::names;
 use crate::selector::{Labels, field};
@@ -36,9 +36,14 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     generation: Generation::Client,
     create: Some(service_families),
     update: Some(|new, old| update::update_service(section(new, "spec"), &old["spec"])),
+    put: Put::Creates,
     delete: Deletion { shows: Shows::Object, ..Deletion::DEFAULT },
     selectable: &[field("spec.clusterIP"), field("spec.type")],
     cells: Some(cells),
+    missing: &[
+        (Aspect::Validation, "two address families, which this cluster does not have"),
+        (Aspect::Warnings, "of addresses that are written in other forms, and of fields that nothing reads any more"),
+    ],
     ..DEFAULT
 };
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Behaviour, DEFAULT, Deletion, Generation, Shows};
+use super::{Aspect, Behaviour, DEFAULT, Deletion, Generation, Shows};
 use crate::value::{count, text};
 
 pub const BEHAVIOUR: Behaviour = Behaviour {
@@ -10,6 +10,7 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     delete: Deletion { shows: Shows::Object, ..Deletion::DEFAULT },
     cells: Some(|o, _| vec![("Secrets", json!(count(&o["secrets"])))]),
     warnings: Some(warnings),
+    none: &[Aspect::Validation, Aspect::Defaults],
     ..DEFAULT
 };
 

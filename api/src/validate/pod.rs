@@ -1,8 +1,8 @@
 //! Pods and pod templates.
 
 mod container;
-mod placement;
-mod volume;
+pub(crate) mod placement;
+pub(super) mod volume;
 
 use serde_json::{Value, json};
 

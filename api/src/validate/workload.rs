@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::meta::{not_negative, selector};
-use super::{Errors, one_of, pod};
+use super::{At, Errors, one_of, pod};
 use crate::selector::Labels;
 use crate::status::FieldError;
 
@@ -48,6 +48,63 @@ pub fn percent_or_number(value: &Value) -> Option<i64> {
     match value {
         Value::String(text) => text.strip_suffix('%')?.parse().ok(),
         other => other.as_i64(),
+    }
+}
+
+/// The number of an amount, a percentage's too.
+pub fn amount_of(value: &Value) -> i64 {
+    percent_or_number(value).unwrap_or(0)
+}
+
+/// Whether the selector can be read; one that chooses something has to choose the template.
+pub fn fits(spec: &At<'_>, unreadable: &str, errors: &mut Errors) -> bool {
+    let labels = spec.at("template").at("metadata").at("labels");
+    match Labels::from_object(spec.at("selector").value) {
+        Ok(selector) => {
+            if !selector.is_everything() && !selector.matches(|key| labels.value.get(key)?.as_str()) {
+                labels.invalid_as(labels.value.clone(), "`selector` does not match template `labels`", errors);
+            }
+            true
+        }
+        Err(_) => {
+            spec.at("selector").invalid(unreadable, errors);
+            false
+        }
+    }
+}
+
+/// What a status counts.
+pub struct Counts {
+    /// None of them is negative.
+    pub fields: &'static [&'static str],
+    /// Counted among the replicas.
+    pub parts: &'static [&'static str],
+    /// The complaint where more are available than ready; "" where nothing is counted so.
+    pub ready: &'static str,
+}
+
+/// Counts that fit each other, and a count of collisions that only grows.
+pub fn counts(counts: &Counts, status: &At<'_>, old: &At<'_>, errors: &mut Errors) {
+    for field in counts.fields {
+        status.at(field).not_negative(errors);
+    }
+    let count = |field: &str| status.at(field).number().unwrap_or(0);
+    for part in counts.parts.iter().filter(|part| count(part) > count("replicas")) {
+        status.at(part).invalid_as(count(part), "cannot be greater than status.replicas", errors);
+    }
+    if !counts.ready.is_empty() && count("availableReplicas") > count("readyReplicas") {
+        status.at("availableReplicas").invalid_as(count("availableReplicas"), counts.ready, errors);
+    }
+    let collisions = status.at("collisionCount");
+    if old.at("collisionCount").number().is_some_and(|before| collisions.number().is_none_or(|now| now < before)) {
+        collisions.invalid_as(collisions.number().unwrap_or(0), "cannot be decremented", errors);
+    }
+}
+
+/// Not more than 100 %.
+pub fn at_most_all(value: &Value, path: &str, errors: &mut Errors) {
+    if value.is_string() && percent_or_number(value).is_some_and(|n| n > 100) {
+        errors.push(FieldError::invalid(path, value.clone(), "must not be greater than 100%"));
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use serde_json::{Value, json};
 
 use crate::status::FieldError;
-use crate::validate::{Errors, meta};
+use crate::validate::{Errors, diff, meta};
 use crate::value::{items, text};
 
 /// What is dialled by others is an address, and no name that somebody could answer for.
@@ -52,7 +52,7 @@ pub fn pod(new: &Value, old: &Value, errors: &mut Errors) {
     let tolerations = |pod: &Value| -> HashSet<String> { items(&pod["spec"]["tolerations"]).map(toleration).collect() };
     let kept = tolerations(old).is_subset(&tolerations(new));
     if !kept || allowed(new) != allowed(old) {
-        errors.push(FieldError::forbidden("spec", format!("{POD_RULE}\n{}", changed(&new["spec"], &old["spec"]))));
+        errors.push(FieldError::forbidden("spec", format!("{POD_RULE}\n{}", diff(&new["spec"], &old["spec"]))));
     }
 }
 
@@ -92,21 +92,6 @@ fn allowed(pod: &Value) -> Value {
     spec
 }
 
-/// A diff of the fields that changed.
-fn changed(new: &Value, old: &Value) -> String {
-    let mut lines = String::from("@@ spec @@");
-    let names: std::collections::BTreeSet<&String> =
-        [new, old].iter().filter_map(|v| v.as_object()).flat_map(|m| m.keys()).collect();
-    for name in names.into_iter().filter(|n| new[n.as_str()] != old[n.as_str()]) {
-        for (sign, spec) in [('-', old), ('+', new)] {
-            if let Some(value) = spec.get(name) {
-                lines.push_str(&format!("\n{sign} {name}: {value}"));
-            }
-        }
-    }
-    lines
-}
-
 pub fn ephemeral_containers(new: &Value, old: &Value, errors: &mut Errors) {
     let spec = &new["spec"];
     let mut names: HashSet<&str> =
@@ -135,7 +120,7 @@ pub fn ephemeral_containers(new: &Value, old: &Value, errors: &mut Errors) {
         let why = format!(
             "existing ephemeral containers {:?} may not be {verdict}\n{}",
             text(&before["name"]),
-            changed(after.unwrap_or(&Value::Null), before)
+            diff(after.unwrap_or(&Value::Null), before)
         );
         errors.push(FieldError::forbidden("spec.ephemeralContainers", why));
     }

@@ -100,7 +100,7 @@ fn required(source: &Value, field: &str, path: &str, errors: &mut Errors) {
     }
 }
 
-fn host_path(source: &Value, path: &str, errors: &mut Errors) {
+pub fn host_path(source: &Value, path: &str, errors: &mut Errors) {
     let at = format!("{path}.path");
     if text(&source["path"]).is_empty() {
         errors.push(FieldError::required(at, ""));
