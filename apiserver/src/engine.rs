@@ -16,7 +16,7 @@ use crate::cache::{Cache, ChangeKind, CollectionCache};
 use crate::committer::{CommitError, Committer, Expect, Failure, Write};
 use crate::identity::User;
 use crate::object::{Collection, Encoded, Header, Object, ObjectKey, Revision, Unreadable};
-use crate::store::{Record, Store, StoreError, parse_key, unseal};
+use crate::store::{Record, Store, StoreError, Unsealed, parse_key, unseal};
 
 pub mod admission;
 mod delete;
@@ -289,14 +289,24 @@ enum Loaded {
 }
 
 fn loaded(registry: &Registry, record: Record) -> Result<Loaded, StoreError> {
-    let text = unseal(&record.key, record.revision, record.value.unwrap_or_default())?;
+    let Unsealed { text, defaults } = unseal(&record.key, record.revision, record.value.unwrap_or_default())?;
     let read = parse_key(&record.key).ok_or(Unreadable::Key).and_then(|place| Ok((place, Encoded::from_stored(text)?)));
-    let ((collection, key), (encoded, value)) = match read {
+    let ((collection, key), (mut encoded, mut value)) = match read {
         Ok(read) => read,
         Err(why) => return Ok(Loaded::Unreadable(record.key, why)),
     };
+    let kind = storage_kind(registry, &collection);
+    // What was stored before a default was there is shown with it; it is written when somebody changes it.
+    if let Some(kind) = kind.as_ref().filter(|_| defaults < api::default::GENERATION) {
+        let stored = value.clone();
+        api::default::apply(kind, &mut value);
+        value = api::decode::canonical(&kind.gvk(), &kind.schema, &value);
+        if value != stored {
+            encoded = Encoded::new(&value);
+        }
+    }
     let json = encoded.with_version(record.revision);
-    let header = storage_kind(registry, &collection).map(|kind| header(&kind, &value)).unwrap_or_default();
+    let header = kind.map(|kind| header(&kind, &value)).unwrap_or_default();
     Ok(Loaded::Object(collection, Object { key, revision: record.revision, header, json }))
 }
 
@@ -412,6 +422,54 @@ mod tests {
         engine.delete(&context, &target("deep"), &options).await.unwrap();
         create(object).await.unwrap();
         assert_eq!(engine.cache().unreadable(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_stored_before_a_default_is_shown_with_it_and_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        let template =
+            json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "x:1"}]}});
+        let selector = json!({"matchLabels": {"a": "b"}});
+        let object = |kind: &str| {
+            json!({"kind": kind, "apiVersion": "apps/v1", "metadata": {"name": "web", "namespace": "n", "uid": kind},
+                "spec": {"selector": selector, "template": template}})
+        };
+        let before = |key: &str, revision, text: String| Record {
+            key: key.into(),
+            revision,
+            value: Some([b"\x01", text.as_bytes()].concat()),
+        };
+        let mut store = RedbStore::open(&path).unwrap();
+        let records = [
+            put("/amphipod/core/namespaces/-/n", 1, r#"{"metadata":{"name":"n"}}"#),
+            before("/amphipod/apps/deployments/n/web", 2, object("Deployment").to_string()),
+            before("/amphipod/apps/replicasets/n/web", 3, object("ReplicaSet").to_string()),
+        ];
+        store.commit(&records).unwrap();
+        drop(store);
+        let engine = open(&path).unwrap();
+        let target = |plural: &str| Target::new(engine.registry().find("apps", "v1", plural).unwrap(), "n", "web");
+        let (deployments, sets) = (target("deployments"), target("replicasets"));
+        let shown = engine.get(&deployments, None).await.unwrap();
+        let value = engine.show(&deployments.kind, &shown);
+        assert_eq!((&value["spec"]["replicas"], shown.revision), (&json!(1), 2));
+        let pod = &value["spec"]["template"]["spec"];
+        assert_eq!(
+            (&pod["restartPolicy"], &pod["containers"][0]["imagePullPolicy"]),
+            (&json!("Always"), &json!("IfNotPresent"))
+        );
+        // The template is the one of its set as before, so nothing rolls.
+        let set = engine.get(&sets, None).await.unwrap().value();
+        assert_eq!(set["spec"]["template"], value["spec"]["template"]);
+        let (_, all) = engine.changes(&deployments.kind, None);
+        assert_eq!(all[0].1.as_ref(), Some(&value));
+        // Who changes nothing writes nothing, and a patch builds on what is shown.
+        let context = Context { user: User::new("root", &[MASTERS]), now: Timestamp::now() };
+        let options = WriteOptions { manager: "t".into(), dry_run: false };
+        let same = |current: Option<&Value>| Ok(Draft::Own(current.cloned().unwrap()));
+        let written = engine.update(&context, &deployments, &options, &same).await.unwrap();
+        assert_eq!((written.object.revision(), engine.revision()), (2, 3));
     }
 
     #[test]
