@@ -22,12 +22,11 @@ use crate::nodes::Nodes;
 use crate::pki::{Authority, PkiError};
 use crate::store::Failure;
 use crate::store::StoreError;
-use crate::store::local;
+use crate::store::{etcd, local};
 
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The store's file.
-    pub store: PathBuf,
+    pub store: StoreAt,
     pub listen: SocketAddr,
     /// The address others reach this server at.
     pub advertise: IpAddr,
@@ -43,7 +42,7 @@ impl Config {
     /// A server by itself on loopback, at a port the kernel chooses, with Kubernetes' usual ranges: for tests and examples.
     pub fn on_loopback(store: PathBuf) -> Self {
         Self {
-            store,
+            store: StoreAt::File(store),
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             advertise: Ipv4Addr::LOCALHOST.into(),
             services: ServiceNetwork { base: Ipv4Addr::new(10, 96, 0, 0), prefix: 12, node_ports: 30000..=32767 },
@@ -53,6 +52,15 @@ impl Config {
             anonymous: Anonymous::default(),
         }
     }
+}
+
+/// Where the cluster's state is.
+#[derive(Debug, Clone)]
+pub enum StoreAt {
+    /// A file that is this server's alone.
+    File(PathBuf),
+    /// An etcd that it may share with other servers.
+    Etcd(etcd::Settings),
 }
 
 /// What a request without any credentials gets.
@@ -115,7 +123,10 @@ impl Server {
         let listen = |source| ServerError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        let store = local::open(&config.store)?;
+        let store = match &config.store {
+            StoreAt::File(path) => local::open(path)?,
+            StoreAt::Etcd(settings) => etcd::open(settings).await?,
+        };
         let engine =
             Arc::new(Engine::open(store, Registry::builtin(), config.services.clone(), config.admission.clone())?);
         let authority = Arc::new(Authority::open(&engine).await?);

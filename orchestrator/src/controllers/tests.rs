@@ -37,6 +37,7 @@ impl World {
         let chosen = Selection::parse(&EVERY.map(str::to_owned)).unwrap();
         start(&server, &caches, &chosen, &mut tasks);
         let control = ControlPlane {
+            etcd: None,
             data_dir: folder.path().to_owned(),
             listen: config.listen,
             advertise: config.advertise,
