@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authn::Tokens;
 use crate::client::Client;
-use crate::committer::Failure;
 use crate::engine::admission::Settings;
 use crate::engine::{Engine, ServiceNetwork};
 use crate::http::{self, Documents, Serving, TlsError};
@@ -21,8 +20,9 @@ use crate::identity::{MASTERS, User};
 use crate::limits::Limits;
 use crate::nodes::Nodes;
 use crate::pki::{Authority, PkiError};
+use crate::store::Failure;
 use crate::store::StoreError;
-use crate::store::redb::RedbStore;
+use crate::store::local;
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -115,7 +115,7 @@ impl Server {
         let listen = |source| ServerError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        let store = RedbStore::open(&config.store)?;
+        let store = local::open(&config.store)?;
         let engine =
             Arc::new(Engine::open(store, Registry::builtin(), config.services.clone(), config.admission.clone())?);
         let authority = Arc::new(Authority::open(&engine).await?);
