@@ -13,7 +13,7 @@ use html5gum::emitters::callback::{CallbackEmitter, CallbackEvent};
 use html5gum::{Span, Tokenizer};
 
 /// Which attributes of which elements are addresses.
-const ADDRESSES: [(&str, &[&str]); 26] = [
+const ADDRESSES: [(&str, &[&str]); 25] = [
     ("a", &["href"]),
     ("applet", &["codebase"]),
     ("area", &["href"]),
@@ -39,7 +39,6 @@ const ADDRESSES: [(&str, &[&str]); 26] = [
     ("script", &["src"]),
     ("source", &["src"]),
     ("video", &["poster", "src"]),
-    ("track", &[]),
 ];
 
 /// How a page is packed.
@@ -126,7 +125,7 @@ fn change_addresses(page: &[u8], change: impl Fn(&str) -> String) -> Option<Vec<
 fn changes(page: &[u8], change: &dyn Fn(&str) -> String) -> Vec<Change> {
     let mut attributes: &[&str] = &[];
     let mut is_address = false;
-    let emitter = CallbackEmitter::new(|event: CallbackEvent<'_>, span: Span<usize>| -> Option<Change> {
+    let mut emitter = CallbackEmitter::new(|event: CallbackEvent<'_>, span: Span<usize>| -> Option<Change> {
         match event {
             CallbackEvent::OpenStartTag { name } => {
                 let known = ADDRESSES.iter().find(|(element, _)| element.as_bytes() == name);
@@ -148,6 +147,8 @@ fn changes(page: &[u8], change: &dyn Fn(&str) -> String) -> Vec<Change> {
         }
         None
     });
+    // Scripts and styles hold no elements.
+    emitter.naively_switch_states(true);
     Tokenizer::new_with_emitter(page, emitter).flatten().collect()
 }
 
