@@ -5,18 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::quantity::Quantity;
-use apiserver::client::Client;
-use apiserver::identity::User;
-use apiserver::server::Server;
+use client::events::{Recorder, Reference};
+use client::{Caches, Client, Kept};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::controllers::Caches;
 use crate::controllers::views::{Container, Node, PODS, Pod, Taint, Toleration};
-use crate::events::{Recorder, Reference};
 
 const NAME: &str = "default-scheduler";
+pub const READS: &[Kept] = &[Kept::of::<Pod>(), Kept::of::<Node>()];
 /// Pods that did not fit are looked at again when something changed, and at the latest after this.
 const RETRY: Duration = Duration::from_secs(60);
 
@@ -210,7 +208,8 @@ fn candidates<'a>(nodes: &'a [Arc<Node>], pods: &[Arc<Pod>]) -> Vec<Candidate<'a
 }
 
 /// Runs the scheduler for ever.
-pub async fn run(server_client: Client, recorder: Recorder, caches: Arc<Caches>) {
+pub async fn run(client: Client, caches: Arc<Caches>) {
+    let recorder = Recorder::new(client.clone(), NAME, "");
     let wake = Arc::new(Notify::new());
     watch(&caches, &wake);
     caches.synced().await;
@@ -218,7 +217,7 @@ pub async fn run(server_client: Client, recorder: Recorder, caches: Arc<Caches>)
         let woken = wake.notified();
         let mut left = false;
         for pod in pending(&caches) {
-            left |= !place(&server_client, &recorder, &caches, &pod).await;
+            left |= !place(&client, &recorder, &caches, &pod).await;
         }
         if left {
             // A change may let them fit; so may time (a failed write).
@@ -229,14 +228,9 @@ pub async fn run(server_client: Client, recorder: Recorder, caches: Arc<Caches>)
     }
 }
 
-/// The identity under which it acts.
-pub fn client(server: &Server) -> Client {
-    server.client(User::new("system:kube-scheduler", &["system:authenticated"]), "kube-scheduler")
-}
-
 fn watch(caches: &Caches, wake: &Arc<Notify>) {
     let pods = wake.clone();
-    caches.pods.on_change(move |old, new| {
+    caches.of::<Pod>().on_change(move |old, new| {
         let unbound = new.is_some_and(|pod| pod.spec.node_name.is_empty())
             && old
                 .is_none_or(|old| old.metadata.owned.generation != new.map_or(0, |new| new.metadata.owned.generation));
@@ -246,7 +240,7 @@ fn watch(caches: &Caches, wake: &Arc<Notify>) {
         }
     });
     let nodes = wake.clone();
-    caches.nodes.on_change(move |old, new| {
+    caches.of::<Node>().on_change(move |old, new| {
         let facts =
             |node: &Node| (node.spec.clone(), node.status.allocatable.clone(), node.metadata.meta.labels.clone());
         if old.map(facts) != new.map(facts) {
@@ -263,7 +257,7 @@ fn pending(caches: &Caches) -> Vec<Arc<Pod>> {
             && pod.is_active()
             && pod.spec.scheduling_gates.is_empty()
     };
-    let mut all: Vec<_> = caches.pods.all().into_iter().filter(waiting).collect();
+    let mut all: Vec<_> = caches.of::<Pod>().all().into_iter().filter(waiting).collect();
     all.sort_by_key(|pod| (std::cmp::Reverse(pod.spec.priority), pod.metadata.owned.creation_timestamp.clone()));
     all
 }
@@ -271,13 +265,19 @@ fn pending(caches: &Caches) -> Vec<Arc<Pod>> {
 /// Binds one pod, or says why not; true when it has its node.
 async fn place(client: &Client, recorder: &Recorder, caches: &Caches, pod: &Pod) -> bool {
     let meta = &pod.metadata.meta;
-    let (nodes, pods) = (caches.nodes.all(), caches.pods.all());
+    let (nodes, pods) = (caches.of::<Node>().all(), caches.of::<Pod>().all());
     let reference = Reference::pod(meta);
     match schedule(pod, &candidates(&nodes, &pods)) {
         Ok(node) => match client.bind(&meta.namespace, &meta.name, &meta.uid, node).await {
-            Ok(revision) => {
+            Ok(()) => {
                 // The next decision must see this one.
-                caches.caught_up(PODS, revision).await;
+                let pods = caches.of::<Pod>();
+                let shown = |_: &u64| {
+                    let found = pods.get(&meta.namespace, &meta.name);
+                    found.is_none_or(|found| found.metadata.meta.uid != meta.uid || !found.spec.node_name.is_empty())
+                };
+                // The sender lives in the cache, which lives here.
+                let _ = pods.subscribe().wait_for(shown).await;
                 recorder
                     .normal(
                         &reference,
@@ -316,7 +316,7 @@ async fn refuse(client: &Client, recorder: &Recorder, pod: &Pod, reference: &Ref
         next["status"]["conditions"] = json!(conditions);
         Ok(next)
     };
-    if let Err(error) = client.update(PODS, &meta.namespace, &meta.name, "status", change).await {
+    if let Err(error) = client.update(&PODS, &meta.namespace, &meta.name, "status", change).await {
         tracing::debug!(pod = meta.name, %error, "condition not written");
     }
     recorder.warning(reference, "FailedScheduling", why).await;
