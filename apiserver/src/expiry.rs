@@ -12,9 +12,9 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::committer::{CommitError, Expect, Write};
 use crate::engine::Engine;
 use crate::object::{Collection, Object, ObjectKey, Revision};
+use crate::store::{CommitError, Durability, Expect, Transaction, Write};
 
 /// As kube-apiserver's `--event-ttl`.
 const LIFETIME: SignedDuration = SignedDuration::from_hours(1);
@@ -145,7 +145,8 @@ async fn remove(engine: &Engine, due: Due, counter: &AtomicU64) -> Removed {
     let outcome = if due.is_empty() { Removed::Nothing } else { Removed::Some };
     for (key, revision) in due {
         let write = Write { collection: events(), key, expect: Expect::At(revision), content: None };
-        match engine.remove(vec![write]).await {
+        let removal = Transaction { writes: vec![write], durability: Durability::Soon, ..Transaction::default() };
+        match engine.remove(removal).await {
             Ok(_) => drop(counter.fetch_add(1, Ordering::Relaxed)),
             Err(CommitError::Conflict { .. }) => {}
             Err(error) => {

@@ -12,9 +12,9 @@ use rcgen::{
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use crate::committer::{CommitError, Expect, Write};
-use crate::engine::{Engine, INTERNAL};
-use crate::object::{Collection, Encoded, Header, ObjectKey};
+use crate::engine::Engine;
+use crate::object::{Collection, Encoded, Header, INTERNAL, ObjectKey};
+use crate::store::{CommitError, Expect, Write};
 
 const BACKDATE_SECONDS: i64 = 300;
 const CA_DAYS: i64 = 3650;

@@ -13,7 +13,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::authn::Tokens;
-use crate::committer::Failure;
 use crate::engine::admission::Settings;
 use crate::engine::{Engine, ServiceNetwork};
 use crate::http::{self, Documents, Serving, TlsError};
@@ -22,8 +21,9 @@ use crate::limits::Limits;
 use crate::local::Local;
 use crate::nodes::Nodes;
 use crate::pki::{Authority, PkiError};
+use crate::store::Failure;
 use crate::store::StoreError;
-use crate::store::redb::RedbStore;
+use crate::store::local;
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -116,7 +116,7 @@ impl Server {
         let listen = |source| ServerError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        let store = RedbStore::open(&config.store)?;
+        let store = local::open(&config.store)?;
         let engine =
             Arc::new(Engine::open(store, Registry::builtin(), config.services.clone(), config.admission.clone())?);
         let authority = Arc::new(Authority::open(&engine).await?);

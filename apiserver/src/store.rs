@@ -1,14 +1,21 @@
-//! Where acknowledged writes live: current values and the last revision. History is the watch cache's.
+//! Where acknowledged writes live: the contract of a store. It keeps current values and the last revision; history is the
+//! watch cache's.
 //!
-//! Keys are `/amphipod/<group|core>/<resource>/<namespace|->/<name>`. Values start with one format byte.
+//! [`local`] keeps them in a file of this machine. Keys are `/amphipod/<group|core>/<resource>/<namespace|->/<name>`. Values start with one format byte.
 //! *Architecture invariant:* nothing outside this crate sees a [`Store`].
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use async_trait::async_trait;
 use thiserror::Error;
+use tokio::sync::watch;
 
-use crate::object::{Collection, ObjectKey, Revision, Unreadable};
+use crate::object::{Collection, Encoded, Header, Object, ObjectKey, Revision, Unreadable};
 
+#[cfg(test)]
+mod contract;
+pub mod local;
 mod mark;
 mod overlay;
 #[cfg(test)]
@@ -76,14 +83,130 @@ impl StoreError {
     }
 }
 
-/// Current values behind one revision counter. A batch is durable when `commit` returns.
-pub trait Store: Send + 'static {
-    /// Every record and the last revision ever committed.
-    fn load(&mut self) -> Result<(Revision, Vec<Record>), StoreError>;
-    /// All of the batch or none of it; durable on return.
-    fn commit(&mut self, batch: &[Record]) -> Result<(), StoreError>;
-    /// Where it is, for messages.
-    fn place(&self) -> PathBuf;
+/// What must be true of a key for its transaction to go through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    Absent,
+    At(Revision),
+}
+
+/// One key's part in a transaction.
+#[derive(Debug, Clone)]
+pub struct Write {
+    pub collection: Collection,
+    pub key: ObjectKey,
+    pub expect: Expect,
+    /// `None` removes the key.
+    pub content: Option<(Encoded, Header)>,
+}
+
+/// When a transaction is acknowledged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Once it survives a power cut.
+    #[default]
+    Synced,
+    /// At once: it is on the disk within [`local::SOON`], and a power cut before that loses it. For what is said again anyway.
+    Soon,
+}
+
+/// All of it or none of it, under one revision. Each key is named once.
+#[derive(Debug, Clone, Default)]
+pub struct Transaction {
+    pub writes: Vec<Write>,
+    /// Keys that must be there, whatever they hold.
+    pub requires: Vec<(Collection, ObjectKey)>,
+    pub durability: Durability,
+}
+
+impl From<Vec<Write>> for Transaction {
+    fn from(writes: Vec<Write>) -> Self {
+        Self { writes, ..Self::default() }
+    }
+}
+
+#[derive(Debug, Error)]
+pub enum CommitError {
+    /// `key` was not as expected; `found` is its revision now.
+    #[error("{key:?} of {collection:?} changed meanwhile")]
+    Conflict { collection: Collection, key: ObjectKey, found: Option<Revision> },
+    /// A key that the transaction requires.
+    #[error("{key:?} of {collection:?} is gone")]
+    Missing { collection: Collection, key: ObjectKey },
+    /// The batch was refused, and the store is as it was; or it failed, and nothing will be acknowledged any more.
+    #[error(transparent)]
+    Store(Arc<StoreError>),
+    #[error("the server is shutting down")]
+    Closed,
+}
+
+/// What became of one key.
+#[derive(Debug, Clone)]
+pub struct Change {
+    pub collection: Collection,
+    pub key: ObjectKey,
+    pub content: Content,
+}
+
+#[derive(Debug, Clone)]
+pub enum Content {
+    Removed,
+    /// Written by this process.
+    Object(Arc<Object>),
+    /// Written by another: its text, not yet read.
+    Text(Vec<u8>),
+}
+
+/// Takes what was committed, each transaction whole, in the order of revisions. The watch cache is the only one.
+pub trait Feed: Send + 'static {
+    fn committed(&mut self, revision: Revision, changes: Vec<Change>);
+    /// Nothing that this feed has not got was committed up to this revision.
+    fn reached(&mut self, revision: Revision);
+}
+
+/// A committed transaction, with its objects in the order of its writes; `None` for removed keys.
+#[derive(Debug)]
+pub struct Committed {
+    pub revision: Revision,
+    pub objects: Vec<Option<Arc<Object>>>,
+}
+
+/// Why the store acknowledges nothing any more; `None` as long as it does.
+pub type Failure = Option<Arc<StoreError>>;
+
+/// Current values behind one revision counter.
+///
+/// The contract, which every store is held to by the suite in [`contract`]: a transaction is refused with what stood in its
+/// way, or committed whole under a revision higher than all before; it is acknowledged after it is durable (as its
+/// [`Durability`] says) and after the feed has it; the feed gets every transaction once, whole and in order; a revision is
+/// given once.
+#[async_trait]
+pub trait Store: Send + Sync {
+    async fn transact(&self, transaction: Transaction) -> Result<Committed, CommitError>;
+
+    /// The feed has what a reader who asks now must see.
+    async fn fresh(&self) -> Result<(), CommitError>;
+
+    /// Announces that the store failed: the process cannot go on and has to say why.
+    fn failure(&self) -> watch::Receiver<Failure>;
+}
+
+/// A store that was opened and read. Nothing else is written until it is started.
+pub struct Opened {
+    pub revision: Revision,
+    pub records: Vec<Record>,
+    /// For messages.
+    pub place: PathBuf,
+    start: Start,
+}
+
+type Start = Box<dyn FnOnce(Box<dyn Feed>) -> Arc<dyn Store> + Send>;
+
+impl Opened {
+    /// Goes on from what was read; the feed gets what comes after it.
+    pub fn start(self, feed: impl Feed) -> Arc<dyn Store> {
+        (self.start)(Box::new(feed))
+    }
 }
 
 /// JSON text follows. No longer written.

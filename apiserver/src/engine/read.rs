@@ -67,7 +67,7 @@ impl Engine {
     }
 
     pub(crate) fn find(&self, target: &Target) -> Result<Arc<Object>, Status> {
-        self.objects(&target.kind).get(&target.key()).ok_or_else(|| match self.is_set_aside(target) {
+        self.objects(&target.kind).get(&target.key()).ok_or_else(|| match self.set_aside(target).is_some() {
             true => unreadable(&target.key()),
             false => target.not_found(),
         })

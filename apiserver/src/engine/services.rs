@@ -10,9 +10,9 @@ use api::kind::Kind;
 use api::status::{FieldError, Status};
 use serde_json::{Value, json};
 
-use super::{Engine, INTERNAL};
-use crate::committer::{Expect, Write};
-use crate::object::{Collection, Encoded, Header, ObjectKey};
+use super::Engine;
+use crate::object::{Collection, Encoded, Header, INTERNAL, ObjectKey};
+use crate::store::{Expect, Write};
 
 /// What services may be given.
 #[derive(Debug, Clone)]
