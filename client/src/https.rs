@@ -6,6 +6,7 @@
 //! Own code over the HTTP library that the server links anyway, rather than the `kube` crate's client: see the figures in
 //! `bench/README.md`.
 
+use std::error::Error;
 use std::time::Duration;
 
 use api::status::Status;
@@ -165,7 +166,8 @@ impl Https {
             let answer = self.answer(call).await?;
             let code = answer.status();
             let body = Limited::new(answer.into_body(), LIMIT).collect().await;
-            let body = body.map_err(|error| Status::service_unavailable(format!("the answer broke off: {error}")))?;
+            let broken = |error: Box<dyn Error + Send + Sync>| format!("the answer broke off: {}", causes(&*error));
+            let body = body.map_err(|error| Status::service_unavailable(broken(error)))?;
             let body = body.to_bytes();
             if code.is_success() { Ok(body) } else { Err(answer::refusal(code.as_u16(), &body)) }
         };
@@ -234,6 +236,17 @@ fn retry_after(answer: &Response<Incoming>) -> Option<Duration> {
     }
     let seconds = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds).min(LONGEST_PAUSE))
+}
+
+/// An error with everything behind it.
+fn causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text += &format!(": {cause}");
+        next = cause.source();
+    }
+    text
 }
 
 fn undecodable(error: impl std::fmt::Display) -> Status {

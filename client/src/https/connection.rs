@@ -17,13 +17,18 @@ use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio_rustls::TlsConnector;
 
-use super::{Config, Identity};
+use super::{Config, Identity, causes};
 
 /// To be connected, handshakes included.
 const CONNECT: Duration = Duration::from_secs(10);
 /// A server that says nothing for so long is asked whether it lives, while something waits for it; and how long it has.
 const SILENCE: Duration = Duration::from_secs(30);
 const LIVENESS: Duration = Duration::from_secs(15);
+
+/// What may be under way to us, bytes: for one answer, and for all together. Many small answers at once, each read by
+/// somebody of its own, are no flood; the HTTP library judges by the latter what is one.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 32 << 20;
 
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -111,18 +116,19 @@ impl Connection {
     }
 
     async fn connect(&self) -> Result<Sender, String> {
-        let stream = TcpStream::connect(&*self.authority).await.map_err(|error| error.to_string())?;
+        let stream = TcpStream::connect(&*self.authority).await.map_err(|error| causes(&error))?;
         // A request is small and waited for.
-        stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        let stream = self.tls.connect(self.name.clone(), stream).await.map_err(|error| error.to_string())?;
+        stream.set_nodelay(true).map_err(|error| causes(&error))?;
+        let stream = self.tls.connect(self.name.clone(), stream).await.map_err(|error| causes(&error))?;
         let (sender, connection) = Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(SILENCE)
             .keep_alive_timeout(LIVENESS)
-            .adaptive_window(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| causes(&error))?;
         let authority = self.authority.clone();
         // Its end closes every request over it, and they say why.
         tokio::spawn(async move {
@@ -135,7 +141,7 @@ impl Connection {
 }
 
 fn unanswered(error: &hyper::Error, sent: bool) -> Failed {
-    let why = error.to_string();
+    let why = causes(error);
     if sent { Failed::Unknown(why) } else { Failed::Unsent(why) }
 }
 

@@ -75,6 +75,7 @@ pub struct PodSpec {
     pub affinity: Option<Value>,
     pub tolerations: Vec<Toleration>,
     pub priority: i64,
+    pub preemption_policy: String,
     pub scheduling_gates: Vec<Value>,
     pub containers: Vec<Container>,
     pub init_containers: Vec<Container>,
@@ -96,6 +97,8 @@ pub struct ContainerPort {
     pub name: String,
     pub container_port: u16,
     pub host_port: u16,
+    #[serde(rename = "hostIP")]
+    pub host_ip: String,
     pub protocol: String,
 }
 
@@ -105,7 +108,7 @@ pub struct Resources {
     pub requests: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(default)]
 pub struct Toleration {
     pub key: String,
