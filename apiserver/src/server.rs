@@ -6,18 +6,19 @@ use std::sync::Arc;
 
 use api::kind::Registry;
 use api::status::Status;
+use client::Client;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::authn::Tokens;
-use crate::client::Client;
 use crate::engine::admission::Settings;
 use crate::engine::{Engine, ServiceNetwork};
 use crate::http::{self, Documents, Serving, TlsError};
 use crate::identity::{MASTERS, User};
 use crate::limits::Limits;
+use crate::local::Local;
 use crate::nodes::Nodes;
 use crate::pki::{Authority, PkiError};
 use crate::store::Failure;
@@ -150,10 +151,6 @@ impl Server {
         &self.authority
     }
 
-    pub fn engine(&self) -> &Arc<Engine> {
-        &self.shared.engine
-    }
-
     /// Where it listens; the port is the real one when `0` was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -161,7 +158,7 @@ impl Server {
 
     /// An in-process client with an identity and field manager of its own.
     pub fn client(&self, user: User, manager: &str) -> Client {
-        Client::new(self.shared.clone(), user, manager)
+        Client::new(Local::new(self.shared.clone(), user, manager))
     }
 
     /// A kubeconfig of the administrator, its certificate inline.

@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 
 use api::status::Status;
 use apiserver::EtcdSettings;
-use apiserver::client::{Client, Resource};
-use apiserver::engine::ListOptions;
 use apiserver::identity::{MASTERS, User};
 use apiserver::nodes::NoNodes;
 use apiserver::server::{Config, Server, StoreAt};
+use client::{Client, Event, Resource, Selector};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -68,8 +67,8 @@ async fn set(client: &Client, name: &str, count: usize) -> Result<Value, Status>
         next["data"]["count"] = count.to_string().into();
         Ok(next)
     };
-    match client.update(CONFIG_MAPS, "default", name, "", change).await {
-        Err(status) if status.code == 404 => client.create(CONFIG_MAPS, "default", config_map(name, count)).await,
+    match client.update(&CONFIG_MAPS, "default", name, "", change).await {
+        Err(status) if status.code == 404 => client.create(&CONFIG_MAPS, "default", config_map(name, count)).await,
         outcome => outcome,
     }
 }
@@ -93,7 +92,7 @@ fn servers_that_start_together_are_one_cluster() {
             async move {
                 let service = json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": format!("s{index}")},
                     "spec": {"type": "NodePort", "ports": [{"port": 80}]}});
-                client.create(SERVICES, "default", service).await.unwrap()
+                client.create(&SERVICES, "default", service).await.unwrap()
             }
         });
         let made = futures::future::join_all(create).await;
@@ -105,13 +104,13 @@ fn servers_that_start_together_are_one_cluster() {
         for round in 0..30 {
             let (writer, reader) = (&servers[round % 3].client, &servers[(round + 1) % 3].client);
             let name = format!("c{round}");
-            writer.create(CONFIG_MAPS, "default", config_map(&name, round)).await.unwrap();
-            assert_eq!(reader.get(CONFIG_MAPS, "default", &name).await.unwrap()["data"]["count"], round.to_string());
-            let found = reader.list(CONFIG_MAPS, "default", &ListOptions::default()).await.unwrap().objects.len();
+            writer.create(&CONFIG_MAPS, "default", config_map(&name, round)).await.unwrap();
+            assert_eq!(reader.get(&CONFIG_MAPS, "default", &name).await.unwrap()["data"]["count"], round.to_string());
+            let found = reader.list(&CONFIG_MAPS, "default", &Selector::default()).await.unwrap().items.len();
             assert_eq!(found, round + 1);
             set(reader, &name, 1000).await.unwrap();
-            writer.delete(CONFIG_MAPS, "default", &name, &Default::default()).await.unwrap();
-            writer.create(CONFIG_MAPS, "default", config_map(&name, 0)).await.unwrap();
+            writer.delete(&CONFIG_MAPS, "default", &name, &Default::default()).await.unwrap();
+            writer.create(&CONFIG_MAPS, "default", config_map(&name, 0)).await.unwrap();
         }
     });
 }
@@ -179,7 +178,7 @@ fn a_killed_server_takes_nothing_acknowledged_with_it() {
     runtime.block_on(async {
         for client in [&servers[1].client, &servers[2].client, &late.client] {
             for (index, (count, _)) in last.iter().enumerate() {
-                let found = client.get(CONFIG_MAPS, "default", &format!("w{index}")).await.unwrap();
+                let found = client.get(&CONFIG_MAPS, "default", &format!("w{index}")).await.unwrap();
                 let found: usize = found["data"]["count"].as_str().unwrap().parse().unwrap();
                 // One more may have been under way.
                 assert!((*count..=count + 1).contains(&found), "w{index}: {found}, acknowledged {count}");
@@ -199,14 +198,17 @@ fn an_etcd_that_was_away_is_no_reason_to_start_again() {
     let refused = runtime.block_on(set(&server.client, "a", 2)).unwrap_err();
     assert_eq!(refused.code, 500, "{refused}");
     assert!(refused.message.contains("did not answer") && began.elapsed() < Duration::from_secs(15), "{refused}");
-    // Who takes what is there gets it all the same.
-    let known = ListOptions { version: Some(0), ..ListOptions::default() };
-    assert_eq!(runtime.block_on(server.client.list(CONFIG_MAPS, "default", &known)).unwrap().objects.len(), 1);
+    // What this server knows is there all the same, for those who watch.
+    let known = runtime.block_on(async {
+        let mut watch = server.client.watch(&CONFIG_MAPS, "default", &Selector::default()).await.unwrap();
+        watch.next().await.unwrap().remove(0)
+    });
+    assert!(matches!(known, Event::Applied(item) if item.key.name == "a"));
     etcd.start_again();
     let deadline = Instant::now() + Duration::from_secs(10);
     while let Err(status) = runtime.block_on(set(&server.client, "a", 3)) {
         assert!(Instant::now() < deadline, "{status}");
     }
-    let found = runtime.block_on(server.client.get(CONFIG_MAPS, "default", "a")).unwrap();
+    let found = runtime.block_on(server.client.get(&CONFIG_MAPS, "default", "a")).unwrap();
     assert_eq!(found["data"]["count"], "3");
 }
