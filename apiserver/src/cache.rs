@@ -1,9 +1,9 @@
 //! The watch cache: the current state of every collection and a bounded history of its changes, all in memory.
 //!
-//! Fed by the committer alone, in revision order. A list is a snapshot at a revision; a watch reads the history with a
+//! Fed by the store alone, in revision order. A list is a snapshot at a revision; a watch reads the history with a
 //! cursor of its own, so a slow watcher costs nothing and learns by [`Expired`] that it fell behind.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -210,6 +210,14 @@ fn range<'a>(state: &'a State, namespace: &str) -> impl Iterator<Item = (&'a Obj
         .take_while(move |(key, _)| namespace.is_empty() || key.namespace() == namespace)
 }
 
+/// What became of one key; `None` when it went.
+#[derive(Debug)]
+pub struct Published {
+    pub collection: Collection,
+    pub key: ObjectKey,
+    pub object: Option<Arc<Object>>,
+}
+
 /// One change somewhere: when, of what size, in which collection.
 #[derive(Debug)]
 struct Kept {
@@ -259,7 +267,7 @@ pub struct Cache {
     floor: Revision,
     history: Mutex<History>,
     /// Stored objects that this release cannot read: shown to nobody, kept as they are, and their names are taken.
-    quarantine: RwLock<HashSet<(Collection, ObjectKey)>>,
+    quarantine: RwLock<HashMap<(Collection, ObjectKey), Revision>>,
 }
 
 impl Cache {
@@ -330,14 +338,14 @@ impl Cache {
         }
     }
 
-    pub fn set_aside(&self, collection: Collection, key: ObjectKey) {
-        self.quarantine.write().unwrap_or_else(PoisonError::into_inner).insert((collection, key));
+    pub fn set_aside(&self, collection: Collection, key: ObjectKey, revision: Revision) {
+        self.quarantine.write().unwrap_or_else(PoisonError::into_inner).insert((collection, key), revision);
     }
 
-    /// Whether an unreadable object has this name.
-    pub fn is_set_aside(&self, collection: &Collection, key: &ObjectKey) -> bool {
+    /// The revision of the unreadable object that has this name.
+    pub fn set_aside_at(&self, collection: &Collection, key: &ObjectKey) -> Option<Revision> {
         let set = self.quarantine.read().unwrap_or_else(PoisonError::into_inner);
-        !set.is_empty() && set.contains(&(collection.clone(), key.clone()))
+        if set.is_empty() { None } else { set.get(&(collection.clone(), key.clone())).copied() }
     }
 
     /// How many objects are stored and cannot be read.
@@ -346,24 +354,45 @@ impl Cache {
     }
 
     fn release(&self, collection: &Collection, key: &ObjectKey) {
-        if self.is_set_aside(collection, key) {
+        if self.set_aside_at(collection, key).is_some() {
             let mut set = self.quarantine.write().unwrap_or_else(PoisonError::into_inner);
             set.remove(&(collection.clone(), key.clone()));
         }
     }
 
-    /// Publishes one committed change; called in revision order.
-    pub fn apply(&self, collection: &Collection, key: &ObjectKey, revision: Revision, object: Option<Arc<Object>>) {
-        let cache = self.collection(collection);
-        self.release(collection, key);
-        if let Some(size) = cache.apply(key, revision, object) {
-            let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-            history.note(&cache, size);
-            history.trim();
+    /// Publishes one committed transaction; called in revision order.
+    pub fn publish(&self, revision: Revision, changes: Vec<Published>) {
+        let mut touched = Vec::with_capacity(changes.len());
+        for Published { collection, key, object } in changes {
+            let cache = self.collection(&collection);
+            self.release(&collection, &key);
+            if let Some(size) = cache.apply(&key, revision, object) {
+                let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+                history.note(&cache, size);
+                history.trim();
+            }
+            touched.push(cache);
         }
         self.global.store(revision, Ordering::Release);
-        cache.changed.send_replace(revision);
+        // Whoever wakes finds all of it.
+        for cache in touched {
+            cache.changed.send_replace(revision);
+        }
         self.revision.send_replace(revision);
+    }
+
+    /// Nothing of ours happened up to this revision.
+    pub fn reached(&self, revision: Revision) {
+        if revision > self.revision() {
+            self.global.store(revision, Ordering::Release);
+            self.revision.send_replace(revision);
+        }
+    }
+
+    /// Publishes one change.
+    #[cfg(test)]
+    fn apply(&self, collection: &Collection, key: &ObjectKey, revision: Revision, object: Option<Arc<Object>>) {
+        self.publish(revision, vec![Published { collection: collection.clone(), key: key.clone(), object }]);
     }
 }
 

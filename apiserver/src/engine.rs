@@ -13,10 +13,10 @@ use tokio::sync::watch;
 
 use crate::authz::Authorizer;
 use crate::cache::{Cache, ChangeKind, CollectionCache};
-use crate::committer::{CommitError, Committer, Expect, Failure, Write};
+use crate::feed::{CacheFeed, header};
 use crate::identity::User;
-use crate::object::{Collection, Encoded, Header, Object, ObjectKey, Revision, Unreadable};
-use crate::store::{Record, Store, StoreError, Unsealed, parse_key, unseal};
+use crate::object::{Collection, Encoded, Object, ObjectKey, Revision};
+use crate::store::{CommitError, Expect, Failure, Opened, Store, StoreError, Transaction, Write};
 
 pub mod admission;
 mod delete;
@@ -108,9 +108,9 @@ impl Shown {
 
 /// See the module's text.
 pub struct Engine {
-    registry: RwLock<Registry>,
+    registry: Arc<RwLock<Registry>>,
     cache: Arc<Cache>,
-    committer: Committer,
+    store: Arc<dyn Store>,
     pub(crate) services: ServiceNetwork,
     pub(crate) settings: admission::Settings,
     pub(crate) authorizer: Authorizer,
@@ -118,32 +118,25 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Loads the store into memory and starts the writer. An object that is undamaged and yet unreadable is set aside:
-    /// one such object must not keep the cluster from starting.
+    /// Loads the store into memory, and lets it go on.
     ///
     /// # Errors
-    /// When the store cannot be read or is damaged, or when one of the server's own records cannot be read.
+    /// When the store is damaged, or when one of the server's own records cannot be read.
     pub fn open(
-        mut store: impl Store,
+        mut store: Opened,
         registry: Registry,
         services: ServiceNetwork,
         settings: admission::Settings,
     ) -> Result<Self, StoreError> {
-        let (last, records) = store.load()?;
-        let cache = Arc::new(Cache::new(last));
-        let place = store.place();
-        for record in records {
-            let damaged = |source: StoreError| StoreError::Damaged { path: place.clone(), source: source.into() };
-            match loaded(&registry, record).map_err(damaged)? {
-                Loaded::Object(collection, object) => cache.put_loaded(&collection, object),
-                Loaded::Unreadable(key, why) => set_aside(&cache, &key, why).map_err(damaged)?,
-            }
-        }
-        let committer = Committer::start(store, cache.clone(), last);
+        let cache = Arc::new(Cache::new(store.revision));
+        let registry = Arc::new(RwLock::new(registry));
+        let feed = CacheFeed { cache: cache.clone(), registry: registry.clone() };
+        let damaged = |source: StoreError| StoreError::Damaged { path: store.place.clone(), source: source.into() };
+        feed.load(std::mem::take(&mut store.records)).map_err(damaged)?;
         Ok(Self {
-            registry: RwLock::new(registry),
+            registry,
             cache,
-            committer,
+            store: store.start(feed),
             services,
             settings,
             authorizer: Authorizer::default(),
@@ -153,7 +146,11 @@ impl Engine {
 
     /// Announces that the store failed.
     pub(crate) fn failure(&self) -> watch::Receiver<Failure> {
-        self.committer.failure()
+        self.store.failure()
+    }
+
+    pub(crate) fn store(&self) -> &dyn Store {
+        &*self.store
     }
 
     pub fn registry(&self) -> Registry {
@@ -207,8 +204,9 @@ impl Engine {
         self.cache.collection(&collection(kind))
     }
 
-    pub(crate) fn is_set_aside(&self, target: &Target) -> bool {
-        self.cache.is_set_aside(&collection(&target.kind), &target.key())
+    /// The revision of what is stored under this name and cannot be read.
+    pub(crate) fn set_aside(&self, target: &Target) -> Option<Revision> {
+        self.cache.set_aside_at(&collection(&target.kind), &target.key())
     }
 
     /// An object of a built-in kind by its collection: how admission and authorisation look things up.
@@ -235,26 +233,24 @@ impl Engine {
     pub(crate) fn write(&self, kind: &Kind, expect: Expect, object: &Value) -> Write {
         let metadata = &object["metadata"];
         let text = |field: &str| metadata[field].as_str().unwrap_or_default();
-        Write {
-            collection: collection(kind),
-            key: ObjectKey::new(text("namespace"), text("name")),
-            expect,
-            content: Some((Encoded::new(object), header(kind, object))),
-        }
+        let key = ObjectKey::new(text("namespace"), text("name"));
+        let collection = collection(kind);
+        let lifetime = crate::expiry::lifetime(&collection);
+        Write { lifetime, ..Write::put(collection, key, expect, Encoded::new(object), header(kind, object)) }
     }
 
-    pub(crate) async fn commit(&self, writes: Vec<Write>) -> Result<Arc<Object>, CommitError> {
-        let (_, mut objects) = self.committer.commit(writes).await?;
-        Ok(objects
+    /// Commits what begins with a put; gives that object.
+    pub(crate) async fn commit(&self, transaction: impl Into<Transaction>) -> Result<Arc<Object>, CommitError> {
+        let mut committed = self.store.transact(transaction.into()).await?;
+        Ok(committed
+            .objects
             .swap_remove(0)
             .expect("the first write of every transaction is a put: deletions go through `remove`"))
     }
 
-    /// Removes; gives the revision at which the first of them went.
-    pub(crate) async fn remove(&self, writes: Vec<Write>) -> Result<Revision, CommitError> {
-        let count = writes.len() as Revision;
-        let (last, _) = self.committer.commit(writes).await?;
-        Ok(last + 1 - count)
+    /// Removes; gives the revision at which that happened.
+    pub(crate) async fn remove(&self, transaction: impl Into<Transaction>) -> Result<Revision, CommitError> {
+        Ok(self.store.transact(transaction.into()).await?.revision)
     }
 }
 
@@ -262,75 +258,12 @@ pub(crate) fn collection(kind: &Kind) -> Collection {
     Collection::new(&kind.storage.group, &kind.storage.plural)
 }
 
-fn storage_kind(registry: &Registry, collection: &Collection) -> Option<Arc<Kind>> {
-    registry
-        .iter()
-        .find(|k| k.is_storage() && *k.group == *collection.group && *k.plural == *collection.plural)
-        .cloned()
-}
-
-/// The header of an object of this (storage) kind.
-pub(crate) fn header(kind: &Kind, object: &Value) -> Header {
-    let metadata = &object["metadata"];
-    let labels = metadata["labels"].as_object().into_iter().flatten();
-    Header {
-        uid: metadata["uid"].as_str().unwrap_or_default().to_owned(),
-        labels: labels.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned())).collect(),
-        fields: api::selector::selectable(kind)
-            .map(|field| (field.stored, api::selector::field_value(kind, object, field.stored)))
-            .collect(),
-    }
-}
-
-/// A stored record, as the cache holds it or not.
-enum Loaded {
-    Object(Collection, Object),
-    Unreadable(String, Unreadable),
-}
-
-fn loaded(registry: &Registry, record: Record) -> Result<Loaded, StoreError> {
-    let Unsealed { text, defaults } = unseal(&record.key, record.revision, record.value.unwrap_or_default())?;
-    let read = parse_key(&record.key).ok_or(Unreadable::Key).and_then(|place| Ok((place, Encoded::from_stored(text)?)));
-    let ((collection, key), (mut encoded, mut value)) = match read {
-        Ok(read) => read,
-        Err(why) => return Ok(Loaded::Unreadable(record.key, why)),
-    };
-    let kind = storage_kind(registry, &collection);
-    // What was stored before a default was there is shown with it; it is written when somebody changes it.
-    if let Some(kind) = kind.as_ref().filter(|_| defaults < api::default::GENERATION) {
-        let stored = value.clone();
-        api::default::apply(kind, &mut value);
-        value = api::decode::canonical(&kind.gvk(), &kind.schema, &value);
-        if value != stored {
-            encoded = Encoded::new(&value);
-        }
-    }
-    let json = encoded.with_version(record.revision);
-    let header = kind.map(|kind| header(&kind, &value)).unwrap_or_default();
-    Ok(Loaded::Object(collection, Object { key, revision: record.revision, header, json }))
-}
-
-/// The server's own records (keys, node ports) cannot be done without: a cluster with a new CA locks everybody out.
-fn set_aside(cache: &Cache, key: &str, why: Unreadable) -> Result<(), StoreError> {
-    match parse_key(key) {
-        Some((collection, _)) if &*collection.group == INTERNAL => {
-            return Err(StoreError::Unreadable { key: key.into(), source: why });
-        }
-        Some((collection, object)) => cache.set_aside(collection, object),
-        None => {}
-    }
-    tracing::error!(key, %why, "a stored object cannot be read; it is set aside, the others are served");
-    Ok(())
-}
-
-/// The group of collections that no kind shows.
-pub(crate) const INTERNAL: &str = "internal";
-
 /// A failed commit as a client sees it; conflicts are the caller's to retry or to word.
 pub(crate) fn commit_failed(error: &CommitError) -> Status {
     match error {
-        CommitError::Unreadable { key, .. } => unreadable(key),
-        CommitError::NoNamespace(name) => Status::not_found("", "namespaces", name),
+        CommitError::Missing { collection, key } => {
+            Status::not_found(&collection.group, &collection.plural, key.name())
+        }
         CommitError::Conflict { key, .. } => Status::internal(format!("{key:?} changed during the write")),
         CommitError::Store(source) if source.is_refusal() => Status::insufficient_storage(source.to_string()),
         CommitError::Store(source) => Status::internal(format!("the store failed, and the server stops: {source}")),
@@ -371,7 +304,7 @@ mod tests {
     use crate::identity::MASTERS;
     use crate::server::Config;
     use crate::store::redb::RedbStore;
-    use crate::store::{seal, tools};
+    use crate::store::{Record, local, seal, tools};
     use serde_json::json;
 
     fn put(key: &str, revision: Revision, text: &str) -> Record {
@@ -392,12 +325,12 @@ mod tests {
             put("/elsewhere", 3, fine),
             put(keys, 4, r#"{"metadata":{"name":"n"}}"#),
         ];
-        store.commit(&records).unwrap();
+        store.put(&records).unwrap();
     }
 
     fn open(path: &std::path::Path) -> Result<Engine, StoreError> {
         let config = Config::on_loopback(path.into());
-        Engine::open(RedbStore::open(path).unwrap(), Registry::builtin(), config.services, config.admission)
+        Engine::open(local::open(path).unwrap(), Registry::builtin(), config.services, config.admission)
     }
 
     #[tokio::test]
@@ -446,7 +379,7 @@ mod tests {
             before("/amphipod/apps/deployments/n/web", 2, object("Deployment").to_string()),
             before("/amphipod/apps/replicasets/n/web", 3, object("ReplicaSet").to_string()),
         ];
-        store.commit(&records).unwrap();
+        store.put(&records).unwrap();
         drop(store);
         let engine = open(&path).unwrap();
         let target = |plural: &str| Target::new(engine.registry().find("apps", "v1", plural).unwrap(), "n", "web");
@@ -488,7 +421,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.redb");
         filled(&path, "/amphipod/internal/keys/-/a");
-        RedbStore::open(&path).unwrap().commit(&[put("/amphipod/internal/keys/-/a", 5, "[]")]).unwrap();
+        RedbStore::open(&path).unwrap().put(&[put("/amphipod/internal/keys/-/a", 5, "[]")]).unwrap();
         assert!(matches!(open(&path), Err(StoreError::Damaged { .. })));
     }
 }

@@ -1,12 +1,13 @@
 //! The API engine: the store and what stands between it and everybody else.
 //!
-//! Entry point: [`server::Server`]. A request comes in through `http` (or [`client::Client`], in process), is
+//! Entry point: [`server::Server`]. A request comes in through `http` (or [`client::Client`], in process: `local`), is
 //! authenticated ([`authn`]) and authorised ([`authz`]), and becomes a call of the [`engine`]. A write ends in the
-//! [`committer`], one thread that checks compare-and-swap, commits batches to the [`store`] and
-//! then publishes to the [`cache`], from which every read and watch is answered.
+//! [`store`], which holds it against what is there and commits it; what was committed goes through [`feed`] to the [`cache`],
+//! from which every read and watch is answered.
 //!
-//! Tasks: one thread for the committer; one that removes old Events (`expiry`); one task per connection. Channels: requests → committer (bounded);
-//! committer → watchers through the cache's history, which each watcher reads with its own cursor.
+//! Tasks: the store's own (a writer thread, for the local one); one that removes old Events (`expiry`); one task per connection.
+//! Channels: requests → store (bounded); store → watchers through the cache's history, which each watcher reads with its own
+//! cursor.
 //!
 //! *Architecture invariant:* nothing outside this crate sees the store, and nothing in it polls.
 
@@ -15,13 +16,13 @@ pub mod authn;
 pub mod authz;
 mod bootstrap;
 mod cache;
-pub mod client;
-mod committer;
 pub mod engine;
 mod expiry;
+pub(crate) mod feed;
 mod http;
 pub mod identity;
 mod limits;
+mod local;
 pub mod nodes;
 mod object;
 pub mod pki;
@@ -30,5 +31,6 @@ pub mod server;
 mod store;
 
 pub use object::{Object, ObjectKey, Revision};
+pub use store::etcd::{Settings as EtcdSettings, Tls as EtcdTls};
 /// The administrator's side of a store: files, not contents.
 pub use store::{StoreError, tools as store_tools};

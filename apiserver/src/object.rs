@@ -57,6 +57,9 @@ impl Collection {
     }
 }
 
+/// The group of collections that no kind shows.
+pub(crate) const INTERNAL: &str = "internal";
+
 /// Why stored bytes, though undamaged, are no object to this release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Unreadable {

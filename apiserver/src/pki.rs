@@ -12,9 +12,9 @@ use rcgen::{
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use crate::committer::{CommitError, Expect, Write};
-use crate::engine::{Engine, INTERNAL};
-use crate::object::{Collection, Encoded, Header, ObjectKey};
+use crate::engine::Engine;
+use crate::object::{Collection, Encoded, Header, INTERNAL, ObjectKey};
+use crate::store::{CommitError, Expect, Write};
 
 const BACKDATE_SECONDS: i64 = 300;
 const CA_DAYS: i64 = 3650;
@@ -53,8 +53,8 @@ impl Authority {
         let collection = Collection::new(INTERNAL, "keys");
         let key = ObjectKey::new("", "cluster");
         if engine.cache().collection(&collection).get(&key).is_none() {
-            let content = Some((Encoded::new(&fresh()?), Header::default()));
-            let write = Write { collection: collection.clone(), key: key.clone(), expect: Expect::Absent, content };
+            let fresh = Encoded::new(&fresh()?);
+            let write = Write::put(collection.clone(), key.clone(), Expect::Absent, fresh, Header::default());
             match engine.commit(vec![write]).await {
                 // Another server was quicker: its keys are the cluster's.
                 Ok(_) | Err(CommitError::Conflict { .. }) => {}

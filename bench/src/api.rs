@@ -17,16 +17,17 @@ use crate::stats::{median, paired, quantile};
 mod etcd;
 
 /// As many clients write at once.
-const CLIENTS: usize = 32;
+pub const CLIENTS: usize = 32;
 /// Text in each object written, bytes.
 const PAYLOAD: usize = 2048;
 const ROUND: Duration = Duration::from_secs(4);
-const PODS: usize = 5000;
+pub const PODS: usize = 5000;
 /// JSON text of each pod of the long list, bytes.
 const POD_BYTES: usize = 1960;
 const LISTS: usize = 30;
 
 const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const POD_LIST: &str = "/api/v1/namespaces/default/pods";
 
 pub fn run(rounds: usize) -> Result<Report> {
     let mut report = Report::new("api")?;
@@ -40,7 +41,8 @@ pub fn run(rounds: usize) -> Result<Report> {
     let api = Api::from_kubeconfig(&std::path::Path::new(cluster.data_dir()).join("admin.kubeconfig"))?;
     let endpoint = etcd.endpoint();
     let reader = api.clone();
-    let figures = host::join(host::inside(&host::place("node1"), move || block_on(writes(api, endpoint, rounds))))?;
+    let figures =
+        host::join(host::inside(&host::node(host::CLUSTER), move || block_on(writes(api, endpoint, rounds))))?;
     drop(etcd);
     let ratio = paired(&figures.ours, &figures.etcd);
     report.row(
@@ -57,7 +59,7 @@ pub fn run(rounds: usize) -> Result<Report> {
         let row = Row::new(format!("get under {CLIENTS} writers, {name}"), quantile(&figures.gets, share), "ms");
         report.row(if share > 0.9 { row.goal(Goal::ValueAtMost(10.0)) } else { row });
     }
-    let (lists, size) = host::join(host::inside(&host::place("node1"), move || block_on(long_list(reader))))?;
+    let (lists, size) = host::join(host::inside(&host::node(host::CLUSTER), move || block_on(long_list(reader))))?;
     let what = format!("list of {PODS} pods, {:.1} MB", size as f64 / 1e6);
     report.row(Row::new(format!("{what}, p50"), median(&lists), "ms").goal(Goal::ValueAtMost(60.0)));
     report.row(Row::new(format!("{what}, p99"), quantile(&lists, 0.99), "ms"));
@@ -81,7 +83,7 @@ struct Figures {
 async fn writes(api: Api, endpoint: String, rounds: usize) -> Result<Figures> {
     let mut writers = Vec::new();
     for index in 0..CLIENTS {
-        writers.push(Writer::new(&api, index).await?);
+        writers.push(Writer::new(&api, &format!("bench-{index}")).await?);
     }
     let mut putters = etcd::putters(&endpoint, CLIENTS, PAYLOAD).await?;
     let (mut ours, mut theirs, mut gets) = (Vec::new(), Vec::new(), Vec::new());
@@ -91,7 +93,7 @@ async fn writes(api: Api, endpoint: String, rounds: usize) -> Result<Figures> {
         for ours_now in [our_turn_first, !our_turn_first] {
             if ours_now {
                 let stop = Arc::new(AtomicBool::new(false));
-                let reader = tokio::spawn(read_until(api.connect().await?, stop.clone()));
+                let reader = tokio::spawn(read_until(api.connect().await?, "bench-0".into(), stop.clone()));
                 let rate;
                 (writers, rate) = race(writers, Writer::write).await?;
                 stop.store(true, Ordering::Relaxed);
@@ -120,7 +122,7 @@ async fn writes(api: Api, endpoint: String, rounds: usize) -> Result<Figures> {
 }
 
 /// All clients at once for one round; how many calls a second they made.
-async fn race<C: Send + 'static>(
+pub async fn race<C: Send + 'static>(
     clients: Vec<C>,
     call: impl AsyncFn(&mut C) -> Result<()> + Copy + 'static,
 ) -> Result<(Vec<C>, f64)> {
@@ -140,7 +142,7 @@ async fn race<C: Send + 'static>(
 }
 
 /// One client and the object it keeps changing.
-struct Writer {
+pub struct Writer {
     connection: Connection,
     path: String,
     object: Value,
@@ -148,9 +150,8 @@ struct Writer {
 }
 
 impl Writer {
-    async fn new(api: &Api, index: usize) -> Result<Self> {
+    pub async fn new(api: &Api, name: &str) -> Result<Self> {
         let mut connection = api.connect().await?;
-        let name = format!("bench-{index}");
         let object = json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -161,7 +162,7 @@ impl Writer {
         Ok(Self { connection, path: format!("{CONFIG_MAPS}/{name}"), object, count: 0 })
     }
 
-    async fn write(&mut self) -> Result<()> {
+    pub async fn write(&mut self) -> Result<()> {
         self.count += 1;
         self.object["data"]["count"] = self.count.to_string().into();
         self.connection.call("PUT", &self.path, self.object.to_string().into()).await.map(drop)
@@ -169,8 +170,8 @@ impl Writer {
 }
 
 /// Reads one object again and again; milliseconds of each.
-async fn read_until(mut connection: Connection, stop: Arc<AtomicBool>) -> Result<Vec<f64>> {
-    let path = format!("{CONFIG_MAPS}/bench-0");
+pub async fn read_until(mut connection: Connection, name: String, stop: Arc<AtomicBool>) -> Result<Vec<f64>> {
+    let path = format!("{CONFIG_MAPS}/{name}");
     let mut times = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let began = Instant::now();
@@ -181,10 +182,28 @@ async fn read_until(mut connection: Connection, stop: Arc<AtomicBool>) -> Result
     Ok(times)
 }
 
-/// Milliseconds of each list, and its bytes. The pods wait for a scheduler that does not exist.
+/// Milliseconds of each list, and its bytes.
 async fn long_list(api: Api) -> Result<(Vec<f64>, usize)> {
     let mut connection = api.connect().await?;
-    let path = "/api/v1/namespaces/default/pods";
+    waiting_pods(&api, &mut connection).await?;
+    let (mut times, mut size) = (Vec::new(), 0);
+    for _ in 0..LISTS {
+        let took;
+        (took, size) = list(&mut connection).await?;
+        times.push(took);
+    }
+    Ok((times, size))
+}
+
+/// Milliseconds of one list of all pods, and its bytes.
+pub async fn list(connection: &mut Connection) -> Result<(f64, usize)> {
+    let began = Instant::now();
+    let size = connection.call("GET", POD_LIST, Bytes::new()).await?.len();
+    Ok((began.elapsed().as_secs_f64() * 1e3, size))
+}
+
+/// Creates the pods of the long list. They wait for a scheduler that does not exist.
+pub async fn waiting_pods(api: &Api, connection: &mut Connection) -> Result<()> {
     let pod = |name: String, padding: usize| {
         json!({
             "apiVersion": "v1",
@@ -196,15 +215,8 @@ async fn long_list(api: Api) -> Result<(Vec<f64>, usize)> {
             },
         })
     };
-    connection.create(path, &pod("list-0000".into(), 0)).await?;
-    let plain = connection.call("GET", &format!("{path}/list-0000"), Bytes::new()).await?.len();
+    connection.create(POD_LIST, &pod("list-0000".into(), 0)).await?;
+    let plain = connection.call("GET", &format!("{POD_LIST}/list-0000"), Bytes::new()).await?.len();
     let padding = POD_BYTES.saturating_sub(plain);
-    create_all(&api, path, (1..PODS).map(|index| pod(format!("list-{index:04}"), padding)).collect()).await?;
-    let (mut times, mut size) = (Vec::new(), 0);
-    for _ in 0..LISTS {
-        let began = Instant::now();
-        size = connection.call("GET", path, Bytes::new()).await?.len();
-        times.push(began.elapsed().as_secs_f64() * 1e3);
-    }
-    Ok((times, size))
+    create_all(api, POD_LIST, (1..PODS).map(|index| pod(format!("list-{index:04}"), padding)).collect()).await
 }

@@ -42,7 +42,7 @@ struct Rate {
 
 fn ask(server: &Server, queries: &Path) -> Result<Rate> {
     let before = activity(&[server.pid])?;
-    let netns = format!("--net={}", host::place("node1").display());
+    let netns = format!("--net={}", host::node(host::CLUSTER).display());
     let port = server.port.to_string();
     let output = command(
         "nsenter",
@@ -88,7 +88,7 @@ pub fn run(services: usize, rounds: usize) -> Result<Report> {
     let cluster = Cluster::up(host::CLUSTER)?;
     let api = Api::from_kubeconfig(&Path::new(cluster.data_dir()).join("admin.kubeconfig"))?;
     println!("  {services} services");
-    let addresses = host::join(host::inside(&host::place("node1"), move || {
+    let addresses = host::join(host::inside(&host::node(host::CLUSTER), move || {
         block_on(async {
             objects::create(&api, 0..services, "10.244.0.250", 8080).await?;
             objects::addresses(&api).await
@@ -153,7 +153,7 @@ fn rows(report: &mut Report, ours: &Server, peers: &[Server], rates: &[Vec<Rate>
 
 /// The node's server at its own address and port, as the others are asked.
 fn own_server(cluster: &Cluster) -> Result<Server> {
-    let netns = format!("--net={}", host::place("node1").display());
+    let netns = format!("--net={}", host::node(host::CLUSTER).display());
     let sockets = command("nsenter", &[&netns, "--", "ss", "--no-header", "--udp", "--listening", "--numeric"])?;
     let prefix = format!("{}:", cluster.node_ip());
     let port = sockets.split_whitespace().find_map(|word| word.strip_prefix(&prefix)?.parse().ok());
@@ -191,7 +191,7 @@ fn write_queries(folder: &Path, services: usize) -> Result<std::path::PathBuf> {
 
 /// Waits until a server knows the last name.
 fn wait(server: &Server, last: usize) -> Result<()> {
-    let netns = format!("--net={}", host::place("node1").display());
+    let netns = format!("--net={}", host::node(host::CLUSTER).display());
     let (at, port, name) = (format!("@{}", server.address), server.port.to_string(), full_name(last));
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -221,7 +221,7 @@ fn peers(folder: &TempDir, addresses: &[Ipv4Addr]) -> Result<Vec<Server>> {
 
 fn start(name: &'static str, port: u16, folder: &Path, arguments: &[String]) -> Result<Server> {
     let mut command = Command::new("nsenter");
-    command.arg(format!("--net={}", host::place("node1").display()));
+    command.arg(format!("--net={}", host::node(host::CLUSTER).display()));
     command.args(["--", "taskset", "--cpu-list", SERVER_CPU, name]).args(arguments);
     let process = Peer::start(&mut command, &folder.join(format!("{name}.log")))?;
     Ok(Server { name, address: "127.0.0.1".into(), port, pid: process.pid(), _process: Some(process) })

@@ -14,7 +14,8 @@ use crate::processes::{Peer, activity, command, mapped_maps, memory};
 use crate::report::{Goal, Report, Row};
 use crate::stats::median;
 
-const PODS: usize = 10;
+/// Pods that do nothing, while memory and idleness are measured.
+pub const PODS: usize = 10;
 const STARTS: usize = 5;
 const LIMIT: Duration = Duration::from_secs(30);
 /// Quiet time before idleness counts: images settle, first leases are renewed.
@@ -38,25 +39,38 @@ pub fn run(seconds: u64) -> Result<Report> {
         report.row(Row::new(format!("start ({name}) → a name resolves"), resolves, "s").goal(Goal::ValueAtMost(1.5)));
     }
     command("cargo", &["xtask", "cluster", "start", host::CLUSTER, "node1"])?;
-    let replicas = format!("--replicas={PODS}");
-    cluster.kubectl(&["create", "deployment", "idle", "--image=busybox", &replicas, "--", "sleep", "1000000"])?;
-    cluster.kubectl(&["rollout", "status", "deployment/idle", "--timeout=60s"])?;
-    let processes = everything(&cluster)?;
+    let processes = idle_pods(&cluster)?;
     residence(&mut report, &cluster, &processes)?;
     idleness(&mut report, &processes, seconds)?;
     cluster.down()?;
     Ok(report)
 }
 
+/// Starts the pods that do nothing; amphipod and then every pod's process.
+pub fn idle_pods(cluster: &Cluster) -> Result<Vec<u32>> {
+    let replicas = format!("--replicas={PODS}");
+    cluster.kubectl(&["create", "deployment", "idle", "--image=busybox", &replicas, "--", "sleep", "1000000"])?;
+    cluster.kubectl(&["rollout", "status", "deployment/idle", "--timeout=60s"])?;
+    let uids = cluster.get(&["pods", "-l", "app=idle"], "{.items[*].metadata.uid}")?;
+    let pods = uids.split_whitespace().map(host::pod_process).collect::<Result<Vec<_>>>()?;
+    ensure!(pods.len() == PODS, "{} pods run, not {PODS}", pods.len());
+    Ok(std::iter::once(host::amphipod(cluster)?).chain(pods).collect())
+}
+
+/// Mebibytes of all these processes (the first is amphipod) without the BPF maps that they have mapped.
+pub fn resident(processes: &[u32]) -> Result<f64> {
+    let pss: f64 = processes.iter().map(|pid| memory(*pid, "Pss")).sum::<Result<f64>>()?;
+    Ok((pss - mapped_maps(processes[0])?) / 1024.0)
+}
+
 /// Memory: of processes, of maps, of the pod process that has most of its own.
 fn residence(report: &mut Report, cluster: &Cluster, processes: &[u32]) -> Result<()> {
     std::thread::sleep(SETTLE);
     let megabytes = |kib: f64| kib / 1024.0;
-    let pss: f64 = processes.iter().map(|pid| memory(*pid, "Pss")).sum::<Result<f64>>()?;
     let mapped = mapped_maps(processes[0])?;
     report.note("resident memory is the sum of PSS without mapped BPF maps, which are in the row of their own");
     report.row(
-        Row::new(format!("resident (PSS), all processes, {PODS} pods"), megabytes(pss - mapped), "MiB")
+        Row::new(format!("resident (PSS), all processes, {PODS} pods"), resident(processes)?, "MiB")
             .goal(Goal::ValueAtMost(60.0)),
     );
     report.row(Row::new("of it amphipod itself", megabytes(memory(processes[0], "Pss")? - mapped), "MiB"));
@@ -81,43 +95,53 @@ fn idleness(report: &mut Report, processes: &[u32], seconds: u64) -> Result<()> 
 
 /// What a start finds.
 #[derive(Clone, Copy, PartialEq)]
-enum From {
+pub enum From {
     Nothing,
     ItsData,
 }
 
 /// Seconds from starting the process.
-struct Start {
-    ready: f64,
-    resolves: f64,
+pub struct Start {
+    pub ready: f64,
+    pub resolves: f64,
 }
 
-/// Stops the node's amphipod and starts it again and again; it is stopped at the end.
-fn starts(cluster: &Cluster, from: From) -> Result<Vec<Start>> {
+/// Stops the node's amphipod; the words it was started with.
+pub fn halt(cluster: &Cluster) -> Result<Vec<String>> {
     let running = host::amphipod(cluster)?;
     let words = command_line(running)?;
     stop(running)?;
-    let mut all = Vec::new();
-    for index in 1..=STARTS {
-        if from == From::Nothing {
-            let netns = format!("--net={}", host::place("node1").display());
-            command("nsenter", &[&netns, "--", &words[0], "reset", "--data-dir", cluster.data_dir()])?;
-        }
-        let log = Path::new(cluster.data_dir()).with_extension("log");
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", host::place("node1").display())).arg("--").args(&words);
-        let began = Instant::now();
-        let before = jiff::Timestamp::now();
-        let process = Peer::start(&mut command, &log)?;
-        let start = follow(cluster, began, before)?;
+    Ok(words)
+}
+
+/// Starts the node's amphipod with these words, follows it until it is there, and stops it.
+pub fn start(cluster: &Cluster, words: &[String], from: From) -> Result<Start> {
+    let netns = format!("--net={}", host::node(cluster.name()).display());
+    if from == From::Nothing {
+        command("nsenter", &[&netns, "--", &words[0], "reset", "--data-dir", cluster.data_dir()])?;
+    }
+    let log = Path::new(cluster.data_dir()).with_extension("log");
+    let mut command = Command::new("nsenter");
+    command.arg(netns).arg("--").args(words);
+    let (began, before) = (Instant::now(), jiff::Timestamp::now());
+    let process = Peer::start(&mut command, &log)?;
+    let start = follow(cluster, began, before)?;
+    stop(process.pid())?;
+    Ok(start)
+}
+
+/// Starts the node's amphipod again and again; it is stopped at the end.
+fn starts(cluster: &Cluster, from: From) -> Result<Vec<Start>> {
+    let words = halt(cluster)?;
+    let one = |index| {
+        let start = start(cluster, &words, from)?;
         println!(
             "  start {index} of {STARTS}: Ready after {:.2} s, resolves after {:.2} s",
             start.ready, start.resolves
         );
-        all.push(start);
-        stop(process.pid())?;
-    }
-    Ok(all)
+        Ok(start)
+    };
+    (1..=STARTS).map(one).collect()
 }
 
 fn stop(pid: u32) -> Result<()> {
@@ -129,7 +153,7 @@ fn stop(pid: u32) -> Result<()> {
 fn follow(cluster: &Cluster, began: Instant, before: jiff::Timestamp) -> Result<Start> {
     // The record of readiness may be older than this start: only a heartbeat after it counts.
     let kubeconfig = Path::new(cluster.data_dir()).join("admin.kubeconfig");
-    let ready = host::join(host::inside(&host::place("node1"), move || {
+    let ready = host::join(host::inside(&host::node(cluster.name()), move || {
         block_on(async {
             loop {
                 ensure!(began.elapsed() < LIMIT, "the node is not ready after {} s", LIMIT.as_secs());
@@ -189,14 +213,6 @@ fn until(what: &str, holds: impl Fn() -> bool) -> Result<()> {
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
-}
-
-/// amphipod first, then every pod process.
-fn everything(cluster: &Cluster) -> Result<Vec<u32>> {
-    let uids = cluster.get(&["pods"], "{.items[*].metadata.uid}")?;
-    let pods = uids.split_whitespace().map(host::pod_process).collect::<Result<Vec<_>>>()?;
-    ensure!(pods.len() == PODS, "{} pods run, not {PODS}", pods.len());
-    Ok(std::iter::once(host::amphipod(cluster)?).chain(pods).collect())
 }
 
 /// Kibibytes that the kernel counts for the pinned maps.

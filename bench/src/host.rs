@@ -37,9 +37,7 @@ pub fn inside<T: Send + 'static>(
 ) -> JoinHandle<Result<T>> {
     let netns = netns.to_owned();
     std::thread::spawn(move || {
-        let file = File::open(&netns).with_context(|| format!("cannot open {}", netns.display()))?;
-        move_into_link_name_space(rustix::fd::AsFd::as_fd(&file), Some(LinkNameSpaceType::Network))
-            .with_context(|| format!("cannot enter {}", netns.display()))?;
+        enter(&netns)?;
         work()
     })
 }
@@ -49,9 +47,16 @@ pub fn join<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
     thread.join().map_err(|_| anyhow!("a measuring thread panicked"))?
 }
 
-/// The namespace of a place in the bench's cluster: `node1`, `client`.
-pub fn place(what: &str) -> PathBuf {
-    PathBuf::from(format!("/run/netns/amp-{CLUSTER}-{what}"))
+/// The network namespace of a cluster's node.
+pub fn node(cluster: &str) -> PathBuf {
+    PathBuf::from(format!("/run/netns/amp-{cluster}-node1"))
+}
+
+/// Takes the calling thread into a network namespace; its sockets stay where they were made.
+pub fn enter(netns: &Path) -> Result<()> {
+    let file = File::open(netns).with_context(|| format!("cannot open {}", netns.display()))?;
+    move_into_link_name_space(rustix::fd::AsFd::as_fd(&file), Some(LinkNameSpaceType::Network))
+        .with_context(|| format!("cannot enter {}", netns.display()))
 }
 
 /// Where the node's agent keeps its run-time state.
@@ -61,22 +66,22 @@ pub fn run_dir() -> PathBuf {
 
 /// The process of a pod, by its UID.
 pub fn pod_process(uid: &str) -> Result<u32> {
-    let group = format!("pod{uid}");
+    let (group, setup) = (format!("pod{uid}"), format!("/{uid}/setup.json"));
     let found = processes().find(|(pid, line)| {
-        line.starts_with("amphipod-pod\0")
-            && fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| cgroups.contains(&group))
+        let named = line.starts_with("amphipod-pod\0")
+            && fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| cgroups.contains(&group));
+        // Releases before the name was given show the pod's file instead.
+        named || line.contains(&setup)
     });
     found.map(|(pid, _)| pid).with_context(|| format!("pod {uid} has no process"))
 }
 
-/// The running `amphipod up` of the bench's cluster.
+/// The running `amphipod up` of a cluster.
 pub fn amphipod(cluster: &Cluster) -> Result<u32> {
-    process_with(&format!("up\0--node-name\0node1\0--node-ip\0{}", cluster.node_ip())).context("amphipod does not run")
-}
-
-fn process_with(words: &str) -> Option<u32> {
+    let data_dir = format!("\0--data-dir\0{}\0", cluster.data_dir());
     // What nsenter starts becomes the process itself.
-    processes().find(|(_, line)| !line.starts_with("nsenter") && line.contains(words)).map(|(pid, _)| pid)
+    let runs = |line: &str| !line.starts_with("nsenter") && line.contains("\0up\0") && line.contains(&data_dir);
+    processes().find(|(_, line)| runs(line)).map(|(pid, _)| pid).context("amphipod does not run")
 }
 
 /// Every process's id and command line.

@@ -3,12 +3,14 @@
 //! Every bench fills a [`report::Report`]: rows with goals, paired ratios with their 95 % bound, and bars for the plot.
 //! It is written to `target/bench/` as Markdown, JSON and SVG.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod api;
+mod before;
 mod dns;
 mod footprint;
 mod host;
@@ -27,8 +29,16 @@ struct Arguments {
     bench: Bench,
 }
 
-#[derive(Subcommand, Clone, Copy)]
+#[derive(Subcommand, Clone)]
 enum Bench {
+    /// Another release beside this one: starts, memory, pods, services, the API
+    Before {
+        /// The other release's binary
+        #[arg(long)]
+        binary: PathBuf,
+        #[arg(long, default_value_t = 10)]
+        rounds: usize,
+    },
     /// Latency through services: a plain bridge, kube-proxy's layouts in iptables and nftables, changes
     Service {
         /// The most services: scales are 1, 1000 and this
@@ -77,6 +87,7 @@ fn main() -> ExitCode {
 
 fn run(bench: Bench) -> Result<()> {
     let report = match bench {
+        Bench::Before { binary, rounds } => before::run(&binary.canonicalize()?, rounds)?,
         Bench::Service { services, rounds } => service::run(services, rounds)?,
         Bench::Pods { pods } => pods::run(pods)?,
         Bench::Api { rounds } => api::run(rounds)?,

@@ -15,7 +15,7 @@ use crate::stats::{median, paired, quantile};
 mod runtime;
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
-const AT_ONCE: usize = 50;
+pub const AT_ONCE: usize = 50;
 const BURSTS: usize = 5;
 const CONTAINER_ROUNDS: usize = 24;
 /// Longest wait for anything.
@@ -32,7 +32,8 @@ pub fn run(count: usize) -> Result<Report> {
     ensure!(!ip.is_empty(), "the first pod has no address");
     let kubeconfig = std::path::Path::new(cluster.data_dir()).join("admin.kubeconfig");
     let api = Api::from_kubeconfig(&kubeconfig)?;
-    let (singles, bursts) = host::join(host::inside(&host::place("node1"), move || block_on(measure(api, count))))?;
+    let (singles, bursts) =
+        host::join(host::inside(&host::node(host::CLUSTER), move || block_on(measure(api, count))))?;
     report.row(Row::new("create → running, p50", median(&singles), "ms").goal(Goal::ValueAtMost(80.0)));
     report.row(Row::new("create → running, p99", quantile(&singles, 0.99), "ms").goal(Goal::ValueAtMost(150.0)));
     let burst = median(&bursts);
@@ -71,8 +72,7 @@ fn pod(name: &str) -> Value {
 
 async fn measure(api: Api, count: usize) -> Result<(Vec<f64>, Vec<f64>)> {
     let mut connection = api.connect().await?;
-    let path = format!("{PODS}?watch=true&labelSelector=bench%3Dpods");
-    let mut watch = Watch::start(api.connect().await?, &path).await?;
+    let mut watch = watch(&api).await?;
     let mut singles = Vec::new();
     for index in 0..count + 3 {
         let took = burst(&mut connection, &mut watch, &[format!("single-{index}")]).await?;
@@ -90,8 +90,13 @@ async fn measure(api: Api, count: usize) -> Result<(Vec<f64>, Vec<f64>)> {
     Ok((singles, bursts))
 }
 
+/// Events of the pods that this bench makes.
+pub async fn watch(api: &Api) -> Result<Watch> {
+    Watch::start(api.connect().await?, &format!("{PODS}?watch=true&labelSelector=bench%3Dpods")).await
+}
+
 /// Seconds until all of these pods run; then they are deleted and awaited to be gone.
-async fn burst(connection: &mut Connection, watch: &mut Watch, names: &[String]) -> Result<f64> {
+pub async fn burst(connection: &mut Connection, watch: &mut Watch, names: &[String]) -> Result<f64> {
     let began = Instant::now();
     for name in names {
         connection.create(PODS, &pod(name)).await?;

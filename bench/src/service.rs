@@ -14,17 +14,17 @@ use crate::report::{Goal, Report, Row};
 use crate::stats::{median, paired};
 
 mod changes;
-mod load;
+pub mod load;
 mod peers;
 
 use load::{Client, Server};
 
 /// Where servers listen: two that answer with their own letter.
-const PORT: u16 = 8080;
+pub const PORT: u16 = 8080;
 const OTHER_PORT: u16 = 8081;
 /// Connections, and requests on an open one, in each round and of each kind.
-const CONNECTS: usize = 300;
-const EXCHANGES: usize = 1500;
+pub const CONNECTS: usize = 300;
+pub const EXCHANGES: usize = 1500;
 
 /// A client and a server in namespaces, and the addresses between them.
 pub struct Setting {
@@ -87,7 +87,7 @@ pub fn run(most: usize, rounds: usize) -> Result<Report> {
     let mut made = 0;
     for scale in scales {
         println!("  {scale} services");
-        settings[0].services = fill(&api, made..scale, &server_ip)?;
+        settings[0].services = fill(&cluster, &api, made..scale, &server_ip)?;
         made = scale;
         for setting in &mut settings[1..] {
             setting.services = peers.fill(setting.name, scale)?;
@@ -111,9 +111,14 @@ pub fn run(most: usize, rounds: usize) -> Result<Report> {
 }
 
 /// Makes services of these numbers; the addresses of all there are.
-fn fill(api: &Api, numbers: std::ops::Range<usize>, endpoint: &str) -> Result<Vec<SocketAddrV4>> {
+pub fn fill(
+    cluster: &Cluster,
+    api: &Api,
+    numbers: std::ops::Range<usize>,
+    endpoint: &str,
+) -> Result<Vec<SocketAddrV4>> {
     let (api, endpoint) = (api.clone(), endpoint.to_owned());
-    let addresses: Vec<Ipv4Addr> = host::join(host::inside(&host::place("node1"), move || {
+    let addresses: Vec<Ipv4Addr> = host::join(host::inside(&host::node(cluster.name()), move || {
         block_on(async {
             objects::create(&api, numbers, &endpoint, PORT).await?;
             objects::addresses(&api).await
@@ -209,7 +214,7 @@ fn packets(report: &mut Report) -> Result<()> {
 
 /// The node's namespace, where the API is reached.
 fn node() -> Result<std::path::PathBuf> {
-    let place = host::place("node1");
+    let place = host::node(host::CLUSTER);
     ensure!(place.exists(), "the cluster has no node1");
     Ok(place)
 }

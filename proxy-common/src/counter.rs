@@ -41,6 +41,8 @@ counters! {
     DropClusterIpOutside = "drop_cluster_ip_from_outside",
     /// No free port was found for a translated source.
     DropSnatExhausted = "drop_snat_exhausted",
+    /// A pod has as many flows as one may have.
+    DropFlowShare = "drop_flow_share",
     /// A later fragment came without its first.
     DropFragment = "drop_fragment",
     /// The packet could not be changed.

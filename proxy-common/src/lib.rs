@@ -25,6 +25,8 @@ pub const MAX_PODS: usize = 4_096;
 pub const MAX_NODE_ADDRESSES: usize = 16_384;
 /// Directions of confirmed flows, two per connection.
 pub const MAX_FLOWS: usize = 131_072;
+/// Confirmed flows of one pod, a quarter of all: whoever opens more is refused, and its neighbours go on.
+pub const MAX_POD_FLOWS: u64 = MAX_FLOWS as u64 / 2 / 4;
 /// Directions of flows without a reply yet; the oldest give way, which is harmless.
 pub const MAX_NEW_FLOWS: usize = 32_768;
 pub const MAX_AFFINITY: usize = 65_536;

@@ -13,12 +13,14 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::maps::{FLOWS, NEW_FLOWS, count, node};
+use crate::maps::{FLOWS, NEW_FLOWS, SHARES, count, node};
 use crate::packet::{Layer4, Packet, hide};
 
 const NOEXIST: u64 = 1;
 const SECOND_NS: u64 = 1_000_000_000;
 const CURRENT_NETNS: u64 = u64::MAX;
+/// Spreads addresses that differ in few bits: 2³² divided by the golden ratio.
+const SPREAD: u32 = 0x9e37_79b9;
 /// Draws of a port before the range counts as exhausted.
 const ATTEMPTS: u32 = 16;
 
@@ -138,6 +140,18 @@ fn confirm(packet: &Packet, reply: &Flow) {
     }
     let _ = NEW_FLOWS.remove(packet.tuple);
     let _ = NEW_FLOWS.remove(asking);
+    if let Some(flows) = SHARES.get_ptr_mut(asking.src.0) {
+        // SAFETY: an aligned element of a map. Two processors at once may lose a flow, and it may be recycled for another pod: the
+        // next sweep counts anew.
+        unsafe { *flows += 1 };
+    }
+}
+
+/// Whether a client is a pod that has as many flows as one may have.
+#[inline(never)]
+pub fn share_is_spent(client: Ip4) -> bool {
+    // SAFETY: the pointer is to a map element.
+    SHARES.get_ptr(client.0).is_some_and(|flows| unsafe { core::ptr::read_volatile(flows) } >= MAX_POD_FLOWS)
 }
 
 /// Begins a flow from a packet to an endpoint: `to` has the endpoint, and gets the rest. False: no free port was found.
@@ -174,8 +188,7 @@ struct Search {
 unsafe extern "C" fn try_port(_index: u32, search: *mut Search) -> i64 {
     // SAFETY: `begin` passes its own, with tuples that outlive the search.
     let (search, from, to) = unsafe { (&mut *search, &*(*search).from, &mut *(*search).to) };
-    let Some(node) = node() else { return 1 };
-    to.sport = random_port(node);
+    to.sport = Port::new(random_port(from.src.0));
     if search.behind_node && taken_by_host(search.skb, to) {
         return 0;
     }
@@ -183,12 +196,16 @@ unsafe extern "C" fn try_port(_index: u32, search: *mut Search) -> i64 {
     search.found as i64
 }
 
-#[inline(always)]
-fn random_port(node: &NodeConfig) -> Port {
+/// A port of the client's half of the range. Halves begin at a place that the client's address gives, so that one client that
+/// takes all it can towards a server leaves some to every other. Not inlined: what it needs of the stack is free again after it.
+#[inline(never)]
+fn random_port(client: u32) -> u16 {
+    let Some(node) = node() else { return 0 };
     // SAFETY: the helper has no preconditions.
     let random = unsafe { bpf_get_prandom_u32() };
-    let count = if node.snat_count == 0 { 1 } else { node.snat_count as u32 };
-    Port::new(node.snat_first.wrapping_add((random % count) as u16))
+    let count = if node.snat_count < 2 { 2 } else { node.snat_count as u32 };
+    let start = client.wrapping_mul(SPREAD) >> 16;
+    node.snat_first.wrapping_add(((start + random % (count / 2)) % count) as u16)
 }
 
 /// Records both directions, unless the replies' tuple already means another flow.

@@ -34,6 +34,10 @@ pub static LOCAL_NETNS: HashMap<u64, u64, MAX_NETNS> = HashMap::new();
 #[btf_map]
 pub static PODS: HashMap<u32, u64, MAX_PODS> = HashMap::new();
 
+/// Address of a pod on this node → its confirmed flows. The programs count up, the sweep counts anew.
+#[btf_map]
+pub static SHARES: HashMap<u32, u64, MAX_PODS> = HashMap::new();
+
 /// Address of any node → `THIS_NODE` or `OTHER_NODE`.
 #[btf_map]
 pub static NODE_ADDRESSES: HashMap<u32, u32, MAX_NODE_ADDRESSES> = HashMap::new();

@@ -183,6 +183,9 @@ fn to_endpoint(
         // The middle of a connection that nobody remembers: the client shall know at once.
         return Verdict::Reject(PORT_UNREACHABLE);
     }
+    if flow::share_is_spent(packet.tuple.src) {
+        return Verdict::Drop(Counter::DropFlowShare);
+    }
     let place = place_of(backend.addr, node);
     let source = source_for(packet, backend.addr, place, slot, from);
     let mut to = Tuple { dst: backend.addr, dport: backend.port, ..packet.tuple };
@@ -245,6 +248,7 @@ fn leave(ctx: &TcContext, packet: &Packet, node: &NodeConfig) -> Verdict {
         Layer4::Unknown => return Verdict::Drop(Counter::DropFragment),
         // An answer to somebody who knows the pod's own address.
         Layer4::Tcp if !packet.is_opening() => return Verdict::Send(*tuple, Exit::Uplink),
+        _ if flow::share_is_spent(tuple.src) => return Verdict::Drop(Counter::DropFlowShare),
         _ => {}
     }
     let mut to = *tuple;

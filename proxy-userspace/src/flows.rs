@@ -1,5 +1,6 @@
 //! Which flows of the packet path have ended. Pure; the sweeper does what it says.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use proxy_common::{Backend, Flow, ICMP, Scope, TCP, Tuple, UDP};
@@ -55,6 +56,17 @@ pub fn is_stale(tuple: &Tuple, flow: &Flow, table: &Table) -> bool {
     !sets.any(|set| set.binary_search(&backend).is_ok())
 }
 
+/// How many flows each of these pods began, by address.
+pub fn shares(flows: &[(Tuple, Flow)], pods: impl Iterator<Item = u32>) -> BTreeMap<u32, u64> {
+    let mut shares: BTreeMap<u32, u64> = pods.map(|address| (address, 0)).collect();
+    for (tuple, _) in flows.iter().filter(|(_, flow)| flow.flags & Flow::REPLY == 0) {
+        if let Some(count) = shares.get_mut(&tuple.src.0) {
+            *count += 1;
+        }
+    }
+    shares
+}
+
 #[cfg(test)]
 mod tests {
     use proxy_common::{Ip4, Port};
@@ -88,6 +100,15 @@ mod tests {
         assert!(has_expired(&tuple(TCP), &flow(TCP, 1, Flow::CONFIRMED | Flow::CLOSING), None, now));
         assert!(!has_expired(&tuple(TCP), &flow(TCP, 1, Flow::CONFIRMED), None, now));
         assert!(has_expired(&tuple(TCP), &flow(TCP, 1, 0), None, now));
+    }
+
+    #[test]
+    fn a_flow_counts_once_and_for_the_pod_that_began_it() {
+        let asking = tuple(TCP);
+        let flows = [(asking, flow(TCP, 1, 0)), (asking.reversed(), flow(TCP, 1, Flow::REPLY))];
+        let other = Ip4::new([10, 244, 0, 1]).0;
+        let counted = shares(&flows, [asking.src.0, other].into_iter());
+        assert_eq!(counted, BTreeMap::from([(asking.src.0, 1), (other, 0)]));
     }
 
     #[test]

@@ -73,7 +73,7 @@ const THIS: &[Layout] = &layouts(&[]);
 pub const NEXT: &[Layout] = &layouts(&[renumbered]);
 
 /// A map's own steps take the place of `steps` in its row.
-const fn layouts(steps: &'static [Step]) -> [Layout; 15] {
+const fn layouts(steps: &'static [Step]) -> [Layout; 16] {
     use Carry::{Never, Once, Sockets, Twice};
     const fn row(map: &'static str, carry: Carry, steps: &'static [Step]) -> Layout {
         Layout { map, carry, steps }
@@ -86,6 +86,7 @@ const fn layouts(steps: &'static [Step]) -> [Layout; 15] {
         row("AFFINITY", Twice, steps),
         row("LOCAL_NETNS", Once, steps),
         row("PODS", Once, steps),
+        row("SHARES", Never, steps),
         row("NODE_ADDRESSES", Once, steps),
         row("NODE", Once, steps),
         row("FLOWS", Twice, steps),

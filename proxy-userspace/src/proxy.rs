@@ -103,6 +103,7 @@ pub(crate) struct Maps {
     pub backends: SharedArray,
     pub local_netns: Map<u64, u64>,
     pub pods: Map<u32, u64>,
+    pub shares: Map<u32, u64>,
     pub node_addresses: Map<u32, u32>,
     pub node: Map<u32, NodeConfig>,
     pub flows: Map<Tuple, Flow>,
@@ -119,6 +120,7 @@ impl Maps {
             backends: object::open_shared(pins, "BACKENDS", MAX_BACKENDS)?,
             local_netns: object::open(pins, "LOCAL_NETNS")?,
             pods: object::open(pins, "PODS")?,
+            shares: object::open(pins, "SHARES")?,
             node_addresses: object::open(pins, "NODE_ADDRESSES")?,
             node: object::open(pins, "NODE")?,
             flows: object::open(pins, "FLOWS")?,
@@ -202,6 +204,7 @@ impl Proxy {
         }
         let state = Mutex::new(State { table, tidy: Tidy::Idle });
         let shared = Arc::new(Shared { pins, maps, state, wake: Condvar::new() });
+        shared.recount(&shared.maps.flows.entries().map_err(written("FLOWS"))?)?;
         let sweeping = Arc::clone(&shared);
         let sweeper =
             std::thread::Builder::new().name("proxy-sweeper".into()).spawn(move || sweeping.sweep_until_stopped());
@@ -252,6 +255,8 @@ impl Proxy {
     pub fn add_pod(&self, ip: Ipv4Addr, ifindex: u32, netns: &File) -> Result<()> {
         let address = Ip4::new(ip.octets());
         self.add_netns(netns, Netns { kind: Netns::POD, ip: address }, "a pod")?;
+        // Before the pod can send: without a row it has no bounds.
+        self.shared.maps.shares.put(&address.0, &0, Put::Any).map_err(written("SHARES"))?;
         let link = PodLink { ifindex, ip: address };
         self.shared.maps.pods.put(&address.0, &link.bits(), Put::Any).map_err(written("PODS"))
     }
@@ -260,6 +265,7 @@ impl Proxy {
         let address = Ip4::new(ip.octets());
         let maps = &self.shared.maps;
         maps.pods.remove(&address.0).map_err(written("PODS"))?;
+        maps.shares.remove(&address.0).map_err(written("SHARES"))?;
         self.forget_netns(Netns { kind: Netns::POD, ip: address }, None)
     }
 
@@ -436,7 +442,15 @@ impl Shared {
                 }
             }
         }
-        Ok(())
+        self.recount(&self.maps.flows.entries().map_err(written("FLOWS"))?)
+    }
+
+    /// Tells the programs how many flows each pod has: they only count up.
+    fn recount(&self, flows: &[(Tuple, Flow)]) -> Result<()> {
+        let pods = self.maps.pods.entries().map_err(written("PODS"))?;
+        let shares = flows::shares(flows, pods.iter().map(|(address, _)| *address));
+        let mut rows = shares.iter();
+        rows.try_for_each(|(address, flows)| self.maps.shares.put(address, flows, Put::Any)).map_err(written("SHARES"))
     }
 
     fn stale(&self, flows: &[(Tuple, Flow)]) -> Vec<bool> {

@@ -48,10 +48,19 @@ pub fn next_release() -> Result<PathBuf> {
 
 impl Cluster {
     pub fn up(name: &str) -> Result<Self> {
+        Self::up_by(name, &[])
+    }
+
+    /// The same with another release than `target/release/amphipod`.
+    pub fn up_with(name: &str, binary: &std::path::Path) -> Result<Self> {
+        Self::up_by(name, &["--binary", &binary.display().to_string()])
+    }
+
+    fn up_by(name: &str, words: &[&str]) -> Result<Self> {
         if workspace().join("target/clusters").join(name).exists() {
             xtask(&["cluster", "down", name])?;
         }
-        xtask(&["cluster", "up", "--nodes", "1", "--name", name])?;
+        xtask(&[&["cluster", "up", "--nodes", "1", "--name", name], words].concat())?;
         let path = workspace().join("target/clusters").join(name).join("cluster.json");
         let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         Ok(Self { name: name.to_owned(), facts: serde_json::from_str(&text)? })

@@ -4,12 +4,16 @@ use anyhow::{Result, ensure};
 
 use crate::{build, setup};
 
+/// In the order of the README.
 const NAMES: [&str; 5] = ["service", "pods", "api", "footprint", "dns"];
+/// Needs another release, so it is run by its name only.
+const BEFORE: &str = "before";
 
 /// Runs one bench, or all in the order of the README without words.
 pub fn bench(words: &[String]) -> Result<()> {
     if let Some(name) = words.first().filter(|word| !word.starts_with('-')) {
-        ensure!(NAMES.contains(&name.as_str()), "there is no bench {name:?}; there are: {}", NAMES.join(", "));
+        let known = name == BEFORE || NAMES.contains(&name.as_str());
+        ensure!(known, "there is no bench {name:?}; there are: {}, {BEFORE}", NAMES.join(", "));
     }
     setup::setup()?;
     setup::setup_bench()?;

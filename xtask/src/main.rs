@@ -96,6 +96,9 @@ enum ClusterCommand {
         nodes: usize,
         #[arg(long)]
         name: String,
+        /// Another release than `target/release/amphipod`
+        #[arg(long)]
+        binary: Option<PathBuf>,
     },
     /// Run a command on a node, or on the client outside
     Exec {
@@ -158,10 +161,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 fn run_cluster(command: ClusterCommand) -> anyhow::Result<ExitCode> {
     match command {
-        ClusterCommand::Up { nodes, name } => {
+        ClusterCommand::Up { nodes, name, binary } => {
             setup::setup()?;
             let cluster = Cluster::new(&name)?;
-            cluster.up(nodes, &build::build()?, &|step| println!("• {step}"))?;
+            let binary = binary.map_or_else(build::build, Ok)?;
+            cluster.up(nodes, &binary, &|step| println!("• {step}"))?;
             println!("• ready: kubectl --kubeconfig {} get pods", cluster.kubeconfig().display());
         }
         ClusterCommand::Exec { name, place, command } => {

@@ -13,8 +13,8 @@ use super::{
     revision_of,
 };
 use crate::authz::Attributes;
-use crate::committer::{CommitError, Expect, Write};
 use crate::object::Object;
+use crate::store::{CommitError, Expect, Write};
 
 const ATTEMPTS: usize = 16;
 const ORPHAN: &str = "orphan";
@@ -115,9 +115,10 @@ enum Step {
 
 impl Engine {
     pub async fn delete(&self, context: &Context, target: &Target, options: &DeleteOptions) -> Result<Deleted, Status> {
-        if options.unreadable && self.is_set_aside(target) {
-            return self.delete_unreadable(context, target, options).await;
+        if let Some(found) = self.set_aside(target).filter(|_| options.unreadable) {
+            return self.delete_unreadable(context, target, options, found).await;
         }
+        self.look(&collection(&target.kind), &target.key()).await?;
         for _ in 0..ATTEMPTS {
             let current = self.find(target)?;
             if let Some(deleted) = self.delete_once(context, target, options, &current).await? {
@@ -133,13 +134,14 @@ impl Engine {
         context: &Context,
         target: &Target,
         options: &DeleteOptions,
+        found: Revision,
     ) -> Result<Deleted, Status> {
         let asked = Attributes { verb: "unsafe-delete-ignore-read-errors".into(), ..Attributes::of(target) };
         self.authorizer.check(self, &context.user, &asked)?;
         let mut revision = 0;
         if !options.dry_run {
             let (collection, key) = (collection(&target.kind), target.key());
-            let write = Write { collection, key, expect: Expect::Unreadable, content: None };
+            let write = Write::remove(collection, key, found);
             revision = self.remove(vec![write]).await.map_err(|error| commit_failed(&error))?;
         }
         Ok(Deleted::Gone { uid: String::new(), revision })
@@ -181,28 +183,14 @@ impl Engine {
         if options.dry_run {
             return Ok(Some(outcome(kind, step, old)));
         }
-        let expect = Expect::At(current.revision);
         let committed = match &step {
             Step::Nothing => Ok(old.clone()),
             Step::Remove(shown) => {
-                let mut writes = Vec::new();
-                let mut expect = expect;
-                // Who waits for the end of a pod by its mark sees the mark, and then the end.
-                if let Some(marked) = shown.as_ref().filter(|marked| **marked != old) {
-                    writes.push(self.stored(kind, expect, marked));
-                    expect = Expect::Preceding;
-                }
-                let marks = writes.len() as Revision;
-                writes.push(Write { content: None, ..self.stored(kind, expect, &old) });
-                writes.extend(self.released(kind, &old));
-                self.remove(writes).await.map(|first| {
-                    let mut last = shown.as_ref().unwrap_or(&old).clone();
-                    last["metadata"]["resourceVersion"] = json!((first + marks).to_string());
-                    last
-                })
+                self.remove_shown(kind, current.revision, &old, shown.as_ref().unwrap_or(&old)).await
             }
             Step::Mark(new) => {
-                self.commit(vec![self.stored(kind, expect, new)]).await.map(|stored| self.show(kind, &stored))
+                let write = self.stored(kind, Expect::At(current.revision), new);
+                self.commit(vec![write]).await.map(|stored| self.show(kind, &stored))
             }
         };
         match committed {
@@ -210,6 +198,26 @@ impl Engine {
             Err(CommitError::Conflict { .. }) => Ok(None),
             Err(error) => Err(commit_failed(&error)),
         }
+    }
+
+    /// Removes an object of this revision with what it held; gives its last state, which is `shown`. Who waits for the end of a
+    /// pod by its mark sees the mark, and then the end.
+    async fn remove_shown(
+        &self,
+        kind: &Arc<Kind>,
+        mut revision: Revision,
+        old: &Value,
+        shown: &Value,
+    ) -> Result<Value, CommitError> {
+        if shown != old {
+            revision = self.commit(vec![self.stored(kind, Expect::At(revision), shown)]).await?.revision;
+        }
+        let mut writes = vec![Write { content: None, ..self.stored(kind, Expect::At(revision), old) }];
+        writes.extend(self.released(kind, old));
+        let gone = self.remove(writes).await?;
+        let mut last = shown.clone();
+        last["metadata"]["resourceVersion"] = json!(gone.to_string());
+        Ok(last)
     }
 }
 

@@ -9,10 +9,11 @@ use api::status::{FieldError, Status};
 use api::write::Birth;
 use serde_json::Value;
 
-use super::{Context, Engine, Shown, Target, commit_failed, deleting, has_finalizers};
+use super::{Context, Engine, Shown, Target, commit_failed, deleting, has_finalizers, unreadable};
 use crate::authz::Attributes;
-use crate::committer::{CommitError, Expect, Write};
 use crate::object::Object;
+use crate::object::{Collection, ObjectKey};
+use crate::store::{CommitError, Durability, Expect, Transaction, Write};
 
 /// Attempts of one change whose object keeps changing under it.
 const ATTEMPTS: usize = 16;
@@ -66,6 +67,9 @@ impl Engine {
         options: &WriteOptions,
         object: Value,
     ) -> Result<Written, Status> {
+        if target.kind.namespaced() {
+            self.look(&Collection::new("", "namespaces"), &ObjectKey::new("", &target.namespace)).await?;
+        }
         let generated = object["metadata"]["name"].as_str().unwrap_or_default().is_empty();
         let attempts = if generated { NAMES } else { 1 };
         let mut last = Status::internal("no attempt was made");
@@ -137,10 +141,15 @@ impl Engine {
         if options.dry_run {
             return Ok(Some(Written { object: Shown::Value(object), created: true, warnings }));
         }
-        let expect = if kind.namespaced() { Expect::AbsentInNamespace } else { Expect::Absent };
-        let mut writes = vec![self.stored(kind, expect, &object)];
+        if self.set_aside(&named).is_some() {
+            return Err(unreadable(&named.key()));
+        }
+        let mut writes = vec![self.stored(kind, Expect::Absent, &object)];
         writes.append(&mut allocations);
-        match self.commit(writes).await {
+        // It may have gone since it was looked at.
+        let requires = namespace.map(|name| (Collection::new("", "namespaces"), ObjectKey::new("", name)));
+        let requires = requires.into_iter().collect();
+        match self.commit(Transaction { writes, requires, durability: durability(kind, &named) }).await {
             Ok(stored) => Ok(Some(Written { object: self.shown(kind, stored), created: true, warnings })),
             Err(CommitError::Conflict { collection, .. }) if collection == super::collection(kind) => {
                 Err(exists(&named))
@@ -159,6 +168,7 @@ impl Engine {
         options: &WriteOptions,
         change: &Change<'_>,
     ) -> Result<Written, Status> {
+        self.look(&super::collection(&target.kind), &target.key()).await?;
         for _ in 0..ATTEMPTS {
             let Some(current) = self.objects(&target.kind).get(&target.key()) else {
                 return self.create_by_update(context, target, options, change).await;
@@ -258,7 +268,10 @@ impl Engine {
         } else {
             let mut writes = vec![self.stored(kind, expect, &new)];
             writes.append(&mut allocations);
-            self.commit(writes).await.map(|stored| self.shown(kind, stored))
+            let durability = durability(kind, target);
+            self.commit(Transaction { writes, durability, ..Transaction::default() })
+                .await
+                .map(|stored| self.shown(kind, stored))
         };
         match outcome {
             Ok(object) => Ok(Some(Written { object, created: false, warnings })),
@@ -306,6 +319,13 @@ pub(super) fn suffix() -> String {
     let random = uuid::Uuid::new_v4();
     let bytes = random.as_bytes();
     api::names::suffix([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]])
+}
+
+/// What is said again anyway, and often, need not wait for the disk: heartbeats of nodes and Events. Other leases elect leaders.
+fn durability(kind: &Kind, target: &Target) -> Durability {
+    let heartbeat = kind.storage.plural == "leases" && target.namespace == "kube-node-lease";
+    let event = kind.storage.group.is_empty() && kind.storage.plural == "events";
+    if heartbeat || event { Durability::Soon } else { Durability::Synced }
 }
 
 fn name_of(object: &Value) -> &str {

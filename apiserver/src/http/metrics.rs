@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cache::HISTORY_BYTES;
-use crate::engine::INTERNAL;
+use crate::object::INTERNAL;
 use crate::server::Shared;
 
 pub fn text(shared: &Shared) -> String {

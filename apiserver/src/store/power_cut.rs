@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 
 use redb::{BackendError, Builder, Database, DatabaseError, StorageBackend};
 
+use super::contract::{Heard, put};
+use super::local::Local;
 use super::mark::Mark;
 use super::redb::{Medium, RedbStore};
-use super::{Record, Store, StoreError, seal, unseal};
+use super::{Durability, Expect, Record, Store, StoreError, Transaction, seal, unseal};
 
 const SECTOR: usize = 512;
 /// Bytes at the start of the file that are no page with a checksum.
@@ -247,7 +249,7 @@ fn run(count: usize) -> Run {
     note(0);
     let created = disk.with(|state| state.log.len());
     for (done, batch) in all.iter().enumerate() {
-        store.commit(batch).unwrap();
+        store.put(batch).unwrap();
         note(done);
     }
     note(count);
@@ -326,6 +328,41 @@ fn a_power_cut_anywhere_keeps_what_was_acknowledged() {
     cut_everywhere(12, 1, 2);
 }
 
+#[tokio::test]
+async fn a_revision_given_to_a_lost_write_is_never_given_again() {
+    let (lab, disk) = (Lab::new(), Disk::default());
+    let opened = lab.open(&disk).unwrap();
+    let created = disk.with(|state| state.log.len());
+    let store: Arc<dyn Store> = Arc::new(Local::start(opened, Box::new(Heard::default()), 0));
+    // At each place of the log: the last revision given, and the last that had to be on the disk.
+    let (mut given, mut synced) = (Vec::new(), Vec::new());
+    let (mut lease, mut held) = (Expect::Absent, 0);
+    for round in 0..40 {
+        let durability = if round % 5 == 0 { Durability::Synced } else { Durability::Soon };
+        let writes = vec![put("lease", lease)];
+        let revision =
+            store.transact(Transaction { writes, durability, ..Transaction::default() }).await.unwrap().revision;
+        lease = Expect::At(revision);
+        held = if durability == Durability::Synced { revision } else { held };
+        let until = disk.with(|state| state.log.len());
+        given.resize(until + 1, 0);
+        synced.resize(until + 1, 0);
+        (given[until], synced[until]) = (revision, held);
+    }
+    let log = disk.with(|state| state.log.clone());
+    drop(store);
+    for until in created..given.len() {
+        let last = |marks: &[u64]| marks[..=until].iter().copied().max().unwrap_or_default();
+        for unsynced in [Unsynced::Lost, Unsynced::Kept, Unsynced::Torn(until as u64 + 1)] {
+            let cut = Disk::holding(image(&log, until, unsynced, None));
+            std::fs::remove_file(super::mark::path(&lab.path())).ok();
+            let mut store = lab.open(&cut).unwrap();
+            assert!(store.reserved() >= last(&given), "cut after {until}, {unsynced:?}");
+            assert!(store.load().unwrap().0 >= last(&synced), "cut after {until}, {unsynced:?}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "minutes: the long form"]
 fn a_power_cut_anywhere_in_a_long_run_keeps_what_was_acknowledged() {
@@ -377,16 +414,16 @@ fn after_a_failed_sync_nothing_is_acknowledged() {
         let (lab, disk) = (Lab::new(), Disk::default());
         let mut store = lab.open(&disk).unwrap();
         let opening = disk.with(|state| state.syncs);
-        all.iter().for_each(|batch| store.commit(batch).unwrap());
+        all.iter().for_each(|batch| store.put(batch).unwrap());
         opening + 1..=disk.with(|state| state.syncs)
     };
     for failing in total {
         let (lab, disk) = (Lab::new(), Disk::default());
         disk.with(|state| state.failing_sync = Some(failing));
         let mut store = lab.open(&disk).unwrap();
-        let done = all.iter().take_while(|batch| store.commit(batch).is_ok()).count();
+        let done = all.iter().take_while(|batch| store.put(batch).is_ok()).count();
         assert!(done < all.len());
-        let again = store.commit(&all[done]).unwrap_err();
+        let again = store.put(&all[done]).unwrap_err();
         assert!(!again.is_refusal(), "the disk works again, but who knows what it holds: {again:?}");
         drop(store);
         let log = disk.with(|state| state.log.clone());
@@ -404,16 +441,16 @@ fn a_full_disk_refuses_until_there_is_space() {
         let (lab, disk) = (Lab::new(), Disk::default());
         let mut store = lab.open(&disk).unwrap();
         disk.with(|state| state.space = Some(space));
-        let done = all.iter().take_while(|batch| store.commit(batch).is_ok()).count();
-        let refused = store.commit(&all[done]).unwrap_err();
+        let done = all.iter().take_while(|batch| store.put(batch).is_ok()).count();
+        let refused = store.put(&all[done]).unwrap_err();
         assert!(matches!(refused, StoreError::Full { .. }), "{refused:?}");
         disk.with(|state| state.space = None);
         let deadline = Instant::now() + Duration::from_secs(10);
-        while let Err(error) = store.commit(&all[done]) {
+        while let Err(error) = store.put(&all[done]) {
             assert!(error.is_refusal() && Instant::now() < deadline, "{error:?}");
             std::thread::yield_now();
         }
-        all[done + 1..].iter().for_each(|batch| store.commit(batch).unwrap());
+        all[done + 1..].iter().for_each(|batch| store.put(batch).unwrap());
         assert_eq!(content(&mut store).unwrap(), states[all.len()], "space of {space}");
         drop(store);
         assert_eq!(lab.find(&disk, states[all.len()].0).unwrap(), states[all.len()]);

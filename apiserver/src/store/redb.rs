@@ -17,13 +17,14 @@ use redb::{
     ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
 
+use super::local::Values;
 use super::mark::{self, Mark};
-use super::{Record, Store, StoreError};
+use super::{Record, StoreError};
 use crate::object::Revision;
 
 /// Key → (revision, stored form).
 const VALUES: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("values");
-/// `format` and `revision`.
+/// `format`, `revision`, and `reserved`: up to where revisions may have been given.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// The layout this release writes; a file with a higher number is refused, one with a lower number is taken on.
 /// 2: values carry checksums.
@@ -104,6 +105,7 @@ pub struct RedbStore {
     /// `None` after the disk was full, until it can be opened again.
     database: Option<Database>,
     acknowledged: Revision,
+    reserved: Revision,
     mark: Mark,
     refused_until: Instant,
 }
@@ -125,7 +127,7 @@ impl RedbStore {
             return Err(StoreError::Lost { path, found: 0, acknowledged: marked });
         }
         let database = open_verified(&path, || medium.open(builder().set_check_integrity_on_open(true)))?;
-        let (found, acknowledged) = verified(&path, || take_on(&database))?;
+        let (found, acknowledged, reserved) = verified(&path, || take_on(&database))?;
         if found > FORMAT {
             return Err(StoreError::Newer { path, found, known: FORMAT });
         }
@@ -133,7 +135,23 @@ impl RedbStore {
             return Err(StoreError::Lost { path, found: acknowledged, acknowledged: marked });
         }
         let mark = Mark::open(&path, acknowledged).map_err(unreadable)?;
-        Ok(Self { medium, database: Some(database), acknowledged, mark, refused_until: Instant::now() })
+        Ok(Self { medium, database: Some(database), acknowledged, reserved, mark, refused_until: Instant::now() })
+    }
+
+    /// The revision to go on from: no higher one was ever given.
+    pub fn reserved(&self) -> Revision {
+        self.reserved.max(self.acknowledged)
+    }
+
+    /// Every record and the last revision committed.
+    pub fn load(&mut self) -> Result<(Revision, Vec<Record>), StoreError> {
+        let path = self.place();
+        let database = self.opened()?;
+        verified(&path, || read_all(&database.begin_read()?))
+    }
+
+    pub fn place(&self) -> PathBuf {
+        self.medium.path().to_owned()
     }
 
     /// Opens the file again after the disk was full, and makes sure that nothing acknowledged is missing.
@@ -156,27 +174,40 @@ impl RedbStore {
         self.database = Some(opened);
         Ok(())
     }
-}
 
-impl Store for RedbStore {
-    fn load(&mut self) -> Result<(Revision, Vec<Record>), StoreError> {
-        let Some(database) = &self.database else {
-            return Err(StoreError::Full { path: self.medium.path().to_owned() });
-        };
-        let path = self.medium.path();
-        let read = verified(path, || database.begin_read())?;
-        verified(path, || read_all(&read))
-    }
-
-    fn commit(&mut self, batch: &[Record]) -> Result<(), StoreError> {
+    /// The database, opened again if the disk was full.
+    fn opened(&mut self) -> Result<&Database, StoreError> {
         if self.database.is_none() {
             self.reopen()?;
         }
-        let Some(database) = &self.database else { return Err(StoreError::Full { path: self.place() }) };
-        let last = batch.iter().map(|record| record.revision).max().unwrap_or(self.acknowledged);
-        match write_batch(database, batch, last) {
+        self.database.as_ref().ok_or_else(|| StoreError::Full { path: self.medium.path().to_owned() })
+    }
+}
+
+#[cfg(test)]
+impl RedbStore {
+    /// A batch as the writer would commit it.
+    pub fn put(&mut self, batch: &[Record]) -> Result<(), StoreError> {
+        let last = batch.iter().map(|record| record.revision).max().unwrap_or_default();
+        self.commit(batch, last, last)
+    }
+}
+
+impl Values for RedbStore {
+    fn revisions(&mut self, keys: &[&str]) -> Result<Vec<Option<Revision>>, StoreError> {
+        let path = self.place();
+        let database = self.opened()?;
+        verified(&path, || {
+            let values = database.begin_read()?.open_table(VALUES)?;
+            let found = keys.iter().map(|key| Ok(values.get(*key)?.map(|entry| entry.value().0)));
+            found.collect::<Result<Vec<_>, Error>>()
+        })
+    }
+
+    fn commit(&mut self, batch: &[Record], last: Revision, reserved: Revision) -> Result<(), StoreError> {
+        match write_batch(self.opened()?, batch, last, reserved) {
             Ok(()) => {
-                self.acknowledged = last;
+                (self.acknowledged, self.reserved) = (last, reserved);
                 if let Err(error) = self.mark.advance(last) {
                     tracing::warn!(%error, path = %self.place().display(), "the store's mark cannot be written");
                 }
@@ -188,10 +219,6 @@ impl Store for RedbStore {
             }
             Err(error) => Err(StoreError::Commit { revision: last, source: error.into() }),
         }
-    }
-
-    fn place(&self) -> PathBuf {
-        self.medium.path().to_owned()
     }
 }
 
@@ -252,8 +279,8 @@ fn is_full(kind: io::ErrorKind) -> bool {
     matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Brings an older file to this layout; gives the layout it has now, and its last revision.
-fn take_on(database: &Database) -> Result<(u64, Revision), Error> {
+/// Brings an older file to this layout; gives the layout it has now, its last revision, and the last one reserved.
+fn take_on(database: &Database) -> Result<(u64, Revision, Revision), Error> {
     let write = begin_write(database)?;
     write.open_table(VALUES)?;
     let found = write.open_table(META)?.get("format")?.map_or(0, |guard| guard.value());
@@ -263,7 +290,8 @@ fn take_on(database: &Database) -> Result<(u64, Revision), Error> {
     } else {
         write.abort()?;
     }
-    Ok((found.max(FORMAT), revision(&database.begin_read()?)?))
+    let read = database.begin_read()?;
+    Ok((found.max(FORMAT), revision(&read)?, number(&read, "reserved")?))
 }
 
 fn begin_write(database: &Database) -> Result<WriteTransaction, Error> {
@@ -274,7 +302,11 @@ fn begin_write(database: &Database) -> Result<WriteTransaction, Error> {
 }
 
 fn revision(read: &ReadTransaction) -> Result<Revision, Error> {
-    Ok(read.open_table(META)?.get("revision")?.map_or(0, |guard| guard.value()))
+    number(read, "revision")
+}
+
+fn number(read: &ReadTransaction, name: &str) -> Result<u64, Error> {
+    Ok(read.open_table(META)?.get(name)?.map_or(0, |guard| guard.value()))
 }
 
 /// Every record, and the last revision.
@@ -288,7 +320,7 @@ pub(super) fn read_all(read: &ReadTransaction) -> Result<(Revision, Vec<Record>)
     Ok((revision(read)?, records))
 }
 
-pub(super) fn write_batch(database: &Database, batch: &[Record], last: Revision) -> Result<(), Error> {
+fn write_batch(database: &Database, batch: &[Record], last: Revision, reserved: Revision) -> Result<(), Error> {
     let write = begin_write(database)?;
     {
         let mut values = write.open_table(VALUES)?;
@@ -298,7 +330,9 @@ pub(super) fn write_batch(database: &Database, batch: &[Record], last: Revision)
                 None => values.remove(&*record.key)?,
             };
         }
-        write.open_table(META)?.insert("revision", last)?;
+        let mut meta = write.open_table(META)?;
+        meta.insert("revision", last)?;
+        meta.insert("reserved", reserved)?;
     }
     Ok(write.commit()?)
 }
@@ -308,7 +342,7 @@ pub(super) fn write_new(file: &File, records: &[Record], last: Revision) -> io::
     let fill = || {
         let database = builder().create_with_backend(FileBackend::new(file.try_clone()?)?)?;
         take_on(&database)?;
-        write_batch(&database, records, last)?;
+        write_batch(&database, records, last, last)?;
         Ok(database.close()?)
     };
     fill().map_err(|error: Error| match error {
@@ -340,12 +374,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store.redb");
         let mut store = RedbStore::open(&path).unwrap();
-        store.commit(&[put("/a", 1), put("/b", 2)]).unwrap();
-        store.commit(&[Record { key: "/a".into(), revision: 3, value: None }]).unwrap();
+        store.commit(&[put("/a", 1), put("/b", 2)], 2, 2).unwrap();
+        assert_eq!(store.revisions(&["/b", "/c", "/a"]).unwrap(), [Some(2), None, Some(1)]);
+        store.commit(&[Record { key: "/a".into(), revision: 3, value: None }], 3, 9).unwrap();
         assert!(matches!(RedbStore::open(&path), Err(StoreError::InUse { .. })));
         drop(store);
-        let (revision, records) = RedbStore::open(&path).unwrap().load().unwrap();
-        assert_eq!(revision, 3);
+        let mut store = RedbStore::open(&path).unwrap();
+        let (revision, records) = store.load().unwrap();
+        assert_eq!((revision, store.reserved()), (3, 9));
         assert_eq!(records.iter().map(|r| (r.key.as_str(), r.revision)).collect::<Vec<_>>(), [("/b", 2)]);
     }
 
@@ -374,9 +410,9 @@ mod tests {
     fn a_store_that_went_is_not_replaced_by_an_empty_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store.redb");
-        RedbStore::open(&path).unwrap().commit(&[put("/a", 1)]).unwrap();
+        RedbStore::open(&path).unwrap().commit(&[put("/a", 1)], 1, 1).unwrap();
         let older = std::fs::read(&path).unwrap();
-        RedbStore::open(&path).unwrap().commit(&[put("/a", 2)]).unwrap();
+        RedbStore::open(&path).unwrap().commit(&[put("/a", 2)], 2, 2).unwrap();
         for content in [None, Some(Vec::new()), Some(older)] {
             std::fs::remove_file(&path).unwrap();
             content.iter().for_each(|content| std::fs::write(&path, content).unwrap());

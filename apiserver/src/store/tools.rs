@@ -251,7 +251,7 @@ fn open_failed(path: &Path, source: io::Error) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::super::redb::RedbStore;
-    use super::super::{Store, seal};
+    use super::super::seal;
     use super::*;
 
     fn put(name: &str, revision: u64) -> Record {
@@ -270,10 +270,10 @@ mod tests {
     fn a_backup_beside_a_running_server_is_its_state_at_one_moment() {
         let (_folder, path, copy) = folder();
         let mut store = RedbStore::open(&path).unwrap();
-        store.commit(&[put("a", 1), put("b", 2)]).unwrap();
+        store.put(&[put("a", 1), put("b", 2)]).unwrap();
         let report = backup(&path, &copy).unwrap();
         assert_eq!((report.revision, report.objects["deployments.apps"], report.beside), (2, 2, Beside::Server));
-        store.commit(&[put("c", 3)]).unwrap();
+        store.put(&[put("c", 3)]).unwrap();
         assert!(matches!(backup(&path, &copy), Err(ToolError::Exists { .. })));
         let copied = check(&copy).unwrap();
         assert_eq!((copied.revision, copied.objects["deployments.apps"], copied.beside), (2, 2, Beside::Nobody));
@@ -283,9 +283,9 @@ mod tests {
     fn a_restored_store_gives_no_revision_twice() {
         let (_folder, path, copy) = folder();
         let mut store = RedbStore::open(&path).unwrap();
-        store.commit(&[put("a", 1)]).unwrap();
+        store.put(&[put("a", 1)]).unwrap();
         backup(&path, &copy).unwrap();
-        store.commit(&[put("b", 2)]).unwrap();
+        store.put(&[put("b", 2)]).unwrap();
         assert!(matches!(restore(&path, &copy), Err(ToolError::Store(StoreError::InUse { .. }))));
         drop(store);
         let restored = restore(&path, &copy).unwrap();
@@ -298,9 +298,9 @@ mod tests {
     #[test]
     fn a_loss_can_be_accepted() {
         let (_folder, path, copy) = folder();
-        RedbStore::open(&path).unwrap().commit(&[put("a", 1)]).unwrap();
+        RedbStore::open(&path).unwrap().put(&[put("a", 1)]).unwrap();
         std::fs::copy(&path, &copy).unwrap();
-        RedbStore::open(&path).unwrap().commit(&[put("b", 2)]).unwrap();
+        RedbStore::open(&path).unwrap().put(&[put("b", 2)]).unwrap();
         std::fs::rename(&copy, &path).unwrap();
         assert!(matches!(check(&path), Err(StoreError::Lost { found: 1, acknowledged: 2, .. })));
         assert!(matches!(RedbStore::open(&path), Err(StoreError::Lost { .. })));
@@ -313,7 +313,7 @@ mod tests {
         let (_folder, path, copy) = folder();
         let mut bad = put("a", 1);
         bad.value = Some(seal("another key", 1, b"{}"));
-        RedbStore::open(&path).unwrap().commit(&[bad]).unwrap();
+        RedbStore::open(&path).unwrap().put(&[bad]).unwrap();
         let before = std::fs::read(&path).unwrap();
         let error = check(&path).unwrap_err();
         let cause = std::error::Error::source(&error).unwrap().to_string();
@@ -336,10 +336,10 @@ mod tests {
                 revision,
                 format!("{{\"metadata\":{{\"x\":\"{}\"}}}}", "x".repeat(50_000)).as_bytes(),
             ));
-            store.commit(&[record]).unwrap();
+            store.put(&[record]).unwrap();
         }
         for revision in 60..118 {
-            store.commit(&[Record { revision, value: None, ..put(&format!("n{}", revision - 59), 0) }]).unwrap();
+            store.put(&[Record { revision, value: None, ..put(&format!("n{}", revision - 59), 0) }]).unwrap();
         }
         assert!(matches!(compact(&path), Err(StoreError::InUse { .. })));
         drop(store);

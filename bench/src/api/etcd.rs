@@ -26,7 +26,7 @@ impl Etcd {
         let folder = tempfile::tempdir_in(e2e::workspace().join("target")).context("cannot make a folder for etcd")?;
         let (client, peer) = (format!("http://127.0.0.1:{CLIENT_PORT}"), format!("http://127.0.0.1:{PEER_PORT}"));
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", host::place("node1").display())).args(["--", "etcd", "--name", "bench"]);
+        command.arg(format!("--net={}", host::node(host::CLUSTER).display())).args(["--", "etcd", "--name", "bench"]);
         command.arg("--data-dir").arg(folder.path().join("data"));
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod netns;
+mod shares;
 mod upgrade;
 mod world;
 
