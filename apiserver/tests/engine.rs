@@ -47,7 +47,8 @@ async fn a_request_for_a_certificate_says_who_makes_it() {
         (&spec["username"], &spec["groups"]),
         (&json!("admin"), &json!(["system:masters", "system:authenticated"]))
     );
-    assert!(spec.get("uid").is_none() && spec.get("extra").is_none(), "{spec}");
+    let extra: Vec<&String> = spec["extra"].as_object().unwrap().keys().collect();
+    assert!(spec.get("uid").is_none() && extra == ["authentication.kubernetes.io/credential-id"], "{spec}");
     let change = json!({"spec": {"username": "other", "groups": ["x"], "request": "Qg=="}});
     let changed = world.admin("PATCH", &format!("{all}/r"), change).await;
     assert_eq!((changed.code, &changed.body["spec"]), (200, spec));
@@ -277,10 +278,37 @@ async fn documents_say_what_fields_are_for() {
 }
 
 #[tokio::test]
+async fn whoever_asks_for_a_deprecated_kind_is_told_so() {
+    let mut world = World::new().await;
+    let want = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
+    let all = "/api/v1/namespaces/default/endpoints";
+    let one = &format!("{all}/e");
+    let object = json!({"kind": "Endpoints", "apiVersion": "v1", "metadata": {"name": "e"}, "odd": 1});
+    for (method, path, body, code) in [
+        ("POST", all, object.clone(), 201),
+        ("POST", all, object.clone(), 409),
+        ("GET", one, Value::Null, 200),
+        ("GET", all, Value::Null, 200),
+        ("GET", "/api/v1/endpoints?watch=true&timeoutSeconds=1", Value::Null, 200),
+        ("PUT", one, object, 200),
+        ("PATCH", one, json!({"metadata": {"labels": {"a": "b"}}}), 200),
+        ("DELETE", one, Value::Null, 200),
+        ("GET", one, Value::Null, 404),
+        ("DELETE", all, Value::Null, 200),
+    ] {
+        let answer = world.admin(method, path, body).await;
+        assert_eq!((answer.code, answer.warnings[0].as_str()), (code, want), "{method} {path}");
+        let unknown = usize::from(matches!(method, "PUT" | "POST"));
+        assert_eq!(answer.warnings.len(), 1 + unknown, "{method} {path}: {:?}", answer.warnings);
+    }
+}
+
+#[tokio::test]
 async fn components_are_told_from_how_the_server_is() {
     let mut world = World::new().await;
     let list = get(&mut world, "/api/v1/componentstatuses").await;
     assert_eq!(list.warnings, ["v1 ComponentStatus is deprecated in v1.19+"]);
+    assert_eq!(get(&mut world, "/api/v1/componentstatuses/none").await.warnings, list.warnings);
     let names: Vec<&Value> =
         list.body["items"].as_array().unwrap().iter().map(|one| &one["metadata"]["name"]).collect();
     assert_eq!(names, ["controller-manager", "etcd-0", "scheduler"]);
