@@ -18,6 +18,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 pub(crate) use self::at::{At, one_source};
+pub use self::meta::{MANAGER_BYTES, manager};
 pub use self::warn::warnings;
 
 use crate::kind::{Kind, Part};

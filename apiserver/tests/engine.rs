@@ -318,3 +318,62 @@ async fn components_are_told_from_how_the_server_is() {
     assert_eq!(table["rows"][0]["cells"], json!(["scheduler", "Healthy", "ok", ""]));
     assert_eq!(get(&mut world, "/api/v1/componentstatuses/none").await.code, 404);
 }
+
+#[tokio::test]
+async fn managers_of_fields_have_bounds() {
+    let mut world = World::new().await;
+    let all = "/api/v1/namespaces/default/configmaps";
+    let one = &format!("{all}/c");
+    let object = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "c"}, "data": {"a": "b"}});
+    make(&mut world, &format!("{all}?fieldManager=m09"), object).await;
+    let managers = |answer: &Answer| -> Vec<String> {
+        let entries = answer.body["metadata"]["managedFields"].as_array().unwrap();
+        entries.iter().map(|entry| entry["manager"].as_str().unwrap().to_owned()).collect()
+    };
+    for number in 10..22 {
+        let change = json!({"data": {format!("key{number}"): "x"}});
+        let answer = world.admin("PATCH", &format!("{one}?fieldManager=m{number}"), change).await;
+        assert_eq!(answer.code, 200, "{}", answer.message());
+    }
+    let full = get(&mut world, one).await;
+    let mut named = managers(&full);
+    named.sort();
+    assert_eq!(named[0], "ancient-changes");
+    assert_eq!(named[1..], (13..22).map(|number| format!("m{number}")).collect::<Vec<_>>());
+    let ancient = full.body["metadata"]["managedFields"].as_array().unwrap();
+    let ancient = ancient.iter().find(|entry| entry["manager"] == "ancient-changes").unwrap();
+    assert_eq!(
+        ancient["fieldsV1"]["f:data"].as_object().unwrap().keys().collect::<Vec<_>>(),
+        [".", "f:a", "f:key10", "f:key11", "f:key12"]
+    );
+
+    let entry = |change: Value| {
+        let mut entry = json!({"manager": "own", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1",
+            "fieldsV1": {"f:data": {"f:key10": {}}}});
+        for (key, value) in change.as_object().unwrap() {
+            entry[key] = value.clone();
+        }
+        json!({"metadata": {"managedFields": [entry]}})
+    };
+    // What cannot be read counts as not sent.
+    for change in [
+        json!({"operation": "Other"}),
+        json!({"fieldsType": "FieldsV2"}),
+        json!({"apiVersion": ""}),
+        json!({"fieldsV1": {"data": {}}}),
+        json!({"fieldsV1": {"f:data": {"i:x": {}}}}),
+    ] {
+        let answer = world.admin("PATCH", one, entry(change.clone())).await;
+        assert_eq!((answer.code, managers(&answer)), (200, managers(&full)), "{change}");
+    }
+    let long = world.admin("PATCH", one, entry(json!({"manager": "m".repeat(129)}))).await;
+    let want = "metadata.managedFields[0].manager: Too long: may not be more than 128 bytes";
+    assert!(long.code == 422 && long.message().contains(want), "{}", long.message());
+    let deep = world.admin("PATCH", one, entry(json!({"subresource": "s".repeat(257)}))).await;
+    let want = "metadata.managedFields[0].subresource: Too long: may not be more than 256 bytes";
+    assert!(deep.code == 422 && deep.message().contains(want), "{}", deep.message());
+    let unknown = json!({"fieldsV1": {"f:data": {"x:later": {}, "f:key10": {}}}});
+    let kept = world.admin("PATCH", one, entry(unknown)).await;
+    assert_eq!((kept.code, managers(&kept)), (200, vec!["own".to_owned()]));
+    assert_eq!(kept.body["metadata"]["managedFields"][0]["fieldsV1"], json!({"f:data": {"f:key10": {}}}));
+}
