@@ -34,7 +34,7 @@ impl Attributes {
         Self {
             group: target.kind.group.to_string(),
             resource: target.kind.plural.to_string(),
-            subresource: target.subresource.clone(),
+            subresource: target.part.map_or_else(String::new, |part| part.name().into()),
             namespace: target.namespace.clone(),
             name: target.name.clone(),
             ..Self::default()

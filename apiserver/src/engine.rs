@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use api::kind::{Kind, Registry};
+use api::kind::{Kind, Part, Registry};
 use api::status::Status;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -40,21 +40,26 @@ pub struct Target {
     pub namespace: String,
     /// Empty for the collection.
     pub name: String,
-    /// Empty for the object itself.
-    pub subresource: String,
+    /// `None`: the object itself.
+    pub part: Option<Part>,
 }
 
 impl Target {
     pub fn new(kind: Arc<Kind>, namespace: &str, name: &str) -> Self {
-        Self { kind, namespace: namespace.into(), name: name.into(), subresource: String::new() }
+        Self { kind, namespace: namespace.into(), name: name.into(), part: None }
+    }
+
+    /// The part of it that a path or a client names; "" is the object itself.
+    pub fn below(self, subresource: &str) -> Result<Self, Status> {
+        let part = match subresource {
+            "" => None,
+            name => Some(Part::parse(name).ok_or_else(Status::no_route)?),
+        };
+        Ok(Self { part, ..self })
     }
 
     pub fn key(&self) -> ObjectKey {
         ObjectKey::new(&self.namespace, &self.name)
-    }
-
-    pub(crate) fn subresource(&self) -> Option<&str> {
-        (!self.subresource.is_empty()).then_some(self.subresource.as_str())
     }
 
     pub(crate) fn not_found(&self) -> Status {

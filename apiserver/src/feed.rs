@@ -117,8 +117,7 @@ pub(crate) fn header(kind: &Kind, object: &Value) -> Header {
         uid: metadata["uid"].as_str().unwrap_or_default().to_owned(),
         labels: labels.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned())).collect(),
         fields: api::selector::selectable(kind)
-            .iter()
-            .map(|field| (*field, api::selector::field_value(kind, object, field)))
+            .map(|field| (field.stored, api::selector::field_value(kind, object, field.stored)))
             .collect(),
     }
 }

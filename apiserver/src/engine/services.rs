@@ -139,7 +139,7 @@ impl Engine {
         let Some(address) = address else { return Ok(()) };
         service["spec"]["clusterIP"] = json!(address.to_string());
         service["spec"]["clusterIPs"] = json!([address.to_string()]);
-        api::write::service_families(service);
+        api::kinds::service::service_families(service);
         writes.push(self.address_write(address, service));
         Ok(())
     }
