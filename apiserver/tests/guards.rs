@@ -235,11 +235,16 @@ async fn what_cannot_be_read_is_not_let_grant() {
     world.master.create(group("rolebindings"), "default", bind("maker", "maker", "eve")).await.unwrap();
     let secrets = json!({"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]});
     let mut eve = world.user("eve");
-    for (number, odd) in
-        [json!(null), json!({"verbs": null}), json!({"verbs": ["get"], "apiGroups": null, "resources": ["pods"]})]
-            .into_iter()
-            .enumerate()
-    {
+    // A null is nothing where Go reads a text, and no text here.
+    let odd = [
+        json!(null),
+        json!({"verbs": null}),
+        json!({"verbs": ["get"], "apiGroups": null, "resources": ["pods"]}),
+        json!({"verbs": ["get"], "apiGroups": [null], "resources": ["pods"]}),
+        json!({"verbs": ["get", null], "apiGroups": [""], "resources": ["pods"]}),
+        json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"], "resourceNames": [null]}),
+    ];
+    for (number, odd) in odd.into_iter().enumerate() {
         let role = json!({"metadata": {"name": format!("odd{number}")}, "rules": [secrets, odd]});
         let answer = eve.request(Identity::Admin, "POST", ROLES, &json_body(), role.to_string().as_bytes()).await;
         assert!(matches!(answer.code, 400 | 403 | 422), "{odd}: {}", answer.code);
