@@ -144,6 +144,10 @@ impl Engine {
         self.store.failure()
     }
 
+    pub(crate) fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
     pub fn registry(&self) -> Registry {
         self.registry.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -224,12 +228,10 @@ impl Engine {
     pub(crate) fn write(&self, kind: &Kind, expect: Expect, object: &Value) -> Write {
         let metadata = &object["metadata"];
         let text = |field: &str| metadata[field].as_str().unwrap_or_default();
-        Write {
-            collection: collection(kind),
-            key: ObjectKey::new(text("namespace"), text("name")),
-            expect,
-            content: Some((Encoded::new(object), header(kind, object))),
-        }
+        let key = ObjectKey::new(text("namespace"), text("name"));
+        let collection = collection(kind);
+        let lifetime = crate::expiry::lifetime(&collection);
+        Write { lifetime, ..Write::put(collection, key, expect, Encoded::new(object), header(kind, object)) }
     }
 
     /// Commits what begins with a put; gives that object.

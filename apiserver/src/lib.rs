@@ -1,6 +1,6 @@
 //! The API engine: the store and what stands between it and everybody else.
 //!
-//! Entry point: [`server::Server`]. A request comes in through `http` (or [`client::Client`], in process), is
+//! Entry point: [`server::Server`]. A request comes in through `http` (or [`client::Client`], in process: `local`), is
 //! authenticated ([`authn`]) and authorised ([`authz`]), and becomes a call of the [`engine`]. A write ends in the
 //! [`store`], which holds it against what is there and commits it; what was committed goes through [`feed`] to the [`cache`],
 //! from which every read and watch is answered.
@@ -16,13 +16,13 @@ pub mod authn;
 pub mod authz;
 mod bootstrap;
 mod cache;
-pub mod client;
 pub mod engine;
 mod expiry;
 pub(crate) mod feed;
 mod http;
 pub mod identity;
 mod limits;
+mod local;
 pub mod nodes;
 mod object;
 pub mod pki;
@@ -31,5 +31,6 @@ pub mod server;
 mod store;
 
 pub use object::{Object, ObjectKey, Revision};
+pub use store::etcd::{Settings as EtcdSettings, Tls as EtcdTls};
 /// The administrator's side of a store: files, not contents.
 pub use store::{StoreError, tools as store_tools};

@@ -17,11 +17,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use api::status::Status;
-use apiserver::client::{Client, Resource};
-use apiserver::engine::ListOptions;
 use apiserver::identity::User;
 use apiserver::nodes::NoNodes;
 use apiserver::server::{Config, Server};
+use client::{Client, Resource, Selector};
 use serde_json::{Value, json};
 
 const ROUNDS: usize = 25;
@@ -53,9 +52,9 @@ async fn child(folder: &Path, round: u64) {
     let config = Config::on_loopback(folder.join("store.redb"));
     let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
     let client = server.client(User::new("writer", &["system:masters"]), "writer");
-    for object in client.list(CONFIG_MAPS, "default", &ListOptions::default()).await.unwrap().objects {
+    for object in client.list(&CONFIG_MAPS, "default", &Selector::default()).await.unwrap().items {
         let text = object.value()["data"]["text"].as_str().unwrap().to_owned();
-        say(&format!("has {} {} {text}", object.key.name(), object.revision));
+        say(&format!("has {} {} {text}", object.key.name, object.revision));
     }
     say("ready");
     let writers = (0..WRITERS).map(|writer| tokio::spawn(write(client.clone(), writer, round)));
@@ -71,7 +70,7 @@ async fn write(client: Client, writer: u64, round: u64) {
         let padding = "x".repeat(numbers.below(2000) as usize);
         if numbers.below(4) == 0 {
             say(&format!("tries {name} -"));
-            match client.delete(CONFIG_MAPS, "default", &name, &Default::default()).await {
+            match client.delete(&CONFIG_MAPS, "default", &name, &Default::default()).await {
                 Ok(_) => say(&format!("did {name} 0 -")),
                 Err(status) if status.code == 404 => say(&format!("did {name} 0 -")),
                 Err(status) => panic!("{status}"),
@@ -86,14 +85,14 @@ async fn write(client: Client, writer: u64, round: u64) {
 
 async fn put(client: &Client, name: &str, data: Value) -> Result<Value, Status> {
     let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data});
-    match client.create(CONFIG_MAPS, "default", object).await {
+    match client.create(&CONFIG_MAPS, "default", object).await {
         Err(status) if status.code == 409 => {
             let change = |current: &Value| {
                 let mut next = current.clone();
                 next["data"] = data.clone();
                 Ok(next)
             };
-            client.update(CONFIG_MAPS, "default", name, "", change).await
+            client.update(&CONFIG_MAPS, "default", name, "", change).await
         }
         outcome => outcome,
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use apiserver::client::Resource;
+use ::client::Resource;
 use apiserver::identity::User;
 use apiserver::nodes::NoNodes;
 use apiserver::server::{Config, Server};
@@ -52,7 +52,7 @@ async fn world(tokens: usize) -> World {
         async move {
             let name = format!("robot{number}");
             let account = json!({"metadata": {"name": name}});
-            master.create(Resource::core("serviceaccounts"), "default", account).await.unwrap();
+            master.create(&Resource::core("serviceaccounts"), "default", account).await.unwrap();
             let request = master.token("default", &name, json!({})).await.unwrap();
             request["status"]["token"].as_str().unwrap().to_owned()
         }

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::status::Status;
-use apiserver::client::{Client, Resource};
 use apiserver::identity::{MASTERS, User};
 use apiserver::nodes::{Duplex, ExecOptions, LogOptions, Nodes, Session, unreachable};
 use apiserver::server::{Config, Server};
 use async_trait::async_trait;
 use bytes::Bytes;
+use client::{Client, Resource};
 use futures::stream::BoxStream;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -288,7 +288,7 @@ async fn ports_are_forwarded_by_websocket_and_spdy() {
         pod["status"]["phase"] = json!("Running");
         Ok(pod)
     };
-    cluster.client.update(Resource::core("pods"), "default", "p", "status", runs).await.unwrap();
+    cluster.client.update(&Resource::core("pods"), "default", "p", "status", runs).await.unwrap();
     for websockets in ["true", "false"] {
         let setting = Some(("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets));
         let mut kubectl = cluster.command(&["port-forward", "pod/p", ":80", ":81", ":79"], setting).spawn().unwrap();

@@ -9,12 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::status::Status;
-use apiserver::client::{Client, Resource};
-use apiserver::engine::ListOptions;
 use apiserver::identity::User;
 use apiserver::nodes::NoNodes;
 use apiserver::server::{Config, Server};
 use apiserver::store_tools;
+use client::{Client, Resource, Selector};
 use serde_json::json;
 
 const CONFIG_MAPS: Resource = Resource::core("configmaps");
@@ -44,13 +43,13 @@ async fn stores_of_every_released_format_are_opened() {
         assert_eq!(before.objects["deployments.apps"], 1);
         let server = open(folder.path()).await;
         let client = client(&server);
-        let settings = client.get(CONFIG_MAPS, "shop", "settings").await.unwrap();
+        let settings = client.get(&CONFIG_MAPS, "shop", "settings").await.unwrap();
         assert_eq!(settings["data"], json!({"colour": "green", "text": "Grüße, 世界"}));
         assert_eq!(settings["metadata"]["labels"], json!({"tier": "front"}));
-        assert_eq!(client.get(CONFIG_MAPS, "shop", "gone").await.unwrap_err().code, 404);
+        assert_eq!(client.get(&CONFIG_MAPS, "shop", "gone").await.unwrap_err().code, 404);
         // The identity of the cluster is in the store as well: a new one would lock everybody out.
         let found: u64 = settings["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
-        let made = client.create(CONFIG_MAPS, "shop", json!({"metadata": {"name": "new"}})).await.unwrap();
+        let made = client.create(&CONFIG_MAPS, "shop", json!({"metadata": {"name": "new"}})).await.unwrap();
         let made: u64 = made["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
         assert!(found <= before.revision && made > before.revision, "{found} {} {made}", before.revision);
         drop((client, server));
@@ -76,12 +75,12 @@ impl Drop for SmallDisk {
 
 async fn create(client: &Client, name: &str) -> Result<String, Status> {
     let data = json!({"filling": "x".repeat(20_000)});
-    client.create(CONFIG_MAPS, "default", json!({"metadata": {"name": name}, "data": data})).await.map(|_| name.into())
+    client.create(&CONFIG_MAPS, "default", json!({"metadata": {"name": name}, "data": data})).await.map(|_| name.into())
 }
 
 async fn names(client: &Client) -> Vec<String> {
-    let all = client.list(CONFIG_MAPS, "default", &ListOptions::default()).await.unwrap();
-    let mut names: Vec<String> = all.objects.iter().map(|object| object.key.name().to_owned()).collect();
+    let all = client.list(&CONFIG_MAPS, "default", &Selector::default()).await.unwrap();
+    let mut names: Vec<String> = all.items.iter().map(|item| item.key.name.clone()).collect();
     names.sort();
     names
 }

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use agent::config::DEFAULT_POD_MAX_PIDS;
 use agent::image::Registries;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use api::sysctl::Allowed;
 use apiserver::engine::{ServiceNetwork, admission};
 use apiserver::server::Anonymous;
+use apiserver::{EtcdSettings, EtcdTls};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use proxy_userspace::ExternalIps;
 use serde_yaml::Value;
@@ -58,6 +59,18 @@ struct ServerArguments {
     /// Where the store and admin.kubeconfig live
     #[arg(long, default_value = "/var/lib/amphipod")]
     data_dir: PathBuf,
+    /// Keep the cluster's state in an etcd (3.4 or newer) that servers share: etcd://HOST:PORT[,HOST:PORT…]
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+    /// Certificate of the authority that etcd's certificates are from; with it, etcd is reached over TLS
+    #[arg(long, value_name = "FILE")]
+    store_ca: Option<PathBuf>,
+    /// Client certificate for etcd
+    #[arg(long, value_name = "FILE", requires_all = ["store_key", "store_ca"])]
+    store_cert: Option<PathBuf>,
+    /// Key of --store-cert
+    #[arg(long, value_name = "FILE", requires = "store_cert")]
+    store_key: Option<PathBuf>,
     /// Address and port to serve on
     #[arg(long, default_value = "0.0.0.0:6443")]
     listen: SocketAddr,
@@ -196,6 +209,7 @@ impl ServerArguments {
     fn settings_at(&self, advertise: IpAddr) -> Result<ControlPlane> {
         Ok(ControlPlane {
             data_dir: self.data_dir.clone(),
+            etcd: self.etcd()?,
             listen: self.listen,
             advertise,
             services: service_network(&self.service_cidr)?,
@@ -209,6 +223,31 @@ impl ServerArguments {
 }
 
 impl ServerArguments {
+    /// Where `--store` leads.
+    fn etcd(&self) -> Result<Option<EtcdSettings>> {
+        let Some(url) = &self.store else {
+            ensure!(self.store_ca.is_none(), "--store-ca is of use with --store only");
+            return Ok(None);
+        };
+        let list = url.strip_prefix("etcd://").unwrap_or_default();
+        let endpoints: Vec<String> = list.split(',').map(str::to_owned).collect();
+        let is_address = |text: &String| {
+            text.rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+        };
+        ensure!(endpoints.iter().all(is_address), "--store {url}: etcd://HOST:PORT[,HOST:PORT…] is wanted");
+        let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        let identity = match (&self.store_cert, &self.store_key) {
+            (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+            _ => None,
+        };
+        let tls = match &self.store_ca {
+            Some(authority) => Some(EtcdTls { authority: read(authority)?, identity }),
+            None => None,
+        };
+        Ok(Some(EtcdSettings { endpoints, tls }))
+    }
+
     fn admission(&self) -> admission::Settings {
         admission::Settings {
             pod_security: admission::Exemptions {

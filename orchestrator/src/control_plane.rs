@@ -6,23 +6,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use apiserver::EtcdSettings;
 use apiserver::engine::{ServiceNetwork, admission};
 use apiserver::identity::{AUTHENTICATED, User};
 use apiserver::nodes::{NoNodes, Nodes};
-use apiserver::server::{Anonymous, Config, Server};
+use apiserver::server::{Anonymous, Config, Server, StoreAt};
+use client::Caches;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::controllers::{self, Caches, Selection};
-use crate::events::Recorder;
-use crate::scheduler;
+use crate::controllers::{Selection, table};
+use crate::node;
 use crate::store_command;
-use crate::system_objects;
 
 /// Validated settings.
 #[derive(Debug, Clone)]
 pub struct ControlPlane {
     pub data_dir: PathBuf,
+    /// Where the cluster's state is, when not in the data folder.
+    pub etcd: Option<EtcdSettings>,
     pub listen: SocketAddr,
     pub advertise: IpAddr,
     pub services: ServiceNetwork,
@@ -67,7 +69,10 @@ pub async fn serve(server: Server, tasks: &mut JoinSet<()>) -> Result<()> {
 pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Running> {
     agent::claim::data_dir(&settings.data_dir).context("choose another folder with --data-dir")?;
     let config = Config {
-        store: store_command::store_of(&settings.data_dir),
+        store: match &settings.etcd {
+            Some(etcd) => StoreAt::Etcd(etcd.clone()),
+            None => StoreAt::File(store_command::store_of(&settings.data_dir)),
+        },
         listen: settings.listen,
         advertise: settings.advertise,
         services: settings.services.clone(),
@@ -86,15 +91,15 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
     };
     let address = SocketAddr::new(settings.advertise, server.address().port());
     write_private(&settings.data_dir.join("admin.kubeconfig"), &server.admin_kubeconfig(&address.to_string())?)?;
-    let (caches, mut tasks) = (Arc::new(Caches::default()), JoinSet::new());
+    let kept = table::reads(&settings.controllers).chain(node::READS.iter().copied());
+    let (caches, mut tasks) = (Arc::new(Caches::new(kept)), JoinSet::new());
     caches.start(&server.client(User::new("system:kube-controller-manager", &[AUTHENTICATED]), "amphipod"), &mut tasks);
-    controllers::start(&server, &caches, &settings.controllers, &mut tasks);
-    system_objects::start(&server, &caches, settings, address, &mut tasks);
-    if settings.controllers.has(controllers::SCHEDULER) {
-        let client = scheduler::client(&server);
-        let recorder = Recorder::new(client.clone(), "default-scheduler", "");
-        tasks.spawn(scheduler::run(client, recorder, caches.clone()));
-    }
+    let facts = table::Facts {
+        ca_certificate: server.authority().ca_certificate.clone(),
+        address,
+        services: settings.services.clone(),
+    };
+    table::start(&server, &caches, &facts, &settings.controllers, &mut tasks);
     Ok(Running { server, caches, tasks })
 }
 

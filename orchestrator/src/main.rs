@@ -5,10 +5,10 @@
 
 mod claim;
 mod cli;
+mod conditions;
 mod control_plane;
 mod controllers;
 mod doctor;
-mod events;
 mod inherited;
 mod node;
 mod reset;

@@ -10,14 +10,17 @@ use std::sync::Arc;
 use agent::Agent;
 use agent::config::PodCidr;
 use anyhow::{Context, Result};
+use api::view::{EndpointSlice, Service};
 use apiserver::identity::User;
+use client::Kept;
+use client::events::Recorder;
 use ipnetwork::IpNetwork;
 use network::{Cidr, Network};
 use proxy_userspace::{ExternalIps, Proxy, SocketHooks};
 use tokio::task::JoinSet;
 
 use crate::control_plane::Running;
-use crate::events::Recorder;
+use crate::controllers::views::{ConfigMap, Secret};
 
 pub mod links;
 pub mod pods;
@@ -48,6 +51,10 @@ pub struct Settings {
     pub pod_max_pids: Option<u64>,
     pub allowed_unsafe_sysctls: Vec<String>,
 }
+
+/// The views that a node of this process reads.
+pub const READS: &[Kept] =
+    &[Kept::of::<Service>(), Kept::of::<EndpointSlice>(), Kept::of::<ConfigMap>(), Kept::of::<Secret>()];
 
 /// A started node; its tasks run in the set it was given.
 pub struct Node {

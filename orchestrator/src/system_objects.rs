@@ -6,16 +6,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use api::status::Status;
-use apiserver::client::{Client, Resource};
-use apiserver::identity::{MASTERS, User};
-use apiserver::server::Server;
+use api::view::{EndpointSlice, Service};
+use client::{Caches, Client, Resource};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
 
-use crate::control_plane::ControlPlane;
-use crate::controllers::views::{ENDPOINTS, NAMESPACES, SERVICES, SLICES};
-use crate::controllers::{Caches, KUBERNETES_SERVICE};
+use crate::controllers::table::{Facts, Given};
+use crate::controllers::views::{ENDPOINTS, Endpoints, NAMESPACES, Namespace, SERVICES, SLICES};
 
 /// Namespaces that come back. Three of them cannot be deleted at all; nodes tell in the last that they live.
 const SYSTEM_NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -29,21 +26,18 @@ struct Kept {
     members: &'static [&'static str],
 }
 
-/// Starts keeping them, if that controller is chosen.
-pub fn start(
-    server: &Server,
-    caches: &Arc<Caches>,
-    control: &ControlPlane,
-    address: SocketAddr,
-    tasks: &mut JoinSet<()>,
-) {
-    if !control.controllers.has(KUBERNETES_SERVICE) {
-        return;
-    }
-    let client = server.client(User::new("system:apiserver", &[MASTERS]), "kube-apiserver");
-    let services = &control.services;
-    let kept = objects(address, &services.api_server().to_string(), &services.dns().to_string());
-    tasks.spawn(keep(client, caches.clone(), kept));
+pub const READS: &[client::Kept] = &[
+    client::Kept::of::<Namespace>(),
+    client::Kept::of::<Service>(),
+    client::Kept::of::<Endpoints>(),
+    client::Kept::of::<EndpointSlice>(),
+];
+
+/// Keeps them, for ever.
+pub async fn run(given: Given) {
+    let Facts { address, services, .. } = &given.facts;
+    let kept = objects(*address, &services.api_server().to_string(), &services.dns().to_string());
+    keep(given.client, given.caches, kept).await;
 }
 
 fn objects(server: SocketAddr, first: &str, dns: &str) -> Vec<Kept> {
@@ -122,22 +116,22 @@ async fn keep(client: Client, caches: Arc<Caches>, all: Vec<Kept>) {
         matches!((namespace, name), ("default", "kubernetes") | ("kube-system", "kube-dns"))
     };
     let (namespaces, services, endpoints, slices) = (wake.clone(), wake.clone(), wake.clone(), wake.clone());
-    caches.namespaces.on_change(move |old, new| {
+    caches.of::<Namespace>().on_change(move |old, new| {
         if new.is_none() && old.is_some_and(|gone| SYSTEM_NAMESPACES.contains(&&*gone.metadata.meta.name)) {
             namespaces.notify_one();
         }
     });
-    caches.services.on_change(move |old, new| {
+    caches.of::<Service>().on_change(move |old, new| {
         if new.or(old).is_some_and(|found| concerns(&found.metadata.namespace, &found.metadata.name)) {
             services.notify_one();
         }
     });
-    caches.endpoints.on_change(move |old, new| {
+    caches.of::<Endpoints>().on_change(move |old, new| {
         if new.or(old).is_some_and(|found| concerns(&found.metadata.meta.namespace, &found.metadata.meta.name)) {
             endpoints.notify_one();
         }
     });
-    caches.slices.on_change(move |old, new| {
+    caches.of::<EndpointSlice>().on_change(move |old, new| {
         if new.or(old).is_some_and(|found| concerns(&found.metadata.namespace, &found.metadata.name)) {
             slices.notify_one();
         }
@@ -145,7 +139,7 @@ async fn keep(client: Client, caches: Arc<Caches>, all: Vec<Kept>) {
     loop {
         for one in &all {
             if let Err(error) = ensure(&client, one).await {
-                tracing::warn!(object = one.name, resource = one.resource.plural, %error, "not kept; will retry");
+                tracing::warn!(object = one.name, resource = &*one.resource.plural, %error, "not kept; will retry");
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
                 wake.notify_one();
             }
@@ -156,10 +150,10 @@ async fn keep(client: Client, caches: Arc<Caches>, all: Vec<Kept>) {
 
 /// Creates what is missing, sets right what differs.
 async fn ensure(client: &Client, kept: &Kept) -> Result<(), Status> {
-    let found = match client.get(kept.resource, kept.namespace, kept.name).await {
+    let found = match client.get(&kept.resource, kept.namespace, kept.name).await {
         Ok(found) => found,
         Err(status) if status.code == 404 => {
-            return client.create(kept.resource, kept.namespace, kept.object.clone()).await.map(drop);
+            return client.create(&kept.resource, kept.namespace, kept.object.clone()).await.map(drop);
         }
         Err(status) => return Err(status),
     };
@@ -173,5 +167,5 @@ async fn ensure(client: &Client, kept: &Kept) -> Result<(), Status> {
         }
         Ok(next)
     };
-    client.update(kept.resource, kept.namespace, kept.name, "", correct).await.map(drop)
+    client.update(&kept.resource, kept.namespace, kept.name, "", correct).await.map(drop)
 }

@@ -40,7 +40,7 @@ async fn show_role(server: &Server, node: &str) -> Result<(), Status> {
         next["metadata"]["labels"][CONTROL_PLANE] = json!("");
         Ok(next)
     };
-    client.update(NODES, "", node, "", label).await.map(drop)
+    client.update(&NODES, "", node, "", label).await.map(drop)
 }
 
 /// A flag's value as a range of addresses.

@@ -117,6 +117,7 @@ impl Engine {
         if let Some(found) = self.set_aside(target).filter(|_| options.unreadable) {
             return self.delete_unreadable(context, target, options, found).await;
         }
+        self.look(&collection(&target.kind), &target.key()).await?;
         for _ in 0..ATTEMPTS {
             let current = self.find(target)?;
             if let Some(deleted) = self.delete_once(context, target, options, &current).await? {
@@ -139,7 +140,7 @@ impl Engine {
         let mut revision = 0;
         if !options.dry_run {
             let (collection, key) = (collection(&target.kind), target.key());
-            let write = Write { collection, key, expect: Expect::At(found), content: None };
+            let write = Write::remove(collection, key, found);
             revision = self.remove(vec![write]).await.map_err(|error| commit_failed(&error))?;
         }
         Ok(Deleted::Gone { uid: String::new(), revision })

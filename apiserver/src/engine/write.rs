@@ -66,6 +66,9 @@ impl Engine {
         options: &WriteOptions,
         object: Value,
     ) -> Result<Written, Status> {
+        if target.kind.namespaced() {
+            self.look(&Collection::new("", "namespaces"), &ObjectKey::new("", &target.namespace)).await?;
+        }
         let generated = object["metadata"]["name"].as_str().unwrap_or_default().is_empty();
         let attempts = if generated { NAMES } else { 1 };
         let mut last = Status::internal("no attempt was made");
@@ -164,6 +167,7 @@ impl Engine {
         options: &WriteOptions,
         change: &Change<'_>,
     ) -> Result<Written, Status> {
+        self.look(&super::collection(&target.kind), &target.key()).await?;
         for _ in 0..ATTEMPTS {
             let Some(current) = self.objects(&target.kind).get(&target.key()) else {
                 return self.create_by_update(context, target, options, change).await;

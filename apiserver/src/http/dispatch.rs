@@ -67,7 +67,7 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
                 },
             };
             authorize(shared, &user, &asked)?;
-            return plain(shared, &parts, &other);
+            return plain(shared, &parts, &other).await;
         }
     };
     // The old form of watches knows whole objects only.
@@ -166,7 +166,7 @@ impl Call<'_> {
         match verb {
             "get" => self.get().await,
             "list" => self.list().await,
-            "watch" => self.watch(),
+            "watch" => self.watch().await,
             "create" => self.create(body).await,
             "update" | "patch" => self.change(body).await,
             "delete" => self.delete(body).await,
@@ -201,10 +201,10 @@ fn authorize(shared: &Shared, user: &User, asked: &Attributes) -> Result<(), Sta
     shared.engine.authorizer.check(&shared.engine, user, asked)
 }
 
-fn plain(shared: &Shared, parts: &Parts, path: &Path) -> Result<Reply, Status> {
+async fn plain(shared: &Shared, parts: &Parts, path: &Path) -> Result<Reply, Status> {
     match path {
         Path::Discovery(what) => documents::discovery(shared, parts, what),
-        _ => match documents::other(shared, parts) {
+        _ => match documents::other(shared, parts).await {
             Some(_) if !matches!(parts.method, Method::GET | Method::HEAD) => Err(Status::method_not_allowed()),
             Some(reply) => reply,
             None => Ok(page_not_found()),
@@ -317,7 +317,7 @@ impl Call<'_> {
         Ok(reply::list(engine, kind, &list, self.accepted, include))
     }
 
-    fn watch(&self) -> Result<Reply, Status> {
+    async fn watch(&self) -> Result<Reply, Status> {
         self.check_verb("watch")?;
         let include = self.include()?;
         let kind = self.target.kind.clone();
@@ -335,6 +335,9 @@ impl Call<'_> {
         let bookmarks = options.bookmarks;
         let shape =
             watch::Shape { engine: self.shared.engine.clone(), kind, accepted: self.accepted, include, bookmarks };
+        if options.version.is_none() {
+            self.shared.engine.wait_for(None).await?;
+        }
         match self.shared.engine.watch(&target, options) {
             Ok(running) => Ok(watch::stream(running, shape, Duration::from_secs(seconds))),
             Err(expired) => Ok(watch::refused(&expired)),

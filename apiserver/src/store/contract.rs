@@ -44,8 +44,8 @@ impl Feed for Heard {
 }
 
 pub fn put(name: &str, expect: Expect) -> Write {
-    let content = Some((Encoded::new(&json!({"metadata": {"name": name}})), Header::default()));
-    Write { collection: Collection::new("", "pods"), key: ObjectKey::new("ns", name), expect, content }
+    let encoded = Encoded::new(&json!({"metadata": {"name": name}}));
+    Write::put(Collection::new("", "pods"), ObjectKey::new("ns", name), expect, encoded, Header::default())
 }
 
 pub fn remove(name: &str, revision: Revision) -> Write {

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::selector::Labels;
+use client::{Caches, Kept, Key};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::Caches;
-use super::informer::Key;
 use super::ownership;
 use super::runtime::{Action, Controller, Plan, Queue};
-use super::views::{DEPLOYMENTS, Deployment, REPLICA_SETS, ReplicaSet};
-use crate::events::{EventType, Reference};
+use super::table::{Account, Given};
+use super::views::{DEPLOYMENTS, Deployment, Pod, REPLICA_SETS, ReplicaSet};
+use client::events::{EventType, Reference};
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
 const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
@@ -31,17 +31,22 @@ pub struct Deployments;
 
 impl Controller for Deployments {
     const NAME: &'static str = "deployment-controller";
-    const ACCOUNT: &'static str = "deployment-controller";
+    const ACCOUNT: Account = Account::Service("deployment-controller");
+    const READS: &'static [Kept] = &[Kept::of::<Deployment>(), Kept::of::<ReplicaSet>(), Kept::of::<Pod>()];
+
+    fn new(_: &Given) -> Self {
+        Self
+    }
 
     fn watch(&self, caches: &Caches, queue: &Queue) {
         let own = queue.clone();
-        caches.deployments.on_change(move |old, new| {
+        caches.of::<Deployment>().on_change(move |old, new| {
             if let Some(deployment) = new.or(old) {
                 own.add(Key::of(&deployment.metadata.meta));
             }
         });
         let sets = queue.clone();
-        caches.replica_sets.on_change(move |old, new| {
+        caches.of::<ReplicaSet>().on_change(move |old, new| {
             for set in [old, new].into_iter().flatten() {
                 if let Some(owner) = set.metadata.owned.controller().filter(|owner| owner.kind == "Deployment") {
                     sets.add(Key::new(&set.metadata.meta.namespace, &owner.name));
@@ -49,8 +54,8 @@ impl Controller for Deployments {
             }
         });
         // Recreate waits for the last old pod to be gone.
-        let (queue, sets) = (queue.clone(), caches.replica_sets.clone());
-        caches.pods.on_change(move |old, new| {
+        let (queue, sets) = (queue.clone(), caches.of::<ReplicaSet>());
+        caches.of::<Pod>().on_change(move |old, new| {
             if let (Some(pod), None) = (old, new) {
                 let owner = pod
                     .metadata
@@ -65,10 +70,10 @@ impl Controller for Deployments {
     }
 
     fn reconcile(&self, key: &Key, caches: &Caches) -> Plan {
-        let Some(deployment) = caches.deployments.get(&key.namespace, &key.name) else { return Plan::new() };
+        let Some(deployment) = caches.of::<Deployment>().get(&key.namespace, &key.name) else { return Plan::new() };
         let Ok(labels) = Labels::from_object(&deployment.spec.selector) else { return Plan::new() };
         let uid = &deployment.metadata.meta.uid;
-        let all = caches.replica_sets.namespace(&key.namespace);
+        let all = caches.of::<ReplicaSet>().namespace(&key.namespace);
         let selected =
             |set: &&Arc<ReplicaSet>| labels.matches(|key| set.metadata.meta.labels.get(key).map(String::as_str));
         let (mut mine, mut plan) = (Vec::new(), Plan::new());
@@ -85,7 +90,11 @@ impl Controller for Deployments {
         }
         let old_pods = mine.iter().any(|set| {
             !same_template(&set.spec.template, &deployment.spec.template)
-                && caches.pods.indexed(&format!("owner/{}", set.metadata.meta.uid)).iter().any(|pod| !pod.has_ended())
+                && caches
+                    .of::<Pod>()
+                    .indexed(&format!("owner/{}", set.metadata.meta.uid))
+                    .iter()
+                    .any(|pod| !pod.has_ended())
         });
         let taken = |name: &str| {
             all.iter().any(|set| set.metadata.meta.name == name && !mine.iter().any(|own| Arc::ptr_eq(own, set)))

@@ -1,212 +1,264 @@
 //! What goes when its owners went: dependents of deleted objects, and the `orphan` and `foregroundDeletion` finalizers.
 //!
-//! It must look at every kind, also those added while the server runs, so it reads headers of the stored bytes instead of
-//! one decoded view per kind. It acts as a client like any other, under the account whose role Kubernetes gives it.
+//! It must look at every kind, also those added while the server runs, so it keeps a [`graph`] of ownership instead of one
+//! decoded view per kind. Each change has its neighbours judged, by workers that take what changed first; nobody waits for
+//! the writers to pause. It acts as a client like any other, under the account whose role Kubernetes gives it.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use api::kind::Kind;
 use api::status::Status;
-use apiserver::client::Client;
-use apiserver::engine::{DeleteOptions, Propagation, Target};
+use client::follow::{self, Step};
+use client::queue::{Outcome, Queue};
+use client::{Client, DeleteOptions, Item, Propagation, Resource, Selector, ServedKind};
+use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+use tokio::task::{AbortHandle, JoinSet};
 
-const FOREGROUND: &str = "foregroundDeletion";
-const ORPHAN: &str = "orphan";
-/// Failed passes come back after this.
+use graph::{FOREGROUND, Fact, Graph, Judgement, ORPHAN, Owner, Standing, Verdict, Way};
+
+mod graph;
+
+/// Objects acted on at once; the store commits them in groups.
+const WORKERS: usize = 16;
+/// Before a question for the served kinds that failed is asked again.
 const RETRY: Duration = Duration::from_secs(1);
-/// Passes over all kinds before the collector waits for the writers to pause.
-const PASSES: usize = 8;
-/// Kinds that come and go by the second: what they own is found out when it is asked for.
-const NOT_FOLLOWED: [&str; 2] = ["events", "leases"];
+/// What comes and goes by the second and owns nothing; upstream leaves it out too.
+const NOT_FOLLOWED: &str = "Event";
+/// What adds kinds and takes them away.
+const DEFINITIONS: &str = "customresourcedefinitions";
 
-/// Deletes what its owners left behind, and honours the `orphan` and `foregroundDeletion` finalizers.
-pub struct GarbageCollector {
+/// Collects for ever.
+pub async fn run(client: Client) {
+    let collector = Arc::new(Collector {
+        client,
+        graph: Mutex::default(),
+        kinds: Mutex::default(),
+        queue: Queue::default(),
+        redefined: Notify::new(),
+        resources: Mutex::default(),
+        filling: watch::channel(None).0,
+    });
+    let mut tasks = JoinSet::new();
+    for _ in 0..WORKERS {
+        tasks.spawn(collector.clone().work());
+    }
+    collector.follow_kinds(&mut tasks).await;
+}
+
+struct Collector {
     client: Client,
+    graph: Mutex<Graph>,
+    /// Every kind served now, for owners in any version.
+    kinds: Mutex<Vec<ServedKind>>,
+    queue: Queue<String>,
+    /// Definitions of kinds changed.
+    redefined: Notify,
+    /// By the graph's number of a kind.
+    resources: Mutex<Vec<Resource>>,
+    /// Kinds whose first state is not complete; `None` until the kinds are known.
+    filling: watch::Sender<Option<BTreeSet<usize>>>,
 }
 
-/// What the collector knows of an object.
-#[derive(Debug, Clone)]
-struct Fact {
-    kind: Arc<Kind>,
-    namespace: String,
-    name: String,
-    version: String,
-    owners: Vec<Owner>,
-    deleting: bool,
-    finalizers: Vec<String>,
+/// Locks; no change to what is inside is ever half done.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Fact {
-    /// Deleted in the foreground: it waits for its dependents.
-    fn waits(&self) -> bool {
-        self.deleting && self.finalizers.iter().any(|own| own == FOREGROUND)
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Owner {
-    uid: String,
-    group: String,
-    version: String,
-    kind: String,
-    name: String,
-    blocks: bool,
-}
-
-/// Whether an owner is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    There,
-    Gone,
-    /// Nobody can tell: its kind is not known, or it cannot be an owner from where it is. What it owns stays.
-    Unclear,
-}
-
-/// What to do with one object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Verdict {
-    /// All its owners are gone (or going in the foreground).
-    Delete(String, Propagation),
-    /// Some owners are gone: those references go.
-    Forget(String, Vec<String>),
-    /// It owns what waits for it to go: it stops holding its owners back.
-    Unblock(String),
-    /// It orphans its dependents and is then done.
-    Orphan(String, Vec<String>),
-    /// Its last blocking dependent is gone.
-    Finish(String),
-}
-
-/// What came of a pass over all verdicts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pass {
-    Done,
-    /// Something changed meanwhile: look again.
-    Stale,
-    Failed,
-}
-
-impl GarbageCollector {
-    pub fn new(client: Client) -> Self {
-        Self { client }
-    }
-
-    /// Looks again after each change of anything, until told to stop by being dropped.
-    pub async fn run(self) {
-        let mut facts: BTreeMap<String, Fact> = BTreeMap::new();
-        let mut cursors = BTreeMap::new();
-        let mut revisions = self.client.engine().revisions();
-        // Facts changed since the last pass that carried out everything.
-        let mut due = false;
+impl Collector {
+    /// Follows every kind, from its definition to its end.
+    async fn follow_kinds(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
+        let mut followed: BTreeMap<Resource, (usize, AbortHandle)> = BTreeMap::new();
         loop {
-            revisions.mark_unchanged();
-            // A dependent is seen with its owner only when a whole pass brings nothing new: owners are older.
-            let settled = (0..PASSES).any(|_| {
-                let fresh = self.refresh(&mut facts, &mut cursors);
-                due |= fresh;
-                !fresh
-            });
-            let pass = if due && settled { self.pass(&facts).await } else { Pass::Done };
-            due = match pass {
-                Pass::Done if settled => false,
-                Pass::Done => due,
-                Pass::Stale | Pass::Failed => true,
-            };
-            match pass {
-                Pass::Stale => {}
-                _ if due => tokio::time::sleep(RETRY).await,
-                _ if revisions.changed().await.is_err() => return,
-                _ => {}
-            }
-        }
-    }
-
-    async fn pass(&self, facts: &BTreeMap<String, Fact>) -> Pass {
-        let mut pass = Pass::Done;
-        for verdict in verdicts(facts, &|fact, owner| self.standing_elsewhere(fact, owner)) {
-            match self.carry_out(&verdict, facts).await {
-                Ok(()) => {}
-                Err(error) if error.code == 404 => {}
-                Err(error) if error.code == 409 && pass == Pass::Done => pass = Pass::Stale,
+            let served = match self.client.kinds().await {
+                Ok(served) => served,
                 Err(error) => {
-                    tracing::debug!(%error, ?verdict, "garbage collection will retry");
-                    pass = Pass::Failed;
+                    tracing::warn!(%error, "the served kinds are not known; will be asked for again");
+                    tokio::time::sleep(RETRY).await;
+                    continue;
                 }
+            };
+            let wanted: Vec<Resource> = served
+                .iter()
+                .filter(|kind| kind.preferred && kind.kind != NOT_FOLLOWED)
+                .map(|kind| kind.resource.clone())
+                .collect();
+            *lock(&self.kinds) = served;
+            followed.retain(|resource, (kind, task)| {
+                let stays = wanted.contains(resource);
+                if !stays {
+                    task.abort();
+                    self.is_filled(*kind);
+                    let touched = lock(&self.graph).retain(*kind, &Default::default());
+                    touched.into_iter().for_each(|uid| self.queue.add(uid));
+                }
+                stays
+            });
+            let new: Vec<Resource> = wanted.into_iter().filter(|resource| !followed.contains_key(resource)).collect();
+            let numbered = {
+                let mut resources = lock(&self.resources);
+                let first = resources.len();
+                resources.extend(new.iter().cloned());
+                (first..).zip(new)
+            };
+            let numbered: Vec<_> = numbered.collect();
+            // Before any of them can be complete.
+            self.filling.send_modify(|filling| {
+                filling.get_or_insert_default().extend(numbered.iter().map(|(kind, _)| *kind));
+            });
+            for (kind, resource) in numbered {
+                let task = tasks.spawn(self.clone().follow(kind, resource.clone()));
+                followed.insert(resource, (kind, task));
             }
+            self.redefined.notified().await;
         }
-        pass
     }
 
-    /// Brings the facts up to date from each collection's history; true when ownership may have changed.
-    fn refresh(&self, facts: &mut BTreeMap<String, Fact>, cursors: &mut BTreeMap<String, u64>) -> bool {
-        let mut touched = false;
-        let registry = self.client.engine().registry();
-        for kind in registry.iter().filter(|kind| kind.stored() && kind.is_storage()) {
-            if NOT_FOLLOWED.contains(&&*kind.plural) {
-                continue;
-            }
-            let place = format!("{}/{}", kind.group, kind.plural);
-            let known = cursors.get(&place).copied();
-            let (cursor, changes) = self.client.engine().changes(kind, known);
-            cursors.insert(place, cursor);
-            for (uid, object) in changes {
-                touched = true;
-                match object {
-                    Some(value) => drop(facts.insert(uid, fact(kind, &value))),
-                    None => drop(facts.remove(&uid)),
-                }
-            }
-        }
-        touched
+    fn is_filled(&self, kind: usize) {
+        self.filling.send_modify(|filling| {
+            filling.iter_mut().for_each(|filling| {
+                filling.remove(&kind);
+            });
+        });
     }
 
-    /// An owner that is not among the facts.
-    fn standing_elsewhere(&self, fact: &Fact, owner: &Owner) -> Standing {
-        let registry = self.client.engine().registry();
-        let Some(kind) = registry.find_kind(&owner.group, &owner.version, &owner.kind) else {
-            return Standing::Unclear;
+    fn resource(&self, kind: usize) -> Option<Resource> {
+        lock(&self.resources).get(kind).cloned()
+    }
+
+    /// Follows one kind.
+    async fn follow(self: Arc<Self>, kind: usize, resource: Resource) {
+        let defines = resource.plural == DEFINITIONS;
+        let mut filled = false;
+        let client = self.client.clone();
+        follow::run(client, resource, Selector::default(), |step| {
+            let touched = match step {
+                Step::Set(item) => match read(kind, &item) {
+                    Ok((uid, fact)) => lock(&self.graph).set(&uid, fact),
+                    Err(error) => {
+                        tracing::error!(key = %item.key, %error, "stored object does not decode");
+                        Vec::new()
+                    }
+                },
+                Step::Remove(key) => lock(&self.graph).remove(kind, &key),
+                Step::Retain(keys) => lock(&self.graph).retain(kind, &keys),
+                Step::Seen(_) => {
+                    if !std::mem::replace(&mut filled, true) {
+                        self.is_filled(kind);
+                    }
+                    if defines {
+                        self.redefined.notify_one();
+                    }
+                    return;
+                }
+            };
+            touched.into_iter().for_each(|uid| self.queue.add(uid));
+        })
+        .await;
+    }
+
+    async fn work(self: Arc<Self>) {
+        let mut filling = self.filling.subscribe();
+        loop {
+            let uid = self.queue.take().await;
+            // Until everything is known, what is not known is not news. The sender lives in self.
+            let _ = filling.wait_for(|filling| filling.as_ref().is_some_and(BTreeSet::is_empty)).await;
+            let outcome = match self.attend(&uid).await {
+                Ok(()) => Outcome::Done,
+                Err(error) if error.code == 404 => Outcome::Done,
+                Err(error) => {
+                    tracing::debug!(%error, uid, "garbage collection will retry");
+                    Outcome::Failed
+                }
+            };
+            self.queue.done(&uid, outcome);
+            self.queue.settled(&uid);
+        }
+    }
+
+    async fn attend(&self, uid: &str) -> Result<(), Status> {
+        let mut answers = HashMap::new();
+        let (fact, verdicts) = loop {
+            let (fact, judgement) = {
+                let graph = lock(&self.graph);
+                (graph.get(uid).cloned(), graph.judge(uid, &answers))
+            };
+            let Some(fact) = fact else { return Ok(()) };
+            match judgement {
+                Judgement::Do(verdicts) => break (fact, verdicts),
+                Judgement::Ask(owners) => {
+                    for owner in owners {
+                        let standing = self.ask(&fact, &owner).await?;
+                        if standing == Standing::Gone {
+                            lock(&self.graph).is_gone(&owner.uid);
+                        }
+                        answers.insert(owner.uid, standing);
+                    }
+                }
+            }
         };
-        if kind.namespaced() && fact.namespace.is_empty() {
-            return Standing::Unclear;
+        for verdict in verdicts {
+            self.carry_out(uid, &fact, verdict).await?;
         }
-        if !NOT_FOLLOWED.contains(&&*kind.plural) {
-            return Standing::Gone;
-        }
-        let namespace = if kind.namespaced() { &*fact.namespace } else { "" };
-        let there = self.client.engine().all(&kind, namespace).iter().any(|found| found.header.uid == owner.uid);
-        if there { Standing::There } else { Standing::Gone }
+        Ok(())
     }
 
-    async fn carry_out(&self, verdict: &Verdict, facts: &BTreeMap<String, Fact>) -> Result<(), Status> {
+    /// Looks for an owner whose news did not come (yet).
+    async fn ask(&self, fact: &Fact, owner: &Owner) -> Result<Standing, Status> {
+        let (group, version) = owner.api_version.split_once('/').unwrap_or(("", &owner.api_version));
+        let is_kind = |kind: &&ServedKind| {
+            kind.kind == owner.kind && kind.resource.group == group && kind.resource.version == version
+        };
+        let Some(kind) = lock(&self.kinds).iter().find(is_kind).cloned() else { return Ok(Standing::Unclear) };
+        if kind.namespaced && fact.key.namespace.is_empty() {
+            return Ok(Standing::Unclear);
+        }
+        let namespace = if kind.namespaced { &*fact.key.namespace } else { "" };
+        match self.client.get(&kind.resource, namespace, &owner.name).await {
+            Ok(found) if found["metadata"]["uid"] == owner.uid => Ok(Standing::There),
+            Ok(_) => Ok(Standing::Gone),
+            Err(status) if status.code == 404 => Ok(Standing::Gone),
+            Err(status) => Err(status),
+        }
+    }
+
+    async fn carry_out(&self, uid: &str, fact: &Fact, verdict: Verdict) -> Result<(), Status> {
         match verdict {
-            Verdict::Delete(uid, propagation) => {
-                let fact = &facts[uid];
+            Verdict::Delete(way) => {
                 let options = DeleteOptions {
-                    uid: Some(uid.clone()),
+                    uid: Some(uid.to_owned()),
                     // As it was when this was decided: an owner added since would keep it.
-                    version: Some(fact.version.clone()),
-                    propagation: Some(*propagation),
+                    version: Some(fact.version),
+                    propagation: Some(match way {
+                        Way::Background => Propagation::Background,
+                        Way::Foreground => Propagation::Foreground,
+                    }),
                     ..DeleteOptions::default()
                 };
-                self.client.delete_at(&target(fact), &options).await.map(drop)
+                let Some(resource) = self.resource(fact.kind) else { return Ok(()) };
+                self.client.delete(&resource, &fact.key.namespace, &fact.key.name, &options).await.map(drop)
             }
-            Verdict::Forget(uid, gone) => self.forget(&facts[uid], gone).await,
-            Verdict::Unblock(uid) => self.edit(&facts[uid], unblock).await,
-            Verdict::Orphan(uid, dependents) => {
+            Verdict::Forget(gone) => self.forget(uid, fact, &gone).await,
+            Verdict::Unblock => self.edit(uid, fact, unblock).await,
+            Verdict::Orphan(dependents) => {
                 for dependent in dependents {
-                    self.forget(&facts[dependent], std::slice::from_ref(uid)).await?;
+                    let found = lock(&self.graph).get(&dependent).cloned();
+                    let Some(found) = found else { continue };
+                    match self.forget(&dependent, &found, &[uid.to_owned()]).await {
+                        Err(status) if status.code != 404 => return Err(status),
+                        _ => {}
+                    }
                 }
-                self.unfinalize(&facts[uid], ORPHAN).await
+                self.unfinalize(uid, fact, ORPHAN).await
             }
-            Verdict::Finish(uid) => self.unfinalize(&facts[uid], FOREGROUND).await,
+            Verdict::Finish => self.unfinalize(uid, fact, FOREGROUND).await,
         }
     }
 
-    async fn forget(&self, fact: &Fact, gone: &[String]) -> Result<(), Status> {
-        self.edit(fact, |metadata| {
+    async fn forget(&self, uid: &str, fact: &Fact, gone: &[String]) -> Result<(), Status> {
+        self.edit(uid, fact, |metadata| {
             if let Some(owners) = metadata["ownerReferences"].as_array_mut() {
                 owners.retain(|owner| !gone.iter().any(|uid| owner["uid"] == **uid));
             }
@@ -214,8 +266,8 @@ impl GarbageCollector {
         .await
     }
 
-    async fn unfinalize(&self, fact: &Fact, finalizer: &str) -> Result<(), Status> {
-        self.edit(fact, |metadata| {
+    async fn unfinalize(&self, uid: &str, fact: &Fact, finalizer: &str) -> Result<(), Status> {
+        self.edit(uid, fact, |metadata| {
             if let Some(list) = metadata["finalizers"].as_array_mut() {
                 list.retain(|own| own != finalizer);
             }
@@ -223,20 +275,31 @@ impl GarbageCollector {
         .await
     }
 
-    async fn edit(&self, fact: &Fact, edit: impl Fn(&mut Value) + Send + Sync) -> Result<(), Status> {
-        let change = |current: &Value| {
-            let mut next = current.clone();
-            edit(&mut next["metadata"]);
-            for field in ["ownerReferences", "finalizers"] {
-                if next["metadata"][field].as_array().is_some_and(Vec::is_empty)
-                    && let Some(metadata) = next["metadata"].as_object_mut()
-                {
-                    metadata.remove(field);
-                }
+    /// Changes owners and finalizers of an object as it is now, and nothing else of it: its kind may have fields that no
+    /// schema of ours knows.
+    async fn edit(&self, uid: &str, fact: &Fact, edit: impl Fn(&mut Value) + Send + Sync) -> Result<(), Status> {
+        let Some(resource) = self.resource(fact.kind) else { return Ok(()) };
+        let (namespace, name) = (&*fact.key.namespace, &*fact.key.name);
+        let mut found = self.client.get(&resource, namespace, name).await?;
+        if found["metadata"]["uid"] != uid {
+            return Ok(());
+        }
+        let version = found["metadata"]["resourceVersion"].take();
+        let before = found["metadata"].clone();
+        edit(&mut found["metadata"]);
+        let mut changed = json!({});
+        for field in ["ownerReferences", "finalizers"] {
+            let (old, new) = (&before[field], &found["metadata"][field]);
+            if old != new {
+                let empty = new.as_array().is_none_or(Vec::is_empty);
+                changed[field] = if empty { Value::Null } else { new.clone() };
             }
-            Ok(next)
-        };
-        self.client.update_at(&target(fact), change).await.map(drop)
+        }
+        if changed == json!({}) {
+            return Ok(());
+        }
+        changed["resourceVersion"] = version;
+        self.client.patch(&resource, namespace, name, "", &json!({"metadata": changed})).await.map(drop)
     }
 }
 
@@ -246,218 +309,31 @@ fn unblock(metadata: &mut Value) {
     }
 }
 
-fn target(fact: &Fact) -> Target {
-    Target::new(fact.kind.clone(), &fact.namespace, &fact.name)
+#[derive(Deserialize)]
+struct Object {
+    metadata: Metadata,
 }
 
-fn fact(kind: &Arc<Kind>, object: &Value) -> Fact {
-    let metadata = &object["metadata"];
-    let text = |field: &str| metadata[field].as_str().unwrap_or_default().to_owned();
-    let list = |field: &str| metadata[field].as_array().into_iter().flatten();
-    Fact {
-        kind: kind.clone(),
-        namespace: text("namespace"),
-        name: text("name"),
-        version: text("resourceVersion"),
-        owners: list("ownerReferences").map(owner).collect(),
-        deleting: metadata["deletionTimestamp"].is_string(),
-        finalizers: list("finalizers").filter_map(Value::as_str).map(str::to_owned).collect(),
-    }
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    uid: String,
+    deletion_timestamp: Option<String>,
+    #[serde(default)]
+    owner_references: Vec<Owner>,
+    #[serde(default)]
+    finalizers: Vec<String>,
 }
 
-fn owner(reference: &Value) -> Owner {
-    let text = |field: &str| reference[field].as_str().unwrap_or_default();
-    let (group, version) = text("apiVersion").split_once('/').unwrap_or(("", text("apiVersion")));
-    Owner {
-        uid: text("uid").into(),
-        group: group.into(),
-        version: version.into(),
-        kind: text("kind").into(),
-        name: text("name").into(),
-        blocks: reference["blockOwnerDeletion"] == true,
-    }
-}
-
-type Elsewhere<'a> = &'a dyn Fn(&Fact, &Owner) -> Standing;
-
-/// The facts, and who depends on whom.
-struct World<'a> {
-    facts: &'a BTreeMap<String, Fact>,
-    dependents: BTreeMap<&'a str, Vec<&'a str>>,
-    /// Judges owners that are not among the facts.
-    elsewhere: Elsewhere<'a>,
-}
-
-/// What the present state calls for. Pure.
-fn verdicts(facts: &BTreeMap<String, Fact>, elsewhere: Elsewhere<'_>) -> Vec<Verdict> {
-    let mut dependents: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (uid, fact) in facts {
-        for owner in &fact.owners {
-            dependents.entry(&owner.uid).or_default().push(uid);
-        }
-    }
-    let world = World { facts, dependents, elsewhere };
-    let mut all = Vec::new();
-    for (uid, fact) in facts {
-        if fact.deleting && fact.finalizers.iter().any(|own| own == ORPHAN) {
-            let dependents = world.dependents_of(uid).iter().map(|dependent| (*dependent).to_owned());
-            all.push(Verdict::Orphan(uid.clone(), dependents.collect()));
-            continue;
-        }
-        let blocking =
-            |dependent: &&&str| facts[**dependent].owners.iter().any(|owner| owner.uid == *uid && owner.blocks);
-        if fact.waits() && world.dependents_of(uid).iter().filter(blocking).count() == 0 {
-            all.push(Verdict::Finish(uid.clone()));
-        }
-        all.extend(world.fate(uid, fact));
-    }
-    all
-}
-
-impl World<'_> {
-    fn dependents_of(&self, uid: &str) -> &[&str] {
-        self.dependents.get(uid).map(Vec::as_slice).unwrap_or_default()
-    }
-
-    fn waits(&self, uid: &str) -> bool {
-        self.facts.get(uid).is_some_and(Fact::waits)
-    }
-
-    /// What becomes of an object whose owners are gone or going.
-    fn fate(&self, uid: &str, fact: &Fact) -> Vec<Verdict> {
-        if fact.owners.is_empty() || fact.deleting {
-            return Vec::new();
-        }
-        let standings: Vec<_> = fact.owners.iter().map(|owner| (owner, self.standing(fact, owner))).collect();
-        if standings.iter().any(|(_, standing)| *standing == Standing::Unclear) {
-            return Vec::new();
-        }
-        let (gone, rest): (Vec<_>, Vec<_>) =
-            standings.into_iter().partition(|(_, standing)| *standing == Standing::Gone);
-        let staying = rest.iter().filter(|(owner, _)| !self.waits(&owner.uid)).count();
-        let waiting = rest.len() - staying;
-        match (gone.len(), staying, waiting) {
-            (0, _, 0) | (0, 1.., _) => Vec::new(),
-            (_, 0, 1..) => self.follow(uid),
-            (_, 0, 0) => vec![Verdict::Delete(uid.to_owned(), Propagation::Background)],
-            _ => vec![Verdict::Forget(uid.to_owned(), gone.iter().map(|(owner, _)| owner.uid.clone()).collect())],
-        }
-    }
-
-    /// An owner waits for this object, which goes with its own dependents before it. If one of those waits already, they
-    /// may all wait for each other in a circle.
-    fn follow(&self, uid: &str) -> Vec<Verdict> {
-        let dependents = self.dependents_of(uid);
-        let policy = if dependents.is_empty() { Propagation::Background } else { Propagation::Foreground };
-        let delete = Verdict::Delete(uid.to_owned(), policy);
-        if dependents.iter().any(|dependent| self.waits(dependent)) {
-            return vec![Verdict::Unblock(uid.to_owned()), delete];
-        }
-        vec![delete]
-    }
-
-    /// An owner is there when its uid is, in the dependent's namespace or cluster-wide.
-    fn standing(&self, fact: &Fact, owner: &Owner) -> Standing {
-        match self.facts.get(&owner.uid) {
-            Some(found) if found.namespace.is_empty() || found.namespace == fact.namespace => Standing::There,
-            Some(_) if fact.namespace.is_empty() => Standing::Unclear,
-            Some(_) => Standing::Gone,
-            None => (self.elsewhere)(fact, owner),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Uid, owners with blocking, deleting, finalizers.
-    type Given<'a> = (&'a str, &'a [(&'a str, bool)], bool, &'a [&'a str]);
-
-    fn facts(objects: &[Given<'_>]) -> BTreeMap<String, Fact> {
-        let kind = api::kind::Registry::builtin().find("", "v1", "configmaps").unwrap();
-        let made = objects.iter().map(|(uid, owners, deleting, finalizers)| {
-            let owner_of = |uid: &str, blocks| {
-                let reference = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": uid, "uid": uid});
-                Owner { blocks, ..owner(&reference) }
-            };
-            let owners = owners.iter().map(|(uid, blocks)| owner_of(uid, *blocks)).collect();
-            let finalizers = finalizers.iter().map(|f| (*f).to_owned()).collect();
-            let fact = Fact {
-                kind: kind.clone(),
-                namespace: "ns".into(),
-                name: (*uid).into(),
-                version: "1".into(),
-                owners,
-                deleting: *deleting,
-                finalizers,
-            };
-            ((*uid).to_owned(), fact)
-        });
-        made.collect()
-    }
-
-    fn verdicts(facts: &BTreeMap<String, Fact>) -> Vec<Verdict> {
-        super::verdicts(facts, &|_, _| Standing::Gone)
-    }
-
-    #[test]
-    fn dependents_of_what_is_gone_go() {
-        let all = facts(&[("b", &[("gone", true)], false, &[]), ("c", &[("gone", true), ("b", false)], false, &[])]);
-        assert_eq!(
-            verdicts(&all),
-            [Verdict::Delete("b".into(), Propagation::Background), Verdict::Forget("c".into(), vec!["gone".into()])]
-        );
-    }
-
-    #[test]
-    fn foreground_waits_for_blocking_dependents() {
-        let all = facts(&[("a", &[], true, &[FOREGROUND]), ("b", &[("a", true)], false, &[])]);
-        assert_eq!(verdicts(&all), [Verdict::Delete("b".into(), Propagation::Background)]);
-        let done = facts(&[("a", &[], true, &[FOREGROUND])]);
-        assert_eq!(verdicts(&done), [Verdict::Finish("a".into())]);
-    }
-
-    #[test]
-    fn orphaning_takes_the_reference_and_nothing_else() {
-        let all = facts(&[("a", &[], true, &[ORPHAN]), ("b", &[("a", true)], false, &[])]);
-        assert_eq!(verdicts(&all), [Verdict::Orphan("a".into(), vec!["b".into()])]);
-    }
-
-    #[test]
-    fn an_owner_in_another_namespace_is_no_owner() {
-        let mut all = facts(&[("a", &[], false, &[]), ("b", &[("a", true)], false, &[])]);
-        all.get_mut("a").unwrap().namespace = "other".into();
-        assert_eq!(verdicts(&all), [Verdict::Delete("b".into(), Propagation::Background)]);
-    }
-
-    #[test]
-    fn nothing_goes_for_an_owner_that_nobody_can_judge() {
-        let all =
-            facts(&[("a", &[("custom", true)], false, &[]), ("b", &[("gone", true), ("custom", true)], false, &[])]);
-        let unclear = |_: &Fact, owner: &Owner| if owner.uid == "custom" { Standing::Unclear } else { Standing::Gone };
-        assert_eq!(super::verdicts(&all, &unclear), []);
-        // What is cluster-wide cannot be owned by what is in a namespace; upstream leaves it alone.
-        let mut all = facts(&[("a", &[], false, &[]), ("b", &[("a", true)], false, &[])]);
-        all.get_mut("b").unwrap().namespace.clear();
-        assert_eq!(verdicts(&all), []);
-    }
-
-    #[test]
-    fn a_circle_of_owners_opens() {
-        // b follows a in the foreground; c, which owns a, is the next, and holds b back no longer.
-        let all = facts(&[
-            ("a", &[("c", true)], true, &[FOREGROUND]),
-            ("b", &[("a", true)], true, &[FOREGROUND]),
-            ("c", &[("b", true)], false, &[]),
-        ]);
-        let expected = [Verdict::Unblock("c".into()), Verdict::Delete("c".into(), Propagation::Foreground)];
-        assert_eq!(verdicts(&all), expected);
-        let all = facts(&[
-            ("a", &[("c", true)], true, &[FOREGROUND]),
-            ("b", &[("a", true)], true, &[FOREGROUND]),
-            ("c", &[("b", false)], true, &[FOREGROUND]),
-        ]);
-        assert_eq!(verdicts(&all), [Verdict::Finish("b".into())]);
-    }
+fn read(kind: usize, item: &Item) -> Result<(String, Fact), serde_json::Error> {
+    let Object { metadata } = api::view::decode(&item.json)?;
+    let fact = Fact {
+        kind,
+        key: item.key.clone(),
+        version: item.revision,
+        owners: metadata.owner_references,
+        deleting: metadata.deletion_timestamp.is_some(),
+        finalizers: metadata.finalizers,
+    };
+    Ok((metadata.uid, fact))
 }

@@ -4,20 +4,20 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use client::{Caches, Kept, Key};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::Caches;
-use super::informer::Key;
 use super::runtime::{Action, Controller, Plan, Queue};
-use super::views::{CONFIG_MAPS, NODES, Node, SERVICE_ACCOUNTS, Taint};
+use super::table::{Account, Given};
+use super::views::{CONFIG_MAPS, ConfigMap, Lease, NODES, Namespace, Node, SERVICE_ACCOUNTS, ServiceAccount, Taint};
 
 const CA_MAP: &str = "kube-root-ca.crt";
 const DEFAULT_ACCOUNT: &str = "default";
 
 fn watch_namespaces(caches: &Caches, queue: &Queue) {
     let queue = queue.clone();
-    caches.namespaces.on_change(move |_, new| {
+    caches.of::<Namespace>().on_change(move |_, new| {
         if let Some(namespace) = new {
             queue.add(Key::new("", &namespace.metadata.meta.name));
         }
@@ -25,7 +25,7 @@ fn watch_namespaces(caches: &Caches, queue: &Queue) {
 }
 
 fn living(caches: &Caches, key: &Key) -> Option<String> {
-    let namespace = caches.namespaces.get("", &key.name)?;
+    let namespace = caches.of::<Namespace>().get("", &key.name)?;
     namespace.metadata.meta.deletion_timestamp.is_none().then(|| namespace.metadata.meta.name.clone())
 }
 
@@ -34,12 +34,17 @@ pub struct ServiceAccounts;
 
 impl Controller for ServiceAccounts {
     const NAME: &'static str = "serviceaccount-controller";
-    const ACCOUNT: &'static str = "service-account-controller";
+    const ACCOUNT: Account = Account::Service("service-account-controller");
+    const READS: &'static [Kept] = &[Kept::of::<Namespace>(), Kept::of::<ServiceAccount>()];
+
+    fn new(_: &Given) -> Self {
+        Self
+    }
 
     fn watch(&self, caches: &Caches, queue: &Queue) {
         watch_namespaces(caches, queue);
         let queue = queue.clone();
-        caches.service_accounts.on_change(move |old, new| {
+        caches.of::<ServiceAccount>().on_change(move |old, new| {
             if let (Some(gone), None) = (old, new) {
                 queue.add(Key::new("", &gone.metadata.meta.namespace));
             }
@@ -48,7 +53,7 @@ impl Controller for ServiceAccounts {
 
     fn reconcile(&self, key: &Key, caches: &Caches) -> Plan {
         let Some(namespace) = living(caches, key) else { return Plan::new() };
-        if caches.service_accounts.get(&namespace, DEFAULT_ACCOUNT).is_some() {
+        if caches.of::<ServiceAccount>().get(&namespace, DEFAULT_ACCOUNT).is_some() {
             return Plan::new();
         }
         let object = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": DEFAULT_ACCOUNT, "namespace": namespace}});
@@ -63,12 +68,17 @@ pub struct RootCa {
 
 impl Controller for RootCa {
     const NAME: &'static str = "root-ca-certificate-publisher-controller";
-    const ACCOUNT: &'static str = "root-ca-cert-publisher";
+    const ACCOUNT: Account = Account::Service("root-ca-cert-publisher");
+    const READS: &'static [Kept] = &[Kept::of::<Namespace>(), Kept::of::<ConfigMap>()];
+
+    fn new(given: &Given) -> Self {
+        Self { certificate: given.facts.ca_certificate.clone() }
+    }
 
     fn watch(&self, caches: &Caches, queue: &Queue) {
         watch_namespaces(caches, queue);
         let queue = queue.clone();
-        caches.config_maps.on_change(move |old, new| {
+        caches.of::<ConfigMap>().on_change(move |old, new| {
             if let Some(map) = new.or(old).filter(|map| map.metadata.meta.name == CA_MAP) {
                 queue.add(Key::new("", &map.metadata.meta.namespace));
             }
@@ -78,7 +88,7 @@ impl Controller for RootCa {
     fn reconcile(&self, key: &Key, caches: &Caches) -> Plan {
         let Some(namespace) = living(caches, key) else { return Plan::new() };
         let data = json!({"ca.crt": self.certificate});
-        match caches.config_maps.get(&namespace, CA_MAP) {
+        match caches.of::<ConfigMap>().get(&namespace, CA_MAP) {
             Some(map) if map.data.len() == 1 && map.data.get("ca.crt") == Some(&self.certificate) => Plan::new(),
             Some(_) => vec![Action::Patch {
                 resource: CONFIG_MAPS,
@@ -110,17 +120,22 @@ pub struct NodeLifecycle {
 
 impl Controller for NodeLifecycle {
     const NAME: &'static str = "node-lifecycle-controller";
-    const ACCOUNT: &'static str = "node-controller";
+    const ACCOUNT: Account = Account::Service("node-controller");
+    const READS: &'static [Kept] = &[Kept::of::<Node>(), Kept::of::<Lease>()];
+
+    fn new(_: &Given) -> Self {
+        Self::default()
+    }
 
     fn watch(&self, caches: &Caches, queue: &Queue) {
         let nodes = queue.clone();
-        caches.nodes.on_change(move |_, new| {
+        caches.of::<Node>().on_change(move |_, new| {
             if let Some(node) = new {
                 nodes.add(Key::new("", &node.metadata.meta.name));
             }
         });
         let queue = queue.clone();
-        caches.leases.on_change(move |_, new| {
+        caches.of::<Lease>().on_change(move |_, new| {
             if let Some(lease) = new.filter(|lease| lease.metadata.meta.namespace == "kube-node-lease") {
                 queue.add(Key::new("", &lease.metadata.meta.name));
             }
@@ -128,9 +143,9 @@ impl Controller for NodeLifecycle {
     }
 
     fn reconcile(&self, key: &Key, caches: &Caches) -> Plan {
-        let Some(node) = caches.nodes.get("", &key.name) else { return Plan::new() };
+        let Some(node) = caches.of::<Node>().get("", &key.name) else { return Plan::new() };
         let renewed = caches
-            .leases
+            .of::<Lease>()
             .get("kube-node-lease", &key.name)
             .map(|lease| lease.spec.renew_time.clone())
             .unwrap_or_default();

@@ -1,29 +1,71 @@
 //! Deleted namespaces: emptied, pods first, and let go when nothing is left. What is in the way is said in the
 //! namespace's conditions.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use api::kind::Kind;
 use api::status::Status;
-use apiserver::client::Client;
-use apiserver::engine::{DeleteOptions, Propagation, Target};
+use client::queue::{Outcome, Queue};
+use client::{
+    Caches, Client, DeleteOptions, EventStream, Item, Kept, Propagation, Resource, Revision, Selector, ServedKind,
+};
 use futures::StreamExt;
+use futures::future::select_all;
+use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
-use super::views::NAMESPACES;
+use super::views::{NAMESPACES, Namespace, PODS};
+use crate::conditions::{self, Stamp};
 
 /// The finalizer of a namespace that is this controller's to take away.
 const KUBERNETES: &str = "kubernetes";
-/// Failed passes come back after this.
-const RETRY: Duration = Duration::from_secs(1);
-/// Deletions under way at once; the store commits them in groups.
+/// Namespaces emptied at once, and deletions under way in each; the store commits them in groups.
+const PASSES: usize = 8;
 const CONCURRENT: usize = 32;
 
-/// Empties deleted namespaces, then lets them go.
-pub struct Namespaces {
+pub const READS: &[Kept] = &[Kept::of::<Namespace>()];
+
+/// Empties deleted namespaces, then lets them go; for ever.
+pub async fn run(client: Client, caches: Arc<Caches>) {
+    let queue = Queue::default();
+    let added = queue.clone();
+    caches.of::<Namespace>().on_change(move |_, new| {
+        if let Some(namespace) = new.filter(|namespace| is_terminating(namespace)) {
+            added.add(namespace.metadata.meta.name.clone());
+        }
+    });
+    let emptier = Arc::new(Emptier { client, passes: Semaphore::new(PASSES) });
+    // A namespace that waits for others' finalizers holds up no other one.
+    let mut tasks = JoinSet::new();
+    loop {
+        let name = tokio::select! {
+            name = queue.take() => name,
+            Some(ended) = tasks.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "emptying a namespace failed");
+                }
+                continue;
+            }
+        };
+        let (emptier, queue) = (emptier.clone(), queue.clone());
+        tasks.spawn(async move {
+            let outcome = emptier.empty(&name).await;
+            queue.done(&name, outcome);
+            queue.settled(&name);
+        });
+    }
+}
+
+fn is_terminating(namespace: &Namespace) -> bool {
+    namespace.metadata.meta.deletion_timestamp.is_some()
+        && namespace.spec.finalizers.iter().any(|own| own == KUBERNETES)
+}
+
+struct Emptier {
     client: Client,
+    passes: Semaphore,
 }
 
 /// What a pass over a namespace left.
@@ -34,6 +76,8 @@ struct Left {
     /// Objects by the finalizer that holds them.
     finalizers: BTreeMap<String, usize>,
     errors: Vec<Status>,
+    /// Where something is left, and up to when that is known.
+    places: Vec<(Resource, Revision)>,
 }
 
 impl Left {
@@ -42,71 +86,82 @@ impl Left {
     }
 }
 
-impl Namespaces {
-    pub fn new(client: Client) -> Self {
-        Self { client }
-    }
+/// What of any object decides whether it goes.
+#[derive(Deserialize)]
+struct Object {
+    metadata: Metadata,
+}
 
-    pub async fn run(self) {
-        let mut revisions = self.client.engine().revisions();
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    deletion_timestamp: Option<String>,
+    #[serde(default)]
+    finalizers: Vec<String>,
+}
+
+impl Emptier {
+    /// Passes over a namespace until it is let go, looking again when something of what is left changes.
+    async fn empty(&self, name: &str) -> Outcome {
         loop {
-            revisions.mark_unchanged();
-            let mut failed = false;
-            for name in self.terminating() {
-                match self.pass(&name).await {
-                    Ok(()) => {}
-                    // Gone, or somebody else wrote it: the next look sees that.
-                    Err(error) if matches!(error.code, 404 | 409) => {}
-                    Err(error) => {
-                        tracing::warn!(namespace = name, %error, "cannot empty a namespace yet");
-                        failed = true;
-                    }
+            let passed = {
+                // Never closed.
+                let _pass = self.passes.acquire().await;
+                self.pass(name).await
+            };
+            let left = match passed {
+                Ok(left) => left,
+                // Gone; or somebody else wrote it, and that comes back as a change.
+                Err(error) if matches!(error.code, 404 | 409) => return Outcome::Done,
+                Err(error) => {
+                    tracing::warn!(namespace = name, %error, "cannot empty a namespace yet");
+                    return Outcome::Failed;
                 }
+            };
+            if left.nothing() {
+                return Outcome::Done;
             }
-            if failed {
-                tokio::time::sleep(RETRY).await;
-            } else if revisions.changed().await.is_err() {
-                return;
+            if let Err(error) = self.changed(name, &left.places).await {
+                tracing::debug!(namespace = name, %error, "what is left is not watched");
+                return Outcome::Failed;
             }
         }
-    }
-
-    fn terminating(&self) -> BTreeSet<String> {
-        let Some(kind) = self.client.engine().registry().find("", "v1", "namespaces") else { return BTreeSet::new() };
-        let deleting = |value: &Value| {
-            value["status"]["phase"] == "Terminating"
-                && value["spec"]["finalizers"].as_array().is_some_and(|list| list.iter().any(|f| f == KUBERNETES))
-        };
-        let all = self.client.engine().all(&kind, "");
-        all.iter()
-            .filter(|object| object.json.windows(13).any(|w| w == b"\"Terminating\""))
-            .map(|object| object.value())
-            .filter(deleting)
-            .filter_map(|value| value["metadata"]["name"].as_str().map(str::to_owned))
-            .collect()
     }
 
     /// Deletes what is there, tells what is left, and lets the namespace go when nothing is.
-    async fn pass(&self, name: &str) -> Result<(), Status> {
-        let left = self.empty(name).await;
+    async fn pass(&self, name: &str) -> Result<Left, Status> {
+        let kinds = self.client.kinds().await?;
+        let mut left = self.delete_content(name, &kinds).await;
         self.tell(name, &left).await?;
-        match left.errors.into_iter().next() {
+        match left.errors.pop() {
             Some(error) => Err(error),
-            None if left.objects.is_empty() => self.finish(name).await,
-            None => Ok(()),
+            None if left.nothing() => self.finish(name).await.map(|()| left),
+            None => Ok(left),
         }
     }
 
+    /// Waits for a change of what is left.
+    async fn changed(&self, name: &str, places: &[(Resource, Revision)]) -> Result<(), Status> {
+        let mut watches: Vec<Box<dyn EventStream>> = Vec::new();
+        for (resource, revision) in places {
+            watches.push(self.client.watch_after(resource, name, &Selector::default(), *revision).await?);
+        }
+        let next = watches.iter_mut().map(|watch| watch.next());
+        // What fell behind missed a change: that is one too.
+        let (_, _, _) = select_all(next).await;
+        Ok(())
+    }
+
     /// Pods go first: what they use stays until they are gone.
-    async fn empty(&self, name: &str) -> Left {
-        let registry = self.client.engine().registry();
-        let kinds = registry.iter().filter(|kind| kind.stored() && kind.namespaced() && kind.is_storage());
-        let (pods, others): (Vec<_>, Vec<_>) =
-            kinds.cloned().partition(|kind| kind.group.is_empty() && kind.plural == "pods");
+    async fn delete_content(&self, name: &str, kinds: &[ServedKind]) -> Left {
+        let kinds = kinds.iter().filter(|kind| kind.namespaced && kind.preferred).map(|kind| &kind.resource);
+        let (pods, others): (Vec<_>, Vec<_>) = kinds.partition(|resource| **resource == PODS);
         let mut left = Left::default();
         for stage in [pods, others] {
-            for kind in &stage {
-                self.empty_of(kind, name, &mut left).await;
+            for resource in stage {
+                if let Err(error) = self.delete_all(resource, name, &mut left).await {
+                    left.errors.push(error);
+                }
             }
             if !left.nothing() {
                 break;
@@ -116,25 +171,35 @@ impl Namespaces {
     }
 
     /// Deletes the objects of one kind, and counts those that stay.
-    async fn empty_of(&self, kind: &Arc<Kind>, name: &str, left: &mut Left) {
-        let mut targets = Vec::new();
-        for object in self.client.engine().all(kind, name) {
-            if !is_deleting(&object.value()) {
-                targets.push(Target::new(kind.clone(), name, object.key.name()));
-            }
+    async fn delete_all(&self, resource: &Resource, name: &str, left: &mut Left) -> Result<(), Status> {
+        let all = Selector::default();
+        let found = self.client.list(resource, name, &all).await?;
+        if found.items.is_empty() {
+            return Ok(());
         }
+        let standing = |item: &Item| {
+            let object = api::view::decode::<Object>(&item.json);
+            object.is_ok_and(|object| object.metadata.deletion_timestamp.is_none())
+        };
+        let standing: Vec<String> = found.items.into_iter().filter(standing).map(|item| item.key.name).collect();
         let options = &DeleteOptions { propagation: Some(Propagation::Background), ..DeleteOptions::default() };
-        let deletions = targets.into_iter().map(|target| async move { self.client.delete_at(&target, options).await });
+        let deletions =
+            standing.into_iter().map(|one| async move { self.client.delete(resource, name, &one, options).await });
         let outcomes: Vec<_> = futures::stream::iter(deletions).buffer_unordered(CONCURRENT).collect().await;
         left.errors.extend(outcomes.into_iter().filter_map(Result::err).filter(|error| error.code != 404));
-        for object in self.client.engine().all(kind, name) {
-            *left.objects.entry(format!("{}.{}", kind.plural, kind.group)).or_default() += 1;
-            let value = object.value();
-            for finalizer in value["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str)
-            {
-                *left.finalizers.entry(finalizer.to_owned()).or_default() += 1;
+        let rest = self.client.list(resource, name, &all).await?;
+        if rest.items.is_empty() {
+            return Ok(());
+        }
+        left.places.push((resource.clone(), rest.revision));
+        left.objects.insert(format!("{}.{}", resource.plural, resource.group), rest.items.len());
+        for item in &rest.items {
+            let finalizers = api::view::decode::<Object>(&item.json).map(|object| object.metadata.finalizers);
+            for finalizer in finalizers.unwrap_or_default() {
+                *left.finalizers.entry(finalizer).or_default() += 1;
             }
         }
+        Ok(())
     }
 
     async fn tell(&self, name: &str, left: &Left) -> Result<(), Status> {
@@ -144,7 +209,7 @@ impl Namespaces {
             next["status"]["conditions"] = json!(conditions(&current["status"]["conditions"], left, &now));
             Ok(next)
         };
-        self.client.update(NAMESPACES, "", name, "status", write).await.map(drop)
+        self.client.update(&NAMESPACES, "", name, "status", write).await.map(drop)
     }
 
     /// Takes our finalizer away, and so the namespace where it was the last.
@@ -156,26 +221,17 @@ impl Namespaces {
             }
             Ok(next)
         };
-        self.client.update(NAMESPACES, "", name, "finalize", finish).await.map(drop)
+        self.client.update(&NAMESPACES, "", name, "finalize", finish).await.map(drop)
     }
 }
 
-fn is_deleting(object: &Value) -> bool {
-    object["metadata"]["deletionTimestamp"].is_string()
-}
-
-/// The conditions of a namespace that is being emptied, in upstream's words; foreign ones stay. A condition that says what
-/// it said keeps its time.
+/// The conditions of a namespace that is being emptied, in upstream's words; foreign ones stay.
 fn conditions(stored: &Value, left: &Left, now: &str) -> Vec<Value> {
-    let stored = stored.as_array().map(Vec::as_slice).unwrap_or_default();
     let own = states(left).map(|(type_, bad, reason, message)| {
         let status = if bad { "True" } else { "False" };
-        let old = stored.iter().find(|old| old["type"] == type_ && old["status"] == status);
-        let since = old.and_then(|old| old["lastTransitionTime"].as_str()).unwrap_or(now);
-        json!({"type": type_, "status": status, "lastTransitionTime": since, "reason": reason, "message": message})
+        json!({"type": type_, "status": status, "reason": reason, "message": message})
     });
-    let foreign = stored.iter().filter(|old| !own.iter().any(|own| own["type"] == old["type"]));
-    foreign.cloned().chain(own.clone()).collect()
+    conditions::merge(stored, &[], own.into(), &[Stamp::Transition], now)
 }
 
 type State = (&'static str, bool, &'static str, String);
@@ -249,6 +305,7 @@ mod tests {
             objects: [("configmaps.".into(), 1), ("deployments.apps".into(), 2)].into(),
             finalizers: [("example.com/keep".into(), 3)].into(),
             errors: vec![Status::internal("no")],
+            places: Vec::new(),
         };
         let all = conditions(&json!([{"type": "Foreign", "status": "True"}]), &left, "now");
         assert_eq!(all.len(), 6);

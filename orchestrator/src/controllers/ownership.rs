@@ -1,12 +1,17 @@
-//! Who controls an object: taken, given up, and written as owner references. What others wrote there stays.
+//! What owners do with what they own: taken, given up, written as owner references (what others wrote there stays), and
+//! found to be available.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use super::informer::Key;
 use super::runtime::Action;
-use super::views::{Metadata, OwnerReference};
+use super::views::{Metadata, OwnerReference, Pod};
 use api::view::Meta;
-use apiserver::client::Resource;
+use client::Key;
+use client::Resource;
 
 /// The reference by which a controller's object owns what it makes.
 pub fn owner(api_version: &str, kind: &str, meta: &Meta) -> Value {
@@ -54,6 +59,25 @@ fn repoint(resource: Resource, object: &Metadata, owners: Vec<Value>) -> Action 
     }
 }
 
+/// When a pod counts as available; `None` while it is not ready.
+fn available_at(pod: &Pod, min_ready_seconds: i64) -> Option<Timestamp> {
+    let ready = pod.condition("Ready").filter(|ready| ready.status == "True")?;
+    let since: Timestamp = ready.last_transition_time.parse().ok()?;
+    since.checked_add(SignedDuration::from_secs(min_ready_seconds)).ok()
+}
+
+/// It has been ready for long enough.
+pub fn is_available(pod: &Pod, min_ready_seconds: i64, now: Timestamp) -> bool {
+    pod.is_ready() && (min_ready_seconds == 0 || available_at(pod, min_ready_seconds).is_some_and(|at| at <= now))
+}
+
+/// How long until the next ready pod becomes available.
+pub fn next_available(pods: &[Arc<Pod>], min_ready_seconds: i64, now: Timestamp) -> Option<Duration> {
+    let waiting = pods.iter().filter(|pod| pod.is_ready() && !is_available(pod, min_ready_seconds, now));
+    let next = waiting.filter_map(|pod| available_at(pod, min_ready_seconds)).min()?;
+    Some(Duration::try_from(next.duration_since(now)).unwrap_or_default() + Duration::from_millis(10))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::views::PODS;
@@ -76,5 +100,17 @@ mod tests {
             serde_json::from_value(json!({"name": "p", "namespace": "ns", "ownerReferences": [other, own]})).unwrap();
         assert_eq!(*owners(&release(PODS, &taken, "2")), json!([other]));
         assert_eq!(*owners(&release(PODS, &object, "1")), Value::Null);
+    }
+
+    #[test]
+    fn a_pod_is_available_when_it_was_ready_for_long_enough() {
+        let ready = json!([{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+        let pod: Arc<Pod> = Arc::new(serde_json::from_value(json!({"status": {"conditions": ready}})).unwrap());
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let (early, late) = (at("2026-01-01T00:00:04Z"), at("2026-01-01T00:00:10Z"));
+        assert!(!is_available(&pod, 10, early) && is_available(&pod, 10, late) && is_available(&pod, 0, early));
+        let next = next_available(std::slice::from_ref(&pod), 10, early);
+        assert_eq!(next, Some(Duration::from_millis(6010)));
+        assert_eq!(next_available(&[pod], 10, late), None);
     }
 }

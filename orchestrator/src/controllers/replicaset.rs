@@ -3,18 +3,18 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use api::selector::Labels;
+use client::events::{EventType, Reference};
+use client::{Caches, Kept, Key};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::Caches;
-use super::informer::Key;
 use super::ownership;
 use super::runtime::{Act, Action, Controller, Failure, Plan, Queue};
+use super::table::{Account, Given};
 use super::views::{PODS, Pod, REPLICA_SETS, ReplicaSet};
-use crate::events::{EventType, Reference};
+use crate::conditions::{self, Stamp};
 
 /// Pods made or removed by one plan: bounds what a mistake costs before it is seen.
 const BURST: usize = 500;
@@ -23,17 +23,22 @@ pub struct ReplicaSets;
 
 impl Controller for ReplicaSets {
     const NAME: &'static str = "replicaset-controller";
-    const ACCOUNT: &'static str = "replicaset-controller";
+    const ACCOUNT: Account = Account::Service("replicaset-controller");
+    const READS: &'static [Kept] = &[Kept::of::<ReplicaSet>(), Kept::of::<Pod>()];
+
+    fn new(_: &Given) -> Self {
+        Self
+    }
 
     fn watch(&self, caches: &Caches, queue: &Queue) {
         let own = queue.clone();
-        caches.replica_sets.on_change(move |old, new| {
+        caches.of::<ReplicaSet>().on_change(move |old, new| {
             if let Some(set) = new.or(old) {
                 own.add(Key::of(&set.metadata.meta));
             }
         });
-        let (queue, sets) = (queue.clone(), caches.replica_sets.clone());
-        caches.pods.on_change(move |old, new| {
+        let (queue, sets) = (queue.clone(), caches.of::<ReplicaSet>());
+        caches.of::<Pod>().on_change(move |old, new| {
             for pod in [old, new].into_iter().flatten() {
                 let namespace = &pod.metadata.meta.namespace;
                 match pod.metadata.owned.controller() {
@@ -51,15 +56,18 @@ impl Controller for ReplicaSets {
     }
 
     fn reconcile(&self, key: &Key, caches: &Caches) -> Plan {
-        let Some(set) = caches.replica_sets.get(&key.namespace, &key.name) else { return Plan::new() };
-        let owned = caches.pods.indexed(&format!("owner/{}", set.metadata.meta.uid));
-        let orphans =
-            caches.pods.namespace(&key.namespace).into_iter().filter(|pod| pod.metadata.owned.controller().is_none());
+        let Some(set) = caches.of::<ReplicaSet>().get(&key.namespace, &key.name) else { return Plan::new() };
+        let owned = caches.of::<Pod>().indexed(&format!("owner/{}", set.metadata.meta.uid));
+        let orphans = caches
+            .of::<Pod>()
+            .namespace(&key.namespace)
+            .into_iter()
+            .filter(|pod| pod.metadata.owned.controller().is_none());
         plan(&set, &owned, &orphans.collect::<Vec<_>>(), Timestamp::now())
     }
 
     fn failed(&self, key: &Key, caches: &Caches, failure: &Failure) -> Plan {
-        let set = caches.replica_sets.get(&key.namespace, &key.name);
+        let set = caches.of::<ReplicaSet>().get(&key.namespace, &key.name);
         set.map(|set| say_failure(&set, failure, Timestamp::now())).unwrap_or_default()
     }
 }
@@ -94,7 +102,8 @@ fn plan(set: &ReplicaSet, owned: &[Arc<Pod>], orphans: &[Arc<Pod>], now: Timesta
     }
     let active: Vec<_> = mine.iter().filter(|pod| pod.is_active()).cloned().collect();
     plan.extend(status(set, &active, now));
-    plan.extend(next_available(set, &active, now));
+    let next = ownership::next_available(&active, set.spec.min_ready_seconds, now);
+    plan.extend(next.map(|after| Action::Again { key: Key::of(&set.metadata.meta), after }));
     plan
 }
 
@@ -169,27 +178,6 @@ fn about(set: &ReplicaSet) -> Reference {
     Reference::new("apps/v1", "ReplicaSet", &set.metadata.meta)
 }
 
-/// When a pod counts as available; `None` while it is not ready.
-fn available_at(pod: &Pod, min_ready_seconds: i64) -> Option<Timestamp> {
-    let ready = pod.condition("Ready").filter(|ready| ready.status == "True")?;
-    let since: Timestamp = ready.last_transition_time.parse().ok()?;
-    since.checked_add(jiff::SignedDuration::from_secs(min_ready_seconds)).ok()
-}
-
-fn is_available(pod: &Pod, set: &ReplicaSet, now: Timestamp) -> bool {
-    pod.is_ready()
-        && (set.spec.min_ready_seconds == 0
-            || available_at(pod, set.spec.min_ready_seconds).is_some_and(|at| at <= now))
-}
-
-/// The moment at which the next ready pod becomes available.
-fn next_available(set: &ReplicaSet, active: &[Arc<Pod>], now: Timestamp) -> Option<Action> {
-    let waiting = active.iter().filter(|pod| pod.is_ready() && !is_available(pod, set, now));
-    let next = waiting.filter_map(|pod| available_at(pod, set.spec.min_ready_seconds)).min()?;
-    let after = Duration::try_from(next.duration_since(now)).unwrap_or_default() + Duration::from_millis(10);
-    Some(Action::Again { key: Key::of(&set.metadata.meta), after })
-}
-
 /// A pod that could not be made or removed: in the set's condition, and in an event.
 fn say_failure(set: &ReplicaSet, failure: &Failure, now: Timestamp) -> Plan {
     let (reason, verb) = match failure.act {
@@ -208,8 +196,8 @@ fn say_failure(set: &ReplicaSet, failure: &Failure, now: Timestamp) -> Plan {
         return vec![said];
     }
     let time = api::time::rfc3339(now);
-    let failed = json!({"type": REPLICA_FAILURE, "status": "True", "reason": reason, "message": message, "lastTransitionTime": time});
-    let conditions: Vec<Value> = set.status.conditions.iter().cloned().chain([failed]).collect();
+    let failed = json!({"type": REPLICA_FAILURE, "status": "True", "reason": reason, "message": message});
+    let conditions = conditions::merge(&json!(set.status.conditions), &[], vec![failed], &[Stamp::Transition], &time);
     vec![said, write_status(set, json!({"conditions": conditions}))]
 }
 
@@ -228,8 +216,7 @@ const REPLICA_FAILURE: &str = "ReplicaFailure";
 /// Conditions once the set is as large as it should be: a failure is over then.
 fn settled_conditions(set: &ReplicaSet) -> Option<Vec<Value>> {
     set.status.condition(REPLICA_FAILURE)?;
-    let others = set.status.conditions.iter().filter(|condition| condition["type"] != REPLICA_FAILURE);
-    Some(others.cloned().collect())
+    Some(conditions::merge(&json!(set.status.conditions), &[REPLICA_FAILURE], Vec::new(), &[], ""))
 }
 
 fn status(set: &ReplicaSet, active: &[Arc<Pod>], now: Timestamp) -> Option<Action> {
@@ -243,7 +230,8 @@ fn status(set: &ReplicaSet, active: &[Arc<Pod>], now: Timestamp) -> Option<Actio
     let count =
         |is: &dyn Fn(&Pod) -> bool| i64::try_from(active.iter().filter(|pod| is(pod)).count()).unwrap_or(i64::MAX);
     let (replicas, labels) = (count(&|_| true), count(&labeled));
-    let (ready, available) = (count(&Pod::is_ready), count(&|pod| is_available(pod, set, now)));
+    let (ready, available) =
+        (count(&Pod::is_ready), count(&|pod| ownership::is_available(pod, set.spec.min_ready_seconds, now)));
     let old = &set.status;
     let generation = set.metadata.owned.generation;
     let settled = settled_conditions(set).filter(|_| replicas == set.spec.replicas);

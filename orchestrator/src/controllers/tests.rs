@@ -1,24 +1,23 @@
 //! The controllers against a real server: what their pure parts cannot show.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::status::Status;
-use apiserver::client::{Client, Resource};
-use apiserver::engine::{DeleteOptions, ListOptions, Propagation};
-use apiserver::identity::MASTERS;
+use apiserver::identity::{MASTERS, User};
 use apiserver::nodes::NoNodes;
-use apiserver::server::Config;
+use apiserver::server::{Config, Server};
+use client::{Caches, Client, DeleteOptions, Propagation, Resource, Selector};
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use super::views::{CONFIG_MAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS, REPLICA_SETS, SERVICE_ACCOUNTS};
 use super::*;
-use crate::control_plane::ControlPlane;
-use crate::system_objects;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const EVERY: [&str; 1] = ["*"];
+const CHOSEN: [&str; 2] = ["*", "-scheduler"];
 
 /// A control plane without a listener, a scheduler or nodes.
 struct World {
@@ -32,25 +31,18 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let config = Config::on_loopback(folder.path().join("store.redb"));
         let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
-        let (caches, mut tasks) = (Arc::new(Caches::default()), JoinSet::new());
+        let chosen = Selection::parse(&CHOSEN.map(str::to_owned)).unwrap();
+        let (caches, mut tasks) = (Arc::new(Caches::new(table::reads(&chosen))), JoinSet::new());
         caches.start(&server.client(User::new("tester", &[MASTERS]), "tester"), &mut tasks);
-        let chosen = Selection::parse(&EVERY.map(str::to_owned)).unwrap();
-        start(&server, &caches, &chosen, &mut tasks);
-        let control = ControlPlane {
-            data_dir: folder.path().to_owned(),
-            listen: config.listen,
-            advertise: config.advertise,
+        let facts = table::Facts {
+            ca_certificate: server.authority().ca_certificate.clone(),
+            address: server.address(),
             services: config.services.clone(),
-            domain: config.domain.clone(),
-            controllers: chosen,
-            names: Vec::new(),
-            admission: config.admission.clone(),
-            anonymous: config.anonymous,
         };
-        system_objects::start(&server, &caches, &control, server.address(), &mut tasks);
+        table::start(&server, &caches, &facts, &chosen, &mut tasks);
         let world =
             Self { client: server.client(User::new("tester", &[MASTERS]), "tester"), _folder: folder, _tasks: tasks };
-        world.until("the account of pods", || world.client.get(SERVICE_ACCOUNTS, "default", "default")).await;
+        world.until("the account of pods", || world.account("default")).await;
         world
     }
 
@@ -67,10 +59,14 @@ impl World {
         tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("never seen: {what}"))
     }
 
+    async fn account(&self, namespace: &str) -> Result<Value, Status> {
+        self.client.get(&SERVICE_ACCOUNTS, namespace, "default").await
+    }
+
     /// Waits until an object is as wanted.
     async fn becomes(&self, resource: Resource, place: (&str, &str), wanted: impl Fn(&Value) -> bool) -> Value {
         let look = || async {
-            let found = self.client.get(resource, place.0, place.1).await?;
+            let found = self.client.get(&resource, place.0, place.1).await?;
             if wanted(&found) { Ok(found) } else { Err(Status::internal("not yet")) }
         };
         self.until(place.1, look).await
@@ -78,7 +74,7 @@ impl World {
 
     async fn gone(&self, resource: Resource, place: (&str, &str)) {
         let look = || async {
-            match self.client.get(resource, place.0, place.1).await {
+            match self.client.get(&resource, place.0, place.1).await {
                 Err(status) if status.code == 404 => Ok(()),
                 _ => Err(Status::internal("still there")),
             }
@@ -87,7 +83,7 @@ impl World {
     }
 
     async fn make(&self, resource: Resource, namespace: &str, object: Value) -> Value {
-        self.client.create(resource, namespace, object).await.unwrap()
+        self.client.create(&resource, namespace, object).await.unwrap()
     }
 
     async fn replica_set(&self, name: &str, replicas: i64) {
@@ -104,7 +100,7 @@ impl World {
             next["spec"]["replicas"] = json!(replicas);
             Ok(next)
         };
-        self.client.update(REPLICA_SETS, "default", name, "", change).await.unwrap();
+        self.client.update(&REPLICA_SETS, "default", name, "", change).await.unwrap();
     }
 
     async fn sized(&self, name: &str, replicas: i64) {
@@ -134,7 +130,7 @@ async fn writes_of_other_kinds_stop_no_worker() {
                     next["data"] = json!({"round": format!("{round}")});
                     Ok(next)
                 };
-                client.update(CONFIG_MAPS, "default", "busy", "", change).await.unwrap();
+                client.update(&CONFIG_MAPS, "default", "busy", "", change).await.unwrap();
             }
         })
     };
@@ -169,8 +165,8 @@ async fn refused_pods_are_said_and_not_insisted_on() {
     assert_eq!(failure(&said)["reason"], "FailedCreate");
     let message = failure(&said)["message"].as_str().unwrap().to_owned();
     assert!(message.contains("serviceaccount \"absent\" not found"), "{message}");
-    let events = world.client.list(Resource::core("events"), "default", &ListOptions::default()).await.unwrap();
-    let events: Vec<Value> = events.objects.iter().map(|event| event.value()).collect();
+    let events = world.client.list(&Resource::core("events"), "default", &Selector::default()).await.unwrap();
+    let events: Vec<Value> = events.items.iter().map(|event| event.value()).collect();
     let told = |event: &&Value| event["reason"] == "FailedCreate" && event["type"] == "Warning";
     let told: Vec<_> = events.iter().filter(told).collect();
     assert!(
@@ -207,13 +203,13 @@ async fn the_collector_keeps_what_it_cannot_judge_and_stamps_the_present() {
     drop(orphaned);
     // Later, so that a time kept from the start would show.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    world.client.delete(LEASES, "default", "holder", &DeleteOptions::default()).await.unwrap();
+    world.client.delete(&LEASES, "default", "holder", &DeleteOptions::default()).await.unwrap();
     world.make(CONFIG_MAPS, "default", json!({"metadata": {"name": "nudge"}})).await;
     let leased =
         world.becomes(CONFIG_MAPS, ("default", "leased"), |map| map["metadata"]["deletionTimestamp"].is_string()).await;
     let stamped: Timestamp = leased["metadata"]["deletionTimestamp"].as_str().unwrap().parse().unwrap();
     assert!(stamped.duration_since(started).as_secs() >= 1, "{stamped} is of the past");
-    let custom = world.client.get(CONFIG_MAPS, "default", "custom").await.unwrap();
+    let custom = world.client.get(&CONFIG_MAPS, "default", "custom").await.unwrap();
     assert!(custom["metadata"]["deletionTimestamp"].is_null(), "its owner's kind is unknown here");
 }
 
@@ -230,10 +226,10 @@ async fn owners_in_a_circle_go_all_the_same() {
             next["metadata"]["ownerReferences"] = owners.clone();
             Ok(next)
         };
-        world.client.update(CONFIG_MAPS, "default", name, "", change).await.unwrap();
+        world.client.update(&CONFIG_MAPS, "default", name, "", change).await.unwrap();
     }
     let options = DeleteOptions { propagation: Some(Propagation::Foreground), ..DeleteOptions::default() };
-    world.client.delete(CONFIG_MAPS, "default", "a", &options).await.unwrap();
+    world.client.delete(&CONFIG_MAPS, "default", "a", &options).await.unwrap();
     for name in ["a", "b", "c"] {
         world.gone(CONFIG_MAPS, ("default", name)).await;
     }
@@ -243,12 +239,12 @@ async fn owners_in_a_circle_go_all_the_same() {
 async fn a_namespace_loses_its_pods_first_and_says_what_is_left() {
     let world = World::new().await;
     world.make(NAMESPACES, "", json!({"metadata": {"name": "going"}})).await;
-    world.until("its account", || world.client.get(SERVICE_ACCOUNTS, "going", "default")).await;
+    world.until("its account", || world.account("going")).await;
     let spec = json!({"containers": [{"name": "c", "image": "i"}]});
     let metadata = json!({"name": "p", "finalizers": ["example.com/held"]});
     world.make(PODS, "going", json!({"metadata": metadata, "spec": spec})).await;
     world.make(CONFIG_MAPS, "going", json!({"metadata": {"name": "m"}})).await;
-    world.client.delete(NAMESPACES, "", "going", &DeleteOptions::default()).await.unwrap();
+    world.client.delete(&NAMESPACES, "", "going", &DeleteOptions::default()).await.unwrap();
     let condition = |namespace: &Value, type_: &str| {
         let all = namespace["status"]["conditions"].as_array().cloned().unwrap_or_default();
         all.into_iter().find(|condition| condition["type"] == type_).unwrap_or_default()
@@ -266,29 +262,29 @@ async fn a_namespace_loses_its_pods_first_and_says_what_is_left() {
         condition(&waiting, "NamespaceFinalizersRemaining")["message"],
         "Some content in the namespace has finalizers remaining: example.com/held in 1 resource instances"
     );
-    let map = world.client.get(CONFIG_MAPS, "going", "m").await.unwrap();
+    let map = world.client.get(&CONFIG_MAPS, "going", "m").await.unwrap();
     assert!(map["metadata"]["deletionTimestamp"].is_null(), "what a pod uses stays until the pod is gone");
     let let_go = |current: &Value| {
         let mut next = current.clone();
         next["metadata"]["finalizers"] = json!([]);
         Ok(next)
     };
-    world.client.update(PODS, "going", "p", "", let_go).await.unwrap();
+    world.client.update(&PODS, "going", "p", "", let_go).await.unwrap();
     world.gone(NAMESPACES, ("", "going")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_namespace_of_node_leases_comes_back() {
     let world = World::new().await;
-    let before = world.client.get(NAMESPACES, "", "kube-node-lease").await.unwrap();
-    world.client.delete(NAMESPACES, "", "kube-node-lease", &DeleteOptions::default()).await.unwrap();
+    let before = world.client.get(&NAMESPACES, "", "kube-node-lease").await.unwrap();
+    world.client.delete(&NAMESPACES, "", "kube-node-lease", &DeleteOptions::default()).await.unwrap();
     world
         .becomes(NAMESPACES, ("", "kube-node-lease"), |found| {
             found["metadata"]["uid"] != before["metadata"]["uid"] && found["status"]["phase"] == "Active"
         })
         .await;
     for kept in ["default", "kube-system", "kube-public"] {
-        let refused = world.client.delete(NAMESPACES, "", kept, &DeleteOptions::default()).await.unwrap_err();
+        let refused = world.client.delete(&NAMESPACES, "", kept, &DeleteOptions::default()).await.unwrap_err();
         assert_eq!(refused.code, 403, "{kept}");
     }
 }
@@ -303,4 +299,47 @@ fn all_but_one() {
     assert!(chosen.has("replicaset-controller") && !chosen.has("scheduler"));
     assert!(parse(&[]).unwrap().0.is_empty());
     assert!(parse(&["*", "-nonsense"]).unwrap_err().to_string().contains("there is no controller \"nonsense\""));
+}
+
+/// Every row lists the views that it reads: alone, over a cluster that has something of everything, none of its tasks ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_controller_runs_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config::on_loopback(folder.path().join("store.redb"));
+    let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
+    let client = server.client(User::new("tester", &[MASTERS]), "tester");
+    let facts = table::Facts {
+        ca_certificate: server.authority().ca_certificate.clone(),
+        address: server.address(),
+        services: config.services.clone(),
+    };
+    let labels = json!({"app": "a"});
+    let pods = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let set = json!({"replicas": 2, "selector": {"matchLabels": labels}, "template": pods});
+    let service = json!({"selector": labels, "ports": [{"port": 80}]});
+    let named = |spec: &Value| json!({"metadata": {"name": "a"}, "spec": spec});
+    let node = json!({"metadata": {"name": "n"}, "status": {"allocatable": {"cpu": "1", "pods": "10"}}});
+    let made: [(Resource, &str, Value); 7] = [
+        (NAMESPACES, "", json!({"metadata": {"name": "default"}})),
+        (SERVICE_ACCOUNTS, "default", json!({"metadata": {"name": "default"}})),
+        (super::views::NODES, "", node),
+        (DEPLOYMENTS, "default", named(&set)),
+        (REPLICA_SETS, "default", json!({"metadata": {"name": "b"}, "spec": set})),
+        (super::views::SERVICES, "default", named(&service)),
+        (LEASES, "default", named(&json!({}))),
+    ];
+    for (resource, namespace, object) in made {
+        match client.create(&resource, namespace, object).await {
+            Err(status) if status.code != 409 => panic!("{}: {status}", resource.plural),
+            _ => {}
+        }
+    }
+    for row in &table::TABLE {
+        let chosen = Selection::parse(&[row.name.to_owned()]).unwrap();
+        let (caches, mut tasks) = (Arc::new(Caches::new(table::reads(&chosen))), JoinSet::new());
+        caches.start(&client, &mut tasks);
+        table::start(&server, &caches, &facts, &chosen, &mut tasks);
+        let ended = tokio::time::timeout(Duration::from_millis(500), tasks.join_next()).await;
+        assert!(ended.is_err(), "{}: {ended:?}", row.name);
+    }
 }

@@ -2,23 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use api::view::{EndpointSlice, Meta, Service};
-use apiserver::client::Resource;
+use api::view::Meta;
+pub use client::views::{SERVICES, SLICES};
+use client::{Resource, View};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::informer::View;
-
 pub const PODS: Resource = Resource::core("pods");
-pub const SERVICES: Resource = Resource::core("services");
 pub const ENDPOINTS: Resource = Resource::core("endpoints");
 pub const NODES: Resource = Resource::core("nodes");
 pub const NAMESPACES: Resource = Resource::core("namespaces");
 pub const CONFIG_MAPS: Resource = Resource::core("configmaps");
+pub const SECRETS: Resource = Resource::core("secrets");
 pub const SERVICE_ACCOUNTS: Resource = Resource::core("serviceaccounts");
 pub const REPLICA_SETS: Resource = Resource::new("apps", "replicasets");
 pub const DEPLOYMENTS: Resource = Resource::new("apps", "deployments");
-pub const SLICES: Resource = Resource::new("discovery.k8s.io", "endpointslices");
 pub const LEASES: Resource = Resource::new("coordination.k8s.io", "leases");
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -77,6 +75,7 @@ pub struct PodSpec {
     pub affinity: Option<Value>,
     pub tolerations: Vec<Toleration>,
     pub priority: i64,
+    pub preemption_policy: String,
     pub scheduling_gates: Vec<Value>,
     pub containers: Vec<Container>,
     pub init_containers: Vec<Container>,
@@ -98,6 +97,8 @@ pub struct ContainerPort {
     pub name: String,
     pub container_port: u16,
     pub host_port: u16,
+    #[serde(rename = "hostIP")]
+    pub host_ip: String,
     pub protocol: String,
 }
 
@@ -107,7 +108,7 @@ pub struct Resources {
     pub requests: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(default)]
 pub struct Toleration {
     pub key: String,
@@ -339,50 +340,41 @@ fn owner_index(owned: &Owned) -> Vec<String> {
     owned.controller().map(|owner| format!("owner/{}", owner.uid)).into_iter().collect()
 }
 
-impl View for Pod {
-    const RESOURCE: Resource = PODS;
-    fn indexes(&self) -> Vec<String> {
-        let mut all = owner_index(&self.metadata.owned);
-        if !self.spec.node_name.is_empty() {
-            all.push(format!("node/{}", self.spec.node_name));
-        }
-        all
-    }
-}
-
-impl View for ReplicaSet {
-    const RESOURCE: Resource = REPLICA_SETS;
-    fn indexes(&self) -> Vec<String> {
-        owner_index(&self.metadata.owned)
-    }
-}
-
-impl View for EndpointSlice {
-    const RESOURCE: Resource = SLICES;
-    fn indexes(&self) -> Vec<String> {
-        self.service_name().map(|name| format!("service/{}/{name}", self.metadata.namespace)).into_iter().collect()
-    }
-}
-
-impl View for Service {
-    const RESOURCE: Resource = SERVICES;
-}
-
-macro_rules! plain_views {
-    ($($view:ty => $resource:expr),* $(,)?) => {$(
+/// A view of a kind, and the index entries under which its objects are found.
+macro_rules! views {
+    ($($view:ty => $resource:expr $(, $indexes:expr)?;)*) => {$(
         impl View for $view {
             const RESOURCE: Resource = $resource;
+
+            fn uid(&self) -> &str {
+                &self.metadata.meta.uid
+            }
+
+            $(fn indexes(&self) -> Vec<String> {
+                let indexes: fn(&$view) -> Vec<String> = $indexes;
+                indexes(self)
+            })?
         }
     )*};
 }
 
-plain_views! {
-    Deployment => DEPLOYMENTS,
-    Node => NODES,
-    Namespace => NAMESPACES,
-    ServiceAccount => SERVICE_ACCOUNTS,
-    ConfigMap => CONFIG_MAPS,
-    Secret => Resource::core("secrets"),
-    Endpoints => ENDPOINTS,
-    Lease => LEASES,
+views! {
+    Pod => PODS, pod_indexes;
+    ReplicaSet => REPLICA_SETS, |set| owner_index(&set.metadata.owned);
+    Deployment => DEPLOYMENTS;
+    Node => NODES;
+    Namespace => NAMESPACES;
+    ServiceAccount => SERVICE_ACCOUNTS;
+    ConfigMap => CONFIG_MAPS;
+    Secret => SECRETS;
+    Endpoints => ENDPOINTS;
+    Lease => LEASES;
+}
+
+fn pod_indexes(pod: &Pod) -> Vec<String> {
+    let mut all = owner_index(&pod.metadata.owned);
+    if !pod.spec.node_name.is_empty() {
+        all.push(format!("node/{}", pod.spec.node_name));
+    }
+    all
 }

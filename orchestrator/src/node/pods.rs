@@ -5,28 +5,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent::Agent;
-use api::selector::Fields;
-use api::view::Endpoint;
-use apiserver::ObjectKey;
-use apiserver::client::Client;
-use apiserver::engine::{Event, EventKind, WatchOptions};
+use api::view::{Endpoint, EndpointSlice};
+use client::{Caches, Client, Event, EventStream, Key, Selector};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use crate::controllers::Caches;
-use crate::controllers::views::PODS;
+use crate::controllers::views::{ConfigMap, PODS, Secret};
 use crate::node::services::Settled;
 
 /// Tells the agent when something changed that pods may have mounted.
 pub fn tell_content(caches: &Caches, agent: &Arc<Agent>) {
     let maps = agent.clone();
-    caches.config_maps.on_change(move |old, new| {
+    caches.of::<ConfigMap>().on_change(move |old, new| {
         if let Some(map) = new.or(old) {
             maps.content_changed(&map.metadata.meta.namespace);
         }
     });
     let secrets = agent.clone();
-    caches.secrets.on_change(move |old, new| {
+    caches.of::<Secret>().on_change(move |old, new| {
         if let Some(secret) = new.or(old) {
             secrets.content_changed(&secret.metadata.meta.namespace);
         }
@@ -50,7 +46,7 @@ struct Relay<'a> {
     follower: &'a Follower,
     /// Collects the first state; `None` afterwards.
     initial: Option<Vec<Arc<Value>>>,
-    uids: BTreeMap<ObjectKey, String>,
+    uids: BTreeMap<Key, String>,
     drained: mpsc::UnboundedSender<Arc<Value>>,
 }
 
@@ -76,26 +72,28 @@ impl Relay<'_> {
 
     fn take(&mut self, event: Event) {
         let agent = &self.follower.agent;
-        let Some(object) = event.object else {
-            if let (EventKind::InitialEnd, Some(pods)) = (event.kind, self.initial.take()) {
-                agent.resync(pods);
+        let item = match event {
+            Event::Applied(item) => item,
+            Event::Deleted(item) => {
+                if let Some(uid) = self.uids.remove(&item.key) {
+                    agent.gone(&uid);
+                }
+                return;
             }
-            return;
+            Event::Synced(_) => {
+                if let Some(pods) = self.initial.take() {
+                    agent.resync(pods);
+                }
+                return;
+            }
+            Event::Bookmark(_) => return,
         };
-        if event.kind == EventKind::Deleted {
-            self.uids.remove(&object.key);
-            agent.gone(&object.header.uid);
-            return;
-        }
+        let pod = Arc::new(item.value());
+        let uid = pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         // A namesake may have taken the place between two looks.
-        if let Some(before) = self
-            .uids
-            .insert(object.key.clone(), object.header.uid.clone())
-            .filter(|before| *before != object.header.uid)
-        {
+        if let Some(before) = self.uids.insert(item.key, uid.clone()).filter(|before| *before != uid) {
             agent.gone(&before);
         }
-        let pod = Arc::new(object.value());
         match &mut self.initial {
             Some(pods) => pods.push(pod),
             None if pod["metadata"]["deletionTimestamp"].is_string() => self.drain(pod),
@@ -107,14 +105,14 @@ impl Relay<'_> {
 /// Waits until no slice offers the pod for new connections, and the kernel knows.
 async fn drained(pod: &Value, caches: &Caches, settled: &mut Settled) {
     let uid = pod["metadata"]["uid"].as_str().unwrap_or_default();
-    let mut seen = caches.slices.subscribe();
+    let mut seen = caches.of::<EndpointSlice>().subscribe();
     loop {
         seen.mark_unchanged();
         let offers = |endpoint: &Endpoint| {
             endpoint.conditions.is_ready() && endpoint.target_ref.as_ref().is_some_and(|target| target.uid == uid)
         };
         let offered = caches
-            .slices
+            .of::<EndpointSlice>()
             .namespace(pod["metadata"]["namespace"].as_str().unwrap_or_default())
             .iter()
             .any(|slice| slice.endpoints.iter().any(offers));
@@ -130,7 +128,8 @@ async fn drained(pod: &Value, caches: &Caches, settled: &mut Settled) {
 /// Follows them for ever; starts over from the whole state when it fell behind.
 pub async fn follow(follower: Follower) {
     loop {
-        match watch(&follower.client, &follower.node) {
+        let own = Selector::fields(format!("spec.nodeName={}", follower.node));
+        match follower.client.watch(&PODS, "", &own).await {
             Ok(watch) => relay(watch, &follower).await,
             Err(error) => tracing::error!(%error, "pods of this node cannot be watched"),
         }
@@ -138,13 +137,7 @@ pub async fn follow(follower: Follower) {
     }
 }
 
-fn watch(client: &Client, node: &str) -> Result<apiserver::engine::Watch, api::status::Status> {
-    let kind = client.engine().registry().find("", "v1", "pods").ok_or_else(api::status::Status::no_route)?;
-    let fields = Fields::parse(&kind, &format!("spec.nodeName={node}")).map_err(api::status::Status::bad_request)?;
-    client.watch(PODS, "", WatchOptions { fields, initial_events: true, ..WatchOptions::default() })
-}
-
-async fn relay(mut watch: apiserver::engine::Watch, follower: &Follower) {
+async fn relay(mut watch: Box<dyn EventStream>, follower: &Follower) {
     let (drained, mut done) = mpsc::unbounded_channel();
     let mut relay = Relay { follower, initial: Some(Vec::new()), uids: BTreeMap::new(), drained };
     loop {

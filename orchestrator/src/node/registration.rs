@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use api::status::Status;
-use apiserver::client::Client;
-use apiserver::engine::ListOptions;
+use client::{Client, Selector};
 use jiff::Timestamp;
 use network::Cidr;
 use serde_json::{Value, json};
 
 use super::Settings;
+use crate::conditions::{self, Stamp};
 use crate::controllers::views::{LEASES, NODES};
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -25,12 +25,12 @@ const MAX_PODS: u32 = 110;
 pub async fn register(settings: &Settings, client: &Client) -> Result<Cidr> {
     let name = &settings.name;
     let facts = facts(settings)?;
-    let cidr = match client.get(NODES, "", name).await {
+    let cidr = match client.get(&NODES, "", name).await {
         Ok(found) => existing_cidr(&found, settings, client).await?,
         Err(status) if status.code == 404 => {
             let cidr = free_cidr(settings, client).await?;
             client
-                .create(NODES, "", node(settings, cidr))
+                .create(&NODES, "", node(settings, cidr))
                 .await
                 .with_context(|| format!("cannot register node {name}"))?;
             cidr
@@ -44,7 +44,7 @@ pub async fn register(settings: &Settings, client: &Client) -> Result<Cidr> {
         Ok(next)
     };
     client
-        .update(NODES, "", name, "status", update)
+        .update(&NODES, "", name, "status", update)
         .await
         .with_context(|| format!("cannot write the status of node {name}"))?;
     renew_once(name, client).await.context("cannot write this node's lease")?;
@@ -72,7 +72,7 @@ async fn existing_cidr(found: &Value, settings: &Settings, client: &Client) -> R
                 next["spec"]["podCIDRs"] = json!([cidr.to_string()]);
                 Ok(next)
             };
-            client.update(NODES, "", &settings.name, "", assign).await.context("cannot assign a pod range")?;
+            client.update(&NODES, "", &settings.name, "", assign).await.context("cannot assign a pod range")?;
             Ok(cidr)
         }
     }
@@ -80,9 +80,9 @@ async fn existing_cidr(found: &Value, settings: &Settings, client: &Client) -> R
 
 /// The first part of the pods' range that no node has.
 async fn free_cidr(settings: &Settings, client: &Client) -> Result<Cidr> {
-    let nodes = client.list(NODES, "", &ListOptions::default()).await.context("cannot list nodes")?;
+    let nodes = client.list(&NODES, "", &Selector::default()).await.context("cannot list nodes")?;
     let taken: Vec<String> =
-        nodes.objects.iter().filter_map(|node| node.value()["spec"]["podCIDR"].as_str().map(str::to_owned)).collect();
+        nodes.items.iter().filter_map(|node| node.value()["spec"]["podCIDR"].as_str().map(str::to_owned)).collect();
     let length = settings.pod_cidr.length().max(NODE_PREFIX);
     let base = u32::from(settings.pod_cidr.net());
     let parts = 1_u32 << (length - settings.pod_cidr.length());
@@ -183,21 +183,19 @@ fn disk_bytes(path: &std::path::Path) -> Result<u64> {
     Ok(stat.f_blocks * stat.f_frsize)
 }
 
-/// The four conditions of a healthy node, with the times of those that did not change.
+/// The four conditions of a healthy node, with the times of those that did not change; others' stay.
 fn conditions(stored: &Value) -> Vec<Value> {
-    let now = api::time::rfc3339(Timestamp::now());
     let all = [
         ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
         ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
         ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
         ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
     ];
-    all.map(|(type_, status, reason, message)| {
-        let old = stored.as_array().into_iter().flatten().find(|old| old["type"] == type_ && old["status"] == status);
-        let since = old.and_then(|old| old["lastTransitionTime"].as_str()).unwrap_or(&now).to_owned();
-        json!({"type": type_, "status": status, "reason": reason, "message": message, "lastHeartbeatTime": now, "lastTransitionTime": since})
-    })
-    .into()
+    let wanted = all.map(|(type_, status, reason, message)| {
+        json!({"type": type_, "status": status, "reason": reason, "message": message})
+    });
+    let stamps = [Stamp::Heartbeat, Stamp::Transition];
+    conditions::merge(stored, &[], wanted.into(), &stamps, &api::time::rfc3339(Timestamp::now()))
 }
 
 /// Renews the lease for ever; a node that was declared silent meanwhile becomes ready again.
@@ -222,20 +220,20 @@ async fn renew_once(name: &str, client: &Client) -> Result<(), Status> {
         next["spec"]["holderIdentity"] = json!(name);
         Ok(next)
     };
-    match client.update(LEASES, LEASE_NAMESPACE, name, "", touch).await {
+    match client.update(&LEASES, LEASE_NAMESPACE, name, "", touch).await {
         Err(status) if status.code == 404 => {
             let spec = json!({"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now});
             let metadata = json!({"name": name, "namespace": LEASE_NAMESPACE});
             let lease =
                 json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec});
-            client.create(LEASES, LEASE_NAMESPACE, lease).await.map(drop)
+            client.create(&LEASES, LEASE_NAMESPACE, lease).await.map(drop)
         }
         other => other.map(drop),
     }
 }
 
 async fn revive(name: &str, client: &Client) -> Result<(), Status> {
-    let node = client.get(NODES, "", name).await?;
+    let node = client.get(&NODES, "", name).await?;
     let ready = node["status"]["conditions"]
         .as_array()
         .into_iter()
@@ -249,7 +247,7 @@ async fn revive(name: &str, client: &Client) -> Result<(), Status> {
         next["status"]["conditions"] = json!(conditions(&current["status"]["conditions"]));
         Ok(next)
     };
-    client.update(NODES, "", name, "status", update).await.map(drop)
+    client.update(&NODES, "", name, "status", update).await.map(drop)
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! Services and their slices, from the caches to the kernel and to DNS: one service per change, in the order of changes.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-
 use std::sync::{Arc, Mutex, PoisonError};
 
 use api::view::{EndpointSlice, Service};
-use apiserver::Revision;
+use client::events::{Recorder, Reference};
+use client::{Caches, Key, Revision};
 use dns::Snapshot;
 use proxy_userspace::Proxy;
 use proxy_userspace::desired::{LocalServer, NodeFacts, desired, desired_service};
@@ -13,9 +13,6 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::Settings;
-use crate::controllers::Caches;
-use crate::controllers::informer::Key;
-use crate::events::{Recorder, Reference};
 
 const DNS_PORT: u16 = 53;
 
@@ -53,7 +50,7 @@ pub struct Settled {
 impl Settled {
     /// Waits until everything the caches hold of slices now is in the kernel.
     pub async fn caught_up(&mut self, caches: &Caches) {
-        let seen = caches.slices.seen();
+        let seen = caches.of::<EndpointSlice>().seen();
         self.changed.wake.notify_one();
         // The sender ends with the feed, and with it the whole process.
         let _ = self.revision.wait_for(|settled| *settled >= seen).await;
@@ -85,13 +82,13 @@ impl Feed {
     pub fn start(self, caches: &Arc<Caches>, tasks: &mut JoinSet<()>) -> Settled {
         let settled = Settled { changed: self.changed.clone(), revision: self.settled.subscribe() };
         let services = self.changed.clone();
-        caches.services.on_change(move |old, new| {
+        caches.of::<Service>().on_change(move |old, new| {
             if let Some(service) = new.or(old) {
                 services.add(Key::of(&service.metadata));
             }
         });
         let slices = self.changed.clone();
-        caches.slices.on_change(move |old, new| {
+        caches.of::<EndpointSlice>().on_change(move |old, new| {
             for slice in [old, new].into_iter().flatten() {
                 if let Some(name) = slice.service_name() {
                     slices.add(Key::new(&slice.metadata.namespace, name));
@@ -109,7 +106,7 @@ impl Feed {
         loop {
             self.changed.wake.notified().await;
             // Taken before the keys: what was seen by now is among them.
-            let seen = caches.slices.seen();
+            let seen = caches.of::<EndpointSlice>().seen();
             let keys = self.changed.take();
             for key in &keys {
                 self.one(&caches, key, &mut snapshot).await;
@@ -123,8 +120,9 @@ impl Feed {
 
     /// The whole state at once: what an earlier agent left is reconciled, not flushed.
     async fn everything(&self, caches: &Caches) -> Snapshot {
-        let services: Vec<Service> = caches.services.all().iter().map(|service| (**service).clone()).collect();
-        let slices: Vec<EndpointSlice> = caches.slices.all().iter().map(|slice| (**slice).clone()).collect();
+        let services: Vec<Service> = caches.of::<Service>().all().iter().map(|service| (**service).clone()).collect();
+        let slices: Vec<EndpointSlice> =
+            caches.of::<EndpointSlice>().all().iter().map(|slice| (**slice).clone()).collect();
         let applied = self.proxy.apply(&desired(&services, &slices, &self.facts));
         self.report(caches, applied).await;
         let snapshot = Snapshot::compute(&services, &slices);
@@ -133,8 +131,8 @@ impl Feed {
     }
 
     async fn one(&self, caches: &Caches, key: &Key, snapshot: &mut Snapshot) {
-        let service = caches.services.get(&key.namespace, &key.name);
-        let slices = caches.slices.indexed(&format!("service/{}/{}", key.namespace, key.name));
+        let service = caches.of::<Service>().get(&key.namespace, &key.name);
+        let slices = caches.of::<EndpointSlice>().indexed(&format!("service/{}/{}", key.namespace, key.name));
         let slices: Vec<&EndpointSlice> = slices.iter().map(|slice| &**slice).collect();
         let entries = match &service {
             Some(service) => desired_service(service, &slices, &self.facts),
@@ -155,7 +153,7 @@ impl Feed {
                 let refused: HashMap<_, _> = refusals.into_iter().collect();
                 for (name, refusal) in refused {
                     let (namespace, name) = name.split_once('/').unwrap_or(("", &name));
-                    if let Some(service) = caches.services.get(namespace, name) {
+                    if let Some(service) = caches.of::<Service>().get(namespace, name) {
                         let about = Reference { kind: "Service".into(), ..Reference::pod(&service.metadata) };
                         self.recorder.warning(&about, "ServicePathFull", &refusal.to_string()).await;
                     }

@@ -5,16 +5,15 @@ use std::sync::Arc;
 use agent::boundary::{EventKind, PodEvent, PodRef, Token, TokenRequest, Upstream, UpstreamError};
 use api::status::Status;
 use api::view::Service;
-use apiserver::client::{Client, Resource};
-use apiserver::engine::DeleteOptions;
 use async_trait::async_trait;
+use client::events::{Recorder, Reference};
+use client::{Caches, Client, DeleteOptions, Resource};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::controllers::Caches;
+use crate::conditions;
 use crate::controllers::views::{CONFIG_MAPS, PODS};
-use crate::events::{Recorder, Reference};
 
 /// Events that wait to be written; a pod goes on without them.
 const QUEUED_EVENTS: usize = 4096;
@@ -70,10 +69,13 @@ impl Upstream for ApiUpstream {
             }
             let mut next = current.clone();
             next["status"] = status.clone();
-            keep_foreign_conditions(&current["status"]["conditions"], &mut next["status"]);
+            // What others wrote (readiness gates) stays.
+            let stored = &current["status"]["conditions"];
+            next["status"]["conditions"] =
+                json!(conditions::beside_others(stored, &agent::OWN_CONDITIONS, &status["conditions"]));
             Ok(next)
         };
-        self.client.update(PODS, &pod.namespace, &pod.name, "status", replace).await.map(drop).map_err(failed)
+        self.client.update(&PODS, &pod.namespace, &pod.name, "status", replace).await.map(drop).map_err(failed)
     }
 
     async fn event(&self, event: PodEvent) {
@@ -83,11 +85,11 @@ impl Upstream for ApiUpstream {
     }
 
     async fn config_map(&self, namespace: &str, name: &str) -> Result<Arc<Value>, UpstreamError> {
-        self.client.get(CONFIG_MAPS, namespace, name).await.map(Arc::new).map_err(failed)
+        self.client.get(&CONFIG_MAPS, namespace, name).await.map(Arc::new).map_err(failed)
     }
 
     async fn secret(&self, namespace: &str, name: &str) -> Result<Arc<Value>, UpstreamError> {
-        self.client.get(Resource::core("secrets"), namespace, name).await.map(Arc::new).map_err(failed)
+        self.client.get(&Resource::core("secrets"), namespace, name).await.map(Arc::new).map_err(failed)
     }
 
     async fn service_account_token(&self, request: &TokenRequest) -> Result<Token, UpstreamError> {
@@ -105,16 +107,18 @@ impl Upstream for ApiUpstream {
     }
 
     async fn runtime_handler(&self, class: &str) -> Result<String, UpstreamError> {
-        let found = self.client.get(Resource::new("node.k8s.io", "runtimeclasses"), "", class).await.map_err(failed)?;
+        let found =
+            self.client.get(&Resource::new("node.k8s.io", "runtimeclasses"), "", class).await.map_err(failed)?;
         Ok(found["handler"].as_str().unwrap_or_default().to_owned())
     }
 
     async fn service_environment(&self, namespace: &str, links: bool) -> Result<Vec<(String, String)>, UpstreamError> {
-        let mut services: Vec<Arc<Service>> = self.caches.services.get("default", "kubernetes").into_iter().collect();
+        let mut services: Vec<Arc<Service>> =
+            self.caches.of::<Service>().get("default", "kubernetes").into_iter().collect();
         if links {
             services.extend(
                 self.caches
-                    .services
+                    .of::<Service>()
                     .namespace(namespace)
                     .into_iter()
                     .filter(|service| service.metadata.name != "kubernetes"),
@@ -125,23 +129,13 @@ impl Upstream for ApiUpstream {
 
     async fn pod_removed(&self, pod: &PodRef) -> Result<(), UpstreamError> {
         let options = DeleteOptions { grace_seconds: Some(0), uid: Some(pod.uid.clone()), ..DeleteOptions::default() };
-        match self.client.delete(PODS, &pod.namespace, &pod.name, &options).await {
+        match self.client.delete(&PODS, &pod.namespace, &pod.name, &options).await {
             Ok(_) => Ok(()),
             // Gone already, or a namesake took its place.
             Err(status) if matches!(status.code, 404 | 409) => Ok(()),
             Err(status) => Err(failed(status)),
         }
     }
-}
-
-/// Conditions that others wrote (readiness gates) stay.
-fn keep_foreign_conditions(stored: &Value, status: &mut Value) {
-    let own = status["conditions"].as_array().cloned().unwrap_or_default();
-    let is_agents = |old: &Value| old["type"].as_str().is_some_and(|kind| agent::OWN_CONDITIONS.contains(&kind));
-    let is_written = |old: &Value| own.iter().any(|mine| mine["type"] == old["type"]);
-    let foreign = stored.as_array().into_iter().flatten().filter(|old| !is_agents(old) && !is_written(old));
-    let all: Vec<Value> = own.iter().chain(foreign).cloned().collect();
-    status["conditions"] = json!(all);
 }
 
 /// `NAME_SERVICE_HOST` and its kin, as containers have had them since Docker links.
@@ -193,18 +187,5 @@ mod tests {
         )
         .unwrap();
         assert!(environment(&headless).is_empty());
-    }
-
-    #[test]
-    fn conditions_of_others_stay() {
-        let mut status = json!({"conditions": [{"type": "Ready", "status": "True"}]});
-        keep_foreign_conditions(
-            &json!([{"type": "Ready", "status": "False"}, {"type": "example.com/gate", "status": "True"}]),
-            &mut status,
-        );
-        assert_eq!(
-            status["conditions"],
-            json!([{"type": "Ready", "status": "True"}, {"type": "example.com/gate", "status": "True"}])
-        );
     }
 }

@@ -6,10 +6,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::super::informer::Key;
 use super::super::runtime::{Action, Plan};
 use super::super::views::{DEPLOYMENTS, Deployment, ReplicaSet};
 use super::{bounds, total};
+use crate::conditions::{self, Stamp};
+use client::Key;
 
 /// The Deployment's status, when it is not what is stored.
 pub(super) fn status(
@@ -44,10 +45,11 @@ pub(super) fn status(
         updated == deployment.spec.replicas && replicas == updated && available == updated && current.is_some();
     let minimum = deployment.spec.replicas - bounds(deployment).unavailable;
     let (progress, again) = progressing(deployment, current, complete, progressed, now);
-    let mut conditions = vec![available_condition(available >= minimum)];
-    conditions.extend(progress);
-    conditions.extend(failure(current, sets));
-    let conditions = merge_conditions(&old["conditions"], conditions, now);
+    let mut said = vec![available_condition(available >= minimum)];
+    said.extend(progress);
+    said.extend(failure(current, sets));
+    let stamps = [Stamp::Update, Stamp::Transition];
+    let conditions = conditions::merge(&old["conditions"], &OWN, said, &stamps, &api::time::rfc3339(now));
     let mut patch = counts;
     patch["conditions"] = json!(conditions);
     let same =
@@ -174,31 +176,4 @@ fn progressing(
         );
     }
     (Some(stored.clone()), Some(again(left)))
-}
-
-/// New conditions with the times of those that did not change.
-fn merge_conditions(stored: &Value, wanted: Vec<Value>, now: Timestamp) -> Vec<Value> {
-    let time = api::time::rfc3339(now);
-    let find = |type_: &Value| stored.as_array().into_iter().flatten().find(|old| old["type"] == *type_);
-    let mut merged: Vec<Value> = wanted
-        .into_iter()
-        .map(|mut condition| {
-            let old = find(&condition["type"]);
-            let same = |field: &str| old.is_some_and(|old| old[field] == condition[field]);
-            let unchanged = same("status") && same("reason") && same("message");
-            let keep = |field: &str, kept: bool| {
-                old.filter(|_| kept).and_then(|old| old[field].as_str()).unwrap_or(&time).to_owned()
-            };
-            let (update, transition) = (keep("lastUpdateTime", unchanged), keep("lastTransitionTime", same("status")));
-            condition["lastUpdateTime"] = json!(update);
-            condition["lastTransitionTime"] = json!(transition);
-            condition
-        })
-        .collect();
-    let others = stored.as_array().into_iter().flatten().filter(|old| !OWN.iter().any(|own| old["type"] == *own));
-    merged.extend(others.cloned());
-    // The order in which they were first stored stays.
-    let order: Vec<&Value> = stored.as_array().into_iter().flatten().map(|old| &old["type"]).collect();
-    merged.sort_by_key(|condition| order.iter().position(|type_| **type_ == condition["type"]).unwrap_or(usize::MAX));
-    merged
 }

@@ -29,9 +29,17 @@ pub type Key = (Reference, EventType, String, Option<String>);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct News {
     pub key: Key,
-    /// The stored event that only needs counting.
-    pub known: Option<String>,
+    /// The stored event that only needs its new count written.
+    pub known: Option<Known>,
     pub message: String,
+}
+
+/// A stored event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    pub name: String,
+    /// How often it was said.
+    pub count: i64,
 }
 
 struct Budget {
@@ -49,7 +57,7 @@ struct Similar {
 pub struct Correlator {
     budgets: HashMap<Reference, Budget>,
     similar: HashMap<(Reference, EventType, String), Similar>,
-    written: HashMap<Key, String>,
+    written: HashMap<Key, Known>,
 }
 
 impl Correlator {
@@ -70,12 +78,16 @@ impl Correlator {
         }
         let key = (about.clone(), type_, reason.to_owned(), (!combined).then(|| message.to_owned()));
         let message = if combined { format!("{COMBINED}{message}") } else { message.to_owned() };
-        Some(News { known: self.written.get(&key).cloned(), key, message })
+        let known = self.written.get_mut(&key).map(|known| {
+            known.count += 1;
+            known.clone()
+        });
+        Some(News { known, key, message })
     }
 
-    /// Notes under which name an event was stored.
-    pub fn remember(&mut self, key: Key, name: &str) {
-        room(&mut self.written).insert(key, name.to_owned());
+    /// Notes how an event was stored.
+    pub fn remember(&mut self, key: Key, known: Known) {
+        room(&mut self.written).insert(key, known);
     }
 
     fn is_one_of_many(
@@ -136,11 +148,12 @@ mod tests {
         let say = |at: Instant, all: &mut Correlator| all.take(&pod("p"), EventType::Warning, "Unhealthy", "no", at);
         let first = say(now, &mut all).unwrap();
         assert_eq!(first.known, None);
-        all.remember(first.key, "event-1");
+        let stored = Known { name: "event-1".into(), count: 1 };
+        all.remember(first.key, stored);
         let written = (1..100).filter(|second| say(now + Duration::from_secs(*second), &mut all).is_some()).count();
         assert_eq!(written, 24, "then one in five minutes");
         let later = say(now + Duration::from_secs(500), &mut all).unwrap();
-        assert_eq!(later.known.as_deref(), Some("event-1"));
+        assert_eq!(later.known, Some(Known { name: "event-1".into(), count: 26 }));
         assert!(all.take(&pod("q"), EventType::Warning, "Unhealthy", "no", now).is_some(), "others have their own");
     }
 

@@ -3,12 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use api::view::Meta;
-use apiserver::client::{Client, Resource};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use correlator::Correlator;
+use crate::client::Client;
+use crate::object::Resource;
+use correlator::{Correlator, Known};
 
 mod correlator;
 
@@ -91,15 +92,15 @@ impl Recorder {
             );
             return;
         };
-        if let Some(name) = &news.known
-            && self.count(&namespace(about), name, &news.message).await
+        if let Some(known) = &news.known
+            && self.count(&namespace(about), known, &news.message).await
         {
             return;
         }
-        match self.client.create(EVENTS, &namespace(about), self.event(about, type_, reason, &news.message)).await {
+        match self.client.create(&EVENTS, &namespace(about), self.event(about, type_, reason, &news.message)).await {
             Ok(created) => {
                 let name = created["metadata"]["name"].as_str().unwrap_or_default();
-                self.correlate(|all| all.remember(news.key, name));
+                self.correlate(|all| all.remember(news.key, Known { name: name.to_owned(), count: 1 }));
             }
             // Its namespace is on its way out: nobody will ask.
             Err(error) if matches!(error.code, 403 | 404) => {
@@ -115,16 +116,10 @@ impl Recorder {
     }
 
     /// Counts an event once more; false when it is gone.
-    async fn count(&self, namespace: &str, name: &str, message: &str) -> bool {
+    async fn count(&self, namespace: &str, known: &Known, message: &str) -> bool {
         let now = api::time::rfc3339(Timestamp::now());
-        let again = |current: &Value| {
-            let mut next = current.clone();
-            next["count"] = json!(current["count"].as_i64().unwrap_or(1) + 1);
-            next["lastTimestamp"] = json!(now);
-            next["message"] = json!(message);
-            Ok(next)
-        };
-        self.client.update(EVENTS, namespace, name, "", again).await.is_ok()
+        let again = json!({"count": known.count, "lastTimestamp": now, "message": message});
+        self.client.patch(&EVENTS, namespace, &known.name, "", &again).await.is_ok()
     }
 
     fn event(&self, about: &Reference, type_: EventType, reason: &str, message: &str) -> Value {

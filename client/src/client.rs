@@ -1,0 +1,118 @@
+//! The one handle on the API: which identity asks is the transport's business, what is asked is said here.
+
+use std::sync::Arc;
+
+use api::status::Status;
+use serde_json::{Value, json};
+
+use crate::object::{List, Resource, Revision, ServedKind};
+use crate::transport::{DeleteOptions, Deleted, EventStream, Selector, Target, Transport};
+
+/// One identity's way into the API; cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    transport: Arc<dyn Transport>,
+}
+
+fn at<'a>(resource: &'a Resource, namespace: &'a str, name: &'a str, subresource: &'a str) -> Target<'a> {
+    Target { resource, namespace, name, subresource }
+}
+
+impl Client {
+    pub fn new(transport: impl Transport) -> Self {
+        Self { transport: Arc::new(transport) }
+    }
+
+    pub async fn get(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Value, Status> {
+        self.transport.get(at(resource, namespace, name, "")).await
+    }
+
+    /// Everything that is selected, at one revision.
+    pub async fn list(&self, resource: &Resource, namespace: &str, selector: &Selector) -> Result<List, Status> {
+        self.transport.list(at(resource, namespace, "", ""), selector).await
+    }
+
+    /// The present state, [`crate::Event::Synced`], and every change from then on.
+    pub async fn watch(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        selector: &Selector,
+    ) -> Result<Box<dyn EventStream>, Status> {
+        self.transport.watch(at(resource, namespace, "", ""), selector, None).await
+    }
+
+    /// Every change after a revision.
+    pub async fn watch_after(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        selector: &Selector,
+        revision: Revision,
+    ) -> Result<Box<dyn EventStream>, Status> {
+        self.transport.watch(at(resource, namespace, "", ""), selector, Some(revision)).await
+    }
+
+    pub async fn create(&self, resource: &Resource, namespace: &str, object: Value) -> Result<Value, Status> {
+        self.transport.create(at(resource, namespace, "", ""), object).await
+    }
+
+    /// Changes an object or a slice of it (`""`, `status`, `finalize`); `change` may run several times.
+    pub async fn update<F>(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        subresource: &str,
+        change: F,
+    ) -> Result<Value, Status>
+    where
+        F: Fn(&Value) -> Result<Value, Status> + Send + Sync,
+    {
+        self.transport.update(at(resource, namespace, name, subresource), &change).await
+    }
+
+    /// A JSON merge patch; a `metadata.resourceVersion` in it must be the present one.
+    pub async fn patch(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        subresource: &str,
+        patch: &Value,
+    ) -> Result<Value, Status> {
+        self.transport.patch(at(resource, namespace, name, subresource), patch).await
+    }
+
+    pub async fn delete(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<Deleted, Status> {
+        self.transport.delete(at(resource, namespace, name, ""), options).await
+    }
+
+    /// Gives a pod its node; `uid` guards against a namesake.
+    pub async fn bind(&self, namespace: &str, pod: &str, uid: &str, node: &str) -> Result<(), Status> {
+        let binding = json!({
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": {"name": pod, "namespace": namespace, "uid": uid},
+            "target": {"kind": "Node", "name": node},
+        });
+        self.transport.create(at(&Resource::core("pods"), namespace, pod, "binding"), binding).await.map(drop)
+    }
+
+    /// A token of a service account (`spec` as in TokenRequest); returns the answered TokenRequest.
+    pub async fn token(&self, namespace: &str, account: &str, spec: Value) -> Result<Value, Status> {
+        let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
+        self.transport.create(at(&Resource::core("serviceaccounts"), namespace, account, "token"), request).await
+    }
+
+    /// The kinds that are served now.
+    pub async fn kinds(&self) -> Result<Vec<ServedKind>, Status> {
+        self.transport.kinds().await
+    }
+}

@@ -1,0 +1,166 @@
+//! One HTTP/2 connection, made when it is needed and made again when it is gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::status::Status;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+use tokio_rustls::TlsConnector;
+
+use super::{Config, Identity, causes};
+
+/// To be connected, handshakes included.
+const CONNECT: Duration = Duration::from_secs(10);
+/// A server that says nothing for so long is asked whether it lives, while something waits for it; and how long it has.
+const SILENCE: Duration = Duration::from_secs(30);
+const LIVENESS: Duration = Duration::from_secs(15);
+
+/// What may be under way to us, bytes: for one answer, and for all together. Many small answers at once, each read by
+/// somebody of its own, are no flood; the HTTP library judges by the latter what is one.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 32 << 20;
+
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    #[error("a certificate or key is no PEM")]
+    Pem(#[from] rustls::pki_types::pem::Error),
+    #[error("the certificates cannot be used")]
+    Tls(#[from] rustls::Error),
+    #[error("{0:?} is not host:port")]
+    Server(String),
+    #[error("the token has characters that no header may have")]
+    Token,
+}
+
+/// Why a request has no answer.
+#[derive(Debug)]
+pub enum Failed {
+    /// The server has not seen it.
+    Unsent(String),
+    /// It may have taken effect.
+    Unknown(String),
+}
+
+impl Failed {
+    pub fn status(self) -> Status {
+        match self {
+            Self::Unsent(why) => Status::service_unavailable(format!("the server cannot be reached: {why}")),
+            Self::Unknown(why) => {
+                Status::service_unavailable(format!("the connection broke before the server answered: {why}"))
+            }
+        }
+    }
+}
+
+type Sender = SendRequest<Full<Bytes>>;
+
+pub struct Connection {
+    authority: String,
+    name: ServerName<'static>,
+    tls: TlsConnector,
+    current: Mutex<Option<Sender>>,
+}
+
+impl Connection {
+    pub fn new(config: &Config) -> Result<Self, ConfigError> {
+        let unusable = || ConfigError::Server(config.server.clone());
+        let (host, port) = config.server.rsplit_once(':').ok_or_else(unusable)?;
+        port.parse::<u16>().map_err(|_| unusable())?;
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(host).map_err(|_| unusable())?;
+        let tls = TlsConnector::from(Arc::new(tls_config(config)?));
+        Ok(Self { authority: config.server.clone(), name, tls, current: Mutex::default() })
+    }
+
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// Sends a request and gives the head of the answer. What an ending connection did not take goes over a new one.
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failed> {
+        let mut sender = self.sender().await?;
+        match sender.try_send_request(request).await {
+            Ok(answer) => Ok(answer),
+            Err(mut failed) => match failed.take_message() {
+                Some(unsent) => {
+                    let mut sender = self.sender().await?;
+                    let again = sender.try_send_request(unsent).await;
+                    again.map_err(|failed| unanswered(failed.error(), false))
+                }
+                None => Err(unanswered(failed.error(), true)),
+            },
+        }
+    }
+
+    async fn sender(&self) -> Result<Sender, Failed> {
+        // Held while connecting: who comes meanwhile takes the same connection.
+        let mut current = self.current.lock().await;
+        if let Some(sender) = current.as_mut().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        let connected = tokio::time::timeout(CONNECT, self.connect()).await;
+        let sender = connected.map_err(|_| Failed::Unsent(format!("not connected within {} s", CONNECT.as_secs())))?;
+        let sender = sender.map_err(Failed::Unsent)?;
+        *current = Some(sender.clone());
+        Ok(sender)
+    }
+
+    async fn connect(&self) -> Result<Sender, String> {
+        let stream = TcpStream::connect(&*self.authority).await.map_err(|error| causes(&error))?;
+        // A request is small and waited for.
+        stream.set_nodelay(true).map_err(|error| causes(&error))?;
+        let stream = self.tls.connect(self.name.clone(), stream).await.map_err(|error| causes(&error))?;
+        let (sender, connection) = Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(SILENCE)
+            .keep_alive_timeout(LIVENESS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| causes(&error))?;
+        let authority = self.authority.clone();
+        // Its end closes every request over it, and they say why.
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(server = authority, %error, "connection ended");
+            }
+        });
+        Ok(sender)
+    }
+}
+
+fn unanswered(error: &hyper::Error, sent: bool) -> Failed {
+    let why = causes(error);
+    if sent { Failed::Unknown(why) } else { Failed::Unsent(why) }
+}
+
+fn tls_config(config: &Config) -> Result<rustls::ClientConfig, ConfigError> {
+    let mut roots = rustls::RootCertStore::empty();
+    for authority in CertificateDer::pem_slice_iter(config.ca.as_bytes()) {
+        roots.add(authority?)?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    let mut tls = match &config.identity {
+        Identity::Certificate { chain, key } => {
+            let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes())?)?
+        }
+        Identity::Token(_) => builder.with_no_client_auth(),
+    };
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(tls)
+}

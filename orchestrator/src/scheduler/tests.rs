@@ -1,0 +1,290 @@
+//! The loop's decisions, fed by hand; then against a real server, and how fast that is.
+
+use std::time::Duration;
+
+use apiserver::identity::{MASTERS, User};
+use apiserver::nodes::NoNodes;
+use apiserver::server::{Config, Server};
+use client::{Resource, Selector};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::*;
+use crate::controllers::views::{NODES, PODS};
+
+/// A scheduler whose caches are written by the test.
+struct World {
+    scheduler: Scheduler,
+    now: Instant,
+}
+
+fn pod(name: &str, cpu: &str, more: Value) -> Value {
+    let mut spec = json!({"schedulerName": NAME, "containers": [{"resources": {"requests": {"cpu": cpu}}}]});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        spec[key] = value.clone();
+    }
+    json!({"metadata": {"name": name, "namespace": "ns", "uid": name, "creationTimestamp": name}, "spec": spec})
+}
+
+impl World {
+    fn new() -> Self {
+        Self { scheduler: Scheduler::new(Arc::new(Caches::new(READS.iter().copied()))), now: Instant::now() }
+    }
+
+    fn node(&mut self, name: &str, cpu: &str, heartbeat: u32) {
+        let status = json!({"allocatable": {"cpu": cpu, "memory": "1Gi", "pods": "1000"},
+            "conditions": [{"type": "Ready", "status": "True", "message": heartbeat.to_string()}]});
+        let node = json!({"metadata": {"name": name}, "status": status});
+        let node = Arc::new(serde_json::from_value(node).unwrap());
+        self.scheduler.caches.of::<Node>().apply(&Key::new("", name), Some(node));
+        self.scheduler.take_in(Changed::Node(name.into()), self.now);
+    }
+
+    fn pod(&mut self, pod: Value) {
+        let pod: Arc<Pod> = Arc::new(serde_json::from_value(pod).unwrap());
+        let key = Key::of(&pod.metadata.meta);
+        self.scheduler.caches.of::<Pod>().apply(&key, Some(pod));
+        self.scheduler.take_in(Changed::Pod(key), self.now);
+    }
+
+    fn gone(&mut self, name: &str) {
+        let key = Key::new("ns", name);
+        self.scheduler.caches.of::<Pod>().apply(&key, None);
+        self.scheduler.take_in(Changed::Pod(key), self.now);
+    }
+
+    /// `pod → node`, or `pod ✗`.
+    fn step(&mut self) -> Option<String> {
+        self.scheduler.step(self.now).map(|step| match step {
+            Step::Bind { pod, node } => format!("{} → {node}", pod.metadata.meta.name),
+            Step::Refuse { pod, .. } => format!("{} ✗", pod.metadata.meta.name),
+        })
+    }
+
+    fn steps(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.step()).collect()
+    }
+
+    fn later(&mut self) {
+        self.now += Duration::from_secs(60);
+    }
+}
+
+#[tokio::test]
+async fn what_was_decided_counts_before_it_is_written() {
+    let mut world = World::new();
+    world.node("n", "1", 0);
+    world.pod(pod("a", "600m", json!({})));
+    world.pod(pod("b", "600m", json!({})));
+    assert_eq!(world.steps(), ["a → n", "b ✗"]);
+    // News that was under way before the decision.
+    world.pod(pod("a", "600m", json!({"labels": "x"})));
+    assert_eq!(world.steps(), [""; 0]);
+    // Then it is seen there, and does not count twice.
+    world.pod(pod("a", "600m", json!({"nodeName": "n"})));
+    assert_eq!(world.scheduler.snapshot.get("n").unwrap().used.cpu, 600);
+    assert!(world.scheduler.assumed.is_empty());
+}
+
+#[tokio::test]
+async fn a_binding_that_failed_gives_its_place_back() {
+    let mut world = World::new();
+    world.node("n", "1", 0);
+    world.pod(pod("a", "600m", json!({})));
+    let Some(Step::Bind { pod: bound, .. }) = world.scheduler.step(world.now) else { panic!() };
+    world.pod(pod("b", "600m", json!({})));
+    assert_eq!(world.steps(), ["b ✗"]);
+    world.later();
+    world.scheduler.written(Bound::Failed(bound), world.now);
+    assert_eq!(world.steps(), ["b → n"], "the place is free, and the one that failed rests");
+    assert_eq!(world.scheduler.pending.next_deadline(), Some(world.now + Duration::from_secs(1)));
+    world.later();
+    assert_eq!(world.steps(), ["a ✗"]);
+}
+
+#[tokio::test]
+async fn a_pod_that_waits_is_woken_by_what_helps_it_alone() {
+    let mut world = World::new();
+    world.node("n", "1", 0);
+    world.node("m", "1", 0);
+    world.pod(pod("big", "3", json!({})));
+    world.pod(pod("elsewhere", "100m", json!({"nodeSelector": {"zone": "z"}})));
+    assert_eq!(world.steps(), ["big ✗", "elsewhere ✗"]);
+    world.later();
+    world.node("n", "1", 1);
+    world.node("n", "2", 1);
+    world.pod(pod("small", "100m", json!({})));
+    assert_eq!(world.steps().len(), 1, "a heartbeat, a node still too small, another pod");
+    world.gone("small");
+    assert_eq!(world.steps(), [""; 0]);
+    world.node("m", "4", 0);
+    assert_eq!(world.steps(), ["big → m"]);
+}
+
+#[tokio::test]
+async fn thousands_that_wait_cost_as_much_as_one() {
+    let mut world = World::new();
+    world.node("n", "1", 0);
+    for index in 0..5000 {
+        world.pod(pod(&format!("p{index:04}"), "1", json!({})));
+    }
+    assert_eq!(world.steps().len(), 5000, "each is told");
+    assert_eq!(world.scheduler.snapshot.get("n").unwrap().count(), 1);
+    assert_eq!(world.scheduler.pending.demands().count(), 1);
+    world.later();
+    // One place becomes free: one takes it, the next finds none, and nobody else is tried.
+    world.pod(pod("p0000", "1", json!({"nodeName": "n"})));
+    world.gone("p0000");
+    assert_eq!(world.steps(), ["p0001 → n", "p0002 ✗"]);
+    // Three places become free: each success wakes the next.
+    world.later();
+    world.node("n", "4", 0);
+    assert_eq!(world.steps(), ["p0002 → n", "p0003 → n", "p0004 → n", "p0005 ✗"]);
+}
+
+#[tokio::test]
+async fn others_bind_and_delete_too() {
+    let mut world = World::new();
+    world.node("n", "1", 0);
+    world.node("m", "1", 0);
+    world.pod(pod("a", "1", json!({})));
+    assert_eq!(world.steps(), ["a → n"]);
+    // Somebody else was quicker.
+    world.pod(pod("a", "1", json!({"nodeName": "m"})));
+    assert_eq!(world.scheduler.snapshot.home("a"), Some("m"));
+    world.pod(pod("b", "1", json!({})));
+    assert_eq!(world.steps(), ["b → n"]);
+    world.gone("b");
+    world.pod(pod("c", "1", json!({})));
+    assert_eq!(world.steps(), ["c → n"], "b was deleted before it was bound");
+    // A namesake that has its place already.
+    let mut namesake = pod("c", "1", json!({"nodeName": "m"}));
+    namesake["metadata"]["uid"] = json!("other");
+    world.pod(namesake);
+    assert_eq!((world.scheduler.snapshot.home("c"), world.scheduler.snapshot.home("other")), (None, Some("m")));
+    let foreign = json!({"schedulerName": "own"});
+    world.pod(pod("d", "1", foreign));
+    world.pod(pod("e", "1", json!({"schedulingGates": [{"name": "g"}]})));
+    assert_eq!(world.steps(), [""; 0]);
+}
+
+/// A server with nodes, and a scheduler on its own caches.
+struct Cluster {
+    client: Client,
+    _folder: tempfile::TempDir,
+    tasks: JoinSet<()>,
+}
+
+impl Cluster {
+    async fn new(nodes: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config::on_loopback(folder.path().join("store.redb"));
+        let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
+        let client = server.client(User::new("tester", &[MASTERS]), "tester");
+        let account = json!({"metadata": {"name": "default"}});
+        client.create(&Resource::core("serviceaccounts"), "default", account).await.unwrap();
+        let cluster = Self { client, _folder: folder, tasks: JoinSet::new() };
+        let names = (0..nodes).map(|index| format!("n{index:04}"));
+        futures::stream::iter(names).for_each_concurrent(64, |name| cluster.make_node(name, "16")).await;
+        cluster
+    }
+
+    /// A ready node: new ones are tainted until somebody says so.
+    async fn make_node(&self, name: String, cpu: &str) {
+        let amounts = json!({"cpu": cpu, "memory": "64Gi", "pods": "110"});
+        self.client.create(&NODES, "", json!({"metadata": {"name": name}})).await.unwrap();
+        let status = json!({"status": {"capacity": amounts, "allocatable": amounts}});
+        self.client.patch(&NODES, "", &name, "status", &status).await.unwrap();
+        self.client.patch(&NODES, "", &name, "", &json!({"spec": {"taints": null}})).await.unwrap();
+    }
+
+    async fn make_pod(&self, name: String, cpu: &str) {
+        let container = json!({"name": "c", "image": "i", "resources": {"requests": {"cpu": cpu, "memory": "10Mi"}}});
+        let pod = json!({"metadata": {"name": name}, "spec": {"containers": [container]}});
+        self.client.create(&PODS, "default", pod).await.unwrap();
+    }
+
+    /// Starts the scheduler; gives its caches.
+    async fn schedule(&mut self) -> Arc<Caches> {
+        let caches = Arc::new(Caches::new(READS.iter().copied()));
+        caches.start(&self.client, &mut self.tasks);
+        self.tasks.spawn(run(self.client.clone(), caches.clone()));
+        caches.synced().await;
+        caches
+    }
+}
+
+async fn until(caches: &Caches, patience: Duration, holds: impl Fn(&[Arc<Pod>]) -> bool) {
+    let pods = caches.of::<Pod>();
+    let mut seen = pods.subscribe();
+    let wait = async {
+        while !holds(&pods.all()) {
+            seen.changed().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    if tokio::time::timeout(patience, wait).await.is_err() {
+        let state =
+            |pod: &Arc<Pod>| format!("{} on {:?}: {:?}", pod.metadata.meta.name, pod.spec.node_name, pod.status);
+        panic!("never: {:#?}", pods.all().iter().map(state).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_get_their_nodes_and_the_others_are_told_why_not() {
+    let mut cluster = Cluster::new(3).await;
+    let caches = cluster.schedule().await;
+    for index in 0..30 {
+        cluster.make_pod(format!("p{index}"), "1").await;
+    }
+    cluster.make_pod("big".into(), "17").await;
+    let patience = Duration::from_secs(30);
+    let bound = |pods: &[Arc<Pod>]| pods.iter().filter(|pod| !pod.spec.node_name.is_empty()).count();
+    until(&caches, patience, |pods| {
+        bound(pods) == 30
+            && pods.iter().any(|pod| pod.metadata.meta.name == "big" && pod.condition("PodScheduled").is_some())
+    })
+    .await;
+    let on = |node: &str| caches.of::<Pod>().indexed(&format!("node/{node}")).len();
+    assert_eq!([on("n0000"), on("n0001"), on("n0002")], [10, 10, 10]);
+    let big = caches.of::<Pod>().get("default", "big").unwrap();
+    let condition = big.condition("PodScheduled").unwrap();
+    assert_eq!((&*condition.status, &*condition.reason), ("False", "Unschedulable"));
+    let why = "0/3 nodes are available: 3 Insufficient cpu. no new claims to deallocate, preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling.";
+    assert_eq!(condition.message, why);
+    let told = async {
+        loop {
+            let events = cluster.client.list(&Resource::core("events"), "default", &Selector::default()).await.unwrap();
+            let events: Vec<Value> = events.items.iter().map(|event| event.value()).collect();
+            let is =
+                |event: &Value, reason: &str, message: &str| event["reason"] == reason && event["message"] == message;
+            let assigned = events.iter().filter(|event| event["reason"] == "Scheduled").count();
+            if assigned == 30 && events.iter().any(|event| is(event, "FailedScheduling", why)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(patience, told).await.unwrap();
+    // A node that is large enough comes: the pod is bound without anything else happening.
+    cluster.make_node("large".into(), "32").await;
+    until(&caches, patience, |pods| bound(pods) == 31).await;
+}
+
+/// Prints how many pods a second get their node in a cluster of 5,000, writes and events included:
+/// `cargo test --release -p amphipod -- --ignored --nocapture pods_a_second`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn pods_a_second() {
+    const PODS: usize = 20_000;
+    let mut cluster = Cluster::new(5000).await;
+    let names = (0..PODS).map(|index| format!("p{index:05}"));
+    futures::stream::iter(names).for_each_concurrent(64, |name| cluster.make_pod(name, "100m")).await;
+    let started = Instant::now();
+    let caches = cluster.schedule().await;
+    let synced = started.elapsed();
+    until(&caches, Duration::from_secs(600), |pods| pods.iter().all(|pod| !pod.spec.node_name.is_empty())).await;
+    let took = started.elapsed();
+    let rate = PODS as f64 / (took - synced).as_secs_f64();
+    println!("{PODS} pods on 5000 nodes: first look {synced:?}, then bound in {:?}: {rate:.0} pods/s", took - synced);
+}
