@@ -23,8 +23,9 @@ pub fn logs_and_exec(cluster: &Cluster) -> Result<()> {
     ensure!(said == "out\ntalker\n", "{said:?}");
     let code = cluster.try_kubectl(&["exec", "talker", "--", "sh", "-c", "exit 3"])?;
     ensure!(code.status.code() == Some(3), "exit code of exec: {:?} {}", code.status, text(&code.stderr));
-    for environment in [[], [("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")].as_slice()] {
-        let missing = cluster.kubectl_with(&["exec", "talker", "--", "nope"], "", environment)?;
+    for websockets in ["true", "false"] {
+        let environment = [("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets)];
+        let missing = cluster.kubectl_with(&["exec", "talker", "--", "nope"], "", &environment)?;
         let said = text(&missing.stderr);
         let begins =
             "error: Internal error occurred: error executing command in container: failed to exec in container: ";
