@@ -17,6 +17,10 @@ pub(crate) type Rule = fn(&mut Object);
 /// A type by its name in the schema, and what it fills in.
 pub type TypeDefault = (&'static str, Rule);
 
+/// Which defaults these are. What was stored under a lower number is defaulted when it is read, so whoever changes what
+/// is filled in raises it (`tests/kinds.rs` tells).
+pub const GENERATION: u16 = 1;
+
 /// Fills in the defaults of this kind's version.
 pub fn apply(kind: &Kind, object: &mut Value) {
     if let Some(map) = object.as_object_mut() {

@@ -3,14 +3,18 @@
 //! `REFRESH=1 cargo test -p api --test kinds` writes the files anew; the difference is what a reviewer reads.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use api::decode::{FieldValidation, MediaType, untyped, value};
 use api::kind::{Kind, Part, Registry};
 use serde_json::{Value, json};
 
+fn output(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/output").join(name)
+}
+
 fn golden(name: &str, now: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/output").join(name);
+    let path = output(name);
     if std::env::var_os("REFRESH").is_some() {
         std::fs::write(&path, now).expect("the folder of printed tests is there");
     }
@@ -113,4 +117,22 @@ fn every_kind_says_what_of_it_is_there() {
     assert!(!out.contains("SILENT"), "a kind says neither that it has something nor that it is missing:\n{out}");
     assert!(!out.contains("UNKNOWN"), "a column without a cell:\n{out}");
     golden("kinds.txt", &out);
+}
+
+/// Objects that are stored are defaulted again only when the generation says that defaults changed.
+#[test]
+fn defaults_change_with_their_generation() {
+    let table = untyped(MediaType::Yaml, include_bytes!("data/validation.yaml")).unwrap();
+    let mut out = format!("generation {}\n", api::default::GENERATION);
+    for (path, cases) in table.as_object().unwrap() {
+        let mut object = sent(&kind(path), &cases["fine"]);
+        let once = object.clone();
+        api::default::apply(&kind(path), &mut object);
+        assert_eq!(object, once, "defaults of {path} change what they made");
+        writeln!(out, "{path} {once}").unwrap();
+    }
+    let before = std::fs::read_to_string(output("defaults.txt")).unwrap_or_default();
+    let same = before.lines().next() == out.lines().next();
+    assert!(!same || before == out, "defaults changed: raise api::default::GENERATION, then REFRESH=1");
+    golden("defaults.txt", &out);
 }

@@ -357,6 +357,54 @@ mod tests {
         assert_eq!(engine.cache().unreadable(), 0);
     }
 
+    #[tokio::test]
+    async fn what_was_stored_before_a_default_is_shown_with_it_and_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        let template =
+            json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "x:1"}]}});
+        let selector = json!({"matchLabels": {"a": "b"}});
+        let object = |kind: &str| {
+            json!({"kind": kind, "apiVersion": "apps/v1", "metadata": {"name": "web", "namespace": "n", "uid": kind},
+                "spec": {"selector": selector, "template": template}})
+        };
+        let before = |key: &str, revision, text: String| Record {
+            key: key.into(),
+            revision,
+            value: Some([b"\x01", text.as_bytes()].concat()),
+        };
+        let mut store = RedbStore::open(&path).unwrap();
+        let records = [
+            put("/amphipod/core/namespaces/-/n", 1, r#"{"metadata":{"name":"n"}}"#),
+            before("/amphipod/apps/deployments/n/web", 2, object("Deployment").to_string()),
+            before("/amphipod/apps/replicasets/n/web", 3, object("ReplicaSet").to_string()),
+        ];
+        store.put(&records).unwrap();
+        drop(store);
+        let engine = open(&path).unwrap();
+        let target = |plural: &str| Target::new(engine.registry().find("apps", "v1", plural).unwrap(), "n", "web");
+        let (deployments, sets) = (target("deployments"), target("replicasets"));
+        let shown = engine.get(&deployments, None).await.unwrap();
+        let value = engine.show(&deployments.kind, &shown);
+        assert_eq!((&value["spec"]["replicas"], shown.revision), (&json!(1), 2));
+        let pod = &value["spec"]["template"]["spec"];
+        assert_eq!(
+            (&pod["restartPolicy"], &pod["containers"][0]["imagePullPolicy"]),
+            (&json!("Always"), &json!("IfNotPresent"))
+        );
+        // The template is the one of its set as before, so nothing rolls.
+        let set = engine.get(&sets, None).await.unwrap().value();
+        assert_eq!(set["spec"]["template"], value["spec"]["template"]);
+        let (_, all) = engine.changes(&deployments.kind, None);
+        assert_eq!(all[0].1.as_ref(), Some(&value));
+        // Who changes nothing writes nothing, and a patch builds on what is shown.
+        let context = Context { user: User::new("root", &[MASTERS]), now: Timestamp::now() };
+        let options = WriteOptions { manager: "t".into(), dry_run: false };
+        let same = |current: Option<&Value>| Ok(Draft::Own(current.cloned().unwrap()));
+        let written = engine.update(&context, &deployments, &options, &same).await.unwrap();
+        assert_eq!((written.object.revision(), engine.revision()), (2, 3));
+    }
+
     #[test]
     fn a_check_reads_as_the_server_does() {
         let folder = tempfile::tempdir().unwrap();
