@@ -21,6 +21,7 @@ use crate::dial::{self, DialError};
 use crate::disk;
 use crate::embed::PodExecutable;
 use crate::exec::{self, AttachRequest, ExecError, ExecRequest, ExecSession};
+use crate::guard;
 use crate::image::{ImageError, ImageStore, MountError, Registries, RegistryError, check_upper};
 use crate::logs::{self, LogError, LogOptions};
 use crate::node::{Addresses, CgroupError, Cgroups, Node, remove_cgroup};
@@ -46,6 +47,8 @@ struct Workers {
     running: HashMap<String, Running>,
     /// Pods that wait for a namesake with another UID to be taken away: by UID.
     queued: BTreeMap<String, Arc<Value>>,
+    /// Keeps the disk's reserve.
+    guard: Option<JoinHandle<()>>,
 }
 
 struct Running {
@@ -99,6 +102,7 @@ impl Agent {
         for record in records {
             agent.spawn(record);
         }
+        agent.watch_disk();
         Ok(agent)
     }
 
@@ -212,6 +216,15 @@ impl Agent {
         workers.running.insert(pod.uid.clone(), Running { pod, commands: sender, worker, task });
     }
 
+    fn watch_disk(&self) {
+        let workers = self.workers.clone();
+        let running = move || {
+            let workers = workers.lock().unwrap_or_else(PoisonError::into_inner);
+            workers.running.values().map(|running| running.commands.clone()).collect()
+        };
+        self.lock().guard = Some(tokio::spawn(guard::watch(self.node.clone(), running)));
+    }
+
     /// Runs a worker to its end; one that panics is a defect, told loudly, and replaced from the pod's record.
     async fn supervise(self, uid: String, mut worker: JoinHandle<()>) {
         loop {
@@ -257,7 +270,18 @@ impl Agent {
 
     /// Ends the workers and leaves the pods running.
     pub async fn shut_down(self) {
-        let running: Vec<Running> = self.lock().running.drain().map(|(_, running)| running).collect();
+        let (running, guard): (Vec<Running>, _) = {
+            let mut workers = self.lock();
+            (workers.running.drain().map(|(_, running)| running).collect(), workers.guard.take())
+        };
+        if let Some(guard) = guard {
+            guard.abort();
+            if let Err(error) = guard.await
+                && !error.is_cancelled()
+            {
+                tracing::error!(%error, "the guard of the disk failed");
+            }
+        }
         for Running { pod, worker, task, .. } in running {
             worker.abort();
             if let Err(error) = task.await {

@@ -10,6 +10,7 @@
 //! a root only; volumes need the other rule as well, by which a link may lead anywhere inside and nowhere else.
 
 mod walk;
+mod weigh;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Permissions};
@@ -23,6 +24,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
 pub use walk::{Found, Links, Missing};
+pub use weigh::Weight;
 
 /// The kernel gives up a look-up that renames disturb; one that is disturbed this often is under attack.
 const ATTEMPTS: u32 = 128;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use pod::protocol::{Exec, Op};
+use pod::protocol::{Exec, Failure, FailureKind, Op};
 use rustix::fs::OFlags;
 use serde_json::json;
 use tokio::io::unix::AsyncFd;
@@ -77,8 +77,22 @@ pub enum ExecError {
     NoPod { uid: String },
     #[error("prepare the process's streams")]
     Streams(#[from] io::Error),
+    /// The container is fine, and its owner asked for what cannot be run there.
+    #[error(
+        "failed to exec in container: failed to start exec {exec:?}: OCI runtime exec failed: exec failed: unable to start container process"
+    )]
+    CannotRun { exec: String, source: Failure },
     #[error(transparent)]
     Link(#[from] LinkError),
+}
+
+impl ExecError {
+    fn of_start(exec: String, error: LinkError) -> ExecError {
+        match error {
+            LinkError::Failed(source) if source.kind == FailureKind::CannotRun => ExecError::CannotRun { exec, source },
+            other => ExecError::Link(other),
+        }
+    }
 }
 
 /// Sets a terminal's size.
@@ -145,7 +159,9 @@ pub async fn exec(node: &Node, uid: &str, container: &str, request: &ExecRequest
     let mut streams = if request.tty { pty_streams(container.pid, request)? } else { pipe_streams(request)? };
     let given: Vec<BorrowedFd<'_>> = streams.theirs.iter().map(|fd| fd.as_fd()).collect();
     streams.session.process = Some(Process { link: pod.link.clone(), exec: exec.exec.clone() });
-    streams.session.exit = Some(pod.link.exec(exec, &given).await?);
+    let name = exec.exec.clone();
+    let started = pod.link.exec(exec, &given).await;
+    streams.session.exit = Some(started.map_err(|error| ExecError::of_start(name, error))?);
     Ok(streams.session)
 }
 

@@ -9,10 +9,11 @@ use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pod::protocol::{CreateContainer, LogTarget, Op, Outcome};
+use pod::protocol::{CreateContainer, Failure, FailureKind, LogTarget, Op, Outcome};
 use serde_json::Value;
 
 use crate::apparmor::AppArmorError;
+use crate::boundary::PodRef;
 use crate::disk;
 use crate::door::{Maker, read_end};
 use crate::env::{EnvError, Facts, environment};
@@ -41,8 +42,10 @@ pub enum LaunchError {
     /// What the pod asks for cannot be given yet, or ever.
     #[error(transparent)]
     Env(#[from] EnvError),
+    #[error("{error} (pod: \"{pod}\", container: {container})")]
+    NonRoot { error: UserError, pod: String, container: String },
     #[error(transparent)]
-    User(#[from] UserError),
+    User(UserError),
     #[error(transparent)]
     Spec(#[from] SpecError),
     #[error(transparent)]
@@ -66,6 +69,10 @@ pub enum LaunchError {
     Files(#[from] io::Error),
     #[error(transparent)]
     Link(#[from] LinkError),
+    #[error("failed to create task: OCI runtime create failed: unable to start container process")]
+    CannotCreate(#[source] Failure),
+    #[error("failed to start task: OCI runtime start failed")]
+    CannotStart(#[source] Failure),
 }
 
 impl LaunchError {
@@ -73,11 +80,39 @@ impl LaunchError {
     pub fn reason(&self) -> &'static str {
         match self {
             LaunchError::Env(_)
-            | LaunchError::User(_)
+            | LaunchError::NonRoot { .. }
             | LaunchError::Mounts(_)
             | LaunchError::NoTarget(_)
             | LaunchError::Unmapped(..) => "CreateContainerConfigError",
             _ => "CreateContainerError",
+        }
+    }
+
+    /// What the pod process could not create.
+    fn of_create(error: LinkError) -> LaunchError {
+        match error {
+            LinkError::Failed(failure) if failure.kind == FailureKind::CannotRun => LaunchError::CannotCreate(failure),
+            other => LaunchError::Link(other),
+        }
+    }
+
+    /// What it created and could not start.
+    pub fn of_start(error: LinkError) -> LaunchError {
+        match error {
+            LinkError::Failed(failure) => LaunchError::CannotStart(failure),
+            other => LaunchError::Link(other),
+        }
+    }
+
+    /// What the API asks of users speaks of the pod; what the image lacks does not.
+    fn of_user(error: UserError, launch: &Launch<'_>) -> LaunchError {
+        match error {
+            UserError::NoUser(_) | UserError::NoGroup(_) => LaunchError::User(error),
+            UserError::Root | UserError::RootByUser | UserError::NonNumeric(_) => {
+                let PodRef { namespace, name, uid } = &launch.record.pod;
+                let container = launch.container.name.clone();
+                LaunchError::NonRoot { error, pod: format!("{name}_{namespace}({uid})"), container }
+            }
         }
     }
 }
@@ -112,7 +147,8 @@ impl Launch<'_> {
         // Volumes may lie on a file server: whatever waits for one is not to hold up other pods.
         let target = self.target_namespace()?;
         let (config, user) = tokio::task::block_in_place(|| self.prepare(env, qos, target.as_ref()))?;
-        let pid = match self.sandbox.link.call(Op::Create(self.request(qos)), &[]).await? {
+        let created = self.sandbox.link.call(Op::Create(self.request(qos)), &[]).await;
+        let pid = match created.map_err(LaunchError::of_create)? {
             Outcome::Started(pid) => pid,
             _ => return Err(LinkError::Confused.into()),
         };
@@ -155,7 +191,8 @@ impl Launch<'_> {
         }
         Step::MountRootfs.done();
         let accounts = Accounts::read(&rootfs)?;
-        let user = resolve(&self.pod.spec.security_context, self.container, &self.image.config.user, &accounts)?;
+        let user = resolve(&self.pod.spec.security_context, self.container, &self.image.config.user, &accounts)
+            .map_err(|error| LaunchError::of_user(error, self))?;
         if !env.iter().any(|(name, _)| name == "HOME") {
             env.push(("HOME".into(), accounts.home(user.uid)));
         }
@@ -230,24 +267,32 @@ pub fn run_folder(node: &Node, uid: &str, run: &str) -> PathBuf {
     node.pod_run(uid).join("containers").join(run)
 }
 
-/// Where the pod's own small files are.
-fn small_files(node: &Node, uid: &str) -> PathBuf {
-    node.pod_run(uid).join("files")
+/// Where the small files of a run are that the agent makes for it.
+fn small_files(node: &Node, uid: &str, run: &str) -> PathBuf {
+    run_folder(node, uid, run).join("files")
 }
 
-fn termination_file(node: &Node, uid: &str, run: &str) -> PathBuf {
-    small_files(node, uid).join(format!("{run}.message"))
+fn termination_file(small_files: &Path) -> PathBuf {
+    small_files.join("termination-log")
+}
+
+/// Where earlier releases kept the message of a run that may still go on: first in one place for the whole pod.
+fn earlier_termination_files(node: &Node, uid: &str, run: &str) -> [PathBuf; 2] {
+    let of_pod = node.pod_run(uid).join("files").join(format!("{run}.message"));
+    [of_pod, run_folder(node, uid, run).join("termination-message")]
 }
 
 /// The end of what a run wrote to its termination log.
 pub fn termination_message(node: &Node, uid: &str, run: &str) -> io::Result<Vec<u8>> {
-    match read_end(&termination_file(node, uid, run), MESSAGE_BYTES) {
-        // Runs that an earlier release began have theirs beside their configuration.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            read_end(&run_folder(node, uid, run).join("termination-message"), MESSAGE_BYTES)
+    let own = termination_file(&small_files(node, uid, run));
+    let mut read = read_end(&own, MESSAGE_BYTES);
+    for earlier in earlier_termination_files(node, uid, run) {
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => read = read_end(&earlier, MESSAGE_BYTES),
+            read => return read,
         }
-        message => message,
     }
+    read
 }
 
 /// A container whose user is not mapped could be nobody at all.
@@ -261,7 +306,7 @@ fn within(users: &Users, user: &User) -> Result<(), LaunchError> {
 
 /// Takes away what a run leaves behind, its log apart.
 pub fn remove_run(node: &Node, uid: &str, run: &str) -> io::Result<()> {
-    disk::remove_file(&termination_file(node, uid, run))?;
+    earlier_termination_files(node, uid, run).iter().try_for_each(|file| disk::remove_file(file))?;
     disk::unmount_below(&run_folder(node, uid, run))?;
     disk::remove_tree(&run_folder(node, uid, run))?;
     disk::remove_tree(&node.pod_layers(uid).join(run))

@@ -37,6 +37,7 @@ pub struct PodSpec {
     pub restart_policy: RestartPolicy,
     pub termination_grace_period_seconds: Option<i64>,
     pub active_deadline_seconds: Option<i64>,
+    pub priority: Option<i32>,
     pub host_network: bool,
     #[serde(rename = "hostPID")]
     pub host_pid: bool,

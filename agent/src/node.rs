@@ -244,6 +244,9 @@ pub fn remove_cgroup(folder: &Path) -> std::io::Result<()> {
     for item in items.flatten().filter(|item| item.file_type().is_ok_and(|kind| kind.is_dir())) {
         remove_cgroup(&item.path())?;
     }
+    if let Err(error) = pod::devices::let_go(folder) {
+        tracing::debug!(folder = %folder.display(), %error, "device rules stay until the kernel drops the folder");
+    }
     match std::fs::remove_dir(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -49,8 +49,7 @@ pub fn plan(spec: &PodSpec, record: &Record, now: Timestamp, started: &dyn Fn(&s
     {
         // Sidecars serve the main containers and end with them.
         let succeeded = codes.iter().all(|code| *code == 0);
-        let finished = Some(Finished { succeeded, reason: None, message: None });
-        return Plan { finished, initialized: true, ..Plan::default() };
+        return Plan { finished: Some(Finished::ended(succeeded)), initialized: true, ..Plan::default() };
     }
     // They are for looking at a pod that is in trouble: nothing of it is waited for.
     plan.start.extend(spec.ephemeral_containers.iter().filter(|c| of(c).current.is_none()).map(|c| c.name.clone()));
@@ -93,7 +92,7 @@ fn plan_init<'a>(
         }
         let failed = own.end().is_some() && !succeeded;
         if failed && spec.restart_policy == RestartPolicy::Never {
-            plan.finished = Some(Finished { succeeded: false, reason: None, message: None });
+            plan.finished = Some(Finished::ended(false));
             plan.start.clear();
             return false;
         }
@@ -132,6 +131,19 @@ fn plan_container(
             }
         }
     }
+}
+
+/// Whether a container that ended so will have another run.
+pub fn runs_again(spec: &PodSpec, name: &str, exit_code: i32) -> bool {
+    let init = spec.init_containers.iter().find(|container| container.name == name);
+    let policy = match init {
+        Some(container) if container.is_sidecar() => RestartPolicy::Always,
+        // One that succeeded is not needed again.
+        Some(_) if spec.restart_policy == RestartPolicy::Always => RestartPolicy::OnFailure,
+        None if spec.ephemeral_containers.iter().any(|container| container.name == name) => RestartPolicy::Never,
+        _ => spec.restart_policy,
+    };
+    restarts(policy, exit_code)
 }
 
 fn restarts(policy: RestartPolicy, exit_code: i32) -> bool {
@@ -282,6 +294,19 @@ mod tests {
         assert_eq!(plan_at(&spec, &over, 1).start, Vec::<String>::new(), "it does not run again");
         let through = [("e", running()), ("i", ended(0, 1, None)), ("a", ended(0, 1, None))];
         assert!(plan_at(&spec, &through, 1).finished.unwrap().succeeded, "it does not hold the pod");
+    }
+
+    #[test]
+    fn who_runs_again() {
+        let spec = |policy: &str| {
+            spec(json!({"restartPolicy": policy, "containers": [{"name": "a"}], "ephemeralContainers": [{"name": "e"}],
+                "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}]}))
+        };
+        let again = |policy: &str, code| ["a", "i", "s", "e"].map(|name| runs_again(&spec(policy), name, code));
+        assert_eq!(again("Always", 128), [true, true, true, false]);
+        assert_eq!(again("OnFailure", 128), [true, true, true, false]);
+        assert_eq!(again("Never", 128), [false, false, true, false]);
+        assert_eq!(again("Always", 0), [true, false, true, false]);
     }
 
     #[test]

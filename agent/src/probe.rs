@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
+use pod::causes::chain;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::exec::{ExecRequest, exec};
+use crate::exec::{ExecError, ExecRequest, exec};
 use crate::model::{Container, Handler, Probe};
 use crate::node::Node;
 use crate::worker::Command;
@@ -44,9 +45,34 @@ pub struct Verdict {
     pub run: String,
     pub kind: Kind,
     /// Why it failed this time.
-    pub failure: Option<String>,
+    pub failure: Option<Failure>,
     /// The new state, once a threshold is reached.
     pub changed: Option<bool>,
+}
+
+/// Why a handler did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It was asked, and this is what it said.
+    Said(String),
+    /// It could not be asked, which says nothing about the container.
+    NotAsked(String),
+}
+
+impl Failure {
+    /// What an event says of a probe that ended so.
+    pub fn of_probe(&self, kind: Kind) -> String {
+        match self {
+            Failure::Said(said) => format!("{} probe failed: {said}", kind.name()),
+            Failure::NotAsked(why) => format!("{} probe errored and resulted in unknown state: {why}", kind.name()),
+        }
+    }
+}
+
+impl From<String> for Failure {
+    fn from(said: String) -> Failure {
+        Failure::Said(said)
+    }
 }
 
 /// Where a handler's target is.
@@ -105,8 +131,11 @@ async fn watch(target: Target, run: String, kind: Kind, probe: Probe, to: mpsc::
     let mut streak = Streak::new(&probe, kind);
     loop {
         let outcome = run_handler(&target, &probe.handler, timeout).await;
-        let changed = streak.count(outcome.is_ok());
         let failure = outcome.err();
+        let changed = match &failure {
+            Some(Failure::NotAsked(_)) => None,
+            failure => streak.count(failure.is_none()),
+        };
         if failure.is_some() || changed.is_some() {
             let container = target.container.name.clone();
             let verdict = Verdict { container, run: run.clone(), kind, failure, changed };
@@ -153,8 +182,8 @@ impl Streak {
     }
 }
 
-/// Runs a handler once; the error is what an event says.
-pub async fn run_handler(target: &Target, handler: &Handler, timeout: Duration) -> Result<(), String> {
+/// Runs a handler once.
+pub async fn run_handler(target: &Target, handler: &Handler, timeout: Duration) -> Result<(), Failure> {
     if let Some(command) = &handler.exec {
         return run_command(target, &command.command, timeout).await;
     }
@@ -163,19 +192,20 @@ pub async fn run_handler(target: &Target, handler: &Handler, timeout: Duration) 
         return Ok(());
     }
     if let Some(http) = &handler.http_get {
-        return http::get(&address(target, &http.port, http.host.as_deref())?, http, timeout).await;
+        let address = address(target, &http.port, http.host.as_deref())?;
+        return Ok(http::get(&address, http, timeout).await?);
     }
     if let Some(grpc) = &handler.grpc {
-        return grpc::check(&address(target, &grpc.port, None)?, &grpc.service, timeout).await;
+        return Ok(grpc::check(&address(target, &grpc.port, None)?, &grpc.service, timeout).await?);
     }
     if let Some(tcp) = &handler.tcp_socket {
         let address = address(target, &tcp.port, tcp.host.as_deref())?;
         return match tokio::time::timeout(timeout, TcpStream::connect(&address)).await {
-            Ok(connected) => connected.map(drop).map_err(|error| dial_error(&address, &error)),
-            Err(_) => Err(format!("dial tcp {address}: i/o timeout")),
+            Ok(connected) => connected.map(drop).map_err(|error| Failure::Said(dial_error(&address, &error))),
+            Err(_) => Err(Failure::Said(format!("dial tcp {address}: i/o timeout"))),
         };
     }
-    Err("no handler".to_owned())
+    Err(Failure::NotAsked("no handler".to_owned()))
 }
 
 /// A connection that did not come about, in the words that events have for it.
@@ -194,13 +224,14 @@ const MAX_OUTPUT: usize = 10 << 10;
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Runs a command in the container. One that takes too long is killed.
-async fn run_command(target: &Target, command: &[String], timeout: Duration) -> Result<(), String> {
+async fn run_command(target: &Target, command: &[String], timeout: Duration) -> Result<(), Failure> {
     let request = ExecRequest { command: command.to_vec(), stdout: true, stderr: true, ..ExecRequest::default() };
     let deadline = tokio::time::Instant::now() + timeout;
     let session = exec(&target.node, &target.uid, &target.container.name, &request).await;
-    let mut session = session.map_err(|error| pod::causes::chain(&error))?;
+    let not_asked = |error: &ExecError| Failure::NotAsked(format!("rpc error: code = Unknown desc = {}", chain(error)));
+    let mut session = session.map_err(|error| not_asked(&error))?;
     let (Some(exit), process) = (session.exit.take(), session.process.take()) else {
-        return Err("no exit code".into());
+        return Err(Failure::NotAsked("no exit code".into()));
     };
     let output = Mutex::new(Vec::new());
     let streams = [session.stdout.take(), session.stderr.take()].into_iter().flatten();
@@ -220,13 +251,13 @@ async fn run_command(target: &Target, command: &[String], timeout: Duration) -> 
     let said = || String::from_utf8_lossy(&output.lock().unwrap_or_else(PoisonError::into_inner)).trim().to_owned();
     match ended {
         Ok(Ok(0)) => Ok(()),
-        Ok(Ok(_)) => Err(said()),
-        Ok(Err(_)) => Err("the pod process is gone".into()),
+        Ok(Ok(_)) => Err(Failure::Said(said())),
+        Ok(Err(_)) => Err(Failure::NotAsked("the pod process is gone".into())),
         Err(_) => {
             if let Some(process) = process {
                 process.kill().await;
             }
-            Err(format!("command timed out: {:?} timed out after {timeout:?}", command.join(" ")))
+            Err(Failure::Said(format!("command timed out: {:?} timed out after {timeout:?}", command.join(" "))))
         }
     }
 }

@@ -50,6 +50,31 @@ pub struct Finished {
     pub succeeded: bool,
     pub reason: Option<String>,
     pub message: Option<String>,
+    #[serde(default)]
+    pub cause: Cause,
+}
+
+/// What ended a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// Its containers' ends, its deadline, or a limit of its own.
+    #[default]
+    Itself,
+    /// This node did not take it: nothing of it was ever here.
+    Rejected,
+    /// The node ran short of something.
+    Pressure,
+}
+
+impl Finished {
+    /// By the ends of its containers.
+    pub fn ended(succeeded: bool) -> Finished {
+        Finished { succeeded, reason: None, message: None, cause: Cause::Itself }
+    }
+
+    pub fn failed(reason: &str, message: String, cause: Cause) -> Finished {
+        Finished { succeeded: false, reason: Some(reason.to_owned()), message: Some(message), cause }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::model::{Container, Pod, PodSpec, RestartPolicy, VolumeMount};
 use crate::oci::user::User;
-use crate::record::{ContainerRecord, End, Progress, Record, Run};
+use crate::record::{Cause, ContainerRecord, End, Progress, Record, Run};
 
 /// Why a container isn't running.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct Inputs<'a> {
     pub health: &'a BTreeMap<String, Health>,
     pub sandbox_ready: bool,
     pub initialized: bool,
+    /// The container whose postStart hook runs: until it is through, the API calls it waiting.
+    pub starting: Option<&'a str>,
     pub host_ip: IpAddr,
     pub now: Timestamp,
 }
@@ -59,25 +62,47 @@ pub fn status(inputs: &Inputs<'_>) -> Value {
         out.insert("podIP".into(), json!(ip));
         out.insert("podIPs".into(), json!([{"ip": ip}]));
     }
-    let rejected = inputs.record.finished.is_some() && inputs.record.sandboxes == 0;
-    if rejected {
+    if cause(inputs) == Some(Cause::Rejected) {
         return Value::Object(out); // nothing of it was ever here
     }
-    let statuses: Vec<Value> = spec.containers.iter().map(|c| container_status(inputs, c, Role::Main)).collect();
+    let of = |list: &[Container], role| -> Vec<Value> {
+        list.iter().map(|container| container_status(inputs, container, role)).collect()
+    };
+    let (mut statuses, mut init) = (of(&spec.containers, Role::Main), of(&spec.init_containers, Role::Init));
+    if inputs.record.finished.is_some() {
+        close(&mut statuses, &mut init);
+    }
     out.insert("conditions".into(), conditions(inputs, &statuses, terminal));
     out.insert("containerStatuses".into(), Value::Array(statuses));
-    if !spec.init_containers.is_empty() {
-        let statuses = spec.init_containers.iter().map(|c| container_status(inputs, c, Role::Init));
-        out.insert("initContainerStatuses".into(), statuses.collect());
+    if !init.is_empty() {
+        out.insert("initContainerStatuses".into(), Value::Array(init));
     }
     if !spec.ephemeral_containers.is_empty() {
-        let statuses = spec.ephemeral_containers.iter().map(|c| container_status(inputs, c, Role::Ephemeral));
-        out.insert("ephemeralContainerStatuses".into(), statuses.collect());
+        out.insert("ephemeralContainerStatuses".into(), Value::Array(of(&spec.ephemeral_containers, Role::Ephemeral)));
     }
     if let Some(generation) = inputs.pod.metadata.generation {
         out.insert("observedGeneration".into(), json!(generation));
     }
     Value::Object(out)
+}
+
+fn cause(inputs: &Inputs<'_>) -> Option<Cause> {
+    inputs.record.finished.as_ref().map(|finished| finished.cause)
+}
+
+/// Nothing of a pod that is over waits: what did not end in sight ended unseen. Containers of a pod that was never
+/// initialised did not begin, and no more of its init containers than were reached.
+fn close(statuses: &mut [Value], init: &mut [Value]) {
+    let reached = |status: &Value| status["state"].get("waiting").is_none() || status["lastState"] != json!({});
+    let begun = init.iter().rposition(reached).map_or(1, |last| last + 1).min(init.len());
+    let done = init.last().is_none_or(|last| last["state"]["terminated"]["exitCode"] == 0);
+    let main = if done || statuses.iter().any(reached) { statuses } else { &mut [] };
+    let all = main.iter_mut().chain(&mut init[..begun]);
+    for status in all.filter(|status| status["state"].get("terminated").is_none()) {
+        status["state"] = json!({"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown",
+            "message": "The container could not be located when the pod was terminated",
+            "startedAt": null, "finishedAt": null}});
+    }
 }
 
 fn phase(inputs: &Inputs<'_>) -> &'static str {
@@ -87,7 +112,8 @@ fn phase(inputs: &Inputs<'_>) -> &'static str {
     let spec = &inputs.pod.spec;
     let started = |container: &Container| {
         inputs.record.containers.get(&container.name).is_some_and(|record| {
-            record.last.is_some() || record.current.as_ref().is_some_and(|run| run.started_at.is_some())
+            let begun = |run: &Run| run.end.is_some() || (run.started_at.is_some() && !inputs.starts(container));
+            record.last.is_some() || record.current.as_ref().is_some_and(begun)
         })
     };
     let all_ended =
@@ -97,6 +123,12 @@ fn phase(inputs: &Inputs<'_>) -> &'static str {
         return if codes.into_iter().all(|end| end.exit_code == 0) { "Succeeded" } else { "Failed" };
     }
     if inputs.initialized && spec.containers.iter().all(started) { "Running" } else { "Pending" }
+}
+
+impl Inputs<'_> {
+    fn starts(&self, container: &Container) -> bool {
+        self.starting == Some(container.name.as_str())
+    }
 }
 
 /// Which of a pod's lists a container is in.
@@ -110,7 +142,7 @@ enum Role {
 fn container_status(inputs: &Inputs<'_>, container: &Container, role: Role) -> Value {
     let none = ContainerRecord::default();
     let record = inputs.record.containers.get(&container.name).unwrap_or(&none);
-    let running = record.running();
+    let running = record.running() && !inputs.starts(container);
     let health = inputs.health.get(&container.name).copied();
     let plain_init = role == Role::Init && !container.is_sidecar();
     let ready = match role {
@@ -120,7 +152,7 @@ fn container_status(inputs: &Inputs<'_>, container: &Container, role: Role) -> V
     };
     let mut status = json!({
         "name": container.name,
-        "state": state(inputs, container, record, role),
+        "state": state(inputs, container, record),
         "lastState": {},
         "ready": ready,
         "restartCount": record.restarts(),
@@ -175,24 +207,16 @@ fn waits(inputs: &Inputs<'_>, container: &Container, record: &ContainerRecord) -
     !record.running() && (record.current.is_none() || inputs.waiting.contains_key(&container.name))
 }
 
-fn state(inputs: &Inputs<'_>, container: &Container, record: &ContainerRecord, role: Role) -> Value {
-    let init = role == Role::Init;
-    if let Some(Progress::Running(started_at)) = record.current.as_ref().map(Run::progress) {
+fn state(inputs: &Inputs<'_>, container: &Container, record: &ContainerRecord) -> Value {
+    if let Some(Progress::Running(started_at)) = record.current.as_ref().map(Run::progress)
+        && !inputs.starts(container)
+    {
         return json!({"running": {"startedAt": seconds(started_at)}});
     }
     if let (Some(end), false) = (record.end(), inputs.waiting.contains_key(&container.name)) {
         return json!({"terminated": terminated(end, message_bytes(inputs))});
     }
-    let default = if inputs.initialized || role != Role::Main || inputs.pod.spec.init_containers.is_empty() {
-        "ContainerCreating"
-    } else {
-        "PodInitializing"
-    };
-    let default = if init && record.runs == 0 && !inputs.waiting.contains_key(&container.name) {
-        "PodInitializing"
-    } else {
-        default
-    };
+    let default = if inputs.pod.spec.init_containers.is_empty() { "ContainerCreating" } else { "PodInitializing" };
     match inputs.waiting.get(&container.name) {
         Some(Waiting { reason, message: Some(message) }) => json!({"waiting": {"reason": reason, "message": message}}),
         Some(Waiting { reason, message: None }) => json!({"waiting": {"reason": reason}}),
@@ -247,8 +271,10 @@ const OWN_FIELDS: [&str; 10] = [
 pub const OWN_CONDITIONS: [&str; 6] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled", RESIZE];
 const RESIZE: &str = "PodResizePending";
-/// What the condition says, and an event.
-pub const NO_RESIZE: &str = "this node does not change the resources of containers that run";
+/// Of whoever ends a pod for reasons that are not its own; the node is one of them.
+const DISRUPTED: &str = "DisruptionTarget";
+/// What the condition says.
+const NO_RESIZE: &str = "this node does not change the resources of containers that run";
 
 /// Conditions of the kubelet, with those of others kept.
 fn conditions(inputs: &Inputs<'_>, statuses: &[Value], terminal: bool) -> Value {
@@ -282,6 +308,11 @@ fn conditions(inputs: &Inputs<'_>, statuses: &[Value], terminal: bool) -> Value 
         list.push(condition(inputs, &old, RESIZE, &pending));
     }
     list.extend(own.iter().map(|(kind, found)| condition(inputs, &old, kind, found)));
+    if let Some(finished) = inputs.record.finished.as_ref().filter(|finished| finished.cause == Cause::Pressure) {
+        list.retain(|condition| condition["type"] != DISRUPTED);
+        let found = (true, Some("TerminationByKubelet"), finished.message.clone());
+        list.push(condition(inputs, &old, DISRUPTED, &found));
+    }
     Value::Array(list)
 }
 
@@ -316,6 +347,32 @@ pub fn resize_pending(spec: &PodSpec, record: &Record) -> bool {
         let running = run.filter(|run| run.end.is_none()).and_then(|run| run.resources.as_ref());
         running.is_some_and(|resources| *resources != container.resources)
     })
+}
+
+/// What an event says of a resize that is not done, as the kubelet's do: what was asked for, and why not.
+pub fn resize_refused(pod: &Pod) -> String {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Asked<'a> {
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        init_containers: Vec<Value>,
+        containers: Vec<Value>,
+        generation: i64,
+        error: &'a str,
+    }
+    let of = |container: &Container| {
+        let mut resources = Map::new();
+        for (name, list) in [("limits", &container.resources.limits), ("requests", &container.resources.requests)] {
+            resources.extend((!list.is_empty()).then(|| (name.to_owned(), json!(list))));
+        }
+        json!({"name": container.name, "resources": resources})
+    };
+    let all = |list: &[Container]| list.iter().map(of).collect();
+    let (init_containers, containers) = (all(&pod.spec.init_containers), all(&pod.spec.containers));
+    let generation = pod.metadata.generation.unwrap_or(0);
+    let asked = Asked { init_containers, containers, generation, error: NO_RESIZE };
+    // Plain values have a JSON text.
+    format!("Pod resize Infeasible: {}", serde_json::to_string(&asked).unwrap_or_default())
 }
 
 type Found = (bool, Option<&'static str>, Option<String>);
@@ -401,6 +458,16 @@ mod tests {
         waiting: &[(&str, &'static str)],
         change: impl FnOnce(&mut Record),
     ) -> Value {
+        status_while(None, pod, containers, waiting, change)
+    }
+
+    fn status_while(
+        starting: Option<&str>,
+        pod: Value,
+        containers: &[(&str, ContainerRecord)],
+        waiting: &[(&str, &'static str)],
+        change: impl FnOnce(&mut Record),
+    ) -> Value {
         let pod: Pod = serde_json::from_value(pod).unwrap();
         let mut record = Record {
             pod: crate::boundary::PodRef { namespace: "n".into(), name: "p".into(), uid: "u".into() },
@@ -426,6 +493,7 @@ mod tests {
             health: &health,
             sandbox_ready: true,
             initialized: true,
+            starting,
             host_ip: "192.168.0.1".parse().unwrap(),
             now: at(5),
         })
@@ -483,7 +551,7 @@ mod tests {
         let mut pod = pod();
         pod["spec"]["initContainers"] = json!([{"name": "one", "image": "i"}, {"name": "two", "image": "i"}]);
         let fail = |record: &mut Record| {
-            record.finished = Some(Finished { succeeded: false, reason: None, message: None });
+            record.finished = Some(Finished::ended(false));
         };
         let status = status_of(pod.clone(), &[("one", run(Some(0))), ("two", run(Some(1)))], &[], fail);
         let found = condition(&status, "Initialized");
@@ -504,13 +572,62 @@ mod tests {
 
     #[test]
     fn a_rejected_pod_has_no_containers_to_tell_of() {
-        let finished =
-            Finished { succeeded: false, reason: Some("SysctlForbidden".into()), message: Some("no".into()) };
+        let finished = Finished::failed("SysctlForbidden", "no".into(), Cause::Rejected);
         let status = status_of(pod(), &[], &[], |record| {
             (record.finished, record.sandboxes) = (Some(finished), 0);
         });
         assert_eq!((&status["phase"], &status["reason"]), (&json!("Failed"), &json!("SysctlForbidden")));
         assert!(status.get("containerStatuses").is_none());
+    }
+
+    #[test]
+    fn a_pod_that_ended_before_it_had_a_sandbox_tells_of_its_containers() {
+        let late = Finished::failed("DeadlineExceeded", "late".into(), Cause::Itself);
+        let end = |record: &mut Record| (record.finished, record.sandboxes) = (Some(late.clone()), 0);
+        let unknown = json!("ContainerStatusUnknown");
+        let status = status_of(pod(), &[], &[], end);
+        assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["reason"], unknown);
+        assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["exitCode"], 137);
+        let mut stuck = pod();
+        stuck["spec"]["initContainers"] = json!([{"name": "one", "image": "i"}, {"name": "two", "image": "i"}]);
+        let status = status_of(stuck, &[], &[], end);
+        let reason = |list: &str, index: usize, state: &str| status[list][index]["state"][state]["reason"].clone();
+        assert_eq!(reason("initContainerStatuses", 0, "terminated"), unknown);
+        assert_eq!(reason("initContainerStatuses", 1, "waiting"), "PodInitializing");
+        assert_eq!(reason("containerStatuses", 0, "waiting"), "PodInitializing");
+    }
+
+    #[test]
+    fn a_pod_that_went_for_the_nodes_sake_says_so() {
+        let evicted = |cause| {
+            let finished = Finished::failed("Evicted", "full".into(), cause);
+            status_of(pod(), &[("a", run(Some(137)))], &[], |record| record.finished = Some(finished))
+        };
+        let short = evicted(Cause::Pressure);
+        let found = condition(&short, DISRUPTED);
+        assert_eq!((&found["reason"], &found["message"]), (&json!("TerminationByKubelet"), &json!("full")));
+        assert_eq!((&short["phase"], &short["reason"]), (&json!("Failed"), &json!("Evicted")));
+        assert!(!evicted(Cause::Itself).to_string().contains(DISRUPTED));
+    }
+
+    #[test]
+    fn one_that_could_not_start_is_no_less_over_than_one_that_ran() {
+        let mut two = pod();
+        two["spec"]["containers"] = json!([{"name": "a"}, {"name": "b"}]);
+        let mut unfit = run(Some(128));
+        unfit.current.as_mut().unwrap().started_at = None;
+        let status = status_of(two, &[("a", unfit), ("b", run(None))], &[], |_| {});
+        assert_eq!(status["phase"], "Running");
+        assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["exitCode"], 128);
+    }
+
+    #[test]
+    fn a_container_waits_until_its_first_hook_is_through() {
+        let status = status_while(Some("a"), pod(), &[("a", run(None))], &[], |_| {});
+        assert_eq!(status["phase"], "Pending");
+        let container = &status["containerStatuses"][0];
+        assert_eq!(container["state"]["waiting"]["reason"], "ContainerCreating");
+        assert_eq!((&container["ready"], &container["started"]), (&json!(false), &json!(false)));
     }
 
     #[test]
@@ -544,13 +661,19 @@ mod tests {
         assert!(!status_of(pod(), &[("a", running.clone())], &[], |_| {}).to_string().contains(RESIZE));
         let mut resized = pod();
         resized["spec"]["containers"][0]["resources"] = json!({"limits": {"cpu": "1"}});
-        let status = status_of(resized, &[("a", running)], &[], |_| {});
+        let status = status_of(resized.clone(), &[("a", running)], &[], |_| {});
         assert_eq!(condition(&status, RESIZE)["reason"], "Infeasible");
+        let event = resize_refused(&serde_json::from_value(resized).unwrap());
+        assert_eq!(
+            event,
+            "Pod resize Infeasible: {\"containers\":[{\"name\":\"a\",\"resources\":{\"limits\":{\"cpu\":\"1\"}}}],\
+             \"generation\":3,\"error\":\"this node does not change the resources of containers that run\"}"
+        );
     }
 
     #[test]
     fn a_pod_that_is_through() {
-        let finished = Finished { succeeded: true, reason: None, message: None };
+        let finished = Finished::ended(true);
         let status = status_of(pod(), &[("a", run(Some(0)))], &[], |record| record.finished = Some(finished));
         assert_eq!(status["phase"], "Succeeded");
         assert_eq!(condition(&status, "Ready")["reason"], "PodCompleted");

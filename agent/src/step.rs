@@ -36,9 +36,9 @@ pub enum Stage {
 pub enum Part {
     /// The pod process and what ran in it. The pod goes on with another, and keeps its volumes.
     Sandbox,
-    /// All that a pod holds of the running node when its containers will never run again: memory and mounts.
+    /// All that a pod holds of the running node when its containers will never run again: memory, mounts and volumes.
     Runtime,
-    /// What waited on disk for the deletion: volumes and logs.
+    /// What waited on disk for the deletion: logs.
     Whole,
 }
 
@@ -101,8 +101,8 @@ steps! {
     RemoveLayers: Stage::Away(Part::Sandbox), "remove the containers' writable layers";
     UnmountVolumes: Stage::Away(Part::Runtime), "unmount the pod's volumes";
     RemoveRunFolder: Stage::Away(Part::Runtime), "remove the pod's run folder";
+    RemoveVolumes: Stage::Away(Part::Runtime), "remove the pod's volumes";
     ReturnAddress: Stage::Finish, "note that the address and the user ids are free";
-    RemoveVolumes: Stage::Away(Part::Whole), "remove the pod's volumes";
     RemoveLogs: Stage::Away(Part::Whole), "remove the pod's logs";
 
     ReportRemoval: Stage::Leave, "tell the API server that the pod is gone";
@@ -131,6 +131,6 @@ mod tests {
         let (sandbox, runtime, whole) = (steps(Part::Sandbox), steps(Part::Runtime), steps(Part::Whole));
         assert_eq!(sandbox.first(), Some(&Step::DetachNetwork));
         assert!(runtime.starts_with(&sandbox) && whole.starts_with(&runtime));
-        assert_eq!((sandbox.len(), runtime.len(), whole.len()), (6, 8, 10));
+        assert_eq!((sandbox.len(), runtime.len(), whole.len()), (6, 9, 10));
     }
 }

@@ -6,6 +6,7 @@ mod health;
 mod recover;
 mod start;
 mod stop;
+mod storage;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use pod::protocol::ContainerState;
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::admit::{Rejection, admit};
@@ -25,13 +26,15 @@ use crate::model::Pod;
 use crate::node::{LivePod, Node};
 use crate::plan::{Plan, plan};
 use crate::probe::{Kind, Probes, Verdict};
-use crate::record::{End, Finished, Record};
+use crate::record::{Cause, End, Finished, Record};
 use crate::sandbox::Presence;
 use crate::status::{self, Health, Waiting};
 use crate::step::{Part, Step};
+use crate::storage::{Candidate, Eviction};
 use crate::teardown::tear_down;
 use crate::volume::{Place, Tokens};
 use stop::Kill;
+use storage::{Look, Measured};
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -43,6 +46,12 @@ pub enum Command {
     /// A config map or secret the pod may use has changed.
     ContentChanged,
     Probe(Verdict),
+    /// What the pod has written, as it was asked to find out.
+    Measured(Measured),
+    /// How much of the node does it take?
+    Weigh(oneshot::Sender<Candidate>),
+    /// It must go; the sender is dropped when it has.
+    Evict(Eviction, oneshot::Sender<()>),
 }
 
 /// First and longest wait before something that failed is tried again.
@@ -75,7 +84,15 @@ pub struct Worker {
     condemned: Vec<(String, Kind)>,
     /// Containers (or the pod, under the empty name) to try again, and after which wait.
     retries: BTreeMap<String, Retry>,
+    /// When its files are measured, and what came of it: why it must go, and who waits for that.
+    look: Look,
+    eviction: Option<Eviction>,
+    evictors: Vec<oneshot::Sender<()>>,
+    /// A time to end in that is shorter than the pod's own.
+    most_grace: Option<Duration>,
     initialized: bool,
+    /// The container whose postStart hook runs.
+    starting: Option<String>,
     /// The status this worker wrote last, and the one the API server showed last.
     written: Option<Value>,
     seen: Value,
@@ -124,7 +141,12 @@ impl Worker {
             notices: Vec::new(),
             condemned: Vec::new(),
             retries: BTreeMap::new(),
+            look: Look::default(),
+            eviction: None,
+            evictors: Vec::new(),
+            most_grace: None,
             initialized: false,
+            starting: None,
             written: None,
             seen,
             gone: false,
@@ -197,6 +219,12 @@ impl Worker {
                     .retain(|name, _| waiting.get(name).is_some_and(|waiting| waiting.reason == "ImagePullBackOff"));
             }
             Command::Probe(verdict) => self.judge(verdict),
+            Command::Measured(measured) => self.measured(measured),
+            Command::Weigh(reply) => self.weigh(reply),
+            Command::Evict(eviction, evictor) => {
+                self.eviction.get_or_insert(eviction);
+                self.evictors.push(evictor);
+            }
         }
     }
 
@@ -329,11 +357,14 @@ impl Worker {
         if let Some(finished) = self.past_deadline() {
             self.finish(finished).await;
         }
+        if let Some(eviction) = self.eviction.take() {
+            self.evict(eviction).await;
+        }
         self.reject().await;
         self.act_on_health().await;
         self.act_on_images().await;
         if std::mem::take(&mut self.resized) {
-            self.event(None, EventKind::Warning, "ResizeInfeasible", status::NO_RESIZE.to_owned()).await;
+            self.event(None, EventKind::Warning, "ResizeInfeasible", status::resize_refused(&self.pod)).await;
         }
         if self.record.finished.is_none() && matches!(self.presence, Presence::Remains) {
             self.lost_sandbox().await;
@@ -349,6 +380,7 @@ impl Worker {
             self.finish(finished).await;
         }
         self.initialized = plan.initialized || self.initialized;
+        self.measure_if_due();
         plan
     }
 
@@ -362,8 +394,7 @@ impl Worker {
             return;
         };
         self.event(None, EventKind::Warning, reason, message.clone()).await;
-        let message = Some(format!("Pod was rejected: {message}"));
-        self.finish(Finished { succeeded: false, reason: Some(reason.into()), message }).await;
+        self.finish(Finished::failed(reason, format!("Pod was rejected: {message}"), Cause::Rejected)).await;
     }
 
     /// Ends containers for which the pod asks for another image by now; the plan begins them anew.
@@ -390,17 +421,20 @@ impl Worker {
     }
 
     /// activeDeadlineSeconds.
-    fn past_deadline(&self) -> Option<Finished> {
+    fn active_until(&self) -> Option<Timestamp> {
         let seconds = self.pod.spec.active_deadline_seconds?;
-        let until = self.record.started_at.checked_add(jiff::SignedDuration::from_secs(seconds)).ok()?;
-        (self.record.finished.is_none() && Timestamp::now() >= until).then(|| Finished {
-            succeeded: false,
-            reason: Some("DeadlineExceeded".into()),
-            message: Some("Pod was active on the node longer than the specified deadline".into()),
+        self.record.started_at.checked_add(jiff::SignedDuration::from_secs(seconds)).ok()
+    }
+
+    fn past_deadline(&self) -> Option<Finished> {
+        let until = self.active_until()?;
+        (self.record.finished.is_none() && Timestamp::now() >= until).then(|| {
+            let message = "Pod was active on the node longer than the specified deadline".to_owned();
+            Finished::failed("DeadlineExceeded", message, Cause::Itself)
         })
     }
 
-    /// No container of the pod will run again: the sandbox goes, logs and volumes stay until the pod is deleted.
+    /// No container of the pod will run again: the sandbox and the volumes go, logs stay until the pod is deleted.
     async fn finish(&mut self, finished: Finished) {
         if self.record.finished.is_none() {
             self.stop_containers(None).await;
@@ -420,21 +454,26 @@ impl Worker {
         }
         self.node.take_back(ip, users);
         self.cleared = true;
+        self.evictors.clear();
     }
 
     fn deadline(&self, plan: &Plan) -> Option<Instant> {
         if self.cleared {
             return self.retries.values().map(|retry| retry.at).min();
         }
-        let active = self
-            .pod
-            .spec
-            .active_deadline_seconds
-            .filter(|_| self.record.finished.is_none())
-            .and_then(|seconds| self.record.started_at.checked_add(jiff::SignedDuration::from_secs(seconds)).ok());
-        let moments = [plan.wake_at(), self.renew_at, active];
-        let moments = moments.into_iter().flatten().map(instant_of);
-        moments.chain(self.retries.values().map(|retry| retry.at)).min()
+        let moments = [plan.wake_at(), self.renew_at].into_iter().flatten().map(instant_of);
+        moments.chain(self.retries.values().map(|retry| retry.at)).chain(self.end_of_patience()).min()
+    }
+
+    /// When to look whether the pod must end, whatever else is waited for.
+    fn end_of_patience(&self) -> Option<Instant> {
+        let active = self.active_until().filter(|_| self.record.finished.is_none()).map(instant_of);
+        active.into_iter().chain(self.next_look()).min()
+    }
+
+    /// There is a reason to end it.
+    fn must_end(&self) -> bool {
+        self.must_stop() || self.eviction.is_some() || self.past_deadline().is_some()
     }
 
     /// Notes that something is to be tried again, each time after a longer wait.
@@ -457,6 +496,7 @@ impl Worker {
             health: &self.health,
             sandbox_ready: self.presence.sandbox().is_some(),
             initialized: self.initialized,
+            starting: self.starting.as_deref(),
             host_ip: self.node.config.node_ip,
             now: Timestamp::now(),
         });

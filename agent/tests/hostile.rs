@@ -163,6 +163,26 @@ async fn a_full_small_file_takes_no_room_from_the_host() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_fills_its_small_files_takes_no_room_from_its_siblings() {
+    let node = TestNode::start("siblings").await;
+    let fill = "for f in /dev/termination-log /etc/hosts; do head -c 50000000 /dev/zero >> $f; done; touch /v/full; sleep 1000";
+    let says = "while [ ! -e /v/full ]; do sleep 0.05; done; echo well > /dev/termination-log && echo x >> /etc/hosts";
+    let mount = json!([{"name": "v", "mountPath": "/v"}]);
+    let mut pod = pod("siblings", json!({"command": ["sh", "-c", fill], "volumeMounts": mount}));
+    pod["spec"]["restartPolicy"] = json!("Never");
+    pod["spec"]["volumes"] = json!([{"name": "v", "emptyDir": {}}]);
+    let other = json!({"name": "other", "image": "busybox", "imagePullPolicy": "IfNotPresent",
+        "command": ["sh", "-c", says], "volumeMounts": mount});
+    pod["spec"]["containers"].as_array_mut().unwrap().push(other);
+    node.agent().sync(Arc::new(pod.clone()));
+    let ended = |status: &Value| status["containerStatuses"][1]["state"]["terminated"].is_object();
+    let status = node.wait_status(uid_of(&pod), "ended", ended).await;
+    let end = &status["containerStatuses"][1]["state"]["terminated"];
+    assert_eq!((&end["exitCode"], &end["message"]), (&json!(0), &json!("well\n")));
+    gone(&node, &pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn settings_of_the_machine_are_not_a_pods_to_change() {
     let node = TestNode::start("sysctl").await;
     let with = |name: &str, sysctl: &str, value: &str| {

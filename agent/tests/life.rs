@@ -97,6 +97,109 @@ async fn a_hook_that_takes_long_does_not_keep_a_pod_from_going() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_hook_runs_the_rest_of_the_pod_is_told() {
+    let node = TestNode::start("told").await;
+    let hook = json!({"postStart": {"exec": {"command": ["sleep", "600"]}}});
+    let brief = "while [ ! -e /v/go ]; do sleep 0.05; done; exit 3";
+    let mount = json!([{"name": "v", "mountPath": "/v"}]);
+    let mut pod = pod("told", json!({"command": ["sh", "-c", brief], "volumeMounts": mount}));
+    pod["spec"]["restartPolicy"] = json!("Never");
+    pod["spec"]["volumes"] = json!([{"name": "v", "emptyDir": {}}]);
+    let hooked = json!({"name": "hooked", "image": "busybox", "imagePullPolicy": "IfNotPresent",
+        "command": ["sh", "-c", SLEEP], "lifecycle": hook, "volumeMounts": mount});
+    pod["spec"]["containers"].as_array_mut().unwrap().push(hooked);
+    node.agent().sync(Arc::new(pod.clone()));
+    let state = |status: &Value, index: usize, name: &str| status["containerStatuses"][index]["state"][name].clone();
+    let status = node.wait_status(uid_of(&pod), "first runs", |status| state(status, 0, "running").is_object()).await;
+    assert_eq!(state(&status, 1, "waiting")["reason"], "ContainerCreating");
+    until("exec", async || node.agent().exec(uid_of(&pod), "hooked", &sh("touch /v/go")).await.is_ok()).await;
+    let status =
+        node.wait_status(uid_of(&pod), "first ended", |status| state(status, 0, "terminated").is_object()).await;
+    assert_eq!(state(&status, 0, "terminated")["exitCode"], 3);
+    assert_eq!(state(&status, 1, "waiting")["reason"], "ContainerCreating");
+    gone(&node, &pod).await;
+}
+
+fn sh(script: &str) -> agent::ExecRequest {
+    agent::ExecRequest { command: ["sh", "-c", script].map(str::to_owned).into(), ..agent::ExecRequest::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_cannot_start_is_over_when_nothing_restarts_it() {
+    let node = TestNode::start("unfit").await;
+    let missing = |policy: &str| {
+        let mut pod = pod("unfit", json!({"command": ["nope"]}));
+        pod["spec"]["restartPolicy"] = json!(policy);
+        pod
+    };
+    let text = "failed to create task: OCI runtime create failed: unable to start container process: error during \
+        container init: exec: \"nope\": executable file not found in $PATH";
+    let mut two = missing("Never");
+    let other =
+        json!({"name": "other", "image": "busybox", "imagePullPolicy": "IfNotPresent", "command": ["sleep", "1000"]});
+    two["spec"]["containers"].as_array_mut().unwrap().push(other);
+    node.agent().sync(Arc::new(two.clone()));
+    let runs = |status: &Value| status["containerStatuses"][1]["state"]["running"].is_object();
+    let status = node.wait_status(uid_of(&two), "the other runs", runs).await;
+    let end = &status["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!((&end["reason"], &end["exitCode"]), (&json!("StartError"), &json!(128)), "{status:#}");
+    assert_eq!((&end["message"], &end["startedAt"]), (&json!(text), &json!("1970-01-01T00:00:00Z")));
+    assert_eq!(status["phase"], "Running");
+    let events: Vec<_> = {
+        let api = node.upstream.api.lock().unwrap();
+        api.events
+            .iter()
+            .filter(|event| event.field_path.as_deref() == Some("spec.containers{main}"))
+            .cloned()
+            .collect()
+    };
+    let told: Vec<_> = events.iter().map(|event| event.reason).filter(|reason| !reason.starts_with("Pull")).collect();
+    assert_eq!(told, ["Created", "Failed"]);
+    assert_eq!(events.last().unwrap().message, format!("Error: {text}"));
+    gone(&node, &two).await;
+
+    let one = missing("Never");
+    node.agent().sync(Arc::new(one.clone()));
+    let status = node.wait_status(uid_of(&one), "failed", |status| status["phase"] == "Failed").await;
+    assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["reason"], "StartError");
+    gone(&node, &one).await;
+
+    let again = missing("OnFailure");
+    node.agent().sync(Arc::new(again.clone()));
+    let status = node
+        .wait_status(uid_of(&again), "waits", |status| {
+            status["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+        })
+        .await;
+    assert_eq!(status["containerStatuses"][0]["lastState"]["terminated"]["message"], text);
+    gone(&node, &again).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_is_not_there_is_no_answer_about_the_container() {
+    let node = TestNode::start("noprobe").await;
+    let probe = json!({"exec": {"command": ["nope"]}, "periodSeconds": 1, "failureThreshold": 1});
+    let pod = pod("noprobe", json!({"command": ["sh", "-c", SLEEP], "livenessProbe": probe}));
+    start(&node, &pod).await;
+    let said = |api: &support::Api| {
+        let mut unhealthy = api.events.iter().filter(|event| event.reason == "Unhealthy");
+        unhealthy.nth(2).map(|event| event.message.clone())
+    };
+    let message = node.wait("three answers", said).await;
+    assert!(
+        message.starts_with(
+            "Liveness probe errored and resulted in unknown state: rpc error: code = Unknown desc = \
+        failed to exec in container: failed to start exec "
+        ),
+        "{message}"
+    );
+    assert!(message.ends_with(r#"exec: "nope": executable file not found in $PATH"#), "{message}");
+    let killed = node.upstream.api.lock().unwrap().events.iter().any(|event| event.reason == "Killing");
+    assert!(!killed, "a probe that could not be run ended the container");
+    gone(&node, &pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hook_that_takes_all_the_grace_leaves_two_seconds() {
     let node = TestNode::start("grace").await;
     let script = "trap 'sleep 1; echo saved; exit 0' TERM; while true; do sleep 0.05; done";

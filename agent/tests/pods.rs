@@ -158,7 +158,9 @@ async fn exec_with_input_terminal_and_exit_code() {
     }
     let missing = ExecRequest { command: vec!["nope".into()], stdout: true, ..ExecRequest::default() };
     let error = node.agent().exec(&uid, "main", &missing).await.err().unwrap();
-    assert_eq!(error.to_string(), "exec: \"nope\": executable file not found in $PATH");
+    let why = std::error::Error::source(&error).unwrap().to_string();
+    assert_eq!(why, "exec: \"nope\": executable file not found in $PATH");
+    assert!(error.to_string().starts_with("failed to exec in container: failed to start exec \""), "{error}");
     node.delete(&pod, 1);
     node.wait_removed(&uid).await;
 }

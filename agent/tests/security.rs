@@ -116,7 +116,8 @@ async fn root_is_refused_where_the_pod_forbids_it() {
         })
         .await;
     let message = status["containerStatuses"][0]["state"]["waiting"]["message"].as_str().unwrap();
-    assert_eq!(message, "container has runAsNonRoot and image will run as root");
+    let pod_of = format!("(pod: \"nonroot_default({})\", container: main)", uid_of(&pod));
+    assert_eq!(message, format!("container has runAsNonRoot and image will run as root {pod_of}"));
     gone(&node, &pod).await;
 }
 

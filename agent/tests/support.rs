@@ -145,6 +145,8 @@ pub struct TestNode {
     pub upstream: Arc<FakeUpstream>,
     pub network: Arc<FakeNetwork>,
     agent: Option<Agent>,
+    /// The data folder is a file system of its own.
+    own_disk: bool,
 }
 
 impl TestNode {
@@ -158,6 +160,21 @@ impl TestNode {
         node
     }
 
+    /// With a small disk of its own for its data.
+    pub async fn on_disk(name: &str, size: &str) -> TestNode {
+        let mut node = TestNode::unstarted(name, registry());
+        std::fs::create_dir(&node.config.data_dir).unwrap();
+        let options = format!("size={size},mode=700");
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "amphipod-test"])
+            .arg(&node.config.data_dir)
+            .status();
+        assert!(mounted.unwrap().success());
+        node.own_disk = true;
+        node.start_agent().await;
+        node
+    }
+
     fn unstarted(name: &str, registry: &str) -> TestNode {
         let _ = tracing_subscriber::fmt().with_env_filter("warn,agent=debug").with_test_writer().try_init();
         let folder = tempfile::tempdir().unwrap();
@@ -167,7 +184,7 @@ impl TestNode {
         let cgroup = format!("amphipod-test-{}-{name}", std::process::id());
         let config = config(folder.path(), cgroup, Some(registries));
         let upstream = Arc::new(FakeUpstream { api: Mutex::default(), changed: watch::channel(0).0 });
-        TestNode { folder, config, upstream, network: Arc::default(), agent: None }
+        TestNode { folder, config, upstream, network: Arc::default(), agent: None, own_disk: false }
     }
 
     /// In a folder (and with cgroups) that another process made; that one also cleans up.
@@ -308,6 +325,10 @@ impl Drop for TestNode {
             })
         });
         let cleaned = cleaned.join().unwrap();
+        if self.own_disk {
+            let unmounted = std::process::Command::new("umount").arg("-l").arg(&self.config.data_dir).status();
+            assert!(std::thread::panicking() || unmounted.unwrap().success());
+        }
         if !std::thread::panicking() {
             cleaned.unwrap();
             assert_eq!(self.leftovers(), Vec::<String>::new());

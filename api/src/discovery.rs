@@ -82,8 +82,9 @@ fn aggregated_resource(kind: &Kind) -> Value {
     put_list(&mut out, "categories", &kind.categories);
     if !kind.subresources.is_empty() {
         let list = kind.subresources.iter();
-        out["subresources"] =
-            list.map(|s| json!({"subresource": s.name, "responseKind": gvk_value(&s.gvk), "verbs": s.verbs})).collect();
+        out["subresources"] = list
+            .map(|s| json!({"subresource": s.part.name(), "responseKind": gvk_value(&s.gvk), "verbs": s.verbs}))
+            .collect();
     }
     out
 }
@@ -159,7 +160,7 @@ fn resource(kind: &Kind) -> Value {
 }
 
 fn subresource(kind: &Kind, sub: &Subresource) -> Value {
-    let mut out = json!({"name": format!("{}/{}", kind.plural, sub.name), "singularName": "",
+    let mut out = json!({"name": format!("{}/{}", kind.plural, sub.part.name()), "singularName": "",
         "namespaced": kind.namespaced(), "kind": sub.gvk.kind, "verbs": sub.verbs});
     if sub.gvk.group != kind.group || sub.gvk.version != kind.version {
         out["group"] = json!(sub.gvk.group);

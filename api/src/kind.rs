@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
+use crate::kinds::{self, Behaviour};
 use crate::schema::{self, Schema};
 
 /// A name that is usually part of the built-in table and sometimes made at run time.
@@ -34,10 +35,72 @@ pub fn api_version(group: &str, version: &str) -> String {
     if group.is_empty() { version.to_string() } else { format!("{group}/{version}") }
 }
 
-/// What `/name` of an object takes and gives.
+/// A part of an object, or something done to it: what a path may name below an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Part {
+    Approval,
+    Attach,
+    Binding,
+    EphemeralContainers,
+    Eviction,
+    Exec,
+    Finalize,
+    Log,
+    PortForward,
+    Proxy,
+    Resize,
+    Scale,
+    Status,
+    Token,
+}
+
+impl Part {
+    const ALL: [Part; 14] = [
+        Part::Approval,
+        Part::Attach,
+        Part::Binding,
+        Part::EphemeralContainers,
+        Part::Eviction,
+        Part::Exec,
+        Part::Finalize,
+        Part::Log,
+        Part::PortForward,
+        Part::Proxy,
+        Part::Resize,
+        Part::Scale,
+        Part::Status,
+        Part::Token,
+    ];
+
+    /// As paths and rules name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Approval => "approval",
+            Part::Attach => "attach",
+            Part::Binding => "binding",
+            Part::EphemeralContainers => "ephemeralcontainers",
+            Part::Eviction => "eviction",
+            Part::Exec => "exec",
+            Part::Finalize => "finalize",
+            Part::Log => "log",
+            Part::PortForward => "portforward",
+            Part::Proxy => "proxy",
+            Part::Resize => "resize",
+            Part::Scale => "scale",
+            Part::Status => "status",
+            Part::Token => "token",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Part> {
+        Self::ALL.into_iter().find(|part| part.name() == name)
+    }
+}
+
+/// What `/part` of an object takes and gives.
 #[derive(Debug, Clone)]
 pub struct Subresource {
-    pub name: Text,
+    pub part: Part,
     pub gvk: Gvk,
     pub verbs: Vec<Text>,
     pub schema: Schema,
@@ -67,6 +130,7 @@ pub struct Kind {
     pub subresources: Vec<Subresource>,
     pub schema: Schema,
     pub storage: Storage,
+    pub behaviour: &'static Behaviour,
 }
 
 impl Kind {
@@ -92,8 +156,8 @@ impl Kind {
         self.has_verb("list")
     }
 
-    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
-        self.subresources.iter().find(|s| s.name == name)
+    pub fn subresource(&self, part: Part) -> Option<&Subresource> {
+        self.subresources.iter().find(|s| s.part == part)
     }
 
     /// True for the row whose version is the stored one.
@@ -255,6 +319,7 @@ fn row(line: &'static str) -> Option<Kind> {
         subresources: Vec::new(),
         schema: Schema::Type(schema::of_kind(group, version, kind)?),
         storage: Storage { group: storage_group.into(), plural: plural.into(), version: storage_version.into() },
+        behaviour: kinds::of(group, plural),
     };
     for (key, value) in words.filter_map(|word| word.split_once('=')) {
         match key {
@@ -276,7 +341,7 @@ fn subresource(group: &'static str, version: &'static str, text: &'static str) -
     let version = path.next().unwrap_or(version);
     let group = path.next().unwrap_or(group);
     Some(Subresource {
-        name: name.into(),
+        part: Part::parse(name)?,
         gvk: Gvk { group: group.into(), version: version.into(), kind: kind.into() },
         verbs: verbs(letters),
         schema: Schema::Type(schema::of_kind(group, version, kind)?),
@@ -301,7 +366,7 @@ mod tests {
         let registry = Registry::builtin();
         let deployments = registry.find("apps", "v1", "deployments").unwrap();
         assert_eq!(deployments.short_names, ["deploy"]);
-        let scale = deployments.subresource("scale").unwrap();
+        let scale = deployments.subresource(Part::Scale).unwrap();
         assert_eq!(scale.gvk.api_version(), "autoscaling/v1");
         assert_eq!(registry.find_kind("", "v1", "Pod").unwrap().plural, "pods");
     }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use self::fieldset::FieldSet;
 use self::typed::Difference;
-use crate::kind::Kind;
+use crate::kind::{Kind, Part};
 use crate::status::{Cause, Status};
 use crate::time::rfc3339;
 
@@ -19,9 +19,16 @@ use crate::time::rfc3339;
 #[derive(Debug, Clone, Copy)]
 pub struct Writer<'a> {
     pub manager: &'a str,
-    /// `""` for the object itself.
-    pub subresource: &'a str,
+    /// `None`: the object itself.
+    pub part: Option<Part>,
     pub now: Timestamp,
+}
+
+impl Writer<'_> {
+    /// As entries name it: "" for the object itself.
+    fn part_name(&self) -> &'static str {
+        self.part.map_or("", Part::name)
+    }
 }
 
 /// One entry of managedFields.
@@ -40,7 +47,7 @@ struct Entry {
 pub fn update(kind: &Kind, old: Option<&Value>, new: &mut Value, writer: Writer) {
     let empty = empty_object(kind);
     let live = old.unwrap_or(&empty);
-    let mut entries = entries_to_update(old, new, !writer.subresource.is_empty());
+    let mut entries = entries_to_update(old, new, writer.part.is_some());
     take_managed_fields(new);
     if old.is_none() {
         // A new object is not being deleted, whatever was sent.
@@ -52,13 +59,13 @@ pub fn update(kind: &Kind, old: Option<&Value>, new: &mut Value, writer: Writer)
     if old.is_some() && entries.is_empty() {
         return;
     }
-    let difference = typed::compare(kind.schema, live, new).without(&ignored(kind, writer.subresource));
+    let difference = typed::compare(kind.schema, live, new).without(&ignored(kind, writer.part));
     let own = Entry {
         manager: writer.manager.into(),
         apply: false,
         api_version: kind.api_version(),
         time: None,
-        subresource: writer.subresource.into(),
+        subresource: writer.part_name().into(),
         fields: FieldSet::default(),
     };
     record(&mut entries, own, &difference, writer.now);
@@ -75,11 +82,11 @@ pub fn apply(kind: &Kind, live: Option<&Value>, applied: &Value, writer: Writer,
     if let Some(live) = live.filter(|_| entries.is_empty()) {
         entries.push(before_first_apply(kind, live, writer.now));
     }
-    let ignored = ignored(kind, writer.subresource);
+    let ignored = ignored(kind, writer.part);
     let mut config = applied.clone();
     take_managed_fields(&mut config);
     let owned = strip(typed::paths(kind.schema, &config)).recursive_difference(&ignored);
-    let is_own = |e: &Entry| e.apply && e.manager == writer.manager && e.subresource == writer.subresource;
+    let is_own = |e: &Entry| e.apply && e.manager == writer.manager && e.subresource == writer.part_name();
     let previous = entries.iter().find(|e| is_own(e)).cloned();
 
     let merged = typed::merge(kind.schema, current, &config);
@@ -112,7 +119,7 @@ pub fn apply(kind: &Kind, live: Option<&Value>, applied: &Value, writer: Writer,
         apply: true,
         api_version: kind.api_version(),
         time: Some(rfc3339(writer.now)),
-        subresource: writer.subresource.into(),
+        subresource: writer.part_name().into(),
         fields: owned,
     };
     place(&mut entries, own, previous.as_ref(), difference.is_empty());
@@ -166,7 +173,7 @@ fn place(entries: &mut Vec<Entry>, mut own: Entry, previous: Option<&Entry>, unc
 fn prune(kind: &Kind, merged: &Value, before: &FieldSet, now: &FieldSet, entries: &[Entry], writer: Writer) -> Value {
     let others = entries
         .iter()
-        .filter(|e| !(e.apply && e.manager == writer.manager && e.subresource == writer.subresource))
+        .filter(|e| !(e.apply && e.manager == writer.manager && e.subresource == writer.part_name()))
         .fold(now.clone(), |set, e| set.union(&e.fields));
     let gone = before.difference_of_free(&others);
     typed::remove(kind.schema, merged, &gone)
@@ -189,7 +196,7 @@ fn record(entries: &mut Vec<Entry>, mut own: Entry, difference: &Difference, now
         return;
     }
     // Upstream gives entries that come through the scale subresource no time.
-    own.time = (own.subresource != "scale").then(|| rfc3339(now));
+    own.time = (own.subresource != Part::Scale.name()).then(|| rfc3339(now));
     let same = |e: &Entry| {
         !e.apply && e.manager == own.manager && e.api_version == own.api_version && e.subresource == own.subresource
     };
@@ -269,7 +276,7 @@ fn check_applied(kind: &Kind, applied: &Value) -> Result<(), Status> {
 
 /// An object that nobody managed yet: what it holds belongs to whoever wrote it before.
 fn before_first_apply(kind: &Kind, live: &Value, now: Timestamp) -> Entry {
-    let all = typed::compare(kind.schema, &empty_object(kind), live).without(&ignored(kind, ""));
+    let all = typed::compare(kind.schema, &empty_object(kind), live).without(&ignored(kind, None));
     Entry {
         manager: "before-first-apply".into(),
         apply: false,
@@ -295,16 +302,16 @@ fn strip(set: FieldSet) -> FieldSet {
 }
 
 /// What a write through this path cannot change, and so cannot own.
-fn ignored(kind: &Kind, subresource: &str) -> FieldSet {
+fn ignored(kind: &Kind, part: Option<Part>) -> FieldSet {
     let mut set = FieldSet::default();
-    match subresource {
-        "status" => {
+    match part {
+        Some(Part::Status) => {
             set.insert(&["f:spec"]);
-            for path in crate::write::status_keeps_metadata(kind) {
+            for path in kind.behaviour.status_keeps {
                 set.insert(&["f:metadata", &format!("f:{path}")]);
             }
         }
-        "" if kind.subresource("status").is_some() => set.insert(&["f:status"]),
+        None if kind.subresource(Part::Status).is_some() => set.insert(&["f:status"]),
         _ => {}
     }
     set

@@ -158,6 +158,24 @@ pub fn http_header(name: &str) -> Vec<String> {
     if fine { Vec::new() } else { vec![why.into()] }
 }
 
+/// A name of a domain whose first label is `*`.
+pub fn wildcard_subdomain(text: &str) -> Vec<String> {
+    let mut out: Vec<String> = too_long(text, 253).into_iter().collect();
+    let why = r"a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character (e.g. '*.example.com', regex used for validation is '\*\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+    if !text.strip_prefix("*.").is_some_and(|rest| rest.split('.').all(is_label)) {
+        out.push(why.into());
+    }
+    out
+}
+
+/// What may follow a domain.
+pub fn http_path(text: &str) -> Vec<String> {
+    let fine =
+        !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&b));
+    let why = r"Invalid path (regex used for validation is '[A-Za-z0-9/\-._~%!$&'()*+,;=:]+')";
+    if fine { Vec::new() } else { vec![why.into()] }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

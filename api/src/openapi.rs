@@ -161,10 +161,10 @@ impl<'a> Document<'a> {
             let mut item = parameters(kind.namespaced(), true);
             for (verb, method) in [("get", "get"), ("update", "put"), ("patch", "patch"), ("create", "post")] {
                 if sub.verbs.iter().any(|v| v == verb) {
-                    item[method] = self.operation(kind, &sub.gvk, method, &body, &body, &sub.name);
+                    item[method] = self.operation(kind, &sub.gvk, method, &body, &body, sub.part.name());
                 }
             }
-            self.paths.insert(format!("{base}/{{name}}/{}", sub.name), item);
+            self.paths.insert(format!("{base}/{{name}}/{}", sub.part.name()), item);
         }
     }
 

@@ -9,6 +9,7 @@ use std::fmt;
 
 use serde_json::Value;
 
+use crate::kind::Kind;
 use crate::status::FieldError;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -152,16 +153,8 @@ pub fn reasons(violations: &[Violation]) -> String {
 }
 
 /// Where an object of a kind has the metadata and spec of a pod.
-pub fn pod_of<'a>(group: &str, plural: &str, object: &'a Value) -> Option<(&'a Value, &'a Value)> {
-    let path = match (group, plural) {
-        ("", "pods") => "",
-        ("", "podtemplates") => "/template",
-        ("", "replicationcontrollers")
-        | ("apps", "deployments" | "replicasets" | "statefulsets" | "daemonsets")
-        | ("batch", "jobs") => "/spec/template",
-        ("batch", "cronjobs") => "/spec/jobTemplate/spec/template",
-        _ => return None,
-    };
+pub fn pod_of<'a>(kind: &Kind, object: &'a Value) -> Option<(&'a Value, &'a Value)> {
+    let path = kind.behaviour.pod?;
     let pod = object.pointer(path).filter(|pod| pod.is_object())?;
     Some((&pod["metadata"], &pod["spec"]))
 }

@@ -380,7 +380,8 @@ impl FieldError {
         let text = self.kind.text();
         let shows_value =
             !matches!(self.kind, ErrorKind::Required | ErrorKind::Forbidden | ErrorKind::TooLong | ErrorKind::Internal);
-        let head = if shows_value { format!("{text}: {}", shown(&self.bad_value)) } else { text.to_string() };
+        let shown = shows_value.then(|| shown(&self.bad_value)).filter(|shown| !shown.is_empty());
+        let head = shown.map_or_else(|| text.to_string(), |shown| format!("{text}: {shown}"));
         if self.detail.is_empty() { head } else { format!("{head}: {}", self.detail) }
     }
 }
@@ -395,6 +396,11 @@ impl std::fmt::Display for FieldError {
 /// sorted map cannot hold.
 pub fn verbatim(text: &str) -> Value {
     json!({ VERBATIM: text })
+}
+
+/// A bad value that is not shown at all.
+pub fn omitted() -> Value {
+    verbatim("")
 }
 
 const VERBATIM: &str = "\u{0}verbatim";

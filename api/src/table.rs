@@ -1,6 +1,6 @@
 //! What `kubectl get` shows: columns and cells per kind, and objects reduced to their metadata.
 
-mod cells;
+pub(crate) mod cells;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -58,23 +58,29 @@ pub fn cells(kind: &Kind, object: &Value, now: Timestamp) -> Vec<Value> {
     if names.last() == Some(&"Created At") {
         return vec![name, object["metadata"]["creationTimestamp"].clone()];
     }
-    let special = cells::of(kind, object, now);
+    let special = special(kind, object, now);
     let age = json!(cells::age(&object["metadata"]["creationTimestamp"], now));
     names
         .iter()
         .map(|column| match *column {
+            column if special.contains_key(column) => special[column].clone(),
             "Name" => name.clone(),
             "Age" => age.clone(),
-            column => special.get(column).cloned().unwrap_or_else(|| json!("<unknown>")),
+            _ => json!("<unknown>"),
         })
         .collect()
+}
+
+/// Cells that are more than name and age, by column.
+fn special(kind: &Kind, object: &Value, now: Timestamp) -> HashMap<&'static str, Value> {
+    kind.behaviour.cells.map(|cells| cells(object, now).into_iter().collect()).unwrap_or_default()
 }
 
 /// One `rows` entry; `included` is what the request's includeObject asks for ([`partial`] by default, `None` for None).
 pub fn row(kind: &Kind, object: &Value, included: Option<Value>, now: Timestamp) -> Value {
     let mut out = Map::new();
     out.insert("cells".into(), json!(cells(kind, object, now)));
-    let conditions = cells::row_conditions(kind, object);
+    let conditions = kind.behaviour.row_conditions.map(|conditions| conditions(object)).unwrap_or_default();
     if !conditions.is_empty() {
         out.insert("conditions".into(), json!(conditions));
     }
@@ -127,7 +133,7 @@ mod tests {
         ] {
             let kind = registry.find(group, "v1", plural).unwrap();
             let object = json!({"metadata": {"name": "x", "creationTimestamp": "2020-01-01T00:00:00Z"}});
-            let special = cells::of(&kind, &object, Timestamp::UNIX_EPOCH);
+            let special = special(&kind, &object, Timestamp::UNIX_EPOCH);
             for column in columns(&kind).as_array().unwrap() {
                 let name = column["name"].as_str().unwrap();
                 assert!(matches!(name, "Name" | "Age" | "Created At") || special.contains_key(name), "{plural} {name}");

@@ -1,88 +1,61 @@
 //! Validation: everything wrong with an object, in upstream's order and words.
 //!
-//! Kinds without a row here are checked by their metadata alone.
+//! What a kind's own fields have to be is in its file of [`crate::kinds`]; here is what kinds share.
 
-mod config;
+mod at;
+pub(crate) mod conditions;
 pub mod inactive;
-mod meta;
-mod network;
-mod pod;
-mod rbac;
-mod update;
+pub(crate) mod internal;
+pub(crate) mod meta;
+pub(crate) mod pod;
+pub(crate) mod resources;
+pub(crate) mod volumes;
 mod warn;
-mod workload;
+pub(crate) mod workload;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
+pub(crate) use self::at::{At, one_source};
 pub use self::warn::{deprecations, warnings};
 
-use crate::kind::Kind;
+use crate::kind::{Kind, Part};
 use crate::status::FieldError;
+use crate::value::text;
 
-type Errors = Vec<FieldError>;
-type NameRule = fn(&str) -> Vec<String>;
-type Check = fn(&Value, &mut Errors);
-
-struct Row {
-    group: &'static str,
-    plural: &'static str,
-    name: NameRule,
-    body: Check,
-}
-
-const fn row(group: &'static str, plural: &'static str, name: NameRule, body: Check) -> Row {
-    Row { group, plural, name, body }
-}
-
-use crate::names::{dns_1035_label, dns_label, dns_subdomain, path_segment};
-
-const ROWS: &[Row] = &[
-    row("", "pods", dns_subdomain, pod::pod),
-    row("", "podtemplates", dns_subdomain, |o, e| pod::template(&o["template"], "template", e)),
-    row("", "services", dns_1035_label, network::service),
-    row("", "endpoints", dns_subdomain, network::endpoints),
-    row("", "namespaces", dns_label, config::namespace),
-    row("", "nodes", dns_subdomain, config::node),
-    row("", "configmaps", dns_subdomain, config::config_map),
-    row("", "secrets", dns_subdomain, config::secret),
-    row("", "serviceaccounts", dns_subdomain, |_, _| {}),
-    row("", "events", dns_subdomain, config::event),
-    row("events.k8s.io", "events", dns_subdomain, config::new_event),
-    row("apps", "deployments", dns_subdomain, workload::deployment),
-    row("apps", "replicasets", dns_subdomain, workload::replica_set),
-    row("apps", "controllerrevisions", dns_subdomain, config::controller_revision),
-    row("discovery.k8s.io", "endpointslices", dns_subdomain, network::endpoint_slice),
-    row("coordination.k8s.io", "leases", dns_subdomain, config::lease),
-    row("networking.k8s.io", "ipaddresses", network::ip_name, network::ip_address),
-    row("rbac.authorization.k8s.io", "roles", path_segment, |o, e| rbac::role(o, true, e)),
-    row("rbac.authorization.k8s.io", "clusterroles", path_segment, |o, e| rbac::role(o, false, e)),
-    row("rbac.authorization.k8s.io", "rolebindings", path_segment, |o, e| rbac::binding(o, true, e)),
-    row("rbac.authorization.k8s.io", "clusterrolebindings", path_segment, |o, e| rbac::binding(o, false, e)),
-];
-
-fn rules(kind: &Kind) -> (NameRule, Check) {
-    let found = ROWS.iter().find(|r| r.group == kind.group && r.plural == kind.plural);
-    found.map_or((dns_subdomain, |_, _| {}), |r| (r.name, r.body))
-}
+pub type Errors = Vec<FieldError>;
+pub type NameRule = fn(&str) -> Vec<String>;
 
 /// Everything wrong with a new object; metadata first.
 pub fn create(kind: &Kind, object: &Value) -> Vec<FieldError> {
-    let (name, body) = rules(kind);
     let mut errors = Vec::new();
-    meta::object(&object["metadata"], kind.namespaced(), name, &mut errors);
-    body(object, &mut errors);
+    meta::object(&object["metadata"], kind.namespaced(), kind.behaviour.name, &mut errors);
+    if let Some(validate) = kind.behaviour.validate {
+        validate(object, &mut errors);
+    }
     errors
 }
 
-/// `new` replaces `old` through the object itself (`None`) or a subresource.
-pub fn update(kind: &Kind, subresource: Option<&str>, new: &Value, old: &Value) -> Vec<FieldError> {
+/// `new` replaces `old` through the object itself (`None`) or a part of it.
+pub fn update(kind: &Kind, part: Option<Part>, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     // Upstream checks twice, generally and per kind, and clients see both causes.
     for _ in 0..2 {
         meta::update(&new["metadata"], &old["metadata"], &mut errors);
         meta::common(&new["metadata"], &mut errors);
     }
-    update::body(kind, subresource, new, old, &mut errors);
+    let behaviour = kind.behaviour;
+    match (part, behaviour.validate_update, behaviour.validate) {
+        (Some(part), ..) => {
+            if let Some(validate) = behaviour.validate_part {
+                validate(part, new, old, &mut errors);
+            }
+        }
+        (None, Some(validate), _) => validate(new, old, &mut errors),
+        (None, None, Some(validate)) => validate(new, &mut errors),
+        (None, None, None) => {}
+    }
     errors
 }
 
@@ -93,32 +66,72 @@ pub fn scale(scale: &Value) -> Vec<FieldError> {
     errors
 }
 
-fn body_check(kind: &Kind) -> Check {
-    rules(kind).1
+/// Protocols of ports, as they are listed.
+pub(crate) const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
+
+/// What a ConfigMap or Secret may hold.
+pub(crate) const MAX_BYTES: usize = 1024 * 1024;
+
+pub(crate) fn decoded(value: &Value) -> Vec<u8> {
+    STANDARD.decode(text(value)).unwrap_or_default()
 }
 
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
+/// `immutable: true` holds for good.
+pub(crate) fn frozen(new: &Value, old: &Value, fields: &[&str], errors: &mut Errors) {
+    if old["immutable"] != true {
+        return;
+    }
+    let why = "field is immutable when `immutable` is set";
+    if new["immutable"] != true {
+        errors.push(FieldError::forbidden("immutable", why));
+    }
+    for field in fields.iter().filter(|f| new[**f] != old[**f]) {
+        errors.push(FieldError::forbidden(*field, why));
+    }
 }
 
-fn items(value: &Value) -> impl Iterator<Item = &Value> + Clone {
-    value.as_array().map_or(&[][..], Vec::as_slice).iter()
-}
-
-fn entries(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
-    value.as_object().into_iter().flatten()
+/// A diff of the fields of two specs.
+pub(crate) fn diff(new: &Value, old: &Value) -> String {
+    let mut lines = String::from("@@ spec @@");
+    let names: std::collections::BTreeSet<&String> =
+        [new, old].iter().filter_map(|v| v.as_object()).flat_map(|m| m.keys()).collect();
+    for name in names.into_iter().filter(|n| new[n.as_str()] != old[n.as_str()]) {
+        for (sign, spec) in [('-', old), ('+', new)] {
+            if let Some(value) = spec.get(name) {
+                lines.push_str(&format!("\n{sign} {name}: {value}"));
+            }
+        }
+    }
+    lines
 }
 
 /// Each complaint as an invalid value.
-fn invalid(path: &str, value: &Value, complaints: Vec<String>, errors: &mut Errors) {
+pub(crate) fn invalid(path: &str, value: &Value, complaints: Vec<String>, errors: &mut Errors) {
     errors.extend(complaints.into_iter().map(|c| FieldError::invalid(path, value.clone(), c)));
 }
 
 /// One of these, in the order in which upstream lists them.
-fn one_of(path: &str, value: &Value, options: &[&str], errors: &mut Errors) {
+pub(crate) fn one_of(path: &str, value: &Value, options: &[&str], errors: &mut Errors) {
     if !options.contains(&text(value)) {
         errors.push(FieldError::not_supported(path, value.clone(), options));
     }
+}
+
+/// A duplicate shown as Go prints the struct, in the order of its fields.
+pub(crate) fn duplicate_struct(path: &str, shown: &str, detail: &str) -> FieldError {
+    let mut error = FieldError::duplicate(path, crate::status::verbatim(shown));
+    error.detail = detail.into();
+    error
+}
+
+pub(crate) fn is_cidr(text: &str) -> bool {
+    let parse = || {
+        let (ip, bits) = text.split_once('/')?;
+        let ip: std::net::IpAddr = ip.parse().ok()?;
+        let bits: u8 = bits.parse().ok()?;
+        Some(bits <= if ip.is_ipv4() { 32 } else { 128 })
+    };
+    parse().unwrap_or(false)
 }
 
 #[cfg(test)]

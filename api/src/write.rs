@@ -1,20 +1,16 @@
 //! The pure part of a write: what the server itself sets, keeps or strips before an object is validated.
 
-mod pod;
-mod service;
 mod slice;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use crate::kind::Kind;
+use crate::kind::{Kind, Part};
+use crate::kinds::{FirstStatus, Generation};
 use crate::status::Status;
 use crate::time::rfc3339;
 
-pub use self::pod::{admit_pod, mount_service_account, qos_class};
-use self::pod::{drop_image_volumes, new_pod, tolerate_node_trouble};
-pub use self::service::service_families;
-use self::service::update_service;
+pub(crate) use self::slice::put;
 
 /// What the server chooses for a new object.
 #[derive(Debug, Clone)]
@@ -60,55 +56,13 @@ pub fn set_namespace(metadata: &mut Map<String, Value>, namespace: &str) -> Resu
     }
 }
 
-/// How a kind's generation counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Generation {
-    /// The kind has none: always absent.
-    None,
-    /// Raised when the spec changes.
-    Spec,
-    /// Raised when anything but metadata and status changes.
-    Body,
-    /// Kept as the client sends it.
-    Client,
-}
-
-fn generation(kind: &Kind) -> Generation {
-    match (&*kind.group, &*kind.plural) {
-        ("", "pods" | "replicationcontrollers")
-        | ("apps", "deployments" | "replicasets" | "statefulsets" | "daemonsets")
-        | ("batch", "jobs" | "cronjobs")
-        | ("networking.k8s.io", "ingresses" | "networkpolicies" | "ingressclasses")
-        | ("policy", _)
-        | ("flowcontrol.apiserver.k8s.io", _)
-        | ("apiextensions.k8s.io", _)
-        | ("resource.k8s.io", "deviceclasses" | "resourceslices") => Generation::Spec,
-        ("", "podtemplates")
-        | ("discovery.k8s.io", _)
-        | ("admissionregistration.k8s.io", _)
-        | ("scheduling.k8s.io", _) => Generation::Body,
-        _ if kind.schema.is_open() => Generation::Body,
-        (
-            "",
-            "services" | "nodes" | "namespaces" | "configmaps" | "secrets" | "serviceaccounts" | "endpoints" | "events",
-        )
-        | ("apps" | "rbac.authorization.k8s.io" | "coordination.k8s.io" | "events.k8s.io", _) => Generation::Client,
-        _ => Generation::None,
-    }
-}
-
-/// Kinds whose status a client may set when it creates them.
-fn keeps_initial_status(kind: &Kind) -> bool {
-    matches!((&*kind.group, &*kind.plural), ("", "nodes"))
-}
-
 /// Strips status, sets the first generation and what the kind starts with.
 pub fn prepare_create(kind: &Kind, object: &mut Value) {
-    if kind.subresource("status").is_some() && !keeps_initial_status(kind) {
+    if kind.subresource(Part::Status).is_some() && kind.behaviour.first_status == FirstStatus::Cleared {
         clear_status(kind, object);
     }
-    match generation(kind) {
-        Generation::Spec | Generation::Body => {
+    match kind.behaviour.generation {
+        Generation::Spec | Generation::Body | Generation::First => {
             section(object, "metadata").insert("generation".into(), json!(1));
         }
         Generation::None => {
@@ -116,17 +70,29 @@ pub fn prepare_create(kind: &Kind, object: &mut Value) {
         }
         Generation::Client => {}
     }
-    for path in ["/spec", "/template/spec", "/spec/template/spec"] {
-        if let Some(spec) = object.pointer_mut(path).and_then(Value::as_object_mut) {
-            drop_image_volumes(spec);
-        }
+    let pod = kind.behaviour.pod.and_then(|path| object.pointer_mut(path));
+    if let Some(spec) = pod.and_then(|pod| pod.get_mut("spec")).and_then(Value::as_object_mut) {
+        drop_image_volumes(spec);
     }
-    match (&*kind.group, &*kind.plural) {
-        ("", "pods") => new_pod(object),
-        ("", "namespaces") => new_namespace(object),
-        ("", "nodes") => new_node(object),
-        ("", "services") => service_families(object),
-        _ => {}
+    if let Some(create) = kind.behaviour.create {
+        create(object);
+    }
+}
+
+/// Volumes made of images are off by default in this version: upstream drops them and their mounts.
+fn drop_image_volumes(spec: &mut Map<String, Value>) {
+    let Some(volumes) = spec.get_mut("volumes").and_then(Value::as_array_mut) else { return };
+    let dropped: Vec<Value> = volumes.iter().filter(|v| !v["image"].is_null()).map(|v| v["name"].clone()).collect();
+    if dropped.is_empty() {
+        return;
+    }
+    volumes.retain(|v| v["image"].is_null());
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
+        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some(mounts) = container.get_mut("volumeMounts").and_then(Value::as_array_mut) {
+                mounts.retain(|m| !dropped.contains(&m["name"]));
+            }
+        }
     }
 }
 
@@ -139,38 +105,38 @@ fn clear_status(kind: &Kind, object: &mut Value) {
 
 /// Copies what this path may not change from `old` (main: status; `/status`: the rest; system metadata always) and
 /// raises the generation when the desired state changed.
-pub fn prepare_update(kind: &Kind, subresource: Option<&str>, new: &mut Value, old: &Value) {
-    match subresource {
-        Some(subresource) => slice::take(kind, subresource, new, old),
+pub fn prepare_update(kind: &Kind, part: Option<Part>, new: &mut Value, old: &Value) {
+    match part {
+        Some(part) => slice::take(kind, part, new, old),
         None => {
-            if kind.subresource("status").is_some() {
+            if kind.subresource(Part::Status).is_some() {
                 keep(new, old, "status");
             }
-            match (&*kind.group, &*kind.plural) {
-                ("", "namespaces") => keep_field(new, old, "spec", "finalizers"),
-                ("", "pods") => tolerate_node_trouble(section(new, "spec")),
-                ("", "services") => update_service(section(new, "spec"), &old["spec"]),
-                // Who asked for what is said once.
-                ("certificates.k8s.io", "certificatesigningrequests") => keep(new, old, "spec"),
-                _ => {}
+            if let Some(update) = kind.behaviour.update {
+                update(new, old);
             }
         }
     }
-    let changed = match generation(kind) {
+    let changed = match kind.behaviour.generation {
         Generation::Spec => new.get("spec") != old.get("spec"),
         Generation::Body => body(new) != body(old),
-        Generation::Client | Generation::None => {
-            if subresource.is_some() || generation(kind) == Generation::None {
-                return keep_metadata(new, old, false);
-            }
-            return keep_metadata(new, old, true);
+        Generation::Client => {
+            return keep_metadata(new, old, if part.is_none() { Sender::Client } else { Sender::Server });
         }
+        Generation::None | Generation::First => false,
     };
-    keep_metadata(new, old, false);
+    keep_metadata(new, old, Sender::Server);
     if changed {
         let before = old["metadata"]["generation"].as_i64().unwrap_or(0);
         section(new, "metadata").insert("generation".into(), json!(before + 1));
     }
+}
+
+/// Who says what the generation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sender {
+    Client,
+    Server,
 }
 
 /// Everything but type, metadata and status.
@@ -183,7 +149,7 @@ fn body(object: &Value) -> Map<String, Value> {
 }
 
 /// System metadata of a stored object never changes through an update.
-fn keep_metadata(new: &mut Value, old: &Value, client_generation: bool) {
+fn keep_metadata(new: &mut Value, old: &Value, generation: Sender) {
     let sent = new["metadata"]["generation"].clone();
     let metadata = section(new, "metadata");
     for name in [
@@ -206,12 +172,12 @@ fn keep_metadata(new: &mut Value, old: &Value, client_generation: bool) {
             None => metadata.remove(name),
         };
     }
-    if client_generation && !sent.is_null() {
+    if generation == Sender::Client && !sent.is_null() {
         metadata.insert("generation".into(), sent);
     }
 }
 
-fn keep(new: &mut Value, old: &Value, part: &str) {
+pub(crate) fn keep(new: &mut Value, old: &Value, part: &str) {
     let Some(map) = new.as_object_mut() else { return };
     match old.get(part) {
         Some(value) => map.insert(part.into(), value.clone()),
@@ -219,7 +185,7 @@ fn keep(new: &mut Value, old: &Value, part: &str) {
     };
 }
 
-fn keep_field(new: &mut Value, old: &Value, part: &str, field: &str) {
+pub(crate) fn keep_field(new: &mut Value, old: &Value, part: &str, field: &str) {
     let before = old[part].get(field).cloned();
     let map = section(new, part);
     match before {
@@ -228,16 +194,7 @@ fn keep_field(new: &mut Value, old: &Value, part: &str, field: &str) {
     };
 }
 
-/// Metadata that a write to `/status` cannot change either.
-pub(crate) fn status_keeps_metadata(kind: &Kind) -> &'static [&'static str] {
-    match (&*kind.group, &*kind.plural) {
-        ("", "pods") => &["deletionTimestamp", "ownerReferences"],
-        ("apps", "deployments") => &["labels"],
-        _ => &[],
-    }
-}
-
-fn section<'a>(object: &'a mut Value, name: &str) -> &'a mut Map<String, Value> {
+pub(crate) fn section<'a>(object: &'a mut Value, name: &str) -> &'a mut Map<String, Value> {
     if !object.is_object() {
         *object = json!({});
     }
@@ -250,33 +207,6 @@ fn section<'a>(object: &'a mut Value, name: &str) -> &'a mut Map<String, Value> 
 
 fn text<'a>(map: &'a Map<String, Value>, name: &str) -> &'a str {
     map.get(name).and_then(Value::as_str).unwrap_or_default()
-}
-
-fn new_namespace(namespace: &mut Value) {
-    let finalizers = section(namespace, "spec").entry("finalizers").or_insert_with(|| json!([]));
-    if !finalizers.is_array() {
-        *finalizers = json!([]);
-    }
-    if let Some(list) = finalizers.as_array_mut()
-        && !list.contains(&json!("kubernetes"))
-    {
-        list.push(json!("kubernetes"));
-    }
-    section(namespace, "status").insert("phase".into(), json!("Active"));
-}
-
-/// A node is not ready until something says so.
-fn new_node(node: &mut Value) {
-    let taint = json!({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"});
-    let taints = section(node, "spec").entry("taints").or_insert_with(|| json!([]));
-    if !taints.is_array() {
-        *taints = json!([]);
-    }
-    if let Some(list) = taints.as_array_mut()
-        && !list.iter().any(|t| t["key"] == taint["key"] && t["effect"] == taint["effect"])
-    {
-        list.push(taint);
-    }
 }
 
 /// The `autoscaling/v1` Scale of an object.

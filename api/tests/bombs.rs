@@ -207,7 +207,7 @@ fn ownership_of_long_lists_and_maps_takes_its_time_once() {
     let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "labels": labels},
         "spec": {"containers": [{"name": "c", "image": "i", "env": variables}]}});
     run(|| {
-        let writer = api::managed::Writer { manager: "m", subresource: "", now: jiff::Timestamp::UNIX_EPOCH };
+        let writer = api::managed::Writer { manager: "m", part: None, now: jiff::Timestamp::UNIX_EPOCH };
         let config = pod.clone();
         api::managed::update(&pods, None, &mut pod, writer);
         let old = pod.clone();

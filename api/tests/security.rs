@@ -1,7 +1,7 @@
 //! Pod specs that would reach out of their pod are refused, in upstream's words.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use api::kind::Registry;
+use api::kind::{Part, Registry};
 use api::validate;
 use serde_json::{Value, json};
 
@@ -72,7 +72,7 @@ fn a_pods_address_is_one() {
     let complaints = |ip: &str| {
         let mut new = old.clone();
         new["status"] = json!({"podIP": ip, "podIPs": [{"ip": ip}]});
-        validate::update(&kind, Some("status"), &new, &old).iter().map(ToString::to_string).collect::<Vec<_>>()
+        validate::update(&kind, Some(Part::Status), &new, &old).iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     assert!(complaints("10.244.0.9").is_empty() && complaints("fd00::9").is_empty());
     for ip in ["localhost", "127.1", "0177.0.0.1", "2130706433", "[::]", "127.0.0.1%2f"] {

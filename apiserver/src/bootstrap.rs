@@ -21,7 +21,11 @@ pub async fn run(engine: &Engine) -> Result<(), Status> {
             serde_json::from_str(line).map_err(|error| Status::internal(format!("built-in object: {error}")))?;
         let target = target(engine, &object)?;
         match engine.find(&target) {
-            Err(_) => drop(engine.create(&context, &target, &options, object).await?),
+            Err(_) => match engine.create(&context, &target, &options, object).await {
+                // Another server starts too.
+                Err(status) if status.reason == "AlreadyExists" => {}
+                created => drop(created?),
+            },
             Ok(found) => reconcile(engine, &context, &target, &options, &found.value(), &object).await?,
         }
     }

@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use api::kind::{Kind, Registry};
+use api::kind::{Kind, Part, Registry};
 use api::status::Status;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -40,21 +40,26 @@ pub struct Target {
     pub namespace: String,
     /// Empty for the collection.
     pub name: String,
-    /// Empty for the object itself.
-    pub subresource: String,
+    /// `None`: the object itself.
+    pub part: Option<Part>,
 }
 
 impl Target {
     pub fn new(kind: Arc<Kind>, namespace: &str, name: &str) -> Self {
-        Self { kind, namespace: namespace.into(), name: name.into(), subresource: String::new() }
+        Self { kind, namespace: namespace.into(), name: name.into(), part: None }
+    }
+
+    /// The part of it that a path or a client names; "" is the object itself.
+    pub fn below(self, subresource: &str) -> Result<Self, Status> {
+        let part = match subresource {
+            "" => None,
+            name => Some(Part::parse(name).ok_or_else(Status::no_route)?),
+        };
+        Ok(Self { part, ..self })
     }
 
     pub fn key(&self) -> ObjectKey {
         ObjectKey::new(&self.namespace, &self.name)
-    }
-
-    pub(crate) fn subresource(&self) -> Option<&str> {
-        (!self.subresource.is_empty()).then_some(self.subresource.as_str())
     }
 
     pub(crate) fn not_found(&self) -> Status {
@@ -144,6 +149,10 @@ impl Engine {
         self.store.failure()
     }
 
+    pub(crate) fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
     pub fn registry(&self) -> Registry {
         self.registry.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -224,12 +233,10 @@ impl Engine {
     pub(crate) fn write(&self, kind: &Kind, expect: Expect, object: &Value) -> Write {
         let metadata = &object["metadata"];
         let text = |field: &str| metadata[field].as_str().unwrap_or_default();
-        Write {
-            collection: collection(kind),
-            key: ObjectKey::new(text("namespace"), text("name")),
-            expect,
-            content: Some((Encoded::new(object), header(kind, object))),
-        }
+        let key = ObjectKey::new(text("namespace"), text("name"));
+        let collection = collection(kind);
+        let lifetime = crate::expiry::lifetime(&collection);
+        Write { lifetime, ..Write::put(collection, key, expect, Encoded::new(object), header(kind, object)) }
     }
 
     /// Commits what begins with a put; gives that object.
@@ -348,6 +355,54 @@ mod tests {
         engine.delete(&context, &target("deep"), &options).await.unwrap();
         create(object).await.unwrap();
         assert_eq!(engine.cache().unreadable(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_stored_before_a_default_is_shown_with_it_and_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        let template =
+            json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "x:1"}]}});
+        let selector = json!({"matchLabels": {"a": "b"}});
+        let object = |kind: &str| {
+            json!({"kind": kind, "apiVersion": "apps/v1", "metadata": {"name": "web", "namespace": "n", "uid": kind},
+                "spec": {"selector": selector, "template": template}})
+        };
+        let before = |key: &str, revision, text: String| Record {
+            key: key.into(),
+            revision,
+            value: Some([b"\x01", text.as_bytes()].concat()),
+        };
+        let mut store = RedbStore::open(&path).unwrap();
+        let records = [
+            put("/amphipod/core/namespaces/-/n", 1, r#"{"metadata":{"name":"n"}}"#),
+            before("/amphipod/apps/deployments/n/web", 2, object("Deployment").to_string()),
+            before("/amphipod/apps/replicasets/n/web", 3, object("ReplicaSet").to_string()),
+        ];
+        store.put(&records).unwrap();
+        drop(store);
+        let engine = open(&path).unwrap();
+        let target = |plural: &str| Target::new(engine.registry().find("apps", "v1", plural).unwrap(), "n", "web");
+        let (deployments, sets) = (target("deployments"), target("replicasets"));
+        let shown = engine.get(&deployments, None).await.unwrap();
+        let value = engine.show(&deployments.kind, &shown);
+        assert_eq!((&value["spec"]["replicas"], shown.revision), (&json!(1), 2));
+        let pod = &value["spec"]["template"]["spec"];
+        assert_eq!(
+            (&pod["restartPolicy"], &pod["containers"][0]["imagePullPolicy"]),
+            (&json!("Always"), &json!("IfNotPresent"))
+        );
+        // The template is the one of its set as before, so nothing rolls.
+        let set = engine.get(&sets, None).await.unwrap().value();
+        assert_eq!(set["spec"]["template"], value["spec"]["template"]);
+        let (_, all) = engine.changes(&deployments.kind, None);
+        assert_eq!(all[0].1.as_ref(), Some(&value));
+        // Who changes nothing writes nothing, and a patch builds on what is shown.
+        let context = Context { user: User::new("root", &[MASTERS]), now: Timestamp::now() };
+        let options = WriteOptions { manager: "t".into(), dry_run: false };
+        let same = |current: Option<&Value>| Ok(Draft::Own(current.cloned().unwrap()));
+        let written = engine.update(&context, &deployments, &options, &same).await.unwrap();
+        assert_eq!((written.object.revision(), engine.revision()), (2, 3));
     }
 
     #[test]

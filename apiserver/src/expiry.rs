@@ -1,4 +1,5 @@
-//! Events do not stay: each goes an hour after its last change, and earlier when there are too many.
+//! Events do not stay: each goes an hour after its last change (by the store, where it keeps such times), and earlier when
+//! there are too many.
 //!
 //! Nothing polls: the task sleeps until the next deadline or the next change of the collection. Leases need no such
 //! care: renewing one replaces its value, and the store keeps current values only.
@@ -14,10 +15,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::Engine;
 use crate::object::{Collection, Object, ObjectKey, Revision};
-use crate::store::{CommitError, Durability, Expect, Transaction, Write};
+use crate::store::{CommitError, Durability, Transaction, Write};
 
 /// As kube-apiserver's `--event-ttl`.
 const LIFETIME: SignedDuration = SignedDuration::from_hours(1);
+
+/// How long an object of a collection may live without a change.
+pub fn lifetime(collection: &Collection) -> Option<Duration> {
+    (*collection == events()).then_some(LIFETIME.unsigned_abs())
+}
+
 /// More Events than this push the oldest out: about 30 MiB of memory.
 pub const LIMIT: usize = 20_000;
 /// Removals before the queue is brought up to date again.
@@ -85,11 +92,13 @@ pub async fn run(engine: Arc<Engine>, stop: CancellationToken) {
     loop {
         changed.mark_unchanged();
         cursor = Some(follow(&engine, cursor, &mut queue));
-        let aged = remove(&engine, queue.aged(Timestamp::now()), &engine.events.expired).await;
+        let aged = if engine.store().keeps_lifetimes() { Due::new() } else { queue.aged(Timestamp::now()) };
+        let aged = remove(&engine, aged, &engine.events.expired).await;
         let pushed = remove(&engine, queue.too_many(LIMIT), &engine.events.pushed_out).await;
         let wait = match (aged, pushed) {
             (Removed::Failed, _) | (_, Removed::Failed) => RETRY,
             (Removed::Some, _) | (_, Removed::Some) => continue,
+            _ if engine.store().keeps_lifetimes() => LIFETIME,
             _ => queue.next().map_or(LIFETIME, |next| next.duration_since(Timestamp::now())),
         };
         let wait = Duration::try_from(wait).unwrap_or_default();
@@ -144,7 +153,7 @@ enum Removed {
 async fn remove(engine: &Engine, due: Due, counter: &AtomicU64) -> Removed {
     let outcome = if due.is_empty() { Removed::Nothing } else { Removed::Some };
     for (key, revision) in due {
-        let write = Write { collection: events(), key, expect: Expect::At(revision), content: None };
+        let write = Write::remove(events(), key, revision);
         let removal = Transaction { writes: vec![write], durability: Durability::Soon, ..Transaction::default() };
         match engine.remove(removal).await {
             Ok(_) => drop(counter.fetch_add(1, Ordering::Relaxed)),

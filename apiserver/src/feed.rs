@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::cache::{Cache, Published};
 use crate::object::{Collection, Encoded, Header, INTERNAL, Object, ObjectKey, Revision, Unreadable};
-use crate::store::{Change, Content, Feed, Record, StoreError, parse_key, unseal};
+use crate::store::{Change, Content, Feed, Record, StoreError, Unsealed, parse_key, unseal};
 
 pub(crate) struct CacheFeed {
     pub cache: Arc<Cache>,
@@ -23,7 +23,7 @@ impl Feed for CacheFeed {
             let object = match content {
                 Content::Removed => None,
                 Content::Object(object) => Some(object),
-                Content::Text(text) => match self.read(&collection, &key, revision, text) {
+                Content::Text(held) => match self.read(&collection, &key, revision, held) {
                     Ok(object) => Some(Arc::new(object)),
                     Err(why) => {
                         tracing::error!(?collection, ?key, %why, "another server wrote what cannot be read; it is set aside");
@@ -49,10 +49,10 @@ impl CacheFeed {
         collection: &Collection,
         key: &ObjectKey,
         revision: Revision,
-        text: Vec<u8>,
+        held: Unsealed,
     ) -> Result<Object, Unreadable> {
         let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner).clone();
-        read(&registry, collection, key, revision, text)
+        read(&registry, collection, key, revision, held)
     }
 
     /// Fills the cache with what a store held when it was opened. An object that is undamaged and yet unreadable is set aside:
@@ -63,9 +63,9 @@ impl CacheFeed {
     pub fn load(&self, records: Vec<Record>) -> Result<(), StoreError> {
         let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner).clone();
         for Record { key, revision, value } in records {
-            let text = unseal(&key, revision, value.unwrap_or_default())?;
+            let held = unseal(&key, revision, value.unwrap_or_default())?;
             let placed = parse_key(&key).ok_or(Unreadable::Key);
-            match placed.clone().and_then(|(collection, name)| read(&registry, &collection, &name, revision, text)) {
+            match placed.clone().and_then(|(collection, name)| read(&registry, &collection, &name, revision, held)) {
                 Ok(object) => {
                     let (collection, _) = placed.map_err(|source| StoreError::Unreadable { key, source })?;
                     self.cache.put_loaded(&collection, object);
@@ -95,10 +95,20 @@ fn read(
     collection: &Collection,
     key: &ObjectKey,
     revision: Revision,
-    text: Vec<u8>,
+    held: Unsealed,
 ) -> Result<Object, Unreadable> {
-    let (encoded, value) = Encoded::from_stored(text)?;
-    let header = storage_kind(registry, collection).map(|kind| header(&kind, &value)).unwrap_or_default();
+    let (mut encoded, mut value) = Encoded::from_stored(held.text)?;
+    let kind = storage_kind(registry, collection);
+    // What was stored before a default was there is shown with it; it is written when somebody changes it.
+    if let Some(kind) = kind.as_ref().filter(|_| held.defaults < api::default::GENERATION) {
+        let stored = value.clone();
+        api::default::apply(kind, &mut value);
+        value = api::decode::canonical(&kind.gvk(), &kind.schema, &value);
+        if value != stored {
+            encoded = Encoded::new(&value);
+        }
+    }
+    let header = kind.map(|kind| header(&kind, &value)).unwrap_or_default();
     Ok(Object { key: key.clone(), revision, header, json: encoded.with_version(revision) })
 }
 
@@ -117,8 +127,7 @@ pub(crate) fn header(kind: &Kind, object: &Value) -> Header {
         uid: metadata["uid"].as_str().unwrap_or_default().to_owned(),
         labels: labels.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned())).collect(),
         fields: api::selector::selectable(kind)
-            .iter()
-            .map(|field| (*field, api::selector::field_value(kind, object, field)))
+            .map(|field| (field.stored, api::selector::field_value(kind, object, field.stored)))
             .collect(),
     }
 }

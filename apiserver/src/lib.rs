@@ -31,5 +31,6 @@ pub mod server;
 mod store;
 
 pub use object::{Object, ObjectKey, Revision};
+pub use store::etcd::{Settings as EtcdSettings, Tls as EtcdTls};
 /// The administrator's side of a store: files, not contents.
 pub use store::{StoreError, tools as store_tools};

@@ -44,9 +44,7 @@ impl Local {
     fn target(&self, asked: Target<'_>) -> Result<engine::Target, Status> {
         let Resource { group, version, plural } = asked.resource;
         let kind = self.engine().registry().find(group, version, plural);
-        let mut target = engine::Target::new(kind.ok_or_else(Status::no_route)?, asked.namespace, asked.name);
-        target.subresource = asked.subresource.to_owned();
-        Ok(target)
+        engine::Target::new(kind.ok_or_else(Status::no_route)?, asked.namespace, asked.name).below(asked.subresource)
     }
 
     /// Whether a request of ours is one we may make.

@@ -53,8 +53,8 @@ impl Authority {
         let collection = Collection::new(INTERNAL, "keys");
         let key = ObjectKey::new("", "cluster");
         if engine.cache().collection(&collection).get(&key).is_none() {
-            let content = Some((Encoded::new(&fresh()?), Header::default()));
-            let write = Write { collection: collection.clone(), key: key.clone(), expect: Expect::Absent, content };
+            let fresh = Encoded::new(&fresh()?);
+            let write = Write::put(collection.clone(), key.clone(), Expect::Absent, fresh, Header::default());
             match engine.commit(vec![write]).await {
                 // Another server was quicker: its keys are the cluster's.
                 Ok(_) | Err(CommitError::Conflict { .. }) => {}

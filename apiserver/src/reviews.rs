@@ -1,6 +1,6 @@
 //! The virtual kinds: reviews of identities and permissions, token requests. Answered, never stored.
 
-use api::kind::Kind;
+use api::kind::{Kind, Part};
 use api::status::{FieldError, Status};
 use serde_json::{Value, json};
 
@@ -167,7 +167,7 @@ pub fn default_token(request: &mut Value) {
 
 /// TokenRequest as a kind of its own, for its field managers.
 pub fn token_kind(target: &Target) -> Option<Kind> {
-    let sub = target.kind.subresource("token")?;
+    let sub = target.kind.subresource(Part::Token)?;
     let gvk = sub.gvk.clone();
     Some(Kind {
         group: gvk.group,

@@ -23,12 +23,11 @@ use crate::nodes::Nodes;
 use crate::pki::{Authority, PkiError};
 use crate::store::Failure;
 use crate::store::StoreError;
-use crate::store::local;
+use crate::store::{etcd, local};
 
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The store's file.
-    pub store: PathBuf,
+    pub store: StoreAt,
     pub listen: SocketAddr,
     /// The address others reach this server at.
     pub advertise: IpAddr,
@@ -44,7 +43,7 @@ impl Config {
     /// A server by itself on loopback, at a port the kernel chooses, with Kubernetes' usual ranges: for tests and examples.
     pub fn on_loopback(store: PathBuf) -> Self {
         Self {
-            store,
+            store: StoreAt::File(store),
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             advertise: Ipv4Addr::LOCALHOST.into(),
             services: ServiceNetwork { base: Ipv4Addr::new(10, 96, 0, 0), prefix: 12, node_ports: 30000..=32767 },
@@ -54,6 +53,15 @@ impl Config {
             anonymous: Anonymous::default(),
         }
     }
+}
+
+/// Where the cluster's state is.
+#[derive(Debug, Clone)]
+pub enum StoreAt {
+    /// A file that is this server's alone.
+    File(PathBuf),
+    /// An etcd that it may share with other servers.
+    Etcd(etcd::Settings),
 }
 
 /// What a request without any credentials gets.
@@ -116,7 +124,10 @@ impl Server {
         let listen = |source| ServerError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        let store = local::open(&config.store)?;
+        let store = match &config.store {
+            StoreAt::File(path) => local::open(path)?,
+            StoreAt::Etcd(settings) => etcd::open(settings).await?,
+        };
         let engine =
             Arc::new(Engine::open(store, Registry::builtin(), config.services.clone(), config.admission.clone())?);
         let authority = Arc::new(Authority::open(&engine).await?);
@@ -134,6 +145,11 @@ impl Server {
             address: public,
         };
         Ok(Self { shared: Arc::new(shared), listener, serving, authority, address })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     pub fn authority(&self) -> &Arc<Authority> {

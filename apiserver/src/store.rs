@@ -1,11 +1,12 @@
 //! Where acknowledged writes live: the contract of a store. It keeps current values and the last revision; history is the
 //! watch cache's.
 //!
-//! [`local`] keeps them in a file of this machine. Keys are `/amphipod/<group|core>/<resource>/<namespace|->/<name>`. Values start with one format byte.
+//! [`local`] keeps them in a file of this machine, [`etcd`] in an etcd that several servers share. Keys are `/amphipod/<group|core>/<resource>/<namespace|->/<name>`. Values start with one format byte.
 //! *Architecture invariant:* nothing outside this crate sees a [`Store`].
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use thiserror::Error;
@@ -15,6 +16,7 @@ use crate::object::{Collection, Encoded, Header, Object, ObjectKey, Revision, Un
 
 #[cfg(test)]
 mod contract;
+pub mod etcd;
 pub mod local;
 mod mark;
 mod overlay;
@@ -65,6 +67,20 @@ pub enum StoreError {
     },
     #[error("the disk of the store at {path} is full: nothing was changed; free some space and try again")]
     Full { path: PathBuf },
+    #[error(
+        "{path} has used up its space quota (NOSPACE): nothing was changed; compact and defragment it, or raise its quota, and disarm the alarm"
+    )]
+    Space { path: PathBuf },
+    #[error("{path} did not answer: a write may or may not have happened")]
+    Outage {
+        path: PathBuf,
+        #[source]
+        source: Cause,
+    },
+    #[error(
+        "{path} has forgotten what came after revision {revision}: this server was cut off for too long, and reads it anew at its next start"
+    )]
+    Behind { path: PathBuf, revision: Revision },
     #[error("the value of {key} is damaged: {why}")]
     Corrupt { key: String, why: &'static str },
     #[error("the record {key} of the server itself cannot be read")]
@@ -79,7 +95,7 @@ impl StoreError {
     /// Whether the store stands as it was before the refused batch. After any other failed commit nobody knows what
     /// is on the disk, and nothing may be acknowledged any more.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, StoreError::Full { .. })
+        matches!(self, StoreError::Full { .. } | StoreError::Space { .. })
     }
 }
 
@@ -98,6 +114,18 @@ pub struct Write {
     pub expect: Expect,
     /// `None` removes the key.
     pub content: Option<(Encoded, Header)>,
+    /// After which it may be forgotten, where the store keeps such times.
+    pub lifetime: Option<Duration>,
+}
+
+impl Write {
+    pub fn put(collection: Collection, key: ObjectKey, expect: Expect, encoded: Encoded, header: Header) -> Self {
+        Self { collection, key, expect, content: Some((encoded, header)), lifetime: None }
+    }
+
+    pub fn remove(collection: Collection, key: ObjectKey, found: Revision) -> Self {
+        Self { collection, key, expect: Expect::At(found), content: None, lifetime: None }
+    }
 }
 
 /// When a transaction is acknowledged.
@@ -154,7 +182,7 @@ pub enum Content {
     /// Written by this process.
     Object(Arc<Object>),
     /// Written by another: its text, not yet read.
-    Text(Vec<u8>),
+    Text(Unsealed),
 }
 
 /// Takes what was committed, each transaction whole, in the order of revisions. The watch cache is the only one.
@@ -187,6 +215,16 @@ pub trait Store: Send + Sync {
     /// The feed has what a reader who asks now must see.
     async fn fresh(&self) -> Result<(), CommitError>;
 
+    /// Whether it removes what has outlived [`Write::lifetime`]; else the server does.
+    fn keeps_lifetimes(&self) -> bool {
+        false
+    }
+
+    /// What is wrong with it, beside failures of single calls.
+    async fn health(&self) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Announces that the store failed: the process cannot go on and has to say why.
     fn failure(&self) -> watch::Receiver<Failure>;
 }
@@ -211,45 +249,90 @@ impl Opened {
 
 /// JSON text follows. No longer written.
 const FORMAT_JSON: u8 = 1;
-/// A CRC-32 of key, revision and text (little endian), then the JSON text. The file's own checksums cover pages; this
-/// one stays with the value when a page that went bad in between is read and written again.
+/// A CRC-32 of key, revision and text (little endian), then the JSON text. No longer written.
 const FORMAT_CHECKED_JSON: u8 = 2;
+/// A CRC-32 of key, revision, format and all that follows: the generation of the defaults that the object has, and the JSON
+/// text. The file's own checksums cover pages; this one stays with the value when a page that went bad in between is read
+/// and written again. The numbers are two bits away from the older ones and from each other, so that no flipped bit makes
+/// one of them of another.
+const FORMAT_DEFAULTED_JSON: u8 = 4;
+/// The same without the revision: an etcd gives it with the write.
+const FORMAT_UNDATED_JSON: u8 = 8;
 const SUM: usize = size_of::<u32>();
+const GENERATION: usize = size_of::<u16>();
 
-/// The stored form of an object's text.
+/// The stored form of an object's text in a file, which has the defaults of this release.
 pub fn seal(key: &str, revision: Revision, json: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(1 + SUM + json.len());
-    out.push(FORMAT_CHECKED_JSON);
-    out.extend_from_slice(&checksum(key, revision, json).to_le_bytes());
+    sealed(FORMAT_DEFAULTED_JSON, key, Some(revision), json)
+}
+
+/// The stored form of an object's text in an etcd.
+pub fn seal_for_etcd(key: &str, json: &[u8]) -> Vec<u8> {
+    sealed(FORMAT_UNDATED_JSON, key, None, json)
+}
+
+fn sealed(format: u8, key: &str, revision: Option<Revision>, json: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1 + SUM + GENERATION + json.len());
+    out.push(format);
+    out.extend_from_slice(&[0; SUM]);
+    out.extend_from_slice(&api::default::GENERATION.to_le_bytes());
     out.extend_from_slice(json);
+    let sum = checksum(key, revision, &[&[format], &out[1 + SUM..]]);
+    out[1..=SUM].copy_from_slice(&sum.to_le_bytes());
     out
 }
 
-/// The text of a stored form.
-pub fn unseal(key: &str, revision: Revision, mut value: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+/// What a stored form holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unsealed {
+    pub text: Vec<u8>,
+    /// Which defaults the object has; those of a later release are no less.
+    pub defaults: u16,
+}
+
+pub fn unseal(key: &str, revision: Revision, mut value: Vec<u8>) -> Result<Unsealed, StoreError> {
     let corrupt = |why| Err(StoreError::Corrupt { key: key.into(), why });
+    // The older form's sum did not cover the format.
+    let fits = |revision: Option<Revision>, format: &[u8], rest: &[u8]| match rest.split_first_chunk::<SUM>() {
+        Some((sum, rest)) => u32::from_le_bytes(*sum) == checksum(key, revision, &[format, rest]),
+        None => false,
+    };
     match value.split_first() {
         Some((&FORMAT_JSON, _)) => {
             value.remove(0);
-            Ok(value)
+            Ok(Unsealed { text: value, defaults: 0 })
         }
-        Some((&FORMAT_CHECKED_JSON, rest)) => match rest.split_first_chunk::<SUM>() {
-            Some((sum, json)) if u32::from_le_bytes(*sum) == checksum(key, revision, json) => {
-                value.drain(..1 + SUM);
-                Ok(value)
+        Some((&FORMAT_CHECKED_JSON, rest)) if fits(Some(revision), &[], rest) => {
+            value.drain(..1 + SUM);
+            Ok(Unsealed { text: value, defaults: 0 })
+        }
+        Some((&format @ (FORMAT_DEFAULTED_JSON | FORMAT_UNDATED_JSON), rest))
+            if fits((format == FORMAT_DEFAULTED_JSON).then_some(revision), &[format], rest) =>
+        {
+            match rest[SUM..].first_chunk::<GENERATION>() {
+                Some(generation) => {
+                    let defaults = u16::from_le_bytes(*generation);
+                    value.drain(..1 + SUM + GENERATION);
+                    Ok(Unsealed { text: value, defaults })
+                }
+                None => corrupt("it is cut short"),
             }
-            _ => corrupt("its checksum does not fit"),
-        },
+        }
+        Some((&(FORMAT_CHECKED_JSON | FORMAT_DEFAULTED_JSON | FORMAT_UNDATED_JSON), _)) => {
+            corrupt("its checksum does not fit")
+        }
         Some(_) => corrupt("its format is unknown"),
         None => corrupt("it is empty"),
     }
 }
 
-fn checksum(key: &str, revision: Revision, json: &[u8]) -> u32 {
+fn checksum(key: &str, revision: Option<Revision>, parts: &[&[u8]]) -> u32 {
     let mut sum = crc32fast::Hasher::new();
     sum.update(key.as_bytes());
-    sum.update(&revision.to_le_bytes());
-    sum.update(json);
+    if let Some(revision) = revision {
+        sum.update(&revision.to_le_bytes());
+    }
+    parts.iter().for_each(|part| sum.update(part));
     sum.finalize()
 }
 
@@ -286,8 +369,13 @@ mod tests {
 
     #[test]
     fn what_was_sealed_is_unsealed_and_nothing_else() {
-        assert_eq!(unseal("k", 7, seal("k", 7, b"{}")).unwrap(), b"{}");
-        assert_eq!(unseal("k", 7, b"\x01{}".to_vec()).unwrap(), b"{}");
+        let held = |defaults| Unsealed { text: b"{}".to_vec(), defaults };
+        assert_eq!(unseal("k", 7, seal("k", 7, b"{}")).unwrap(), held(api::default::GENERATION));
+        assert_eq!(unseal("k", 7, b"\x01{}".to_vec()).unwrap(), held(0));
+        let mut before = vec![FORMAT_CHECKED_JSON];
+        before.extend_from_slice(&checksum("k", Some(7), &[b"{}"]).to_le_bytes());
+        before.extend_from_slice(b"{}");
+        assert_eq!(unseal("k", 7, before).unwrap(), held(0));
         for (key, revision) in [("l", 7), ("k", 8)] {
             assert!(unseal(key, revision, seal("k", 7, b"{}")).is_err());
         }
@@ -296,6 +384,8 @@ mod tests {
             sealed[bit / 8] ^= 1 << (bit % 8);
             assert!(unseal("k", 7, sealed).is_err(), "bit {bit}");
         }
+        assert_eq!(unseal("k", 9, seal_for_etcd("k", b"{}")).unwrap(), held(api::default::GENERATION));
+        assert!(unseal("l", 9, seal_for_etcd("k", b"{}")).is_err());
         assert!(unseal("k", 7, vec![9, 1]).unwrap_err().to_string().contains('k'));
         assert!(unseal("k", 7, vec![]).is_err());
     }

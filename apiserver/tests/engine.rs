@@ -35,8 +35,9 @@ async fn get(world: &mut World, path: &str) -> Answer {
 async fn a_request_for_a_certificate_says_who_makes_it() {
     let mut world = World::new().await;
     let all = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    let pem = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0KTUFBPQotLS0tLUVORCBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0K";
     let request = json!({"kind": "CertificateSigningRequest", "apiVersion": "certificates.k8s.io/v1", "metadata": {"name": "r"},
-        "spec": {"signerName": "a.b/c", "usages": ["client auth"], "request": "QQ==",
+        "spec": {"signerName": "a.b/c", "usages": ["client auth"], "request": pem,
             "username": "system:admin", "uid": "1", "groups": ["system:masters"], "extra": {"a": ["b"]}}});
     let mut user = world.server.client("mallory", "crew");
     assert_eq!(send(&mut user, "POST", all, request.clone()).await.code, 403);

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use api::kind::{Kind, Registry};
+use api::kind::{Kind, Part, Registry};
 use serde_json::{Value, json};
 
 #[path = "replay/world.rs"]
@@ -45,8 +45,11 @@ fn rows() -> Vec<Row> {
     let request = json!({
         "metadata": {"labels": {"hostile": "1"}},
         "spec": {"username": "mallory", "groups": ["system:masters"], "request": "QQ==", "signerName": "a.b/c"},
-        "status": {"certificate": "LS0tLS1CRUdJTg==", "conditions": [{"type": "Approved", "status": "True", "reason": "r", "message": "m"}]},
+        "status": {"certificate": CERTIFICATE, "conditions": [{"type": "Approved", "status": "True", "reason": "r", "message": "m"}]},
     });
+    // A signature that comes with a decision is refused.
+    let mut signed = request.clone();
+    signed["status"] = json!({"certificate": CERTIFICATE});
     let mut rows = vec![
         Row {
             plural: "pods",
@@ -86,7 +89,7 @@ fn rows() -> Vec<Row> {
         Row {
             plural: "certificatesigningrequests",
             subresource: "status",
-            hostile: request,
+            hostile: signed,
             may: [&METADATA[..], &["/status/certificate"]].concat(),
             must: vec!["/status/certificate"],
         },
@@ -115,6 +118,9 @@ fn of_status(kind: &Kind) -> Row {
 }
 
 /// Streams and requests to elsewhere: no part of the object.
+/// What has the form of a certificate.
+const CERTIFICATE: &str = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1BQT0KLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo=";
+
 fn is_slice(name: &str) -> bool {
     name != "proxy"
 }
@@ -191,7 +197,7 @@ fn ways(row: &Row, kind: &Kind, current: &Value) -> Vec<(&'static str, &'static 
         ("PATCH", "application/strategic-merge-patch+json", row.hostile.clone()),
         ("PATCH", "application/apply-patch+yaml", applied),
     ];
-    let sub = kind.subresource(row.subresource).unwrap();
+    let sub = kind.subresource(Part::parse(row.subresource).unwrap()).unwrap();
     let has = |verb: &str| sub.verbs.iter().any(|own| own == verb);
     all.into_iter().filter(|(method, ..)| has(if *method == "PUT" { "update" } else { "patch" })).collect()
 }
@@ -249,12 +255,12 @@ async fn a_subresource_changes_its_own_slice_and_nothing_else() {
     let (mut rows, mut wrong) = (rows(), Vec::new());
     for kind in Registry::builtin().iter() {
         let writable = |verbs: &[api::kind::Text]| verbs.iter().any(|verb| *verb == "update" || *verb == "patch");
-        for sub in kind.subresources.iter().filter(|sub| is_slice(&sub.name) && writable(&sub.verbs)) {
-            let at = rows.iter().position(|row| row.plural == kind.plural && row.subresource == sub.name);
+        for sub in kind.subresources.iter().filter(|sub| is_slice(sub.part.name()) && writable(&sub.verbs)) {
+            let at = rows.iter().position(|row| row.plural == kind.plural && row.subresource == sub.part.name());
             let row = match at {
                 Some(at) => rows.swap_remove(at),
                 None => {
-                    assert_eq!(sub.name, "status", "{}/{} has no row", kind.plural, sub.name);
+                    assert_eq!(sub.part, Part::Status, "{}/{} has no row", kind.plural, sub.part.name());
                     of_status(kind)
                 }
             };

@@ -68,7 +68,7 @@ pub fn object(bytes: &[u8]) {
     let kind = kind(place);
     let Ok(Decoded { mut value, .. }) = decode::object(&kind, media, body, FieldValidation::Warn) else { return };
     api::default::apply(&kind, &mut value);
-    let writer = Writer { manager: "fuzz", subresource: "", now: jiff::Timestamp::UNIX_EPOCH };
+    let writer = Writer { manager: "fuzz", part: None, now: jiff::Timestamp::UNIX_EPOCH };
     managed::update(&kind, None, &mut value, writer);
     api::write::prepare_create(&kind, &mut value);
     let _complaints = (api::validate::create(&kind, &value), api::validate::warnings(&kind, &value));
@@ -96,7 +96,7 @@ pub fn patch(bytes: &[u8]) {
         }
         None => {
             let Ok(config) = decode::untyped(MediaType::Yaml, body) else { return };
-            let writer = Writer { manager: "fuzz", subresource: "", now: jiff::Timestamp::UNIX_EPOCH };
+            let writer = Writer { manager: "fuzz", part: None, now: jiff::Timestamp::UNIX_EPOCH };
             let _merged = managed::apply(&kind, Some(&current.value), &config, writer, true);
         }
     }

@@ -5,9 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use agent::config::DEFAULT_POD_MAX_PIDS;
-use anyhow::{Context, Result, bail};
+use agent::image::Registries;
+use anyhow::{Context, Result, bail, ensure};
+use api::sysctl::Allowed;
 use apiserver::engine::{ServiceNetwork, admission};
 use apiserver::server::Anonymous;
+use apiserver::{EtcdSettings, EtcdTls};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use proxy_userspace::ExternalIps;
 use serde_yaml::Value;
@@ -56,6 +59,18 @@ struct ServerArguments {
     /// Where the store and admin.kubeconfig live
     #[arg(long, default_value = "/var/lib/amphipod")]
     data_dir: PathBuf,
+    /// Keep the cluster's state in an etcd (3.4 or newer) that servers share: etcd://HOST:PORT[,HOST:PORT…]
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+    /// Certificate of the authority that etcd's certificates are from; with it, etcd is reached over TLS
+    #[arg(long, value_name = "FILE")]
+    store_ca: Option<PathBuf>,
+    /// Client certificate for etcd
+    #[arg(long, value_name = "FILE", requires_all = ["store_key", "store_ca"])]
+    store_cert: Option<PathBuf>,
+    /// Key of --store-cert
+    #[arg(long, value_name = "FILE", requires = "store_cert")]
+    store_key: Option<PathBuf>,
     /// Address and port to serve on
     #[arg(long, default_value = "0.0.0.0:6443")]
     listen: SocketAddr,
@@ -194,10 +209,11 @@ impl ServerArguments {
     fn settings_at(&self, advertise: IpAddr) -> Result<ControlPlane> {
         Ok(ControlPlane {
             data_dir: self.data_dir.clone(),
+            etcd: self.etcd()?,
             listen: self.listen,
             advertise,
             services: service_network(&self.service_cidr)?,
-            domain: self.cluster_domain.clone(),
+            domain: cluster_domain(&self.cluster_domain)?,
             controllers: Selection::parse(&self.controllers)?,
             names: Vec::new(),
             admission: self.admission(),
@@ -207,6 +223,31 @@ impl ServerArguments {
 }
 
 impl ServerArguments {
+    /// Where `--store` leads.
+    fn etcd(&self) -> Result<Option<EtcdSettings>> {
+        let Some(url) = &self.store else {
+            ensure!(self.store_ca.is_none(), "--store-ca is of use with --store only");
+            return Ok(None);
+        };
+        let list = url.strip_prefix("etcd://").unwrap_or_default();
+        let endpoints: Vec<String> = list.split(',').map(str::to_owned).collect();
+        let is_address = |text: &String| {
+            text.rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+        };
+        ensure!(endpoints.iter().all(is_address), "--store {url}: etcd://HOST:PORT[,HOST:PORT…] is wanted");
+        let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        let identity = match (&self.store_cert, &self.store_key) {
+            (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+            _ => None,
+        };
+        let tls = match &self.store_ca {
+            Some(authority) => Some(EtcdTls { authority: read(authority)?, identity }),
+            None => None,
+        };
+        Ok(Some(EtcdSettings { endpoints, tls }))
+    }
+
     fn admission(&self) -> admission::Settings {
         admission::Settings {
             pod_security: admission::Exemptions {
@@ -236,7 +277,7 @@ impl UpArguments {
             Some(name) => name.clone(),
             None => host_name()?,
         };
-        if !is_node_name(&name) {
+        if !is_subdomain(&name) {
             bail!("node name {name:?}: lower case letters, digits, '-' and '.' are wanted; give one with --node-name");
         }
         let mut control = self.server.settings_at(self.server.advertise_address.unwrap_or(ip.into()))?;
@@ -250,20 +291,52 @@ impl UpArguments {
             pod_cidr: up::parse_cidr("--pod-cidr", &self.pod_cidr)?,
             service_cidr: up::parse_cidr("--service-cidr", &self.server.service_cidr)?,
             cluster_dns: services.dns(),
-            domain: self.server.cluster_domain.clone(),
+            domain: control.domain.clone(),
             cgroup_root: self.cgroup_root.clone().map_or_else(cgroup2_mount, Ok)?,
             pod_cgroup: pod_cgroup(&self.pod_cgroup)?,
             bpf_root: self.bpf_root.clone().unwrap_or_else(|| self.run_dir.join("bpf")),
-            registries: self.registries.clone(),
+            registries: self.registries()?,
             external_ips: match self.server.allow_external_ips {
                 true => ExternalIps::Served,
                 false => ExternalIps::Ignored,
             },
-            pod_max_pids: u64::try_from(self.pod_max_pids).ok(),
-            allowed_unsafe_sysctls: self.allowed_unsafe_sysctls.clone(),
+            pod_max_pids: pod_max_pids(self.pod_max_pids)?,
+            allowed_unsafe_sysctls: self.allowed_unsafe_sysctls()?,
         };
         Ok((control, settings))
     }
+
+    /// Read again by the agent: here a mistake is told before anything begins.
+    fn registries(&self) -> Result<Option<PathBuf>> {
+        if let Some(path) = &self.registries {
+            Registries::load(path).with_context(|| format!("--registries {}", path.display()))?;
+        }
+        Ok(self.registries.clone())
+    }
+
+    fn allowed_unsafe_sysctls(&self) -> Result<Vec<String>> {
+        Allowed::parse(&self.allowed_unsafe_sysctls).context("--allowed-unsafe-sysctls")?;
+        Ok(self.allowed_unsafe_sysctls.clone())
+    }
+}
+
+fn pod_max_pids(number: i64) -> Result<Option<u64>> {
+    match number {
+        -1 => Ok(None),
+        1.. => Ok(Some(number.unsigned_abs())),
+        _ => bail!(
+            "--pod-max-pids {number}: a number of processes from 1 on is wanted, or -1 for as many as the machine"
+        ),
+    }
+}
+
+fn cluster_domain(text: &str) -> Result<String> {
+    if !is_subdomain(text) {
+        bail!(
+            "--cluster-domain {text:?}: lower case letters, digits and '-' between single dots are wanted, as in cluster.local"
+        );
+    }
+    Ok(text.to_owned())
 }
 
 /// A folder of our own: at the root itself the pods of other kubelets would count as strays, and be ended.
@@ -282,13 +355,13 @@ fn host_name() -> Result<String> {
 }
 
 /// An RFC 1123 subdomain.
-fn is_node_name(name: &str) -> bool {
+fn is_subdomain(name: &str) -> bool {
     let label = |label: &str| {
         let bytes = label.as_bytes();
         let ends = [bytes.first(), bytes.last()].into_iter().all(|end| end.is_some_and(u8::is_ascii_alphanumeric));
         ends && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
     };
-    name.len() <= 253 && name.split('.').all(label)
+    name.len() <= 253 && name.split('.').all(|part| part.len() <= 63 && label(part))
 }
 
 fn cgroup2_mount() -> Result<PathBuf> {
@@ -385,7 +458,7 @@ mod tests {
 
     #[test]
     fn node_names_are_checked() {
-        assert!(is_node_name("node-1.example") && !is_node_name("Node") && !is_node_name("-a") && !is_node_name("a_b"));
+        assert!(is_subdomain("node-1.example") && !is_subdomain("Node") && !is_subdomain("-a") && !is_subdomain("a_b"));
     }
 
     #[test]
@@ -419,5 +492,33 @@ mod tests {
         assert!(error.contains("there is no setting \"lisen\"") && error.contains("config.yaml"), "{error}");
         let cidr = parse(&["amphipod", "server", "--listen", "127.0.0.1:1", "--service-cidr", "10.0.0.0/30"]);
         assert!(cidr.unwrap_err().to_string().contains("out of range"));
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_before_anything_begins() {
+        let dir = tempfile::tempdir().unwrap();
+        let broken = dir.path().join("broken.yaml");
+        std::fs::write(&broken, "registries:\n  docker.io: {endpoints: ['ftp://x']}\n").unwrap();
+        let (broken, missing) = (broken.to_str().unwrap(), dir.path().join("missing.yaml"));
+        for command in ["up", "doctor"] {
+            for (flag, value, word) in [
+                ("--registries", broken, "must start with http"),
+                ("--registries", missing.to_str().unwrap(), "missing.yaml"),
+                ("--pod-max-pids", "-5", "from 1 on"),
+                ("--pod-max-pids", "0", "from 1 on"),
+                ("--cluster-domain", "a..b", "between single dots"),
+                ("--cluster-domain", "Cluster.local", "lower case"),
+                ("--allowed-unsafe-sysctls", "kernel.core_pattern", "namespaced"),
+            ] {
+                let given = ["amphipod", command, "--node-ip", "192.0.2.1", "--node-name", "n", flag, value];
+                let (Command::Up(arguments) | Command::Doctor(arguments)) =
+                    Arguments::try_parse_from(given).unwrap().command
+                else {
+                    panic!("not {command}");
+                };
+                let error = format!("{:#}", arguments.settings().map(drop).unwrap_err());
+                assert!(error.starts_with(flag) && error.contains(word), "{flag} {value}: {error}");
+            }
+        }
     }
 }

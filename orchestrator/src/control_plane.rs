@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use apiserver::EtcdSettings;
 use apiserver::engine::{ServiceNetwork, admission};
 use apiserver::identity::{AUTHENTICATED, User};
 use apiserver::nodes::{NoNodes, Nodes};
-use apiserver::server::{Anonymous, Config, Server};
+use apiserver::server::{Anonymous, Config, Server, StoreAt};
 use client::Caches;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +23,8 @@ use crate::store_command;
 #[derive(Debug, Clone)]
 pub struct ControlPlane {
     pub data_dir: PathBuf,
+    /// Where the cluster's state is, when not in the data folder.
+    pub etcd: Option<EtcdSettings>,
     pub listen: SocketAddr,
     pub advertise: IpAddr,
     pub services: ServiceNetwork,
@@ -66,7 +69,10 @@ pub async fn serve(server: Server, tasks: &mut JoinSet<()>) -> Result<()> {
 pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Running> {
     agent::claim::data_dir(&settings.data_dir).context("choose another folder with --data-dir")?;
     let config = Config {
-        store: store_command::store_of(&settings.data_dir),
+        store: match &settings.etcd {
+            Some(etcd) => StoreAt::Etcd(etcd.clone()),
+            None => StoreAt::File(store_command::store_of(&settings.data_dir)),
+        },
         listen: settings.listen,
         advertise: settings.advertise,
         services: settings.services.clone(),

@@ -57,7 +57,7 @@ fn objects(server: SocketAddr, first: &str, dns: &str) -> Vec<Kept> {
         {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 53},
     ]);
     let dns_labels =
-        json!({"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"});
+        json!({"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "DNS"});
     let namespaces = SYSTEM_NAMESPACES.map(|name| Kept {
         resource: NAMESPACES,
         namespace: "",

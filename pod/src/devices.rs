@@ -4,12 +4,14 @@
 //! cgroup2 has no device controller of its own, so without this a container with CAP_MKNOD (a default capability) reads
 //! the node's disks. The program is a handful of instructions made from a container's own rules, without a map: the pod
 //! process assembles and attaches it by two calls of bpf(2), where a loader and an object file would be several times
-//! the code, and a second place that has to know when a container's cgroup comes and goes. The kernel frees it with the
-//! cgroup.
+//! the code, and a second place that has to know when a container's cgroup comes and goes. Whoever removes the cgroup takes
+//! it off before.
 #![expect(unsafe_code, reason = "bpf(2) has no safe form")]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::path::Path;
 
 /// Bits of an access, as the kernel counts them.
 pub const MKNOD: u32 = 1;
@@ -86,7 +88,7 @@ impl Program {
 
     /// Gives the program to the kernel, which verifies it.
     pub fn load(&self) -> io::Result<Loaded> {
-        let attributes = LoadAttributes {
+        let mut attributes = LoadAttributes {
             program_type: PROGRAM_TYPE_CGROUP_DEVICE,
             instruction_count: self.0.len() as u32,
             instructions: self.0.as_ptr() as u64,
@@ -98,7 +100,7 @@ impl Program {
             flags: 0,
             name: *b"amphipod_device\0",
         };
-        let fd = bpf(PROGRAM_LOAD, &attributes)?;
+        let fd = bpf(PROGRAM_LOAD, &mut attributes)?;
         // SAFETY: a new descriptor is ours.
         Ok(Loaded(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
@@ -112,21 +114,63 @@ impl Loaded {
     /// From now on the program is asked for every process of this cgroup and those below, beside what is attached there
     /// already: each of them must allow.
     pub fn attach(&self, cgroup: BorrowedFd<'_>) -> io::Result<()> {
-        let attributes = AttachAttributes {
+        let mut attributes = AttachAttributes {
             target: cgroup.as_raw_fd() as u32,
             program: self.0.as_raw_fd() as u32,
             attach_type: ATTACH_CGROUP_DEVICE,
             flags: ALLOW_MULTI,
         };
-        bpf(PROGRAM_ATTACH, &attributes).map(drop)
+        bpf(PROGRAM_ATTACH, &mut attributes).map(drop)
     }
 }
 
 /// Attaches the rules of every container to a cgroup2 folder: whether this kernel holds containers to theirs.
-pub fn try_on(cgroup: &std::fs::File) -> io::Result<()> {
+pub fn try_on(cgroup: &File) -> io::Result<()> {
     match Program::of(&EVERY_CONTAINER) {
         Some(program) => program.load()?.attach(cgroup.as_fd()),
         None => Ok(()),
+    }
+}
+
+/// Takes the programs off a cgroup2 folder that is to go. The kernel would too, once nothing remembers the folder any
+/// more: sockets do for long. One in which somebody still is keeps its rules.
+pub fn let_go(folder: &Path) -> io::Result<()> {
+    let processes = std::fs::read_to_string(folder.join("cgroup.procs"))?;
+    if !processes.is_empty() {
+        return Ok(());
+    }
+    let cgroup = File::open(folder)?;
+    for id in attached(cgroup.as_fd())? {
+        let fd = bpf(PROGRAM_BY_ID, &mut ByIdAttributes { id, next: 0, flags: 0 })?;
+        // SAFETY: a new descriptor is ours.
+        let program = unsafe { OwnedFd::from_raw_fd(fd) };
+        let mut attributes = AttachAttributes {
+            target: cgroup.as_raw_fd() as u32,
+            program: program.as_raw_fd() as u32,
+            attach_type: ATTACH_CGROUP_DEVICE,
+            flags: 0,
+        };
+        bpf(PROGRAM_DETACH, &mut attributes)?;
+    }
+    Ok(())
+}
+
+/// The programs of a folder itself. A folder of version 1 has none.
+fn attached(cgroup: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    const MOST: usize = 64; // as many as the kernel takes
+    let mut ids = [0_u32; MOST];
+    let mut attributes = QueryAttributes {
+        target: cgroup.as_raw_fd() as u32,
+        attach_type: ATTACH_CGROUP_DEVICE,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: MOST as u32,
+        unused: 0,
+    };
+    match bpf(PROGRAM_QUERY, &mut attributes) {
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => Ok(Vec::new()),
+        outcome => outcome.map(|_| ids[..MOST.min(attributes.count as usize)].to_vec()),
     }
 }
 
@@ -213,6 +257,9 @@ impl Rule {
 
 const PROGRAM_LOAD: libc::c_int = 5;
 const PROGRAM_ATTACH: libc::c_int = 8;
+const PROGRAM_DETACH: libc::c_int = 9;
+const PROGRAM_BY_ID: libc::c_int = 13;
+const PROGRAM_QUERY: libc::c_int = 16;
 const PROGRAM_TYPE_CGROUP_DEVICE: u32 = 15;
 const ATTACH_CGROUP_DEVICE: u32 = 6;
 const ALLOW_MULTI: u32 = 2;
@@ -239,10 +286,28 @@ struct AttachAttributes {
     flags: u32,
 }
 
-fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
+#[repr(C)]
+struct ByIdAttributes {
+    id: u32,
+    next: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct QueryAttributes {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    unused: u32,
+}
+
+fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
     // SAFETY: the attributes are one of the kernel's layouts for this command, of the given size, without padding; what
     // they point at outlives the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
 }
 
@@ -324,6 +389,23 @@ mod tests {
     fn allowing_everything_needs_no_program() {
         assert_eq!(Program::of(&[EVERYTHING]), None);
         assert_eq!(Program::of(&[NOTHING, EVERYTHING]), None);
+    }
+
+    #[test]
+    fn a_folder_that_goes_lets_its_programs_go_first() {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).unwrap();
+        let folder = Path::new(line.split(' ').nth(1).unwrap()).join(format!("amphipod-test-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let cgroup = File::open(&folder).unwrap();
+        let count = || attached(cgroup.as_fd()).map(|ids| ids.len());
+        let outcome = try_on(&cgroup).and_then(|()| try_on(&cgroup)).and_then(|()| {
+            let before = count()?;
+            let_go(&folder)?;
+            Ok((before, count()?))
+        });
+        std::fs::remove_dir(&folder).unwrap();
+        assert_eq!(outcome.unwrap(), (2, 0));
     }
 
     #[test]

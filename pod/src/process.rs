@@ -1,19 +1,22 @@
 //! The pod process itself: set-up, then one `poll(2)` loop until the agent says `Exit`.
 //!
 //! `setup` makes the namespaces; `server` is the loop and the table of operations; `container` one container from
-//! create to exit; `exec` one more process in it; `log` the CRI log; `cgroup` and `sys` what they lean on.
+//! create to exit, `workload` its first process, `diary` why it could not begin; `exec` one more process in it; `log` the CRI log; `cgroup` and `sys` what they lean on.
 
 mod cgroup;
 mod confine;
 mod container;
+mod diary;
 mod exec;
 mod filter;
 mod hierarchies;
 mod log;
+mod program;
 mod server;
 mod setup;
 mod sys;
 mod users;
+mod workload;
 
 use std::io::{self, Read as _, Write as _};
 

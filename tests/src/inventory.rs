@@ -79,11 +79,10 @@ fn tool(what: &str, program: &str, arguments: &[&str], all: &mut BTreeSet<String
 fn programs(all: &mut BTreeSet<String>) -> Result<()> {
     let output = Command::new("bpftool").args(["prog", "list"]).output().context("cannot run bpftool")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    // The first line of each program: id, type, name. One that holds a cgroup to its devices is nowhere but there: cgroups are
-    // counted themselves, and the kernel keeps a removed one as long as it tries to deliver what its sockets had to say.
+    // The first line of each program: id, type, name.
     all.extend(
         text.lines()
-            .filter(|line| line.starts_with(|c: char| c.is_ascii_digit()) && !line.contains("cgroup_device"))
+            .filter(|line| line.starts_with(|c: char| c.is_ascii_digit()))
             .map(|line| format!("program {}", line.split("  tag").next().unwrap_or_default())),
     );
     Ok(())

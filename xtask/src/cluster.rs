@@ -199,9 +199,9 @@ impl Cluster {
     /// The number of a node by its name.
     fn index(&self, place: &str) -> Result<usize> {
         let index = place.strip_prefix("node").and_then(|number| number.parse().ok());
-        index
-            .filter(|_| netns::exists(&self.place(place)))
-            .with_context(|| format!("cluster {} has no {place}", self.name))
+        index.filter(|_| netns::exists(&self.place(place))).with_context(|| {
+            format!("cluster {} has no node {place:?}: there {}", self.name, there_are(&self.places()))
+        })
     }
 
     /// Ends a node's amphipod by a signal.
@@ -297,16 +297,27 @@ impl Cluster {
         netns::inside(&node.netns, &binary.display().to_string(), &["reset", "--data-dir", &data_dir]).map(drop)
     }
 
+    /// Where commands can be run: the nodes that there are, and the outside.
+    fn places(&self) -> Vec<String> {
+        let nodes = self.read("made.json").and_then(|made| made["nodes"].as_u64()).unwrap_or(0);
+        let places = (1..=nodes).map(|index| format!("node{index}")).chain(["client".to_owned()]);
+        places.filter(|place| netns::exists(&self.place(place))).collect()
+    }
+
     /// Runs a command where a node or the client is; its end is ours.
     pub fn exec(&self, place: &str, command: &[String]) -> Result<ExitStatus> {
         let netns = self.place(place);
-        ensure!(
-            netns::exists(&netns),
-            "cluster {} has no {place}: nodes are node1, node2, …; the outside is client",
-            self.name
-        );
+        ensure!(netns::exists(&netns), "cluster {} has no {place:?}: there {}", self.name, there_are(&self.places()));
         let (program, arguments) = command.split_first().context("a command is wanted after --")?;
         netns::command(&netns, program).args(arguments).status().with_context(|| format!("cannot run {program}"))
+    }
+}
+
+fn there_are(places: &[String]) -> String {
+    match places {
+        [] => "is nothing of it: `cargo xtask cluster up` makes it".to_owned(),
+        [one] => format!("is {one}"),
+        many => format!("are {}", many.join(", ")),
     }
 }
 
@@ -392,4 +403,20 @@ fn remove_cgroups(name: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_is_not_there_is_refused_with_those_that_are() {
+        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(there_are(&names(&["node1", "node2", "client"])), "are node1, node2, client");
+        let nowhere = Cluster::new("no-such").unwrap().exec("nosuch", &names(&["true"])).unwrap_err().to_string();
+        assert_eq!(
+            nowhere,
+            "cluster no-such has no \"nosuch\": there is nothing of it: `cargo xtask cluster up` makes it"
+        );
+    }
 }

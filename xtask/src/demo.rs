@@ -102,7 +102,7 @@ impl Demo {
         arguments.extend_from_slice(more);
         arguments.push(url);
         let page = crate::netns::inside(&netns, "curl", &arguments)?;
-        println!("  {place} $ curl {url}  →  {}", first_line(&page));
+        println!("  {place} $ curl {url}  →  {}", gist(&page));
         Ok(page)
     }
 
@@ -121,6 +121,13 @@ impl Demo {
             (Err(error), None) => Err(error).with_context(|| format!("waiting until {what}")),
         }
     }
+}
+
+/// What tells one page from another: its title, and which version it says it is of.
+fn gist(page: &str) -> String {
+    let version = page.lines().find_map(|line| line.split_once("Version: ")?.1.split('<').next());
+    let title = first_line(page);
+    version.map_or_else(|| title.to_owned(), |version| format!("{title} ({version})"))
 }
 
 /// A page's title, or its first line that says something.
@@ -211,4 +218,19 @@ fn rollout(demo: &Demo) -> Result<()> {
     demo.kubectl(&["rollout", "undo", "deployment/my-nginx-deployment", "--to-revision=1"])?;
     demo.kubectl(&["rollout", "status", "deployment/my-nginx-deployment", "--timeout=60s"])?;
     demo.until("the old page is back", |demo| Ok(page(demo)?.contains("1.14.2")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_told_apart() {
+        let page = |version: &str| {
+            format!("<html>\n<head><title>Welcome to nginx!</title></head>\n<p>Version: nginx {version}</p>\n</html>\n")
+        };
+        assert_eq!(gist(&page("1.16.1")), "Welcome to nginx! (nginx 1.16.1)");
+        assert_ne!(gist(&page("1.14.2")), gist(&page("1.16.1")));
+        assert_eq!(gist("\nweb-1\n"), "web-1");
+    }
 }

@@ -57,6 +57,7 @@ const TOOLS: &[Tool] = &[
     command("iptables", "iptables", "proves that no firewall rule is touched or needed"),
     command("nft", "nftables", "proves that no firewall rule is touched or needed"),
     command("runc", "runc", "the reference that containers are compared with"),
+    command("etcd", "etcd-server", "the store that several servers share, and that ours is measured beside"),
     command("dig", "dnsutils", "asks the cluster DNS in tests"),
     command("curl", "curl", "asks services in the demo and in tests"),
     command("kubectl", "kubernetes-client", "drives the cluster; only because no kubectl was found"),
@@ -64,7 +65,6 @@ const TOOLS: &[Tool] = &[
 
 /// Peers and load generators, for benchmarks only.
 const BENCH_TOOLS: &[Tool] = &[
-    command("etcd", "etcd-server", "the store that the API server's is measured beside"),
     command("dnsperf", "dnsperf", "asks name servers in benchmarks"),
     command("unbound", "unbound", "a name server measured beside the cluster's"),
     command("dnsmasq", "dnsmasq-base", "a name server measured beside the cluster's"),

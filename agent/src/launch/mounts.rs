@@ -49,7 +49,7 @@ impl Launch<'_> {
         let taken: Vec<String> = mounts.iter().map(|mount| mount.destination.clone()).collect();
         let message = self.container.termination_message_path.as_deref().unwrap_or(TERMINATION_LOG);
         let folder = self.small_files()?;
-        let message_file = termination_file(self.node, &self.record.pod.uid, self.run);
+        let message_file = termination_file(&folder);
         fs::write(&message_file, "")?;
         fs::set_permissions(&message_file, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
         let mut own = vec![(message, message_file), ("/dev/shm", self.shared_memory()?)];
@@ -66,14 +66,14 @@ impl Launch<'_> {
         Ok(mounts)
     }
 
-    /// A file system for the files that containers of the pod may write and the agent made: one that fills them takes
-    /// no room from other pods, or from the host, whose run folder lies in memory.
+    /// A file system for the files that this container may write and the agent made: one that fills them takes no room
+    /// from other containers, or from the host, whose run folder lies in memory.
     fn small_files(&self) -> io::Result<PathBuf> {
-        let path = small_files(self.node, &self.record.pod.uid);
+        let path = small_files(self.node, &self.record.pod.uid, self.run);
         disk::create_folder(&path, 0o700)?;
         if !disk::is_mounted(&path)? {
             let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-            disk::mount("amphipod", &path, "tmpfs", flags, "mode=700,size=4m,nr_inodes=4k")?;
+            disk::mount("amphipod", &path, "tmpfs", flags, "mode=700,size=1m,nr_inodes=16")?;
         }
         Ok(path)
     }

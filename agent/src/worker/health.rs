@@ -9,7 +9,7 @@ use super::Worker;
 use super::stop::Kill;
 use crate::boundary::EventKind;
 use crate::model::{Container, Probe};
-use crate::probe::{Kind, Target, Verdict, run_handler};
+use crate::probe::{Failure, Kind, Target, Verdict, run_handler};
 use crate::status::Health;
 
 /// A hook has no time limit of its own; the pod may be stopped at any time.
@@ -59,8 +59,7 @@ impl Worker {
             return; // about a run that is over
         }
         if let Some(failure) = &verdict.failure {
-            let message = format!("{} probe failed: {failure}", verdict.kind.name());
-            self.notices.push((verdict.container.clone(), "Unhealthy", message));
+            self.notices.push((verdict.container.clone(), "Unhealthy", failure.of_probe(verdict.kind)));
         }
         let Some(good) = verdict.changed else { return };
         let Some(health) = self.health.get_mut(&verdict.container) else { return };
@@ -98,13 +97,19 @@ impl Worker {
     }
 
     /// A hook that fails costs the container its life, and the plan decides about the next. Until it is through the pod
-    /// waits with its next container, as the API says, but not with anything else.
+    /// waits with its next container and does not call this one running, as the API says; everything else goes on.
     pub(super) async fn post_start(&mut self, container: &Container) {
         let Some(handler) = &container.lifecycle.post_start else { return };
         let target = self.target(container);
-        let Some(outcome) = self.unless_stopped(run_handler(&target, handler, HOOK_TIMEOUT)).await else { return };
-        if let Err(error) = outcome {
-            let message = format!("PostStartHook failed: {error}");
+        self.starting = Some(container.name.clone());
+        self.publish().await;
+        let outcome = self.unless_stopped(run_handler(&target, handler, HOOK_TIMEOUT)).await;
+        self.starting = None;
+        let Some(outcome) = outcome else { return };
+        if let Err(why) = outcome {
+            // What the hook said may be secret: it is not told to those who read events.
+            tracing::warn!(uid = %self.record.pod.uid, container = container.name, ?why, "postStart hook failed");
+            let message = "PostStartHook failed".to_owned();
             self.event(Some(&container.name), EventKind::Warning, "FailedPostStartHook", message).await;
             let (container, message) = (container.name.as_str(), "FailedPostStartHook".to_owned());
             self.stop_containers(Some(Kill { container, grace: self.grace(), message })).await;
@@ -116,7 +121,7 @@ impl Worker {
         &self,
         container: &Container,
         left: Duration,
-    ) -> Option<impl Future<Output = Result<(), String>> + use<>> {
+    ) -> Option<impl Future<Output = Result<(), Failure>> + use<>> {
         let handler = container.lifecycle.pre_stop.clone()?;
         let target = self.target(container);
         Some(async move { run_handler(&target, &handler, left).await })

@@ -14,7 +14,7 @@ use crate::launch::{Launch, LaunchError, Launched, remove_run};
 use crate::link::LinkError;
 use crate::model::{Container, Volume};
 use crate::node::LivePod;
-use crate::plan::{Plan, next_back_off};
+use crate::plan::{Plan, next_back_off, runs_again};
 use crate::record::{BackOff, ContainerRecord, End, Run};
 use crate::sandbox::{self, Presence};
 use crate::status::Waiting;
@@ -25,6 +25,8 @@ use crate::volume::{VolumeError, Volumes};
 const HANDLERS: [&str; 2] = ["amphipod", "runc"];
 /// When content that could not be had is asked for again, unless something changes before.
 const VOLUME_RETRY: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
+/// The exit code of a container whose program never began.
+const NOT_STARTED: i32 = 128;
 /// The empty name: what concerns the pod as a whole.
 const POD: &str = "";
 
@@ -176,7 +178,7 @@ impl Worker {
             let Some(name) = next else { return };
             tried.push(name.clone());
             self.start_container(&name).await;
-            if self.must_stop() || self.presence.sandbox().is_none() {
+            if self.must_end() || self.presence.sandbox().is_none() {
                 return;
             }
             *plan = self.plan();
@@ -188,13 +190,12 @@ impl Worker {
         for (name, _) in &plan.waiting {
             let seconds = self.record.containers.get(name).and_then(|record| record.back_off).map_or(0, |b| b.seconds);
             let pod = &self.record.pod;
-            let whole = format!("{name} in pod {}_{}({})", pod.name, pod.namespace, pod.uid);
-            let delay =
-                if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) };
-            let message = format!("back-off {delay} restarting failed container={whole}");
+            let whole = format!("{}_{}({})", pod.name, pod.namespace, pod.uid);
+            let delay = whole_millis(std::time::Duration::from_secs(seconds.into()));
+            let message = format!("back-off {delay} restarting failed container={name} pod={whole}");
             let shown = Waiting { reason: "CrashLoopBackOff", message: Some(message) };
             if self.waiting.insert(name.clone(), shown.clone()) != Some(shown) {
-                let message = format!("Back-off restarting failed container {whole}");
+                let message = format!("Back-off restarting failed container {name} in pod {whole}");
                 self.event(Some(name), EventKind::Warning, "BackOff", message).await;
             }
         }
@@ -215,11 +216,15 @@ impl Worker {
             Ok(()) => {
                 self.retries.remove(name);
                 self.waiting.remove(name);
+                self.save();
+                Step::NoteStart.done();
+                self.post_start(container).await;
             }
-            Err(error) => self.launch_failed(name, &run, before, error).await,
+            Err(error) => {
+                self.launch_failed(name, &run, before, error).await;
+                self.save();
+            }
         }
-        self.save();
-        Step::NoteStart.done();
     }
 
     // ---- images ----
@@ -249,7 +254,7 @@ impl Worker {
         match pulled {
             Ok(found) => {
                 let message = if pulling {
-                    let took = format!("{:.3?}", began.elapsed());
+                    let took = whole_millis(began.elapsed());
                     let size = found.size;
                     format!(
                         "Successfully pulled image {image:?} in {took} ({took} including waiting). Image size: {size} bytes."
@@ -289,13 +294,16 @@ impl Worker {
         found
     }
 
-    /// Waits for something slow while commands and reports still are taken. `None` when the pod must stop meanwhile.
+    /// Waits for something slow while commands and reports still are taken, and what they change is told. `None` when the
+    /// pod must end meanwhile.
     pub(super) async fn unless_stopped<T>(&mut self, slow: impl Future<Output = T>) -> Option<T> {
         tokio::pin!(slow);
         loop {
+            self.measure_if_due();
+            let patience = self.end_of_patience();
             let wake = tokio::select! {
                 done = &mut slow => return Some(done),
-                wake = self.wait(None) => wake,
+                wake = self.wait(patience) => wake,
             };
             match wake {
                 Wake::Command(Some(command)) => self.take(command),
@@ -303,9 +311,10 @@ impl Worker {
                 Wake::Link(event) => self.heard(event),
                 Wake::Deadline => {}
             }
-            if self.must_stop() || self.presence.sandbox().is_none() {
+            if self.must_end() || self.presence.sandbox().is_none() {
                 return None;
             }
+            self.publish().await;
         }
     }
 
@@ -331,6 +340,7 @@ impl Worker {
         if back_off {
             let message = format!("Back-off pulling image {image:?}: {reason}: {text}");
             self.event(Some(name), EventKind::Normal, "BackOff", format!("Back-off pulling image {image:?}")).await;
+            self.event(Some(name), EventKind::Warning, "Failed", "Error: ImagePullBackOff".to_owned()).await;
             self.waiting.insert(name.to_owned(), Waiting { reason: "ImagePullBackOff", message: Some(message) });
         }
         self.retries.insert(name.to_owned(), super::Retry { at: tokio::time::Instant::now() + wait, wait });
@@ -433,8 +443,8 @@ impl Worker {
         };
         let Launched { live, user } = launch.create().await?;
         Step::CreateContainer.done();
-        self.event(Some(name), EventKind::Normal, "Created", format!("Created container: {name}")).await;
-        link.tell(Op::Start { container: run.name.clone() }).await?;
+        self.created(name).await;
+        link.tell(Op::Start { container: run.name.clone() }).await.map_err(LaunchError::of_start)?;
         Step::StartContainer.done();
         if let Some(run) = self.record.containers.get_mut(name).and_then(|record| record.current.as_mut()) {
             run.user = Some(user);
@@ -445,16 +455,22 @@ impl Worker {
         self.node.live().pods.entry(uid).or_insert_with(entry).containers.insert(name.to_owned(), live);
         self.event(Some(name), EventKind::Normal, "Started", format!("Started container {name}")).await;
         self.watch_health(name);
-        self.post_start(container).await;
         Ok(())
+    }
+
+    async fn created(&self, name: &str) {
+        self.event(Some(name), EventKind::Normal, "Created", format!("Created container: {name}")).await;
     }
 
     async fn launch_failed(&mut self, name: &str, run: &Run, before: Option<ContainerRecord>, error: LaunchError) {
         let text = chain(&error);
+        // Elsewhere making its processes is the start of a container, which has been created by then.
+        if matches!(error, LaunchError::CannotCreate(_)) {
+            self.created(name).await;
+        }
         self.event(Some(name), EventKind::Warning, "Failed", format!("Error: {text}")).await;
-        if let LaunchError::Link(LinkError::Failed(failure)) = &error
-            && failure.kind == FailureKind::CannotRun
-        {
+        if matches!(error, LaunchError::CannotCreate(_) | LaunchError::CannotStart(_)) {
+            self.forget_run(name).await;
             self.could_not_run(name, run, text);
             return;
         }
@@ -470,7 +486,7 @@ impl Worker {
     fn could_not_run(&mut self, name: &str, run: &Run, text: String) {
         let Some(record) = self.record.containers.get_mut(name) else { return };
         let end = End {
-            exit_code: 128,
+            exit_code: NOT_STARTED,
             reason: "StartError".into(),
             message: Some(text.clone()),
             started_at: Some(Timestamp::UNIX_EPOCH),
@@ -481,7 +497,27 @@ impl Worker {
             current.end = Some(end);
         }
         record.back_off.get_or_insert(BackOff { seconds: 10, since: Timestamp::now() });
-        self.waiting.insert(name.to_owned(), Waiting { reason: "RunContainerError", message: Some(text) });
+        // One that never runs again is not waited for: it ended so.
+        if runs_again(&self.pod.spec, name, NOT_STARTED) {
+            self.waiting.insert(name.to_owned(), Waiting { reason: "RunContainerError", message: Some(text) });
+        } else {
+            self.waiting.remove(name);
+        }
+    }
+}
+
+/// A time as Go writes it, without what is less than a millisecond: `234ms`, `1.5s`, `2m0.75s`.
+fn whole_millis(time: std::time::Duration) -> String {
+    let (seconds, millis) = (time.as_secs(), time.subsec_millis());
+    if seconds == 0 && millis > 0 {
+        return format!("{millis}ms");
+    }
+    let fraction = if millis == 0 { String::new() } else { format!(".{millis:03}").trim_end_matches('0').to_owned() };
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}{fraction}s"),
+        (0, _) => format!("{minutes}m{seconds}{fraction}s"),
+        _ => format!("{hours}h{minutes}m{seconds}{fraction}s"),
     }
 }
 
@@ -489,4 +525,17 @@ impl Worker {
 fn take_back(record: &mut ContainerRecord) {
     record.runs = record.runs.saturating_sub(1);
     record.current = None;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_go_does() {
+        let of = |micros| whole_millis(std::time::Duration::from_micros(micros));
+        let written =
+            [999, 1_000, 234_567, 1_000_000, 1_234_999, 10_500_000, 60_000_000, 62_050_000, 3_600_000_000].map(of);
+        assert_eq!(written, ["0s", "1ms", "234ms", "1s", "1.234s", "10.5s", "1m0s", "1m2.05s", "1h0m0s"]);
+    }
 }

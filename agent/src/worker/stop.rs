@@ -10,6 +10,7 @@ use super::{Command, RETRY, Wake, Worker};
 use crate::boundary::{EventKind, UpstreamError};
 use crate::link::LinkEvent;
 use crate::model::Container;
+use crate::probe::Failure;
 use crate::step::{Part, Step};
 
 const DEFAULT_GRACE: i64 = 30;
@@ -94,7 +95,8 @@ impl Worker {
         let metadata = &self.pod.metadata;
         let asked = metadata.deletion_grace_period_seconds.or(self.pod.spec.termination_grace_period_seconds);
         let seconds = if self.gone { GONE_GRACE } else { asked.unwrap_or(DEFAULT_GRACE).max(1) };
-        Duration::from_secs(seconds.unsigned_abs())
+        let grace = Duration::from_secs(seconds.unsigned_abs());
+        self.most_grace.map_or(grace, |most| grace.min(most))
     }
 
     /// Stops all containers, or one. Sidecars go after the main containers, the last one first.
@@ -189,10 +191,10 @@ impl Worker {
         }
     }
 
-    async fn tell_pre_stop(&self, name: &str, outcome: Result<(), String>) {
-        if let Err(error) = outcome {
-            let message = format!("PreStopHook failed: {error}");
-            self.event(Some(name), EventKind::Warning, "FailedPreStopHook", message).await;
+    async fn tell_pre_stop(&self, name: &str, outcome: Result<(), Failure>) {
+        if let Err(why) = outcome {
+            tracing::warn!(uid = %self.record.pod.uid, container = name, ?why, "preStop hook failed");
+            self.event(Some(name), EventKind::Warning, "FailedPreStopHook", "PreStopHook failed".to_owned()).await;
         }
     }
 

@@ -26,10 +26,9 @@ impl Fields {
             let (path, value, equal) =
                 split_term(&part).ok_or_else(|| format!("invalid selector: '{text}'; can't understand '{part}'"))?;
             let value = unescape(&value)?;
-            if !selectable(kind).contains(&path.as_str()) {
-                return Err(unsupported(kind, &path));
-            }
-            terms.push((stored_field(kind, path), value, equal));
+            let field = selectable(kind).find(|field| field.label == path);
+            let field = field.ok_or_else(|| unsupported(kind, &path))?;
+            terms.push((field.stored.to_owned(), value, equal));
         }
         Ok(Fields { terms })
     }
@@ -55,30 +54,6 @@ impl Fields {
 
     pub fn matches_object(&self, kind: &Kind, object: &Value) -> bool {
         self.matches(|path| Cow::Owned(field_value(kind, object, path)))
-    }
-}
-
-/// The name of a field in the version in which objects of this kind are kept.
-fn stored_field(kind: &Kind, path: String) -> String {
-    if (&*kind.group, &*kind.plural) != ("events.k8s.io", "events") {
-        return path;
-    }
-    match path.strip_prefix("regarding.") {
-        Some(field) => format!("involvedObject.{field}"),
-        None if path == "reportingController" => "reportingComponent".into(),
-        None => path,
-    }
-}
-
-/// The same in the version that is asked for.
-fn shown_field<'a>(kind: &Kind, path: &'a str) -> Cow<'a, str> {
-    if (&*kind.group, &*kind.plural) != ("events.k8s.io", "events") {
-        return path.into();
-    }
-    match path.strip_prefix("involvedObject.") {
-        Some(field) => format!("regarding.{field}").into(),
-        None if path == "reportingComponent" => "reportingController".into(),
-        None => path.into(),
     }
 }
 
@@ -127,106 +102,72 @@ fn unescape(value: &str) -> Result<String, String> {
     Ok(out)
 }
 
-const POD: &[&str] = &[
-    "metadata.name",
-    "metadata.namespace",
-    "spec.nodeName",
-    "spec.restartPolicy",
-    "spec.schedulerName",
-    "spec.serviceAccountName",
-    "spec.hostNetwork",
-    "status.phase",
-    "status.podIP",
-    "status.podIPs",
-    "status.nominatedNodeName",
-];
-const EVENT: &[&str] = &[
-    "involvedObject.kind",
-    "involvedObject.namespace",
-    "involvedObject.name",
-    "involvedObject.uid",
-    "involvedObject.apiVersion",
-    "involvedObject.resourceVersion",
-    "involvedObject.fieldPath",
-    "reason",
-    "reportingComponent",
-    "source",
-    "type",
-    "metadata.name",
-    "metadata.namespace",
-];
-const NEW_EVENT: &[&str] = &[
-    "regarding.kind",
-    "regarding.namespace",
-    "regarding.name",
-    "regarding.uid",
-    "regarding.apiVersion",
-    "regarding.resourceVersion",
-    "regarding.fieldPath",
-    "reason",
-    "reportingController",
-    "type",
-    "metadata.name",
-    "metadata.namespace",
-];
+/// A field that objects of a kind are selected by.
+#[derive(Debug, Clone, Copy)]
+pub struct Selectable {
+    /// As it is asked for.
+    pub label: &'static str,
+    /// The label in the version in which objects of this kind are kept.
+    pub stored: &'static str,
+    /// Where it is.
+    pub path: &'static str,
+    /// What it is where it is absent.
+    pub absent: &'static str,
+    /// How it is found where it is more than a field.
+    pub read: Option<fn(&Value) -> String>,
+}
 
-/// Names of the fields that this kind's objects can be selected by.
-pub fn selectable(kind: &Kind) -> &'static [&'static str] {
-    match (&*kind.group, &*kind.plural) {
-        ("", "pods") => POD,
-        ("", "events") => EVENT,
-        ("events.k8s.io", "events") => NEW_EVENT,
-        ("", "nodes") => &["metadata.name", "metadata.namespace", "spec.unschedulable"],
-        ("", "namespaces") => &["metadata.name", "metadata.namespace", "status.phase"],
-        ("", "secrets") => &["metadata.name", "metadata.namespace", "type"],
-        ("", "services") => &["metadata.name", "metadata.namespace", "spec.clusterIP", "spec.type"],
-        ("", "replicationcontrollers") | ("apps", "replicasets") => {
-            &["metadata.name", "metadata.namespace", "status.replicas"]
-        }
-        ("batch", "jobs") => &["metadata.name", "metadata.namespace", "status.successful"],
-        ("certificates.k8s.io", _) => &["metadata.name", "metadata.namespace", "spec.signerName"],
-        _ => &["metadata.name", "metadata.namespace"],
+/// A field under its own path.
+pub const fn field(path: &'static str) -> Selectable {
+    Selectable { label: path, stored: path, path, absent: "", read: None }
+}
+
+impl Selectable {
+    pub const fn or(self, absent: &'static str) -> Self {
+        Self { absent, ..self }
     }
+
+    pub const fn at(self, path: &'static str) -> Self {
+        Self { path, ..self }
+    }
+
+    pub const fn stored(self, stored: &'static str) -> Self {
+        Self { stored, ..self }
+    }
+
+    fn value(&self, object: &Value) -> String {
+        if let Some(read) = self.read {
+            return read(object);
+        }
+        match self.path.split('.').fold(object, |value, step| &value[step]) {
+            Value::String(text) => text.clone(),
+            Value::Bool(on) => on.to_string(),
+            Value::Number(n) => n.to_string(),
+            _ => self.absent.into(),
+        }
+    }
+}
+
+/// Every object's.
+static COMMON: [Selectable; 2] = [field("metadata.name"), field("metadata.namespace")];
+
+/// The fields that this kind's objects can be selected by.
+pub fn selectable(kind: &Kind) -> impl Iterator<Item = &'static Selectable> {
+    COMMON.iter().chain(kind.behaviour.selectable)
 }
 
 /// Kinds with fields of their own refuse others in their own words.
 fn unsupported(kind: &Kind, path: &str) -> String {
-    match (&*kind.group, &*kind.plural) {
-        ("apps", "replicasets") => format!("field label not supported for appsv1.ReplicaSet: {path}"),
-        ("batch", "jobs") => format!("field label {path:?} not supported for Job"),
-        ("certificates.k8s.io", _) => format!("field label not supported: {path}"),
-        _ if selectable(kind).len() > 2 => format!("field label not supported: {path}"),
-        _ => format!("{path:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""),
+    match kind.behaviour.unknown_field {
+        Some(words) => words(path),
+        None if kind.behaviour.selectable.is_empty() => {
+            format!("{path:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+        }
+        None => format!("field label not supported: {path}"),
     }
 }
 
-/// The value of a selectable field, "" when absent.
-pub fn field_value(kind: &Kind, object: &Value, path: &str) -> String {
-    let path = &*shown_field(kind, path);
-    let flag = matches!(path, "spec.unschedulable" | "spec.hostNetwork");
-    let path = match (&*kind.plural, path) {
-        ("events", "source") => return event_source(object),
-        ("jobs", "status.successful") => "status.succeeded",
-        (_, path) => path,
-    };
-    let mut value = object;
-    for step in path.split('.') {
-        value = &value[step];
-    }
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Bool(on) => on.to_string(),
-        Value::Number(n) => n.to_string(),
-        _ if flag => "false".into(),
-        _ if path.ends_with("replicas") || path.ends_with("succeeded") => "0".into(),
-        _ => String::new(),
-    }
-}
-
-fn event_source(object: &Value) -> String {
-    let text = |v: &Value| v.as_str().unwrap_or_default().to_string();
-    match text(&object["source"]["component"]).as_str() {
-        "" => text(&object["reportingComponent"]),
-        component => component.into(),
-    }
+/// The value of a selectable field by its stored label, "" when absent.
+pub fn field_value(kind: &Kind, object: &Value, stored: &str) -> String {
+    selectable(kind).find(|field| field.stored == stored).map_or_else(String::new, |field| field.value(object))
 }

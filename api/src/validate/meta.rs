@@ -2,9 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{Errors, NameRule, entries, invalid, items, text};
+use super::{Errors, NameRule, invalid};
 use crate::names;
 use crate::status::{ErrorKind, FieldError};
+use crate::value::{entries, items, text};
 
 const ANNOTATION_BYTES: usize = 256 * 1024;
 

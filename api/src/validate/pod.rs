@@ -1,32 +1,26 @@
 //! Pods and pod templates.
 
 mod container;
-mod placement;
-mod volume;
+pub(crate) mod placement;
+pub(super) mod volume;
 
 use serde_json::{Value, json};
 
 pub use self::container::resources;
 
 use super::meta::{between, ip, labels};
-use super::{Errors, invalid, items, one_of, text};
+use super::{Errors, invalid, one_of};
 use crate::names;
 use crate::status::FieldError;
+use crate::value::{entries, items, text};
 
 const MAX_INT: i64 = i32::MAX as i64;
-
-pub fn pod(object: &Value, errors: &mut Errors) {
-    spec(&object["spec"], "spec", errors);
-    if items(&object["spec"]["ephemeralContainers"]).next().is_some() {
-        errors.push(FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create"));
-    }
-}
 
 /// Metadata and spec of a template.
 pub fn template(template: &Value, path: &str, errors: &mut Errors) {
     labels(&template["metadata"]["labels"], &format!("{path}.labels"), errors);
     let mut annotated = Vec::new();
-    for (key, _) in super::entries(&template["metadata"]["annotations"]) {
+    for (key, _) in entries(&template["metadata"]["annotations"]) {
         invalid(
             &format!("{path}.annotations"),
             &json!(key),
@@ -38,7 +32,7 @@ pub fn template(template: &Value, path: &str, errors: &mut Errors) {
     spec(&template["spec"], &format!("{path}.spec"), errors);
 }
 
-fn spec(spec: &Value, path: &str, errors: &mut Errors) {
+pub fn spec(spec: &Value, path: &str, errors: &mut Errors) {
     let at = |name: &str| format!("{path}.{name}");
     let volumes = volume::volumes(&spec["volumes"], &at("volumes"), errors);
     container::containers(spec, path, &volumes, errors);

@@ -2,62 +2,30 @@
 
 use std::collections::{HashMap, HashSet};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::{entries, items, text};
 use crate::kind::Kind;
+use crate::value::{entries, items, text};
 
 /// What to tell whoever writes an object of this kind, accepted or not.
 pub fn deprecations(kind: &Kind) -> Vec<String> {
-    match (&*kind.group, &*kind.plural) {
-        ("", "endpoints") => {
-            vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into()]
-        }
-        _ => Vec::new(),
-    }
+    kind.behaviour.deprecated.map(str::to_owned).into_iter().collect()
 }
 
 /// What to tell whoever had this object accepted.
 pub fn warnings(kind: &Kind, object: &Value) -> Vec<String> {
-    let mut found = of_kind(kind, object);
+    let mut found = deprecations(kind);
+    if let Some(warnings) = kind.behaviour.warnings {
+        found.extend(warnings(object));
+    }
+    if let Some(path) = kind.behaviour.pod {
+        let pod = object.pointer(path).unwrap_or(&Value::Null);
+        let at = path.trim_start_matches('/').replace('/', ".");
+        let under = |part: &str| if at.is_empty() { part.to_owned() } else { format!("{at}.{part}") };
+        found.extend(self::pod(&pod["metadata"], &pod["spec"], &under("metadata"), &under("spec")));
+    }
     found.extend(super::inactive::warnings(kind, object));
     found
-}
-
-fn of_kind(kind: &Kind, object: &Value) -> Vec<String> {
-    match (&*kind.group, &*kind.plural) {
-        ("", "endpoints") => deprecations(kind),
-        ("", "serviceaccounts") => service_account(object),
-        ("", "secrets") => secret(object),
-        ("", "pods") => pod(&object["metadata"], &object["spec"], "metadata", "spec"),
-        ("", "podtemplates") => template(&object["template"], "template"),
-        ("apps", "deployments" | "replicasets" | "statefulsets" | "daemonsets") => {
-            template(&object["spec"]["template"], "spec.template")
-        }
-        _ => Vec::new(),
-    }
-}
-
-fn template(template: &Value, path: &str) -> Vec<String> {
-    pod(&template["metadata"], &template["spec"], &format!("{path}.metadata"), &format!("{path}.spec"))
-}
-
-fn service_account(object: &Value) -> Vec<String> {
-    let key = "kubernetes.io/enforce-mountable-secrets";
-    let set = text(&object["metadata"]["annotations"][key]) == "true";
-    let why = "deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets";
-    set.then(|| format!("metadata.annotations[{key}]: {why}")).into_iter().collect()
-}
-
-fn secret(object: &Value) -> Vec<String> {
-    if text(&object["type"]) != "kubernetes.io/tls" {
-        return Vec::new();
-    }
-    let decoded = STANDARD.decode(text(&object["data"]["tls.crt"])).unwrap_or_default();
-    let has_pem = String::from_utf8_lossy(&decoded).contains("-----BEGIN CERTIFICATE-----");
-    if has_pem { Vec::new() } else { vec!["tls: failed to find any PEM data in certificate input".into()] }
 }
 
 /// Node labels that have a newer name.

@@ -1,41 +1,13 @@
-//! Deployments and ReplicaSets.
+//! What kinds that make pods share: a selector that matches their template.
 
 use serde_json::{Value, json};
 
 use super::meta::{not_negative, selector};
-use super::{Errors, one_of, pod, text};
+use super::{At, Errors, one_of, pod};
 use crate::selector::Labels;
 use crate::status::FieldError;
 
-pub fn deployment(object: &Value, errors: &mut Errors) {
-    let spec = &object["spec"];
-    not_negative(&spec["replicas"], "spec.replicas", errors);
-    chosen(spec, "deployment", errors);
-    template(spec, errors);
-    strategy(&spec["strategy"], errors);
-    not_negative(&spec["minReadySeconds"], "spec.minReadySeconds", errors);
-    not_negative(&spec["revisionHistoryLimit"], "spec.revisionHistoryLimit", errors);
-    if let Some(deadline) = spec["progressDeadlineSeconds"].as_i64() {
-        not_negative(&spec["progressDeadlineSeconds"], "spec.progressDeadlineSeconds", errors);
-        if deadline <= spec["minReadySeconds"].as_i64().unwrap_or(0) {
-            errors.push(FieldError::invalid(
-                "spec.progressDeadlineSeconds",
-                deadline,
-                "must be greater than minReadySeconds",
-            ));
-        }
-    }
-}
-
-pub fn replica_set(object: &Value, errors: &mut Errors) {
-    let spec = &object["spec"];
-    not_negative(&spec["replicas"], "spec.replicas", errors);
-    not_negative(&spec["minReadySeconds"], "spec.minReadySeconds", errors);
-    chosen(spec, "deployment", errors);
-    template(spec, errors);
-}
-
-fn chosen(spec: &Value, noun: &str, errors: &mut Errors) {
+pub fn chosen(spec: &Value, noun: &str, errors: &mut Errors) {
     match &spec["selector"] {
         Value::Null => errors.push(FieldError::required("spec.selector", "")),
         given => {
@@ -51,7 +23,7 @@ fn chosen(spec: &Value, noun: &str, errors: &mut Errors) {
     }
 }
 
-fn template(spec: &Value, errors: &mut Errors) {
+pub fn template(spec: &Value, errors: &mut Errors) {
     let template = &spec["template"];
     let labels = &template["metadata"]["labels"];
     match Labels::from_object(&spec["selector"]) {
@@ -72,55 +44,72 @@ fn template(spec: &Value, errors: &mut Errors) {
     }
 }
 
-fn strategy(strategy: &Value, errors: &mut Errors) {
-    let rolling = &strategy["rollingUpdate"];
-    match text(&strategy["type"]) {
-        "Recreate" => {
-            if !rolling.is_null() {
-                let why = "may not be specified when strategy `type` is 'Recreate'";
-                errors.push(FieldError::forbidden("spec.strategy.rollingUpdate", why));
-            }
-        }
-        "RollingUpdate" => {
-            let path = "spec.strategy.rollingUpdate";
-            let parts = ["maxUnavailable", "maxSurge"];
-            for name in parts {
-                amount(&rolling[name], &format!("{path}.{name}"), errors);
-            }
-            if parts.iter().all(|name| percent_or_number(&rolling[*name]) == Some(0)) {
-                let why = "may not be 0 when `maxSurge` is 0";
-                errors.push(FieldError::invalid(
-                    format!("{path}.maxUnavailable"),
-                    rolling["maxUnavailable"].clone(),
-                    why,
-                ));
-            }
-            if text(&rolling["maxUnavailable"]).ends_with('%')
-                && percent_or_number(&rolling["maxUnavailable"]).is_some_and(|n| n > 100)
-            {
-                errors.push(FieldError::invalid(
-                    format!("{path}.maxUnavailable"),
-                    rolling["maxUnavailable"].clone(),
-                    "must not be greater than 100%",
-                ));
-            }
-        }
-        other => {
-            let shown = crate::status::verbatim(&format!("{{\"Type\":{other:?},\"RollingUpdate\":null}}"));
-            errors.push(FieldError::not_supported("spec.strategy", shown, &["Recreate", "RollingUpdate"]));
-        }
-    }
-}
-
-fn percent_or_number(value: &Value) -> Option<i64> {
+pub fn percent_or_number(value: &Value) -> Option<i64> {
     match value {
         Value::String(text) => text.strip_suffix('%')?.parse().ok(),
         other => other.as_i64(),
     }
 }
 
+/// The number of an amount, a percentage's too.
+pub fn amount_of(value: &Value) -> i64 {
+    percent_or_number(value).unwrap_or(0)
+}
+
+/// Whether the selector can be read; one that chooses something has to choose the template.
+pub fn fits(spec: &At<'_>, unreadable: &str, errors: &mut Errors) -> bool {
+    let labels = spec.at("template").at("metadata").at("labels");
+    match Labels::from_object(spec.at("selector").value) {
+        Ok(selector) => {
+            if !selector.is_everything() && !selector.matches(|key| labels.value.get(key)?.as_str()) {
+                labels.invalid_as(labels.value.clone(), "`selector` does not match template `labels`", errors);
+            }
+            true
+        }
+        Err(_) => {
+            spec.at("selector").invalid(unreadable, errors);
+            false
+        }
+    }
+}
+
+/// What a status counts.
+pub struct Counts {
+    /// None of them is negative.
+    pub fields: &'static [&'static str],
+    /// Counted among the replicas.
+    pub parts: &'static [&'static str],
+    /// The complaint where more are available than ready; "" where nothing is counted so.
+    pub ready: &'static str,
+}
+
+/// Counts that fit each other, and a count of collisions that only grows.
+pub fn counts(counts: &Counts, status: &At<'_>, old: &At<'_>, errors: &mut Errors) {
+    for field in counts.fields {
+        status.at(field).not_negative(errors);
+    }
+    let count = |field: &str| status.at(field).number().unwrap_or(0);
+    for part in counts.parts.iter().filter(|part| count(part) > count("replicas")) {
+        status.at(part).invalid_as(count(part), "cannot be greater than status.replicas", errors);
+    }
+    if !counts.ready.is_empty() && count("availableReplicas") > count("readyReplicas") {
+        status.at("availableReplicas").invalid_as(count("availableReplicas"), counts.ready, errors);
+    }
+    let collisions = status.at("collisionCount");
+    if old.at("collisionCount").number().is_some_and(|before| collisions.number().is_none_or(|now| now < before)) {
+        collisions.invalid_as(collisions.number().unwrap_or(0), "cannot be decremented", errors);
+    }
+}
+
+/// Not more than 100 %.
+pub fn at_most_all(value: &Value, path: &str, errors: &mut Errors) {
+    if value.is_string() && percent_or_number(value).is_some_and(|n| n > 100) {
+        errors.push(FieldError::invalid(path, value.clone(), "must not be greater than 100%"));
+    }
+}
+
 /// A count or percentage.
-fn amount(value: &Value, path: &str, errors: &mut Errors) {
+pub fn amount(value: &Value, path: &str, errors: &mut Errors) {
     match value {
         Value::String(text)
             if percent_or_number(value).is_none() || !text.bytes().next().is_some_and(|b| b.is_ascii_digit()) =>

@@ -1,7 +1,8 @@
 //! Built-in admission that looks at other objects: namespaces, service accounts, role escalation.
 
+use api::kinds::{Asker, pod};
 use api::status::{Cause, Status};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::write::suffix;
 use super::{Context, Engine, Target, deleting};
@@ -11,59 +12,6 @@ mod node;
 mod pod_security;
 
 pub use pod_security::Exemptions;
-
-/// What a runtime costs beside the containers, and where it is.
-fn apply_runtime_class(class: Option<&Value>, pod: &mut Value) -> Result<(), String> {
-    let given = pod["spec"]["overhead"].clone();
-    let Some(class) = class else {
-        let why = "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead";
-        return if given.is_null() { Ok(()) } else { Err(why.into()) };
-    };
-    let overhead = &class["overhead"]["podFixed"];
-    if !given.is_null() && given != *overhead {
-        return Err("pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead".into());
-    }
-    if !overhead.is_null() {
-        pod["spec"]["overhead"] = overhead.clone();
-    }
-    for (key, value) in class["scheduling"]["nodeSelector"].as_object().into_iter().flatten() {
-        let own = pod["spec"]["nodeSelector"].get(key).cloned().unwrap_or_else(|| value.clone());
-        if own != *value {
-            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            let (wanted, own) = (text(value), text(&own));
-            return Err(format!(
-                "conflict: runtimeClass.scheduling.nodeSelector[{key}] = {wanted}; pod.spec.nodeSelector[{key}] = {own}"
-            ));
-        }
-        if !pod["spec"]["nodeSelector"].is_object() {
-            pod["spec"]["nodeSelector"] = json!({});
-        }
-        pod["spec"]["nodeSelector"][key] = value.clone();
-    }
-    let mut tolerations = pod["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
-    for toleration in class["scheduling"]["tolerations"].as_array().into_iter().flatten() {
-        if !tolerations.contains(toleration) {
-            tolerations.push(toleration.clone());
-        }
-    }
-    if !tolerations.is_empty() {
-        pod["spec"]["tolerations"] = json!(tolerations);
-    }
-    Ok(())
-}
-
-/// A request for a certificate says who makes it: not what its author writes there.
-fn asks_for_itself(context: &Context, request: &mut Value) {
-    let user = &context.user;
-    for (field, value) in [
-        ("username", json!(user.name)),
-        ("uid", json!(user.uid)),
-        ("groups", json!(user.groups)),
-        ("extra", json!(user.extra)),
-    ] {
-        request["spec"][field] = value;
-    }
-}
 
 /// The fields of roles and bindings that give permissions.
 const GRANTS: [&str; 4] = ["rules", "aggregationRule", "roleRef", "subjects"];
@@ -115,12 +63,12 @@ impl Engine {
         if let Some(node) = context.user.as_node() {
             node::check_create(node, target, object)?;
         }
+        if let Some(asked_by) = target.kind.behaviour.asked_by {
+            let user = &context.user;
+            asked_by(object, &Asker { name: &user.name, uid: &user.uid, groups: &user.groups, extra: &user.extra });
+        }
         match (&*target.kind.group, &*target.kind.plural) {
             ("", "pods") => self.admit_pod(target, object),
-            ("certificates.k8s.io", "certificatesigningrequests") => {
-                asks_for_itself(context, object);
-                Ok(())
-            }
             ("networking.k8s.io", "ingresses") => self.admit_ingress(target, object),
             ("rbac.authorization.k8s.io", _) => authz::check_escalation(self, &context.user, target, object),
             _ => Ok(()),
@@ -155,7 +103,7 @@ impl Engine {
     ) -> Result<Vec<String>, Status> {
         self.check_limits(target, new, old)?;
         let mut warnings = self.check_pod_security(context, target, new, old)?;
-        let service = target.kind.group.is_empty() && target.kind.plural == "services" && target.subresource.is_empty();
+        let service = target.kind.group.is_empty() && target.kind.plural == "services" && target.part.is_none();
         let external = |object: &Value| object["spec"]["externalIPs"].as_array().is_some_and(|list| !list.is_empty());
         if service && external(new) && self.settings.external_ips == ExternalIps::Inactive {
             let why = "addresses that a Service takes for itself are not served unless the server allows it";
@@ -266,8 +214,8 @@ impl Engine {
             return Err(target.forbidden_named(pod, &why));
         }
         let class = self.runtime_class(target, pod)?;
-        api::write::admit_pod(pod, priority);
-        apply_runtime_class(class.as_ref(), pod).map_err(|why| target.forbidden_named(pod, &why))?;
+        pod::admit_pod(pod, priority);
+        pod::apply_runtime_class(class.as_ref(), pod).map_err(|why| target.forbidden_named(pod, &why))?;
         api::limit_range::fill(&self.limit_ranges(&target.namespace), pod);
         if pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some() {
             return Ok(());
@@ -281,7 +229,7 @@ impl Engine {
             );
             return Err(Status::forbidden("", "pods", name, &why));
         };
-        api::write::mount_service_account(pod, &found.value(), &suffix());
+        pod::mount_service_account(pod, &found.value(), &suffix());
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use api::kind::Kind;
+use api::kinds::{Dependents, Ending, Shows};
 use api::status::{FieldError, Status};
 use jiff::SignedDuration;
 use serde_json::{Value, json};
@@ -117,6 +118,7 @@ impl Engine {
         if let Some(found) = self.set_aside(target).filter(|_| options.unreadable) {
             return self.delete_unreadable(context, target, options, found).await;
         }
+        self.look(&collection(&target.kind), &target.key()).await?;
         for _ in 0..ATTEMPTS {
             let current = self.find(target)?;
             if let Some(deleted) = self.delete_once(context, target, options, &current).await? {
@@ -139,7 +141,7 @@ impl Engine {
         let mut revision = 0;
         if !options.dry_run {
             let (collection, key) = (collection(&target.kind), target.key());
-            let write = Write { collection, key, expect: Expect::At(found), content: None };
+            let write = Write::remove(collection, key, found);
             revision = self.remove(vec![write]).await.map_err(|error| commit_failed(&error))?;
         }
         Ok(Deleted::Gone { uid: String::new(), revision })
@@ -174,10 +176,7 @@ impl Engine {
         let kind = &target.kind;
         let old = self.show(kind, current);
         check_preconditions(target, options, current)?;
-        if kind.group.is_empty()
-            && kind.plural == "namespaces"
-            && matches!(&*target.name, "default" | "kube-system" | "kube-public")
-        {
+        if kind.behaviour.delete.protected.contains(&&*target.name) {
             return Err(target.forbidden("this namespace may not be deleted"));
         }
         let step = plan(kind, &old, options, context);
@@ -224,29 +223,13 @@ impl Engine {
 
 fn outcome(kind: &Kind, step: Step, value: Value) -> Deleted {
     match step {
-        Step::Remove(_) if shows_deleted(kind) => Deleted::GoneShown(value),
+        Step::Remove(_) if kind.behaviour.delete.shows == Shows::Object => Deleted::GoneShown(value),
         Step::Remove(_) => Deleted::Gone {
             uid: value["metadata"]["uid"].as_str().unwrap_or_default().to_owned(),
             revision: revision_of(&value),
         },
         Step::Mark(_) | Step::Nothing => Deleted::Going(value),
     }
-}
-
-/// Kinds of which upstream returns the last state instead of a Status.
-fn shows_deleted(kind: &Kind) -> bool {
-    kind.group.is_empty()
-        && matches!(
-            &*kind.plural,
-            "pods"
-                | "services"
-                | "serviceaccounts"
-                | "podtemplates"
-                | "persistentvolumes"
-                | "persistentvolumeclaims"
-                | "resourcequotas"
-        )
-        || matches!(&*kind.plural, "storageclasses" | "volumeattachments" | "csinodes" | "csidrivers")
 }
 
 fn check_preconditions(target: &Target, options: &DeleteOptions, current: &Object) -> Result<(), Status> {
@@ -269,25 +252,12 @@ fn check_preconditions(target: &Target, options: &DeleteOptions, current: &Objec
     Ok(())
 }
 
-/// The grace a pod gets: none when no node runs it, or when it has ended.
-fn grace(kind: &Kind, object: &Value, options: &DeleteOptions) -> i64 {
-    if !kind.group.is_empty() || kind.plural != "pods" {
-        return 0;
-    }
-    let bound = object["spec"]["nodeName"].as_str().is_some_and(|node| !node.is_empty());
-    let ended = matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
-    if !bound || ended {
-        return 0;
-    }
-    let own = object["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
-    match options.grace_seconds.unwrap_or(own) {
-        negative if negative < 0 => 1,
-        seconds => seconds,
-    }
-}
-
 fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, context: &Context) -> Step {
-    let grace = grace(kind, old, options);
+    let ending = kind.behaviour.delete.ending;
+    let grace = match ending {
+        Ending::Graceful(grace) => grace(old, options.grace_seconds),
+        Ending::AtOnce | Ending::Held(_) => 0,
+    };
     let mut new = old.clone();
     let finalizers = finalizers_after(old, options.propagation.or_else(|| default_propagation(kind)));
     if finalizers.is_empty() {
@@ -295,13 +265,10 @@ fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, context: &Context) ->
     } else {
         new["metadata"]["finalizers"] = json!(finalizers);
     }
-    let namespace = kind.group.is_empty() && kind.plural == "namespaces";
-    let held = has_finalizers(&new)
-        || (namespace && old["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty()));
+    let held = has_finalizers(&new) || matches!(ending, Ending::Held(held) if held(old));
     if grace == 0 && !held {
-        let graceful = kind.group.is_empty() && kind.plural == "pods";
-        let shown = graceful.then(|| {
-            mark(&mut new, 0, false, context);
+        let shown = matches!(ending, Ending::Graceful(_)).then(|| {
+            mark(&mut new, 0, ending, context);
             new
         });
         return Step::Remove(shown);
@@ -312,16 +279,16 @@ fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, context: &Context) ->
         // A deletion under way is only ever shortened.
         (true, Some(known)) if !(grace < known && (asked || grace == 0)) => {}
         (true, None) => {}
-        _ => mark(&mut new, grace, namespace, context),
+        _ => mark(&mut new, grace, ending, context),
     }
     if new == *old { Step::Nothing } else { Step::Mark(new) }
 }
 
-fn mark(object: &mut Value, grace: i64, namespace: bool, context: &Context) {
+fn mark(object: &mut Value, grace: i64, ending: Ending, context: &Context) {
     let first = !deleting(object);
     let gone_by = context.now.checked_add(SignedDuration::from_secs(grace)).unwrap_or(context.now);
     object["metadata"]["deletionTimestamp"] = json!(api::time::rfc3339(gone_by));
-    if namespace {
+    if matches!(ending, Ending::Held(_)) {
         object["status"]["phase"] = json!("Terminating");
         return;
     }
@@ -331,20 +298,14 @@ fn mark(object: &mut Value, grace: i64, namespace: bool, context: &Context) {
     }
 }
 
-/// Kinds that go back to before dependents were deleted with their owner keep to what they did then.
 fn default_propagation(kind: &Kind) -> Option<Propagation> {
-    let old = matches!(
-        (&*kind.group, &*kind.version, &*kind.plural),
-        ("", "v1", "replicationcontrollers") | ("batch", "v1", "jobs")
-    );
-    old.then_some(Propagation::Orphan)
+    (kind.behaviour.delete.dependents == Dependents::Orphaned).then_some(Propagation::Orphan)
 }
 
 /// What to tell whoever deletes an object of this kind without saying what becomes of its dependents.
 pub fn deletion_warnings(kind: &Kind, options: &DeleteOptions) -> Vec<String> {
-    let job = (&*kind.group, &*kind.plural) == ("batch", "jobs") && options.propagation.is_none();
-    let why = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning";
-    job.then(|| why.to_owned()).into_iter().collect()
+    let why = kind.behaviour.delete.warning.filter(|_| options.propagation.is_none());
+    why.map(str::to_owned).into_iter().collect()
 }
 
 /// The finalizers that a propagation policy leaves: it decides about its own two and keeps the others.

@@ -10,9 +10,9 @@ use base64::alphabet::URL_SAFE;
 use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
 use serde::{Deserialize, Serialize};
 
-use super::{Engine, Target, unreadable};
+use super::{Engine, Target, commit_failed, unreadable};
 use crate::cache::{Expired, Snapshot};
-use crate::object::{Object, ObjectKey, Revision};
+use crate::object::{Collection, Object, ObjectKey, Revision};
 
 /// How long a page token works, also on a quiet cluster.
 const TOKEN_AGE_SECONDS: i64 = 300;
@@ -104,9 +104,20 @@ impl Engine {
         Ok(page(snapshot, &token.after, options, token.issued))
     }
 
-    /// Waits until the cache has a revision; a revision that never comes is the client's mistake.
+    /// Makes sure that what is not seen is not there: another server may just have written it.
+    pub(crate) async fn look(&self, collection: &Collection, key: &ObjectKey) -> Result<(), Status> {
+        if self.cache.collection(collection).get(key).is_some() { Ok(()) } else { self.wait_for(None).await }
+    }
+
+    /// Waits until the cache has this revision (one that never comes is the client's mistake); without one, everything that was
+    /// committed before now. Who says 0 takes what is there.
     pub(crate) async fn wait_for(&self, version: Option<Revision>) -> Result<(), Status> {
-        let Some(version) = version.filter(|version| *version > self.cache.revision()) else { return Ok(()) };
+        let Some(version) = version else {
+            return self.store().fresh().await.map_err(|error| commit_failed(&error));
+        };
+        if version <= self.cache.revision() {
+            return Ok(());
+        }
         let mut revisions = self.cache.revisions();
         let reached = tokio::time::timeout(PATIENCE, revisions.wait_for(|now| *now >= version)).await;
         match reached {

@@ -116,7 +116,7 @@ impl Engine {
     fn free(&self, collection: Collection, name: &str) -> Option<Write> {
         let key = ObjectKey::new("", name);
         let found = self.cache.collection(&collection).get(&key)?;
-        Some(Write { collection, key, expect: Expect::At(found.revision), content: None })
+        Some(Write::remove(collection, key, found.revision))
     }
 
     fn allocate_address(
@@ -139,7 +139,7 @@ impl Engine {
         let Some(address) = address else { return Ok(()) };
         service["spec"]["clusterIP"] = json!(address.to_string());
         service["spec"]["clusterIPs"] = json!([address.to_string()]);
-        api::write::service_families(service);
+        api::kinds::service::service_families(service);
         writes.push(self.address_write(address, service));
         Ok(())
     }
@@ -217,12 +217,8 @@ impl Engine {
             }},
         });
         let header = Header { uid: object["metadata"]["uid"].as_str().unwrap_or_default().into(), ..Header::default() };
-        Write {
-            collection: addresses(),
-            key: ObjectKey::new("", &address.to_string()),
-            expect: Expect::Absent,
-            content: Some((Encoded::new(&object), header)),
-        }
+        let key = ObjectKey::new("", &address.to_string());
+        Write::put(addresses(), key, Expect::Absent, Encoded::new(&object), header)
     }
 
     fn allocate_ports(&self, old: Option<&Value>, service: &mut Value, writes: &mut Vec<Write>) -> Result<(), Status> {
@@ -308,12 +304,8 @@ impl Engine {
 
     fn port_write(&self, port: u16) -> Write {
         let object = json!({"metadata": {"name": port.to_string()}});
-        Write {
-            collection: node_ports(),
-            key: ObjectKey::new("", &port.to_string()),
-            expect: Expect::Absent,
-            content: Some((Encoded::new(&object), Header::default())),
-        }
+        let key = ObjectKey::new("", &port.to_string());
+        Write::put(node_ports(), key, Expect::Absent, Encoded::new(&object), Header::default())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Subresources that are not a slice of their object: scale, binding, eviction.
 
+use api::kind::Part;
 use api::managed::{self, Writer};
 use api::status::{Cause, FieldError, Status};
 use serde_json::{Value, json};
@@ -51,7 +52,7 @@ impl Engine {
                 text("kind")
             )));
         }
-        let writer = Writer { manager: &options.manager, subresource: &target.subresource, now: context.now };
+        let writer = Writer { manager: &options.manager, part: target.part, now: context.now };
         let apply = |live: Option<&Value>| {
             let live = live.ok_or_else(|| target.not_found())?;
             check_scale(target, applied)?;
@@ -149,7 +150,7 @@ impl Engine {
             [budget] => {
                 check_budget(budget)?;
                 let name = budget["metadata"]["name"].as_str().unwrap_or_default();
-                Ok(Some(Target { subresource: "status".into(), ..Target::new(kind, &target.namespace, name) }))
+                Ok(Some(Target { part: Some(Part::Status), ..Target::new(kind, &target.namespace, name) }))
             }
             _ => Err(Status::internal(
                 "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",

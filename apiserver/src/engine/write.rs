@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use api::kind::Kind;
+use api::kind::{Kind, Part};
+use api::kinds::{Ending, Put, Version};
 use api::managed::{self, Writer};
 use api::status::{FieldError, Status};
 use api::write::Birth;
@@ -66,6 +67,9 @@ impl Engine {
         options: &WriteOptions,
         object: Value,
     ) -> Result<Written, Status> {
+        if target.kind.namespaced() {
+            self.look(&Collection::new("", "namespaces"), &ObjectKey::new("", &target.namespace)).await?;
+        }
         let generated = object["metadata"]["name"].as_str().unwrap_or_default().is_empty();
         let attempts = if generated { NAMES } else { 1 };
         let mut last = Status::internal("no attempt was made");
@@ -164,6 +168,7 @@ impl Engine {
         options: &WriteOptions,
         change: &Change<'_>,
     ) -> Result<Written, Status> {
+        self.look(&super::collection(&target.kind), &target.key()).await?;
         for _ in 0..ATTEMPTS {
             let Some(current) = self.objects(&target.kind).get(&target.key()) else {
                 return self.create_by_update(context, target, options, change).await;
@@ -188,11 +193,11 @@ impl Engine {
         options: &WriteOptions,
         change: &Change<'_>,
     ) -> Result<Written, Status> {
-        if !target.subresource.is_empty() {
+        if target.part.is_some() {
             return Err(target.not_found());
         }
         match change(None)? {
-            Draft::Update(object) | Draft::Replace(object) if creates_on_update(&target.kind) => {
+            Draft::Update(object) | Draft::Replace(object) if target.kind.behaviour.put == Put::Creates => {
                 check_name(target, &object)?;
                 let version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
                 if !matches!(version, "" | "0") {
@@ -244,9 +249,9 @@ impl Engine {
         self.admit_update(context, target, &mut new, &old)?;
         api::default::apply(kind, &mut new);
         // Who reports how things stand is not told about what is wanted.
-        let reports = matches!(target.subresource(), Some("status" | "finalize"));
+        let reports = matches!(target.part, Some(Part::Status | Part::Finalize));
         let mut warnings = if reports { Vec::new() } else { api::validate::warnings(kind, &new) };
-        validated(kind, api::validate::update(kind, target.subresource(), &new, &old), &new)
+        validated(kind, api::validate::update(kind, target.part, &new, &old), &new)
             .map_err(|status| status.warned(&api::validate::deprecations(kind)))?;
         warnings.extend(self.review(context, target, &new, Some(&old))?);
         let mut allocations = self.allocate(kind, Some(&old), &mut new)?;
@@ -294,7 +299,7 @@ impl Engine {
         if origin == Origin::Sent {
             managed::update(kind, Some(old), &mut new, writer(options, target, context));
         }
-        api::write::prepare_update(kind, target.subresource(), &mut new, old);
+        api::write::prepare_update(kind, target.part, &mut new, old);
         self.carry_over(kind, old, &mut new);
         Ok(new)
     }
@@ -328,7 +333,7 @@ fn name_of(object: &Value) -> &str {
 }
 
 fn writer<'a>(options: &'a WriteOptions, target: &'a Target, context: &Context) -> Writer<'a> {
-    Writer { manager: &options.manager, subresource: &target.subresource, now: context.now }
+    Writer { manager: &options.manager, part: target.part, now: context.now }
 }
 
 fn exists(target: &Target) -> Status {
@@ -339,22 +344,6 @@ fn validated(kind: &Kind, errors: Vec<FieldError>, object: &Value) -> Result<(),
     // Upstream checks both kinds of Event as one, of the core group.
     let group = if kind.kind == "Event" { "" } else { &*kind.group };
     if errors.is_empty() { Ok(()) } else { Err(Status::invalid(group, &kind.kind, name_of(object), errors)) }
-}
-
-/// Kinds whose PUT creates what is missing.
-fn creates_on_update(kind: &Kind) -> bool {
-    matches!(
-        (&*kind.group, &*kind.plural),
-        ("coordination.k8s.io", "leases") | ("" | "events.k8s.io", "events") | ("", "endpoints" | "limitranges")
-    ) || kind.group == "rbac.authorization.k8s.io"
-}
-
-/// Kinds whose PUT must name the version it changes.
-fn needs_version(kind: &Kind) -> bool {
-    matches!(
-        &*kind.group,
-        "policy" | "apiextensions.k8s.io" | "apiregistration.k8s.io" | "flowcontrol.apiserver.k8s.io"
-    ) || (kind.group == "coordination.k8s.io" && kind.plural == "leases")
 }
 
 /// An object as it is stored. Every reader of stored objects has to be able to read it, so it may be no deeper than
@@ -416,7 +405,7 @@ fn check_identity(target: &Target, new: &Value, old: &Value) -> Result<(), Statu
     }
     let version = new["metadata"]["resourceVersion"].as_str().unwrap_or_default();
     if matches!(version, "" | "0") {
-        if !needs_version(kind) || !target.subresource.is_empty() {
+        if kind.behaviour.version == Version::Optional || target.part.is_some() {
             return Ok(());
         }
         let error = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
@@ -436,8 +425,8 @@ fn finished(kind: &Kind, new: &Value, old: &Value) -> bool {
     if !deleting(new) || has_finalizers(new) {
         return false;
     }
-    if kind.plural == "namespaces" && kind.group.is_empty() {
-        return new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
+    if let Ending::Held(held) = kind.behaviour.delete.ending {
+        return !held(new);
     }
     has_finalizers(old) && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::decode;
-use api::kind::Kind;
+use api::kind::{Kind, Part};
 use api::managed::{self, Writer};
 use api::patch::{self, PatchType};
 use api::status::Status;
@@ -67,7 +67,7 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
                 },
             };
             authorize(shared, &user, &asked)?;
-            return plain(shared, &parts, &other);
+            return plain(shared, &parts, &other).await;
         }
     };
     // The old form of watches knows whole objects only.
@@ -98,26 +98,26 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     let Some(kind) = kind else { return unknown(shared, &resource) };
     let target = target(kind, &resource)?;
     let context = Context { user, now: Timestamp::now() };
-    let connects = matches!(&*target.subresource, "exec" | "attach" | "portforward");
+    let connects = matches!(target.part, Some(Part::Exec | Part::Attach | Part::PortForward));
     if connects && !matches!(parts.method, Method::GET | Method::POST) {
         return Err(Status::method_not_allowed());
     }
-    if connects || (target.subresource == "log" && parts.headers.contains_key(header::UPGRADE)) {
+    if connects || (target.part == Some(Part::Log) && parts.headers.contains_key(header::UPGRADE)) {
         check_origin(&parts)?;
     }
-    if matches!(&*target.subresource, "exec" | "attach") && target.kind.plural == "pods" {
+    if matches!(target.part, Some(Part::Exec | Part::Attach)) {
         let pod = shared.engine.get(&pod_target(&target), None).await?.value();
         return streams::exec(&*shared.nodes, &pod, &query, parts, seat).await;
     }
-    if target.subresource == "log" && verb == "get" && parts.headers.contains_key(header::UPGRADE) {
+    if target.part == Some(Part::Log) && verb == "get" && parts.headers.contains_key(header::UPGRADE) {
         let pod = shared.engine.get(&pod_target(&target), None).await?.value();
         return streams::logs_upgraded(&*shared.nodes, &pod, &query, parts, seat).await;
     }
-    if target.subresource == "portforward" {
+    if target.part == Some(Part::PortForward) {
         let pod = shared.engine.get(&pod_target(&target), None).await?.value();
         return streams::forward(shared.nodes.clone(), pod, &query, parts, seat).await;
     }
-    if target.subresource == "proxy" {
+    if target.part == Some(Part::Proxy) {
         return proxy::carry(&shared.engine, &target, parts, body, seat).await;
     }
     let accepted = negotiate::answer(
@@ -146,9 +146,9 @@ fn check_origin(parts: &Parts) -> Result<(), Status> {
 
 /// Whether a request keeps its seat beyond its answer's head.
 fn form(resource: &ResourcePath, watching: bool, query: &Query) -> Form {
-    let streams = match &*resource.subresource {
-        "log" => query.flag("follow"),
-        "exec" | "attach" | "portforward" | "proxy" => true,
+    let streams = match Part::parse(&resource.subresource) {
+        Some(Part::Log) => query.flag("follow"),
+        Some(Part::Exec | Part::Attach | Part::PortForward | Part::Proxy) => true,
         _ => watching,
     };
     if streams { Form::Stream } else { Form::Request }
@@ -166,7 +166,7 @@ impl Call<'_> {
         match verb {
             "get" => self.get().await,
             "list" => self.list().await,
-            "watch" => self.watch(),
+            "watch" => self.watch().await,
             "create" => self.create(body).await,
             "update" | "patch" => self.change(body).await,
             "delete" => self.delete(body).await,
@@ -201,10 +201,10 @@ fn authorize(shared: &Shared, user: &User, asked: &Attributes) -> Result<(), Sta
     shared.engine.authorizer.check(&shared.engine, user, asked)
 }
 
-fn plain(shared: &Shared, parts: &Parts, path: &Path) -> Result<Reply, Status> {
+async fn plain(shared: &Shared, parts: &Parts, path: &Path) -> Result<Reply, Status> {
     match path {
         Path::Discovery(what) => documents::discovery(shared, parts, what),
-        _ => match documents::other(shared, parts) {
+        _ => match documents::other(shared, parts).await {
             Some(_) if !matches!(parts.method, Method::GET | Method::HEAD) => Err(Status::method_not_allowed()),
             Some(reply) => reply,
             None => Ok(page_not_found()),
@@ -243,16 +243,15 @@ fn target(kind: Arc<Kind>, resource: &ResourcePath) -> Result<Target, Status> {
     if !resource.namespace.is_empty() && !kind.namespaced() {
         return Err(Status::no_route());
     }
-    if !resource.subresource.is_empty() && kind.subresource(&resource.subresource).is_none() {
-        return Err(Status::no_route());
+    let target = Target::new(kind, &resource.namespace, &resource.name).below(&resource.subresource)?;
+    match target.part {
+        Some(part) if target.kind.subresource(part).is_none() => Err(Status::no_route()),
+        _ => Ok(target),
     }
-    let mut target = Target::new(kind, &resource.namespace, &resource.name);
-    target.subresource = resource.subresource.clone();
-    Ok(target)
 }
 
 fn pod_target(target: &Target) -> Target {
-    Target { subresource: String::new(), ..target.clone() }
+    Target { part: None, ..target.clone() }
 }
 
 impl Call<'_> {
@@ -262,13 +261,13 @@ impl Call<'_> {
 
     /// The kind must have the verb, and so must its subresource.
     fn check_verb(&self, verb: &str) -> Result<(), Status> {
-        let has = match self.target.subresource() {
-            Some(name) => self.target.kind.subresource(name).is_some_and(|sub| sub.verbs.iter().any(|own| own == verb)),
+        let has = match self.target.part {
+            Some(part) => self.target.kind.subresource(part).is_some_and(|sub| sub.verbs.iter().any(|own| own == verb)),
             None => self.target.kind.has_verb(verb),
         };
         // Objects are created below their collection, and changed one by one.
         let place = match verb {
-            "create" => self.target.name.is_empty() || !self.target.subresource.is_empty(),
+            "create" => self.target.name.is_empty() || self.target.part.is_some(),
             "get" | "update" | "patch" | "delete" => !self.target.name.is_empty(),
             _ => true,
         };
@@ -280,12 +279,12 @@ impl Call<'_> {
         let target = &self.target;
         let engine = &self.shared.engine;
         let version = params::get(&self.query)?;
-        match &*target.subresource {
-            "log" => {
+        match target.part {
+            Some(Part::Log) => {
                 let pod = engine.get(&pod_target(target), None).await?.value();
                 return streams::logs(&*self.shared.nodes, &pod, &self.query).await;
             }
-            "scale" => {
+            Some(Part::Scale) => {
                 let object = engine.get(target, version).await?;
                 let scale = api::write::scale_of(&engine.show(&target.kind, &object));
                 return Ok(reply::value(200, &scale, self.accepted.encoding));
@@ -317,7 +316,7 @@ impl Call<'_> {
         Ok(reply::list(engine, kind, &list, self.accepted, include))
     }
 
-    fn watch(&self) -> Result<Reply, Status> {
+    async fn watch(&self) -> Result<Reply, Status> {
         self.check_verb("watch")?;
         let include = self.include()?;
         let kind = self.target.kind.clone();
@@ -335,6 +334,9 @@ impl Call<'_> {
         let bookmarks = options.bookmarks;
         let shape =
             watch::Shape { engine: self.shared.engine.clone(), kind, accepted: self.accepted, include, bookmarks };
+        if options.version.is_none() {
+            self.shared.engine.wait_for(None).await?;
+        }
         match self.shared.engine.watch(&target, options) {
             Ok(running) => Ok(watch::stream(running, shape, Duration::from_secs(seconds))),
             Err(expired) => Ok(watch::refused(&expired)),
@@ -351,7 +353,7 @@ impl Call<'_> {
         let params = self.write_params("CreateOptions", false)?;
         let media = negotiate::body(header_of(self.parts, header::CONTENT_TYPE))?;
         let body = self.body(body).await?;
-        if let Some(sub) = target.subresource().and_then(|name| target.kind.subresource(name)) {
+        if let Some(sub) = target.part.and_then(|part| target.kind.subresource(part)) {
             let decoded = decode::typed(&sub.gvk, &sub.schema, media, &body, params.validation)?;
             return Ok(reply::warned(self.create_subresource(&params, decoded.value).await?, &decoded.warnings));
         }
@@ -371,8 +373,7 @@ impl Call<'_> {
         if self.target.kind.kind == "Binding" {
             let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let pods = self.shared.engine.registry().find("", "v1", "pods").ok_or_else(Status::no_route)?;
-            let mut target = Target::new(pods, &self.target.namespace, &name);
-            target.subresource = "binding".into();
+            let target = Target { part: Some(Part::Binding), ..Target::new(pods, &self.target.namespace, &name) };
             self.shared.engine.bind(&self.context, &target, &params.options, &object).await?;
             return Ok(self.created_status());
         }
@@ -382,21 +383,21 @@ impl Call<'_> {
     }
 
     fn writer<'a>(&'a self, params: &'a WriteParams) -> Writer<'a> {
-        Writer { manager: &params.options.manager, subresource: &self.target.subresource, now: self.context.now }
+        Writer { manager: &params.options.manager, part: self.target.part, now: self.context.now }
     }
 
     async fn create_subresource(&self, params: &WriteParams, mut object: Value) -> Result<Reply, Status> {
         let (engine, target) = (&self.shared.engine, &self.target);
-        match &*target.subresource {
-            "binding" => {
+        match target.part {
+            Some(Part::Binding) => {
                 engine.bind(&self.context, target, &params.options, &object).await?;
                 Ok(self.created_status())
             }
-            "eviction" => {
+            Some(Part::Eviction) => {
                 engine.evict(&self.context, &pod_target(target), &object, params.options.dry_run).await?;
                 Ok(self.created_status())
             }
-            "token" => {
+            Some(Part::Token) => {
                 reviews::default_token(&mut object);
                 if let Some(kind) = reviews::token_kind(target) {
                     managed::update(&kind, None, &mut object, self.writer(params));
@@ -425,8 +426,8 @@ impl Call<'_> {
         let params = self.write_params("UpdateOptions", false)?;
         let media = negotiate::body(header_of(self.parts, header::CONTENT_TYPE))?;
         let body = self.body(body).await?;
-        if target.subresource == "scale" {
-            let sub = target.kind.subresource("scale").ok_or_else(Status::no_route)?;
+        if target.part == Some(Part::Scale) {
+            let sub = target.kind.subresource(Part::Scale).ok_or_else(Status::no_route)?;
             let decoded = decode::typed(&sub.gvk, &sub.schema, media, &body, params.validation)?;
             return self.scale(&params, &|_: &Value| Ok(decoded.value.clone())).await;
         }
@@ -464,8 +465,8 @@ impl Call<'_> {
         let target = &self.target;
         let params = self.write_params("PatchOptions", false)?;
         let body = self.body(body).await?;
-        if target.subresource == "scale" {
-            let sub = target.kind.subresource("scale").ok_or_else(Status::no_route)?;
+        if target.part == Some(Part::Scale) {
+            let sub = target.kind.subresource(Part::Scale).ok_or_else(Status::no_route)?;
             let patch = |scale: &Value| {
                 Ok(patch::apply(&sub.gvk, &sub.schema, patch_type, scale, &body, params.validation)?.value)
             };
@@ -492,7 +493,7 @@ impl Call<'_> {
         let applied = decode::untyped(decode::MediaType::Yaml, &body)
             .map_err(|why| Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {why}")))?;
         let writer = self.writer(&params);
-        if target.subresource == "scale" {
+        if target.part == Some(Part::Scale) {
             let written =
                 self.shared.engine.apply_scale(&self.context, target, &params.options, &applied, params.force).await?;
             return Ok(reply::value(200, &written.object.into_value(), self.accepted.encoding));

@@ -45,10 +45,10 @@ pub fn discovery(shared: &Shared, parts: &Parts, what: &Discovery) -> Result<Rep
 }
 
 /// Everything that is neither discovery nor a resource; `None` when there is no such path.
-pub fn other(shared: &Shared, parts: &Parts) -> Option<Result<Reply, Status>> {
+pub async fn other(shared: &Shared, parts: &Parts) -> Option<Result<Reply, Status>> {
     let registry = shared.engine.registry();
-    if let Some(reply) = health::answer(shared, parts.uri.path(), &Query::parse(parts.uri.query().unwrap_or_default()))
-    {
+    let query = Query::parse(parts.uri.query().unwrap_or_default());
+    if let Some(reply) = health::answer(shared, parts.uri.path(), &query).await {
         return Some(Ok(reply));
     }
     if let Some(document) = openapi(shared, &registry, parts) {

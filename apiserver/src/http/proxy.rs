@@ -1,13 +1,17 @@
 //! The `proxy` subresource of pods and services: a request is carried to what it names, and the answer brought back.
 //!
-//! Who may ask was decided before; what the caller proved that with stays here. Links in pages are not rewritten, only
-//! where an answer leads to.
+//! Who may ask was decided before; what the caller proved that with stays here. Where an answer leads to, and where the
+//! links of its page do, is changed to what is seen from outside (`html`).
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use api::status::Status;
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use html::Packing;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -23,11 +27,14 @@ use crate::engine::{Engine, Target};
 use crate::limits::Seat;
 use crate::nodes::Duplex;
 
+mod html;
 mod tls;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Segments before what is proxied: `api`, `v1`, `namespaces`, NAMESPACE, `pods`, NAME, `proxy`.
 const SEGMENTS: usize = 7;
+/// A page is held whole to change its links. One that is larger, packed or unpacked, goes on as it is.
+const MAX_PAGE: usize = 4 << 20;
 
 /// About one connection alone (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [&str; 8] = [
@@ -97,6 +104,7 @@ pub async fn carry(
     let path = format!("{}{query}", if rest.is_empty() { "/" } else { rest });
     let path: PathAndQuery = path.parse().map_err(|_| Status::bad_request("the path cannot be proxied"))?;
     let (prefix, host) = (prefix.to_owned(), host_of(&parts));
+    let method = parts.method.clone();
     let upgrade = parts.headers.contains_key(header::UPGRADE).then(|| parts.extensions.remove::<OnUpgrade>()).flatten();
     let request = onward(parts, path, &host, upgrade.is_some(), body);
     let mut answer = match send(&place, address, request).await {
@@ -111,7 +119,61 @@ pub async fn carry(
         tokio::spawn(join(ours, theirs, seat));
         return Ok(back(answer.map(|_| Body::empty()), &prefix, &host, address, Kept::Upgrade));
     }
-    Ok(reply::holding(back(answer.map(Body::new), &prefix, &host, address, Kept::Nothing), seat))
+    let whole = method != Method::HEAD && is_page(&answer);
+    let answer = back(answer.map(Body::new), &prefix, &host, address, Kept::Nothing);
+    let answer = if whole { with_links(answer, |link| relocate(link, &prefix, &host, address)).await } else { answer };
+    Ok(reply::holding(answer, seat))
+}
+
+/// An answer that leads elsewhere is not shown.
+fn is_page<T>(answer: &Response<T>) -> bool {
+    let kind = answer.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    kind == "text/html" && !answer.headers().contains_key(header::LOCATION)
+}
+
+/// A page with its links changed; one that cannot be understood goes on as it is.
+async fn with_links(answer: Reply, change: impl Fn(&str) -> String) -> Reply {
+    let encoding = answer.headers().get(header::CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("?"));
+    let Some(packing) = Packing::of(encoding.unwrap_or_default()) else { return answer };
+    let (mut head, body) = answer.into_parts();
+    let (packed, rest) = take(body.into_data_stream()).await;
+    let changed = match rest {
+        Rest::End => html::rewrite(&packed, packing, MAX_PAGE, change).unwrap_or_else(|error| {
+            tracing::debug!(%error, ?packing, "a proxied page cannot be unpacked");
+            None
+        }),
+        Rest::More(rest) => {
+            let all = futures::stream::once(std::future::ready(Ok(packed.into()))).chain(rest);
+            return Response::from_parts(head, Body::from_stream(all));
+        }
+    };
+    if let Some(changed) = changed {
+        head.headers.remove(header::CONTENT_LENGTH);
+        return Response::from_parts(head, Body::from(changed));
+    }
+    Response::from_parts(head, Body::from(packed))
+}
+
+/// What follows the beginning of a body.
+enum Rest {
+    End,
+    More(BoxStream<'static, Result<Bytes, axum::Error>>),
+}
+
+/// A body's beginning, as much as a page may have, and what there is beyond: more of it, or an error.
+async fn take(mut body: BodyDataStream) -> (Vec<u8>, Rest) {
+    let mut taken = Vec::new();
+    while let Some(chunk) = body.next().await {
+        match chunk {
+            Ok(chunk) if taken.len() + chunk.len() <= MAX_PAGE => taken.extend_from_slice(&chunk),
+            beyond => {
+                let rest = futures::stream::once(std::future::ready(beyond)).chain(body);
+                return (taken, Rest::More(rest.boxed()));
+            }
+        }
+    }
+    (taken, Rest::End)
 }
 
 /// The path up to the subresource, and what follows it, both as they were sent.
@@ -297,22 +359,37 @@ fn back(mut answer: Reply, prefix: &str, host: &str, backend: SocketAddr, kept: 
     answer
 }
 
-/// Where an answer leads to, seen from outside: a path of the backend's lies below the prefix.
+/// An address of the backend's own, seen from outside: its path lies below the prefix.
 fn relocate(to: &str, prefix: &str, host: &str, backend: SocketAddr) -> String {
-    let Ok(uri) = to.parse::<Uri>() else { return to.to_owned() };
-    let (own, path) = match uri.authority() {
-        None if to.starts_with('/') => (true, to),
-        None => return to.to_owned(),
-        Some(authority) => {
-            let own = authority.as_str() == host || authority.as_str() == backend.to_string();
-            (own, uri.path_and_query().map_or("/", PathAndQuery::as_str))
-        }
+    let (authority, start) = authority(to);
+    let path = &to[start..];
+    // Whoever was asked under the name that the client knows may go on by that name.
+    let head = match authority {
+        None => "",
+        Some(authority) if authority == host => &to[..start],
+        Some(authority) if authority == backend.to_string() => "",
+        Some(_) => return to.to_owned(),
     };
-    match own {
-        true if path.starts_with(prefix) => path.to_owned(),
-        true => format!("{prefix}{path}"),
-        false => to.to_owned(),
+    match path {
+        path if !path.starts_with('/') => to.to_owned(),
+        path if path.starts_with(prefix) => format!("{head}{path}"),
+        path => format!("{head}{prefix}{path}"),
     }
+}
+
+/// The host and port that an address names, if it names any, and where its path begins.
+fn authority(address: &str) -> (Option<&str>, usize) {
+    let scheme = |text: &str| {
+        text.starts_with(|c: char| c.is_ascii_alphabetic())
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+    };
+    let from = match address.split_once("//") {
+        Some(("", _)) => 2,
+        Some((before, _)) if before.strip_suffix(':').is_some_and(scheme) => before.len() + 2,
+        _ => return (None, 0),
+    };
+    let length = address[from..].find(['/', '?', '#']).unwrap_or(address.len() - from);
+    (Some(&address[from..from + length]), from + length)
 }
 
 /// After an upgrade: bytes both ways until both ends are done.
@@ -368,5 +445,50 @@ mod tests {
         assert_eq!(to("/p/proxy/x"), "/p/proxy/x");
         assert_eq!(to("http://elsewhere/x"), "http://elsewhere/x");
         assert_eq!(to("relative"), "relative");
+        assert_eq!(to("//elsewhere/x"), "//elsewhere/x");
+        assert_eq!(to("/x?to=http://y#z"), "/p/proxy/x?to=http://y#z");
+        assert_eq!(to("https://api:6443/x#y"), "https://api:6443/p/proxy/x#y");
+        assert_eq!(to("http://10.244.0.5:80"), "http://10.244.0.5:80");
+        assert_eq!(to("mailto:me@elsewhere"), "mailto:me@elsewhere");
+        assert_eq!(to(""), "");
+    }
+
+    fn answer(headers: &[(&'static str, &'static str)], body: impl Into<Body>) -> Reply {
+        let mut answer = Response::new(body.into());
+        let headers =
+            headers.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        answer.headers_mut().extend(headers);
+        answer
+    }
+
+    async fn shown(answer: Reply) -> (HeaderMap, Vec<u8>) {
+        let (head, body) = answer.into_parts();
+        (head.headers, axum::body::to_bytes(body, usize::MAX).await.unwrap().to_vec())
+    }
+
+    #[test]
+    fn only_pages_have_links() {
+        for (headers, page) in [
+            (&[("content-type", "text/html; charset=utf-8")][..], true),
+            (&[("content-type", "application/json")][..], false),
+            (&[("content-type", "text/html"), ("location", "/x")][..], false),
+            (&[][..], false),
+        ] {
+            assert_eq!(is_page(&answer(headers, "")), page, "{headers:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn links_of_a_page_lead_through_the_proxy() {
+        let change = |link: &str| format!("/p{link}");
+        let (headers, page) = shown(with_links(answer(&[("content-length", "11")], "<a href=/x>"), change).await).await;
+        assert_eq!((page.as_slice(), headers.get("content-length")), (&b"<a href=/p/x>"[..], None));
+        let brotli = answer(&[("content-encoding", "br")], "<a href=/x>");
+        assert_eq!(shown(with_links(brotli, change).await).await.1, b"<a href=/x>");
+        let broken = answer(&[("content-encoding", "gzip")], "<a href=/x>");
+        assert_eq!(shown(with_links(broken, change).await).await.1, b"<a href=/x>");
+        let mut large = b"<a href=/x>".to_vec();
+        large.resize(MAX_PAGE + 1, b' ');
+        assert!(shown(with_links(answer(&[], large.clone()), change).await).await.1 == large, "it goes on unchanged");
     }
 }

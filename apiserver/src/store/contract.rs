@@ -44,8 +44,8 @@ impl Feed for Heard {
 }
 
 pub fn put(name: &str, expect: Expect) -> Write {
-    let content = Some((Encoded::new(&json!({"metadata": {"name": name}})), Header::default()));
-    Write { collection: Collection::new("", "pods"), key: ObjectKey::new("ns", name), expect, content }
+    let encoded = Encoded::new(&json!({"metadata": {"name": name}}));
+    Write::put(Collection::new("", "pods"), ObjectKey::new("ns", name), expect, encoded, Header::default())
 }
 
 pub fn remove(name: &str, revision: Revision) -> Write {
@@ -164,7 +164,7 @@ async fn a_reopened_store_goes_on_where_it_was(ground: &dyn Ground) {
     let [record] = &opened.records[..] else { panic!("{:?}", opened.records) };
     let (collection, key) = parse_key(&record.key).unwrap();
     assert_eq!((&*collection.plural, key.as_str(), record.revision), ("pods", "ns/b", b));
-    let text = unseal(&record.key, b, record.value.clone().unwrap()).unwrap();
+    let text = unseal(&record.key, b, record.value.clone().unwrap()).unwrap().text;
     assert_eq!(text, Encoded::new(&json!({"metadata": {"name": "b"}})).stored());
     let opened_at = opened.revision;
     let heard = Heard::default();

@@ -186,7 +186,7 @@ type Content = (u64, BTreeMap<String, Vec<u8>>);
 fn content(store: &mut RedbStore) -> Result<Content, StoreError> {
     let (revision, records) = store.load()?;
     let texts = records.into_iter().map(|record| {
-        let text = unseal(&record.key, record.revision, record.value.unwrap_or_default())?;
+        let text = unseal(&record.key, record.revision, record.value.unwrap_or_default())?.text;
         Ok((record.key, text))
     });
     Ok((revision, texts.collect::<Result<_, StoreError>>()?))

@@ -192,7 +192,7 @@ fn lock(file: File, path: &Path) -> Result<Option<File>, StoreError> {
 fn look_at(store: &Path, record: &Record, last: Revision) -> Result<Result<String, Unreadable>, StoreError> {
     let value = record.value.clone().unwrap_or_default();
     let checked = || {
-        let text = unseal(&record.key, record.revision, value)?;
+        let text = unseal(&record.key, record.revision, value)?.text;
         if record.revision > last {
             return Err(StoreError::Corrupt { key: record.key.clone(), why: "it is newer than the store" });
         }

@@ -88,7 +88,12 @@ impl Nodes for AgentSlot {
         } else {
             agent.exec(uid(pod), &container, &ExecRequest { command, stdin, stdout, stderr, tty }).await
         };
-        session.map(connect).map_err(|error| exec_refusal(&error, &container))
+        match session {
+            Ok(session) => Ok(connect(session)),
+            // By then the client has its streams, and hears the end of the session in them.
+            Err(error @ ExecError::CannotRun { .. }) => Ok(never_ran(error)),
+            Err(error) => Err(exec_refusal(&error, &container)),
+        }
     }
 
     async fn dial(&self, pod: &Value, port: u16) -> Result<Box<dyn Duplex>, Status> {
@@ -157,6 +162,12 @@ fn exec_refusal(error: &ExecError, container: &str) -> Status {
         ExecError::NotRunning { .. } => Status::internal(format!("container not found (\"{container}\")")),
         other => Status::internal(other),
     }
+}
+
+/// A session with nothing but an end.
+fn never_ran(error: ExecError) -> Session {
+    let why = format!("error executing command in container: {:#}", anyhow::Error::from(error));
+    Session { stdin: None, stdout: None, stderr: None, resize: None, exit: Box::pin(std::future::ready(Err(why))) }
 }
 
 fn connect(session: ExecSession) -> Session {

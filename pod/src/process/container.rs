@@ -14,11 +14,14 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::cgroup::{self, Membership};
 use super::confine;
-use super::filter::{Confined, Confinement};
+use super::diary::{self, Diary};
+use super::filter::Confinement;
 use super::hierarchies;
 use super::log::Log;
 use super::sys;
+use super::workload::Workload;
 use crate::causes::chain;
+use crate::devices;
 use crate::protocol::{ContainerState, CreateContainer, Exit, Failure, FailureKind, Setup};
 use crate::step::Step;
 
@@ -199,6 +202,11 @@ impl Container {
     /// Removes what libcontainer keeps about it, killing what is left.
     pub fn delete(&mut self) -> Result<(), Failure> {
         self.kill_stragglers();
+        if let Some(folder) = self.cgroups.unified()
+            && let Err(error) = devices::let_go(folder)
+        {
+            eprintln!("take the device rules off {}: {error}", folder.display()); // they go with the folder, if later
+        }
         self.runtime.delete(true).map_err(|error| failure(FailureKind::Internal, chain(&error)))?;
         if let Some(folder) = &self.own_cgroup {
             cgroup::remove(folder).map_err(internal("remove the container's cgroup"))?;
@@ -367,7 +375,9 @@ struct Making<'a> {
     request: &'a CreateContainer,
     state_dir: &'a Path,
     bundle: PathBuf,
-    executor: Option<Confined>,
+    workload: Workload,
+    /// Where its program is to work.
+    cwd: PathBuf,
     /// The user of its program, as the host counts.
     user: u32,
     /// Open as long as the configuration names it.
@@ -389,16 +399,17 @@ impl<'a> Making<'a> {
         }
         let user = spec.process().as_ref().map_or(0, |process| process.user().uid());
         let user = if has_own_users(spec) { setup.host_id(user) } else { user };
+        let cwd = spec.process().as_ref().map(|process| process.cwd().clone()).unwrap_or_default();
         let mut own = spec.clone();
-        let executor = match confinement {
-            Confinement::Filter(filter) => Some(Confined::prepare(&mut own, filter.clone())),
-            Confinement::None | Confinement::Profile(_) => None,
+        let (workload, confined) = match confinement {
+            Confinement::Filter(filter) => (Workload::confined(&mut own, filter.clone()), true),
+            Confinement::None | Confinement::Profile(_) => (Workload::default(), false),
         };
         let namespace = if has_own_users(spec) { pin_pid_namespace(&mut own)? } else { None };
         let replaced = hierarchies::show_own(&mut own)?;
-        if executor.is_none() && namespace.is_none() && !replaced {
+        if !confined && namespace.is_none() && !replaced {
             let bundle = request.bundle.clone();
-            return Ok(Making { request, state_dir, bundle, executor, user, _namespace: namespace });
+            return Ok(Making { request, state_dir, bundle, workload, cwd, user, _namespace: namespace });
         }
         if let Some(root) = own.root_mut() {
             root.set_path(request.bundle.join(root.path()));
@@ -406,29 +417,26 @@ impl<'a> Making<'a> {
         let bundle = own_bundle(state_dir, &request.container);
         fs::create_dir_all(&bundle)?;
         fs::write(bundle.join("config.json"), serde_json::to_vec(&own)?)?;
-        Ok(Making { request, state_dir, bundle, executor, user, _namespace: namespace })
+        Ok(Making { request, state_dir, bundle, workload, cwd, user, _namespace: namespace })
     }
 
     fn builder(&self) -> Result<ContainerBuilder, Failure> {
-        let builder = ContainerBuilder::new(self.request.container.clone(), SyscallType::Linux);
-        let builder = match &self.executor {
-            Some(executor) => builder.with_executor(executor.clone()),
-            None => builder,
-        };
-        builder
+        ContainerBuilder::new(self.request.container.clone(), SyscallType::Linux)
+            .with_executor(self.workload.clone())
             .with_root_path(self.state_dir)
             .and_then(ContainerBuilder::validate_id)
             .map_err(|error| failure(FailureKind::Invalid, chain(&error)))
     }
 
     fn build(&self, builder: ContainerBuilder) -> Result<Runtime, Failure> {
-        builder
+        let diary = Diary::open().map_err(internal("listen to the container's first steps"))?;
+        let built = builder
             .as_init(&self.bundle)
             .with_systemd(false)
             .with_detach(true)
             .as_sibling(false) // with true its first process would be our parent's child
-            .build()
-            .map_err(|error| cannot_create(&error))
+            .build();
+        built.map_err(|error| cannot_create(&error, &diary, &self.cwd))
     }
 }
 
@@ -496,10 +504,10 @@ fn create_with_pty(making: &Making<'_>) -> Result<Created, Failure> {
     Ok(Created { runtime, outputs: vec![(Stream::Stdout, output)], input: None, pty: Some(pty) })
 }
 
-/// libcontainer's errors have no variant for "the program cannot be run" that survives its process boundary: the
-/// child's words are all there is. The kind only decides the container's reason, both ways it has failed to start.
-fn cannot_create(error: &LibcontainerError) -> Failure {
-    failure(FailureKind::CannotRun, chain(error))
+/// libcontainer's errors have no variant for "the program cannot be run" that survives its process boundary: words are
+/// all there is. The kind only decides the container's reason, both ways it has failed to start.
+fn cannot_create(error: &LibcontainerError, diary: &Diary, cwd: &Path) -> Failure {
+    failure(FailureKind::CannotRun, diary::reason(&chain(error), &diary.read(), cwd))
 }
 
 fn owns_pid_namespace(spec: &Spec) -> bool {

@@ -23,7 +23,7 @@ use oci_spec::runtime::{Capabilities, PosixRlimitType, Process};
 use super::confine;
 use super::container::{Container, failure};
 use super::filter::Confinement;
-use super::sys;
+use super::{program, sys};
 use crate::protocol::{Failure, FailureKind};
 
 /// Getting from fork to execve takes milliseconds; a dead file server may make it never.
@@ -170,8 +170,8 @@ fn become_process(prepared: &Prepared<'_>, tell: File) -> i32 {
     };
     let error = match confine(prepared) {
         Ok((program, env)) => {
-            let error = sys::execve(&program, &prepared.args, &env);
-            sys::context(error, format!("exec {}", program.to_string_lossy()))
+            let error = program::words(&sys::execve(&program, &prepared.args, &env));
+            io::Error::other(format!("exec {}: {error}", program.to_string_lossy()))
         }
         Err(error) => error,
     };
@@ -208,11 +208,11 @@ fn confine(prepared: &Prepared<'_>) -> io::Result<(CString, Vec<CString>)> {
     }
     set_identity(process)?;
     if arrival == Arrival::Forbidden && change_dir(process)? == Arrival::Forbidden {
-        let denied = io::Error::from_raw_os_error(libc::EACCES);
-        return Err(sys::context(denied, format!("chdir to {}", process.cwd().display())));
+        return Err(cwd_refused(process, &io::Error::from_raw_os_error(libc::EACCES)));
     }
     let env = environment(prepared);
-    let program = find_program(&prepared.args[0].to_string_lossy(), prepared.env.get("PATH").map(String::as_str))?;
+    let path = prepared.env.get("PATH").map(String::as_str);
+    let program = program::find(&prepared.args[0].to_string_lossy(), path).map_err(io::Error::other)?;
     if no_new_privileges.is_some() {
         prepared.confinement.load()?;
     }
@@ -265,8 +265,14 @@ fn change_dir(process: &Process) -> io::Result<Arrival> {
         Ok(()) if sys::working_folder_is_inside()? => Ok(Arrival::There),
         Ok(()) => Err(io::Error::other(format!("chdir to {}: it lies outside the container", cwd.display()))),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Arrival::Forbidden),
-        Err(error) => Err(sys::context(error, format!("chdir to {}", cwd.display()))),
+        Err(error) => Err(cwd_refused(process, &error)),
     }
+}
+
+/// In runc's words.
+fn cwd_refused(process: &Process, error: &io::Error) -> io::Error {
+    let (cwd, why) = (process.cwd().display().to_string(), program::words(error));
+    io::Error::new(error.kind(), format!("chdir to cwd ({cwd:?}) set in config.json failed: {why}"))
 }
 
 /// Capabilities and user, in the only order that works: bounding set while privileged, ids with the permitted set
@@ -321,24 +327,6 @@ fn home_of(passwd: &str, uid: u32) -> Option<String> {
     homes.next().and_then(|entry| entry.get(5).map(|home| (*home).to_owned())).filter(|home| !home.is_empty())
 }
 
-/// Looks a program up as a shell would, in the container's own PATH.
-fn find_program(name: &str, path: Option<&str>) -> io::Result<CString> {
-    if name.contains('/') {
-        return sys::c_string(name);
-    }
-    let path = path.unwrap_or("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    let candidates = path.split(':').filter(|folder| !folder.is_empty()).map(|folder| format!("{folder}/{name}"));
-    let found = candidates.into_iter().find(|candidate| is_executable(candidate));
-    let missing =
-        || io::Error::new(io::ErrorKind::NotFound, format!("exec: {name:?}: executable file not found in $PATH"));
-    sys::c_string(&found.ok_or_else(missing)?)
-}
-
-fn is_executable(path: &str) -> bool {
-    use std::os::unix::fs::PermissionsExt as _;
-    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -363,11 +351,5 @@ mod tests {
         assert_eq!(interpret(b"P42").unwrap(), 42);
         assert_eq!(interpret(b"P42Eno such file").unwrap_err().message, "no such file");
         assert_eq!(interpret(b"").unwrap_err().kind, FailureKind::Internal);
-    }
-
-    #[test]
-    fn programs_are_found_in_path() {
-        assert_eq!(find_program("sh", Some("/nonexistent:/bin")).unwrap().to_str().unwrap(), "/bin/sh");
-        assert!(find_program("no-such-program", None).unwrap_err().to_string().contains("not found in $PATH"));
     }
 }

@@ -3,7 +3,7 @@
 //! libseccomp takes about 10 ms for a profile of the usual size, several times what the rest of a container's start
 //! costs. So the compiled program is kept in a file next to the profile it came from, and the same bytes are given to the
 //! kernel for every container and exec. What libcontainer would compile itself is taken out of its configuration; its
-//! child loads the filter instead ([`Confined`]), right before it is ready.
+//! child loads the filter instead ([`Workload`](super::workload::Workload)), right before it is ready.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher as _};
@@ -11,15 +11,9 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::Path;
 use std::rc::Rc;
 
-use libcontainer::workload::default::DefaultExecutor;
-use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
-use oci_spec::runtime::{
-    Arch, Capabilities, Capability, LinuxCapabilities, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg,
-    LinuxSeccompOperator, Spec,
-};
+use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, Spec};
 
-use super::exec::bits;
 use super::sys;
 
 /// A classic BPF program: instructions of 8 bytes, as seccomp(2) takes them.
@@ -45,6 +39,11 @@ impl Filter {
             keep(&path, &text, &program)?;
         }
         Ok(Some(Filter(program.into())))
+    }
+
+    #[cfg(test)]
+    pub fn of_bytes(program: &[u8]) -> Filter {
+        Filter(program.into())
     }
 
     /// Confines the calling process. Needs CAP_SYS_ADMIN or no_new_privs.
@@ -216,68 +215,6 @@ fn compares_one_argument_twice<'a>(args: impl Iterator<Item = &'a LinuxSeccompAr
     })
 }
 
-// ---- in libcontainer's child ----
-
-/// What a filter needs to be loaded late: libcontainer drops all capabilities but these, which go right after.
-const LENT: [Capability; 2] = [Capability::SysAdmin, Capability::Setpcap];
-
-/// Runs in the container's first process: loads the filter, gives back what was lent for it, then lets libcontainer's own
-/// executor go on.
-#[derive(Clone)]
-pub struct Confined {
-    filter: Filter,
-    /// The sets that the container shall have; `None` when nothing was lent.
-    capabilities: Option<LinuxCapabilities>,
-}
-
-impl Confined {
-    /// Takes the profile out of a configuration, for this executor to load its filter. Without no_new_privs that is
-    /// privileged, so the configuration is lent the capabilities.
-    pub fn prepare(spec: &mut Spec, filter: Filter) -> Confined {
-        let mut capabilities = None;
-        if let Some(process) = spec.process_mut()
-            && process.no_new_privileges().is_none()
-            && let Some(wanted) = process.capabilities().clone()
-        {
-            let mut lent = wanted.clone();
-            let with = |set: &Option<Capabilities>| Some(set.iter().flatten().copied().chain(LENT).collect());
-            lent.set_bounding(with(wanted.bounding()));
-            lent.set_permitted(with(wanted.permitted()));
-            lent.set_effective(with(wanted.effective()));
-            process.set_capabilities(Some(lent));
-            capabilities = Some(wanted);
-        }
-        if let Some(linux) = spec.linux_mut() {
-            linux.set_seccomp(None);
-        }
-        Confined { filter, capabilities }
-    }
-
-    fn confine(&self) -> io::Result<()> {
-        self.filter.load()?;
-        let Some(wanted) = &self.capabilities else { return Ok(()) };
-        sys::limit_bounding(bits(wanted.bounding().as_ref()))?;
-        let (effective, permitted) = (bits(wanted.effective().as_ref()), bits(wanted.permitted().as_ref()));
-        sys::set_capabilities(effective, permitted, bits(wanted.inheritable().as_ref()))
-            .map_err(|error| sys::context(error, "set capabilities"))
-    }
-}
-
-impl Executor for Confined {
-    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        DefaultExecutor {}.exec(spec)
-    }
-
-    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        DefaultExecutor {}.validate(spec)
-    }
-
-    fn setup_envs(&self, envs: std::collections::HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        self.confine().map_err(|error| ExecutorSetEnvsError::Other(error.to_string()))?;
-        DefaultExecutor {}.setup_envs(envs)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,30 +259,5 @@ mod tests {
             let text = format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", {more}}}"#);
             assert!(Filter::of(&profile(&text), None).unwrap().is_none());
         }
-    }
-
-    #[test]
-    fn capabilities_are_lent_only_where_they_are_needed() {
-        let spec = |no_new_privileges: &str| -> Spec {
-            serde_json::from_str(&format!(
-                r#"{{"ociVersion": "1.0.2", "process": {{"cwd": "/", "user": {{"uid": 0, "gid": 0}}{no_new_privileges},
-                "capabilities": {{"bounding": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"], "permitted": ["CAP_CHOWN"]}}}},
-                "linux": {{"seccomp": {PLAIN}}}}}"#
-            ))
-            .unwrap()
-        };
-        let filter = Filter(Rc::from(&b"12345678"[..]));
-        let held = |spec: &Spec| {
-            let process = spec.process().as_ref().unwrap();
-            bits(process.capabilities().as_ref().unwrap().bounding().as_ref())
-        };
-        let mut plain = spec("");
-        let confined = Confined::prepare(&mut plain, filter.clone());
-        assert_eq!(held(&plain), 1 | 1 << 8 | 1 << 21);
-        assert_eq!(bits(confined.capabilities.unwrap().bounding().as_ref()), 1);
-        assert!(plain.linux().as_ref().unwrap().seccomp().is_none());
-        let mut restricted = spec(r#", "noNewPrivileges": true"#);
-        assert!(Confined::prepare(&mut restricted, filter).capabilities.is_none());
-        assert_eq!(held(&restricted), 1);
     }
 }

@@ -488,6 +488,12 @@ pub fn execve(program: &CStr, args: &[CString], env: &[CString]) -> io::Error {
     io::Error::last_os_error()
 }
 
+/// Whether the calling process, as whom it acts, may run a file.
+pub fn may_execute(path: &CStr) -> io::Result<()> {
+    // SAFETY: a valid C string.
+    check(unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::X_OK, libc::AT_EACCESS) }).map(drop)
+}
+
 /// Takes one descriptor sent over a connected Unix socket.
 pub fn receive_fd(socket: RawFd) -> io::Result<OwnedFd> {
     let mut inbox = crate::frame::Inbox::default();

@@ -46,7 +46,7 @@ fn a_working_folder_that_became_a_way_out_is_refused() {
         let outcome = pod.call(Op::Exec(exec), &[host, null(), null()]);
         let Outcome::Failed(failure) = outcome else { panic!("{way}: ran") };
         assert_eq!(failure.kind, FailureKind::CannotRun, "{way}: {failure}");
-        assert!(failure.message.starts_with("chdir to /work: "), "{way}: {failure}");
+        assert!(failure.message.starts_with("chdir to ") && failure.message.contains("/work"), "{way}: {failure}");
     }
 }
 

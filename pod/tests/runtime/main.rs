@@ -10,6 +10,7 @@ mod world;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -81,6 +82,68 @@ fn a_program_that_is_not_there() {
         panic!("ran")
     };
     assert_eq!(failure.message, "exec: \"nope\": executable file not found in $PATH");
+}
+
+/// Path and cause, in the words that runc has for them.
+#[test]
+fn what_cannot_start_is_told_as_runc_tells_it() {
+    let mut pod = TestPod::start("words", |_| {});
+    let cases: [(&str, Change); 5] = [
+        ("name", |config| config["process"]["args"] = json!(["no-such-program"])),
+        ("path", |config| config["process"]["args"] = json!(["/no/such/program"])),
+        ("plain", |config| config["process"]["args"] = json!(["/etc/passwd"])),
+        ("file", |config| config["process"]["cwd"] = json!("/etc/passwd")),
+        ("mount", |config| {
+            let mount = json!({"destination": "/etc/passwd", "source": "/usr", "type": "bind", "options": ["rbind"]});
+            config["mounts"].as_array_mut().unwrap().push(mount);
+        }),
+    ];
+    for (name, change) in cases {
+        let mut config = pod.config(name, "true");
+        change(&mut config);
+        let Outcome::Failed(failure) = pod.create(name, &config) else { panic!("{name}: created") };
+        assert_eq!(failure.kind, FailureKind::CannotRun);
+        let ours = failure.message.strip_prefix("error during container init: ").unwrap_or_else(|| panic!("{failure}"));
+        config["linux"]["cgroupsPath"] = json!(format!("/{}/{name}-runc", pod.name));
+        let theirs = Runc::refusal(&pod, &format!("{name}-runc"), &config);
+        if name == "mount" {
+            // runc tells its descriptors and flags in between.
+            assert!(theirs.contains(ours.split(": mount").next().unwrap()), "{ours} {theirs}");
+            assert!(ours.contains("not a directory: ") && theirs.contains("not a directory"), "{ours} {theirs}");
+        } else {
+            assert!(theirs.ends_with(ours), "{name}: {ours:?}, runc: {theirs:?}");
+        }
+    }
+}
+
+/// What turns out when the program is to begin is in the container's own output.
+#[test]
+fn a_file_that_is_no_program_says_so_in_the_log() {
+    let mut pod = TestPod::start("format", |_| {});
+    let file = pod.path("rootfs").join("bin/odd");
+    fs::write(&file, "neither a program nor a script's first line\n").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut config = pod.config("c", "");
+    config["process"]["args"] = json!(["odd"]);
+    pod.run("c", &config);
+    assert_eq!(pod.wait_exit("c").code, 255);
+    assert_eq!(pod.log("c"), "stderr F exec /bin/odd: exec format error\n");
+}
+
+/// Libraries ask whether everybody may; the kernel asks whether this user may.
+#[test]
+fn a_program_needs_to_be_its_users_only() {
+    let mut pod = TestPod::start("mine", |_| {});
+    let file = pod.path("rootfs").join("mine/true");
+    fs::create_dir(file.parent().unwrap()).unwrap();
+    fs::copy("/bin/busybox", &file).unwrap();
+    std::os::unix::fs::chown(&file, Some(1000), Some(1000)).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o700)).unwrap();
+    let mut config = pod.config("c", "");
+    config["process"]["args"] = json!(["/mine/true"]);
+    config["process"]["user"]["uid"] = json!(1000);
+    pod.run("c", &config);
+    assert_eq!(pod.wait_exit("c").code, 0, "{}", pod.log("c"));
 }
 
 #[test]
@@ -225,6 +288,16 @@ impl Runc {
             .unwrap();
         assert!(status.success(), "{}", fs::read_to_string(&runc.output).unwrap());
         runc
+    }
+
+    /// The end of what runc says of a configuration that it cannot run.
+    fn refusal(pod: &TestPod, name: &str, config: &Value) -> String {
+        let (root, bundle) = (pod.path("runc"), pod.bundle(name, config));
+        let command = ["--root", root.to_str().unwrap(), "run", "--bundle", bundle.to_str().unwrap(), name];
+        let output = Command::new("runc").args(command).stdin(Stdio::null()).output().unwrap();
+        assert!(!output.status.success());
+        // A line of its log, in which the message stands between quotes.
+        String::from_utf8(output.stderr).unwrap().trim().trim_end_matches('"').replace("\\\"", "\"")
     }
 
     fn log(&self) -> String {

@@ -5,11 +5,12 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::super::meta::{between, not_negative, port};
-use super::super::{Errors, entries, invalid, items, one_of, text};
+use super::super::{Errors, invalid, one_of};
 use super::volume::no_backsteps;
 use crate::names;
 use crate::quantity::Quantity;
 use crate::status::FieldError;
+use crate::value::{entries, items, text};
 
 pub fn containers(spec: &Value, path: &str, volumes: &HashSet<&str>, errors: &mut Errors) {
     let mut seen: HashSet<&str> = HashSet::new();

@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::super::meta::{labels, selector};
-use super::super::{Errors, invalid, items, one_of, text};
+use super::super::{Errors, invalid, one_of};
 use crate::names;
 use crate::status::FieldError;
+use crate::value::{items, text};
 
 pub fn labels_of_nodes(map: &Value, path: &str, errors: &mut Errors) {
     labels(map, path, errors);
@@ -46,7 +47,7 @@ fn weight(term: &Value, path: &str, errors: &mut Errors) {
     }
 }
 
-fn node_term(term: &Value, path: &str, errors: &mut Errors) {
+pub fn node_term(term: &Value, path: &str, errors: &mut Errors) {
     for (i, rule) in items(&term["matchExpressions"]).enumerate() {
         let path = format!("{path}.matchExpressions[{i}]");
         let values = items(&rule["values"]).count();
@@ -71,6 +72,31 @@ fn node_term(term: &Value, path: &str, errors: &mut Errors) {
             )),
         }
         invalid(&format!("{path}.key"), &rule["key"], names::qualified_name(text(&rule["key"])), errors);
+    }
+    for (i, rule) in items(&term["matchFields"]).enumerate() {
+        node_field(rule, &format!("{path}.matchFields[{i}]"), errors);
+    }
+}
+
+/// A node's name is all that is chosen by field.
+fn node_field(rule: &Value, path: &str, errors: &mut Errors) {
+    match text(&rule["operator"]) {
+        "In" | "NotIn" if items(&rule["values"]).count() == 1 => {}
+        "In" | "NotIn" => {
+            let why = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
+            errors.push(FieldError::required(format!("{path}.values"), why));
+        }
+        other => {
+            errors.push(FieldError::invalid(format!("{path}.operator"), other, "not a valid selector operator"));
+        }
+    }
+    match text(&rule["key"]) {
+        "metadata.name" => {
+            for (i, value) in items(&rule["values"]).enumerate() {
+                invalid(&format!("{path}.values[{i}]"), value, names::dns_subdomain(text(value)), errors);
+            }
+        }
+        key => errors.push(FieldError::invalid(format!("{path}.key"), key, "not a valid field selector key")),
     }
 }
 

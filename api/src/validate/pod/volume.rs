@@ -4,10 +4,11 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::super::{Errors, invalid, items, text};
+use super::super::{Errors, invalid};
 use crate::names;
 use crate::quantity::Quantity;
 use crate::status::FieldError;
+use crate::value::{items, text};
 
 /// The names of the volumes.
 pub fn volumes<'a>(volumes: &'a Value, path: &str, errors: &mut Errors) -> HashSet<&'a str> {
@@ -99,7 +100,7 @@ fn required(source: &Value, field: &str, path: &str, errors: &mut Errors) {
     }
 }
 
-fn host_path(source: &Value, path: &str, errors: &mut Errors) {
+pub fn host_path(source: &Value, path: &str, errors: &mut Errors) {
     let at = format!("{path}.path");
     if text(&source["path"]).is_empty() {
         errors.push(FieldError::required(at, ""));

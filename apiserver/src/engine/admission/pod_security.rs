@@ -1,5 +1,6 @@
 //! Pod security admission: pods against what their namespace enforces are refused, and templates are warned about.
 
+use api::kind::Part;
 use api::pod_security::{self, Level, Policy, Standard, evaluate};
 use api::status::Status;
 use serde_json::Value;
@@ -32,16 +33,16 @@ impl Engine {
             return self.check_namespace_policy(target, new, old);
         }
         let pods = kind.group.is_empty() && kind.plural == "pods";
-        let seen = match target.subresource() {
+        let seen = match target.part {
             None => true,
-            Some("ephemeralcontainers" | "resize") => pods,
+            Some(Part::EphemeralContainers | Part::Resize) => pods,
             Some(_) => false,
         };
         let exempt = &self.settings.pod_security;
         if !seen || holds(&exempt.namespaces, &target.namespace) || holds(&exempt.users, &context.user.name) {
             return Ok(Vec::new());
         }
-        let Some((metadata, spec)) = pod_security::pod_of(&kind.group, &kind.plural, new) else {
+        let Some((metadata, spec)) = pod_security::pod_of(kind, new) else {
             return Ok(Vec::new());
         };
         if holds(&exempt.runtime_classes, spec["runtimeClassName"].as_str().unwrap_or_default()) {
@@ -76,7 +77,7 @@ impl Engine {
 
     /// Labels that are wrong are refused when they are new; those that enforce more tell of pods that are there.
     fn check_namespace_policy(&self, target: &Target, new: &Value, old: Option<&Value>) -> Result<Vec<String>, Status> {
-        if !target.subresource.is_empty() {
+        if target.part.is_some() {
             return Ok(Vec::new());
         }
         let (policy, errors) = Policy::of_labels(&new["metadata"]["labels"]);

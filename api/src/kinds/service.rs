@@ -1,18 +1,53 @@
-//! Services, Endpoints, EndpointSlices and IPAddresses.
+//! Services: ports at an address of their own; what they have beside what clients ask for, and what they keep or lose when their type changes.
+
+mod update;
 
 use std::collections::HashSet;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::config::{duplicate_struct, is_cidr};
-use super::meta::{ip, port, port_number, special_ip};
-use super::{Errors, invalid, items, one_of, text};
+pub use self::update::service_families;
+
+use super::{Aspect, Behaviour, DEFAULT, Deletion, Generation, Part, Put, Shows};
+use crate::default::{Object, nested, set, set_absent, text as member};
 use crate::names;
+use crate::selector::{Labels, field};
 use crate::status::FieldError;
+use crate::table::cells::{joined, or_none};
+use crate::validate::meta::{ip, port, port_number, special_ip};
+use crate::validate::{Errors, PROTOCOLS, duplicate_struct, invalid, is_cidr, one_of};
+use crate::value::{entries, items, number, text};
+use crate::write::section;
 
-const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
+pub const BEHAVIOUR: Behaviour = Behaviour {
+    name: names::dns_1035_label,
+    validate: Some(service),
+    validate_update: Some(|new, old, errors| {
+        address_stays(new, old, errors);
+        service(new, errors);
+    }),
+    validate_part: Some(|part, new, _, errors| {
+        if part == Part::Status {
+            service_status(new, errors);
+        }
+    }),
+    defaults: &[("core.v1.Service", default)],
+    generation: Generation::Client,
+    create: Some(service_families),
+    update: Some(|new, old| update::update_service(section(new, "spec"), &old["spec"])),
+    put: Put::Creates,
+    delete: Deletion { shows: Shows::Object, ..Deletion::DEFAULT },
+    selectable: &[field("spec.clusterIP"), field("spec.type")],
+    cells: Some(cells),
+    missing: &[
+        (Aspect::Validation, "two address families, which this cluster does not have"),
+        (Aspect::Warnings, "of addresses that are written in other forms, and of fields that nothing reads any more"),
+    ],
+    ..DEFAULT
+};
 
-pub fn service(object: &Value, errors: &mut Errors) {
+fn service(object: &Value, errors: &mut Errors) {
     let spec = &object["spec"];
     let kind = text(&spec["type"]);
     let headless = text(&spec["clusterIP"]) == "None";
@@ -21,7 +56,7 @@ pub fn service(object: &Value, errors: &mut Errors) {
     }
     by_type(spec, kind, errors);
     ports(spec, errors);
-    for (key, value) in super::entries(&spec["selector"]) {
+    for (key, value) in entries(&spec["selector"]) {
         invalid("spec.selector", &json!(key), names::qualified_name(key), errors);
         invalid("spec.selector", value, names::label_value(text(value)), errors);
     }
@@ -167,147 +202,95 @@ fn policies(spec: &Value, kind: &str, errors: &mut Errors) {
     }
 }
 
-pub fn endpoints(object: &Value, errors: &mut Errors) {
-    for (i, subset) in items(&object["subsets"]).enumerate() {
-        let path = format!("subsets[{i}]");
-        let lists = ["addresses", "notReadyAddresses"];
-        if lists.iter().all(|l| items(&subset[*l]).next().is_none()) {
-            errors.push(FieldError::required(&*path, "must specify `addresses` or `notReadyAddresses`"));
-        }
-        for list in lists {
-            for (j, address) in items(&subset[list]).enumerate() {
-                endpoint_address(address, &format!("{path}.{list}[{j}]"), errors);
+fn address_stays(new: &Value, old: &Value, errors: &mut Errors) {
+    let (spec, before) = (&new["spec"], &old["spec"]);
+    let typed = |s: &Value| text(&s["type"]) != "ExternalName";
+    let (ip, was) = (&spec["clusterIPs"][0], &before["clusterIPs"][0]);
+    if typed(spec) && typed(before) && !was.is_null() && ip != was {
+        let shown = if ip.is_null() { json!([]) } else { spec["clusterIPs"].clone() };
+        errors.push(FieldError::invalid("spec.clusterIPs[0]", shown, "may not change once set"));
+    }
+}
+
+fn service_status(new: &Value, errors: &mut Errors) {
+    let list = &new["status"]["loadBalancer"]["ingress"];
+    if items(list).next().is_some() && text(&new["spec"]["type"]) != "LoadBalancer" {
+        let why = "may only be used when `spec.type` is 'LoadBalancer'";
+        errors.push(FieldError::forbidden("status.loadBalancer.ingress", why));
+    }
+}
+
+fn default(map: &mut Object) {
+    nested(map, "spec", |spec| {
+        set(spec, "sessionAffinity", "None");
+        match member(spec, "sessionAffinity") {
+            "None" => {
+                spec.remove("sessionAffinityConfig");
             }
-        }
-        let many = items(&subset["ports"]).count() > 1;
-        for (j, p) in items(&subset["ports"]).enumerate() {
-            endpoint_port(p, many, &format!("{path}.ports[{j}]"), errors);
-        }
-    }
-}
-
-fn endpoint_address(address: &Value, path: &str, errors: &mut Errors) {
-    let ip_path = format!("{path}.ip");
-    let found = ip(&address["ip"], &ip_path, errors);
-    if !text(&address["hostname"]).is_empty() {
-        invalid(
-            &format!("{path}.hostname"),
-            &address["hostname"],
-            names::dns_label(text(&address["hostname"])),
-            errors,
-        );
-    }
-    if !text(&address["nodeName"]).is_empty() {
-        invalid(
-            &format!("{path}.nodeName"),
-            &address["nodeName"],
-            names::dns_subdomain(text(&address["nodeName"])),
-            errors,
-        );
-    }
-    match found {
-        Some(found) => special_ip(found, &address["ip"], &ip_path, errors),
-        None => errors.push(FieldError::invalid(ip_path, address["ip"].clone(), "must be a valid IP address")),
-    }
-}
-
-fn endpoint_port(p: &Value, many: bool, path: &str, errors: &mut Errors) {
-    match text(&p["name"]) {
-        "" if many => errors.push(FieldError::required(format!("{path}.name"), "")),
-        "" => {}
-        name => invalid(&format!("{path}.name"), &p["name"], names::dns_label(name), errors),
-    }
-    port_number(&p["port"], &format!("{path}.port"), errors);
-    one_of(&format!("{path}.protocol"), &p["protocol"], PROTOCOLS, errors);
-}
-
-pub fn endpoint_slice(object: &Value, errors: &mut Errors) {
-    match text(&object["addressType"]) {
-        "" => errors.push(FieldError::required("addressType", "")),
-        kind => {
-            one_of("addressType", &json!(kind), &["FQDN", "IPv4", "IPv6"], errors);
-            slice_endpoints(object, kind, errors);
-        }
-    }
-    let mut seen: HashSet<&str> = HashSet::new();
-    for (i, p) in items(&object["ports"]).enumerate() {
-        let path = format!("ports[{i}]");
-        let name = text(&p["name"]);
-        if !name.is_empty() {
-            invalid(&format!("{path}.name"), &p["name"], names::dns_label(name), errors);
-        }
-        if seen.contains(&name) {
-            errors.push(FieldError::duplicate(format!("{path}.name"), name));
-        }
-        seen.insert(name);
-        one_of(&format!("{path}.protocol"), &p["protocol"], PROTOCOLS, errors);
-    }
-}
-
-fn slice_endpoints(object: &Value, kind: &str, errors: &mut Errors) {
-    for (i, endpoint) in items(&object["endpoints"]).enumerate() {
-        let path = format!("endpoints[{i}]");
-        if items(&endpoint["addresses"]).next().is_none() {
-            errors.push(FieldError::required(format!("{path}.addresses"), "must contain at least 1 address"));
-        }
-        for (j, address) in items(&endpoint["addresses"]).enumerate() {
-            slice_address(address, kind, &format!("{path}.addresses"), j, errors);
-        }
-        if !text(&endpoint["nodeName"]).is_empty() {
-            let complaints = names::dns_subdomain(text(&endpoint["nodeName"]));
-            invalid(&format!("{path}.nodeName"), &endpoint["nodeName"], complaints, errors);
-        }
-        if !text(&endpoint["hostname"]).is_empty() {
-            invalid(
-                &format!("{path}.hostname"),
-                &endpoint["hostname"],
-                names::dns_label(text(&endpoint["hostname"])),
-                errors,
-            );
-        }
-        for (j, zone) in items(&endpoint["hints"]["forZones"]).enumerate() {
-            let path = format!("{path}.hints.forZones[{j}].name");
-            let name = text(&zone["name"]);
-            if !name.is_empty() {
-                invalid(&path, &zone["name"], names::label_value(name), errors);
+            "ClientIP" => {
+                let full = spec.get("sessionAffinityConfig").and_then(|c| c.get("clientIP")?.get("timeoutSeconds"));
+                if full.is_none_or(Value::is_null) {
+                    spec.insert("sessionAffinityConfig".into(), json!({"clientIP": {"timeoutSeconds": 10800}}));
+                }
             }
+            _ => {}
         }
+        set(spec, "type", "ClusterIP");
+        for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+            service_port(port);
+        }
+        let kind = member(spec, "type").to_string();
+        let external = spec.get("externalIPs").and_then(Value::as_array).is_some_and(|ips| !ips.is_empty());
+        if matches!(kind.as_str(), "NodePort" | "LoadBalancer") || (kind == "ClusterIP" && external) {
+            set(spec, "externalTrafficPolicy", "Cluster");
+        }
+        if matches!(kind.as_str(), "NodePort" | "LoadBalancer" | "ClusterIP") {
+            set_absent(spec, "internalTrafficPolicy", "Cluster");
+        }
+        if kind == "LoadBalancer" {
+            set_absent(spec, "allocateLoadBalancerNodePorts", true);
+        }
+    });
+}
+
+fn service_port(port: &mut Value) {
+    let Some(port) = port.as_object_mut() else { return };
+    set(port, "protocol", "TCP");
+    if let Some(number) = port.get("port").cloned() {
+        set(port, "targetPort", number);
     }
 }
 
-fn slice_address(address: &Value, kind: &str, path: &str, index: usize, errors: &mut Errors) {
-    let at = format!("{path}[{index}]");
+fn cells(service: &Value, _: Timestamp) -> Vec<(&'static str, Value)> {
+    let spec = &service["spec"];
+    let kind = text(&spec["type"]);
+    let cluster_ip = or_none(text(&spec["clusterIP"]).into());
+    let ports: Vec<String> = items(&spec["ports"])
+        .map(|p| match number(&p["nodePort"]) {
+            0 => format!("{}/{}", p["port"], text(&p["protocol"])),
+            node => format!("{}:{node}/{}", p["port"], text(&p["protocol"])),
+        })
+        .collect();
+    vec![
+        ("Type", json!(kind)),
+        ("Cluster-IP", json!(cluster_ip)),
+        ("External-IP", json!(external_ip(service, kind))),
+        ("Port(s)", json!(or_none(ports.join(",")))),
+        ("Selector", json!(or_none(Labels::from_map(&spec["selector"]).to_string()))),
+    ]
+}
+
+fn external_ip(service: &Value, kind: &str) -> String {
+    let given = joined(&service["spec"]["externalIPs"]);
     match kind {
-        "FQDN" => invalid(&at, address, names::dns_subdomain(text(address)), errors),
-        "IPv4" | "IPv6" => {
-            let Some(found) = ip(address, &at, errors) else { return };
-            if found.is_ipv4() != (kind == "IPv4") {
-                let why = format!("must be an {kind} address");
-                errors.push(FieldError::invalid(path, address.clone(), why));
-            }
-            special_ip(found, address, &at, errors);
+        "ExternalName" => text(&service["spec"]["externalName"]).into(),
+        "LoadBalancer" => {
+            let mut list: Vec<&str> = items(&service["status"]["loadBalancer"]["ingress"])
+                .map(|i| if text(&i["ip"]).is_empty() { text(&i["hostname"]) } else { text(&i["ip"]) })
+                .collect();
+            list.extend(given.split(',').filter(|ip| !ip.is_empty()));
+            if list.is_empty() { "<pending>".into() } else { list.join(",") }
         }
-        _ => {}
-    }
-}
-
-/// The name of an IPAddress is the address.
-pub fn ip_name(name: &str) -> Vec<String> {
-    match name.parse::<std::net::IpAddr>() {
-        Ok(ip) if ip.to_string() == name => Vec::new(),
-        _ => vec!["not a valid ip in canonical format".into()],
-    }
-}
-
-pub fn ip_address(object: &Value, errors: &mut Errors) {
-    let parent = &object["spec"]["parentRef"];
-    if parent.is_null() {
-        errors.push(FieldError::required("spec.parentRef", ""));
-        return;
-    }
-    for name in ["resource", "name"] {
-        if text(&parent[name]).is_empty() {
-            errors.push(FieldError::required(format!("spec.parentRef.{name}"), ""));
-        }
+        _ => or_none(given),
     }
 }

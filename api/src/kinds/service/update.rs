@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{section, text};
+use crate::default::text;
+use crate::write::section;
 
 /// What a Service on an IPv4 cluster has besides its address: family, policy, and `clusterIP` beside `clusterIPs`.
 /// Part of [`prepare_create`]; call it again after an update that made the service need an address.
@@ -25,7 +26,7 @@ pub fn service_families(service: &mut Value) {
 }
 
 /// An update that leaves allocated values out keeps them, and one that changes the type loses what the new type lacks.
-pub(super) fn update_service(new: &mut Map<String, Value>, old: &Value) {
+pub fn update_service(new: &mut Map<String, Value>, old: &Value) {
     let external = |kind: &str| matches!(kind, "NodePort" | "LoadBalancer");
     let (kind, before) = (text(new, "type").to_string(), old["type"].as_str().unwrap_or_default());
     if kind != "ExternalName" && before != "ExternalName" {

@@ -1,13 +1,67 @@
-//! What `kubectl get hpa` shows: each metric's current value and target, `cpu: <unknown>/80%`.
+//! HorizontalPodAutoscalers of both versions.
+
+mod check;
 
 use serde_json::{Value, json};
 
+use super::{Aspect, Behaviour, DEFAULT, Part};
+use crate::default::{Object, nested, set_absent};
+use crate::validate::At;
+
+pub const BEHAVIOUR: Behaviour = Behaviour {
+    validate: Some(|object, errors| check::spec(&At::of(object, "spec"), check::Before::Nothing, errors)),
+    validate_update: Some(|new, old, errors| {
+        check::spec(&At::of(new, "spec"), check::Before::Stored(&old["spec"]), errors);
+    }),
+    validate_part: Some(|part, new, _, errors| {
+        if part == Part::Status {
+            let status = At::of(new, "status");
+            status.at("currentReplicas").not_negative(errors);
+            status.at("desiredReplicas").not_negative(errors);
+        }
+    }),
+    defaults: &[
+        ("autoscaling.v1.HorizontalPodAutoscaler", |m| nested(m, "spec", |spec| set_absent(spec, "minReplicas", 1))),
+        ("autoscaling.v2.HorizontalPodAutoscaler", |m| nested(m, "spec", default)),
+    ],
+    cells: Some(|o, _| autoscaler(o)),
+    inactive: Some("nothing is scaled"),
+    none: &[Aspect::Warnings],
+    ..DEFAULT
+};
+
+/// Per cent of what a pod requests, where nothing is said.
+const CPU: i64 = 80;
+
+fn default(spec: &mut Object) {
+    set_absent(spec, "minReplicas", 1);
+    let measured = spec.get("metrics").and_then(Value::as_array).is_some_and(|metrics| !metrics.is_empty());
+    if !measured {
+        let target = json!({"type": "Utilization", "averageUtilization": CPU});
+        spec.insert("metrics".into(), json!([{"type": "Resource", "resource": {"name": "cpu", "target": target}}]));
+    }
+    if let Some(behavior) = spec.get_mut("behavior").and_then(Value::as_object_mut) {
+        let percent = json!({"type": "Percent", "value": 100, "periodSeconds": 15});
+        let pods = json!({"type": "Pods", "value": 4, "periodSeconds": 15});
+        nested(behavior, "scaleUp", |up| {
+            set_absent(up, "stabilizationWindowSeconds", 0);
+            set_absent(up, "policies", json!([pods, percent]));
+            set_absent(up, "selectPolicy", "Max");
+        });
+        nested(behavior, "scaleDown", |down| {
+            set_absent(down, "policies", json!([percent]));
+            set_absent(down, "selectPolicy", "Max");
+        });
+    }
+}
+
 /// At most this many metrics are spelled out.
 const SHOWN: usize = 2;
+
 const UNKNOWN: &str = "<unknown>";
 
 /// Cells of an autoscaler of either version.
-pub fn autoscaler(o: &Value) -> Vec<(&'static str, Value)> {
+fn autoscaler(o: &Value) -> Vec<(&'static str, Value)> {
     let (spec, status) = (&o["spec"], &o["status"]);
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     let target = &spec["scaleTargetRef"];

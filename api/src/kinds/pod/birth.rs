@@ -2,10 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{section, text};
+use crate::default::text;
 use crate::quantity::Quantity;
+use crate::write::section;
 
-pub(super) fn new_pod(pod: &mut Value) {
+pub fn new_pod(pod: &mut Value) {
     app_armor_fields(pod);
     let born = pod["metadata"]["creationTimestamp"].clone();
     let class = qos_class(pod);
@@ -17,23 +18,6 @@ pub(super) fn new_pod(pod: &mut Value) {
         let condition = json!({"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
             "message": "Scheduling is blocked due to non-empty scheduling gates", "lastProbeTime": null, "lastTransitionTime": born});
         status.insert("conditions".into(), json!([condition]));
-    }
-}
-
-/// Volumes made of images are off by default in this version: upstream drops them and their mounts.
-pub(super) fn drop_image_volumes(spec: &mut Map<String, Value>) {
-    let Some(volumes) = spec.get_mut("volumes").and_then(Value::as_array_mut) else { return };
-    let dropped: Vec<Value> = volumes.iter().filter(|v| !v["image"].is_null()).map(|v| v["name"].clone()).collect();
-    if dropped.is_empty() {
-        return;
-    }
-    volumes.retain(|v| v["image"].is_null());
-    for list in ["containers", "initContainers", "ephemeralContainers"] {
-        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
-            if let Some(mounts) = container.get_mut("volumeMounts").and_then(Value::as_array_mut) {
-                mounts.retain(|m| !dropped.contains(&m["name"]));
-            }
-        }
     }
 }
 
@@ -95,7 +79,7 @@ pub fn admit_pod(pod: &mut Value, priority: i32) {
 }
 
 /// A pod stays five minutes on a node that is in trouble, unless it says otherwise.
-pub(super) fn tolerate_node_trouble(spec: &mut Map<String, Value>) {
+pub fn tolerate_node_trouble(spec: &mut Map<String, Value>) {
     let mut tolerations = spec.get("tolerations").and_then(Value::as_array).cloned().unwrap_or_default();
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
         let covers = |t: &Value| {
@@ -108,6 +92,46 @@ pub(super) fn tolerate_node_trouble(spec: &mut Map<String, Value>) {
         }
     }
     spec.insert("tolerations".into(), json!(tolerations));
+}
+
+/// What a runtime costs beside the containers, and where it is.
+pub fn apply_runtime_class(class: Option<&Value>, pod: &mut Value) -> Result<(), String> {
+    let given = pod["spec"]["overhead"].clone();
+    let Some(class) = class else {
+        let why = "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead";
+        return if given.is_null() { Ok(()) } else { Err(why.into()) };
+    };
+    let overhead = &class["overhead"]["podFixed"];
+    if !given.is_null() && given != *overhead {
+        return Err("pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead".into());
+    }
+    if !overhead.is_null() {
+        pod["spec"]["overhead"] = overhead.clone();
+    }
+    for (key, value) in class["scheduling"]["nodeSelector"].as_object().into_iter().flatten() {
+        let own = pod["spec"]["nodeSelector"].get(key).cloned().unwrap_or_else(|| value.clone());
+        if own != *value {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let (wanted, own) = (text(value), text(&own));
+            return Err(format!(
+                "conflict: runtimeClass.scheduling.nodeSelector[{key}] = {wanted}; pod.spec.nodeSelector[{key}] = {own}"
+            ));
+        }
+        if !pod["spec"]["nodeSelector"].is_object() {
+            pod["spec"]["nodeSelector"] = json!({});
+        }
+        pod["spec"]["nodeSelector"][key] = value.clone();
+    }
+    let mut tolerations = pod["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
+    for toleration in class["scheduling"]["tolerations"].as_array().into_iter().flatten() {
+        if !tolerations.contains(toleration) {
+            tolerations.push(toleration.clone());
+        }
+    }
+    if !tolerations.is_empty() {
+        pod["spec"]["tolerations"] = json!(tolerations);
+    }
+    Ok(())
 }
 
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";

@@ -1,0 +1,104 @@
+//! Keeps the node's reserve of the disk from its pods: the store lies on it too. While there is room it only asks how
+//! much, the more often the less there is; when the reserve is being used, pods are weighed, and one is evicted.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::node::Node;
+use crate::room::{Level, Want};
+use crate::storage::{Candidate, choose, pressure};
+use crate::worker::Command;
+
+/// What the quickest disks take in a second.
+const FASTEST: u64 = 2 << 30;
+/// A pod writes at most so many files in a second.
+const FASTEST_FILES: u64 = 100_000;
+const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Weighing a pod is given up by itself before this.
+const WEIGHING: Duration = Duration::from_secs(90);
+/// As long as an evicted pod is waited for before another is chosen.
+const LEAVING: Duration = Duration::from_secs(30);
+/// When nobody's end would help.
+const HELPLESS: Duration = Duration::from_secs(30);
+
+type Workers = Vec<mpsc::UnboundedSender<Command>>;
+
+/// Never ends; `workers` are those of the pods that are here by then.
+pub async fn watch(node: Arc<Node>, workers: impl Fn() -> Workers + Send) {
+    loop {
+        let wait = match look(node.config.data_dir.clone()).await {
+            Ok(level) => match level.want() {
+                None => next_look(level),
+                Some(want) => relieve(level, want, workers()).await,
+            },
+            Err(error) => {
+                tracing::warn!(%error, path = %node.config.data_dir.display(), "ask how full the disk is");
+                LOOK.1
+            }
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// A disk in trouble may take its time to answer.
+async fn look(path: PathBuf) -> io::Result<Level> {
+    tokio::task::spawn_blocking(move || Level::at(&path)).await.map_err(io::Error::other)?
+}
+
+/// Before the room can be used up.
+fn next_look(level: Level) -> Duration {
+    let room = level.room();
+    let seconds = (room.bytes / FASTEST).min(room.files / FASTEST_FILES);
+    Duration::from_secs(seconds).clamp(LOOK.0, LOOK.1)
+}
+
+/// Evicts one pod; how long to wait before the next look.
+async fn relieve(level: Level, want: Want, workers: Workers) -> Duration {
+    let mut candidates = Vec::new();
+    let mut senders = Vec::new();
+    for worker in workers {
+        if let Some(candidate) = weigh(&worker).await {
+            candidates.push(candidate);
+            senders.push(worker);
+        }
+    }
+    let Some(chosen) = choose(&candidates, want) else {
+        tracing::error!(?level, "the disk is nearly full, and no pod's end would free much of it");
+        return HELPLESS;
+    };
+    let place = candidates.iter().position(|candidate| candidate.uid == chosen.uid).unwrap_or(0);
+    let eviction = pressure(chosen, level, want);
+    tracing::warn!(uid = chosen.uid, message = eviction.message, "pod evicted");
+    let (done, left) = oneshot::channel();
+    let sent = senders[place].send(Command::Evict(eviction, done));
+    if sent.is_ok() {
+        // Gone meanwhile is as good; one that does not go in time is not waited for.
+        let _ = tokio::time::timeout(LEAVING, left).await;
+    }
+    LOOK.0
+}
+
+async fn weigh(worker: &mpsc::UnboundedSender<Command>) -> Option<Candidate> {
+    let (reply, weighed) = oneshot::channel();
+    worker.send(Command::Weigh(reply)).ok()?;
+    tokio::time::timeout(WEIGHING, weighed).await.ok()?.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_looked_at_the_more_often_the_fuller_it_is() {
+        let look =
+            |available, available_files| next_look(Level { available, available_files, ..Level::default() }).as_secs();
+        assert_eq!(look(1 << 40, u64::MAX), 60);
+        assert_eq!(look(20 << 30, u64::MAX), 10);
+        assert_eq!(look(1, u64::MAX), 1);
+        assert_eq!(look(1 << 40, 500_000), 5);
+    }
+}
