@@ -7,8 +7,8 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ::client::Resource;
 use api::status::Status;
-use apiserver::client::Resource;
 use apiserver::engine::ServiceNetwork;
 use apiserver::identity::{MASTERS, User};
 use apiserver::nodes::{Duplex, ExecOptions, LogOptions, NoNodes, Nodes, Session};
@@ -31,7 +31,7 @@ use client::{Client, Credentials, Identity};
 
 struct World {
     admin: Arc<Credentials>,
-    master: apiserver::client::Client,
+    master: ::client::Client,
     authority: Arc<apiserver::pki::Authority>,
     address: std::net::SocketAddr,
     _stop: DropGuard,
@@ -88,12 +88,12 @@ impl Nodes for Node {
     }
 }
 
-async fn placed_pod(master: &apiserver::client::Client) {
+async fn placed_pod(master: &::client::Client) {
     let spec = json!({"nodeName": "n", "containers": [{"name": "c", "image": "i"}]});
     let pod = json!({"metadata": {"name": "p"}, "spec": spec});
     let account = json!({"metadata": {"name": "default"}});
-    master.create(Resource::core("serviceaccounts"), "default", account).await.unwrap();
-    master.create(Resource::core("pods"), "default", pod).await.unwrap();
+    master.create(&Resource::core("serviceaccounts"), "default", account).await.unwrap();
+    master.create(&Resource::core("pods"), "default", pod).await.unwrap();
 }
 
 /// How long an answer takes on a clock that jumps from deadline to deadline, and its code.
@@ -196,7 +196,7 @@ async fn services_that_are_made_at_once_get_addresses_of_their_own() {
         tokio::spawn(async move {
             let spec = json!({"ports": [{"port": 80}]});
             let service = json!({"metadata": {"name": format!("s{number}")}, "spec": spec});
-            let made = master.create(Resource::core("services"), "default", service).await.unwrap();
+            let made = master.create(&Resource::core("services"), "default", service).await.unwrap();
             made["spec"]["clusterIP"].as_str().unwrap().to_owned()
         })
     });
@@ -227,12 +227,12 @@ async fn what_cannot_be_read_is_not_let_grant() {
     let group = |plural| Resource::new("rbac.authorization.k8s.io", plural);
     let rules = json!([{"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles", "rolebindings"], "verbs": ["create"]}]);
     let role = json!({"metadata": {"name": "maker"}, "rules": rules});
-    world.master.create(group("roles"), "default", role).await.unwrap();
+    world.master.create(&group("roles"), "default", role).await.unwrap();
     let bind = |name: &str, role: &str, user: &str| {
         json!({"metadata": {"name": name}, "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role}})
     };
-    world.master.create(group("rolebindings"), "default", bind("maker", "maker", "eve")).await.unwrap();
+    world.master.create(&group("rolebindings"), "default", bind("maker", "maker", "eve")).await.unwrap();
     let secrets = json!({"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]});
     let mut eve = world.user("eve");
     // A null is nothing where Go reads a text, and no text here.
@@ -249,7 +249,7 @@ async fn what_cannot_be_read_is_not_let_grant() {
         let answer = eve.request(Identity::Admin, "POST", ROLES, &json_body(), role.to_string().as_bytes()).await;
         assert!(matches!(answer.code, 400 | 403 | 422), "{odd}: {}", answer.code);
         // Whoever may escalate may have made it; then it is not for others to bind.
-        if world.master.create(group("roles"), "default", role).await.is_ok() {
+        if world.master.create(&group("roles"), "default", role).await.is_ok() {
             let binding = bind(&format!("odd{number}"), &format!("odd{number}"), "eve").to_string();
             let answer = eve.request(Identity::Admin, "POST", BINDINGS, &json_body(), binding.as_bytes()).await;
             assert!(matches!(answer.code, 403 | 500), "{odd}: {}", answer.code);
