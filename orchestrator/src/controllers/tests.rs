@@ -150,6 +150,37 @@ async fn writes_of_other_kinds_stop_no_worker() {
     world.replica_set("last", 2).await;
 }
 
+/// The collector does not wait for a pause of the writers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn steady_writes_do_not_keep_what_lost_its_owner() {
+    let world = World::new().await;
+    world.make(CONFIG_MAPS, "default", json!({"metadata": {"name": "busy"}})).await;
+    let writer = {
+        let client = world.client.clone();
+        tokio::spawn(async move {
+            for round in 0.. {
+                let patch = json!({"data": {"round": format!("{round}")}});
+                client.patch(&CONFIG_MAPS, "default", "busy", "", &patch).await.unwrap();
+            }
+        })
+    };
+    for index in 0..10 {
+        let owner = world.make(CONFIG_MAPS, "default", json!({"metadata": {"name": format!("owner-{index}")}})).await;
+        let metadata = json!({"name": format!("owned-{index}"), "ownerReferences": owned_by(&owner)});
+        world.make(CONFIG_MAPS, "default", json!({"metadata": metadata})).await;
+    }
+    let keeps = world.client.get(&CONFIG_MAPS, "default", "owned-9").await;
+    assert!(keeps.is_ok(), "its owner is there, though its news may come later");
+    for index in 0..10 {
+        let owner = format!("owner-{index}");
+        world.client.delete(&CONFIG_MAPS, "default", &owner, &DeleteOptions::default()).await.unwrap();
+    }
+    for index in 0..10 {
+        world.gone(CONFIG_MAPS, ("default", &format!("owned-{index}"))).await;
+    }
+    writer.abort();
+}
+
 /// Pods that are refused are asked for one by one, and the ReplicaSet and its Deployment say why there are none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn refused_pods_are_said_and_not_insisted_on() {
