@@ -49,6 +49,7 @@ pub use dial::DialError;
 pub use exec::{AttachRequest, ExecError, ExecRequest, ExecSession, Resizer};
 pub use logs::{LogError, LogOptions};
 pub use pod::devices::try_on as try_device_rules;
+pub use room::reserve_of as disk_reserve;
 pub use status::OWN_CONDITIONS;
 #[cfg(feature = "faults")]
 pub use step::Step;

@@ -40,10 +40,15 @@ pub struct NoRoom {
     pub left: u64,
 }
 
+/// What of a disk of this size is not for pods.
+pub fn reserve_of(size: u64) -> u64 {
+    (size / RESERVE_PART).min(RESERVE)
+}
+
 impl Level {
     pub fn at(path: &Path) -> io::Result<Level> {
         let stat = rustix::fs::statvfs(path)?;
-        let reserve = (stat.f_blocks.saturating_mul(stat.f_frsize) / RESERVE_PART).min(RESERVE);
+        let reserve = reserve_of(stat.f_blocks.saturating_mul(stat.f_frsize));
         // A file system without a fixed number of inodes says zero.
         let (available_files, reserved_files) = match stat.f_files {
             0 => (u64::MAX, 0),
@@ -96,6 +101,7 @@ mod tests {
         std::fs::write(folder.path().join("much"), vec![0; 19 << 20]).unwrap();
         let full = Room::at(folder.path()).unwrap();
         assert_eq!((empty.bytes, full.bytes), (19 << 20, 0));
+        assert_eq!(reserve_of(1 << 40), 1 << 30);
         let level = Level::at(folder.path()).unwrap();
         assert_eq!((level.available, level.reserve, level.want()), (1 << 20, 1 << 20, Some(Want::Bytes)));
         empty.check(folder.path(), 1 << 20).unwrap();

@@ -482,6 +482,24 @@ mod tests {
         assert!(one.covers(&ask("get", "pods", "", "a")) && !one.covers(&ask("list", "pods", "", "")));
     }
 
+    /// Nothing of that kind comes through the API; the store is older than any of its checks.
+    #[tokio::test]
+    async fn rules_that_cannot_be_read_are_not_let_grant() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = crate::server::Config::on_loopback(folder.path().join("store.redb"));
+        let server = crate::server::Server::open(&config, std::sync::Arc::new(crate::nodes::NoNodes)).await.unwrap();
+        let engine = &server.shared().engine;
+        let target = Target::new(engine.registry().find(RBAC, "v1", "roles").unwrap(), "default", "odd");
+        let eve = User::new("eve", &[]);
+        let refused = |rules: Value| {
+            check_escalation(engine, &eve, &target, &json!({"metadata": {"name": "odd"}, "rules": rules}))
+        };
+        for rules in [json!([{"verbs": 7}]), json!("none"), json!([{"verbs": ["get"], "apiGroups": [null]}])] {
+            assert_eq!(refused(rules.clone()).unwrap_err().code, 400, "{rules}");
+        }
+        refused(json!([])).unwrap();
+    }
+
     #[test]
     fn paths_match_by_prefix_only_with_a_star() {
         let urls = Rule {

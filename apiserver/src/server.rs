@@ -147,6 +147,11 @@ impl Server {
         Ok(Self { shared: Arc::new(shared), listener, serving, authority, address })
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     pub fn authority(&self) -> &Arc<Authority> {
         &self.authority
     }

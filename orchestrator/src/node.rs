@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use api::view::{EndpointSlice, Service};
 use apiserver::identity::User;
 use client::Kept;
-use client::events::Recorder;
+use client::events::{Recorder, Reference};
 use ipnetwork::IpNetwork;
 use network::{Cidr, Network};
 use proxy_userspace::{ExternalIps, Proxy, SocketHooks};
@@ -71,6 +71,8 @@ pub async fn start(
 ) -> Result<Node> {
     let client = running.server.client(User::node(&settings.name), "amphipod");
     let recorder = Recorder::new(client.clone(), "kubelet", &settings.name);
+    let about = node_reference(&settings.name);
+    recorder.normal(&about, "Starting", "Starting kubelet.").await;
     let node_cidr =
         registration::register(settings, &running.server.client(User::node(&settings.name), "kubelet")).await?;
     let proxy = proxy_userspace::Config {
@@ -93,7 +95,8 @@ pub async fn start(
     slot.count(proxy.clone(), dns.clone());
     let feed = services::Feed::new(settings, proxy, dns.clone(), recorder.clone());
     let settled = feed.start(&running.caches, tasks);
-    let upstream = Arc::new(upstream::ApiUpstream::new(client.clone(), recorder, running.caches.clone(), tasks));
+    let upstream =
+        Arc::new(upstream::ApiUpstream::new(client.clone(), recorder.clone(), running.caches.clone(), tasks));
     let agent =
         Agent::start(agent_config(settings, node_cidr)?, upstream, Arc::new(links::PodLinks::new(network))).await?;
     let agent = Arc::new(agent);
@@ -108,10 +111,17 @@ pub async fn start(
     };
     tasks.spawn(pods::follow(follower));
     tasks.spawn(registration::renew(settings.name.clone(), client));
+    recorder.normal(&about, "NodeReady", &format!("Node {} status is now: NodeReady", settings.name)).await;
     // Its end is the node's: pods without names are better off where somebody notices.
     let names = dns.clone();
     tasks.spawn(async move { names.broken().await });
     Ok(Node { _dns: dns })
+}
+
+/// As a kubelet names its node in events: by its name alone.
+fn node_reference(name: &str) -> Reference {
+    let meta = api::view::Meta { name: name.into(), uid: name.into(), ..api::view::Meta::default() };
+    Reference::new("v1", "Node", &meta)
 }
 
 /// This node and its pods: other nodes have name servers of their own.

@@ -64,6 +64,11 @@ pub fn through_the_server(cluster: &Cluster) -> Result<()> {
         let page = raw(&format!("services/{name}/proxy/some/path?a=b"))?;
         ensure!(page.starts_with("hostname-deployment-"), "services/{name}/proxy/: {page}");
     }
+    let write = "echo '<a href=\"/other\">other</a>' > /usr/share/nginx/html/linked.html";
+    cluster.kubectl(&["exec", "my-nginx-pod", "--", "sh", "-c", write])?;
+    let page = raw("pods/my-nginx-pod/proxy/linked.html")?;
+    let link = "<a href=\"/api/v1/namespaces/default/pods/my-nginx-pod/proxy/other\">other</a>";
+    ensure!(page.trim() == link, "a link of a proxied page: {page}");
     let refused =
         cluster.kubectl_fails(&["get", "--raw", &format!("/api/v1/namespaces/default/pods/{pod}:81/proxy/")])?;
     ensure!(refused.contains("ServiceUnavailable"), "{refused}");

@@ -62,7 +62,9 @@ pub fn images(cluster: &Cluster) -> Result<()> {
     })?;
     cluster.until("an event says why", |cluster| {
         let events = cluster.kubectl(&["get", "events", "--field-selector", "involvedObject.name=lost"])?;
-        Ok(events.contains("Failed to pull image \"nonesuch:1.0\"") && events.contains("not found"))
+        Ok(events.contains("Failed to pull image \"nonesuch:1.0\"")
+            && events.contains("not found")
+            && events.contains("Error: ImagePullBackOff"))
     })?;
     cluster.kubectl(&["set", "image", "pod/lost", "lost=nginx:1.14.2"])?;
     cluster.kubectl(&["wait", "--for=condition=Ready", "pod/lost", "--timeout=60s"])?;

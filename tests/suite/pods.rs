@@ -23,6 +23,16 @@ pub fn logs_and_exec(cluster: &Cluster) -> Result<()> {
     ensure!(said == "out\ntalker\n", "{said:?}");
     let code = cluster.try_kubectl(&["exec", "talker", "--", "sh", "-c", "exit 3"])?;
     ensure!(code.status.code() == Some(3), "exit code of exec: {:?} {}", code.status, text(&code.stderr));
+    for websockets in ["true", "false"] {
+        let environment = [("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets)];
+        let missing = cluster.kubectl_with(&["exec", "talker", "--", "nope"], "", &environment)?;
+        let said = text(&missing.stderr);
+        let begins =
+            "error: Internal error occurred: error executing command in container: failed to exec in container: ";
+        let ends = "exec: \"nope\": executable file not found in $PATH";
+        ensure!(missing.status.code() == Some(1), "exec of a command that is not there: {:?}", missing.status.code());
+        ensure!(said.starts_with(begins) && said.trim_end().ends_with(ends), "{said}");
+    }
     let echoed = succeeded(cluster.kubectl_with(&["exec", "-i", "talker", "--", "cat"], "through\n", &[])?, "exec -i")?;
     ensure!(echoed == "through\n", "{echoed:?}");
     let account = cluster.kubectl(&["exec", "talker", "--", "ls", "/var/run/secrets/kubernetes.io/serviceaccount"])?;

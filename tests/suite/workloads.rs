@@ -74,6 +74,12 @@ pub fn shown(cluster: &Cluster) -> Result<()> {
     for what in ["deployment", "replicaset", "service", "node", "namespace"] {
         cluster.kubectl(&["describe", what])?;
     }
+    let node = cluster.kubectl(&["describe", "node"])?;
+    for part in ["Starting kubelet.", "status is now: NodeReady"] {
+        ensure!(node.contains(part), "{part} is missing:\n{node}");
+    }
+    let disk = cluster.get(&["nodes"], "{.items[0].status.capacity.ephemeral-storage}")?;
+    ensure!(disk.ends_with("Ki"), "the disk's size is {disk}");
     let nodes = cluster.kubectl(&["get", "nodes", "-o", "wide"])?;
     ensure!(nodes.contains(" Ready ") && nodes.contains("amphipod://"), "{nodes}");
     ensure!(nodes.contains(" control-plane "), "the node's role is not shown: {nodes}");

@@ -106,3 +106,29 @@ pub fn impersonate(shared: &Shared, parts: &Parts, user: User) -> Result<User, S
     wanted.groups = groups;
     Ok(wanted)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use hyper::Request;
+
+    use super::*;
+    use crate::nodes::NoNodes;
+    use crate::server::{Config, Server};
+
+    #[tokio::test]
+    async fn a_certificate_that_ended_proves_nothing_on_a_connection_it_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config::on_loopback(folder.path().join("store.redb"));
+        let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
+        let parts = Request::new(()).into_parts().0;
+        let now = jiff::Timestamp::now().as_second();
+        let asks = |expires| {
+            let certificate = Certificate { user: User::new("kept", &[]), expires };
+            authenticate(server.shared(), &parts, Some(&certificate)).map(|user| user.name)
+        };
+        assert_eq!(asks(now + 60).unwrap(), "kept");
+        assert_eq!(asks(now - 1).unwrap_err().code, 401, "nor is it taken for nobody's");
+    }
+}

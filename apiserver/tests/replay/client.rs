@@ -13,6 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// Largest answer, bytes.
 const LIMIT: usize = 64 << 20;
@@ -42,12 +43,16 @@ impl Credentials {
         }
     }
 
-    pub async fn connect(&self, identity: Identity) -> SendRequest<Body> {
+    /// The bare connection, for whoever speaks by himself.
+    pub async fn stream(&self, identity: Identity) -> TlsStream<TcpStream> {
         let config = if identity == Identity::Admin { &self.admin } else { &self.anonymous };
         let stream = TcpStream::connect(self.address).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
-        let stream = TlsConnector::from(config.clone()).connect(name, stream).await.unwrap();
-        let (sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
+        TlsConnector::from(config.clone()).connect(name, stream).await.unwrap()
+    }
+
+    pub async fn connect(&self, identity: Identity) -> SendRequest<Body> {
+        let (sender, connection) = handshake(TokioIo::new(self.stream(identity).await)).await.unwrap();
         // Its end shows as an error of the next request.
         tokio::spawn(connection);
         sender

@@ -123,14 +123,17 @@ fn facts(settings: &Settings) -> Result<Value> {
     let cpus = std::thread::available_parallelism().context("cannot count CPUs")?;
     let memory = memory_kib()?;
     let disk = disk_bytes(&settings.data_dir)?;
-    let amounts = json!({
-        "cpu": cpus.to_string(),
-        "memory": format!("{memory}Ki"),
-        "pods": MAX_PODS.to_string(),
-        "ephemeral-storage": disk.to_string(),
-        "hugepages-1Gi": "0",
-        "hugepages-2Mi": "0",
-    });
+    let amounts = |disk: String| {
+        json!({
+            "cpu": cpus.to_string(),
+            "memory": format!("{memory}Ki"),
+            "pods": MAX_PODS.to_string(),
+            "ephemeral-storage": disk,
+            "hugepages-1Gi": "0",
+            "hugepages-2Mi": "0",
+        })
+    };
+    let for_pods = disk - agent::disk_reserve(disk);
     let release = read("/etc/os-release");
     let os = release
         .lines()
@@ -140,8 +143,8 @@ fn facts(settings: &Settings) -> Result<Value> {
         .to_owned();
     let version = env!("CARGO_PKG_VERSION");
     Ok(json!({
-        "capacity": amounts,
-        "allocatable": amounts,
+        "capacity": amounts(format!("{}Ki", disk / 1024)),
+        "allocatable": amounts(for_pods.to_string()),
         "addresses": [{"type": "InternalIP", "address": settings.ip.to_string()}, {"type": "Hostname", "address": settings.name}],
         "features": {"supplementalGroupsPolicy": true},
         "runtimeHandlers": [{"name": "", "features": {"recursiveReadOnlyMounts": true}}],
