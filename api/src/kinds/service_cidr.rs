@@ -13,6 +13,7 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     validate: Some(|object, errors| ranges(&At::of(object, "spec").at("cidrs"), errors)),
     validate_update: Some(update),
     cells: Some(|o, _| vec![("CIDRs", json!(joined(&o["spec"]["cidrs"])))]),
+    inactive: Some("addresses of Services come from the range that the server was started with"),
     none: &[Aspect::Defaults, Aspect::Warnings],
     ..DEFAULT
 };
