@@ -3,8 +3,9 @@
 //! What fails without having reached the server is tried again a few times with growing, jittered pauses; what may have
 //! reached it only if it changes nothing. Watches go on after a lost connection where they stood ([`watch`]).
 //!
-//! Own code over the HTTP library that the server links anyway, rather than the `kube` crate's client: see the figures in
-//! `bench/README.md`.
+//! Own code over the HTTP library that the server links anyway, rather than the `kube` crate's client. A program that lists
+//! and watches namespaces, release build: 3.8 MB, 3.7 MB resident (PSS) and first answer after 3–11 ms with this; 8.3 MB,
+//! 6.5 MB and 4–16 ms with kube 5.0 (client, rustls with ring). Its watch does not resume by itself either.
 
 use std::error::Error;
 use std::time::Duration;

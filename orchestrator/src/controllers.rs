@@ -8,6 +8,8 @@ use thiserror::Error;
 pub mod deployment;
 pub mod endpoints;
 pub mod gc;
+#[cfg(test)]
+mod golden;
 pub mod housekeeping;
 pub mod namespaces;
 pub mod ownership;

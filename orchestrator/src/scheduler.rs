@@ -10,9 +10,8 @@ use std::sync::Arc;
 
 use client::events::Recorder;
 use client::{Caches, Client, Kept, Key};
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::controllers::views::{Node, Pod};
@@ -48,9 +47,10 @@ pub async fn run(client: Client, caches: Arc<Caches>) {
     let (tell, mut changes) = mpsc::unbounded_channel();
     watch(&caches, &tell);
     caches.synced().await;
-    let writer = Writer { recorder: Recorder::new(client.clone(), NAME, ""), client };
+    let writer = Arc::new(Writer { recorder: Recorder::new(client.clone(), NAME, ""), client });
     let mut scheduler = Scheduler::new(caches);
-    let mut writes = FuturesUnordered::new();
+    // Tasks, so that writes do not wait for decisions.
+    let mut writes = JoinSet::new();
     loop {
         while let Ok(changed) = changes.try_recv() {
             scheduler.take_in(changed, Instant::now());
@@ -58,7 +58,7 @@ pub async fn run(client: Client, caches: Arc<Caches>) {
         if writes.len() < WRITES
             && let Some(step) = scheduler.step(Instant::now())
         {
-            writes.push(writer.write(step));
+            writes.spawn(writer.clone().write(step));
             continue;
         }
         let deadline = scheduler.pending.next_deadline().filter(|_| writes.len() < WRITES);
@@ -71,7 +71,11 @@ pub async fn run(client: Client, caches: Arc<Caches>) {
         tokio::select! {
             // The sender lives in the caches' handlers.
             Some(changed) = changes.recv() => scheduler.take_in(changed, Instant::now()),
-            Some(bound) = writes.next() => scheduler.written(bound, Instant::now()),
+            Some(bound) = writes.join_next() => match bound {
+                Ok(bound) => scheduler.written(bound, Instant::now()),
+                // Nobody aborts them: it panicked, and so do we.
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            },
             () = rested => {}
         }
     }

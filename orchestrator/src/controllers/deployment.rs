@@ -603,4 +603,38 @@ mod tests {
         });
         assert!(kept, "what others wrote stays: {resumed:?}");
     }
+
+    #[test]
+    fn plans_are_as_agreed() {
+        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
+        let web = deployment(3, "b", "25%", "25%");
+        let mut paused = deployment(3, "b", "25%", "25%");
+        paused.spec.paused = true;
+        let mut recreated = deployment(2, "b", "0", "0");
+        recreated.spec.strategy = Strategy { type_: "Recreate".into(), rolling_update: None };
+        let at = |sets: &[Arc<ReplicaSet>]| plan(&web, sets, true, now);
+        super::super::golden::check(
+            "deployment",
+            &[
+                ("nothing is there", plan(&deployment(3, "a", "25%", "25%"), &[], false, now)),
+                ("a new template", at(&[set("old", "a", 3, 3, 1)])),
+                ("its first pod is available", at(&[set("old", "a", 3, 3, 1), set("new", "b", 1, 1, 2)])),
+                ("its first pod is not", at(&[set("old", "a", 3, 3, 1), set("new", "b", 1, 0, 2)])),
+                ("complete", at(&[set("old", "a", 0, 0, 1), set("new", "b", 3, 3, 2)])),
+                ("back to the template before", {
+                    plan(
+                        &deployment(3, "a", "25%", "25%"),
+                        &[set("old", "a", 0, 0, 1), set("new", "b", 3, 3, 2)],
+                        true,
+                        now,
+                    )
+                }),
+                ("paused", plan(&paused, &[set("old", "a", 3, 3, 1)], true, now)),
+                (
+                    "all old ones go first",
+                    plan(&recreated, &[set("old", "a", 2, 2, 1), set("new", "b", 0, 0, 2)], true, now),
+                ),
+            ],
+        );
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use client::{Caches, Kept, Key};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -150,7 +151,7 @@ impl Controller for NodeLifecycle {
             .map(|lease| lease.spec.renew_time.clone())
             .unwrap_or_default();
         let age = self.age(&key.name, &renewed);
-        plan_node(&node, age)
+        plan_node(&node, age, Timestamp::now())
     }
 }
 
@@ -166,7 +167,7 @@ impl NodeLifecycle {
     }
 }
 
-fn plan_node(node: &Node, age: Duration) -> Plan {
+fn plan_node(node: &Node, age: Duration, now: Timestamp) -> Plan {
     let key = Key::new("", &node.metadata.meta.name);
     let silent = age >= GRACE;
     let mut plan = Plan::new();
@@ -177,7 +178,7 @@ fn plan_node(node: &Node, age: Duration) -> Plan {
             key: key.clone(),
             subresource: "status",
             version: None,
-            patch: json!({"status": {"conditions": unknown_conditions(node)}}),
+            patch: json!({"status": {"conditions": unknown_conditions(node, now)}}),
         });
     }
     let wanted = match (silent, ready) {
@@ -186,7 +187,7 @@ fn plan_node(node: &Node, age: Duration) -> Plan {
         (false, Some("Unknown")) => Some(UNREACHABLE),
         (false, _) => Some(NOT_READY),
     };
-    if let Some(taints) = retaint(&node.spec.taints, wanted) {
+    if let Some(taints) = retaint(&node.spec.taints, wanted, now) {
         let taints = if taints.is_empty() { Value::Null } else { json!(taints) };
         plan.push(Action::Patch {
             resource: NODES,
@@ -202,15 +203,15 @@ fn plan_node(node: &Node, age: Duration) -> Plan {
     plan
 }
 
-fn unknown_conditions(node: &Node) -> Vec<Value> {
-    let now = api::time::rfc3339(jiff::Timestamp::now());
+fn unknown_conditions(node: &Node, now: Timestamp) -> Vec<Value> {
+    let now = api::time::rfc3339(now);
     let silent = |type_: &str| json!({"type": type_, "status": "Unknown", "reason": "NodeStatusUnknown", "message": "Kubelet stopped posting node status.", "lastHeartbeatTime": now, "lastTransitionTime": now});
     let known: Vec<&str> = node.status.conditions.iter().map(|condition| &*condition.type_).collect();
     if known.is_empty() { vec![silent("Ready")] } else { known.into_iter().map(silent).collect() }
 }
 
 /// The taints with ours set right; `None` when they are.
-fn retaint(taints: &[Taint], wanted: Option<&str>) -> Option<Vec<Taint>> {
+fn retaint(taints: &[Taint], wanted: Option<&str>, now: Timestamp) -> Option<Vec<Taint>> {
     let ours = |taint: &Taint| matches!(&*taint.key, NOT_READY | UNREACHABLE);
     let has = |key: &str, effect: &str| taints.iter().any(|taint| taint.key == key && taint.effect == effect);
     let right = match wanted {
@@ -224,7 +225,7 @@ fn retaint(taints: &[Taint], wanted: Option<&str>) -> Option<Vec<Taint>> {
     }
     let mut all: Vec<Taint> = taints.iter().filter(|taint| !ours(taint)).cloned().collect();
     if let Some(key) = wanted {
-        let now = api::time::rfc3339(jiff::Timestamp::now());
+        let now = api::time::rfc3339(now);
         for effect in ["NoSchedule", "NoExecute"] {
             all.push(Taint {
                 key: key.into(),
@@ -247,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_silent_node_becomes_unknown_and_tainted() {
-        let plan = plan_node(&node("True", json!([])), GRACE);
+        let plan = plan_node(&node("True", json!([])), GRACE, Timestamp::UNIX_EPOCH);
         assert_eq!(plan.len(), 2, "{plan:?}");
         let Action::Patch { patch, .. } = &plan[1] else { panic!() };
         assert_eq!(patch["spec"]["taints"][0]["key"], UNREACHABLE);
@@ -256,9 +257,23 @@ mod tests {
     #[test]
     fn a_node_that_is_back_loses_our_taints_only() {
         let taints = json!([{"key": "own", "effect": "NoSchedule"}, {"key": NOT_READY, "effect": "NoSchedule"}, {"key": NOT_READY, "effect": "NoExecute"}]);
-        let plan = plan_node(&node("True", taints), Duration::ZERO);
+        let plan = plan_node(&node("True", taints), Duration::ZERO, Timestamp::UNIX_EPOCH);
         let Action::Patch { patch, .. } = &plan[0] else { panic!("{plan:?}") };
         assert_eq!(patch["spec"]["taints"].as_array().unwrap().len(), 1);
         assert!(matches!(plan[1], Action::Again { .. }));
+    }
+
+    #[test]
+    fn plans_are_as_agreed() {
+        let plan = |ready: &str, age| plan_node(&node(ready, json!([])), age, Timestamp::UNIX_EPOCH);
+        super::super::golden::check(
+            "node-lifecycle",
+            &[
+                ("fresh", plan("True", Duration::ZERO)),
+                ("not ready", plan("False", Duration::ZERO)),
+                ("silent", plan("True", GRACE)),
+                ("known to be silent", plan("Unknown", GRACE * 2)),
+            ],
+        );
     }
 }

@@ -358,4 +358,29 @@ mod tests {
         let dear = with("dear", json!({"/metadata/annotations": {DELETION_COST: "5"}}));
         assert!(usefulness(&dear, 9) > usefulness(&plain, 1));
     }
+
+    #[test]
+    fn plans_are_as_agreed() {
+        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
+        let running = |name: &str| pod(name, "web", true, "Running");
+        let three = [running("a"), running("bb"), pod("ccc", "web", true, "Pending")];
+        let refused = Failure { act: Act::Create, status: api::status::Status::forbidden("", "pods", "web-x", "no") };
+        let mut ready = running("a");
+        let conditions = json!([{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T23:59:55Z"}]);
+        Arc::make_mut(&mut ready).status.conditions = serde_json::from_value(conditions).unwrap();
+        let mut patient = set(1);
+        patient.spec.min_ready_seconds = 10;
+        super::super::golden::check(
+            "replicaset",
+            &[
+                ("one of two is missing", plan(&set(2), &[running("a")], &[], now)),
+                ("two of three are too many", plan(&set(1), &three, &[], now)),
+                ("one left and another joined", {
+                    plan(&set(2), &[pod("a", "other", true, "Running")], &[pod("bb", "web", false, "Running")], now)
+                }),
+                ("ready, and not yet for long enough", plan(&patient, &[ready], &[], now)),
+                ("pods were refused", say_failure(&set(2), &refused, now)),
+            ],
+        );
+    }
 }

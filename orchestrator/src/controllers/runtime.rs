@@ -249,3 +249,6 @@ impl Hands {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,14 +32,17 @@ impl World {
         let config = Config::on_loopback(folder.path().join("store.redb"));
         let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
         let chosen = Selection::parse(&CHOSEN.map(str::to_owned)).unwrap();
-        let (caches, mut tasks) = (Arc::new(Caches::new(table::reads(&chosen))), JoinSet::new());
-        caches.start(&server.client(User::new("tester", &[MASTERS]), "tester"), &mut tasks);
+        let mut tasks = JoinSet::new();
         let facts = table::Facts {
             ca_certificate: server.authority().ca_certificate.clone(),
             address: server.address(),
             services: config.services.clone(),
+            servers: crate::servers::alone(server.address()),
         };
-        table::start(&server, &caches, &facts, &chosen, &mut tasks);
+        let ready = table::ready(&server, &facts, &chosen);
+        let caches = Arc::new(Caches::new(table::reads(&ready)));
+        caches.start(&server.client(User::new("tester", &[MASTERS]), "tester"), &mut tasks);
+        table::start(&ready, &caches, &mut tasks);
         let world =
             Self { client: server.client(User::new("tester", &[MASTERS]), "tester"), _folder: folder, _tasks: tasks };
         world.until("the account of pods", || world.account("default")).await;
@@ -145,6 +148,37 @@ async fn writes_of_other_kinds_stop_no_worker() {
     writer.abort();
     // Nothing changes any more but what this asks for.
     world.replica_set("last", 2).await;
+}
+
+/// The collector does not wait for a pause of the writers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn steady_writes_do_not_keep_what_lost_its_owner() {
+    let world = World::new().await;
+    world.make(CONFIG_MAPS, "default", json!({"metadata": {"name": "busy"}})).await;
+    let writer = {
+        let client = world.client.clone();
+        tokio::spawn(async move {
+            for round in 0.. {
+                let patch = json!({"data": {"round": format!("{round}")}});
+                client.patch(&CONFIG_MAPS, "default", "busy", "", &patch).await.unwrap();
+            }
+        })
+    };
+    for index in 0..10 {
+        let owner = world.make(CONFIG_MAPS, "default", json!({"metadata": {"name": format!("owner-{index}")}})).await;
+        let metadata = json!({"name": format!("owned-{index}"), "ownerReferences": owned_by(&owner)});
+        world.make(CONFIG_MAPS, "default", json!({"metadata": metadata})).await;
+    }
+    let keeps = world.client.get(&CONFIG_MAPS, "default", "owned-9").await;
+    assert!(keeps.is_ok(), "its owner is there, though its news may come later");
+    for index in 0..10 {
+        let owner = format!("owner-{index}");
+        world.client.delete(&CONFIG_MAPS, "default", &owner, &DeleteOptions::default()).await.unwrap();
+    }
+    for index in 0..10 {
+        world.gone(CONFIG_MAPS, ("default", &format!("owned-{index}"))).await;
+    }
+    writer.abort();
 }
 
 /// Pods that are refused are asked for one by one, and the ReplicaSet and its Deployment say why there are none.
@@ -312,6 +346,7 @@ async fn each_controller_runs_alone() {
         ca_certificate: server.authority().ca_certificate.clone(),
         address: server.address(),
         services: config.services.clone(),
+        servers: crate::servers::alone(server.address()),
     };
     let labels = json!({"app": "a"});
     let pods = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
@@ -336,9 +371,10 @@ async fn each_controller_runs_alone() {
     }
     for row in &table::TABLE {
         let chosen = Selection::parse(&[row.name.to_owned()]).unwrap();
-        let (caches, mut tasks) = (Arc::new(Caches::new(table::reads(&chosen))), JoinSet::new());
+        let ready = table::ready(&server, &facts, &chosen);
+        let (caches, mut tasks) = (Arc::new(Caches::new(table::reads(&ready))), JoinSet::new());
         caches.start(&client, &mut tasks);
-        table::start(&server, &caches, &facts, &chosen, &mut tasks);
+        table::start(&ready, &caches, &mut tasks);
         let ended = tokio::time::timeout(Duration::from_millis(500), tasks.join_next()).await;
         assert!(ended.is_err(), "{}: {ended:?}", row.name);
     }

@@ -29,7 +29,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub async fn write(&self, step: Step) -> Bound {
+    pub async fn write(self: Arc<Self>, step: Step) -> Bound {
         match step {
             Step::Bind { pod, node } => match self.bind(&pod, &node).await {
                 Ok(()) => Bound::Done,

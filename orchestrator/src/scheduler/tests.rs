@@ -6,8 +6,8 @@ use apiserver::identity::{MASTERS, User};
 use apiserver::nodes::NoNodes;
 use apiserver::server::{Config, Server};
 use client::{Resource, Selector};
+use futures::StreamExt;
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
 
 use super::*;
 use crate::controllers::views::{NODES, PODS};
@@ -287,4 +287,23 @@ async fn pods_a_second() {
     let took = started.elapsed();
     let rate = PODS as f64 / (took - synced).as_secs_f64();
     println!("{PODS} pods on 5000 nodes: first look {synced:?}, then bound in {:?}: {rate:.0} pods/s", took - synced);
+}
+
+/// Prints how many decisions a second are made where nothing is written: `… decisions_a_second`, as above.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn decisions_a_second() {
+    const PODS: usize = 50_000;
+    let mut world = World::new();
+    for index in 0..5000 {
+        world.node(&format!("n{index:04}"), "16", 0);
+    }
+    for index in 0..PODS {
+        world.pod(pod(&format!("p{index:05}"), "100m", json!({})));
+    }
+    let started = std::time::Instant::now();
+    let bound = world.steps().iter().filter(|step| step.contains('→')).count();
+    let took = started.elapsed();
+    assert_eq!(bound, PODS);
+    println!("{PODS} decisions over 5000 nodes in {took:?}: {:.0}/s", PODS as f64 / took.as_secs_f64());
 }

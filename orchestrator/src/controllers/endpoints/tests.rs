@@ -179,3 +179,30 @@ fn a_slice_that_is_left_with_nothing_goes_and_the_last_one_stays() {
     );
     assert!(emptied.iter().any(|action| matches!(action, Action::Delete { .. })));
 }
+
+#[test]
+fn plans_are_as_agreed() {
+    let service = service(json!(8080));
+    let of = |pods: &[Arc<Pod>]| groups(&endpoints_of(&service, pods), endpoint);
+    let slices =
+        |pods: &[Arc<Pod>], existing: &[Arc<EndpointSlice>]| plan_slices(&service, CONTROLLER, of(pods), existing);
+    let (one, two) = ([pod("a", true, false)], [pod("a", true, false), pod("bb", false, false)]);
+    let Action::Create { mut object, .. } = slices(&one, &[]).remove(0) else { panic!() };
+    object["metadata"]["name"] = json!("web-x");
+    object["metadata"]["resourceVersion"] = json!("7");
+    let stored: [Arc<EndpointSlice>; 1] = [Arc::new(serde_json::from_value(object).unwrap())];
+    let objects = |pods: &[Arc<Pod>], found: Option<&Endpoints>| {
+        write_endpoints(&service, found, subsets(&endpoints_of(&service, pods)))
+    };
+    super::super::golden::check(
+        "endpoints",
+        &[
+            ("the first slice", slices(&one, &[])),
+            ("another pod", slices(&two, &stored)),
+            ("no change", slices(&one, &stored)),
+            ("the last pod went", slices(&[], &stored)),
+            ("the first Endpoints", objects(&two, None)),
+            ("nothing is left of them", objects(&[], Some(&Endpoints::default()))),
+        ],
+    );
+}
