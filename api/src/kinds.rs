@@ -106,7 +106,7 @@ pub struct Behaviour {
     pub row_conditions: Option<fn(&Value) -> Vec<Value>>,
     /// What is accepted and will surprise.
     pub warnings: Option<fn(&Value) -> Vec<String>>,
-    /// Told to whoever writes one, accepted or not.
+    /// Told to whoever asks for one, answered or refused.
     pub deprecated: Option<&'static str>,
     /// Nothing acts on it, and what that means.
     pub inactive: Option<&'static str>,

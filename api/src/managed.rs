@@ -69,7 +69,7 @@ pub fn update(kind: &Kind, old: Option<&Value>, new: &mut Value, writer: Writer)
         fields: FieldSet::default(),
     };
     record(&mut entries, own, &difference, writer.now);
-    write_entries(new, entries);
+    write_entries(new, limited(entries));
 }
 
 /// Server-side apply: the live object merged with what `applied` asks for, entries included. The result still goes
@@ -78,7 +78,7 @@ pub fn apply(kind: &Kind, live: Option<&Value>, applied: &Value, writer: Writer,
     check_applied(kind, applied)?;
     let empty = empty_object(kind);
     let current = live.unwrap_or(&empty);
-    let mut entries = live.map(read_entries).unwrap_or_default();
+    let mut entries = live.and_then(read_entries).unwrap_or_default();
     if let Some(live) = live.filter(|_| entries.is_empty()) {
         entries.push(before_first_apply(kind, live, writer.now));
     }
@@ -209,6 +209,37 @@ fn record(entries: &mut Vec<Entry>, mut own: Entry, difference: &Difference, now
     }
 }
 
+/// Updaters that an object tells apart.
+const UPDATERS: usize = 10;
+/// The name that the others share.
+const ANCIENT: &str = "ancient-changes";
+
+/// Of too many updaters those who wrote longest ago share an entry, one for each version.
+fn limited(entries: Vec<Entry>) -> Vec<Entry> {
+    let (mut all, mut updaters): (Vec<Entry>, Vec<Entry>) =
+        entries.into_iter().filter(|entry| !entry.fields.is_empty()).partition(|entry| entry.apply);
+    let mut over = updaters.len().saturating_sub(UPDATERS);
+    let is_ancient = |e: &Entry| e.manager == ANCIENT && e.subresource.is_empty();
+    let age =
+        |e: &Entry| (!is_ancient(e), e.time.clone(), e.manager.clone(), e.api_version.clone(), e.subresource.clone());
+    updaters.sort_by_cached_key(age);
+    let mut kept: Vec<Entry> = Vec::new();
+    for entry in updaters {
+        match kept.iter_mut().find(|first| over > 0 && first.api_version == entry.api_version) {
+            Some(first) => {
+                first.fields = first.fields.union(&entry.fields);
+                first.time = entry.time;
+                first.manager = ANCIENT.into();
+                first.subresource = String::new();
+                over -= 1;
+            }
+            None => kept.push(entry),
+        }
+    }
+    all.append(&mut kept);
+    all
+}
+
 fn conflict(conflicts: &[(Entry, FieldSet)]) -> Status {
     let described = |entry: &Entry| {
         let subresource = match entry.subresource.as_str() {
@@ -324,33 +355,39 @@ fn empty_object(kind: &Kind) -> Value {
 
 /// The sender's entries, or the stored ones when it sent none; `[{}]` resets them.
 fn entries_to_update(old: Option<&Value>, new: &Value, subresource: bool) -> Vec<Entry> {
-    let stored = || old.map(read_entries).unwrap_or_default();
+    let stored = || old.and_then(read_entries).unwrap_or_default();
     let sent = new["metadata"]["managedFields"].as_array();
     match sent.map(Vec::as_slice) {
         _ if subresource => stored(),
         Some([Value::Object(only)]) if only.is_empty() || only.values().all(Value::is_null) => Vec::new(),
-        Some([_, ..]) => {
-            let entries = read_entries(new);
-            if entries.is_empty() { stored() } else { entries }
-        }
+        Some([_, ..]) => read_entries(new).unwrap_or_else(stored),
         _ => stored(),
     }
 }
 
-fn read_entries(object: &Value) -> Vec<Entry> {
+/// `None` where one of them cannot be read: then none is.
+fn read_entries(object: &Value) -> Option<Vec<Entry>> {
     let text = |v: &Value| v.as_str().unwrap_or_default().to_string();
+    let operation = |apply: &Value| match apply.as_str()? {
+        "Apply" => Some(true),
+        "Update" => Some(false),
+        _ => None,
+    };
     object["metadata"]["managedFields"]
         .as_array()
         .into_iter()
         .flatten()
-        .filter(|e| e["fieldsType"] == "FieldsV1" && !text(&e["apiVersion"]).is_empty())
-        .map(|e| Entry {
-            manager: text(&e["manager"]),
-            apply: e["operation"] == "Apply",
-            api_version: text(&e["apiVersion"]),
-            time: e["time"].as_str().map(String::from),
-            subresource: text(&e["subresource"]),
-            fields: FieldSet::from_json(&e["fieldsV1"]),
+        .map(|e| {
+            let known = e["fieldsType"] == "FieldsV1" && !text(&e["apiVersion"]).is_empty();
+            let (apply, fields) = (operation(&e["operation"])?, FieldSet::from_json(&e["fieldsV1"])?);
+            known.then(|| Entry {
+                manager: text(&e["manager"]),
+                apply,
+                api_version: text(&e["apiVersion"]),
+                time: e["time"].as_str().map(String::from),
+                subresource: text(&e["subresource"]),
+                fields,
+            })
         })
         .collect()
 }

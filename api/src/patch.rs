@@ -198,6 +198,12 @@ mod tests {
         assert!(told(json!({"metadata": {"labels": "invalid"}})).ends_with("cannot restore map from string"));
         assert!(told(json!({"metadata": {"finalizers": 1}})).ends_with("cannot restore slice from int64"));
         assert!(told(json!({"spec": []})).ends_with("cannot restore struct from: slice"));
+        let spec = |field: &str, value: Value| told(json!({"spec": {field: value}}));
+        assert!(spec("priority", json!("high")).ends_with("unrecognized type: int32"));
+        assert!(spec("priority", json!(1.5)).ends_with("cannot convert float64 to int32"));
+        assert!(spec("hostPID", json!("yes")).ends_with("unrecognized type: bool"));
+        assert!(spec("nodeName", json!(true)).ends_with("unrecognized type: string"));
+        assert!(spec("nodeName", json!(1)).ends_with("cannot convert int64 to string"));
     }
 
     #[test]

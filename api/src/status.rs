@@ -226,6 +226,12 @@ impl Status {
         self
     }
 
+    /// The same, with a warning before the others.
+    pub fn warned_first(mut self, warning: &str) -> Self {
+        self.warnings.insert(0, warning.to_owned());
+        self
+    }
+
     /// Whether the details give this reason among their causes.
     pub fn has_cause(&self, reason: &str) -> bool {
         self.details.as_ref().is_some_and(|details| details.causes.iter().any(|cause| cause.reason == reason))

@@ -18,7 +18,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 pub(crate) use self::at::{At, one_source};
-pub use self::warn::{deprecations, warnings};
+pub use self::meta::{MANAGER_BYTES, manager};
+pub use self::warn::warnings;
 
 use crate::kind::{Kind, Part};
 use crate::status::FieldError;

@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Validation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::engine::Engine;
@@ -148,7 +149,7 @@ fn user_of(claims: &Claims) -> User {
     let mut user = User::service_account(&bound.namespace, &bound.serviceaccount.name);
     user.uid = bound.serviceaccount.uid.clone();
     let mut extra = BTreeMap::new();
-    extra.insert("authentication.kubernetes.io/credential-id".to_owned(), vec![format!("JTI={}", claims.jti)]);
+    extra.insert(CREDENTIAL.to_owned(), vec![format!("JTI={}", claims.jti)]);
     for (prefix, reference) in [("pod", &bound.pod), ("node", &bound.node)] {
         if let Some(reference) = reference {
             extra.insert(format!("authentication.kubernetes.io/{prefix}-name"), vec![reference.name.clone()]);
@@ -158,6 +159,9 @@ fn user_of(claims: &Claims) -> User {
     user.extra = extra;
     user
 }
+
+/// Which token or certificate proved who asks, among the extras of a user.
+const CREDENTIAL: &str = "authentication.kubernetes.io/credential-id";
 
 /// A client certificate that was verified at the handshake.
 #[derive(Debug, Clone)]
@@ -178,7 +182,9 @@ impl Certificate {
             subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
         groups.push(AUTHENTICATED.into());
         let expires = certificate.validity().not_after.timestamp();
-        Some(Self { user: User { name, groups, ..User::default() }, expires })
+        let print: String = Sha256::digest(der).iter().map(|byte| format!("{byte:02x}")).collect();
+        let extra = BTreeMap::from([(CREDENTIAL.to_owned(), vec![format!("X509SHA256={print}")])]);
+        Some(Self { user: User { name, groups, extra, ..User::default() }, expires })
     }
 }
 

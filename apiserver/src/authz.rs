@@ -488,7 +488,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let config = crate::server::Config::on_loopback(folder.path().join("store.redb"));
         let server = crate::server::Server::open(&config, std::sync::Arc::new(crate::nodes::NoNodes)).await.unwrap();
-        let engine = server.engine();
+        let engine = &server.shared().engine;
         let target = Target::new(engine.registry().find(RBAC, "v1", "roles").unwrap(), "default", "odd");
         let eve = User::new("eve", &[]);
         let refused = |rules: Value| {

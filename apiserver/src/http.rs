@@ -7,6 +7,8 @@ use std::time::Duration;
 use api::budget::Budget;
 use api::status::Status;
 use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -48,6 +50,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const REQUEST: Duration = Duration::from_secs(60);
 /// A body is all there within this.
 const BODY: Duration = Duration::from_secs(30);
+/// Of a body that is too large, this much is read before the refusal, bytes.
+const DROPPED: usize = 64 << 20;
 /// The head of a request takes no longer; a connection that idles longer between requests is closed.
 const HEADERS: Duration = Duration::from_secs(120);
 /// A peer that went without a word is found out by pings.
@@ -145,12 +149,26 @@ fn page_not_found() -> reply::Reply {
     reply::text(404, "404 page not found\n")
 }
 
-/// Reads a body up to the server's limit.
-async fn read_body(body: Incoming) -> Result<bytes::Bytes, Status> {
+/// Reads a body up to the server's limit. More is read too and dropped, for a while: whoever writes while nobody reads
+/// finds a stream that was reset, and never the answer.
+async fn read_body(body: Incoming) -> Result<Bytes, Status> {
     let limit = Budget::CLIENT.body;
-    let body = axum::body::to_bytes(Body::new(body), limit);
-    let whole = tokio::time::timeout(BODY, body).await.map_err(|_| late())?;
-    whole.map_err(|_| Status::too_large(limit))
+    let mut parts = Body::new(body).into_data_stream();
+    let mut kept = BytesMut::new();
+    let mut size = 0usize;
+    let whole = async {
+        while let Some(part) = parts.next().await {
+            let part = part.map_err(|why| Status::bad_request(format!("the body ended early: {why}")))?;
+            size = size.saturating_add(part.len());
+            match size {
+                _ if size <= limit => kept.extend_from_slice(&part),
+                _ if size <= limit.saturating_add(DROPPED) => kept = BytesMut::new(),
+                _ => break,
+            }
+        }
+        if size <= limit { Ok(kept.freeze()) } else { Err(Status::too_large(limit)) }
+    };
+    tokio::time::timeout(BODY, whole).await.map_err(|_| late())?
 }
 
 /// A request header as text.

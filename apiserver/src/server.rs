@@ -152,11 +152,6 @@ impl Server {
         &self.shared
     }
 
-    #[cfg(test)]
-    pub(crate) fn engine(&self) -> &Arc<Engine> {
-        &self.shared.engine
-    }
-
     pub fn authority(&self) -> &Arc<Authority> {
         &self.authority
     }

@@ -493,3 +493,25 @@ async fn a_server_that_is_not_there_is_said() {
     let refused = soon("a refusal", client.get(&MAPS, "default", "a")).await.unwrap_err();
     assert!(refused.code == 503 && refused.message.starts_with("the server cannot be reached"), "{refused}");
 }
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_in_words() {
+    let world = World::new().await;
+    let mut large = map("large");
+    large["data"]["n"] = json!("x".repeat(20 << 20));
+    let refused = remote(&world.https).create(&MAPS, "default", large).await.unwrap_err();
+    assert_eq!((refused.code, refused.reason), (413, "RequestEntityTooLarge"));
+    assert_eq!(refused.message, "Request entity too large: limit is 3145728");
+    make(&remote(&world.https), &MAPS, map("small")).await;
+}
+
+#[tokio::test]
+async fn who_shows_a_certificate_is_told_which() {
+    let world = World::new().await;
+    let review = Resource::named("authentication.k8s.io", "v1", "selfsubjectreviews");
+    let asked = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
+    let told = remote(&world.https).create(&review, "", asked).await.unwrap();
+    let credential = told["status"]["userInfo"]["extra"]["authentication.kubernetes.io/credential-id"][0].as_str();
+    let print = credential.unwrap().strip_prefix("X509SHA256=").unwrap();
+    assert!(print.len() == 64 && print.chars().all(|digit| matches!(digit, '0'..='9' | 'a'..='f')), "{print}");
+}

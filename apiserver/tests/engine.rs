@@ -47,7 +47,8 @@ async fn a_request_for_a_certificate_says_who_makes_it() {
         (&spec["username"], &spec["groups"]),
         (&json!("admin"), &json!(["system:masters", "system:authenticated"]))
     );
-    assert!(spec.get("uid").is_none() && spec.get("extra").is_none(), "{spec}");
+    let extra: Vec<&String> = spec["extra"].as_object().unwrap().keys().collect();
+    assert!(spec.get("uid").is_none() && extra == ["authentication.kubernetes.io/credential-id"], "{spec}");
     let change = json!({"spec": {"username": "other", "groups": ["x"], "request": "Qg=="}});
     let changed = world.admin("PATCH", &format!("{all}/r"), change).await;
     assert_eq!((changed.code, &changed.body["spec"]), (200, spec));
@@ -277,10 +278,37 @@ async fn documents_say_what_fields_are_for() {
 }
 
 #[tokio::test]
+async fn whoever_asks_for_a_deprecated_kind_is_told_so() {
+    let mut world = World::new().await;
+    let want = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
+    let all = "/api/v1/namespaces/default/endpoints";
+    let one = &format!("{all}/e");
+    let object = json!({"kind": "Endpoints", "apiVersion": "v1", "metadata": {"name": "e"}, "odd": 1});
+    for (method, path, body, code) in [
+        ("POST", all, object.clone(), 201),
+        ("POST", all, object.clone(), 409),
+        ("GET", one, Value::Null, 200),
+        ("GET", all, Value::Null, 200),
+        ("GET", "/api/v1/endpoints?watch=true&timeoutSeconds=1", Value::Null, 200),
+        ("PUT", one, object, 200),
+        ("PATCH", one, json!({"metadata": {"labels": {"a": "b"}}}), 200),
+        ("DELETE", one, Value::Null, 200),
+        ("GET", one, Value::Null, 404),
+        ("DELETE", all, Value::Null, 200),
+    ] {
+        let answer = world.admin(method, path, body).await;
+        assert_eq!((answer.code, answer.warnings[0].as_str()), (code, want), "{method} {path}");
+        let unknown = usize::from(matches!(method, "PUT" | "POST"));
+        assert_eq!(answer.warnings.len(), 1 + unknown, "{method} {path}: {:?}", answer.warnings);
+    }
+}
+
+#[tokio::test]
 async fn components_are_told_from_how_the_server_is() {
     let mut world = World::new().await;
     let list = get(&mut world, "/api/v1/componentstatuses").await;
     assert_eq!(list.warnings, ["v1 ComponentStatus is deprecated in v1.19+"]);
+    assert_eq!(get(&mut world, "/api/v1/componentstatuses/none").await.warnings, list.warnings);
     let names: Vec<&Value> =
         list.body["items"].as_array().unwrap().iter().map(|one| &one["metadata"]["name"]).collect();
     assert_eq!(names, ["controller-manager", "etcd-0", "scheduler"]);
@@ -289,4 +317,63 @@ async fn components_are_told_from_how_the_server_is() {
     let table: Value = serde_json::from_slice(&table.body).unwrap();
     assert_eq!(table["rows"][0]["cells"], json!(["scheduler", "Healthy", "ok", ""]));
     assert_eq!(get(&mut world, "/api/v1/componentstatuses/none").await.code, 404);
+}
+
+#[tokio::test]
+async fn managers_of_fields_have_bounds() {
+    let mut world = World::new().await;
+    let all = "/api/v1/namespaces/default/configmaps";
+    let one = &format!("{all}/c");
+    let object = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "c"}, "data": {"a": "b"}});
+    make(&mut world, &format!("{all}?fieldManager=m09"), object).await;
+    let managers = |answer: &Answer| -> Vec<String> {
+        let entries = answer.body["metadata"]["managedFields"].as_array().unwrap();
+        entries.iter().map(|entry| entry["manager"].as_str().unwrap().to_owned()).collect()
+    };
+    for number in 10..22 {
+        let change = json!({"data": {format!("key{number}"): "x"}});
+        let answer = world.admin("PATCH", &format!("{one}?fieldManager=m{number}"), change).await;
+        assert_eq!(answer.code, 200, "{}", answer.message());
+    }
+    let full = get(&mut world, one).await;
+    let mut named = managers(&full);
+    named.sort();
+    assert_eq!(named[0], "ancient-changes");
+    assert_eq!(named[1..], (13..22).map(|number| format!("m{number}")).collect::<Vec<_>>());
+    let ancient = full.body["metadata"]["managedFields"].as_array().unwrap();
+    let ancient = ancient.iter().find(|entry| entry["manager"] == "ancient-changes").unwrap();
+    assert_eq!(
+        ancient["fieldsV1"]["f:data"].as_object().unwrap().keys().collect::<Vec<_>>(),
+        [".", "f:a", "f:key10", "f:key11", "f:key12"]
+    );
+
+    let entry = |change: Value| {
+        let mut entry = json!({"manager": "own", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1",
+            "fieldsV1": {"f:data": {"f:key10": {}}}});
+        for (key, value) in change.as_object().unwrap() {
+            entry[key] = value.clone();
+        }
+        json!({"metadata": {"managedFields": [entry]}})
+    };
+    // What cannot be read counts as not sent.
+    for change in [
+        json!({"operation": "Other"}),
+        json!({"fieldsType": "FieldsV2"}),
+        json!({"apiVersion": ""}),
+        json!({"fieldsV1": {"data": {}}}),
+        json!({"fieldsV1": {"f:data": {"i:x": {}}}}),
+    ] {
+        let answer = world.admin("PATCH", one, entry(change.clone())).await;
+        assert_eq!((answer.code, managers(&answer)), (200, managers(&full)), "{change}");
+    }
+    let long = world.admin("PATCH", one, entry(json!({"manager": "m".repeat(129)}))).await;
+    let want = "metadata.managedFields[0].manager: Too long: may not be more than 128 bytes";
+    assert!(long.code == 422 && long.message().contains(want), "{}", long.message());
+    let deep = world.admin("PATCH", one, entry(json!({"subresource": "s".repeat(257)}))).await;
+    let want = "metadata.managedFields[0].subresource: Too long: may not be more than 256 bytes";
+    assert!(deep.code == 422 && deep.message().contains(want), "{}", deep.message());
+    let unknown = json!({"fieldsV1": {"f:data": {"x:later": {}, "f:key10": {}}}});
+    let kept = world.admin("PATCH", one, entry(unknown)).await;
+    assert_eq!((kept.code, managers(&kept)), (200, vec!["own".to_owned()]));
+    assert_eq!(kept.body["metadata"]["managedFields"][0]["fieldsV1"], json!({"f:data": {"f:key10": {}}}));
 }

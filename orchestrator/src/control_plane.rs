@@ -8,16 +8,18 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use apiserver::EtcdSettings;
 use apiserver::engine::{ServiceNetwork, admission};
-use apiserver::identity::{AUTHENTICATED, User};
+use apiserver::identity::{AUTHENTICATED, MASTERS, User};
 use apiserver::nodes::{NoNodes, Nodes};
 use apiserver::server::{Anonymous, Config, Server, StoreAt};
 use client::Caches;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::controllers::{Selection, table};
+use crate::controllers::Selection;
+use crate::controllers::table::{self, Runs};
 use crate::node;
 use crate::store_command;
+use crate::{leader, servers};
 
 /// Validated settings.
 #[derive(Debug, Clone)]
@@ -91,15 +93,34 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
     };
     let address = SocketAddr::new(settings.advertise, server.address().port());
     write_private(&settings.data_dir.join("admin.kubeconfig"), &server.admin_kubeconfig(&address.to_string())?)?;
-    let kept = table::reads(&settings.controllers).chain(node::READS.iter().copied());
-    let (caches, mut tasks) = (Arc::new(Caches::new(kept)), JoinSet::new());
-    caches.start(&server.client(User::new("system:kube-controller-manager", &[AUTHENTICATED]), "amphipod"), &mut tasks);
+    let mut tasks = JoinSet::new();
+    let reader = server.client(User::new("system:kube-controller-manager", &[AUTHENTICATED]), "amphipod");
+    let own = || server.client(User::new("system:apiserver", &[MASTERS]), "kube-apiserver");
     let facts = table::Facts {
         ca_certificate: server.authority().ca_certificate.clone(),
         address,
         services: settings.services.clone(),
+        servers: match settings.etcd {
+            Some(_) => servers::several(own(), address, &mut tasks),
+            None => servers::alone(address),
+        },
     };
-    table::start(&server, &caches, &facts, &settings.controllers, &mut tasks);
+    let ready = table::ready(&server, &facts, &settings.controllers);
+    // Who has its store for itself leads.
+    let (here, leading): (Vec<_>, Vec<_>) =
+        ready.into_iter().partition(|one| settings.etcd.is_none() || one.runs() == Runs::Everywhere);
+    let caches = Arc::new(Caches::new(table::reads(&here).chain(node::READS.iter().copied())));
+    caches.start(&reader, &mut tasks);
+    table::start(&here, &caches, &mut tasks);
+    if !leading.is_empty() {
+        let me = format!("{address}_{}", uuid::Uuid::new_v4());
+        tasks.spawn(leader::run(own(), me, leader::Terms::default(), move |tasks| {
+            // Views of its own, which go with its term.
+            let caches = Arc::new(Caches::new(table::reads(&leading)));
+            caches.start(&reader, tasks);
+            table::start(&leading, &caches, tasks);
+        }));
+    }
     Ok(Running { server, caches, tasks })
 }
 

@@ -1,7 +1,9 @@
-//! What every cluster has: the system's namespaces, the Service `kubernetes` with this server as its endpoint, and `kube-dns`.
+//! What every cluster has: the system's namespaces, the Service `kubernetes` with the living servers as its endpoints, and
+//! `kube-dns`.
 //!
 //! Kept as they should be: whoever deletes or edits them gets them back.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -35,12 +37,17 @@ pub const READS: &[client::Kept] = &[
 
 /// Keeps them, for ever.
 pub async fn run(given: Given) {
-    let Facts { address, services, .. } = &given.facts;
-    let kept = objects(*address, &services.api_server().to_string(), &services.dns().to_string());
-    keep(given.client, given.caches, kept).await;
+    let Given { client, caches, facts } = given;
+    keep(client, caches, facts).await;
 }
 
-fn objects(server: SocketAddr, first: &str, dns: &str) -> Vec<Kept> {
+/// Servers of one cluster listen on the same port: this one's.
+fn objects(facts: &Facts, servers: &BTreeSet<SocketAddr>) -> Vec<Kept> {
+    let (first, dns) = (facts.services.api_server().to_string(), facts.services.dns().to_string());
+    let (first, dns, server) = (first.as_str(), dns.as_str(), facts.address);
+    let living = || servers.iter().filter(|other| other.port() == server.port()).map(SocketAddr::ip);
+    let addresses: Vec<Value> = living().map(|ip| json!({"ip": ip})).collect();
+    let endpoints: Vec<Value> = living().map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}})).collect();
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let service = |name: &str, namespace: &str, labels: Value, address: &str, ports: Value| {
         json!({
@@ -81,7 +88,7 @@ fn objects(server: SocketAddr, first: &str, dns: &str) -> Vec<Kept> {
                 "apiVersion": "v1",
                 "kind": "Endpoints",
                 "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-                "subsets": [{"addresses": [{"ip": server.ip()}], "ports": endpoint_port}],
+                "subsets": [{"addresses": addresses, "ports": endpoint_port}],
             }),
             members: &["subsets"],
         },
@@ -94,7 +101,7 @@ fn objects(server: SocketAddr, first: &str, dns: &str) -> Vec<Kept> {
                 "kind": "EndpointSlice",
                 "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
                 "addressType": "IPv4",
-                "endpoints": [{"addresses": [server.ip()], "conditions": {"ready": true}}],
+                "endpoints": endpoints,
                 "ports": endpoint_port,
             }),
             members: &["endpoints", "ports"],
@@ -110,7 +117,8 @@ fn objects(server: SocketAddr, first: &str, dns: &str) -> Vec<Kept> {
     namespaces.into_iter().chain(services).collect()
 }
 
-async fn keep(client: Client, caches: Arc<Caches>, all: Vec<Kept>) {
+async fn keep(client: Client, caches: Arc<Caches>, facts: Facts) {
+    let mut servers = facts.servers.clone();
     let wake = Arc::new(Notify::new());
     let concerns = |namespace: &str, name: &str| {
         matches!((namespace, name), ("default", "kubernetes") | ("kube-system", "kube-dns"))
@@ -137,14 +145,19 @@ async fn keep(client: Client, caches: Arc<Caches>, all: Vec<Kept>) {
         }
     });
     loop {
-        for one in &all {
+        let living = servers.borrow_and_update().clone();
+        for one in &objects(&facts, &living) {
             if let Err(error) = ensure(&client, one).await {
                 tracing::warn!(object = one.name, resource = &*one.resource.plural, %error, "not kept; will retry");
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
                 wake.notify_one();
             }
         }
-        wake.notified().await;
+        tokio::select! {
+            () = wake.notified() => {}
+            // A server by itself has nobody who tells.
+            Ok(()) = servers.changed() => {}
+        }
     }
 }
 

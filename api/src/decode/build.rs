@@ -33,6 +33,8 @@ pub fn object(ty: &Type, open: bool, node: &Node) -> (Map<String, Value>, Findin
     (map, builder.findings)
 }
 
+/// Go converts whole numbers to text, and numbers to each other, so it says of these that it cannot; of the others that
+/// it knows no such type.
 fn restored(node: &Node, shape: &Shape) -> Option<String> {
     let kind = match node {
         Node::Number(text) if text.contains(['.', 'e', 'E']) => "float64",
@@ -43,7 +45,16 @@ fn restored(node: &Node, shape: &Shape) -> Option<String> {
     };
     match shape {
         Shape::Map(_) => Some(format!("cannot restore map from {kind}")),
-        Shape::List(_) => Some(format!("cannot restore slice from {kind}")),
+        Shape::List(_) | Shape::Bytes => Some(format!("cannot restore slice from {kind}")),
+        Shape::String if kind == "int64" => Some("cannot convert int64 to string".into()),
+        Shape::Int32 | Shape::Int64 if kind == "float64" => {
+            Some(format!("cannot convert float64 to {}", shape.go_name()))
+        }
+        // What is too large for its type Go cuts off without a word.
+        Shape::Int32 | Shape::Int64 if kind == "int64" => None,
+        Shape::String | Shape::Bool | Shape::Int32 | Shape::Int64 | Shape::Float => {
+            Some(format!("unrecognized type: {}", shape.go_name()))
+        }
         Shape::Struct(_) => Some(format!("cannot restore struct from: {kind}")),
         _ => None,
     }
@@ -76,7 +87,7 @@ impl Builder {
             self.findings.converter = restored(node, shape);
         }
         let what = match node {
-            Node::Number(text) if matches!(shape, Shape::Int32 | Shape::Int64 | Shape::Float) => {
+            Node::Number(text) if matches!(shape, Shape::Int32 | Shape::IntOrString | Shape::Int64 | Shape::Float) => {
                 format!("number {text}")
             }
             _ => node.go_kind().to_string(),
@@ -169,7 +180,7 @@ impl Builder {
             }
             (Shape::String, Node::String(text)) => json!(text),
             (Shape::Bool, Node::Bool(on)) => json!(on),
-            (Shape::Int32, Node::Number(text)) => match text.parse::<i32>() {
+            (Shape::Int32 | Shape::IntOrString, Node::Number(text)) => match text.parse::<i32>() {
                 Ok(n) => json!(n),
                 Err(_) => self.mismatch(node, shape),
             },
@@ -182,7 +193,6 @@ impl Builder {
                 Err(_) => self.mismatch(node, shape),
             },
             (Shape::IntOrString, Node::String(text)) => json!(text),
-            (Shape::IntOrString, Node::Number(_)) => self.value(&Shape::Int32, node, None),
             (Shape::Bytes, Node::String(text)) => self.bytes(text),
             (Shape::Quantity, Node::String(text) | Node::Number(text)) => match Quantity::parse(text.trim()) {
                 Ok(quantity) => json!(quantity.to_string()),

@@ -15,6 +15,7 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
         };
         vec![("Status", json!(status)), ("Message", text("message")), ("Error", text("error"))]
     }),
-    none: &[Aspect::Validation, Aspect::Defaults, Aspect::Warnings],
+    deprecated: Some("v1 ComponentStatus is deprecated in v1.19+"),
+    none: &[Aspect::Validation, Aspect::Defaults],
     ..DEFAULT
 };

@@ -12,22 +12,25 @@ pub struct FieldSet {
 }
 
 impl FieldSet {
-    pub fn from_json(fields: &Value) -> FieldSet {
+    /// Elements of a sort that nobody knows are left out; `None` where an element of a known one cannot be read.
+    pub fn from_json(fields: &Value) -> Option<FieldSet> {
         let mut set = FieldSet::default();
-        for (element, below) in fields.as_object().into_iter().flatten() {
-            if element == "." {
-                continue;
-            }
-            let below_map = below.as_object();
-            if below_map.is_none_or(|m| m.is_empty() || m.contains_key(".")) {
+        let fields = match fields {
+            Value::Null => return Some(set),
+            Value::Object(fields) => fields,
+            _ => return None,
+        };
+        for (element, below) in fields.iter().filter(|(element, _)| *element != ".") {
+            let Some(element) = element_of(element)? else { continue };
+            let child = FieldSet::from_json(below)?;
+            if child.is_empty() || below.get(".").is_some() {
                 set.members.insert(element.clone());
             }
-            let child = FieldSet::from_json(below);
             if !child.is_empty() {
-                set.children.insert(element.clone(), child);
+                set.children.insert(element, child);
             }
         }
-        set
+        Some(set)
     }
 
     pub fn to_json(&self) -> Value {
@@ -182,6 +185,21 @@ pub fn printed(element: &str) -> String {
     }
 }
 
+/// An element in the one form it is compared in; `Some(None)` when it is of a sort that nobody knows.
+fn element_of(text: &str) -> Option<Option<String>> {
+    let (sort, content) = text.split_at_checked(2)?;
+    match sort {
+        "f:" => Some(Some(text.to_owned())),
+        "i:" => content.parse::<i64>().ok().map(|index| Some(format!("i:{index}"))),
+        "v:" => serde_json::from_str::<Value>(content).ok().map(|value| Some(format!("v:{value}"))),
+        "k:" => {
+            let keys: BTreeMap<String, Value> = serde_json::from_str(content).ok()?;
+            serde_json::to_string(&keys).ok().map(|keys| Some(format!("k:{keys}")))
+        }
+        _ => sort.ends_with(':').then_some(None),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,13 +209,25 @@ mod tests {
     #[test]
     fn the_wire_form_survives() {
         let wire = json!({"f:data": {".": {}, "f:a": {}}, "f:spec": {"f:ports": {"k:{\"port\":80,\"protocol\":\"TCP\"}": {".": {}, "f:port": {}}}}});
-        let set = FieldSet::from_json(&wire);
+        let set = FieldSet::from_json(&wire).unwrap();
         assert_eq!(set.to_json(), wire);
         assert_eq!(
             set.paths(),
             [".data", ".data.a", ".spec.ports[port=80,protocol=\"TCP\"]", ".spec.ports[port=80,protocol=\"TCP\"].port"]
         );
         assert!(!set.leaves().has("f:data"));
+    }
+
+    #[test]
+    fn what_nobody_knows_is_left_out_and_what_cannot_be_read_refused() {
+        let read = |fields: Value| FieldSet::from_json(&fields).map(|set| set.to_json());
+        let odd = json!({"f:a": {"x:b": {"f:c": {}}}, "k:{\"b\": 1, \"a\": \"x\"}": {}, "v: 1": {}, "i:03": {}});
+        let want = json!({"f:a": {}, "i:3": {}, "k:{\"a\":\"x\",\"b\":1}": {}, "v:1": {}});
+        assert_eq!(read(odd), Some(want));
+        for bad in ["", "f", "spec", "i:x", "k:1", "k:{", "v:", "v:{"] {
+            assert_eq!(read(json!({"f:a": {bad: {}}})), None, "{bad}");
+        }
+        assert_eq!((read(json!({"f:a": 1})), read(json!([]))), (None, None));
     }
 
     fn sets() -> impl Strategy<Value = FieldSet> {
@@ -214,7 +244,7 @@ mod tests {
             prop_assert_eq!(a.union(&b), b.union(&a));
             prop_assert!(a.difference(&b).intersection(&b).is_empty());
             prop_assert_eq!(a.difference(&b).union(&a.intersection(&b)).to_json(), a.to_json());
-            prop_assert_eq!(FieldSet::from_json(&a.to_json()).to_json(), a.to_json());
+            prop_assert_eq!(FieldSet::from_json(&a.to_json()).unwrap().to_json(), a.to_json());
         }
     }
 }

@@ -4,10 +4,12 @@ use serde_json::{Value, json};
 
 use super::{Errors, NameRule, invalid};
 use crate::names;
-use crate::status::{ErrorKind, FieldError};
+use crate::status::{ErrorKind, FieldError, verbatim};
 use crate::value::{entries, items, text};
 
 const ANNOTATION_BYTES: usize = 256 * 1024;
+pub const MANAGER_BYTES: usize = 128;
+const SUBRESOURCE_BYTES: usize = 256;
 
 pub fn object(metadata: &Value, namespaced: bool, rule: NameRule, errors: &mut Errors) {
     let prefix = &metadata["generateName"];
@@ -50,6 +52,45 @@ pub fn common(metadata: &Value, errors: &mut Errors) {
             errors.push(FieldError::invalid("metadata.finalizers", finalizer.clone(), why));
         }
     }
+    for (index, entry) in items(&metadata["managedFields"]).enumerate() {
+        let path = format!("metadata.managedFields[{index}]");
+        manager(text(&entry["manager"]), &format!("{path}.manager"), errors);
+        if text(&entry["subresource"]).len() > SUBRESOURCE_BYTES {
+            errors.push(FieldError::too_long(format!("{path}.subresource"), SUBRESOURCE_BYTES));
+        }
+    }
+}
+
+/// The name of whoever manages fields.
+pub fn manager(name: &str, path: &str, errors: &mut Errors) {
+    if name.len() > MANAGER_BYTES {
+        errors.push(FieldError::too_long(path, MANAGER_BYTES));
+    }
+    for (at, odd) in name.char_indices().filter(|(_, c)| c.is_control()) {
+        let why = format!("invalid character U+{:04X} (at position {at})", u32::from(odd));
+        errors.push(FieldError::invalid(path, verbatim(&go_quoted(name)), why));
+    }
+}
+
+/// As Go quotes a string with control characters.
+fn go_quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{b}' => out.push_str("\\v"),
+            '\u{c}' => out.push_str("\\f"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_ascii_control() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c if c.is_control() => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out + "\""
 }
 
 pub fn labels(labels: &Value, path: &str, errors: &mut Errors) {

@@ -7,17 +7,9 @@ use serde_json::Value;
 use crate::kind::Kind;
 use crate::value::{entries, items, text};
 
-/// What to tell whoever writes an object of this kind, accepted or not.
-pub fn deprecations(kind: &Kind) -> Vec<String> {
-    kind.behaviour.deprecated.map(str::to_owned).into_iter().collect()
-}
-
 /// What to tell whoever had this object accepted.
 pub fn warnings(kind: &Kind, object: &Value) -> Vec<String> {
-    let mut found = deprecations(kind);
-    if let Some(warnings) = kind.behaviour.warnings {
-        found.extend(warnings(object));
-    }
+    let mut found = kind.behaviour.warnings.map(|warnings| warnings(object)).unwrap_or_default();
     if let Some(path) = kind.behaviour.pod {
         let pod = object.pointer(path).unwrap_or(&Value::Null);
         let at = path.trim_start_matches('/').replace('/', ".");

@@ -126,15 +126,14 @@ impl Engine {
         api::write::prepare_create(kind, &mut object);
         api::default::apply(kind, &mut object);
         let mut warnings = api::validate::warnings(kind, &object);
-        let refused = |status: Status| status.warned(&api::validate::deprecations(kind));
-        validated(kind, api::validate::create(kind, &object), &object).map_err(refused)?;
+        validated(kind, api::validate::create(kind, &object), &object)?;
         warnings.extend(self.review(context, target, &object, None)?);
         if versioned && origin == Origin::Sent && !options.dry_run {
             return Err(Status::unknown("resourceVersion should not be set on objects to be created"));
         }
         let named = Target { name: name_of(&object).to_owned(), ..target.clone() };
         if self.objects(kind).get(&named.key()).is_some() {
-            return Err(refused(exists(&named)));
+            return Err(exists(&named));
         }
         let mut allocations = self.allocate(kind, None, &mut object)?;
         object = finished_form(kind, &object)?;
@@ -251,8 +250,7 @@ impl Engine {
         // Who reports how things stand is not told about what is wanted.
         let reports = matches!(target.part, Some(Part::Status | Part::Finalize));
         let mut warnings = if reports { Vec::new() } else { api::validate::warnings(kind, &new) };
-        validated(kind, api::validate::update(kind, target.part, &new, &old), &new)
-            .map_err(|status| status.warned(&api::validate::deprecations(kind)))?;
+        validated(kind, api::validate::update(kind, target.part, &new, &old), &new)?;
         warnings.extend(self.review(context, target, &new, Some(&old))?);
         let mut allocations = self.allocate(kind, Some(&old), &mut new)?;
         new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();

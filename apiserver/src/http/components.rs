@@ -8,8 +8,6 @@ use serde_json::json;
 use crate::engine::Engine;
 use crate::object::{Encoded, Header, Object, ObjectKey};
 
-pub const WARNING: &str = "v1 ComponentStatus is deprecated in v1.19+";
-
 pub fn is_kind(kind: &Kind) -> bool {
     kind.group.is_empty() && kind.plural == "componentstatuses"
 }

@@ -162,7 +162,19 @@ fn too_many_requests() -> Reply {
 }
 
 impl Call<'_> {
+    /// Whoever asks for a deprecated kind is told so before all else, also when refused.
     async fn act(&self, verb: &str, body: Incoming) -> Result<Reply, Status> {
+        let done = self.done(verb, body).await;
+        let Some(deprecated) = self.target.kind.behaviour.deprecated else { return done };
+        match done {
+            Ok(reply) => Ok(reply::warned_first(reply, deprecated)),
+            // Nothing of the kind was asked for: it has no such verb.
+            Err(status) if status.code == 405 => Err(status),
+            Err(status) => Err(status.warned_first(deprecated)),
+        }
+    }
+
+    async fn done(&self, verb: &str, body: Incoming) -> Result<Reply, Status> {
         match verb {
             "get" => self.get().await,
             "list" => self.list().await,
@@ -295,8 +307,7 @@ impl Call<'_> {
         if components::is_kind(&target.kind) {
             let found = components::all(engine).into_iter().find(|object| object.key == target.key());
             let shown = engine.shown(&target.kind, found.ok_or_else(|| target.not_found())?);
-            let reply = reply::shown(200, &target.kind, shown, self.accepted, include);
-            return Ok(reply::warned(reply, &[components::WARNING.to_owned()]));
+            return Ok(reply::shown(200, &target.kind, shown, self.accepted, include));
         }
         let object = engine.get(target, version).await?;
         Ok(reply::shown(200, &target.kind, engine.shown(&target.kind, object), self.accepted, include))
@@ -310,8 +321,6 @@ impl Call<'_> {
         let mut list = engine.list(&self.target, &options).await?;
         if components::is_kind(kind) {
             list.objects = components::all(engine);
-            let reply = reply::list(engine, kind, &list, self.accepted, include);
-            return Ok(reply::warned(reply, &[components::WARNING.to_owned()]));
         }
         Ok(reply::list(engine, kind, &list, self.accepted, include))
     }

@@ -3,12 +3,11 @@
 use api::decode::FieldValidation;
 use api::kind::Kind;
 use api::selector::{Fields, Labels};
-use api::status::{FieldError, Status, verbatim};
+use api::status::{FieldError, Status};
+use api::validate::{MANAGER_BYTES, manager as manager_name};
 
 use super::path::Query;
 use crate::engine::{ListOptions, VersionMatch, WatchOptions, WriteOptions, check_versions};
-
-const MANAGER_LIMIT: usize = 128;
 
 /// What a writing request says beside its body.
 #[derive(Debug)]
@@ -25,13 +24,7 @@ pub fn write(query: &Query, user_agent: Option<&str>, options_kind: &str, apply:
     if apply && manager.is_empty() {
         errors.push(FieldError::required("fieldManager", "is required for apply patch"));
     }
-    if manager.len() > MANAGER_LIMIT {
-        errors.push(FieldError::too_long("fieldManager", MANAGER_LIMIT));
-    }
-    if let Some((at, odd)) = manager.chars().enumerate().find(|(_, c)| c.is_control()) {
-        let why = format!("invalid character U+{:04X} (at position {at})", u32::from(odd));
-        errors.push(FieldError::invalid("fieldManager", verbatim(&go_quoted(manager)), why));
-    }
+    manager_name(manager, "fieldManager", &mut errors);
     let dry_run: Vec<&str> = query.all("dryRun").filter(|text| !text.is_empty()).collect();
     if dry_run.iter().any(|all| *all != "All") {
         errors.push(FieldError::not_supported("dryRun", serde_json::json!(dry_run), &["All"]));
@@ -56,30 +49,10 @@ pub fn write(query: &Query, user_agent: Option<&str>, options_kind: &str, apply:
     Ok(WriteParams { options: WriteOptions { manager, dry_run: !dry_run.is_empty() }, validation, force })
 }
 
-/// As Go quotes a string with control characters.
-fn go_quoted(text: &str) -> String {
-    let mut out = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '\u{7}' => out.push_str("\\a"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{b}' => out.push_str("\\v"),
-            '\u{c}' => out.push_str("\\f"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '"' | '\\' => out.extend(['\\', c]),
-            c if c.is_control() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
-            c => out.push(c),
-        }
-    }
-    out + "\""
-}
-
 /// The first word of a User-Agent names the manager of clients that name none.
 fn agent_name(user_agent: Option<&str>) -> String {
     let name = user_agent.unwrap_or("unknown").split('/').next().unwrap_or_default();
-    name.chars().filter(|c| !c.is_control()).take(MANAGER_LIMIT).collect()
+    name.chars().filter(|c| !c.is_control()).take(MANAGER_BYTES).collect()
 }
 
 fn selectors(kind: &Kind, query: &Query) -> Result<(Labels, Fields), Status> {

@@ -119,6 +119,17 @@ pub fn warned(mut reply: Reply, warnings: &[String]) -> Reply {
     reply
 }
 
+/// Adds a warning before those that are there.
+pub fn warned_first(mut reply: Reply, warning: &str) -> Reply {
+    let others: Vec<_> = reply.headers().get_all(header::WARNING).iter().cloned().collect();
+    reply.headers_mut().remove(header::WARNING);
+    let mut reply = warned(reply, &[warning.to_owned()]);
+    for other in others {
+        reply.headers_mut().append(header::WARNING, other);
+    }
+    reply
+}
+
 /// An object of the engine's in the form asked for; stored text goes out as it is.
 pub fn shown(code: u16, kind: &Kind, object: Shown, accepted: Accepted, include: Include) -> Reply {
     match object {

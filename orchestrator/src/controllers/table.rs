@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::runtime::{self, Controller};
 use super::{Selection, deployment, endpoints, gc, housekeeping, namespaces, replicaset};
+use crate::servers::Servers;
 use crate::{scheduler, system_objects};
 
 /// Under which identity a controller acts.
@@ -42,6 +43,16 @@ pub struct Facts {
     /// Where others reach the API server.
     pub address: SocketAddr,
     pub services: ServiceNetwork,
+    pub servers: Servers,
+}
+
+/// Which servers of a cluster run a controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runs {
+    /// The one that leads.
+    Leading,
+    /// Each: it speaks of itself.
+    Everywhere,
 }
 
 /// What a controller starts with.
@@ -54,6 +65,7 @@ pub struct Given {
 pub struct Row {
     /// As kube-controller-manager's `--controllers` names it.
     pub name: &'static str,
+    runs: Runs,
     account: Account,
     pub reads: &'static [Kept],
     start: fn(Given) -> BoxFuture<'static, ()>,
@@ -70,18 +82,21 @@ pub static TABLE: [Row; 12] = [
     row::<housekeeping::NodeLifecycle>(),
     Row {
         name: "garbage-collector-controller",
+        runs: Runs::Leading,
         account: Account::Service("generic-garbage-collector"),
         reads: &[],
         start: |given| gc::run(given.client).boxed(),
     },
     Row {
         name: "namespace-controller",
+        runs: Runs::Leading,
         account: Account::Service("namespace-controller"),
         reads: namespaces::READS,
         start: |given| namespaces::run(given.client, given.caches).boxed(),
     },
     Row {
         name: "scheduler",
+        runs: Runs::Leading,
         account: Account::Scheduler,
         reads: scheduler::READS,
         start: |given| scheduler::run(given.client, given.caches).boxed(),
@@ -89,6 +104,7 @@ pub static TABLE: [Row; 12] = [
     // Keeps the `kubernetes` Service and its endpoints.
     Row {
         name: "kubernetes-service-controller",
+        runs: Runs::Everywhere,
         account: Account::Server,
         reads: system_objects::READS,
         start: |given| system_objects::run(given).boxed(),
@@ -97,18 +113,36 @@ pub static TABLE: [Row; 12] = [
 
 const fn row<C: Controller>() -> Row {
     let start = |given: Given| runtime::run(C::new(&given), given.client, given.caches).boxed();
-    Row { name: C::NAME, account: C::ACCOUNT, reads: C::READS, start }
+    Row { name: C::NAME, runs: Runs::Leading, account: C::ACCOUNT, reads: C::READS, start }
 }
 
-/// The views that the chosen controllers read.
-pub fn reads(chosen: &Selection) -> impl Iterator<Item = Kept> {
-    TABLE.iter().filter(|row| chosen.has(row.name)).flat_map(|row| row.reads.iter().copied())
+/// A chosen controller that only waits for its views.
+pub struct Ready {
+    row: &'static Row,
+    client: Client,
+    facts: Facts,
 }
 
-/// Starts the chosen controllers, each under its own identity.
-pub fn start(server: &Server, caches: &Arc<Caches>, facts: &Facts, chosen: &Selection, tasks: &mut JoinSet<()>) {
-    for row in TABLE.iter().filter(|row| chosen.has(row.name)) {
-        let given = Given { client: row.account.client(server), caches: caches.clone(), facts: facts.clone() };
+/// The chosen controllers, each under its own identity.
+pub fn ready(server: &Server, facts: &Facts, chosen: &Selection) -> Vec<Ready> {
+    let rows = TABLE.iter().filter(|row| chosen.has(row.name));
+    rows.map(|row| Ready { row, client: row.account.client(server), facts: facts.clone() }).collect()
+}
+
+impl Ready {
+    pub fn runs(&self) -> Runs {
+        self.row.runs
+    }
+}
+
+/// The views that these controllers read.
+pub fn reads(ready: &[Ready]) -> impl Iterator<Item = Kept> {
+    ready.iter().flat_map(|one| one.row.reads.iter().copied())
+}
+
+pub fn start(ready: &[Ready], caches: &Arc<Caches>, tasks: &mut JoinSet<()>) {
+    for Ready { row, client, facts } in ready {
+        let given = Given { client: client.clone(), caches: caches.clone(), facts: facts.clone() };
         tasks.spawn((row.start)(given));
     }
 }

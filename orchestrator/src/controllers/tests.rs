@@ -32,14 +32,17 @@ impl World {
         let config = Config::on_loopback(folder.path().join("store.redb"));
         let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
         let chosen = Selection::parse(&CHOSEN.map(str::to_owned)).unwrap();
-        let (caches, mut tasks) = (Arc::new(Caches::new(table::reads(&chosen))), JoinSet::new());
-        caches.start(&server.client(User::new("tester", &[MASTERS]), "tester"), &mut tasks);
+        let mut tasks = JoinSet::new();
         let facts = table::Facts {
             ca_certificate: server.authority().ca_certificate.clone(),
             address: server.address(),
             services: config.services.clone(),
+            servers: crate::servers::alone(server.address()),
         };
-        table::start(&server, &caches, &facts, &chosen, &mut tasks);
+        let ready = table::ready(&server, &facts, &chosen);
+        let caches = Arc::new(Caches::new(table::reads(&ready)));
+        caches.start(&server.client(User::new("tester", &[MASTERS]), "tester"), &mut tasks);
+        table::start(&ready, &caches, &mut tasks);
         let world =
             Self { client: server.client(User::new("tester", &[MASTERS]), "tester"), _folder: folder, _tasks: tasks };
         world.until("the account of pods", || world.account("default")).await;
@@ -343,6 +346,7 @@ async fn each_controller_runs_alone() {
         ca_certificate: server.authority().ca_certificate.clone(),
         address: server.address(),
         services: config.services.clone(),
+        servers: crate::servers::alone(server.address()),
     };
     let labels = json!({"app": "a"});
     let pods = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
@@ -367,9 +371,10 @@ async fn each_controller_runs_alone() {
     }
     for row in &table::TABLE {
         let chosen = Selection::parse(&[row.name.to_owned()]).unwrap();
-        let (caches, mut tasks) = (Arc::new(Caches::new(table::reads(&chosen))), JoinSet::new());
+        let ready = table::ready(&server, &facts, &chosen);
+        let (caches, mut tasks) = (Arc::new(Caches::new(table::reads(&ready))), JoinSet::new());
         caches.start(&client, &mut tasks);
-        table::start(&server, &caches, &facts, &chosen, &mut tasks);
+        table::start(&ready, &caches, &mut tasks);
         let ended = tokio::time::timeout(Duration::from_millis(500), tasks.join_next()).await;
         assert!(ended.is_err(), "{}: {ended:?}", row.name);
     }
