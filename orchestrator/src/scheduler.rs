@@ -151,8 +151,13 @@ impl Scheduler {
             }
             Changed::Node(name) => match self.caches.of::<Node>().get("", &name) {
                 Some(node) => {
+                    let were = self.snapshot.nodes();
                     if self.snapshot.set_node(node) == News::MayHelp {
                         self.help(&name, now);
+                    }
+                    // That there is no node at all is true of nobody any more.
+                    if were == 0 {
+                        self.pending.wake_all(now);
                     }
                 }
                 None => {

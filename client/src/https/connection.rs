@@ -1,4 +1,7 @@
 //! One HTTP/2 connection, made when it is needed and made again when it is gone.
+//!
+//! How many requests and watches it carries at once is the server's to say (ours: 1,000); what is beyond waits for its turn
+//! and fails with a 503 when that does not come in time.
 
 use std::sync::Arc;
 use std::time::Duration;

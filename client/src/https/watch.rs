@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Call, Https, answer, undecodable};
+use super::{Call, Https, PATIENCE, answer, undecodable};
 use crate::follow::jittered;
 use crate::object::{Event, Item, Revision};
 use crate::transport::EventStream;
@@ -72,7 +72,10 @@ impl Watch {
             Some(revision) => format!("resourceVersion={revision}"),
             None => "sendInitialEvents=true&resourceVersionMatch=NotOlderThan".into(),
         };
-        let answer = self.https.answer(&Call::get(format!("{}&{from}", self.base))).await?;
+        // A server that takes no more streams on this connection leaves one waiting: that is said, too.
+        let call = Call::get(format!("{}&{from}", self.base));
+        let late = |_| Status::service_unavailable(format!("no watch began within {} s", PATIENCE.as_secs()));
+        let answer = tokio::time::timeout(PATIENCE, self.https.answer(&call)).await.map_err(late)??;
         let code = answer.status();
         let body = answer.into_body();
         if !code.is_success() {

@@ -133,6 +133,16 @@ impl Pending {
         self.enter(&key, if end <= now { State::Active } else { State::Resting(end) });
     }
 
+    /// Everybody may be helped, or has to be told something else.
+    pub fn wake_all(&mut self, now: Instant) {
+        let all: Vec<Key> = self.waiting.values().flatten().map(|(_, _, key)| key.clone()).collect();
+        for key in all {
+            let end = self.entries.get(&key).map_or(now, |entry| entry.rested);
+            self.leave(&key);
+            self.enter(&key, if end <= now { State::Active } else { State::Resting(end) });
+        }
+    }
+
     /// Counts an attempt; returns the end of the pause after it.
     fn pause(&mut self, key: &Key, now: Instant) -> Option<Instant> {
         self.leave(key);

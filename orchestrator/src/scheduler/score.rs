@@ -71,3 +71,55 @@ fn balance(demand: &Demand, place: &Place) -> i64 {
     let deviation = (cpu - memory).abs() / 2;
     i64::try_from((WHOLE - deviation) * i128::from(BEST) / WHOLE).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::super::demand::Amounts;
+    use super::super::snapshot::Snapshot;
+    use super::*;
+
+    fn demand(cpu: i64, memory: i64) -> Demand {
+        let amounts = Amounts { cpu, memory, ..Amounts::default() };
+        Demand { amounts, weighed: (cpu, memory), ..Demand::default() }
+    }
+
+    /// Nodes of 10 CPUs and 10,000 bytes, with what is used of them.
+    fn cluster(used: &[(&str, i64, i64)]) -> Snapshot {
+        let mut all = Snapshot::default();
+        for (name, cpu, memory) in used {
+            let amounts = json!({"cpu": "10", "memory": "10000", "pods": "1k"});
+            let node = json!({"metadata": {"name": name}, "status": {"allocatable": amounts}});
+            all.set_node(Arc::new(serde_json::from_value(node).unwrap()));
+            all.put(name, name, Arc::new(demand(*cpu, *memory)));
+        }
+        all
+    }
+
+    fn chosen(wanted: &Demand, used: &[(&str, i64, i64)]) -> String {
+        let all = cluster(used);
+        let places: Vec<&Place> = all.places().iter().collect();
+        best(wanted, &places).unwrap().name().to_owned()
+    }
+
+    #[test]
+    fn an_evenly_used_node_is_better_than_an_equally_empty_one() {
+        let used = [("lopsided", 8000, 2000), ("even", 5000, 5000)];
+        assert_eq!(chosen(&demand(1000, 1000), &used), "even");
+        // A pod that asks for nothing says nothing about evenness; equals go to the first.
+        assert_eq!(chosen(&demand(0, 0), &used), "lopsided");
+    }
+
+    #[test]
+    fn figures_are_those_of_the_formulas() {
+        let all = cluster(&[("n", 3000, 1000)]);
+        let place = all.get("n").unwrap();
+        let wanted = demand(1000, 1000);
+        assert_eq!(emptiness(&wanted, place), (60 + 80) / 2);
+        assert_eq!(balance(&wanted, place), 90, "0.4 and 0.2 deviate by 0.1");
+        assert_eq!(place.slots, 1000);
+    }
+}

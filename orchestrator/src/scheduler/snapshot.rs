@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use api::quantity::Quantity;
+
 use super::demand::{Amounts, Demand, HostPort};
 use crate::controllers::views::Node;
 
@@ -115,7 +117,8 @@ impl Snapshot {
             return News::Nothing;
         }
         place.allocatable = Amounts::of(&node.status.allocatable);
-        place.slots = node.status.allocatable.get("pods").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let slots = node.status.allocatable.get("pods").and_then(|text| Quantity::parse(text).ok());
+        place.slots = slots.map_or(0, Quantity::value);
         place.node = Some(node);
         News::MayHelp
     }

@@ -143,6 +143,20 @@ async fn thousands_that_wait_cost_as_much_as_one() {
 }
 
 #[tokio::test]
+async fn the_first_node_changes_what_is_said_to_everybody() {
+    let mut world = World::new();
+    for name in ["a", "b"] {
+        world.pod(pod(name, "2", json!({})));
+    }
+    assert_eq!(world.steps(), ["a ✗", "b ✗"]);
+    world.later();
+    world.node("n", "1", 0);
+    let said: Vec<_> = std::iter::from_fn(|| world.scheduler.step(world.now)).collect();
+    let told = |step: &Step| matches!(step, Step::Refuse { why, .. } if why.0.starts_with("0/1 nodes are available: 1 Insufficient cpu."));
+    assert!(said.len() == 2 && said.iter().all(told), "{said:?}");
+}
+
+#[tokio::test]
 async fn others_bind_and_delete_too() {
     let mut world = World::new();
     world.node("n", "1", 0);
