@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::node::Node;
@@ -18,8 +19,8 @@ const FASTEST: u64 = 2 << 30;
 /// A pod writes at most so many files in a second.
 const FASTEST_FILES: u64 = 100_000;
 const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Weighing a pod is given up by itself before this.
-const WEIGHING: Duration = Duration::from_secs(90);
+/// Weighing a pod is given up by itself before this; so many are weighed at once.
+const WEIGHING: (Duration, usize) = (Duration::from_secs(10), 8);
 /// As long as an evicted pod is waited for before another is chosen.
 const LEAVING: Duration = Duration::from_secs(30);
 /// When nobody's end would help.
@@ -58,14 +59,9 @@ fn next_look(level: Level) -> Duration {
 
 /// Evicts one pod; how long to wait before the next look.
 async fn relieve(level: Level, want: Want, workers: Workers) -> Duration {
-    let mut candidates = Vec::new();
-    let mut senders = Vec::new();
-    for worker in workers {
-        if let Some(candidate) = weigh(&worker).await {
-            candidates.push(candidate);
-            senders.push(worker);
-        }
-    }
+    let weighed = workers.into_iter().map(|worker| async move { Some((weigh(&worker).await?, worker)) });
+    let weighed = futures::stream::iter(weighed).buffer_unordered(WEIGHING.1).filter_map(std::future::ready);
+    let (candidates, senders): (Vec<Candidate>, Vec<_>) = weighed.unzip().await;
     let Some(chosen) = choose(&candidates, want) else {
         tracing::error!(?level, "the disk is nearly full, and no pod's end would free much of it");
         return HELPLESS;
@@ -85,7 +81,7 @@ async fn relieve(level: Level, want: Want, workers: Workers) -> Duration {
 async fn weigh(worker: &mpsc::UnboundedSender<Command>) -> Option<Candidate> {
     let (reply, weighed) = oneshot::channel();
     worker.send(Command::Weigh(reply)).ok()?;
-    tokio::time::timeout(WEIGHING, weighed).await.ok()?.ok()
+    tokio::time::timeout(WEIGHING.0, weighed).await.ok()?.ok()
 }
 
 #[cfg(test)]

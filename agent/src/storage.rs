@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use api::quantity::Quantity;
 use serde_json::Value;
@@ -225,8 +227,10 @@ impl Places {
         Places { uid: uid.to_owned(), runs, volumes: volumes.collect() }
     }
 
-    /// Takes as long as there are files: not for a thread that others wait for.
-    pub fn measure(&self, node: &Node) -> io::Result<Usage> {
+    /// Takes as long as there are files, or as it may: not for a thread that others wait for.
+    pub fn measure(&self, node: &Node, patience: Duration) -> io::Result<Usage> {
+        let deadline = Instant::now() + patience;
+        let weigh = |path: &Path| weigh(path, deadline);
         let mut usage = Usage::default();
         for (container, run) in &self.runs {
             let mut weight = weigh(&node.pod_layers(&self.uid).join(run))?;
@@ -241,10 +245,10 @@ impl Places {
 }
 
 /// What is not there takes nothing.
-fn weigh(path: &std::path::Path) -> io::Result<Weight> {
+fn weigh(path: &Path, deadline: Instant) -> io::Result<Weight> {
     match Folder::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Weight::default()),
-        folder => folder?.weigh(),
+        folder => folder?.weigh(deadline),
     }
 }
 

@@ -169,6 +169,80 @@ fn subresource(kind: &Kind, sub: &Subresource) -> Value {
     out
 }
 
+/// Fields in the order of upstream's types; a document says first what it is.
+const ORDER: [&str; 26] = [
+    "metadata",
+    "groupVersion",
+    "name",
+    "singularName",
+    "namespaced",
+    "resource",
+    "subresource",
+    "responseKind",
+    "scope",
+    "singularResource",
+    "group",
+    "version",
+    "kind",
+    "apiVersion",
+    "verbs",
+    "shortNames",
+    "categories",
+    "storageVersionHash",
+    "subresources",
+    "versions",
+    "preferredVersion",
+    "serverAddressByClientCIDRs",
+    "groups",
+    "resources",
+    "freshness",
+    "items",
+];
+
+/// A document as it is sent.
+pub fn text(document: &Value) -> String {
+    let mut out = String::new();
+    write(document, true, &mut out);
+    out
+}
+
+fn write(value: &Value, whole: bool, out: &mut String) {
+    let parts = |out: &mut String, first: &mut bool| {
+        if !std::mem::take(first) {
+            out.push(',')
+        }
+    };
+    let mut first = true;
+    match value {
+        Value::Object(map) => {
+            let rank = |name: &str| match name {
+                "kind" | "apiVersion" if whole => (0, 0),
+                _ => (1, ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len())),
+            };
+            let mut fields: Vec<(&String, &Value)> = map.iter().collect();
+            // Of the two that say what it is, the kind comes first.
+            fields.sort_by_key(|(name, _)| (rank(name), *name == "apiVersion"));
+            out.push('{');
+            for (name, value) in fields {
+                parts(out, &mut first);
+                out.push_str(&Value::from(name.as_str()).to_string());
+                out.push(':');
+                write(value, false, out);
+            }
+            out.push('}');
+        }
+        Value::Array(items) => {
+            out.push('[');
+            for item in items {
+                parts(out, &mut first);
+                write(item, false, out);
+            }
+            out.push(']');
+        }
+        plain => out.push_str(&plain.to_string()),
+    }
+}
+
 /// A short name for the version in which objects are stored, so that clients see when it changes.
 fn storage_version_hash(kind: &Kind) -> String {
     let Storage { group, version, .. } = &kind.storage;
@@ -190,6 +264,28 @@ mod tests {
         assert_eq!(names[3..6], ["deployments", "deployments/scale", "deployments/status"]);
         assert_eq!(list["resources"][3]["storageVersionHash"], "8aSe+NMegvE=");
         assert_eq!(list["resources"][4]["group"], "autoscaling");
+    }
+
+    #[test]
+    fn fields_come_in_upstreams_order() {
+        let registry = Registry::builtin();
+        let starts = |document: &Value, start: &str| {
+            let text = text(document);
+            assert!(text.starts_with(start), "{}", &text[..start.len() + 80]);
+            assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), *document);
+        };
+        starts(
+            &group_list(&registry),
+            r#"{"kind":"APIGroupList","apiVersion":"v1","groups":[{"name":"apiregistration.k8s.io","versions":[{"groupVersion":"apiregistration.k8s.io/v1","version":"v1"}],"preferredVersion":{"groupVersion":"#,
+        );
+        starts(
+            &resources(&registry, "apps", "v1").unwrap(),
+            r#"{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"apps/v1","resources":[{"name":"controllerrevisions","singularName":"controllerrevision","namespaced":true,"kind":"ControllerRevision","verbs":["create","#,
+        );
+        starts(
+            &aggregated_groups(&registry, Aggregated::V2),
+            r#"{"kind":"APIGroupDiscoveryList","apiVersion":"apidiscovery.k8s.io/v2","metadata":{},"items":[{"metadata":{"name":"apiregistration.k8s.io"},"versions":[{"version":"v1","resources":[{"resource":"apiservices","responseKind":{"group":"apiregistration.k8s.io","version":"v1","kind":"APIService"},"scope":"Cluster","singularResource":"#,
+        );
     }
 
     #[test]

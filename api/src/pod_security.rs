@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(told(Level::Restricted, None, &plain), want);
         let hardened = json!({"securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [{"name": "c", "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}}}],
-            "volumes": [{"name": "v", "emptyDir": {}}]});
+            "volumes": [{"name": "v", "emptyDir": {}}, {"name": "i", "image": {"reference": "x:1"}}]});
         assert_eq!(told(Level::Restricted, None, &hardened), "");
     }
 

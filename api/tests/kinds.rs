@@ -133,6 +133,8 @@ fn defaults_change_with_their_generation() {
     }
     let before = std::fs::read_to_string(output("defaults.txt")).unwrap_or_default();
     let same = before.lines().next() == out.lines().next();
-    assert!(!same || before == out, "defaults changed: raise api::default::GENERATION, then REFRESH=1");
+    // More objects may be held against it.
+    let kept = before.lines().all(|line| out.lines().any(|now| now == line));
+    assert!(!same || kept, "defaults changed: raise api::default::GENERATION, then REFRESH=1");
     golden("defaults.txt", &out);
 }

@@ -275,6 +275,12 @@ async fn documents_say_what_fields_are_for() {
             .unwrap()
             .starts_with("Specification of the desired behavior of the pod.")
     );
+    let port = &core["components"]["schemas"]["io.k8s.api.core.v1.ContainerPort"]["properties"]["protocol"];
+    assert_eq!(port["enum"], json!(["SCTP", "TCP", "UDP"]));
+    assert_eq!(
+        port["description"],
+        "Protocol for port. Must be UDP, TCP, or SCTP. Defaults to \"TCP\".\n\nPossible enum values:\n - `\"SCTP\"` is the SCTP protocol.\n - `\"TCP\"` is the TCP protocol.\n - `\"UDP\"` is the UDP protocol."
+    );
 }
 
 #[tokio::test]

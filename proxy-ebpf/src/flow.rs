@@ -13,7 +13,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::maps::{FLOWS, NEW_FLOWS, SHARES, count, node};
+use crate::maps::{FLOWS, NEW_FLOWS, SHARES, count, local_pod, node};
 use crate::packet::{Layer4, Packet, hide};
 
 const NOEXIST: u64 = 1;
@@ -196,7 +196,7 @@ unsafe extern "C" fn try_port(_index: u32, search: *mut Search) -> i64 {
     search.found as i64
 }
 
-/// A port of the client's half of the range. Halves begin at a place that the client's address gives, so that one client that
+/// A port of the range; for a pod, of its half of it. Halves begin at a place that the pod's address gives, so that one pod that
 /// takes all it can towards a server leaves some to every other. Not inlined: what it needs of the stack is free again after it.
 #[inline(never)]
 fn random_port(client: u32) -> u16 {
@@ -204,8 +204,11 @@ fn random_port(client: u32) -> u16 {
     // SAFETY: the helper has no preconditions.
     let random = unsafe { bpf_get_prandom_u32() };
     let count = if node.snat_count < 2 { 2 } else { node.snat_count as u32 };
-    let start = client.wrapping_mul(SPREAD) >> 16;
-    node.snat_first.wrapping_add(((start + random % (count / 2)) % count) as u16)
+    let place = match local_pod(Ip4(client)) {
+        Some(_) => (client.wrapping_mul(SPREAD) >> 16) + random % (count / 2),
+        None => random,
+    };
+    node.snat_first.wrapping_add((place % count) as u16)
 }
 
 /// Records both directions, unless the replies' tuple already means another flow.

@@ -202,8 +202,7 @@ impl Proxy {
             SocketHooks::Attached => links::attach_socket_hooks(&pins, &programs, &config.cgroup_root)?,
             SocketHooks::Absent => links::detach_socket_hooks(&pins)?,
         }
-        let state = Mutex::new(State { table, tidy: Tidy::Idle });
-        let shared = Arc::new(Shared { pins, maps, state, wake: Condvar::new() });
+        let shared = Arc::new(Shared::new(pins, maps, table));
         shared.recount(&shared.maps.flows.entries().map_err(written("FLOWS"))?)?;
         let sweeping = Arc::clone(&shared);
         let sweeper =
@@ -381,6 +380,11 @@ fn named(counters: &Map<u32, u64>) -> io::Result<Vec<(&'static str, u64)>> {
 }
 
 impl Shared {
+    /// The first sweep is due at once: processes that end before each other's next sweep would otherwise leave every flow behind.
+    fn new(pins: Pins, maps: Maps, table: Table) -> Self {
+        Self { pins, maps, state: Mutex::new(State { table, tidy: Tidy::Due }), wake: Condvar::new() }
+    }
+
     /// A panic elsewhere leaves the table as it was: every change to it is made before anything can fail.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

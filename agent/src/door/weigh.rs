@@ -6,15 +6,13 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::Folder;
 
-/// Somebody may fill a folder as fast as it is read.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// The kernel's unit in `st_blocks`.
 const BLOCK: u64 = 512;
 
@@ -55,10 +53,9 @@ struct Above {
 }
 
 impl Folder {
-    /// The sum of all below this folder, and itself. What is moved away while it is looked at may be missing, and no more is
-    /// counted than a minute allows: at least so much is there.
-    pub fn weigh(&self) -> io::Result<Weight> {
-        let deadline = Instant::now() + PATIENCE;
+    /// The sum of all below this folder, and itself. What is moved away while it is looked at may be missing, and what is
+    /// not counted by the deadline, since somebody may fill a folder as fast as it is read: at least so much is there.
+    pub fn weigh(&self, deadline: Instant) -> io::Result<Weight> {
         let (mut here, stat) = Open::at(self.as_fd(), c".")?;
         let (device, mut above, mut weight) = (stat.st_dev, Vec::new(), Weight::default());
         weight.add(&stat);
@@ -128,7 +125,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     fn weight(folder: &std::path::Path) -> Weight {
-        Folder::open(folder).unwrap().weigh().unwrap()
+        Folder::open(folder).unwrap().weigh(Instant::now() + std::time::Duration::from_secs(60)).unwrap()
     }
 
     #[test]
@@ -161,5 +158,7 @@ mod tests {
             fs::create_dir(disk.path().join(number.to_string())).unwrap();
         }
         assert_eq!(weight(disk.path()).files, 1 + 2 * 5000 + 3000);
+        let late = Folder::open(disk.path()).unwrap().weigh(Instant::now()).unwrap();
+        assert_eq!(late.files, 1, "what there is no time for is not counted");
     }
 }

@@ -15,6 +15,8 @@ use crate::storage::{Candidate, Eviction, Limits, Places, Usage};
 const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// And never so often that measuring takes more than this part of the time.
 const SHARE: u32 = 10;
+/// For one measurement; and for one on which the room of the whole node depends, which takes what is known by then.
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3));
 /// What an evicted pod gets to end.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -66,7 +68,7 @@ impl Worker {
         let (places, node, own) = (self.places(), self.node.clone(), self.own.clone());
         tokio::task::spawn_blocking(move || {
             let began = Instant::now();
-            let usage = places.measure(&node);
+            let usage = places.measure(&node, PATIENCE.0);
             // A worker that is gone needs no answer.
             let _ = own.send(Command::Measured(Measured { usage, took: began.elapsed() }));
         });
@@ -89,7 +91,7 @@ impl Worker {
             return;
         }
         let (places, node, spec) = (self.places(), self.node.clone(), self.pod.clone());
-        tokio::task::spawn_blocking(move || match places.measure(&node) {
+        tokio::task::spawn_blocking(move || match places.measure(&node, PATIENCE.1) {
             // Who asked may have given up waiting.
             Ok(usage) => drop(reply.send(Candidate { uid: places.uid, spec, usage })),
             Err(error) => tracing::warn!(uid = places.uid, %error, "weigh a pod"),

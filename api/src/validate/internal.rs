@@ -128,7 +128,7 @@ fn shape(of: &Shape, value: &Value, out: &mut String) {
 }
 
 /// Abbreviations that Go's names write in capitals.
-const CAPITALS: [(&str, &str); 16] = [
+const CAPITALS: [(&str, &str); 17] = [
     ("api", "API"),
     ("cephfs", "CephFS"),
     ("chap", "CHAP"),
@@ -143,6 +143,7 @@ const CAPITALS: [(&str, &str); 16] = [
     ("iscsi", "ISCSI"),
     ("nfs", "NFS"),
     ("rbd", "RBD"),
+    ("se", "SE"),
     ("tls", "TLS"),
     ("uid", "UID"),
 ];

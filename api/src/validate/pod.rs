@@ -134,10 +134,13 @@ fn host_users(spec: &Value, path: &str, errors: &mut Errors) {
         return;
     }
     let why = "when `hostUsers` is false";
-    for field in ["hostNetwork", "hostPID", "hostIPC"].into_iter().filter(|field| spec[*field] == true) {
-        errors.push(FieldError::forbidden(format!("{path}.{field}"), why));
+    // Upstream shows two of them by other names than they have.
+    for (field, shown) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
+        if spec[field] == true {
+            errors.push(FieldError::forbidden(format!("{path}.{shown}"), why));
+        }
     }
-    for list in ["containers", "initContainers"] {
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
         let devices = items(&spec[list]).enumerate().filter(|(_, c)| items(&c["volumeDevices"]).next().is_some());
         errors.extend(devices.map(|(i, _)| FieldError::forbidden(format!("{path}.{list}[{i}].volumeDevices"), why)));
     }

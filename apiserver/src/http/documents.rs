@@ -1,5 +1,6 @@
 //! Answers that are no resources: discovery, OpenAPI, version, health, metrics.
 
+use api::discovery;
 use api::kind::Registry;
 use api::status::Status;
 use hyper::header;
@@ -7,7 +8,7 @@ use hyper::http::request::Parts;
 use serde_json::{Value, json};
 
 use super::kept::Document;
-use super::negotiate::OpenApi;
+use super::negotiate::{Encoding, OpenApi};
 use super::path::{Discovery, Query};
 use super::reply::{self, Reply};
 use super::{header_of, health, metrics, negotiate, page_not_found};
@@ -22,26 +23,33 @@ pub fn discovery(shared: &Shared, parts: &Parts, what: &Discovery) -> Result<Rep
     let aggregated = negotiate::aggregated(accept);
     let document = match (what, aggregated) {
         (Discovery::Core, Some(form)) => {
-            let make = || api::discovery::aggregated_core(&registry, form).to_string().into();
+            let make = || discovery::text(&discovery::aggregated_core(&registry, form)).into();
             let document = shared.documents.get(&format!("core {form:?}"), &registry, make)?;
             return document.answer(parts, form.content_type());
         }
         (Discovery::Groups, Some(form)) => {
-            let make = || api::discovery::aggregated_groups(&registry, form).to_string().into();
+            let make = || discovery::text(&discovery::aggregated_groups(&registry, form)).into();
             let document = shared.documents.get(&format!("groups {form:?}"), &registry, make)?;
             return document.answer(parts, form.content_type());
         }
-        (Discovery::Core, None) => api::discovery::api_versions(&registry, &shared.address),
-        (Discovery::Groups, None) => api::discovery::group_list(&registry),
-        (Discovery::Group(group), _) => match api::discovery::group(&registry, group) {
+        (Discovery::Core, None) => discovery::api_versions(&registry, &shared.address),
+        (Discovery::Groups, None) => discovery::group_list(&registry),
+        (Discovery::Group(group), _) => match discovery::group(&registry, group) {
             Some(document) => document,
             None => return Ok(page_not_found()),
         },
         (Discovery::Resources { group, version }, _) => {
-            api::discovery::resources(&registry, group, version).ok_or_else(Status::no_route)?
+            discovery::resources(&registry, group, version).ok_or_else(Status::no_route)?
         }
     };
-    Ok(reply::value(200, &document, negotiate::answer(accept, false, false)?.encoding))
+    let encoding = negotiate::answer(accept, false, false)?.encoding;
+    Ok(match encoding {
+        Encoding::Yaml => reply::value(200, &document, encoding),
+        // It has no protobuf form here.
+        Encoding::Json | Encoding::Protobuf => {
+            reply::bytes(200, Encoding::Json.content_type(), discovery::text(&document))
+        }
+    })
 }
 
 /// Everything that is neither discovery nor a resource; `None` when there is no such path.
@@ -55,7 +63,7 @@ pub async fn other(shared: &Shared, parts: &Parts) -> Option<Result<Reply, Statu
         return Some(document);
     }
     Some(Ok(match parts.uri.path().trim_end_matches('/') {
-        "" => reply::value(200, &paths(&registry), negotiate::Encoding::Json),
+        "" => reply::value(200, &paths(&registry), Encoding::Json),
         "/version" => reply::bytes(200, "application/json", version().to_string()),
         "/metrics" => reply::bytes(200, "text/plain; version=0.0.4", metrics::text(shared)),
         "/openid/v1/jwks" => reply::bytes(200, "application/jwk-set+json", shared.tokens.keys.to_string()),
@@ -68,7 +76,7 @@ pub async fn other(shared: &Shared, parts: &Parts) -> Option<Result<Reply, Statu
                 "subject_types_supported": ["public"],
                 "id_token_signing_alg_values_supported": ["ES256"],
             }),
-            negotiate::Encoding::Json,
+            Encoding::Json,
         ),
         _ => return None,
     }))

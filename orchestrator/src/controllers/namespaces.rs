@@ -253,8 +253,9 @@ fn states(left: &Left) -> [State; 5] {
             "All content successfully deleted, may be waiting on finalization",
         ),
         errors => {
-            let all = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            let text = if errors.len() == 1 { all } else { format!("[{all}]") };
+            let mut texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            texts.sort();
+            let text = texts.join(", ");
             let message = format!("Failed to delete all resource types, {} remaining: {text}", errors.len());
             ("NamespaceDeletionContentFailure", true, "ContentDeletionFailed", message)
         }
@@ -304,7 +305,7 @@ mod tests {
         let left = Left {
             objects: [("configmaps.".into(), 1), ("deployments.apps".into(), 2)].into(),
             finalizers: [("example.com/keep".into(), 3)].into(),
-            errors: vec![Status::internal("no")],
+            errors: vec![Status::bad_request("no"), Status::bad_request("a no")],
             places: Vec::new(),
         };
         let all = conditions(&json!([{"type": "Foreign", "status": "True"}]), &left, "now");
@@ -317,10 +318,9 @@ mod tests {
             says(&all, "NamespaceFinalizersRemaining").1,
             "Some content in the namespace has finalizers remaining: example.com/keep in 3 resource instances"
         );
-        assert!(
-            says(&all, "NamespaceDeletionContentFailure")
-                .1
-                .starts_with("Failed to delete all resource types, 1 remaining:")
+        assert_eq!(
+            says(&all, "NamespaceDeletionContentFailure").1,
+            "Failed to delete all resource types, 2 remaining: a no, no"
         );
     }
 

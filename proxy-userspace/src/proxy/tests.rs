@@ -177,17 +177,42 @@ fn killed_after_any_store_programs_choose_whole_sets_and_the_next_process_finish
 }
 
 #[test]
+fn what_ended_is_swept_when_a_process_starts() {
+    let kernel = Kernel::new();
+    let address = |last| Ip4::new([10, 244, 0, last]);
+    let asking = Tuple {
+        src: Ip4::new(CLIENT),
+        dst: address(9),
+        sport: Port::new(4000),
+        dport: Port::new(80),
+        protocol: TCP,
+        pad: [0; 3],
+    };
+    let ended = |to, flags| Flow { to, flags: Flow::CONFIRMED | Flow::CLOSING | flags, seen: 0 };
+    kernel.maps.flows.put(&asking, &ended(asking, 0), Put::Any).unwrap();
+    kernel.maps.flows.put(&asking.reversed(), &ended(asking.reversed(), Flow::REPLY), Put::Any).unwrap();
+    let shared =
+        Shared::new(kernel.pins.clone(), Maps::open(&kernel.pins).unwrap(), kernel.settle(&Contents::default()));
+    std::thread::scope(|scope| {
+        let sweeper = scope.spawn(|| shared.sweep_until_stopped());
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while !kernel.maps.flows.entries().unwrap().is_empty() {
+            assert!(std::time::Instant::now() < deadline, "an ended flow stays");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        shared.lock().tidy = Tidy::Stop;
+        shared.wake.notify_all();
+        sweeper.join().unwrap();
+    });
+}
+
+#[test]
 fn a_flipping_set_is_never_seen_mixed() {
     let kernel = Kernel::new();
     let sets: [&[u8]; 2] = [&[1, 2, 3, 4, 5], &[11, 12]];
     let contents = sets.map(|endpoints| contents(&[(1, &[80], endpoints)]));
     let table = kernel.settle(&contents[0]);
-    let shared = Shared {
-        pins: kernel.pins.clone(),
-        maps: Maps::open(&kernel.pins).unwrap(),
-        state: Mutex::new(State { table, tidy: Tidy::Idle }),
-        wake: Condvar::new(),
-    };
+    let shared = Shared::new(kernel.pins.clone(), Maps::open(&kernel.pins).unwrap(), table);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let sweeper = scope.spawn(|| shared.sweep_until_stopped());

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::super::meta::{between, not_negative, port};
-use super::super::{Errors, invalid, one_of};
+use super::super::{Errors, internal, invalid, one_of};
 use super::volume::no_backsteps;
 use crate::names;
 use crate::quantity::Quantity;
@@ -337,10 +337,18 @@ fn security(context: &Value, spec: &Value, path: &str, errors: &mut Errors) {
         let why = "`hostUsers` must be false to use `Unmasked`";
         errors.push(FieldError::invalid(format!("{path}.procMount"), "Unmasked", why));
     }
-    if context["privileged"] == true && context["allowPrivilegeEscalation"] == false {
-        let shown = "{\"Capabilities\":null,\"Privileged\":true,\"SELinuxOptions\":null,\"WindowsOptions\":null,\"RunAsUser\":null,\"RunAsGroup\":null,\"RunAsNonRoot\":null,\"ReadOnlyRootFilesystem\":null,\"AllowPrivilegeEscalation\":false,\"ProcMount\":null,\"SeccompProfile\":null,\"AppArmorProfile\":null}";
-        let why = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
-        errors.push(FieldError::invalid(path, crate::status::verbatim(shown), why));
+    if context["allowPrivilegeEscalation"] == false {
+        let shown = || internal::shown("core.v1.SecurityContext", context);
+        let mut wrong = |what: &str| {
+            let why = format!("cannot set `allowPrivilegeEscalation` to false and {what}");
+            errors.push(FieldError::invalid(path, shown(), why));
+        };
+        if context["privileged"] == true {
+            wrong("`privileged` to true");
+        }
+        for _ in items(&context["capabilities"]["add"]).filter(|name| *name == "CAP_SYS_ADMIN") {
+            wrong("`capabilities.Add` CAP_SYS_ADMIN");
+        }
     }
 }
 

@@ -223,4 +223,44 @@ mod tests {
         assert!(rewrite(b"no gzip", Packing::Gzip, 100, prefixed).is_err());
         assert_eq!(Packing::of("br"), None);
     }
+
+    /// What a pod serves may be anything: nothing is read beyond its end, and what is not an address stays.
+    #[test]
+    fn no_page_is_too_odd() {
+        const PARTS: [&str; 18] = [
+            "<",
+            ">",
+            "a",
+            " ",
+            "href",
+            "=",
+            "\"",
+            "'",
+            "/x",
+            "&amp;",
+            "&",
+            "<!--",
+            "-->",
+            "<script>",
+            "</script>",
+            "\r\n",
+            "\0",
+            "é",
+        ];
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state % below as u64).unwrap()
+        };
+        for _ in 0..20_000 {
+            let text: String = (0..random(24)).map(|_| PARTS[random(PARTS.len())]).collect();
+            let cut = &text.as_bytes()[..text.len() - random(2).min(text.len())];
+            assert_eq!(change_addresses(cut, str::to_owned), None, "{text:?}");
+            if let Some(changed) = change_addresses(cut, |old| format!("{old}?")) {
+                assert!(changed.contains(&b'?'), "{text:?}");
+            }
+        }
+    }
 }
