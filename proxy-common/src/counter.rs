@@ -43,6 +43,8 @@ counters! {
     DropSnatExhausted = "drop_snat_exhausted",
     /// A pod has as many flows as one may have.
     DropFlowShare = "drop_flow_share",
+    /// A packet came while its flow was still on its way from an earlier version's maps.
+    DropCarried = "drop_while_carried",
     /// A later fragment came without its first.
     DropFragment = "drop_fragment",
     /// The packet could not be changed.

@@ -1,6 +1,7 @@
 //! Every map, what it holds and why it has its type. User space pins them by these names.
 
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use proxy_common::*;
 
@@ -45,6 +46,10 @@ pub static NODE_ADDRESSES: HashMap<u32, u32, MAX_NODE_ADDRESSES> = HashMap::new(
 #[btf_map]
 pub static NODE: Array<NodeConfig, 1> = Array::new();
 
+/// Monotonic nanoseconds until which flows may still be on their way from an earlier version's maps; 0 as a rule.
+#[btf_map]
+pub static CARRYING: Array<u64, 1> = Array::new();
+
 /// Flows that were answered. A plain hash, swept by deadline: nothing evicts a live connection.
 #[btf_map]
 pub static FLOWS: HashMap<Tuple, Flow, MAX_FLOWS> = HashMap::new();
@@ -78,6 +83,14 @@ pub fn count(counter: Counter) {
 
 pub fn node() -> Option<&'static NodeConfig> {
     NODE.get(0)
+}
+
+/// Whether a flow that nobody knows may be one that is not carried over yet: then its packets are lost, not answered, and sent
+/// again soon.
+#[inline(never)]
+pub fn flows_are_carried() -> bool {
+    // SAFETY: the pointer is to a map element; the helper has no preconditions.
+    CARRYING.get_ptr(0).is_some_and(|until| unsafe { whole(until) > bpf_ktime_get_coarse_ns() })
 }
 
 /// Reads a packed value in one load, so that no half of it is another's.

@@ -14,7 +14,7 @@ use crate::forward::{
 };
 use crate::icmp::{self, Known};
 use crate::mangle::{Hop, rewrite};
-use crate::maps::{count, local_pod, node};
+use crate::maps::{count, flows_are_carried, local_pod, node};
 use crate::packet::{Layer4, Packet, claims_ip4};
 use crate::reject::{HOST_UNREACHABLE, PORT_UNREACHABLE, reject};
 
@@ -181,7 +181,7 @@ fn to_endpoint(
 ) -> Verdict {
     if !packet.is_opening() {
         // The middle of a connection that nobody remembers: the client shall know at once.
-        return Verdict::Reject(PORT_UNREACHABLE);
+        return if flows_are_carried() { Verdict::Drop(Counter::DropCarried) } else { Verdict::Reject(PORT_UNREACHABLE) };
     }
     if flow::share_is_spent(packet.tuple.src) {
         return Verdict::Drop(Counter::DropFlowShare);
@@ -224,11 +224,21 @@ fn exit(packet: &Packet, to: Tuple, place: Place, from: From) -> Verdict {
     }
 }
 
+/// A packet of a connection that was opened before.
+#[inline(always)]
+fn is_middle(packet: &Packet) -> bool {
+    packet.layer4 == Layer4::Tcp && !packet.is_opening()
+}
+
 /// A packet whose addresses stay, unless it leaves the cluster. Its destination is no local pod.
 #[inline(always)]
 fn untranslated(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig) -> Verdict {
     match place_beyond(packet.tuple.dst, node) {
         Place::Nobody => Verdict::Reject(HOST_UNREACHABLE),
+        // An answer to who hides behind the node's address: the host knows nothing of him.
+        Place::ThisNode if from == From::Pod && is_middle(packet) && flows_are_carried() => {
+            Verdict::Drop(Counter::DropCarried)
+        }
         Place::Cluster if from == From::Pod => Verdict::Send(packet.tuple, Exit::Uplink),
         Place::Outside if from == From::Pod => leave(ctx, packet, node),
         _ => Verdict::Next,
@@ -246,6 +256,7 @@ fn leave(ctx: &TcContext, packet: &Packet, node: &NodeConfig) -> Verdict {
     }
     match packet.layer4 {
         Layer4::Unknown => return Verdict::Drop(Counter::DropFragment),
+        Layer4::Tcp if !packet.is_opening() && flows_are_carried() => return Verdict::Drop(Counter::DropCarried),
         // An answer to somebody who knows the pod's own address.
         Layer4::Tcp if !packet.is_opening() => return Verdict::Send(*tuple, Exit::Uplink),
         _ if flow::share_is_spent(tuple.src) => return Verdict::Drop(Counter::DropFlowShare),

@@ -73,7 +73,7 @@ const THIS: &[Layout] = &layouts(&[]);
 pub const NEXT: &[Layout] = &layouts(&[renumbered]);
 
 /// A map's own steps take the place of `steps` in its row.
-const fn layouts(steps: &'static [Step]) -> [Layout; 16] {
+const fn layouts(steps: &'static [Step]) -> [Layout; 17] {
     use Carry::{Never, Once, Sockets, Twice};
     const fn row(map: &'static str, carry: Carry, steps: &'static [Step]) -> Layout {
         Layout { map, carry, steps }
@@ -89,6 +89,7 @@ const fn layouts(steps: &'static [Step]) -> [Layout; 16] {
         row("SHARES", Never, steps),
         row("NODE_ADDRESSES", Once, steps),
         row("NODE", Once, steps),
+        row("CARRYING", Never, steps),
         row("FLOWS", Twice, steps),
         row("NEW_FLOWS", Twice, steps),
         row("FRAGMENTS", Never, steps),

@@ -79,6 +79,11 @@ impl Migration {
         migration
     }
 
+    /// Whether connections are on their way.
+    pub fn has_flows(&self) -> bool {
+        self.older.iter().any(|older| older.layout.carry == Carry::Twice)
+    }
+
     pub fn carry(&self, pins: &Pins, pass: Pass) -> Result<(), MigrateError> {
         let cpus = possible_cpus();
         let wanted = |older: &&Older| match (older.layout.carry, pass) {

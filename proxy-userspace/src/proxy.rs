@@ -24,6 +24,8 @@ use crate::table::{Limits, Op, Refusal, Table};
 pub(crate) const LIMITS: Limits =
     Limits { slots: MAX_SLOTS as u32, backends: MAX_BACKENDS as u32, frontends: MAX_FRONTENDS };
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// Nanoseconds that carrying flows over takes at most; after that the programs answer for what they do not know.
+const CARRIED_WITHIN: u64 = 3_000_000_000;
 /// Flows looked at while no service can change.
 const SWEPT_AT_ONCE: usize = 1024;
 
@@ -331,8 +333,15 @@ fn take_over(pins: &Pins) -> Result<Programs> {
     let migration = Migration::find(pins)?;
     let programs = object::load(pins)?;
     migration.carry(pins, Pass::First)?;
+    let carrying: Map<u32, u64> = object::open(pins, "CARRYING")?;
+    let say = |until: u64| carrying.put(&0, &until, Put::Any).map_err(written("CARRYING"));
+    if migration.has_flows() {
+        // Not for ever, should this process end here.
+        say(sys::monotonic_nanoseconds() + CARRIED_WITHIN)?;
+    }
     links::renew(pins, &programs)?;
     migration.carry(pins, Pass::Second)?;
+    say(0)?;
     migration.finish(pins)?;
     Ok(programs)
 }

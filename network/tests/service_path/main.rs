@@ -41,7 +41,12 @@ fn connect_from(port: u16, to: &str) -> TcpStream {
             sin_zero: [0; 8],
         };
         let size = size_of::<libc::sockaddr_in>() as u32;
-        assert_eq!(libc::bind(fd, (&raw const local).cast(), size), 0);
+        // The kernel may hold the port for a moment after the last connection from it.
+        let deadline = Instant::now() + PATIENCE;
+        while libc::bind(fd, (&raw const local).cast(), size) != 0 {
+            let error = std::io::Error::last_os_error();
+            assert!(error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline, "{error}");
+        }
         let SocketAddr::V4(to) = to.parse().unwrap() else { panic!("an IPv4 address") };
         let remote = libc::sockaddr_in {
             sin_port: to.port().to_be(),
