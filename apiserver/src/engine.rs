@@ -266,6 +266,7 @@ pub(crate) fn commit_failed(error: &CommitError) -> Status {
         }
         CommitError::Conflict { key, .. } => Status::internal(format!("{key:?} changed during the write")),
         CommitError::Store(source) if source.is_refusal() => Status::insufficient_storage(source.to_string()),
+        CommitError::Store(source) if source.is_outage() => Status::internal(source.to_string()),
         CommitError::Store(source) => Status::internal(format!("the store failed, and the server stops: {source}")),
         CommitError::Closed => Status::service_unavailable("the server is shutting down"),
     }

@@ -71,7 +71,7 @@ pub enum StoreError {
         "{path} has used up its space quota (NOSPACE): nothing was changed; compact and defragment it, or raise its quota, and disarm the alarm"
     )]
     Space { path: PathBuf },
-    #[error("{path} did not answer: a write may or may not have happened")]
+    #[error("{path} did not answer (a write may or may not have happened)")]
     Outage {
         path: PathBuf,
         #[source]
@@ -96,6 +96,11 @@ impl StoreError {
     /// is on the disk, and nothing may be acknowledged any more.
     pub fn is_refusal(&self) -> bool {
         matches!(self, StoreError::Full { .. } | StoreError::Space { .. })
+    }
+
+    /// Whether it may work again without a new start.
+    pub fn is_outage(&self) -> bool {
+        matches!(self, StoreError::Outage { .. })
     }
 }
 

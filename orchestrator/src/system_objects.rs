@@ -45,7 +45,9 @@ pub async fn run(given: Given) {
 fn objects(facts: &Facts, servers: &BTreeSet<SocketAddr>) -> Vec<Kept> {
     let (first, dns) = (facts.services.api_server().to_string(), facts.services.dns().to_string());
     let (first, dns, server) = (first.as_str(), dns.as_str(), facts.address);
-    let living = || servers.iter().filter(|other| other.port() == server.port()).map(SocketAddr::ip);
+    // Nobody else reaches a loopback address, and endpoints may not have one.
+    let reached = |other: &&SocketAddr| other.port() == server.port() && !other.ip().is_loopback();
+    let living = || servers.iter().filter(reached).map(SocketAddr::ip);
     let addresses: Vec<Value> = living().map(|ip| json!({"ip": ip})).collect();
     let endpoints: Vec<Value> = living().map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}})).collect();
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
@@ -88,7 +90,7 @@ fn objects(facts: &Facts, servers: &BTreeSet<SocketAddr>) -> Vec<Kept> {
                 "apiVersion": "v1",
                 "kind": "Endpoints",
                 "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-                "subsets": [{"addresses": addresses, "ports": endpoint_port}],
+                "subsets": if addresses.is_empty() { json!([]) } else { json!([{"addresses": addresses, "ports": endpoint_port}]) },
             }),
             members: &["subsets"],
         },
