@@ -131,6 +131,12 @@ impl Write {
     pub fn remove(collection: Collection, key: ObjectKey, found: Revision) -> Self {
         Self { collection, key, expect: Expect::At(found), content: None, lifetime: None }
     }
+
+    /// What is there once this is committed; `None` for a removed key.
+    fn outcome(key: ObjectKey, content: Option<(Encoded, Header)>, revision: Revision) -> Option<Arc<Object>> {
+        let (encoded, header) = content?;
+        Some(Arc::new(Object { key, revision, header, json: encoded.with_version(revision) }))
+    }
 }
 
 /// When a transaction is acknowledged.
@@ -150,6 +156,32 @@ pub struct Transaction {
     /// Keys that must be there, whatever they hold.
     pub requires: Vec<(Collection, ObjectKey)>,
     pub durability: Durability,
+}
+
+impl Transaction {
+    /// The store's names of all its keys: what it requires, then what it writes.
+    fn keys(&self) -> Vec<String> {
+        let required = self.requires.iter().map(|(collection, key)| store_key(collection, key));
+        required.chain(self.writes.iter().map(|write| store_key(&write.collection, &write.key))).collect()
+    }
+
+    /// What stands in the way, from the revisions of all its keys in the order of [`Self::keys`] (`None` for those that are
+    /// not there).
+    fn refusal(&self, mut found: impl Iterator<Item = Option<Revision>>) -> Option<CommitError> {
+        for (collection, key) in &self.requires {
+            if found.next()?.is_none() {
+                return Some(CommitError::Missing { collection: collection.clone(), key: key.clone() });
+            }
+        }
+        self.writes.iter().zip(found).find_map(|(Write { collection, key, expect, .. }, found)| {
+            let holds = match expect {
+                Expect::Absent => found.is_none(),
+                Expect::At(revision) => found == Some(*revision),
+            };
+            let (collection, key) = (collection.clone(), key.clone());
+            (!holds).then_some(CommitError::Conflict { collection, key, found })
+        })
+    }
 }
 
 impl From<Vec<Write>> for Transaction {

@@ -92,11 +92,16 @@ fn take_down(sides: Sides) -> Result<()> {
     sides.into_iter().try_for_each(|side| side.cluster.down())
 }
 
+/// Which side comes first changes from round to round.
+fn order(round: usize) -> [usize; 2] {
+    if round.is_multiple_of(2) { [0, 1] } else { [1, 0] }
+}
+
 /// Measures both sides in each round, in changing order. The first round warms up.
 fn alternate(rounds: usize, mut measure: impl FnMut(usize, usize) -> Result<f64>) -> Result<Both> {
     let mut both = Both::default();
     for round in 0..=rounds {
-        for side in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
+        for side in order(round) {
             let value = measure(side, round)?;
             if round > 0 {
                 both[side].push(value);
@@ -185,7 +190,7 @@ fn workloads(report: &mut Report, sides: &Sides, rounds: usize) -> Result<()> {
         let mut took: [Both; 2] = Default::default();
         for (kind, (count, rounds)) in [(1, 6 * rounds), (pods::AT_ONCE, BURSTS)].into_iter().enumerate() {
             for round in 0..=rounds {
-                for side in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
+                for side in order(round) {
                     let names: Vec<String> = (0..count).map(|index| format!("p-{kind}-{round}-{index}")).collect();
                     let Ends { connection, watch } = &mut ends[side];
                     let seconds = pods::burst(connection, watch, &names).await?;
@@ -241,7 +246,7 @@ fn updates(report: &mut Report, sides: &Sides, rounds: usize, state: &str) -> Re
             writers.push(Some(all));
         }
         for round in 0..=rounds {
-            for side in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
+            for side in order(round) {
                 let (netns, api) = &places[side];
                 host::enter(netns)?;
                 let stop = Arc::new(AtomicBool::new(false));
@@ -275,7 +280,7 @@ fn lists(report: &mut Report, sides: &Sides, rounds: usize) -> Result<()> {
             readers.push(connection);
         }
         for round in 0..=3 * rounds {
-            for side in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
+            for side in order(round) {
                 let (took, _) = api::list(&mut readers[side]).await?;
                 if round > 0 {
                     lists[side].push(took);

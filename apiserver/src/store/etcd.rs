@@ -25,7 +25,7 @@ use super::{
     Change, CommitError, Committed, Content, Expect, Failure, Feed, Opened, Record, Store, StoreError, Transaction,
     Write, parse_key, seal_for_etcd, store_key, unseal,
 };
-use crate::object::{Object, Revision};
+use crate::object::Revision;
 
 mod wire;
 
@@ -252,23 +252,6 @@ impl Etcd {
     }
 }
 
-/// What stood in the way of a transaction, from the revisions of all its keys (`None` for those that are not there).
-fn refusal(transaction: Transaction, found: &[Option<Revision>]) -> Option<CommitError> {
-    let mut found = found.iter().copied();
-    for (collection, key) in transaction.requires {
-        if found.next()?.is_none() {
-            return Some(CommitError::Missing { collection, key });
-        }
-    }
-    transaction.writes.into_iter().zip(found).find_map(|(write, found)| {
-        let holds = match write.expect {
-            Expect::Absent => found.is_none(),
-            Expect::At(revision) => found == Some(revision),
-        };
-        (!holds).then_some(CommitError::Conflict { collection: write.collection, key: write.key, found })
-    })
-}
-
 #[async_trait]
 impl Store for Etcd {
     async fn transact(&self, transaction: Transaction) -> Result<Committed, CommitError> {
@@ -284,13 +267,11 @@ impl Store for Etcd {
             // Whoever reads now sees what stood in the way.
             self.wait(found.iter().copied().flatten().max().unwrap_or_default()).await?;
             let unclear = || self.failed(Status::internal("a transaction was refused for no reason"));
-            return Err(refusal(transaction, &found).unwrap_or_else(unclear));
+            return Err(transaction.refusal(found.into_iter()).unwrap_or_else(unclear));
         }
         self.wait(revision).await?;
-        let objects = transaction.writes.into_iter().map(|Write { key, content, .. }| {
-            let (encoded, header) = content?;
-            Some(Arc::new(Object { key, revision, header, json: encoded.with_version(revision) }))
-        });
+        let writes = transaction.writes.into_iter();
+        let objects = writes.map(|Write { key, content, .. }| Write::outcome(key, content, revision));
         Ok(Committed { revision, objects: objects.collect() })
     }
 

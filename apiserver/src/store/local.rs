@@ -16,10 +16,10 @@ use tokio::sync::{oneshot, watch};
 
 use super::redb::RedbStore;
 use super::{
-    Change, CommitError, Committed, Content, Durability, Expect, Failure, Feed, Opened, Record, Store, StoreError,
-    Transaction, Write, seal, store_key,
+    Change, CommitError, Committed, Content, Durability, Failure, Feed, Opened, Record, Store, StoreError, Transaction,
+    Write, seal,
 };
-use crate::object::{Object, Revision};
+use crate::object::Revision;
 
 /// Transactions in one batch: bounds the latency a late comer adds to the first.
 const BATCH: usize = 512;
@@ -84,7 +84,7 @@ impl Drop for Local {
 impl Store for Local {
     async fn transact(&self, transaction: Transaction) -> Result<Committed, CommitError> {
         let (reply, answer) = oneshot::channel();
-        let mut waiting = Waiting { transaction, reply };
+        let mut waiting = Waiting { keys: transaction.keys(), transaction, reply };
         loop {
             let Some(queue) = &self.queue else { return Err(CommitError::Closed) };
             match queue.try_send(waiting) {
@@ -110,6 +110,7 @@ impl Store for Local {
 }
 
 struct Waiting {
+    keys: Vec<String>,
     transaction: Transaction,
     reply: oneshot::Sender<Result<Committed, CommitError>>,
 }
@@ -192,19 +193,20 @@ impl<V: Values> Writer<V> {
         if let Some(failure) = failed {
             return batch.into_iter().for_each(|waiting| waiting.refuse(CommitError::Store(failure.clone())));
         }
-        let known = match self.known(&batch) {
+        let mut now = match self.known(&batch) {
             Ok(known) => known,
             Err(error) => return self.refuse_all(batch, error),
         };
         let (mut accepted, mut records) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
-        let mut now = known;
         for waiting in batch {
-            match check(&waiting.transaction, &now) {
-                Err(conflict) => waiting.refuse(conflict),
-                Ok(()) => {
+            let Waiting { keys, transaction, .. } = &waiting;
+            match transaction.refusal(keys.iter().map(|key| now.get(key).copied().flatten())) {
+                Some(conflict) => waiting.refuse(conflict),
+                None => {
                     self.last += 1;
-                    for write in &waiting.transaction.writes {
-                        let record = record(write, self.last);
+                    let written = &keys[transaction.requires.len()..];
+                    for (key, write) in written.iter().zip(&transaction.writes) {
+                        let record = record(key, write, self.last);
                         now.insert(record.key.clone(), record.value.as_ref().map(|_| self.last));
                         records.push(record);
                     }
@@ -225,30 +227,24 @@ impl<V: Values> Writer<V> {
 
     /// The revisions of all keys that a batch asks about: from what waits for the disk, else from the disk.
     fn known(&mut self, batch: &[Waiting]) -> Result<HashMap<String, Option<Revision>>, StoreError> {
-        let asked = batch.iter().flat_map(|waiting| {
-            let Transaction { writes, requires, .. } = &waiting.transaction;
-            let written = writes.iter().map(|write| store_key(&write.collection, &write.key));
-            written.chain(requires.iter().map(|(collection, key)| store_key(collection, key)))
-        });
         let mut known = HashMap::new();
-        let mut stored = Vec::new();
-        for key in asked {
-            match self.unsynced.records.get(&key) {
-                Some(record) => drop(known.insert(key, record.value.as_ref().map(|_| record.revision))),
+        let mut stored: Vec<&str> = Vec::new();
+        for key in batch.iter().flat_map(|waiting| &waiting.keys) {
+            match self.unsynced.records.get(key) {
+                Some(record) => drop(known.insert(key.clone(), record.value.as_ref().map(|_| record.revision))),
                 None => stored.push(key),
             }
         }
-        let keys: Vec<&str> = stored.iter().map(String::as_str).collect();
-        let revisions = self.values.revisions(&keys)?;
-        known.extend(stored.into_iter().zip(revisions));
+        let revisions = self.values.revisions(&stored)?;
+        known.extend(stored.into_iter().map(str::to_owned).zip(revisions));
         Ok(known)
     }
 
     /// Brings what waits, and this, to the disk; then the world hears of it.
     fn sync(&mut self, records: Vec<Record>, accepted: Vec<Accepted>) {
-        let mut all = self.unsynced.records.clone();
-        all.extend(records.into_iter().map(|record| (record.key.clone(), record)));
-        let all: Vec<Record> = all.into_values().collect();
+        // Later records of a key come later, and win.
+        let mut all: Vec<Record> = self.unsynced.records.values().cloned().collect();
+        all.extend(records);
         if self.last > self.reserved {
             self.reserved = self.last + BLOCK;
         }
@@ -277,12 +273,10 @@ impl<V: Values> Writer<V> {
     }
 
     fn publish(&mut self, accepted: Accepted) {
-        let Accepted { waiting: Waiting { transaction, reply }, revision } = accepted;
+        let Accepted { waiting: Waiting { transaction, reply, .. }, revision } = accepted;
         let (mut objects, mut changes) = (Vec::new(), Vec::new());
         for Write { collection, key, content, .. } in transaction.writes {
-            let object = content.map(|(encoded, header)| {
-                Arc::new(Object { key: key.clone(), revision, header, json: encoded.with_version(revision) })
-            });
+            let object = Write::outcome(key.clone(), content, revision);
             let content = object.clone().map_or(Content::Removed, Content::Object);
             changes.push(Change { collection, key, content });
             objects.push(object);
@@ -293,35 +287,15 @@ impl<V: Values> Writer<V> {
     }
 }
 
-/// Holds a transaction against what is known of its keys.
-fn check(transaction: &Transaction, known: &HashMap<String, Option<Revision>>) -> Result<(), CommitError> {
-    let found = |collection, key| known.get(&store_key(collection, key)).copied().flatten();
-    for (collection, key) in &transaction.requires {
-        if found(collection, key).is_none() {
-            return Err(CommitError::Missing { collection: collection.clone(), key: key.clone() });
-        }
-    }
-    for Write { collection, key, expect, .. } in &transaction.writes {
-        let found = found(collection, key);
-        let holds = match expect {
-            Expect::Absent => found.is_none(),
-            Expect::At(revision) => found == Some(*revision),
-        };
-        if !holds {
-            return Err(CommitError::Conflict { collection: collection.clone(), key: key.clone(), found });
-        }
-    }
-    Ok(())
-}
-
-fn record(write: &Write, revision: Revision) -> Record {
-    let key = store_key(&write.collection, &write.key);
+fn record(key: &str, write: &Write, revision: Revision) -> Record {
+    let key = key.to_owned();
     let value = write.content.as_ref().map(|(encoded, _)| seal(&key, revision, encoded.stored()));
     Record { key, revision, value }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Expect;
     use super::super::contract::{self, Ground, Heard, commit, put};
     use super::*;
 
