@@ -9,6 +9,7 @@ mod conditions;
 mod control_plane;
 mod controllers;
 mod doctor;
+mod heartbeat;
 mod inherited;
 mod leader;
 mod node;

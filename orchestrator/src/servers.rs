@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::controllers::views::LEASES;
+use crate::heartbeat;
 
 const NAMESPACE: &str = "kube-system";
 /// As kube-apiserver labels its own.
@@ -92,28 +93,18 @@ async fn turn(client: &Client, address: SocketAddr, seen: &mut Seen) -> Result<B
 async fn renew(client: &Client, address: SocketAddr) -> Result<(), Status> {
     let name = format!("apiserver-{}", address.to_string().replace([':', '[', ']'], "-").trim_matches('-'));
     let now = api::time::micro(Timestamp::now());
-    let touch = |current: &Value| {
-        let mut next = current.clone();
-        next["spec"]["renewTime"] = json!(now);
-        Ok(next)
-    };
-    match client.update(&LEASES, NAMESPACE, &name, "", touch).await {
-        Err(status) if status.code == 404 => {
-            let lease = json!({
-                "apiVersion": "coordination.k8s.io/v1",
-                "kind": "Lease",
-                "metadata": {
-                    "name": name,
-                    "namespace": NAMESPACE,
-                    "labels": {LABEL: "amphipod"},
-                    "annotations": {ADDRESS: address.to_string()},
-                },
-                "spec": {"holderIdentity": address.to_string(), "leaseDurationSeconds": LEASE.as_secs(), "renewTime": now},
-            });
-            client.create(&LEASES, NAMESPACE, lease).await.map(drop)
-        }
-        outcome => outcome.map(drop),
-    }
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {
+            "name": name,
+            "namespace": NAMESPACE,
+            "labels": {LABEL: "amphipod"},
+            "annotations": {ADDRESS: address.to_string()},
+        },
+        "spec": {"holderIdentity": address.to_string(), "leaseDurationSeconds": LEASE.as_secs(), "renewTime": now},
+    });
+    heartbeat::renew(client, lease).await
 }
 
 #[cfg(test)]

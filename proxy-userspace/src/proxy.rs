@@ -205,7 +205,6 @@ impl Proxy {
             SocketHooks::Absent => links::detach_socket_hooks(&pins)?,
         }
         let shared = Arc::new(Shared::new(pins, maps, table));
-        shared.recount(&shared.maps.flows.entries().map_err(written("FLOWS"))?)?;
         let sweeping = Arc::clone(&shared);
         let sweeper =
             std::thread::Builder::new().name("proxy-sweeper".into()).spawn(move || sweeping.sweep_until_stopped());

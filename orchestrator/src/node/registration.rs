@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use super::Settings;
 use crate::conditions::{self, Stamp};
-use crate::controllers::views::{LEASES, NODES};
+use crate::controllers::views::NODES;
+use crate::heartbeat;
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const LEASE_SECONDS: i64 = 40;
@@ -217,22 +218,10 @@ pub async fn renew(name: String, client: Client) {
 
 async fn renew_once(name: &str, client: &Client) -> Result<(), Status> {
     let now = api::time::micro(Timestamp::now());
-    let touch = |current: &Value| {
-        let mut next = current.clone();
-        next["spec"]["renewTime"] = json!(now);
-        next["spec"]["holderIdentity"] = json!(name);
-        Ok(next)
-    };
-    match client.update(&LEASES, LEASE_NAMESPACE, name, "", touch).await {
-        Err(status) if status.code == 404 => {
-            let spec = json!({"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now});
-            let metadata = json!({"name": name, "namespace": LEASE_NAMESPACE});
-            let lease =
-                json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec});
-            client.create(&LEASES, LEASE_NAMESPACE, lease).await.map(drop)
-        }
-        other => other.map(drop),
-    }
+    let spec = json!({"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now});
+    let metadata = json!({"name": name, "namespace": LEASE_NAMESPACE});
+    let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec});
+    heartbeat::renew(client, lease).await
 }
 
 async fn revive(name: &str, client: &Client) -> Result<(), Status> {
