@@ -5,6 +5,7 @@
 //! it. Reads use [`selector`], [`table`], [`discovery`] and [`openapi`]. [`status`] is how everything fails.
 
 pub mod budget;
+pub mod conditions;
 pub mod convert;
 pub mod decode;
 pub mod default;

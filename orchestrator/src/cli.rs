@@ -17,7 +17,7 @@ use serde_yaml::Value;
 
 use crate::control_plane::{self, ControlPlane};
 use crate::controllers::Selection;
-use crate::{doctor, node, reset, store_command, up};
+use crate::{doctor, reset, store_command, up};
 
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 

@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::controllers::Selection;
 use crate::controllers::table::{self, Runs};
-use crate::node;
 use crate::store_command;
 use crate::{leader, servers};
 

@@ -1,22 +1,20 @@
 //! The `amphipod` binary: an API server, its controllers and scheduler, and a node's agent, in one process or apart.
 //!
 //! Entry points: [`cli`] (arguments, validated), [`control_plane`] (server, controllers, scheduler),
-//! [`node`] (agent, network, service path, DNS), [`up`] (both in one process).
+//! [`up`] (the same and the machine as a [`node`], in one process).
 
 mod claim;
 mod cli;
-mod conditions;
 mod control_plane;
 mod controllers;
 mod doctor;
-mod heartbeat;
 mod inherited;
 mod leader;
-mod node;
 mod reset;
 mod scheduler;
 mod servers;
 mod store_command;
+mod streams;
 mod system_objects;
 mod up;
 

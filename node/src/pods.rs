@@ -10,21 +10,23 @@ use client::{Caches, Client, Event, EventStream, Key, Selector};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use crate::controllers::views::{ConfigMap, PODS, Secret};
-use crate::node::services::Settled;
+use client::views::PODS;
+
+use crate::services::Settled;
+use crate::views::{ConfigMap, Secret};
 
 /// Tells the agent when something changed that pods may have mounted.
 pub fn tell_content(caches: &Caches, agent: &Arc<Agent>) {
     let maps = agent.clone();
     caches.of::<ConfigMap>().on_change(move |old, new| {
         if let Some(map) = new.or(old) {
-            maps.content_changed(&map.metadata.meta.namespace);
+            maps.content_changed(&map.metadata.namespace);
         }
     });
     let secrets = agent.clone();
     caches.of::<Secret>().on_change(move |old, new| {
         if let Some(secret) = new.or(old) {
-            secrets.content_changed(&secret.metadata.meta.namespace);
+            secrets.content_changed(&secret.metadata.namespace);
         }
     });
 }

@@ -1,7 +1,9 @@
 //! This machine as a node: its pods, its network, its service path and DNS, and what the API knows of it.
 //!
-//! The parts do not know each other; they meet here. [`upstream`] gives the agent its API server, [`streams`] gives the
-//! API server its way to containers, [`services`] feeds the service path and DNS, [`registration`] keeps the Node object.
+//! The parts do not know each other; they meet here. [`upstream`] gives the agent its API server, [`services`] feeds the
+//! service path and DNS, [`registration`] keeps the Node object.
+//!
+//! *Architecture invariant:* it knows a `client::Client`, not where the server is.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -11,23 +13,21 @@ use agent::Agent;
 use agent::config::PodCidr;
 use anyhow::{Context, Result};
 use api::view::{EndpointSlice, Service};
-use apiserver::identity::User;
-use client::Kept;
 use client::events::{Recorder, Reference};
+use client::{Caches, Client, Kept};
 use ipnetwork::IpNetwork;
 use network::{Cidr, Network};
 use proxy_userspace::{ExternalIps, Proxy, SocketHooks};
 use tokio::task::JoinSet;
 
-use crate::control_plane::Running;
-use crate::controllers::views::{ConfigMap, Secret};
+use views::{ConfigMap, Secret};
 
-pub mod links;
-pub mod pods;
-pub mod registration;
-pub mod services;
-pub mod streams;
-pub mod upstream;
+mod links;
+mod pods;
+mod registration;
+mod services;
+mod upstream;
+mod views;
 
 /// Validated settings of a node.
 #[derive(Debug, Clone)]
@@ -58,23 +58,18 @@ pub const READS: &[Kept] =
 
 /// A started node; its tasks run in the set it was given.
 pub struct Node {
-    /// Kept alive: dropping the server stops DNS.
-    _dns: Arc<dns::Server>,
+    pub agent: Arc<Agent>,
+    pub proxy: Arc<Proxy>,
+    /// Dropping the server stops DNS.
+    pub dns: Arc<dns::Server>,
 }
 
 /// Starts every part. What an earlier process left running is taken up.
-pub async fn start(
-    settings: &Settings,
-    running: &Running,
-    slot: &streams::AgentSlot,
-    tasks: &mut JoinSet<()>,
-) -> Result<Node> {
-    let client = running.server.client(User::node(&settings.name), "amphipod");
+pub async fn start(settings: &Settings, client: Client, caches: Arc<Caches>, tasks: &mut JoinSet<()>) -> Result<Node> {
     let recorder = Recorder::new(client.clone(), "kubelet", &settings.name);
     let about = node_reference(&settings.name);
     recorder.normal(&about, "Starting", "Starting kubelet.").await;
-    let node_cidr =
-        registration::register(settings, &running.server.client(User::node(&settings.name), "kubelet")).await?;
+    let node_cidr = registration::register(settings, &client).await?;
     let proxy = proxy_userspace::Config {
         bpf_root: settings.bpf_root.clone(),
         cgroup_root: settings.cgroup_root.clone(),
@@ -92,21 +87,18 @@ pub async fn start(
         clients: dns_clients(settings.ip, node_cidr)?,
     };
     let dns = Arc::new(dns::Server::start(dns).await.context("cannot start DNS")?);
-    slot.count(proxy.clone(), dns.clone());
-    let feed = services::Feed::new(settings, proxy, dns.clone(), recorder.clone());
-    let settled = feed.start(&running.caches, tasks);
-    let upstream =
-        Arc::new(upstream::ApiUpstream::new(client.clone(), recorder.clone(), running.caches.clone(), tasks));
+    let feed = services::Feed::new(settings, proxy.clone(), dns.clone(), recorder.clone());
+    let settled = feed.start(&caches, tasks);
+    let upstream = Arc::new(upstream::ApiUpstream::new(client.clone(), recorder.clone(), caches.clone(), tasks));
     let agent =
         Agent::start(agent_config(settings, node_cidr)?, upstream, Arc::new(links::PodLinks::new(network))).await?;
     let agent = Arc::new(agent);
-    slot.fill(agent.clone());
-    pods::tell_content(&running.caches, &agent);
+    pods::tell_content(&caches, &agent);
     let follower = pods::Follower {
         client: client.clone(),
         node: settings.name.clone(),
-        agent,
-        caches: running.caches.clone(),
+        agent: agent.clone(),
+        caches: caches.clone(),
         settled,
     };
     tasks.spawn(pods::follow(follower));
@@ -115,7 +107,7 @@ pub async fn start(
     // Its end is the node's: pods without names are better off where somebody notices.
     let names = dns.clone();
     tasks.spawn(async move { names.broken().await });
-    Ok(Node { _dns: dns })
+    Ok(Node { agent, proxy, dns })
 }
 
 /// As a kubelet names its node in events: by its name alone.

@@ -1,10 +1,10 @@
 //! Leases by which somebody says that he lives: nodes, and servers that share a store.
 
 use api::status::Status;
-use client::Client;
 use serde_json::Value;
 
-use crate::controllers::views::LEASES;
+use crate::client::Client;
+use crate::views::LEASES;
 
 /// Brings a lease's holder and time to those of `lease`, which is made as given when it is not there.
 pub async fn renew(client: &Client, lease: Value) -> Result<(), Status> {

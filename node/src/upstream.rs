@@ -3,17 +3,16 @@
 use std::sync::Arc;
 
 use agent::boundary::{EventKind, PodEvent, PodRef, Token, TokenRequest, Upstream, UpstreamError};
+use api::conditions;
 use api::status::Status;
 use api::view::Service;
 use async_trait::async_trait;
 use client::events::{Recorder, Reference};
+use client::views::{CONFIG_MAPS, PODS, SECRETS};
 use client::{Caches, Client, DeleteOptions, Resource};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-
-use crate::conditions;
-use crate::controllers::views::{CONFIG_MAPS, PODS};
 
 /// Events that wait to be written; a pod goes on without them.
 const QUEUED_EVENTS: usize = 4096;
@@ -89,7 +88,7 @@ impl Upstream for ApiUpstream {
     }
 
     async fn secret(&self, namespace: &str, name: &str) -> Result<Arc<Value>, UpstreamError> {
-        self.client.get(&Resource::core("secrets"), namespace, name).await.map(Arc::new).map_err(failed)
+        self.client.get(&SECRETS, namespace, name).await.map(Arc::new).map_err(failed)
     }
 
     async fn service_account_token(&self, request: &TokenRequest) -> Result<Token, UpstreamError> {

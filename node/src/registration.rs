@@ -4,16 +4,15 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use api::conditions::{self, Stamp};
 use api::status::Status;
-use client::{Client, Selector};
+use client::views::NODES;
+use client::{Client, Selector, heartbeat};
 use jiff::Timestamp;
 use network::Cidr;
 use serde_json::{Value, json};
 
 use super::Settings;
-use crate::conditions::{self, Stamp};
-use crate::controllers::views::NODES;
-use crate::heartbeat;
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const LEASE_SECONDS: i64 = 40;
