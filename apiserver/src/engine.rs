@@ -20,6 +20,7 @@ use crate::store::{CommitError, Expect, Failure, Opened, Store, StoreError, Tran
 
 pub mod admission;
 mod delete;
+mod pod_ranges;
 mod read;
 mod services;
 mod subresource;

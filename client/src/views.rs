@@ -1,6 +1,6 @@
 //! Names and views of the kinds that nodes read too.
 
-use api::view::{EndpointSlice, Service};
+use api::view::{EndpointSlice, Peer, Service};
 
 use crate::informer::View;
 use crate::object::Resource;
@@ -12,6 +12,16 @@ pub const SECRETS: Resource = Resource::core("secrets");
 pub const LEASES: Resource = Resource::new("coordination.k8s.io", "leases");
 pub const SERVICES: Resource = Resource::core("services");
 pub const SLICES: Resource = Resource::new("discovery.k8s.io", "endpointslices");
+
+pub const PEERS: Resource = Resource::new("node.amphipod.io", "peers");
+
+impl View for Peer {
+    const RESOURCE: Resource = PEERS;
+
+    fn uid(&self) -> &str {
+        &self.metadata.uid
+    }
+}
 
 impl View for Service {
     const RESOURCE: Resource = SERVICES;

@@ -1,9 +1,12 @@
 //! This machine as a node: its pods, its network, its service path and DNS, and what the API knows of it.
 //!
-//! The parts do not know each other; they meet here. [`upstream`] gives the agent its API server, [`services`] feeds the
-//! service path and DNS, [`registration`] keeps the Node object.
+//! Entry point: [`start`]. What the node sees of the API is its [`outlook`]; the parts do not know each other and meet here:
+//! [`pods`] tells the agent its pods, [`upstream`] answers what the agent asks ([`content`] what pods mount), [`services`]
+//! feeds the service path and DNS, [`registration`] makes the Node object and [`heartbeat`] keeps it. All of them are tasks
+//! of the set that `start` is given.
 //!
-//! *Architecture invariant:* it knows a `client::Client`, not where the server is.
+//! *Architecture invariant:* it knows a `client::Client`, not where the server is, and asks for nothing that a node may not
+//! see.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -12,22 +15,25 @@ use std::sync::Arc;
 use agent::Agent;
 use agent::config::PodCidr;
 use anyhow::{Context, Result};
-use api::view::{EndpointSlice, Service};
+use client::Client;
 use client::events::{Recorder, Reference};
-use client::{Caches, Client, Kept};
 use ipnetwork::IpNetwork;
 use network::{Cidr, Network};
 use proxy_userspace::{ExternalIps, Proxy, SocketHooks};
 use tokio::task::JoinSet;
 
-use views::{ConfigMap, Secret};
+use outlook::Outlook;
+use status::{Facts, Readiness, Rhythm};
 
+pub mod content;
+pub mod heartbeat;
 mod links;
-mod pods;
-mod registration;
-mod services;
-mod upstream;
-mod views;
+pub mod outlook;
+pub mod pods;
+pub mod registration;
+pub mod services;
+pub mod status;
+pub mod upstream;
 
 /// Validated settings of a node.
 #[derive(Debug, Clone)]
@@ -52,68 +58,87 @@ pub struct Settings {
     pub allowed_unsafe_sysctls: Vec<String>,
 }
 
-/// The views that a node of this process reads.
-pub const READS: &[Kept] =
-    &[Kept::of::<Service>(), Kept::of::<EndpointSlice>(), Kept::of::<ConfigMap>(), Kept::of::<Secret>()];
-
 /// A started node; its tasks run in the set it was given.
 pub struct Node {
     pub agent: Arc<Agent>,
     pub proxy: Arc<Proxy>,
     /// Dropping the server stops DNS.
     pub dns: Arc<dns::Server>,
+    pub content: Arc<content::Content>,
 }
 
 /// Starts every part. What an earlier process left running is taken up.
-pub async fn start(settings: &Settings, client: Client, caches: Arc<Caches>, tasks: &mut JoinSet<()>) -> Result<Node> {
+pub async fn start(settings: &Settings, client: Client, tasks: &mut JoinSet<()>) -> Result<Node> {
     let recorder = Recorder::new(client.clone(), "kubelet", &settings.name);
     let about = node_reference(&settings.name);
     recorder.normal(&about, "Starting", "Starting kubelet.").await;
-    let node_cidr = registration::register(settings, &client).await?;
-    let proxy = proxy_userspace::Config {
+    let (outlook, changed) = Outlook::open(&client, &settings.name, tasks);
+    let facts = status::facts(settings)?;
+    let (proxy, node_cidr) = tokio::try_join!(load(settings), place(settings, &client, &outlook, &facts))?;
+    let network = Network::start(&network_config(settings, node_cidr), proxy.clone()).await?;
+    let dns = Arc::new(dns::Server::start(dns_config(settings, node_cidr)?).await.context("cannot start DNS")?);
+    let feed = services::Feed::new(settings, proxy.clone(), dns.clone(), recorder.clone());
+    let settled = feed.start(&outlook.views, tasks);
+    let upstream = upstream::ApiUpstream::new(client.clone(), recorder.clone(), outlook.clone(), tasks);
+    let links = Arc::new(links::PodLinks::new(network));
+    let agent = Arc::new(Agent::start(agent_config(settings, node_cidr)?, Arc::new(upstream), links).await?);
+    let (own, content) = (outlook.own.clone(), outlook.content.clone());
+    let (node, runner) = (settings.name.clone(), agent.clone());
+    tasks.spawn(pods::follow(pods::Follower { client: client.clone(), node, runner, outlook, changed, settled }));
+    let (lease, ready) = tokio::join!(
+        heartbeat::renew_once(&settings.name, &own, &client),
+        registration::report(&settings.name, &client, &facts, Readiness::Ready)
+    );
+    lease.context("cannot write this node's lease")?;
+    ready.with_context(|| format!("cannot write the status of node {}", settings.name))?;
+    recorder.normal(&about, "NodeReady", &format!("Node {} status is now: NodeReady", settings.name)).await;
+    tasks.spawn(heartbeat::renew(settings.name.clone(), client.clone(), own.clone(), heartbeat::RENEW));
+    let (name, settings) = (settings.name.clone(), settings.clone());
+    tasks.spawn(heartbeat::keep(name, client, own, Rhythm::USUAL, facts, move || status::facts(&settings)));
+    // Its end is the node's: pods without names are better off where somebody notices.
+    let names = dns.clone();
+    tasks.spawn(async move { names.broken().await });
+    Ok(Node { agent, proxy, dns, content })
+}
+
+/// The programs of the service path. Loading them takes a while, in which the API is asked.
+async fn load(settings: &Settings) -> Result<Arc<Proxy>> {
+    let config = proxy_userspace::Config {
         bpf_root: settings.bpf_root.clone(),
         cgroup_root: settings.cgroup_root.clone(),
         socket_hooks: SocketHooks::Attached,
     };
-    let proxy = Arc::new(Proxy::start(&proxy)?);
-    let network = Network::start(&network_config(settings, node_cidr), proxy.clone()).await?;
-    let dns = dns::Config {
-        listen: SocketAddr::from((settings.ip, 0)),
-        domain: settings.domain.clone(),
-        upstreams: dns::upstreams_of(
-            &std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
-            &[SocketAddr::from((settings.cluster_dns, 53))],
-        ),
-        clients: dns_clients(settings.ip, node_cidr)?,
-    };
-    let dns = Arc::new(dns::Server::start(dns).await.context("cannot start DNS")?);
-    let feed = services::Feed::new(settings, proxy.clone(), dns.clone(), recorder.clone());
-    let settled = feed.start(&caches, tasks);
-    let upstream = Arc::new(upstream::ApiUpstream::new(client.clone(), recorder.clone(), caches.clone(), tasks));
-    let agent =
-        Agent::start(agent_config(settings, node_cidr)?, upstream, Arc::new(links::PodLinks::new(network))).await?;
-    let agent = Arc::new(agent);
-    pods::tell_content(&caches, &agent);
-    let follower = pods::Follower {
-        client: client.clone(),
-        node: settings.name.clone(),
-        agent: agent.clone(),
-        caches: caches.clone(),
-        settled,
-    };
-    tasks.spawn(pods::follow(follower));
-    tasks.spawn(registration::renew(settings.name.clone(), client));
-    recorder.normal(&about, "NodeReady", &format!("Node {} status is now: NodeReady", settings.name)).await;
-    // Its end is the node's: pods without names are better off where somebody notices.
-    let names = dns.clone();
-    tasks.spawn(async move { names.broken().await });
-    Ok(Node { agent, proxy, dns })
+    let loaded = tokio::task::spawn_blocking(move || Proxy::start(&config)).await;
+    Ok(Arc::new(loaded.context("loading the service path failed")??))
+}
+
+/// This node's place in the cluster: its object, and its part of the pods' range.
+async fn place(settings: &Settings, client: &Client, outlook: &Outlook, facts: &Facts) -> Result<Cidr> {
+    registration::register(&settings.name, client, facts).await?;
+    registration::range(&settings.name, &mut outlook.own.clone()).await
 }
 
 /// As a kubelet names its node in events: by its name alone.
 fn node_reference(name: &str) -> Reference {
     let meta = api::view::Meta { name: name.into(), uid: name.into(), ..api::view::Meta::default() };
     Reference::new("v1", "Node", &meta)
+}
+
+fn dns_config(settings: &Settings, node_cidr: Cidr) -> Result<dns::Config> {
+    Ok(dns::Config {
+        listen: SocketAddr::from((settings.ip, 0)),
+        domain: settings.domain.clone(),
+        pods: vec![network_of(settings.pod_cidr)?],
+        upstreams: dns::upstreams_of(
+            &std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+            &[SocketAddr::from((settings.cluster_dns, 53))],
+        ),
+        clients: dns_clients(settings.ip, node_cidr)?,
+    })
+}
+
+fn network_of(range: Cidr) -> Result<IpNetwork> {
+    Ok(IpNetwork::new(range.net().into(), range.length())?)
 }
 
 /// This node and its pods: other nodes have name servers of their own.

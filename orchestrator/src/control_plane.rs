@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::controllers::Selection;
+use crate::controllers::node_ipam::PodRanges;
 use crate::controllers::table::{self, Runs};
 use crate::store_command;
 use crate::{leader, servers};
@@ -29,6 +30,7 @@ pub struct ControlPlane {
     pub listen: SocketAddr,
     pub advertise: IpAddr,
     pub services: ServiceNetwork,
+    pub pods: PodRanges,
     pub domain: String,
     pub controllers: Selection,
     pub names: Vec<String>,
@@ -39,7 +41,6 @@ pub struct ControlPlane {
 /// A control plane with its tasks started.
 pub struct Running {
     pub server: Server,
-    pub caches: Arc<Caches>,
     pub tasks: JoinSet<()>,
 }
 
@@ -99,6 +100,7 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
         ca_certificate: server.authority().ca_certificate.clone(),
         address,
         services: settings.services.clone(),
+        pods: settings.pods,
         servers: match settings.etcd {
             Some(_) => servers::several(own(), address, &mut tasks),
             None => servers::alone(address),
@@ -108,7 +110,7 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
     // Who has its store for itself leads.
     let (here, leading): (Vec<_>, Vec<_>) =
         ready.into_iter().partition(|one| settings.etcd.is_none() || one.runs() == Runs::Everywhere);
-    let caches = Arc::new(Caches::new(table::reads(&here).chain(node::READS.iter().copied())));
+    let caches = Arc::new(Caches::new(table::reads(&here)));
     caches.start(&reader, &mut tasks);
     table::start(&here, &caches, &mut tasks);
     if !leading.is_empty() {
@@ -120,7 +122,7 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
             table::start(&leading, &caches, tasks);
         }));
     }
-    Ok(Running { server, caches, tasks })
+    Ok(Running { server, tasks })
 }
 
 /// Waits for SIGTERM or SIGINT; the end of any task before that is fatal.

@@ -8,6 +8,8 @@ mod cli;
 mod control_plane;
 mod controllers;
 mod doctor;
+#[cfg(test)]
+mod fleet;
 mod inherited;
 mod leader;
 mod reset;

@@ -28,7 +28,7 @@ pub async fn run(control: ControlPlane, settings: Settings) -> Result<()> {
     reset::remember(&settings)?;
     let mut tasks = std::mem::take(&mut running.tasks);
     let client = running.server.client(User::node(&settings.name), "kubelet");
-    let node = node::start(&settings, client, running.caches.clone(), &mut tasks).await?;
+    let node = node::start(&settings, client, &mut tasks).await?;
     slot.fill(node);
     show_role(&running.server, &settings.name).await.context("cannot label this node with its role")?;
     tracing::info!(address = %running.server.address(), node = settings.name, "ready");

@@ -255,8 +255,8 @@ pub struct Node {
 pub struct NodeSpec {
     pub unschedulable: bool,
     pub taints: Vec<Taint>,
-    #[serde(rename = "podCIDR")]
-    pub pod_cidr: String,
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
@@ -270,9 +270,18 @@ pub struct Taint {
     pub time_added: Option<String>,
 }
 
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct NodeAddress {
+    #[serde(rename = "type")]
+    pub type_: String,
+    pub address: String,
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct NodeStatus {
+    pub addresses: Vec<NodeAddress>,
     pub allocatable: BTreeMap<String, String>,
     pub conditions: Vec<Condition>,
 }
