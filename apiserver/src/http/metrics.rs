@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cache::HISTORY_BYTES;
 use crate::object::INTERNAL;
-use crate::server::Shared;
+use crate::shared::Shared;
 
 pub fn text(shared: &Shared) -> String {
     let cache = shared.engine.cache();
