@@ -11,19 +11,22 @@ pub enum Referent {
     Secret,
     ServiceAccount,
     PersistentVolumeClaim,
+    ClusterTrustBundle,
 }
 
 impl Referent {
-    /// As paths and rules name it; all four are of the core group.
+    /// As paths and rules name it.
     pub fn plural(self) -> &'static str {
         match self {
             Self::ConfigMap => "configmaps",
             Self::Secret => "secrets",
             Self::ServiceAccount => "serviceaccounts",
             Self::PersistentVolumeClaim => "persistentvolumeclaims",
+            Self::ClusterTrustBundle => "clustertrustbundles",
         }
     }
 
+    /// Of the core group.
     pub fn of_plural(plural: &str) -> Option<Self> {
         let all = [Self::ConfigMap, Self::Secret, Self::ServiceAccount, Self::PersistentVolumeClaim];
         all.into_iter().find(|kind| kind.plural() == plural)
@@ -31,7 +34,7 @@ impl Referent {
 }
 
 /// Members of a pod's spec that hold a reference, or a list of them, wherever they stand.
-const MEMBERS: [(&str, Referent); 8] = [
+const MEMBERS: [(&str, Referent); 9] = [
     ("configMap", Referent::ConfigMap),
     ("configMapRef", Referent::ConfigMap),
     ("configMapKeyRef", Referent::ConfigMap),
@@ -40,34 +43,47 @@ const MEMBERS: [(&str, Referent); 8] = [
     ("secretKeyRef", Referent::Secret),
     ("imagePullSecrets", Referent::Secret),
     ("persistentVolumeClaim", Referent::PersistentVolumeClaim),
+    ("clusterTrustBundle", Referent::ClusterTrustBundle),
 ];
 /// Under which of these a reference has its name.
 const NAMES: [&str; 3] = ["name", "secretName", "claimName"];
 
-/// All that a pod's spec refers to, in the pod's own namespace.
+/// All that a pod's spec refers to by name; what has a namespace is in the pod's own.
 pub fn of_pod(spec: &Value) -> BTreeSet<(Referent, String)> {
     let mut found = BTreeSet::new();
     if let Some(account) = spec["serviceAccountName"].as_str() {
         found.insert((Referent::ServiceAccount, account.to_owned()));
     }
-    collect(spec, &mut found);
+    visit(spec, &mut |kind, reference| {
+        let name = NAMES.iter().find_map(|name| reference[*name].as_str());
+        found.extend(name.filter(|name| !name.is_empty()).map(|name| (kind, name.to_owned())));
+    });
     found
 }
 
-fn collect(value: &Value, found: &mut BTreeSet<(Referent, String)>) {
+/// Whether a pod's spec refers to any object of a kind, by whatever name.
+pub fn any(spec: &Value, of: Referent) -> bool {
+    let mut found = false;
+    visit(spec, &mut |kind, _| found |= kind == of);
+    found
+}
+
+/// Shows each reference below a value.
+fn visit(value: &Value, see: &mut dyn FnMut(Referent, &Value)) {
     match value {
         Value::Object(members) => {
             for (key, inner) in members {
                 if let Some((_, kind)) = MEMBERS.iter().find(|(member, _)| member == key) {
-                    let references = inner.as_array().map_or(std::slice::from_ref(inner), Vec::as_slice);
-                    let names =
-                        references.iter().filter_map(|reference| NAMES.iter().find_map(|n| reference[*n].as_str()));
-                    found.extend(names.filter(|name| !name.is_empty()).map(|name| (*kind, name.to_owned())));
+                    match inner {
+                        Value::Array(references) => references.iter().for_each(|reference| see(*kind, reference)),
+                        Value::Object(_) => see(*kind, inner),
+                        _ => {}
+                    }
                 }
-                collect(inner, found);
+                visit(inner, see);
             }
         }
-        Value::Array(items) => items.iter().for_each(|item| collect(item, found)),
+        Value::Array(items) => items.iter().for_each(|item| visit(item, see)),
         _ => {}
     }
 }
@@ -98,6 +114,13 @@ mod tests {
         assert_eq!(of(Referent::ConfigMap), ["all", "ca"]);
         assert_eq!(of(Referent::ServiceAccount), ["robot"]);
         assert_eq!(of(Referent::PersistentVolumeClaim), ["disk"]);
+    }
+
+    #[test]
+    fn a_reference_without_a_name_is_one_too() {
+        let spec = json!({"volumes": [{"configMap": {}}], "imagePullSecrets": []});
+        assert!(any(&spec, Referent::ConfigMap) && of_pod(&spec).is_empty());
+        assert!(!any(&spec, Referent::Secret) && !any(&spec, Referent::PersistentVolumeClaim));
     }
 
     #[test]

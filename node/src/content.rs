@@ -160,7 +160,10 @@ fn not_found(object: &Object) -> Status {
 /// The server's answer is what the watch showed: the watch had seen that much, and did not know.
 fn is_as_known(fresh: &Result<Arc<Value>, Status>, known: Option<&Item>) -> bool {
     match (fresh, known) {
-        (Ok(fresh), Some(known)) => fresh["metadata"]["resourceVersion"] == known.revision.to_string(),
+        (Ok(fresh), Some(known)) => {
+            let revision = fresh["metadata"]["resourceVersion"].as_str().and_then(|text| text.parse().ok());
+            revision == Some(known.revision)
+        }
         (Err(refused), None) => refused.code == 404,
         _ => false,
     }

@@ -16,6 +16,7 @@ mod reset;
 mod scheduler;
 mod servers;
 mod store_command;
+mod store_full;
 mod streams;
 mod system_objects;
 mod up;

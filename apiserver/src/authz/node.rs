@@ -6,8 +6,7 @@ use api::references::{self, Referent};
 use serde_json::Value;
 
 use super::{Attributes, Rule};
-use crate::engine::Engine;
-use crate::object::Collection;
+use crate::reader::Reader;
 
 const READS: [&str; 3] = ["get", "list", "watch"];
 
@@ -22,7 +21,7 @@ fn is_own(asked: &Attributes) -> bool {
 
 /// Narrows what the `system:node` role grants to this node's own objects. A refusal says why, or nothing where no role
 /// of a node speaks of it.
-pub(super) fn decide(engine: &Engine, node: &str, asked: &Attributes, role: &[Rule]) -> Result<(), String> {
+pub(super) fn decide(reader: &Reader, node: &str, asked: &Attributes, role: &[Rule]) -> Result<(), String> {
     if is_own(asked) {
         return Ok(());
     }
@@ -38,12 +37,12 @@ pub(super) fn decide(engine: &Engine, node: &str, asked: &Attributes, role: &[Ru
             _ => "can only list/watch pods with spec.nodeName field selector".to_owned(),
         },
         ("", "pods") if asked.verb == "create" && asked.subresource.is_empty() => return Ok(()),
-        ("", "pods") if bound_here(engine, node, asked) => return Ok(()),
+        ("", "pods") if bound_here(reader, node, asked) => return Ok(()),
         ("", "pods") => unrelated(node),
         _ => match referent {
             None => return Ok(()),
             Some(_) if asked.name.is_empty() => "No Object name found".to_owned(),
-            Some(kind) if is_referred_to(engine, node, asked, kind) => return Ok(()),
+            Some(kind) if is_referred_to(reader, node, asked, kind) => return Ok(()),
             Some(_) => unrelated(node),
         },
     };
@@ -77,18 +76,18 @@ fn of_leases(node: &str, asked: &Attributes) -> Result<(), String> {
     Err("can only access node lease with the same name as the requesting node".to_owned())
 }
 
-fn bound_here(engine: &Engine, node: &str, asked: &Attributes) -> bool {
+fn bound_here(reader: &Reader, node: &str, asked: &Attributes) -> bool {
     // A pod that is gone is nobody's: the answer is then "not found", which tells nothing.
-    engine.lookup("", "pods", &asked.namespace, &asked.name).is_none_or(|pod| pod.value()["spec"]["nodeName"] == node)
+    reader.lookup("", "pods", &asked.namespace, &asked.name).is_none_or(|pod| pod.value()["spec"]["nodeName"] == node)
 }
 
-fn is_referred_to(engine: &Engine, node: &str, asked: &Attributes, kind: Referent) -> bool {
+fn is_referred_to(reader: &Reader, node: &str, asked: &Attributes, kind: Referent) -> bool {
     let wanted = (kind, asked.name.clone());
-    own_pods(engine, node, &asked.namespace).any(|pod| references::of_pod(&pod["spec"]).contains(&wanted))
+    own_pods(reader, node, &asked.namespace).any(|pod| references::of_pod(&pod["spec"]).contains(&wanted))
 }
 
-fn own_pods(engine: &Engine, node: &str, namespace: &str) -> impl Iterator<Item = Value> {
-    let pods = engine.cache().collection(&Collection::new("", "pods")).list(namespace).objects;
+fn own_pods(reader: &Reader, node: &str, namespace: &str) -> impl Iterator<Item = Value> {
+    let pods = reader.listed("", "pods", namespace);
     pods.into_iter()
         .filter(move |pod| pod.header.fields.iter().any(|(field, value)| *field == "spec.nodeName" && value == node))
         .map(|pod| pod.value())

@@ -62,7 +62,7 @@ impl Engine {
         if self.holder(range).is_some_and(|holder| holder == node) {
             return Ok(None);
         }
-        let all = self.cache.collection(&claims()).list("").objects;
+        let all = self.cache().collection(&claims()).list("").objects;
         let taken = all.iter().find_map(|claim| {
             let other = of_key(claim.key.name()).filter(|other| overlap(range, other))?;
             let holder = claim.value()["node"].as_str().unwrap_or_default().to_owned();
@@ -77,13 +77,13 @@ impl Engine {
     }
 
     fn holder(&self, range: &IpNetwork) -> Option<String> {
-        let claim = self.cache.collection(&claims()).get(&key(range))?;
+        let claim = self.cache().collection(&claims()).get(&key(range))?;
         claim.value()["node"].as_str().map(str::to_owned)
     }
 
     fn free_range(&self, range: &IpNetwork, node: &str) -> Option<Write> {
         let key = key(range);
-        let found = self.cache.collection(&claims()).get(&key)?;
+        let found = self.cache().collection(&claims()).get(&key)?;
         (found.value()["node"] == node).then(|| Write::remove(claims(), key, found.revision))
     }
 }
