@@ -9,8 +9,8 @@ use network::Cidr;
 
 use crate::claim::{self, ClaimError};
 use crate::control_plane::ControlPlane;
-use crate::node::Settings;
 use facts::{Facts, Hierarchy};
+use node::Settings;
 
 pub mod facts;
 
