@@ -14,8 +14,8 @@ use api::view::{EndpointSlice, Service};
 use apiserver::identity::User;
 use client::Kept;
 use client::events::{Recorder, Reference};
-use ipnetwork::IpNetwork;
-use network::{Cidr, Network};
+use ipnetwork::{IpNetwork, Ipv4Network};
+use network::{Network, PortRange};
 use proxy_userspace::{ExternalIps, Proxy, SocketHooks};
 use tokio::task::JoinSet;
 
@@ -37,8 +37,9 @@ pub struct Settings {
     pub name: String,
     pub ip: Ipv4Addr,
     /// All pods' addresses.
-    pub pod_cidr: Cidr,
-    pub service_cidr: Cidr,
+    pub pod_cidr: Ipv4Network,
+    pub service_cidr: Ipv4Network,
+    pub node_ports: PortRange,
     pub cluster_dns: Ipv4Addr,
     pub domain: String,
     /// The cgroup2 folder at which socket hooks attach.
@@ -125,18 +126,17 @@ fn node_reference(name: &str) -> Reference {
 }
 
 /// This node and its pods: other nodes have name servers of their own.
-fn dns_clients(node: Ipv4Addr, pods: Cidr) -> Result<Vec<IpNetwork>> {
-    let prefixes = [(node, 32), (pods.net(), pods.length()), (Ipv4Addr::LOCALHOST, 8)];
-    prefixes.into_iter().map(|(net, length)| Ok(IpNetwork::new(net.into(), length)?)).collect()
+fn dns_clients(node: Ipv4Addr, pods: Ipv4Network) -> Result<Vec<IpNetwork>> {
+    Ok(vec![Ipv4Network::from(node).into(), pods.into(), Ipv4Network::new(Ipv4Addr::LOCALHOST, 8)?.into()])
 }
 
-fn network_config(settings: &Settings, node_cidr: Cidr) -> network::Config {
+fn network_config(settings: &Settings, node_cidr: Ipv4Network) -> network::Config {
     network::Config {
         node_ip: settings.ip,
         pod_cidr: node_cidr,
         cluster_cidr: settings.pod_cidr,
         service_cidr: settings.service_cidr,
-        node_ports: network::Config::DEFAULT_NODE_PORTS,
+        node_ports: settings.node_ports,
         snat_ports: network::Config::DEFAULT_SNAT_PORTS,
         state_file: state_file(&settings.data_dir),
     }
@@ -147,13 +147,13 @@ pub fn state_file(data_dir: &std::path::Path) -> PathBuf {
     data_dir.join("network.json")
 }
 
-pub fn agent_config(settings: &Settings, node_cidr: Cidr) -> Result<agent::config::Config> {
+pub fn agent_config(settings: &Settings, node_cidr: Ipv4Network) -> Result<agent::config::Config> {
     Ok(agent::config::Config {
         data_dir: settings.data_dir.clone(),
         run_dir: settings.run_dir.clone(),
         node_name: settings.name.clone(),
         node_ip: settings.ip.into(),
-        pod_cidr: PodCidr { base: node_cidr.net(), prefix: node_cidr.length() },
+        pod_cidr: PodCidr { base: node_cidr.network(), prefix: node_cidr.prefix() },
         cgroup_root: settings.pod_cgroup.clone(),
         pod_cgroup: settings.pod_cgroup.clone(),
         cluster_dns: Some(settings.cluster_dns.into()),

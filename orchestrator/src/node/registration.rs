@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use api::status::Status;
 use client::{Client, Selector};
+use ipnetwork::Ipv4Network;
 use jiff::Timestamp;
-use network::Cidr;
 use serde_json::{Value, json};
 
 use super::Settings;
@@ -23,7 +23,7 @@ const NODE_PREFIX: u8 = 24;
 const MAX_PODS: u32 = 110;
 
 /// Writes the Node as it is now; returns the node's part of the pods' range.
-pub async fn register(settings: &Settings, client: &Client) -> Result<Cidr> {
+pub async fn register(settings: &Settings, client: &Client) -> Result<Ipv4Network> {
     let name = &settings.name;
     let facts = facts(settings)?;
     let cidr = match client.get(&NODES, "", name).await {
@@ -62,7 +62,7 @@ fn merge(status: &mut Value, facts: &Value) {
     }
 }
 
-async fn existing_cidr(found: &Value, settings: &Settings, client: &Client) -> Result<Cidr> {
+async fn existing_cidr(found: &Value, settings: &Settings, client: &Client) -> Result<Ipv4Network> {
     match found["spec"]["podCIDR"].as_str() {
         Some(text) => text.parse().with_context(|| format!("node {} has the pod range {text:?}", settings.name)),
         None => {
@@ -80,14 +80,14 @@ async fn existing_cidr(found: &Value, settings: &Settings, client: &Client) -> R
 }
 
 /// The first part of the pods' range that no node has.
-async fn free_cidr(settings: &Settings, client: &Client) -> Result<Cidr> {
+async fn free_cidr(settings: &Settings, client: &Client) -> Result<Ipv4Network> {
     let nodes = client.list(&NODES, "", &Selector::default()).await.context("cannot list nodes")?;
     let taken: Vec<String> =
         nodes.items.iter().filter_map(|node| node.value()["spec"]["podCIDR"].as_str().map(str::to_owned)).collect();
-    let length = settings.pod_cidr.length().max(NODE_PREFIX);
-    let base = u32::from(settings.pod_cidr.net());
-    let parts = 1_u32 << (length - settings.pod_cidr.length());
-    let part = |index: u32| Cidr::new(Ipv4Addr::from(base + (index << (32 - length))), length);
+    let length = settings.pod_cidr.prefix().max(NODE_PREFIX);
+    let base = u32::from(settings.pod_cidr.network());
+    let parts = 1_u32 << (length - settings.pod_cidr.prefix());
+    let part = |index: u32| Ipv4Network::new(Ipv4Addr::from(base + (index << (32 - length))), length).ok();
     let free = (0..parts).filter_map(part).find(|cidr| !taken.contains(&cidr.to_string()));
     match free {
         Some(cidr) => Ok(cidr),
@@ -95,7 +95,7 @@ async fn free_cidr(settings: &Settings, client: &Client) -> Result<Cidr> {
     }
 }
 
-fn node(settings: &Settings, cidr: Cidr) -> Value {
+fn node(settings: &Settings, cidr: Ipv4Network) -> Value {
     let (os, arch) = ("linux", architecture());
     json!({
         "apiVersion": "v1",
