@@ -17,7 +17,7 @@ use crate::cache::{Cache, ChangeKind};
 use crate::feed::{CacheFeed, header};
 use crate::object::{Encoded, Object, ObjectKey, Revision};
 use crate::reader::{Reader, collection};
-use crate::store::{CommitError, Expect, Failure, Opened, StoreError, Transaction, Write};
+use crate::store::{CommitError, Committed, Expect, Failure, Opened, StoreError, Transaction, Write};
 
 mod delete;
 mod read;
@@ -63,6 +63,8 @@ impl Shown {
 pub struct Engine {
     registry: Arc<RwLock<Registry>>,
     reader: Reader,
+    /// Whether the store refuses writes for want of space, as the last one showed.
+    full: watch::Sender<bool>,
     pub(crate) services: ServiceNetwork,
     settings: Settings,
     admission: Chain,
@@ -99,6 +101,7 @@ impl Engine {
         Ok(Self {
             registry,
             reader,
+            full: watch::Sender::new(false),
             services,
             admission: Chain::new(&settings),
             settings,
@@ -110,6 +113,11 @@ impl Engine {
     /// Announces that the store failed.
     pub(crate) fn failure(&self) -> watch::Receiver<Failure> {
         self.store().failure()
+    }
+
+    /// Announces when the store begins and ends to refuse writes for want of space.
+    pub(crate) fn full(&self) -> watch::Receiver<bool> {
+        self.full.subscribe()
     }
 
     /// What reads as the engine does, and cannot write.
@@ -212,7 +220,7 @@ impl Engine {
 
     /// Commits what begins with a put; gives that object.
     pub(crate) async fn commit(&self, transaction: impl Into<Transaction>) -> Result<Arc<Object>, CommitError> {
-        let mut committed = self.store().transact(transaction.into()).await?;
+        let mut committed = self.transact(transaction.into()).await?;
         Ok(committed
             .objects
             .swap_remove(0)
@@ -221,7 +229,19 @@ impl Engine {
 
     /// Removes; gives the revision at which that happened.
     pub(crate) async fn remove(&self, transaction: impl Into<Transaction>) -> Result<Revision, CommitError> {
-        Ok(self.store().transact(transaction.into()).await?.revision)
+        Ok(self.transact(transaction.into()).await?.revision)
+    }
+
+    async fn transact(&self, transaction: Transaction) -> Result<Committed, CommitError> {
+        let outcome = self.store().transact(transaction).await;
+        let full = match &outcome {
+            Ok(_) => false,
+            Err(CommitError::Store(error)) if error.is_refusal() => true,
+            // Says nothing about space.
+            Err(_) => return outcome,
+        };
+        self.full.send_if_modified(|known| std::mem::replace(known, full) != full);
+        outcome
     }
 }
 
