@@ -17,8 +17,8 @@ use agent::config::PodCidr;
 use anyhow::{Context, Result};
 use client::Client;
 use client::events::{Recorder, Reference};
-use ipnetwork::IpNetwork;
-use network::{Cidr, Network};
+use ipnetwork::{IpNetwork, Ipv4Network};
+use network::{Network, PortRange};
 use proxy_userspace::{ExternalIps, Proxy, SocketHooks};
 use tokio::task::JoinSet;
 
@@ -43,8 +43,9 @@ pub struct Settings {
     pub name: String,
     pub ip: Ipv4Addr,
     /// All pods' addresses.
-    pub pod_cidr: Cidr,
-    pub service_cidr: Cidr,
+    pub pod_cidr: Ipv4Network,
+    pub service_cidr: Ipv4Network,
+    pub node_ports: PortRange,
     pub cluster_dns: Ipv4Addr,
     pub domain: String,
     /// The cgroup2 folder at which socket hooks attach.
@@ -113,7 +114,7 @@ async fn load(settings: &Settings) -> Result<Arc<Proxy>> {
 }
 
 /// This node's place in the cluster: its object, and its part of the pods' range.
-async fn place(settings: &Settings, client: &Client, outlook: &Outlook, facts: &Facts) -> Result<Cidr> {
+async fn place(settings: &Settings, client: &Client, outlook: &Outlook, facts: &Facts) -> Result<Ipv4Network> {
     registration::register(&settings.name, client, facts).await?;
     registration::range(&settings.name, &mut outlook.own.clone()).await
 }
@@ -124,11 +125,11 @@ fn node_reference(name: &str) -> Reference {
     Reference::new("v1", "Node", &meta)
 }
 
-fn dns_config(settings: &Settings, node_cidr: Cidr) -> Result<dns::Config> {
+fn dns_config(settings: &Settings, node_cidr: Ipv4Network) -> Result<dns::Config> {
     Ok(dns::Config {
         listen: SocketAddr::from((settings.ip, 0)),
         domain: settings.domain.clone(),
-        pods: vec![network_of(settings.pod_cidr)?],
+        pods: vec![settings.pod_cidr.into()],
         upstreams: dns::upstreams_of(
             &std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
             &[SocketAddr::from((settings.cluster_dns, 53))],
@@ -137,23 +138,18 @@ fn dns_config(settings: &Settings, node_cidr: Cidr) -> Result<dns::Config> {
     })
 }
 
-fn network_of(range: Cidr) -> Result<IpNetwork> {
-    Ok(IpNetwork::new(range.net().into(), range.length())?)
-}
-
 /// This node and its pods: other nodes have name servers of their own.
-fn dns_clients(node: Ipv4Addr, pods: Cidr) -> Result<Vec<IpNetwork>> {
-    let prefixes = [(node, 32), (pods.net(), pods.length()), (Ipv4Addr::LOCALHOST, 8)];
-    prefixes.into_iter().map(|(net, length)| Ok(IpNetwork::new(net.into(), length)?)).collect()
+fn dns_clients(node: Ipv4Addr, pods: Ipv4Network) -> Result<Vec<IpNetwork>> {
+    Ok(vec![Ipv4Network::from(node).into(), pods.into(), Ipv4Network::new(Ipv4Addr::LOCALHOST, 8)?.into()])
 }
 
-fn network_config(settings: &Settings, node_cidr: Cidr) -> network::Config {
+fn network_config(settings: &Settings, node_cidr: Ipv4Network) -> network::Config {
     network::Config {
         node_ip: settings.ip,
         pod_cidr: node_cidr,
         cluster_cidr: settings.pod_cidr,
         service_cidr: settings.service_cidr,
-        node_ports: network::Config::DEFAULT_NODE_PORTS,
+        node_ports: settings.node_ports,
         snat_ports: network::Config::DEFAULT_SNAT_PORTS,
         state_file: state_file(&settings.data_dir),
     }
@@ -164,13 +160,13 @@ pub fn state_file(data_dir: &std::path::Path) -> PathBuf {
     data_dir.join("network.json")
 }
 
-pub fn agent_config(settings: &Settings, node_cidr: Cidr) -> Result<agent::config::Config> {
+pub fn agent_config(settings: &Settings, node_cidr: Ipv4Network) -> Result<agent::config::Config> {
     Ok(agent::config::Config {
         data_dir: settings.data_dir.clone(),
         run_dir: settings.run_dir.clone(),
         node_name: settings.name.clone(),
         node_ip: settings.ip.into(),
-        pod_cidr: PodCidr { base: node_cidr.net(), prefix: node_cidr.length() },
+        pod_cidr: PodCidr { base: node_cidr.network(), prefix: node_cidr.prefix() },
         cgroup_root: settings.pod_cgroup.clone(),
         pod_cgroup: settings.pod_cgroup.clone(),
         cluster_dns: Some(settings.cluster_dns.into()),

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use api::status::Status;
 use client::Client;
 use client::views::NODES;
-use network::Cidr;
+use ipnetwork::Ipv4Network;
 use serde_json::{Value, json};
 
 use crate::outlook::Own;
@@ -41,7 +41,7 @@ fn node(name: &str, facts: &Facts) -> Value {
 }
 
 /// Waits for the node's part of the pods' range.
-pub async fn range(name: &str, own: &mut Own) -> Result<Cidr> {
+pub async fn range(name: &str, own: &mut Own) -> Result<Ipv4Network> {
     let given = |node: &Option<std::sync::Arc<Value>>| {
         node.as_ref().and_then(|node| node["spec"]["podCIDR"].as_str()).map(str::to_owned)
     };

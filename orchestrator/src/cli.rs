@@ -13,6 +13,7 @@ use apiserver::admission;
 use apiserver::engine::ServiceNetwork;
 use apiserver::{EtcdSettings, EtcdTls};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use network::PortRange;
 use proxy_userspace::ExternalIps;
 use serde_yaml::Value;
 
@@ -20,8 +21,6 @@ use crate::control_plane::{self, ControlPlane};
 use crate::controllers::Selection;
 use crate::controllers::node_ipam::PodRanges;
 use crate::{doctor, reset, store_command, up};
-
-const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 
 #[derive(Parser)]
 #[command(
@@ -297,7 +296,8 @@ impl UpArguments {
             name,
             ip,
             pod_cidr: up::parse_cidr("--pod-cidr", &self.server.pod_cidr)?,
-            service_cidr: up::parse_cidr("--service-cidr", &self.server.service_cidr)?,
+            service_cidr: services.range,
+            node_ports: PortRange { first: *services.node_ports.start(), last: *services.node_ports.end() },
             cluster_dns: services.dns(),
             domain: control.domain.clone(),
             cgroup_root: self.cgroup_root.clone().map_or_else(cgroup2_mount, Ok)?,
@@ -392,13 +392,9 @@ fn local_address() -> Result<IpAddr> {
 }
 
 fn service_network(text: &str) -> Result<ServiceNetwork> {
-    let parsed = text
-        .split_once('/')
-        .and_then(|(base, prefix)| Some((base.parse::<Ipv4Addr>().ok()?, prefix.parse::<u8>().ok()?)));
-    match parsed {
-        Some((base, prefix @ 8..=28)) => Ok(ServiceNetwork { base, prefix, node_ports: NODE_PORTS }),
-        Some((_, prefix)) => bail!("--service-cidr {text}: a prefix of {prefix} bits is out of range (8 to 28)"),
-        None => bail!("--service-cidr {text}: not an IPv4 range such as 10.96.0.0/12"),
+    match up::parse_cidr("--service-cidr", text)? {
+        range if (8..=28).contains(&range.prefix()) => Ok(ServiceNetwork::new(range)),
+        range => bail!("--service-cidr {text}: a prefix of {} bits is out of range (8 to 28)", range.prefix()),
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use api::status::Status;
 use apiserver::identity::{MASTERS, User};
 use apiserver::server::Server;
-use network::Cidr;
+use ipnetwork::Ipv4Network;
 use node::Settings;
 use serde_json::{Value, json};
 
@@ -46,7 +46,9 @@ async fn show_role(server: &Server, node: &str) -> Result<(), Status> {
     client.update(&NODES, "", node, "", label).await.map(drop)
 }
 
-/// A flag's value as a range of addresses.
-pub fn parse_cidr(flag: &str, text: &str) -> Result<Cidr> {
-    text.parse().with_context(|| format!("{flag} {text}"))
+/// A flag's value as a range of addresses; of an address in it, only what is the range's counts.
+pub fn parse_cidr(flag: &str, text: &str) -> Result<Ipv4Network> {
+    let range = text.contains('/').then(|| text.parse::<Ipv4Network>().ok()).flatten();
+    let range = range.with_context(|| format!("{flag} {text}: {text:?} is no IPv4 prefix such as 10.244.0.0/16"))?;
+    Ok(Ipv4Network::new(range.network(), range.prefix())?)
 }

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use client::events::{EventType, Reference};
 use client::{Caches, Kept, Key};
-use network::Cidr;
+use ipnetwork::Ipv4Network;
 use serde_json::json;
 use thiserror::Error;
 
@@ -23,29 +23,29 @@ const LONGEST: u8 = 30;
 /// All pods' addresses, and how they are cut into nodes' parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PodRanges {
-    cluster: Cidr,
+    cluster: Ipv4Network,
     /// Prefix bits of a node's part.
     node: u8,
 }
 
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("/{node} is no part of {cluster} for a node: from /{} to /{} are", cluster.length(), most(*cluster))]
+#[error("/{node} is no part of {cluster} for a node: from /{} to /{} are", cluster.prefix(), most(*cluster))]
 pub struct BadPart {
-    cluster: Cidr,
+    cluster: Ipv4Network,
     node: u8,
 }
 
-fn most(cluster: Cidr) -> u8 {
-    LONGEST.min(cluster.length().saturating_add(MOST_BITS))
+fn most(cluster: Ipv4Network) -> u8 {
+    LONGEST.min(cluster.prefix().saturating_add(MOST_BITS))
 }
 
 impl PodRanges {
     /// Upstream's size of a part, unless the whole is smaller.
     const USUAL: u8 = 24;
 
-    pub fn new(cluster: Cidr, node: Option<u8>) -> Result<Self, BadPart> {
-        let node = node.unwrap_or(Self::USUAL.max(cluster.length()));
-        if (cluster.length()..=most(cluster)).contains(&node) {
+    pub fn new(cluster: Ipv4Network, node: Option<u8>) -> Result<Self, BadPart> {
+        let node = node.unwrap_or(Self::USUAL.max(cluster.prefix()));
+        if (cluster.prefix()..=most(cluster)).contains(&node) {
             Ok(Self { cluster, node })
         } else {
             Err(BadPart { cluster, node })
@@ -54,17 +54,22 @@ impl PodRanges {
 
     #[cfg(test)]
     pub fn usual() -> Self {
-        let cluster = Cidr::new([10, 244, 0, 0].into(), 16).unwrap();
+        let cluster = Ipv4Network::new([10, 244, 0, 0].into(), 16).unwrap();
         Self { cluster, node: Self::USUAL }
     }
 
     /// The first part that overlaps none of these.
-    fn free(&self, taken: &[Cidr]) -> Option<Cidr> {
-        let base = u32::from(self.cluster.net());
-        let part = |index: u32| Cidr::new(Ipv4Addr::from(base + (index << (32 - self.node))), self.node);
-        let parts = 1_u32 << (self.node - self.cluster.length());
-        let overlap = |a: &Cidr, b: &Cidr| a.contains(b.net()) || b.contains(a.net());
-        (0..parts).filter_map(part).find(|part| !taken.iter().any(|other| overlap(part, other)))
+    fn free(&self, taken: &[Ipv4Network]) -> Option<Ipv4Network> {
+        let (base, bits) = (u32::from(self.cluster.network()), 32 - self.node);
+        let place = |address: Ipv4Addr| (u32::from(address).checked_sub(base)? >> bits).try_into().ok();
+        let mut used = vec![false; 1 << (self.node - self.cluster.prefix())];
+        for range in taken.iter().filter(|range| self.cluster.overlaps(**range)) {
+            let first: usize = place(range.network()).unwrap_or(0);
+            let last = place(range.broadcast()).map_or(used.len(), |last: usize| last + 1).min(used.len());
+            used.get_mut(first..last).into_iter().flatten().for_each(|place| *place = true);
+        }
+        let free = u32::try_from(used.iter().position(|used| !used)?).ok()?;
+        Ipv4Network::new(Ipv4Addr::from(base + (free << bits)), self.node).ok()
     }
 }
 
@@ -101,13 +106,13 @@ impl Controller for NodeIpam {
         let Some(node) = nodes.get("", &key.name).filter(|node| node.spec.pod_cidrs.is_empty()) else {
             return Plan::new();
         };
-        let taken: Vec<Cidr> =
+        let taken: Vec<Ipv4Network> =
             nodes.all().iter().flat_map(|node| &node.spec.pod_cidrs).filter_map(|range| range.parse().ok()).collect();
         plan(&node, self.ranges.free(&taken))
     }
 }
 
-fn plan(node: &Node, free: Option<Cidr>) -> Plan {
+fn plan(node: &Node, free: Option<Ipv4Network>) -> Plan {
     let meta = &node.metadata.meta;
     let Some(range) = free else {
         let message = format!("Node {} status is now: CIDRNotAvailable", meta.name);
@@ -127,7 +132,7 @@ fn plan(node: &Node, free: Option<Cidr>) -> Plan {
 mod tests {
     use super::*;
 
-    fn cidr(text: &str) -> Cidr {
+    fn cidr(text: &str) -> Ipv4Network {
         text.parse().unwrap()
     }
 
