@@ -403,8 +403,14 @@ impl Worker {
         for (name, _) in self.running_runs() {
             let sidecars = pod.spec.init_containers.iter().filter(|container| container.is_sidecar());
             let Some(container) = pod.spec.containers.iter().chain(sidecars).find(|c| c.name == name) else { continue };
+            let run = self.record.containers.get(&name).and_then(|record| record.current.as_ref());
+            if run.is_none_or(|run| !run.differs(&container.image)) {
+                continue;
+            }
+            // What runs goes on while its successor's image is on its way.
+            self.fetch_ahead(container).await;
             let run = self.record.containers.get_mut(&name).and_then(|record| record.current.as_mut());
-            let Some(run) = run.filter(|run| run.differs(&container.image)) else { continue };
+            let Some(run) = run else { continue };
             run.outdated = true;
             self.save();
             let message = format!("Container {name} definition changed, will be restarted");

@@ -48,7 +48,7 @@ async fn labels_that_change_show_in_volumes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_image_restarts_the_container() {
     let node = TestNode::start("image").await;
-    let mut pod = pod("image", json!({"command": ["sh", "-c", SLEEP]}));
+    let mut pod = pod("image", json!({"command": ["sh", "-c", SLEEP], "imagePullPolicy": "Always"}));
     pod["spec"]["restartPolicy"] = json!("Never");
     let first = start(&node, &pod).await;
     pod["spec"]["containers"][0]["image"] = json!("docker.io/library/busybox:latest");
@@ -64,6 +64,13 @@ async fn another_image_restarts_the_container() {
         api.events.iter().filter(|event| event.reason == "Killing" && event.message == message).count()
     };
     assert_eq!(killed("Container main definition changed, will be restarted"), 1);
+    let reasons: Vec<String> = {
+        let api = node.upstream.api.lock().unwrap();
+        api.events.iter().map(|event| event.reason.to_owned()).collect()
+    };
+    let place = |reason: &str, after: usize| after + reasons[after..].iter().position(|r| r == reason).unwrap();
+    let pulled = place("Pulled", place("Started", 0));
+    assert!(pulled < place("Killing", 0), "it is ended before its successor's image is there: {reasons:?}");
     gone(&node, &pod).await;
 }
 

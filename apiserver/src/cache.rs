@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::history::History;
 use self::topics::{Marks, Shared, Topic, Topics};
+use crate::memory;
 use crate::object::{Collection, Object, ObjectKey, Revision};
 
 mod history;
@@ -385,12 +386,18 @@ impl Cache {
     /// Lets history go by age, until told to stop: a cluster that was busy and is quiet gives its memory back.
     pub async fn forget(&self, stop: CancellationToken) {
         let mut revisions = self.revisions();
+        let mut kept = 0;
         loop {
-            let oldest = {
+            let (oldest, bytes) = {
                 let mut history = self.history();
                 history.trim();
-                history.oldest()
+                (history.oldest(), history.bytes().0)
             };
+            kept = kept.max(bytes);
+            if kept - bytes > memory::WORTH_IT {
+                kept = bytes;
+                memory::give_back();
+            }
             // Not one by one: what ages within some seconds goes together.
             let wait = async {
                 match oldest {

@@ -24,6 +24,7 @@ mod http;
 pub mod identity;
 mod limits;
 mod local;
+mod memory;
 pub mod nodes;
 mod object;
 pub mod pki;

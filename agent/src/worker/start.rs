@@ -230,19 +230,30 @@ impl Worker {
     // ---- images ----
 
     async fn get_image(&mut self, container: &Container) -> Option<Image> {
-        let policy = match container.image_pull_policy.as_deref() {
-            Some("Always") => PullPolicy::Always,
-            Some("Never") => PullPolicy::Never,
-            _ => PullPolicy::IfNotPresent,
-        };
+        match self.obtain_image(container).await? {
+            Ok(image) => Some(image),
+            Err(error) => {
+                self.image_failed(container, &error).await;
+                None
+            }
+        }
+    }
+
+    /// Pulls an image that is not there, if one can; whoever starts its container says why not.
+    pub(super) async fn fetch_ahead(&mut self, container: &Container) {
+        if let Ok(true) = self.node.images.must_pull(&container.image, policy(container)) {
+            drop(self.obtain_image(container).await);
+        }
+    }
+
+    /// `None` when the pod must end meanwhile.
+    async fn obtain_image(&mut self, container: &Container) -> Option<Result<Image, ImageError>> {
+        let policy = policy(container);
         let (name, image) = (container.name.as_str(), container.image.as_str());
         let node = self.node.clone();
         let pulling = match node.images.must_pull(image, policy) {
             Ok(pulling) => pulling,
-            Err(error) => {
-                self.image_failed(container, &error).await;
-                return None;
-            }
+            Err(error) => return Some(Err(error)),
         };
         if pulling {
             self.event(Some(name), EventKind::Normal, "Pulling", format!("Pulling image {image:?}")).await;
@@ -251,25 +262,19 @@ impl Worker {
         let credentials = if pulling { self.pull_credentials().await } else { Vec::new() };
         let began = tokio::time::Instant::now();
         let pulled = self.unless_stopped(node.images.ensure(image, policy, &credentials)).await?;
-        match pulled {
-            Ok(found) => {
-                let message = if pulling {
-                    let took = whole_millis(began.elapsed());
-                    let size = found.size;
-                    format!(
-                        "Successfully pulled image {image:?} in {took} ({took} including waiting). Image size: {size} bytes."
-                    )
-                } else {
-                    format!("Container image {image:?} already present on machine")
-                };
-                self.event(Some(name), EventKind::Normal, "Pulled", message).await;
-                Some(found)
-            }
-            Err(error) => {
-                self.image_failed(container, &error).await;
-                None
-            }
+        if let Ok(found) = &pulled {
+            let message = if pulling {
+                let took = whole_millis(began.elapsed());
+                let size = found.size;
+                format!(
+                    "Successfully pulled image {image:?} in {took} ({took} including waiting). Image size: {size} bytes."
+                )
+            } else {
+                format!("Container image {image:?} already present on machine")
+            };
+            self.event(Some(name), EventKind::Normal, "Pulled", message).await;
         }
+        Some(pulled)
     }
 
     /// What the pod's own secrets say about registries.
@@ -503,6 +508,14 @@ impl Worker {
         } else {
             self.waiting.remove(name);
         }
+    }
+}
+
+fn policy(container: &Container) -> PullPolicy {
+    match container.image_pull_policy.as_deref() {
+        Some("Always") => PullPolicy::Always,
+        Some("Never") => PullPolicy::Never,
+        _ => PullPolicy::IfNotPresent,
     }
 }
 
