@@ -1,0 +1,127 @@
+//! The pod's conditions that are the node's to write, beside those of others.
+
+use serde_json::{Value, json};
+
+use super::resize::{NO_RESIZE, resize_pending};
+use super::{Inputs, seconds};
+use crate::model::Container;
+use crate::record::Cause;
+
+/// Conditions that are the agent's alone: one that it does not write is gone.
+pub const OWN_CONDITIONS: [&str; 6] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled", RESIZE];
+pub(super) const RESIZE: &str = "PodResizePending";
+/// Of whoever ends a pod for reasons that are not its own; the node is one of them.
+pub(super) const DISRUPTED: &str = "DisruptionTarget";
+/// Conditions of the kubelet, with those of others kept.
+pub(super) fn conditions(inputs: &Inputs<'_>, statuses: &[Value], terminal: bool) -> Value {
+    let old = inputs.pod.status["conditions"].as_array().cloned().unwrap_or_default();
+    let unready = |statuses: &[Value]| -> Vec<String> {
+        let not = statuses.iter().filter(|status| status["ready"] != true);
+        not.filter_map(|status| status["name"].as_str().map(str::to_owned)).collect()
+    };
+    let not_ready = unready(statuses);
+    let containers = condition_of(!terminal && not_ready.is_empty(), terminal, inputs, "ContainersNotReady", || {
+        format!("containers with unready status: [{}]", not_ready.join(" "))
+    });
+    let gates = missing_gates(inputs, &old);
+    let ready = if containers.0 && !gates.is_empty() {
+        (false, Some("ReadinessGatesNotReady"), Some(gates.join(", ")))
+    } else {
+        containers.clone()
+    };
+    let initialized = initialized(inputs);
+    let own = [
+        ("PodReadyToStartContainers", (inputs.sandbox_ready && !terminal, None, None)),
+        ("Initialized", initialized),
+        ("Ready", ready),
+        ("ContainersReady", containers),
+        ("PodScheduled", (true, None, None)),
+    ];
+    let is_own = |condition: &Value| OWN_CONDITIONS.iter().any(|kind| condition["type"] == *kind);
+    let mut list: Vec<Value> = old.iter().filter(|condition| !is_own(condition)).cloned().collect();
+    if resize_pending(&inputs.pod.spec, inputs.record) {
+        let pending = (true, Some("Infeasible"), Some(NO_RESIZE.to_owned()));
+        list.push(condition(inputs, &old, RESIZE, &pending));
+    }
+    list.extend(own.iter().map(|(kind, found)| condition(inputs, &old, kind, found)));
+    if let Some(finished) = inputs.record.finished.as_ref().filter(|finished| finished.cause == Cause::Pressure) {
+        list.retain(|condition| condition["type"] != DISRUPTED);
+        let found = (true, Some("TerminationByKubelet"), finished.message.clone());
+        list.push(condition(inputs, &old, DISRUPTED, &found));
+    }
+    Value::Array(list)
+}
+
+/// A pod that once began its containers was initialised; one that failed before never is.
+fn initialized(inputs: &Inputs<'_>) -> Found {
+    let record = |container: &Container| inputs.record.containers.get(&container.name);
+    let begun = |container: &Container| record(container).is_some_and(|record| record.runs > 0);
+    let done = |container: &Container| {
+        record(container).is_some_and(|record| match container.is_sidecar() {
+            true => record.runs > 0,
+            false => record.end().is_some_and(|end| end.exit_code == 0),
+        })
+    };
+    let spec = &inputs.pod.spec;
+    if inputs.record.finished.as_ref().is_some_and(|finished| finished.succeeded) {
+        return (true, Some("PodCompleted"), None);
+    }
+    let incomplete: Vec<&str> =
+        spec.init_containers.iter().filter(|container| !done(container)).map(|container| &*container.name).collect();
+    let ongoing = inputs.initialized && inputs.record.finished.is_none();
+    if incomplete.is_empty() || ongoing || spec.containers.iter().any(begun) {
+        return (true, None, None);
+    }
+    let message = format!("containers with incomplete status: [{}]", incomplete.join(" "));
+    (false, Some("ContainersNotInitialized"), Some(message))
+}
+
+type Found = (bool, Option<&'static str>, Option<String>);
+
+fn condition_of(
+    good: bool,
+    terminal: bool,
+    inputs: &Inputs<'_>,
+    reason: &'static str,
+    message: impl Fn() -> String,
+) -> Found {
+    match (good, terminal, &inputs.record.finished) {
+        (true, ..) => (true, None, None),
+        (false, true, Some(finished)) if finished.succeeded => (false, Some("PodCompleted"), None),
+        (false, true, _) => (false, Some("PodFailed"), None),
+        (false, false, _) => (false, Some(reason), Some(message())),
+    }
+}
+
+fn missing_gates(inputs: &Inputs<'_>, old: &[Value]) -> Vec<String> {
+    let gates = inputs.pod.spec.readiness_gates.iter().filter_map(|gate| gate["conditionType"].as_str());
+    let good = |gate: &str| old.iter().any(|condition| condition["type"] == gate && condition["status"] == "True");
+    gates
+        .filter(|gate| !good(gate))
+        .map(|gate| format!("corresponding condition of pod readiness gate {gate:?} does not exist."))
+        .collect()
+}
+
+fn condition(inputs: &Inputs<'_>, old: &[Value], kind: &str, found: &Found) -> Value {
+    let (good, reason, message) = found;
+    let value = if *good { "True" } else { "False" };
+    let before = old.iter().find(|condition| condition["type"] == kind);
+    let since = before.filter(|before| before["status"] == value).map(|before| before["lastTransitionTime"].clone());
+    let mut out = json!({
+        "type": kind,
+        "status": value,
+        "lastProbeTime": null,
+        "lastTransitionTime": since.filter(Value::is_string).unwrap_or_else(|| json!(seconds(inputs.now))),
+    });
+    if let Some(generation) = inputs.pod.metadata.generation {
+        out["observedGeneration"] = json!(generation);
+    }
+    if let Some(reason) = reason {
+        out["reason"] = json!(reason);
+    }
+    if let Some(message) = message {
+        out["message"] = json!(message);
+    }
+    out
+}
