@@ -6,6 +6,7 @@
 
 pub mod budget;
 pub mod convert;
+pub mod custom;
 pub mod decode;
 pub mod default;
 pub mod discovery;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -77,6 +77,8 @@ pub struct CollectionCache {
     /// Announces the last revision that changed this collection.
     changed: watch::Sender<Revision>,
     global: Arc<AtomicU64>,
+    /// Another stands in its place: its kind was defined anew.
+    replaced: AtomicBool,
 }
 
 /// A consistent view: every change up to `revision` and none after.
@@ -89,7 +91,7 @@ pub struct Snapshot {
 impl CollectionCache {
     fn new(global: Arc<AtomicU64>, floor: Revision) -> Self {
         let state = State { floor, ..State::default() };
-        Self { state: RwLock::new(state), changed: watch::channel(0).0, global }
+        Self { state: RwLock::new(state), changed: watch::channel(0).0, global, replaced: AtomicBool::new(false) }
     }
 
     fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
@@ -153,6 +155,11 @@ impl CollectionCache {
     /// Wakes at each change of this collection.
     pub fn subscribe(&self) -> watch::Receiver<Revision> {
         self.changed.subscribe()
+    }
+
+    /// Nothing comes any more: whoever looks has to begin anew.
+    pub fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Acquire)
     }
 
     /// The revision up to which this collection is known to be complete.
@@ -291,6 +298,20 @@ impl Cache {
             let made = || Arc::new(CollectionCache::new(self.global.clone(), self.floor));
             all.entry(collection.clone()).or_insert_with(made).clone()
         })
+    }
+
+    /// Puts a collection of the same objects, as `renew` makes them, in the place of this one. Its history begins at `revision`, and
+    /// readers of the old one's are told.
+    pub fn renew(&self, collection: &Collection, revision: Revision, renew: impl Fn(&Arc<Object>) -> Arc<Object>) {
+        let old = self.collection(collection);
+        let objects =
+            old.read(|state| state.objects.iter().map(|(key, object)| (key.clone(), renew(object))).collect());
+        let state = State { objects, floor: revision, last: revision, ..State::default() };
+        let new =
+            Arc::new(CollectionCache { state: RwLock::new(state), ..CollectionCache::new(self.global.clone(), 0) });
+        self.collections.write().unwrap_or_else(PoisonError::into_inner).insert(collection.clone(), new);
+        old.replaced.store(true, Ordering::Release);
+        old.changed.send_replace(revision);
     }
 
     /// Every collection that was ever asked for or loaded.

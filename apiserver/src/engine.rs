@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::authz::Authorizer;
 use crate::cache::{Cache, ChangeKind, CollectionCache};
+use crate::definitions::Definitions;
 use crate::feed::{CacheFeed, header};
 use crate::identity::User;
 use crate::object::{Collection, Encoded, Object, ObjectKey, Revision};
@@ -130,7 +131,8 @@ impl Engine {
     ) -> Result<Self, StoreError> {
         let cache = Arc::new(Cache::new(store.revision));
         let registry = Arc::new(RwLock::new(registry));
-        let feed = CacheFeed { cache: cache.clone(), registry: registry.clone() };
+        let definitions = Definitions { registry: registry.clone(), cache: cache.clone() };
+        let feed = CacheFeed { cache: cache.clone(), definitions };
         let damaged = |source: StoreError| StoreError::Damaged { path: store.place.clone(), source: source.into() };
         feed.load(std::mem::take(&mut store.records)).map_err(damaged)?;
         Ok(Self {
@@ -155,12 +157,6 @@ impl Engine {
 
     pub fn registry(&self) -> Registry {
         self.registry.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Adds rows to the table while the server runs.
-    pub fn add_kinds(&self, rows: impl IntoIterator<Item = Kind>) {
-        let mut registry = self.registry.write().unwrap_or_else(PoisonError::into_inner);
-        *registry = registry.with(rows);
     }
 
     pub(crate) fn cache(&self) -> &Arc<Cache> {

@@ -34,7 +34,7 @@ fn bound_here(engine: &Engine, node: &str, asked: &Attributes) -> bool {
 fn own_pods(engine: &Engine, node: &str, namespace: &str) -> impl Iterator<Item = Value> {
     let pods = engine.cache().collection(&Collection::new("", "pods")).list(namespace).objects;
     pods.into_iter()
-        .filter(move |pod| pod.header.fields.iter().any(|(field, value)| *field == "spec.nodeName" && value == node))
+        .filter(move |pod| pod.header.fields.iter().any(|(field, value)| field == "spec.nodeName" && **value == *node))
         .map(|pod| pod.value())
 }
 

@@ -124,6 +124,9 @@ impl Watch {
         }
         loop {
             self.changed.mark_unchanged();
+            if self.objects.is_replaced() {
+                return Err(too_old(self.cursor, self.objects.current()));
+            }
             let changes = self.objects.since(self.cursor).map_err(|expired| too_old(self.cursor, expired.oldest))?;
             if let Some(last) = changes.last() {
                 self.cursor = last.revision();
@@ -139,6 +142,11 @@ impl Watch {
                 () = tick(&mut self.bookmarks) => return Ok(vec![self.bookmark()]),
             }
         }
+    }
+
+    /// It ended because its kind was defined anew.
+    pub fn is_replaced(&self) -> bool {
+        self.objects.is_replaced()
     }
 
     /// A bookmark at the revision up to which nothing was missed.

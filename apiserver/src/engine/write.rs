@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use api::custom::Stage;
 use api::kind::{Kind, Part};
 use api::kinds::{Ending, Put, Version};
 use api::managed::{self, Writer};
@@ -122,6 +123,7 @@ impl Engine {
         let namespace = kind.namespaced().then_some(target.namespace.as_str());
         api::write::birth(kind, &mut object, &Birth { uid: &uid, now: context.now, namespace, suffix: &suffix })?;
         self.check_namespace(target, &object)?;
+        check_stage(target, &object)?;
         self.admit_create(context, target, &mut object)?;
         api::write::prepare_create(kind, &mut object);
         api::default::apply(kind, &mut object);
@@ -146,8 +148,11 @@ impl Engine {
         let mut writes = vec![self.stored(kind, Expect::Absent, &object)];
         writes.append(&mut allocations);
         // It may have gone since it was looked at.
-        let requires = namespace.map(|name| (Collection::new("", "namespaces"), ObjectKey::new("", name)));
-        let requires = requires.into_iter().collect();
+        let namespace = namespace.map(|name| (Collection::new("", "namespaces"), ObjectKey::new("", name)));
+        let definition = kind.custom.as_ref().map(|custom| {
+            (Collection::new(api::custom::GROUP, api::custom::PLURAL), ObjectKey::new("", &custom.definition))
+        });
+        let requires = namespace.into_iter().chain(definition).collect();
         match self.commit(Transaction { writes, requires, durability: durability(kind, &named) }).await {
             Ok(stored) => Ok(Some(Written { object: self.shown(kind, stored), created: true, warnings })),
             Err(CommitError::Conflict { collection, .. }) if collection == super::collection(kind) => {
@@ -310,6 +315,13 @@ impl Engine {
         let storage = self.storage(kind);
         self.write(&storage, expect, &api::convert::convert(kind, &storage, object.clone()))
     }
+}
+
+/// A kind that is being undefined takes nothing new.
+fn check_stage(target: &Target, object: &Value) -> Result<(), Status> {
+    let ending = target.kind.custom.as_ref().is_some_and(|custom| custom.stage == Stage::Terminating);
+    let why = "create not allowed while custom resource definition is terminating";
+    if ending { Err(target.forbidden_named(object, why)) } else { Ok(()) }
 }
 
 /// The random end of a generated name.
