@@ -6,24 +6,35 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::object::{Collection, Object, ObjectKey, Revision};
 
-/// Changes younger than this are kept, as long as [`HISTORY_BYTES`] allows.
+/// Changes younger than this are kept, as long as [`budget`] allows.
 const HISTORY_AGE: Duration = Duration::from_secs(300);
-/// Bound of all collections' history together, bytes as [`Change::size`] counts them.
-pub const HISTORY_BYTES: usize = 64 << 20;
+/// The least that all collections' history together may take, bytes as [`size`] counts them.
+const HISTORY_BYTES: usize = 32 << 20;
+/// What the history may take of what the objects take: a large cluster has more to tell.
+const HISTORY_SHARE: usize = 10;
 /// Changes that grow too old within this go at once.
 const TOGETHER: Duration = Duration::from_secs(10);
-/// What a change takes beside its texts.
-const CHANGE: usize = 512;
+/// What an object takes beside its text.
+const BESIDE: usize = 512;
+
+/// Bound of all collections' history, beside objects of so many bytes.
+fn budget(objects: usize) -> usize {
+    HISTORY_BYTES.max(objects / HISTORY_SHARE)
+}
+
+/// Bytes that an object keeps in memory.
+fn size(object: &Object) -> usize {
+    object.json.len() + BESIDE
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChangeKind {
@@ -39,18 +50,11 @@ pub struct Change {
     /// The object after the change; for a deletion its last state at the deletion's revision.
     pub object: Arc<Object>,
     pub previous: Option<Arc<Object>>,
-    /// The watch event in its plain JSON form, encoded once for all watchers.
-    pub encoded: OnceLock<Bytes>,
 }
 
 impl Change {
     pub fn revision(&self) -> Revision {
         self.object.revision
-    }
-
-    /// The object's text, and as much again for the event that watchers share.
-    fn size(&self) -> usize {
-        2 * self.object.json.len() + CHANGE
     }
 }
 
@@ -167,10 +171,13 @@ impl CollectionCache {
         self.read(|state| self.revision(state))
     }
 
-    fn put_loaded(&self, object: Arc<Object>) {
+    /// Takes an object that has no history; gives its size.
+    fn put_loaded(&self, object: Arc<Object>) -> usize {
+        let size = size(&object);
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         state.last = state.last.max(object.revision);
         state.objects.insert(object.key.clone(), object);
+        size
     }
 
     /// Drops the oldest change.
@@ -185,8 +192,8 @@ impl CollectionCache {
         }
     }
 
-    /// Takes one committed change and gives its size; a deletion of an absent key leaves no trace.
-    fn apply(&self, key: &ObjectKey, revision: Revision, object: Option<Arc<Object>>) -> Option<usize> {
+    /// Takes one committed change; a deletion of an absent key leaves no trace.
+    fn apply(&self, key: &ObjectKey, revision: Revision, object: Option<Arc<Object>>) -> Option<Arc<Change>> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let previous = state.objects.get(key).cloned();
         let (kind, object) = match (object, &previous) {
@@ -199,11 +206,10 @@ impl CollectionCache {
             ChangeKind::Deleted => state.objects.remove(key),
             _ => state.objects.insert(key.clone(), object.clone()),
         };
-        let change = Change { kind, object, previous, encoded: OnceLock::new() };
-        let size = change.size();
+        let change = Arc::new(Change { kind, object, previous });
         state.last = revision;
-        state.history.push_back(Arc::new(change));
-        Some(size)
+        state.history.push_back(change.clone());
+        Some(change)
     }
 }
 
@@ -238,19 +244,27 @@ struct Kept {
 #[derive(Debug, Default)]
 struct History {
     kept: VecDeque<Kept>,
+    /// Of the changes that are kept.
     bytes: usize,
+    /// Of the objects that are there.
+    objects: usize,
 }
 
 impl History {
-    fn note(&mut self, collection: &Arc<CollectionCache>, size: usize) {
+    fn note(&mut self, collection: &Arc<CollectionCache>, change: &Change) {
+        let size = size(&change.object);
         self.kept.push_back(Kept { at: Instant::now(), size, collection: collection.clone() });
         self.bytes += size;
+        self.objects -= change.previous.as_deref().map_or(0, self::size);
+        if change.kind != ChangeKind::Deleted {
+            self.objects += size;
+        }
     }
 
     /// Forgets what is too old, and the oldest while there is too much.
     fn trim(&mut self) {
         while let Some(oldest) = self.kept.front() {
-            if oldest.at.elapsed() <= HISTORY_AGE && self.bytes <= HISTORY_BYTES {
+            if oldest.at.elapsed() <= HISTORY_AGE && self.bytes <= budget(self.objects) {
                 break;
             }
             oldest.collection.forget();
@@ -304,8 +318,14 @@ impl Cache {
     /// readers of the old one's are told.
     pub fn renew(&self, collection: &Collection, revision: Revision, renew: impl Fn(&Arc<Object>) -> Arc<Object>) {
         let old = self.collection(collection);
-        let objects =
-            old.read(|state| state.objects.iter().map(|(key, object)| (key.clone(), renew(object))).collect());
+        let before = old.list("").objects;
+        let objects: BTreeMap<_, _> = before.iter().map(|object| (object.key.clone(), renew(object))).collect();
+        let bytes = |objects: &mut dyn Iterator<Item = &Arc<Object>>| objects.map(|object| size(object)).sum::<usize>();
+        {
+            let mut history = self.history();
+            history.objects += bytes(&mut objects.values());
+            history.objects -= bytes(&mut before.iter());
+        }
         let state = State { objects, floor: revision, last: revision, ..State::default() };
         let new =
             Arc::new(CollectionCache { state: RwLock::new(state), ..CollectionCache::new(self.global.clone(), 0) });
@@ -329,12 +349,18 @@ impl Cache {
     }
 
     pub fn put_loaded(&self, collection: &Collection, object: Object) {
-        self.collection(collection).put_loaded(Arc::new(object));
+        let size = self.collection(collection).put_loaded(Arc::new(object));
+        self.history().objects += size;
     }
 
-    /// Bytes of history, as its limit counts them.
-    pub fn history_bytes(&self) -> usize {
-        self.history.lock().unwrap_or_else(PoisonError::into_inner).bytes
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes of history, and how many it may take now.
+    pub fn history_bytes(&self) -> (usize, usize) {
+        let history = self.history();
+        (history.bytes, budget(history.objects))
     }
 
     /// Lets history go by age, until told to stop: a cluster that was busy and is quiet gives its memory back.
@@ -342,7 +368,7 @@ impl Cache {
         let mut revisions = self.revisions();
         loop {
             let oldest = {
-                let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut history = self.history();
                 history.trim();
                 history.kept.front().map(|kept| kept.at)
             };
@@ -387,9 +413,9 @@ impl Cache {
         for Published { collection, key, object } in changes {
             let cache = self.collection(&collection);
             self.release(&collection, &key);
-            if let Some(size) = cache.apply(&key, revision, object) {
-                let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-                history.note(&cache, size);
+            if let Some(change) = cache.apply(&key, revision, object) {
+                let mut history = self.history();
+                history.note(&cache, &change);
                 history.trim();
             }
             touched.push(cache);
@@ -479,7 +505,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn history_goes_by_age_without_another_write() {
         let (cache, pods) = filled();
-        assert!(cache.history_bytes() > 0);
+        assert!(cache.history_bytes().0 > 0);
         let (cache, stop) = (Arc::new(cache), CancellationToken::new());
         let forgetting = tokio::spawn({
             let (cache, stop) = (cache.clone(), stop.clone());
@@ -488,7 +514,7 @@ mod tests {
         tokio::time::sleep(HISTORY_AGE - Duration::from_secs(1)).await;
         assert!(pods.since(13).is_ok());
         tokio::time::sleep(TOGETHER * 2).await;
-        assert_eq!((pods.since(13).unwrap_err(), cache.history_bytes()), (Expired { oldest: 14 }, 0));
+        assert_eq!((pods.since(13).unwrap_err(), cache.history_bytes().0), (Expired { oldest: 14 }, 0));
         stop.cancel();
         forgetting.await.unwrap();
     }
@@ -506,8 +532,29 @@ mod tests {
             let place = if revision % 2 == 0 { &pods } else { &secrets };
             cache.apply(place, &ObjectKey::new("ns", "a"), revision, Some(large(revision)));
         }
-        assert!(cache.history_bytes() <= HISTORY_BYTES);
+        assert!(cache.history_bytes().0 <= HISTORY_BYTES);
         let oldest = |collection| cache.collection(collection).since(0).unwrap_err().oldest;
         assert_eq!((oldest(&pods), oldest(&secrets)), (8, 9), "the oldest go first, whose ever they are");
+    }
+
+    #[test]
+    fn many_objects_have_more_history() {
+        let cache = Cache::new(0);
+        let pods = Collection::new("", "pods");
+        let large = |name: &str, revision| {
+            let json = Encoded::new(&json!({"data": "x".repeat(4 << 20)})).with_version(revision);
+            Arc::new(Object { key: ObjectKey::new("ns", name), revision, header: Header::default(), json })
+        };
+        let one = size(&large("a", 1));
+        for revision in 1..=100 {
+            let name = revision.to_string();
+            cache.apply(&pods, &ObjectKey::new("ns", &name), revision, Some(large(&name, revision)));
+        }
+        let (kept, most) = cache.history_bytes();
+        assert!((10 * one..11 * one).contains(&most) && kept <= most && kept > most - one, "{kept} {most}");
+        for revision in 101..=200 {
+            cache.apply(&pods, &ObjectKey::new("ns", &(revision - 100).to_string()), revision, None);
+        }
+        assert_eq!(cache.history_bytes().1, HISTORY_BYTES);
     }
 }

@@ -17,7 +17,7 @@ use crate::definitions::Definitions;
 use crate::feed::{CacheFeed, header};
 use crate::identity::User;
 use crate::object::{Collection, Encoded, Object, ObjectKey, Revision};
-use crate::store::{CommitError, Expect, Failure, Opened, Store, StoreError, Transaction, Write};
+use crate::store::{CommitError, Committed, Expect, Failure, Opened, Store, StoreError, Transaction, Write};
 
 pub mod admission;
 mod delete;
@@ -112,6 +112,8 @@ pub struct Engine {
     registry: Arc<RwLock<Registry>>,
     cache: Arc<Cache>,
     store: Arc<dyn Store>,
+    /// Whether the store refuses writes for want of space, as the last one showed.
+    full: watch::Sender<bool>,
     pub(crate) services: ServiceNetwork,
     pub(crate) settings: admission::Settings,
     pub(crate) authorizer: Authorizer,
@@ -139,6 +141,7 @@ impl Engine {
             registry,
             cache,
             store: store.start(feed),
+            full: watch::Sender::new(false),
             services,
             settings,
             authorizer: Authorizer::default(),
@@ -149,6 +152,11 @@ impl Engine {
     /// Announces that the store failed.
     pub(crate) fn failure(&self) -> watch::Receiver<Failure> {
         self.store.failure()
+    }
+
+    /// Announces when the store begins and ends to refuse writes for want of space.
+    pub(crate) fn full(&self) -> watch::Receiver<bool> {
+        self.full.subscribe()
     }
 
     pub(crate) fn store(&self) -> &dyn Store {
@@ -237,7 +245,7 @@ impl Engine {
 
     /// Commits what begins with a put; gives that object.
     pub(crate) async fn commit(&self, transaction: impl Into<Transaction>) -> Result<Arc<Object>, CommitError> {
-        let mut committed = self.store.transact(transaction.into()).await?;
+        let mut committed = self.transact(transaction.into()).await?;
         Ok(committed
             .objects
             .swap_remove(0)
@@ -246,7 +254,19 @@ impl Engine {
 
     /// Removes; gives the revision at which that happened.
     pub(crate) async fn remove(&self, transaction: impl Into<Transaction>) -> Result<Revision, CommitError> {
-        Ok(self.store.transact(transaction.into()).await?.revision)
+        Ok(self.transact(transaction.into()).await?.revision)
+    }
+
+    async fn transact(&self, transaction: Transaction) -> Result<Committed, CommitError> {
+        let outcome = self.store.transact(transaction).await;
+        let full = match &outcome {
+            Ok(_) => false,
+            Err(CommitError::Store(error)) if error.is_refusal() => true,
+            // Says nothing about space.
+            Err(_) => return outcome,
+        };
+        self.full.send_if_modified(|known| std::mem::replace(known, full) != full);
+        outcome
     }
 }
 

@@ -166,6 +166,11 @@ impl Server {
         Client::new(Local::new(self.shared.clone(), user, manager))
     }
 
+    /// Announces when the store begins and ends to refuse writes for want of space.
+    pub fn store_full(&self) -> watch::Receiver<bool> {
+        self.shared.engine.full()
+    }
+
     /// A kubeconfig of the administrator, its certificate inline.
     pub fn admin_kubeconfig(&self, address: &str) -> Result<String, PkiError> {
         use base64::Engine as _;

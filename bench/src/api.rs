@@ -202,21 +202,23 @@ pub async fn list(connection: &mut Connection) -> Result<(f64, usize)> {
     Ok((began.elapsed().as_secs_f64() * 1e3, size))
 }
 
-/// Creates the pods of the long list. They wait for a scheduler that does not exist.
+/// Creates the pods of the long list.
 pub async fn waiting_pods(api: &Api, connection: &mut Connection) -> Result<()> {
-    let pod = |name: String, padding: usize| {
-        json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": name, "labels": {"app": "list"}, "annotations": {"bench/padding": "x".repeat(padding)}},
-            "spec": {
-                "schedulerName": "nobody",
-                "containers": [{"name": "main", "image": "busybox", "env": [{"name": "A", "value": "b"}]}],
-            },
-        })
-    };
-    connection.create(POD_LIST, &pod("list-0000".into(), 0)).await?;
+    connection.create(POD_LIST, &waiting_pod("list-0000", 0)).await?;
     let plain = connection.call("GET", &format!("{POD_LIST}/list-0000"), Bytes::new()).await?.len();
     let padding = POD_BYTES.saturating_sub(plain);
-    create_all(api, POD_LIST, (1..PODS).map(|index| pod(format!("list-{index:04}"), padding)).collect()).await
+    create_all(api, POD_LIST, (1..PODS).map(|index| waiting_pod(&format!("list-{index:04}"), padding)).collect()).await
+}
+
+/// A pod for a scheduler that does not exist.
+pub fn waiting_pod(name: &str, padding: usize) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": "list"}, "annotations": {"bench/padding": "x".repeat(padding)}},
+        "spec": {
+            "schedulerName": "nobody",
+            "containers": [{"name": "main", "image": "busybox", "env": [{"name": "A", "value": "b"}]}],
+        },
+    })
 }

@@ -19,6 +19,7 @@ mod objects;
 mod pods;
 mod processes;
 mod report;
+mod scale;
 mod service;
 mod stats;
 
@@ -66,6 +67,11 @@ enum Bench {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// How far one server goes: many clients, changes, objects, watchers
+    Scale {
+        /// Only these parts
+        parts: Vec<scale::Part>,
+    },
     /// Cluster names beside unbound, dnsmasq and, where found, CoreDNS
     Dns {
         #[arg(long, default_value_t = 10_000)]
@@ -92,6 +98,7 @@ fn run(bench: Bench) -> Result<()> {
         Bench::Pods { pods } => pods::run(pods)?,
         Bench::Api { rounds } => api::run(rounds)?,
         Bench::Footprint { seconds } => footprint::run(seconds)?,
+        Bench::Scale { parts } => scale::run(&parts)?,
         Bench::Dns { services, rounds } => dns::run(services, rounds)?,
     };
     report.write(&e2e::workspace().join("target/bench"))

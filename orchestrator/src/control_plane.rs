@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use apiserver::EtcdSettings;
@@ -14,11 +15,13 @@ use apiserver::server::{Anonymous, Config, Server, StoreAt};
 use client::Caches;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::controllers::Selection;
 use crate::controllers::table::{self, Runs};
 use crate::node;
 use crate::store_command;
+use crate::store_full;
 use crate::{leader, servers};
 
 /// Validated settings.
@@ -42,17 +45,38 @@ pub struct Running {
     pub server: Server,
     pub caches: Arc<Caches>,
     pub tasks: JoinSet<()>,
+    pub parting: Parting,
+}
+
+/// What tasks that hold leases do when the process is told to end, while the API still answers.
+#[derive(Default)]
+pub struct Parting {
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Parting {
+    /// As long as it may take; what is not given back by then runs out.
+    const PATIENCE: Duration = Duration::from_secs(3);
+
+    async fn wait(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(Self::PATIENCE, self.tasks.wait()).await.is_err() {
+            tracing::warn!("leases are not given back in time: they have to run out");
+        }
+    }
 }
 
 /// `amphipod server`: runs until told to stop.
 pub async fn run(settings: ControlPlane) -> Result<()> {
-    let Running { server, mut tasks, .. } = start(&settings, Arc::new(NoNodes)).await?;
+    let Running { server, mut tasks, parting, .. } = start(&settings, Arc::new(NoNodes)).await?;
     tracing::info!(address = %server.address(), "serving");
-    serve(server, &mut tasks).await
+    serve(server, &mut tasks, &parting).await
 }
 
 /// Serves until told to stop; the end of anything before that is fatal.
-pub async fn serve(server: Server, tasks: &mut JoinSet<()>) -> Result<()> {
+pub async fn serve(server: Server, tasks: &mut JoinSet<()>, parting: &Parting) -> Result<()> {
     let stop = CancellationToken::new();
     let mut serving = tokio::spawn(server.serve(stop.clone()));
     tokio::select! {
@@ -62,6 +86,7 @@ pub async fn serve(server: Server, tasks: &mut JoinSet<()>) -> Result<()> {
             anyhow::bail!("the listener ended, which should run for ever");
         }
     }
+    parting.wait().await;
     stop.cancel();
     tasks.shutdown().await;
     Ok(serving.await.context("the listener failed")??)
@@ -93,7 +118,7 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
     };
     let address = SocketAddr::new(settings.advertise, server.address().port());
     write_private(&settings.data_dir.join("admin.kubeconfig"), &server.admin_kubeconfig(&address.to_string())?)?;
-    let mut tasks = JoinSet::new();
+    let (mut tasks, parting) = (JoinSet::new(), Parting::default());
     let reader = server.client(User::new("system:kube-controller-manager", &[AUTHENTICATED]), "amphipod");
     let own = || server.client(User::new("system:apiserver", &[MASTERS]), "kube-apiserver");
     let facts = table::Facts {
@@ -101,10 +126,15 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
         address,
         services: settings.services.clone(),
         servers: match settings.etcd {
-            Some(_) => servers::several(own(), address, &mut tasks),
+            Some(_) => {
+                let (servers, keep) = servers::several(own(), address, parting.stop.clone());
+                tasks.spawn(parting.tasks.track_future(keep));
+                servers
+            }
             None => servers::alone(address),
         },
     };
+    tasks.spawn(store_full::tell(own(), address, server.store_full()));
     let ready = table::ready(&server, &facts, &settings.controllers);
     // Who has its store for itself leads.
     let (here, leading): (Vec<_>, Vec<_>) =
@@ -114,14 +144,15 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
     table::start(&here, &caches, &mut tasks);
     if !leading.is_empty() {
         let me = format!("{address}_{}", uuid::Uuid::new_v4());
-        tasks.spawn(leader::run(own(), me, leader::Terms::default(), move |tasks| {
+        let lead = leader::run(own(), me, leader::Terms::default(), parting.stop.clone(), move |tasks| {
             // Views of its own, which go with its term.
             let caches = Arc::new(Caches::new(table::reads(&leading)));
             caches.start(&reader, tasks);
             table::start(&leading, &caches, tasks);
-        }));
+        });
+        tasks.spawn(parting.tasks.track_future(lead));
     }
-    Ok(Running { server, caches, tasks })
+    Ok(Running { server, caches, tasks, parting })
 }
 
 /// Waits for SIGTERM or SIGINT; the end of any task before that is fatal.

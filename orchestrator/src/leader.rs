@@ -1,7 +1,8 @@
 //! Which of several servers runs the controllers: the one that holds a Lease.
 //!
 //! How old a lease is counts from when its last change was seen here, never from the times that it carries: clocks differ. Who
-//! holds it stops well before others may take it, also when no call is answered any more.
+//! holds it stops well before others may take it, also when no call is answered any more. Who is told to end gives it back, so that
+//! the next need not wait.
 
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use client::Client;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::controllers::views::LEASES;
 
@@ -68,8 +70,24 @@ fn held(lease: &Value, me: &str, terms: Terms, now: &str) -> Value {
     next
 }
 
-/// Runs what `start` starts for as long as we lead; ends when one of those tasks does.
-pub async fn run(client: Client, me: String, terms: Terms, start: impl Fn(&mut JoinSet<()>) + Send) {
+/// The lease as its holder leaves it: free for whoever looks next.
+fn released(lease: &Value, now: &str) -> Value {
+    let mut next = lease.clone();
+    let spec = &mut next["spec"];
+    spec["holderIdentity"] = json!("");
+    spec["leaseDurationSeconds"] = json!(1);
+    spec["renewTime"] = json!(now);
+    next
+}
+
+/// Runs what `start` starts for as long as we lead; ends when one of those tasks does, or when told to, with the lease given back.
+pub async fn run(
+    client: Client,
+    me: String,
+    terms: Terms,
+    stop: CancellationToken,
+    start: impl Fn(&mut JoinSet<()>) + Send,
+) {
     let mut term: JoinSet<()> = JoinSet::new();
     let (mut seen, mut renewed) = (None, Instant::now());
     loop {
@@ -104,6 +122,15 @@ pub async fn run(client: Client, me: String, terms: Terms, start: impl Fn(&mut J
         }
         tokio::select! {
             () = tokio::time::sleep(terms.pause) => {}
+            () = stop.cancelled() => {
+                let leads = !term.is_empty();
+                // Nothing of ours runs any more when others may start.
+                term.shutdown().await;
+                if leads && let Err(error) = release(&client, &me).await {
+                    tracing::warn!(%error, "the controllers' lease is not given back: it has to run out");
+                }
+                return;
+            }
             Some(ended) = term.join_next() => {
                 tracing::error!(?ended, "a controller ended that should run for ever");
                 return;
@@ -149,6 +176,16 @@ async fn turn(client: &Client, me: &str, seen: &mut Option<Seen>, terms: Terms) 
         Err(status) if status.code == 409 => Ok(false),
         Err(status) => Err(status),
     }
+}
+
+/// Gives the lease back, if it is still ours.
+async fn release(client: &Client, me: &str) -> Result<(), Status> {
+    let now = api::time::micro(Timestamp::now());
+    let change = |current: &Value| match current["spec"]["holderIdentity"] == me {
+        true => Ok(released(current, &now)),
+        false => Ok(current.clone()),
+    };
+    client.update(&LEASES, NAMESPACE, NAME, "", change).await.map(drop)
 }
 
 /// Notes what the lease is like now; gives since when.
@@ -208,15 +245,45 @@ mod tests {
         }
     }
 
+    async fn server(folder: &tempfile::TempDir) -> Server {
+        let config = Config::on_loopback(folder.path().join("store.redb"));
+        Server::open(&config, Arc::new(NoNodes)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_ends_gives_the_lease_back_and_the_next_does_not_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = server(&folder).await;
+        // Nobody's lease runs out within this test.
+        let long = Terms { lease: Duration::from_secs(600), give_up: Duration::from_secs(500), ..TERMS };
+        let admin = server.client(User::new("admin", &[MASTERS]), "admin");
+        for (transitions, name) in ["a", "b"].into_iter().enumerate() {
+            let (stop, (led, mut leads)) = (CancellationToken::new(), tokio::sync::mpsc::channel(1));
+            let client = server.client(User::new(name, &[MASTERS]), name);
+            let contender = tokio::spawn(run(client, name.to_owned(), long, stop.clone(), move |tasks| {
+                led.try_send(()).unwrap();
+                tasks.spawn(std::future::pending());
+            }));
+            tokio::time::timeout(Duration::from_secs(20), leads.recv()).await.unwrap().unwrap();
+            let lease = admin.get(&LEASES, NAMESPACE, NAME).await.unwrap();
+            assert_eq!(lease["spec"]["holderIdentity"], name);
+            assert_eq!(lease["spec"]["leaseTransitions"], transitions);
+            stop.cancel();
+            contender.await.unwrap();
+            let lease = admin.get(&LEASES, NAMESPACE, NAME).await.unwrap();
+            assert_eq!(lease["spec"]["holderIdentity"], "");
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn one_leads_at_a_time_and_another_goes_on() {
         let folder = tempfile::tempdir().unwrap();
-        let config = Config::on_loopback(folder.path().join("store.redb"));
-        let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
+        let server = server(&folder).await;
         let running = Arc::new(AtomicUsize::new(0));
         let contend = |name: &str| {
             let (client, running) = (server.client(User::new(name, &[MASTERS]), name), running.clone());
-            tokio::spawn(run(client, name.to_owned(), TERMS, move |tasks| {
+            let stop = CancellationToken::new();
+            tokio::spawn(run(client, name.to_owned(), TERMS, stop, move |tasks| {
                 assert_eq!(running.fetch_add(1, Ordering::SeqCst), 0, "two lead");
                 let guard = Guard(running.clone());
                 tasks.spawn(async move {

@@ -17,6 +17,7 @@ mod reset;
 mod scheduler;
 mod servers;
 mod store_command;
+mod store_full;
 mod system_objects;
 mod up;
 

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use api::status::Status;
-use client::{Client, Selector};
+use client::{Client, DeleteOptions, Selector};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::controllers::views::LEASES;
 use crate::heartbeat;
@@ -31,10 +31,14 @@ pub fn alone(address: SocketAddr) -> Servers {
     watch::channel(BTreeSet::from([address])).1
 }
 
-/// One of several; a task keeps the answer right.
-pub fn several(client: Client, address: SocketAddr, tasks: &mut JoinSet<()>) -> Servers {
+/// One of several, and the task that keeps the answer right. Told to end, it takes this server's lease away.
+pub fn several(
+    client: Client,
+    address: SocketAddr,
+    stop: CancellationToken,
+) -> (Servers, impl Future<Output = ()> + Send) {
     let (told, servers) = watch::channel(BTreeSet::from([address]));
-    tasks.spawn(async move {
+    let keep = async move {
         let mut seen = Seen::default();
         loop {
             match turn(&client, address, &mut seen).await {
@@ -47,10 +51,21 @@ pub fn several(client: Client, address: SocketAddr, tasks: &mut JoinSet<()>) -> 
                 }
                 Err(error) => tracing::warn!(%error, "this server's lease is not renewed"),
             }
-            tokio::time::sleep(RENEW).await;
+            tokio::select! {
+                () = tokio::time::sleep(RENEW) => {}
+                () = stop.cancelled() => break,
+            }
         }
-    });
-    servers
+        if let Err(error) = client.delete(&LEASES, NAMESPACE, &name(address), &DeleteOptions::default()).await {
+            tracing::warn!(%error, "this server's lease is not taken away: it has to run out");
+        }
+    };
+    (servers, keep)
+}
+
+/// Of the lease of the server at an address.
+fn name(address: SocketAddr) -> String {
+    format!("apiserver-{}", address.to_string().replace([':', '[', ']'], "-").trim_matches('-'))
 }
 
 /// The version of each lease, and when it came to be seen.
@@ -91,13 +106,12 @@ async fn turn(client: &Client, address: SocketAddr, seen: &mut Seen) -> Result<B
 }
 
 async fn renew(client: &Client, address: SocketAddr) -> Result<(), Status> {
-    let name = format!("apiserver-{}", address.to_string().replace([':', '[', ']'], "-").trim_matches('-'));
     let now = api::time::micro(Timestamp::now());
     let lease = json!({
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
         "metadata": {
-            "name": name,
+            "name": name(address),
             "namespace": NAMESPACE,
             "labels": {LABEL: "amphipod"},
             "annotations": {ADDRESS: address.to_string()},

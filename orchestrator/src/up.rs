@@ -29,7 +29,7 @@ pub async fn run(control: ControlPlane, settings: Settings) -> Result<()> {
     let _node = node::start(&settings, &running, &slot, &mut tasks).await?;
     show_role(&running.server, &settings.name).await.context("cannot label this node with its role")?;
     tracing::info!(address = %running.server.address(), node = settings.name, "ready");
-    control_plane::serve(running.server, &mut tasks).await
+    control_plane::serve(running.server, &mut tasks, &running.parting).await
 }
 
 /// `kubectl get nodes` shows where the server runs. A node must not give itself a role, so the server does.

@@ -54,8 +54,6 @@ pub struct Event {
     /// Bookmarks carry only this.
     pub revision: Revision,
     pub object: Option<Arc<Object>>,
-    /// The change behind it, for its shared encoding; `None` where the selector changed what is shown.
-    pub change: Option<Arc<Change>>,
 }
 
 /// A running watch. Dropping it ends it.
@@ -87,10 +85,9 @@ impl Engine {
                 kind: EventKind::Added,
                 revision: object.revision,
                 object: Some(object),
-                change: None,
             }));
             if options.initial_events {
-                initial.push(Event { kind: EventKind::InitialEnd, revision: cursor, object: None, change: None });
+                initial.push(Event { kind: EventKind::InitialEnd, revision: cursor, object: None });
             }
             initial.reverse();
         } else {
@@ -130,7 +127,7 @@ impl Watch {
             let changes = self.objects.since(self.cursor).map_err(|expired| too_old(self.cursor, expired.oldest))?;
             if let Some(last) = changes.last() {
                 self.cursor = last.revision();
-                let events: Vec<_> = changes.into_iter().filter_map(|change| self.event(change)).collect();
+                let events: Vec<_> = changes.into_iter().filter_map(|change| self.event(&change)).collect();
                 if !events.is_empty() {
                     return Ok(events);
                 }
@@ -156,11 +153,11 @@ impl Watch {
         if self.objects.since(self.cursor).is_ok_and(|changes| changes.is_empty()) {
             self.cursor = self.cursor.max(current);
         }
-        Event { kind: EventKind::Bookmark, revision: self.cursor, object: None, change: None }
+        Event { kind: EventKind::Bookmark, revision: self.cursor, object: None }
     }
 
     /// What this watch's selector makes of a change.
-    fn event(&self, change: Arc<Change>) -> Option<Event> {
+    fn event(&self, change: &Change) -> Option<Event> {
         if !self.namespace.is_empty() && change.object.key.namespace() != self.namespace {
             return None;
         }
@@ -178,13 +175,7 @@ impl Watch {
             (EventKind::Deleted, Some(previous), ChangeKind::Modified) => Arc::new(previous.at(change.revision())),
             _ => change.object.clone(),
         };
-        let as_it_was = matches!(
-            (kind, change.kind),
-            (EventKind::Added, ChangeKind::Added)
-                | (EventKind::Modified, ChangeKind::Modified)
-                | (EventKind::Deleted, ChangeKind::Deleted)
-        );
-        Some(Event { kind, revision: change.revision(), object: Some(object), change: as_it_was.then_some(change) })
+        Some(Event { kind, revision: change.revision(), object: Some(object) })
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cache::HISTORY_BYTES;
 use crate::object::INTERNAL;
 use crate::server::Shared;
 
@@ -10,10 +9,9 @@ pub fn text(shared: &Shared) -> String {
     let cache = shared.engine.cache();
     let mut out = String::from("# TYPE amphipod_store_revision counter\n");
     out += &format!("amphipod_store_revision {}\n", cache.revision());
-    out += &format!(
-        "# TYPE amphipod_watch_history_bytes gauge\namphipod_watch_history_bytes {}\n# TYPE amphipod_watch_history_limit_bytes gauge\namphipod_watch_history_limit_bytes {HISTORY_BYTES}\n",
-        cache.history_bytes()
-    );
+    let (kept, most) = cache.history_bytes();
+    out += &format!("# TYPE amphipod_watch_history_bytes gauge\namphipod_watch_history_bytes {kept}\n");
+    out += &format!("# TYPE amphipod_watch_history_limit_bytes gauge\namphipod_watch_history_limit_bytes {most}\n");
     out += "# TYPE amphipod_store_unreadable_objects gauge\n";
     out += &format!("amphipod_store_unreadable_objects {}\n", cache.unreadable());
     let events = &shared.engine.events;

@@ -70,19 +70,16 @@ impl State {
     fn lines(&mut self, events: &[Event]) -> Bytes {
         let mut out = Vec::new();
         for event in events {
-            out.extend_from_slice(&self.line(event));
+            self.line(event, &mut out);
         }
         out.into()
     }
 
-    fn line(&mut self, event: &Event) -> Bytes {
+    fn line(&mut self, event: &Event, out: &mut Vec<u8>) {
         let plain = self.form.accepted.form == Form::Plain && self.form.kind.is_storage();
-        match (&event.change, plain) {
-            (Some(change), true) => change.encoded.get_or_init(|| encode(event.kind, &change.object.json)).clone(),
-            (None, true) if event.object.is_some() => {
-                encode(event.kind, event.object.as_ref().map(|object| &*object.json).unwrap_or_default())
-            }
-            _ => encode(event.kind, self.shape(event).to_string().as_bytes()),
+        match event.object.as_ref().filter(|_| plain) {
+            Some(object) => encode(event.kind, &object.json, out),
+            None => encode(event.kind, self.shape(event).to_string().as_bytes(), out),
         }
     }
 
@@ -124,14 +121,13 @@ fn bookmark(kind: &Kind, event: &Event) -> Value {
     object
 }
 
-fn encode(kind: EventKind, object: &[u8]) -> Bytes {
-    let mut out = Vec::with_capacity(object.len() + 40);
+fn encode(kind: EventKind, object: &[u8], out: &mut Vec<u8>) {
+    out.reserve(object.len() + 40);
     out.extend_from_slice(b"{\"type\":\"");
     out.extend_from_slice(kind.name().as_bytes());
     out.extend_from_slice(b"\",\"object\":");
     out.extend_from_slice(object);
     out.extend_from_slice(b"}\n");
-    out.into()
 }
 
 /// A watch with one error and nothing else.

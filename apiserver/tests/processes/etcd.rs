@@ -12,14 +12,27 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Etcd {
     process: Child,
     folder: tempfile::TempDir,
-    ports: (u16, u16),
+    ports: Ports,
     words: Vec<String>,
 }
 
+#[derive(Clone, Copy)]
+struct Ports {
+    client: u16,
+    peer: u16,
+    /// Where it says over plain HTTP how it is, whatever its clients need.
+    health: u16,
+}
+
 impl Etcd {
+    /// Its clients have TLS when the words name a certificate for it.
     pub fn start(words: &[&str]) -> Self {
-        let (folder, ports) = (tempfile::tempdir().unwrap(), (port(), port()));
-        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        let mut words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        let scheme = if words.iter().any(|word| word == "--cert-file") { "https" } else { "http" };
+        let folder = tempfile::tempdir().unwrap();
+        let ports = Ports { client: port(), peer: port(), health: port() };
+        let client = format!("{scheme}://127.0.0.1:{}", ports.client);
+        words.extend(["--listen-client-urls".to_owned(), client.clone(), "--advertise-client-urls".to_owned(), client]);
         let etcd = Self { process: spawn(&folder, ports, &words), folder, ports, words };
         etcd.wait();
         etcd
@@ -27,7 +40,7 @@ impl Etcd {
 
     /// `host:port` for clients.
     pub fn endpoint(&self) -> String {
-        format!("127.0.0.1:{}", self.ports.0)
+        format!("127.0.0.1:{}", self.ports.client)
     }
 
     pub fn kill(&mut self) {
@@ -50,7 +63,7 @@ impl Etcd {
 
     fn is_healthy(&self) -> bool {
         let ask = || {
-            let mut stream = TcpStream::connect(self.endpoint())?;
+            let mut stream = TcpStream::connect(("127.0.0.1", self.ports.health))?;
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
             let mut answer = String::new();
@@ -69,11 +82,11 @@ impl Drop for Etcd {
     }
 }
 
-fn spawn(folder: &tempfile::TempDir, ports: (u16, u16), words: &[String]) -> Child {
-    let (client, peer) = (format!("http://127.0.0.1:{}", ports.0), format!("http://127.0.0.1:{}", ports.1));
+fn spawn(folder: &tempfile::TempDir, ports: Ports, words: &[String]) -> Child {
+    let (peer, health) = (format!("http://127.0.0.1:{}", ports.peer), format!("http://127.0.0.1:{}", ports.health));
     let mut command = Command::new("etcd");
     command.args(["--name", "test", "--log-level", "error", "--data-dir"]).arg(folder.path().join("data"));
-    command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+    command.args(["--listen-metrics-urls", &health]);
     command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
     command.args(["--initial-cluster", &format!("test={peer}")]).args(words);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -84,8 +84,8 @@ async fn a_fresh_read_does_not_wait_for_others_keys() {
     stop.store(true, Ordering::Relaxed);
     foreign.await.unwrap();
     took.sort();
-    // The far end is this machine's, where other tests run.
-    assert!(took[89] < Duration::from_millis(50), "{took:?}");
+    // Half of them, since other tests run beside: who waited for the watch alone would wait for ever.
+    assert!(took[49] < Duration::from_millis(50), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -183,4 +183,56 @@ async fn a_newer_layout_is_refused() {
     let newer = PutRequest { key: FORMAT_KEY.into(), value: (FORMAT + 1).to_string().into(), lease: 0 };
     server.wire().put(newer).await.unwrap();
     assert!(matches!(server.open().await, Err(StoreError::Newer { found, .. }) if found == FORMAT + 1));
+}
+
+/// An authority, a certificate of it for loopback, and one for a client; each with its key, as PEM.
+fn certificates() -> [(String, String); 3] {
+    use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let authority = (params.self_signed(&key).unwrap().pem(), key.serialize_pem());
+    let issuer = Issuer::new(params, key);
+    let issue = |names: Vec<String>| {
+        let (mut params, key) = (CertificateParams::new(names).unwrap(), KeyPair::generate().unwrap());
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        (params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
+    };
+    [authority, issue(vec!["127.0.0.1".into()]), issue(vec!["amphipod".into()])]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_tls_both_sides_show_a_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let [authority, server, client] = certificates();
+    let (ca, certificate, key) = (file("ca", &authority.0), file("cert", &server.0), file("key", &server.1));
+    let words = ["--client-cert-auth", "--trusted-ca-file", &ca, "--cert-file", &certificate, "--key-file", &key];
+    let etcd = process::Etcd::start(&words);
+    let settings = |authority: &str, identity: Option<&(String, String)>| Settings {
+        endpoints: vec![etcd.endpoint()],
+        tls: Some(Tls {
+            authority: authority.into(),
+            identity: identity.map(|(certificate, key)| (certificate.clone().into(), key.clone().into())),
+        }),
+    };
+    let opened = open(&settings(&authority.0, Some(&client))).await.unwrap();
+    let heard = Heard::default();
+    let store = opened.start(heard.clone());
+    let revision = commit(&store, put("a", Expect::Absent)).await.unwrap();
+    assert_eq!(heard.revisions(), [revision]);
+    // Without a certificate, with one of somebody else's, or towards somebody else, nothing is served.
+    let [other, _, stranger] = certificates();
+    for (what, settings) in [
+        ("no certificate", settings(&authority.0, None)),
+        ("a stranger's certificate", settings(&authority.0, Some(&stranger))),
+        ("another authority", settings(&other.0, Some(&client))),
+        ("no TLS", Settings { tls: None, ..settings(&authority.0, None) }),
+    ] {
+        assert!(open(&settings).await.is_err(), "{what}");
+    }
 }
