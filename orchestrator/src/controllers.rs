@@ -14,6 +14,7 @@ pub mod housekeeping;
 pub mod namespaces;
 pub mod ownership;
 pub mod replicaset;
+pub mod replication_controller;
 pub mod runtime;
 pub mod table;
 pub mod views;

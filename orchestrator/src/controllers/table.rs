@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use tokio::task::JoinSet;
 
 use super::runtime::{self, Controller};
-use super::{Selection, deployment, endpoints, gc, housekeeping, namespaces, replicaset};
+use super::{Selection, deployment, endpoints, gc, housekeeping, namespaces, replicaset, replication_controller};
 use crate::servers::Servers;
 use crate::{scheduler, system_objects};
 
@@ -71,8 +71,9 @@ pub struct Row {
     start: fn(Given) -> BoxFuture<'static, ()>,
 }
 
-pub static TABLE: [Row; 12] = [
+pub static TABLE: [Row; 13] = [
     row::<replicaset::ReplicaSets>(),
+    row::<replication_controller::ReplicationControllers>(),
     row::<deployment::Deployments>(),
     row::<endpoints::EndpointSlices>(),
     row::<endpoints::EndpointsObjects>(),
