@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use e2e::{Cluster, Inventory};
 
 mod access;
+mod definitions;
 mod mistakes;
 mod pods;
 mod restart;
@@ -40,6 +41,7 @@ const CASES: &[Case] = &[
     ("a missing image is said, and a pod recovers when it comes", mistakes::images),
     ("a killed pod process is replaced, and describe tells", restart::pod_process_killed),
     ("killed, stopped, upgraded, downgraded: pods, logs and connections go on", restart::adopted),
+    ("kinds are defined, used and undefined; replication controllers keep pods", definitions::all),
     ("deleting takes everything away", workloads::deleted),
 ];
 
