@@ -19,30 +19,36 @@ pub(crate) use self::slice::put;
 pub struct Birth<'a> {
     pub uid: &'a str,
     pub now: Timestamp,
-    /// Of the request path; `None` for cluster-scoped kinds.
-    pub namespace: Option<&'a str>,
     /// Five characters for a `generateName` (see [`crate::names::suffix`]).
     pub suffix: &'a str,
 }
 
-/// System metadata of a new object: uid, time, namespace, generated name; refuses a namespace other than the path's.
-pub fn birth(kind: &Kind, object: &mut Value, birth: &Birth) -> Result<(), Status> {
+/// Takes from a new object what only the server says, and gives it the namespace of the request path (`None` for
+/// cluster-scoped kinds); refuses another.
+pub fn wipe(kind: &Kind, object: &mut Value, namespace: Option<&str>) -> Result<(), Status> {
     let metadata = section(object, "metadata");
-    if let Some(namespace) = birth.namespace.filter(|_| kind.namespaced()) {
+    if let Some(namespace) = namespace.filter(|_| kind.namespaced()) {
         set_namespace(metadata, namespace)?;
     } else {
         metadata.remove("namespace");
     }
+    for name in
+        ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion", "uid", "creationTimestamp"]
+    {
+        metadata.remove(name);
+    }
+    Ok(())
+}
+
+/// System metadata of a new object: uid, time, generated name.
+pub fn birth(object: &mut Value, birth: &Birth) {
+    let metadata = section(object, "metadata");
     if text(metadata, "name").is_empty() && !text(metadata, "generateName").is_empty() {
         let base: String = text(metadata, "generateName").chars().take(58).collect();
         metadata.insert("name".into(), json!(format!("{base}{}", birth.suffix)));
     }
-    for name in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion"] {
-        metadata.remove(name);
-    }
     metadata.insert("uid".into(), json!(birth.uid));
     metadata.insert("creationTimestamp".into(), json!(rfc3339(birth.now)));
-    Ok(())
 }
 
 /// The namespace of the request path, which the object may repeat but not contradict.

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::engine::Engine;
 use crate::identity::{AUTHENTICATED, User};
 use crate::pki::Authority;
+use crate::reader::Reader;
 
 /// The lifetime of a token nobody gave one, and the shortest that may be asked for, seconds.
 pub const DEFAULT_SECONDS: i64 = 3600;
@@ -97,26 +97,26 @@ impl Tokens {
     }
 
     /// The audiences of a token that is good in itself.
-    pub fn audiences(&self, engine: &Engine, token: &str) -> Option<Vec<String>> {
-        self.claims(engine, token).map(|claims| claims.aud)
+    pub fn audiences(&self, reader: &Reader, token: &str) -> Option<Vec<String>> {
+        self.claims(reader, token).map(|claims| claims.aud)
     }
 
     /// The user a token stands for and the audiences it shares with `audiences`; `None` when it proves nothing.
-    pub fn check(&self, engine: &Engine, token: &str, audiences: &[String]) -> Option<(User, Vec<String>)> {
-        let claims = self.claims(engine, token)?;
+    pub fn check(&self, reader: &Reader, token: &str, audiences: &[String]) -> Option<(User, Vec<String>)> {
+        let claims = self.claims(reader, token)?;
         let shared: Vec<String> = claims.aud.iter().filter(|aud| audiences.contains(aud)).cloned().collect();
         (!shared.is_empty()).then(|| (user_of(&claims), shared))
     }
 
     /// What a token says, when we signed it, its time is now, and what it is bound to is still there.
-    fn claims(&self, engine: &Engine, token: &str) -> Option<Claims> {
+    fn claims(&self, reader: &Reader, token: &str) -> Option<Claims> {
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_issuer(&[&self.issuer]);
         validation.validate_aud = false;
         validation.validate_nbf = true;
         validation.leeway = 10;
         let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation).ok()?.claims;
-        still_there(engine, &claims.bound, Timestamp::now()).then_some(claims)
+        still_there(reader, &claims.bound, Timestamp::now()).then_some(claims)
     }
 }
 
@@ -130,9 +130,9 @@ fn is_over(object: &Value, now: Timestamp) -> bool {
 }
 
 /// The account, and the pod a token is bound to, exist with the uids the token was made for.
-fn still_there(engine: &Engine, bound: &Bound, now: Timestamp) -> bool {
+fn still_there(reader: &Reader, bound: &Bound, now: Timestamp) -> bool {
     let uid = |plural: &str, namespace: &str, name: &str| {
-        let found = engine.lookup("", plural, namespace, name)?;
+        let found = reader.lookup("", plural, namespace, name)?;
         (!is_over(&found.value(), now)).then(|| found.header.uid.clone())
     };
     let account = &bound.serviceaccount;

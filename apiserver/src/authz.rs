@@ -7,9 +7,10 @@ use api::status::Status;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::engine::{Engine, Target};
 use crate::identity::User;
 use crate::object::Collection;
+use crate::reader::Reader;
+use crate::request::Target;
 
 mod node;
 
@@ -122,7 +123,7 @@ struct Policy {
 const RBAC: &str = "rbac.authorization.k8s.io";
 const PARTS: [&str; 4] = ["clusterroles", "roles", "clusterrolebindings", "rolebindings"];
 
-/// Keeps the decoded policy of one engine.
+/// Keeps the decoded policy of one server.
 #[derive(Default)]
 pub struct Authorizer {
     policy: Mutex<([u64; 4], Arc<Policy>)>,
@@ -131,31 +132,31 @@ pub struct Authorizer {
 impl Authorizer {
     /// # Errors
     /// 403 with upstream's sentence.
-    pub fn check(&self, engine: &Engine, user: &User, asked: &Attributes) -> Result<(), Status> {
-        if self.allows(engine, user, asked) {
+    pub fn check(&self, reader: &Reader, user: &User, asked: &Attributes) -> Result<(), Status> {
+        if self.allows(reader, user, asked) {
             return Ok(());
         }
         Err(Status::forbidden(&asked.group, &asked.resource, &asked.name, &asked.refusal(user)))
     }
 
-    pub fn allows(&self, engine: &Engine, user: &User, asked: &Attributes) -> bool {
-        self.decide(engine, user, asked).is_some()
+    pub fn allows(&self, reader: &Reader, user: &User, asked: &Attributes) -> bool {
+        self.decide(reader, user, asked).is_some()
     }
 
     /// Why it is allowed (empty for masters, who need no reason), or `None`.
-    pub fn decide(&self, engine: &Engine, user: &User, asked: &Attributes) -> Option<String> {
+    pub fn decide(&self, reader: &Reader, user: &User, asked: &Attributes) -> Option<String> {
         if user.is_master() {
             return Some(String::new());
         }
         if let Some(node) = user.as_node() {
-            let policy = self.policy(engine);
+            let policy = self.policy(reader);
             let rules = policy.cluster_roles.get("system:node").map(Vec::as_slice).unwrap_or_default();
-            if rules.iter().any(|rule| rule.covers(asked)) && node::may_touch(engine, node, asked) {
+            if rules.iter().any(|rule| rule.covers(asked)) && node::may_touch(reader, node, asked) {
                 return Some(String::new());
             }
         }
         let mut reason = None;
-        self.visit(engine, user, &asked.namespace, &mut |binding, subject, rules| {
+        self.visit(reader, user, &asked.namespace, &mut |binding, subject, rules| {
             if rules.iter().any(|rule| rule.covers(asked)) {
                 reason = Some(binding.describe(subject));
             }
@@ -165,9 +166,9 @@ impl Authorizer {
     }
 
     /// Every rule that holds for a user in a namespace.
-    pub fn rules(&self, engine: &Engine, user: &User, namespace: &str) -> Vec<Rule> {
+    pub fn rules(&self, reader: &Reader, user: &User, namespace: &str) -> Vec<Rule> {
         let mut all = Vec::new();
-        self.visit(engine, user, namespace, &mut |_, _, rules| {
+        self.visit(reader, user, namespace, &mut |_, _, rules| {
             all.extend_from_slice(rules);
             true
         });
@@ -177,12 +178,12 @@ impl Authorizer {
     /// Calls `see` with the rules of each binding that names the user, until it says stop.
     fn visit(
         &self,
-        engine: &Engine,
+        reader: &Reader,
         user: &User,
         namespace: &str,
         see: &mut dyn FnMut(&Binding, &Subject, &[Rule]) -> bool,
     ) {
-        let policy = self.policy(engine);
+        let policy = self.policy(reader);
         let cluster = policy.cluster_bindings.iter().map(|binding| (binding, ""));
         let local = policy.bindings.get(namespace).into_iter().flatten().map(|binding| (binding, namespace));
         for (binding, namespace) in cluster.chain(local) {
@@ -196,8 +197,8 @@ impl Authorizer {
         }
     }
 
-    fn policy(&self, engine: &Engine) -> Arc<Policy> {
-        let caches = PARTS.map(|plural| engine.cache().collection(&Collection::new(RBAC, plural)));
+    fn policy(&self, reader: &Reader) -> Arc<Policy> {
+        let caches = PARTS.map(|plural| reader.cache().collection(&Collection::new(RBAC, plural)));
         let now = caches.each_ref().map(|cache| *cache.subscribe().borrow());
         let mut kept = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
         let (seen, policy) = &mut *kept;
@@ -329,68 +330,87 @@ impl Rule {
     }
 }
 
+/// The fields of roles and bindings that give permissions.
+const GRANTS: [&str; 4] = ["rules", "aggregationRule", "roleRef", "subjects"];
 /// Of a role that is held against what its author holds.
 const PERMISSIONS: usize = 10_000;
 
-/// Nobody grants what he does not have, unless he may `escalate` (roles) or `bind` (bindings).
-pub(crate) fn check_escalation(engine: &Engine, user: &User, target: &Target, object: &Value) -> Result<(), Status> {
-    if user.is_master() {
-        return Ok(());
-    }
-    let binding = object.get("roleRef").is_some();
-    let name = object["metadata"]["name"].as_str().unwrap_or_default();
-    let (verb, resource, role) = if binding {
-        let cluster = object["roleRef"]["kind"] == "ClusterRole";
-        ("bind", if cluster { "clusterroles" } else { "roles" }, object["roleRef"]["name"].as_str().unwrap_or_default())
-    } else {
-        ("escalate", &*target.kind.plural, name)
-    };
-    let special = Attributes {
-        verb: verb.into(),
-        group: RBAC.into(),
-        resource: resource.into(),
-        namespace: target.namespace.clone(),
-        name: role.into(),
-        ..Attributes::default()
-    };
-    let authorizer = &engine.authorizer;
-    if authorizer.allows(engine, user, &special) {
-        return Ok(());
-    }
-    let aggregates = object.get("aggregationRule").is_some_and(|rule| !rule.is_null());
-    let granted = if aggregates {
-        // What it will select nobody knows: only who has everything may have it made.
-        full_authority()
-    } else if binding {
-        let namespace = if resource == "clusterroles" { "" } else { &*target.namespace };
-        let found =
-            engine.lookup(RBAC, resource, namespace, role).ok_or_else(|| Status::not_found(RBAC, resource, role))?;
-        // Whoever cannot be told what is granted is not let grant it.
-        api::view::decode::<Role>(&found.json).map_err(Status::internal)?.rules
-    } else {
-        let rules = Some(&object["rules"]).filter(|rules| !rules.is_null()).cloned().unwrap_or_else(|| json!([]));
-        serde_json::from_value(rules).map_err(|why| Status::bad_request(format!("rules cannot be read: {why}")))?
-    };
-    // Each single permission is looked at: a role of a few lists may stand for billions.
-    if granted.iter().map(Rule::permissions).fold(0, usize::saturating_add) > PERMISSIONS {
+impl Authorizer {
+    /// Nobody grants permissions that they do not hold, unless they may `escalate` (roles) or `bind` (bindings).
+    pub(crate) fn check_escalation(
+        &self,
+        reader: &Reader,
+        user: &User,
+        target: &Target,
+        object: &Value,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        let grants = |old: &Value| GRANTS.iter().any(|field| object.get(field) != old.get(field));
+        if *target.kind.group != *RBAC || !old.is_none_or(grants) {
+            return Ok(());
+        }
+        if user.is_master() {
+            return Ok(());
+        }
+        let binding = object.get("roleRef").is_some();
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let (verb, resource, role) = if binding {
+            let cluster = object["roleRef"]["kind"] == "ClusterRole";
+            (
+                "bind",
+                if cluster { "clusterroles" } else { "roles" },
+                object["roleRef"]["name"].as_str().unwrap_or_default(),
+            )
+        } else {
+            ("escalate", &*target.kind.plural, name)
+        };
+        let special = Attributes {
+            verb: verb.into(),
+            group: RBAC.into(),
+            resource: resource.into(),
+            namespace: target.namespace.clone(),
+            name: role.into(),
+            ..Attributes::default()
+        };
+        if self.allows(reader, user, &special) {
+            return Ok(());
+        }
+        let aggregates = object.get("aggregationRule").is_some_and(|rule| !rule.is_null());
+        let granted = if aggregates {
+            // What it will select nobody knows: only who has everything may have it made.
+            full_authority()
+        } else if binding {
+            let namespace = if resource == "clusterroles" { "" } else { &*target.namespace };
+            let found = reader
+                .lookup(RBAC, resource, namespace, role)
+                .ok_or_else(|| Status::not_found(RBAC, resource, role))?;
+            // Whoever cannot be told what is granted is not let grant it.
+            api::view::decode::<Role>(&found.json).map_err(Status::internal)?.rules
+        } else {
+            let rules = Some(&object["rules"]).filter(|rules| !rules.is_null()).cloned().unwrap_or_else(|| json!([]));
+            serde_json::from_value(rules).map_err(|why| Status::bad_request(format!("rules cannot be read: {why}")))?
+        };
+        // Each single permission is looked at: a role of a few lists may stand for billions.
+        if granted.iter().map(Rule::permissions).fold(0, usize::saturating_add) > PERMISSIONS {
+            let why = format!(
+                "a role that grants more than {PERMISSIONS} single permissions can only be granted by who may escalate or bind"
+            );
+            return Err(Status::forbidden(RBAC, &target.kind.plural, name, &why));
+        }
+        let own = self.rules(reader, user, &target.namespace);
+        let missing: Vec<Rule> = granted.iter().flat_map(|rule| uncovered(rule, &own)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let shown: Vec<String> = missing.iter().map(show).collect();
+        let groups = user.groups.iter().map(|group| format!("{group:?}")).collect::<Vec<_>>().join(" ");
         let why = format!(
-            "a role that grants more than {PERMISSIONS} single permissions can only be granted by who may escalate or bind"
+            "user {:?} (groups=[{groups}]) is attempting to grant RBAC permissions not currently held:\n{}",
+            user.name,
+            shown.join("\n")
         );
-        return Err(Status::forbidden(RBAC, &target.kind.plural, name, &why));
+        Err(Status::forbidden(RBAC, &target.kind.plural, name, &why))
     }
-    let own = authorizer.rules(engine, user, &target.namespace);
-    let missing: Vec<Rule> = granted.iter().flat_map(|rule| uncovered(rule, &own)).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let shown: Vec<String> = missing.iter().map(show).collect();
-    let groups = user.groups.iter().map(|group| format!("{group:?}")).collect::<Vec<_>>().join(" ");
-    let why = format!(
-        "user {:?} (groups=[{groups}]) is attempting to grant RBAC permissions not currently held:\n{}",
-        user.name,
-        shown.join("\n")
-    );
-    Err(Status::forbidden(RBAC, &target.kind.plural, name, &why))
 }
 
 fn full_authority() -> Vec<Rule> {
@@ -492,7 +512,13 @@ mod tests {
         let target = Target::new(engine.registry().find(RBAC, "v1", "roles").unwrap(), "default", "odd");
         let eve = User::new("eve", &[]);
         let refused = |rules: Value| {
-            check_escalation(engine, &eve, &target, &json!({"metadata": {"name": "odd"}, "rules": rules}))
+            engine.authorizer.check_escalation(
+                engine,
+                &eve,
+                &target,
+                &json!({"metadata": {"name": "odd"}, "rules": rules}),
+                None,
+            )
         };
         for rules in [json!([{"verbs": 7}]), json!("none"), json!([{"verbs": ["get"], "apiGroups": [null]}])] {
             assert_eq!(refused(rules.clone()).unwrap_err().code, 400, "{rules}");

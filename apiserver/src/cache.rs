@@ -13,28 +13,15 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::history::History;
+use self::topics::{Marks, Shared, Topic, Topics};
 use crate::object::{Collection, Object, ObjectKey, Revision};
 
-/// Changes younger than this are kept, as long as [`budget`] allows.
-const HISTORY_AGE: Duration = Duration::from_secs(300);
-/// The least that all collections' history together may take, bytes as [`size`] counts them.
-const HISTORY_BYTES: usize = 32 << 20;
-/// What the history may take of what the objects take: a large cluster has more to tell.
-const HISTORY_SHARE: usize = 10;
+mod history;
+pub mod topics;
+
 /// Changes that grow too old within this go at once.
 const TOGETHER: Duration = Duration::from_secs(10);
-/// What an object takes beside its text.
-const BESIDE: usize = 512;
-
-/// Bound of all collections' history, beside objects of so many bytes.
-fn budget(objects: usize) -> usize {
-    HISTORY_BYTES.max(objects / HISTORY_SHARE)
-}
-
-/// Bytes that an object keeps in memory.
-fn size(object: &Object) -> usize {
-    object.json.len() + BESIDE
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChangeKind {
@@ -68,10 +55,30 @@ pub struct Expired {
 #[derive(Debug, Default)]
 struct State {
     objects: BTreeMap<ObjectKey, Arc<Object>>,
-    history: VecDeque<Arc<Change>>,
+    history: VecDeque<Entry>,
+    topics: Topics,
     /// The last revision dropped from history: a watch may start here or later.
     floor: Revision,
     last: Revision,
+}
+
+/// What it touches stands beside a change, so that who looks for one topic passes over the others quickly.
+#[derive(Debug)]
+struct Entry {
+    change: Arc<Change>,
+    marks: Marks,
+}
+
+impl State {
+    /// The changes after a revision, oldest first.
+    fn after(&self, cursor: Revision) -> impl DoubleEndedIterator<Item = &Entry> {
+        let from = self.history.partition_point(|entry| entry.change.revision() <= cursor);
+        self.history.range(from..)
+    }
+
+    fn reaches(&self, cursor: Revision) -> Result<(), Expired> {
+        if cursor < self.floor { Err(Expired { oldest: self.floor }) } else { Ok(()) }
+    }
 }
 
 /// One collection.
@@ -126,12 +133,10 @@ impl CollectionCache {
     /// The objects as they were at `revision`, rebuilt from now by undoing the later changes.
     pub fn list_at(&self, namespace: &str, revision: Revision) -> Result<Snapshot, Expired> {
         self.read(|state| {
-            if revision < state.floor {
-                return Err(Expired { oldest: state.floor });
-            }
+            state.reaches(revision)?;
             let mut then: BTreeMap<&ObjectKey, Arc<Object>> =
                 range(state, namespace).map(|(k, o)| (k, o.clone())).collect();
-            for change in state.history.iter().rev().take_while(|change| change.revision() > revision) {
+            for Entry { change, .. } in state.after(revision).rev() {
                 let key = &change.object.key;
                 if !namespace.is_empty() && key.namespace() != namespace {
                     continue;
@@ -148,22 +153,35 @@ impl CollectionCache {
     /// The changes after `cursor`, oldest first.
     pub fn since(&self, cursor: Revision) -> Result<Vec<Arc<Change>>, Expired> {
         self.read(|state| {
-            if cursor < state.floor {
-                return Err(Expired { oldest: state.floor });
-            }
-            let from = state.history.partition_point(|change| change.revision() <= cursor);
-            Ok(state.history.range(from..).cloned().collect())
+            state.reaches(cursor)?;
+            Ok(state.after(cursor).map(|entry| entry.change.clone()).collect())
         })
+    }
+
+    /// Begins to follow this collection from a revision on, or what touches one topic of it.
+    ///
+    /// # Errors
+    /// When the history does not reach back so far.
+    pub fn follow(self: &Arc<Self>, topic: Option<&Topic>, cursor: Revision) -> Result<Follow, Expired> {
+        let (changed, topic) = match topic {
+            None => {
+                self.read(|state| state.reaches(cursor))?;
+                (self.subscribe(), None)
+            }
+            Some(topic) => {
+                let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+                // From now on the topic says itself what it has lost.
+                state.reaches(cursor)?;
+                let shared = state.topics.join(topic);
+                (shared.subscribe(), Some(shared))
+            }
+        };
+        Ok(Follow { objects: self.clone(), changed, topic, cursor })
     }
 
     /// Wakes at each change of this collection.
     pub fn subscribe(&self) -> watch::Receiver<Revision> {
         self.changed.subscribe()
-    }
-
-    /// Nothing comes any more: whoever looks has to begin anew.
-    pub fn is_replaced(&self) -> bool {
-        self.replaced.load(Ordering::Acquire)
     }
 
     /// The revision up to which this collection is known to be complete.
@@ -173,7 +191,7 @@ impl CollectionCache {
 
     /// Takes an object that has no history; gives its size.
     fn put_loaded(&self, object: Arc<Object>) -> usize {
-        let size = size(&object);
+        let size = history::size(&object);
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         state.last = state.last.max(object.revision);
         state.objects.insert(object.key.clone(), object);
@@ -184,7 +202,8 @@ impl CollectionCache {
     fn forget(&self) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(oldest) = state.history.pop_front() {
-            state.floor = oldest.revision();
+            state.floor = oldest.change.revision();
+            state.topics.forget(oldest.marks, state.floor);
         }
         // A burst leaves room for its like; a quiet collection needs none.
         if state.history.is_empty() {
@@ -192,10 +211,17 @@ impl CollectionCache {
         }
     }
 
-    /// Takes one committed change; a deletion of an absent key leaves no trace.
-    fn apply(&self, key: &ObjectKey, revision: Revision, object: Option<Arc<Object>>) -> Option<Arc<Change>> {
+    /// Takes what one transaction changed here, so that nobody sees a part of it.
+    fn apply(&self, revision: Revision, changes: Vec<(ObjectKey, Option<Arc<Object>>)>) -> Vec<Applied> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let previous = state.objects.get(key).cloned();
+        changes.into_iter().filter_map(|(key, object)| state.apply(&key, revision, object)).collect()
+    }
+}
+
+impl State {
+    /// Takes one change; a deletion of an absent key leaves no trace.
+    fn apply(&mut self, key: &ObjectKey, revision: Revision, object: Option<Arc<Object>>) -> Option<Applied> {
+        let previous = self.objects.get(key).cloned();
         let (kind, object) = match (object, &previous) {
             (Some(object), None) => (ChangeKind::Added, object),
             (Some(object), Some(_)) => (ChangeKind::Modified, object),
@@ -203,13 +229,83 @@ impl CollectionCache {
             (None, None) => return None,
         };
         match kind {
-            ChangeKind::Deleted => state.objects.remove(key),
-            _ => state.objects.insert(key.clone(), object.clone()),
+            ChangeKind::Deleted => self.objects.remove(key),
+            _ => self.objects.insert(key.clone(), object.clone()),
         };
         let change = Arc::new(Change { kind, object, previous });
-        state.last = revision;
-        state.history.push_back(change.clone());
-        Some(change)
+        let marks = Marks::of(&change);
+        self.last = revision;
+        self.history.push_back(Entry { change: change.clone(), marks });
+        Some(Applied { change, touched: self.topics.touched(marks) })
+    }
+}
+
+/// A change that was taken, and the topics whose watchers are to hear of it.
+struct Applied {
+    change: Arc<Change>,
+    touched: Vec<Arc<Shared>>,
+}
+
+/// A reader's place in a collection.
+#[derive(Debug)]
+pub struct Follow {
+    objects: Arc<CollectionCache>,
+    changed: watch::Receiver<Revision>,
+    topic: Option<Arc<Shared>>,
+    cursor: Revision,
+}
+
+impl Follow {
+    /// Up to where this reader has everything that it follows.
+    pub fn cursor(&self) -> Revision {
+        self.cursor
+    }
+
+    /// Nothing comes any more: whoever looks has to begin anew.
+    pub fn is_replaced(&self) -> bool {
+        self.objects.replaced.load(Ordering::Acquire)
+    }
+
+    /// What came since the last call, oldest first.
+    ///
+    /// # Errors
+    /// When the history has let go of some of it.
+    pub fn next(&mut self) -> Result<Vec<Arc<Change>>, Expired> {
+        self.changed.mark_unchanged();
+        if self.is_replaced() {
+            return Err(Expired { oldest: self.objects.current() });
+        }
+        let cursor = self.cursor;
+        let (reached, changes) = self.objects.read(|state| {
+            let changes: Vec<_> = match &self.topic {
+                None => {
+                    state.reaches(cursor)?;
+                    state.after(cursor).map(|entry| entry.change.clone()).collect()
+                }
+                Some(topic) => {
+                    topic.reaches(cursor)?;
+                    let touching = state.after(cursor).filter(|entry| entry.marks.touch(topic.mark));
+                    touching.map(|entry| entry.change.clone()).collect()
+                }
+            };
+            Ok((self.objects.revision(state), changes))
+        })?;
+        self.cursor = cursor.max(reached);
+        Ok(changes)
+    }
+
+    /// Waits until there may be something; `false` when nothing will come any more.
+    pub async fn changed(&mut self) -> bool {
+        self.changed.changed().await.is_ok()
+    }
+}
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        if let Some(topic) = &self.topic {
+            let mut state = self.objects.state.write().unwrap_or_else(PoisonError::into_inner);
+            state.topics.leave(topic);
+        }
     }
 }
 
@@ -229,52 +325,6 @@ pub struct Published {
     pub collection: Collection,
     pub key: ObjectKey,
     pub object: Option<Arc<Object>>,
-}
-
-/// One change somewhere: when, of what size, in which collection.
-#[derive(Debug)]
-struct Kept {
-    at: Instant,
-    size: usize,
-    collection: Arc<CollectionCache>,
-}
-
-/// The changes that all collections keep, oldest first: changes come in one order, so the first of these is the first of
-/// its collection too.
-#[derive(Debug, Default)]
-struct History {
-    kept: VecDeque<Kept>,
-    /// Of the changes that are kept.
-    bytes: usize,
-    /// Of the objects that are there.
-    objects: usize,
-}
-
-impl History {
-    fn note(&mut self, collection: &Arc<CollectionCache>, change: &Change) {
-        let size = size(&change.object);
-        self.kept.push_back(Kept { at: Instant::now(), size, collection: collection.clone() });
-        self.bytes += size;
-        self.objects -= change.previous.as_deref().map_or(0, self::size);
-        if change.kind != ChangeKind::Deleted {
-            self.objects += size;
-        }
-    }
-
-    /// Forgets what is too old, and the oldest while there is too much.
-    fn trim(&mut self) {
-        while let Some(oldest) = self.kept.front() {
-            if oldest.at.elapsed() <= HISTORY_AGE && self.bytes <= budget(self.objects) {
-                break;
-            }
-            oldest.collection.forget();
-            self.bytes -= oldest.size;
-            self.kept.pop_front();
-        }
-        if self.kept.is_empty() {
-            self.kept = VecDeque::new();
-        }
-    }
 }
 
 /// All collections, and the revision that all of them have reached.
@@ -320,7 +370,9 @@ impl Cache {
         let old = self.collection(collection);
         let before = old.list("").objects;
         let objects: BTreeMap<_, _> = before.iter().map(|object| (object.key.clone(), renew(object))).collect();
-        let bytes = |objects: &mut dyn Iterator<Item = &Arc<Object>>| objects.map(|object| size(object)).sum::<usize>();
+        let bytes = |objects: &mut dyn Iterator<Item = &Arc<Object>>| {
+            objects.map(|object| history::size(object)).sum::<usize>()
+        };
         {
             let mut history = self.history();
             history.objects += bytes(&mut objects.values());
@@ -332,6 +384,7 @@ impl Cache {
         self.collections.write().unwrap_or_else(PoisonError::into_inner).insert(collection.clone(), new);
         old.replaced.store(true, Ordering::Release);
         old.changed.send_replace(revision);
+        old.read(|state| state.topics.all().for_each(|topic| topic.wake(revision)));
     }
 
     /// Every collection that was ever asked for or loaded.
@@ -359,8 +412,7 @@ impl Cache {
 
     /// Bytes of history, and how many it may take now.
     pub fn history_bytes(&self) -> (usize, usize) {
-        let history = self.history();
-        (history.bytes, budget(history.objects))
+        self.history().bytes()
     }
 
     /// Lets history go by age, until told to stop: a cluster that was busy and is quiet gives its memory back.
@@ -370,12 +422,12 @@ impl Cache {
             let oldest = {
                 let mut history = self.history();
                 history.trim();
-                history.kept.front().map(|kept| kept.at)
+                history.oldest()
             };
             // Not one by one: what ages within some seconds goes together.
             let wait = async {
                 match oldest {
-                    Some(at) => tokio::time::sleep_until((at + HISTORY_AGE).max(Instant::now()) + TOGETHER).await,
+                    Some(at) => tokio::time::sleep_until((at + history::AGE).max(Instant::now()) + TOGETHER).await,
                     None => drop(revisions.changed().await),
                 }
             };
@@ -409,21 +461,34 @@ impl Cache {
 
     /// Publishes one committed transaction; called in revision order.
     pub fn publish(&self, revision: Revision, changes: Vec<Published>) {
-        let mut touched = Vec::with_capacity(changes.len());
+        let mut by_collection: Vec<(Arc<CollectionCache>, Vec<_>)> = Vec::with_capacity(changes.len());
         for Published { collection, key, object } in changes {
-            let cache = self.collection(&collection);
             self.release(&collection, &key);
-            if let Some(change) = cache.apply(&key, revision, object) {
-                let mut history = self.history();
-                history.note(&cache, &change);
-                history.trim();
+            let cache = self.collection(&collection);
+            match by_collection.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &cache)) {
+                Some((_, changes)) => changes.push((key, object)),
+                None => by_collection.push((cache, vec![(key, object)])),
             }
+        }
+        let (mut touched, mut topics) = (Vec::with_capacity(by_collection.len()), Vec::new());
+        for (cache, changes) in by_collection {
+            let applied = cache.apply(revision, changes);
+            let mut history = self.history();
+            for Applied { change, touched } in applied {
+                history.note(&cache, &change);
+                topics.extend(touched);
+            }
+            history.trim();
+            drop(history);
             touched.push(cache);
         }
         self.global.store(revision, Ordering::Release);
         // Whoever wakes finds all of it.
         for cache in touched {
             cache.changed.send_replace(revision);
+        }
+        for topic in topics {
+            topic.wake(revision);
         }
         self.revision.send_replace(revision);
     }
@@ -444,117 +509,4 @@ impl Cache {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::object::{Encoded, Header};
-    use serde_json::json;
-
-    fn object(name: &str, revision: Revision) -> Arc<Object> {
-        let json = Encoded::new(&json!({"metadata": {"name": name}})).with_version(revision);
-        Arc::new(Object { key: ObjectKey::new("ns", name), revision, header: Header::default(), json })
-    }
-
-    fn filled() -> (Cache, Arc<CollectionCache>) {
-        let cache = Cache::new(10);
-        let pods = Collection::new("", "pods");
-        for (revision, name) in [(11, "a"), (12, "b"), (13, "a")] {
-            cache.apply(&pods, &ObjectKey::new("ns", name), revision, Some(object(name, revision)));
-        }
-        cache.apply(&pods, &ObjectKey::new("ns", "b"), 14, None);
-        let collection = cache.collection(&pods);
-        (cache, collection)
-    }
-
-    fn versions(snapshot: &Snapshot) -> Vec<Revision> {
-        snapshot.objects.iter().map(|object| object.revision).collect()
-    }
-
-    #[test]
-    fn a_list_is_the_state_at_its_revision() {
-        let (_, pods) = filled();
-        assert_eq!((pods.list("").revision, versions(&pods.list("ns"))), (14, vec![13]));
-        assert_eq!(versions(&pods.list_at("", 12).unwrap()), [11, 12]);
-        assert_eq!(versions(&pods.list_at("ns", 13).unwrap()), [13, 12]);
-        assert!(pods.list("other").objects.is_empty());
-    }
-
-    #[test]
-    fn a_watch_continues_exactly_after_its_revision() {
-        let (_, pods) = filled();
-        let kinds: Vec<_> = pods.since(11).unwrap().iter().map(|c| (c.kind, c.revision())).collect();
-        assert_eq!(kinds, [(ChangeKind::Added, 12), (ChangeKind::Modified, 13), (ChangeKind::Deleted, 14)]);
-        assert_eq!(pods.since(9).unwrap_err(), Expired { oldest: 10 });
-    }
-
-    #[test]
-    fn other_collections_move_the_common_revision() {
-        let (cache, pods) = filled();
-        cache.apply(&Collection::new("", "nodes"), &ObjectKey::new("", "n"), 15, Some(object("n", 15)));
-        assert_eq!(pods.list("").revision, 15);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn old_changes_leave_history_but_not_the_state() {
-        let (cache, pods) = filled();
-        tokio::time::advance(HISTORY_AGE * 2).await;
-        cache.apply(&Collection::new("", "pods"), &ObjectKey::new("ns", "c"), 16, Some(object("c", 16)));
-        assert_eq!(pods.since(13).unwrap_err(), Expired { oldest: 14 });
-        assert_eq!(versions(&pods.list("")), [13, 16]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn history_goes_by_age_without_another_write() {
-        let (cache, pods) = filled();
-        assert!(cache.history_bytes().0 > 0);
-        let (cache, stop) = (Arc::new(cache), CancellationToken::new());
-        let forgetting = tokio::spawn({
-            let (cache, stop) = (cache.clone(), stop.clone());
-            async move { cache.forget(stop).await }
-        });
-        tokio::time::sleep(HISTORY_AGE - Duration::from_secs(1)).await;
-        assert!(pods.since(13).is_ok());
-        tokio::time::sleep(TOGETHER * 2).await;
-        assert_eq!((pods.since(13).unwrap_err(), cache.history_bytes().0), (Expired { oldest: 14 }, 0));
-        stop.cancel();
-        forgetting.await.unwrap();
-    }
-
-    #[test]
-    fn all_collections_share_one_budget() {
-        let cache = Cache::new(0);
-        let large = |revision| {
-            let text = json!({"metadata": {"name": "a"}, "data": "x".repeat(1 << 20)});
-            let json = Encoded::new(&text).with_version(revision);
-            Arc::new(Object { key: ObjectKey::new("ns", "a"), revision, header: Header::default(), json })
-        };
-        let (pods, secrets) = (Collection::new("", "pods"), Collection::new("", "secrets"));
-        for revision in 1..=40 {
-            let place = if revision % 2 == 0 { &pods } else { &secrets };
-            cache.apply(place, &ObjectKey::new("ns", "a"), revision, Some(large(revision)));
-        }
-        assert!(cache.history_bytes().0 <= HISTORY_BYTES);
-        let oldest = |collection| cache.collection(collection).since(0).unwrap_err().oldest;
-        assert_eq!((oldest(&pods), oldest(&secrets)), (8, 9), "the oldest go first, whose ever they are");
-    }
-
-    #[test]
-    fn many_objects_have_more_history() {
-        let cache = Cache::new(0);
-        let pods = Collection::new("", "pods");
-        let large = |name: &str, revision| {
-            let json = Encoded::new(&json!({"data": "x".repeat(4 << 20)})).with_version(revision);
-            Arc::new(Object { key: ObjectKey::new("ns", name), revision, header: Header::default(), json })
-        };
-        let one = size(&large("a", 1));
-        for revision in 1..=100 {
-            let name = revision.to_string();
-            cache.apply(&pods, &ObjectKey::new("ns", &name), revision, Some(large(&name, revision)));
-        }
-        let (kept, most) = cache.history_bytes();
-        assert!((10 * one..11 * one).contains(&most) && kept <= most && kept > most - one, "{kept} {most}");
-        for revision in 101..=200 {
-            cache.apply(&pods, &ObjectKey::new("ns", &(revision - 100).to_string()), revision, None);
-        }
-        assert_eq!(cache.history_bytes().1, HISTORY_BYTES);
-    }
-}
+mod tests;

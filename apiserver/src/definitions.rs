@@ -72,7 +72,7 @@ impl Definitions {
         let new = self.registry();
         let defined = |registry: &Registry| -> Vec<Collection> {
             let own = |kind: &&Arc<Kind>| kind.custom.as_ref().is_some_and(|custom| custom.definition == key.name());
-            registry.iter().filter(own).map(|kind| crate::engine::collection(kind)).collect()
+            registry.iter().filter(own).map(|kind| crate::reader::collection(kind)).collect()
         };
         let touched: HashSet<Collection> = defined(&old).into_iter().chain(defined(&new)).collect();
         for collection in touched {

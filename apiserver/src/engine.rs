@@ -3,23 +3,23 @@
 //! HTTP and in-process callers meet here. The order of a write is that of ARCHITECTURE.md: decode, convert, default
 //! (the caller's side), then per attempt patch, strip, mutate, default again, validate, managedFields, compare, commit.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::ops::Deref;
+use std::sync::{Arc, RwLock};
 
-use api::kind::{Kind, Part, Registry};
+use api::kind::{Kind, Registry};
 use api::status::Status;
-use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use crate::admission::{Chain, Cluster, Operation, Options, Review, Settings};
 use crate::authz::Authorizer;
-use crate::cache::{Cache, ChangeKind, CollectionCache};
+use crate::cache::{Cache, ChangeKind};
 use crate::definitions::Definitions;
 use crate::feed::{CacheFeed, header};
-use crate::identity::User;
-use crate::object::{Collection, Encoded, Object, ObjectKey, Revision};
-use crate::store::{CommitError, Committed, Expect, Failure, Opened, Store, StoreError, Transaction, Write};
+use crate::object::{Encoded, Object, ObjectKey, Revision};
+use crate::reader::{Reader, collection};
+use crate::store::{CommitError, Committed, Expect, Failure, Opened, StoreError, Transaction, Write};
 
-pub mod admission;
 mod delete;
 mod read;
 mod services;
@@ -27,60 +27,13 @@ mod subresource;
 mod watching;
 mod write;
 
-pub use delete::{DeleteOptions, Deleted, Propagation, deletion_warnings};
+pub use delete::{Deleted, Removal, deletion_warnings};
 pub use read::{List, ListOptions, VersionMatch, check_versions};
 pub use services::ServiceNetwork;
 pub use watching::{Event, EventKind, Watch, WatchOptions};
-pub use write::{Change, Draft, WriteOptions, Written};
+pub use write::{Change, Draft, Written};
 
-/// What a request is about.
-#[derive(Debug, Clone)]
-pub struct Target {
-    pub kind: Arc<Kind>,
-    /// Empty for cluster-scoped kinds and for all namespaces.
-    pub namespace: String,
-    /// Empty for the collection.
-    pub name: String,
-    /// `None`: the object itself.
-    pub part: Option<Part>,
-}
-
-impl Target {
-    pub fn new(kind: Arc<Kind>, namespace: &str, name: &str) -> Self {
-        Self { kind, namespace: namespace.into(), name: name.into(), part: None }
-    }
-
-    /// The part of it that a path or a client names; "" is the object itself.
-    pub fn below(self, subresource: &str) -> Result<Self, Status> {
-        let part = match subresource {
-            "" => None,
-            name => Some(Part::parse(name).ok_or_else(Status::no_route)?),
-        };
-        Ok(Self { part, ..self })
-    }
-
-    pub fn key(&self) -> ObjectKey {
-        ObjectKey::new(&self.namespace, &self.name)
-    }
-
-    pub(crate) fn not_found(&self) -> Status {
-        Status::not_found(&self.kind.group, &self.kind.plural, &self.name)
-    }
-
-    pub(crate) fn conflict(&self, why: &str) -> Status {
-        Status::conflict(&self.kind.group, &self.kind.plural, &self.name, why)
-    }
-
-    /// The same about an object whose name the path does not say.
-    pub(crate) fn forbidden_named(&self, object: &Value, why: &str) -> Status {
-        let name = object["metadata"]["name"].as_str().unwrap_or_default();
-        Status::forbidden(&self.kind.group, &self.kind.plural, name, why)
-    }
-
-    pub(crate) fn forbidden(&self, why: &str) -> Status {
-        Status::forbidden(&self.kind.group, &self.kind.plural, &self.name, why)
-    }
-}
+pub use crate::request::{Context, DeleteOptions, Propagation, Target, WriteOptions};
 
 /// An object in the version asked for.
 #[derive(Debug)]
@@ -109,15 +62,23 @@ impl Shown {
 
 /// See the module's text.
 pub struct Engine {
-    registry: Arc<RwLock<Registry>>,
-    cache: Arc<Cache>,
-    store: Arc<dyn Store>,
+    reader: Reader,
     /// Whether the store refuses writes for want of space, as the last one showed.
     full: watch::Sender<bool>,
     pub(crate) services: ServiceNetwork,
-    pub(crate) settings: admission::Settings,
+    settings: Settings,
+    admission: Chain,
     pub(crate) authorizer: Authorizer,
-    pub(crate) events: crate::expiry::Counters,
+    pub(crate) events: Arc<crate::expiry::Counters>,
+}
+
+/// Who has the engine reads as everybody else does.
+impl Deref for Engine {
+    type Target = Reader;
+
+    fn deref(&self) -> &Reader {
+        &self.reader
+    }
 }
 
 impl Engine {
@@ -129,7 +90,7 @@ impl Engine {
         mut store: Opened,
         registry: Registry,
         services: ServiceNetwork,
-        settings: admission::Settings,
+        settings: Settings,
     ) -> Result<Self, StoreError> {
         let cache = Arc::new(Cache::new(store.revision));
         let registry = Arc::new(RwLock::new(registry));
@@ -137,12 +98,12 @@ impl Engine {
         let feed = CacheFeed { cache: cache.clone(), definitions };
         let damaged = |source: StoreError| StoreError::Damaged { path: store.place.clone(), source: source.into() };
         feed.load(std::mem::take(&mut store.records)).map_err(damaged)?;
+        let reader = Reader::new(registry, cache, store.start(feed));
         Ok(Self {
-            registry,
-            cache,
-            store: store.start(feed),
+            reader,
             full: watch::Sender::new(false),
             services,
+            admission: Chain::new(&settings),
             settings,
             authorizer: Authorizer::default(),
             events: Default::default(),
@@ -151,7 +112,7 @@ impl Engine {
 
     /// Announces that the store failed.
     pub(crate) fn failure(&self) -> watch::Receiver<Failure> {
-        self.store.failure()
+        self.store().failure()
     }
 
     /// Announces when the store begins and ends to refuse writes for want of space.
@@ -159,31 +120,53 @@ impl Engine {
         self.full.subscribe()
     }
 
-    pub(crate) fn store(&self) -> &dyn Store {
-        &*self.store
+    /// What reads as the engine does, and cannot write.
+    pub(crate) fn reader(&self) -> Reader {
+        self.reader.clone()
     }
 
-    pub fn registry(&self) -> Registry {
-        self.registry.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn cluster(&self) -> Cluster<'_> {
+        Cluster { reader: &self.reader, authorizer: &self.authorizer, settings: &self.settings }
     }
 
-    pub(crate) fn cache(&self) -> &Arc<Cache> {
-        &self.cache
+    /// Admission of what is acted on or answered, and not stored itself; gives it as it is to be taken, and warnings.
+    pub(crate) async fn admit(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &WriteOptions,
+        object: Value,
+    ) -> Result<(Value, Vec<String>), Status> {
+        let mut review = Review::new(Operation::Create, target, context, Options::Write(options));
+        review.object = object;
+        self.admitted(review).await
     }
 
-    /// The revision that readers have reached.
-    pub fn revision(&self) -> Revision {
-        self.cache.revision()
+    /// Admission of a connection into a pod, a service or a node, by its options; gives warnings.
+    pub(crate) async fn admit_connection(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: impl FnOnce() -> Value + Send,
+    ) -> Result<Vec<String>, Status> {
+        let mut review = Review::new(Operation::Connect, target, context, Options::None);
+        if !self.admission.concerns(&review) {
+            return Ok(Vec::new());
+        }
+        review.object = options();
+        self.admitted(review).await.map(|(_, warnings)| warnings)
+    }
+
+    async fn admitted(&self, mut review: Review<'_>) -> Result<(Value, Vec<String>), Status> {
+        self.admission.mutate(self.cluster(), &mut review).await?;
+        self.admission.validate(self.cluster(), &mut review).await?;
+        let warnings = review.take_warnings();
+        Ok((review.object, warnings))
     }
 
     /// Announces every revision.
     pub fn revisions(&self) -> watch::Receiver<Revision> {
-        self.cache.revisions()
-    }
-
-    /// The stored objects of a kind, for readers that look at every kind.
-    pub fn all(&self, kind: &Kind, namespace: &str) -> Vec<Arc<Object>> {
-        self.objects(kind).list(namespace).objects
+        self.cache().revisions()
     }
 
     /// What changed in a kind after `cursor` (everything when `None`, or when the history does not reach back), by uid,
@@ -202,20 +185,6 @@ impl Engine {
         let snapshot = objects.list("");
         let all = snapshot.objects.iter().map(|object| (object.header.uid.clone(), Some(object.value())));
         (snapshot.revision, all.collect())
-    }
-
-    pub(crate) fn objects(&self, kind: &Kind) -> Arc<CollectionCache> {
-        self.cache.collection(&collection(kind))
-    }
-
-    /// The revision of what is stored under this name and cannot be read.
-    pub(crate) fn set_aside(&self, target: &Target) -> Option<Revision> {
-        self.cache.set_aside_at(&collection(&target.kind), &target.key())
-    }
-
-    /// An object of a built-in kind by its collection: how admission and authorisation look things up.
-    pub(crate) fn lookup(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Object>> {
-        self.cache.collection(&Collection::new(group, plural)).get(&ObjectKey::new(namespace, name))
     }
 
     /// The row in whose version objects of this kind are stored.
@@ -258,7 +227,7 @@ impl Engine {
     }
 
     async fn transact(&self, transaction: Transaction) -> Result<Committed, CommitError> {
-        let outcome = self.store.transact(transaction).await;
+        let outcome = self.store().transact(transaction).await;
         let full = match &outcome {
             Ok(_) => false,
             Err(CommitError::Store(error)) if error.is_refusal() => true,
@@ -268,38 +237,6 @@ impl Engine {
         self.full.send_if_modified(|known| std::mem::replace(known, full) != full);
         outcome
     }
-}
-
-pub(crate) fn collection(kind: &Kind) -> Collection {
-    Collection::new(&kind.storage.group, &kind.storage.plural)
-}
-
-/// A failed commit as a client sees it; conflicts are the caller's to retry or to word.
-pub(crate) fn commit_failed(error: &CommitError) -> Status {
-    match error {
-        CommitError::Missing { collection, key } => {
-            Status::not_found(&collection.group, &collection.plural, key.name())
-        }
-        CommitError::Conflict { key, .. } => Status::internal(format!("{key:?} changed during the write")),
-        CommitError::Store(source) if source.is_refusal() => Status::insufficient_storage(source.to_string()),
-        CommitError::Store(source) if source.is_outage() => Status::internal(source.to_string()),
-        CommitError::Store(source) => Status::internal(format!("the store failed, and the server stops: {source}")),
-        CommitError::Closed => Status::service_unavailable("the server is shutting down"),
-    }
-}
-
-/// What stands in the way of everything but an unsafe deletion.
-pub(crate) fn unreadable(key: &ObjectKey) -> Status {
-    Status::internal(format!(
-        "the stored object {key:?} cannot be read; delete it with ignoreStoreReadErrorWithClusterBreakingPotential to free its name"
-    ))
-}
-
-/// Who acts, and when: what the parts of one request share.
-#[derive(Debug, Clone)]
-pub struct Context {
-    pub user: User,
-    pub now: Timestamp,
 }
 
 /// What an object says of its revision; 0 when it says nothing.
@@ -318,10 +255,11 @@ pub(crate) fn has_finalizers(object: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::MASTERS;
+    use crate::identity::{MASTERS, User};
     use crate::server::Config;
     use crate::store::redb::RedbStore;
     use crate::store::{Record, local, seal, tools};
+    use jiff::Timestamp;
     use serde_json::json;
 
     fn put(key: &str, revision: Revision, text: &str) -> Record {

@@ -13,8 +13,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::Engine;
 use crate::object::{Collection, Object, ObjectKey, Revision};
+use crate::reader::Reader;
 use crate::store::{CommitError, Durability, Transaction, Write};
 
 /// As kube-apiserver's `--event-ttl`.
@@ -85,20 +85,20 @@ fn events() -> Collection {
 }
 
 /// Removes Events until told to stop.
-pub async fn run(engine: Arc<Engine>, stop: CancellationToken) {
-    let mut changed = engine.cache().collection(&events()).subscribe();
+pub async fn run(reader: Reader, counters: Arc<Counters>, stop: CancellationToken) {
+    let mut changed = reader.cache().collection(&events()).subscribe();
     let mut queue = Queue::default();
     let mut cursor = None;
     loop {
         changed.mark_unchanged();
-        cursor = Some(follow(&engine, cursor, &mut queue));
-        let aged = if engine.store().keeps_lifetimes() { Due::new() } else { queue.aged(Timestamp::now()) };
-        let aged = remove(&engine, aged, &engine.events.expired).await;
-        let pushed = remove(&engine, queue.too_many(LIMIT), &engine.events.pushed_out).await;
+        cursor = Some(follow(&reader, cursor, &mut queue));
+        let aged = if reader.store().keeps_lifetimes() { Due::new() } else { queue.aged(Timestamp::now()) };
+        let aged = remove(&reader, aged, &counters.expired).await;
+        let pushed = remove(&reader, queue.too_many(LIMIT), &counters.pushed_out).await;
         let wait = match (aged, pushed) {
             (Removed::Failed, _) | (_, Removed::Failed) => RETRY,
             (Removed::Some, _) | (_, Removed::Some) => continue,
-            _ if engine.store().keeps_lifetimes() => LIFETIME,
+            _ if reader.store().keeps_lifetimes() => LIFETIME,
             _ => queue.next().map_or(LIFETIME, |next| next.duration_since(Timestamp::now())),
         };
         let wait = Duration::try_from(wait).unwrap_or_default();
@@ -111,8 +111,8 @@ pub async fn run(engine: Arc<Engine>, stop: CancellationToken) {
 }
 
 /// Brings the queue up to date; the result is where to go on.
-fn follow(engine: &Engine, cursor: Option<Revision>, queue: &mut Queue) -> Revision {
-    let cache = engine.cache().collection(&events());
+fn follow(reader: &Reader, cursor: Option<Revision>, queue: &mut Queue) -> Revision {
+    let cache = reader.cache().collection(&events());
     if let Some(cursor) = cursor
         && let Ok(changes) = cache.since(cursor)
     {
@@ -150,12 +150,12 @@ enum Removed {
 }
 
 /// Removes what is due. One that changed meanwhile stays: its change brings a new deadline.
-async fn remove(engine: &Engine, due: Due, counter: &AtomicU64) -> Removed {
+async fn remove(reader: &Reader, due: Due, counter: &AtomicU64) -> Removed {
     let outcome = if due.is_empty() { Removed::Nothing } else { Removed::Some };
     for (key, revision) in due {
         let write = Write::remove(events(), key, revision);
         let removal = Transaction { writes: vec![write], durability: Durability::Soon, ..Transaction::default() };
-        match engine.remove(removal).await {
+        match reader.store().transact(removal).await {
             Ok(_) => drop(counter.fetch_add(1, Ordering::Relaxed)),
             Err(CommitError::Conflict { .. }) => {}
             Err(error) => {

@@ -20,10 +20,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authn::Certificate;
 use crate::limits::Connection;
-use crate::server::Shared;
+use crate::shared::Shared;
 
 mod caller;
 mod components;
+mod connect;
 mod dispatch;
 mod documents;
 mod health;

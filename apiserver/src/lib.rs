@@ -1,7 +1,7 @@
 //! The API engine: the store and what stands between it and everybody else.
 //!
 //! Entry point: [`server::Server`]. A request comes in through `http` (or [`client::Client`], in process: `local`), is
-//! authenticated ([`authn`]) and authorised ([`authz`]), and becomes a call of the [`engine`]. A write ends in the
+//! authenticated ([`authn`]) and authorised ([`authz`]), and becomes a call of the [`engine`], which asks [`admission`]. A write ends in the
 //! [`store`], which holds it against what is there and commits it; what was committed goes through [`feed`] to the [`cache`],
 //! from which every read and watch is answered.
 //!
@@ -11,6 +11,7 @@
 //!
 //! *Architecture invariant:* nothing outside this crate sees the store, and nothing in it polls.
 
+pub mod admission;
 mod aggregation;
 pub mod authn;
 pub mod authz;
@@ -27,11 +28,16 @@ mod local;
 pub mod nodes;
 mod object;
 pub mod pki;
+mod reader;
+mod references;
+mod request;
 mod reviews;
 pub mod server;
+mod shared;
 mod store;
 
 pub use object::{Object, ObjectKey, Revision};
+pub use shared::Anonymous;
 pub use store::etcd::{Settings as EtcdSettings, Tls as EtcdTls};
 /// The administrator's side of a store: files, not contents.
 pub use store::{StoreError, tools as store_tools};

@@ -23,7 +23,7 @@ use crate::engine::{self, Context, Draft, Engine, EventKind, ListOptions, WatchO
 use crate::identity::User;
 use crate::object::Object;
 use crate::reviews;
-use crate::server::Shared;
+use crate::shared::Shared;
 
 /// One identity's way in.
 pub(crate) struct Local {
@@ -175,10 +175,15 @@ impl Transport for Local {
                 Ok(written.object.into_value())
             }
             "binding" => {
-                self.engine().bind(&self.context(), &target, &self.options(), &object).await?;
+                self.engine().bind(&self.context(), &target, &self.options(), object).await?;
                 Ok(serde_json::json!({"kind": "Status", "apiVersion": "v1", "status": "Success", "code": 201}))
             }
-            "token" => reviews::token_request(self.engine(), &self.shared.tokens, &self.context(), &target, object),
+            "token" => {
+                let (context, options) = (self.context(), self.options());
+                let tokens = &self.shared.tokens;
+                let asked = reviews::token_request(self.engine(), tokens, &context, &target, &options, object);
+                asked.await.map(|(answer, _)| answer)
+            }
             _ => Err(Status::method_not_allowed()),
         }
     }
@@ -206,7 +211,7 @@ impl Transport for Local {
             version: options.version.map(|version| version.to_string()),
             ..engine::DeleteOptions::default()
         };
-        Ok(match self.engine().delete(&self.context(), &target, &options).await? {
+        Ok(match self.engine().delete(&self.context(), &target, &options).await?.deleted {
             engine::Deleted::Gone { uid, revision } => Deleted::Gone { uid, revision: Some(revision) },
             going @ (engine::Deleted::GoneShown(_) | engine::Deleted::Going(_)) => {
                 Deleted::Going { revision: going.revision() }

@@ -185,6 +185,13 @@ impl Object {
     }
 }
 
+/// The random end of a generated name.
+pub(crate) fn suffix() -> String {
+    let random = uuid::Uuid::new_v4();
+    let bytes = random.as_bytes();
+    api::names::suffix([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

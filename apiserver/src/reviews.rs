@@ -6,11 +6,27 @@ use serde_json::{Value, json};
 
 use crate::authn::{self, Bound, Claims, Reference, Tokens, user_info};
 use crate::authz::Attributes;
-use crate::engine::{Context, Engine, Target};
+use crate::engine::Engine;
 use crate::identity::User;
+use crate::request::{Context, Target, WriteOptions};
+
+/// What is answered, and texts for `Warning: 299` headers.
+pub type Answer = (Value, Vec<String>);
 
 /// Answers a POST of a kind that is not stored.
-pub fn answer(
+pub async fn answer(
+    engine: &Engine,
+    tokens: &Tokens,
+    context: &Context,
+    target: &Target,
+    options: &WriteOptions,
+    object: Value,
+) -> Result<Answer, Status> {
+    let (object, warnings) = engine.admit(context, target, options, object).await?;
+    Ok((answered(engine, tokens, context, target, object)?, warnings))
+}
+
+fn answered(
     engine: &Engine,
     tokens: &Tokens,
     context: &Context,
@@ -179,7 +195,19 @@ pub fn token_kind(target: &Target) -> Option<Kind> {
 }
 
 /// `serviceaccounts/NAME/token`.
-pub fn token_request(
+pub async fn token_request(
+    engine: &Engine,
+    tokens: &Tokens,
+    context: &Context,
+    target: &Target,
+    options: &WriteOptions,
+    request: Value,
+) -> Result<Answer, Status> {
+    let (request, warnings) = engine.admit(context, target, options, request).await?;
+    Ok((signed(engine, tokens, context, target, request)?, warnings))
+}
+
+fn signed(
     engine: &Engine,
     tokens: &Tokens,
     context: &Context,
@@ -198,7 +226,6 @@ pub fn token_request(
         spec["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
     let audiences = if asked.is_empty() { vec![tokens.issuer.clone()] } else { asked };
     let bound = bind(engine, target, &spec["boundObjectRef"], &account.header.uid)?;
-    check_node(engine, &context.user, target, &bound)?;
     let now = context.now.as_second();
     let claims = Claims {
         iss: tokens.issuer.clone(),
@@ -225,27 +252,6 @@ pub fn token_request(
     }
     request["status"] = json!({"token": tokens.sign(&claims)?, "expirationTimestamp": api::time::rfc3339(until)});
     Ok(request)
-}
-
-/// An agent gets tokens only for pods of its own node.
-fn check_node(engine: &Engine, user: &User, target: &Target, bound: &Bound) -> Result<(), Status> {
-    let Some(node) = user.as_node() else { return Ok(()) };
-    let pod = bound
-        .pod
-        .as_ref()
-        .and_then(|pod| engine.lookup("", "pods", &target.namespace, &pod.name))
-        .map(|pod| pod.value());
-    let why = match &pod {
-        None => format!("node requested token not bound to a pod: node {node:?}"),
-        Some(pod) if pod["spec"]["nodeName"] != node => {
-            "node requested token bound to a pod scheduled on a different node".to_owned()
-        }
-        Some(pod) if pod["spec"]["serviceAccountName"] != *target.name => {
-            format!("node requested token for another account than the pod's: {:?}", target.name)
-        }
-        Some(_) => return Ok(()),
-    };
-    Err(target.forbidden(&why))
 }
 
 fn check_seconds(seconds: i64) -> Result<(), Status> {
@@ -288,8 +294,13 @@ fn bind(engine: &Engine, target: &Target, reference: &Value, account_uid: &str) 
         bound.secret = own;
         return Ok(bound);
     }
+    let pod = found.value();
+    if pod["spec"]["serviceAccountName"] != *target.name {
+        let why = "to pod running with different serviceaccount name.";
+        return Err(Status::bad_request(format!("cannot bind token for serviceaccount {:?} {why}", target.name)));
+    }
     bound.pod = own;
-    let node = found.value()["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
+    let node = pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
     if let Some(object) = engine.lookup("", "nodes", "", &node) {
         bound.node = Some(Reference { name: node, uid: object.header.uid.clone() });
     }

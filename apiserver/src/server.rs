@@ -12,8 +12,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Settings;
 use crate::authn::Tokens;
-use crate::engine::admission::Settings;
 use crate::engine::{Engine, ServiceNetwork};
 use crate::http::{self, Documents, Serving, TlsError};
 use crate::identity::{MASTERS, User};
@@ -21,6 +21,7 @@ use crate::limits::Limits;
 use crate::local::Local;
 use crate::nodes::Nodes;
 use crate::pki::{Authority, PkiError};
+use crate::shared::{Anonymous, Shared};
 use crate::store::Failure;
 use crate::store::StoreError;
 use crate::store::{etcd, local};
@@ -64,17 +65,6 @@ pub enum StoreAt {
     Etcd(etcd::Settings),
 }
 
-/// What a request without any credentials gets.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Anonymous {
-    /// It is `system:anonymous`, who may do what roles grant: by default discovery of health and version.
-    #[default]
-    Allowed,
-    /// Only whether the server lives.
-    ProbesOnly,
-    Refused,
-}
-
 #[derive(Debug, Error)]
 pub enum ServerError {
     #[error(transparent)]
@@ -95,18 +85,6 @@ pub enum ServerError {
     },
     #[error("cannot create the cluster's first objects")]
     Bootstrap(#[source] Status),
-}
-
-/// What every request needs.
-pub struct Shared {
-    pub engine: Arc<Engine>,
-    pub tokens: Tokens,
-    pub nodes: Arc<dyn Nodes>,
-    pub(crate) documents: Documents,
-    pub(crate) limits: Limits,
-    pub(crate) anonymous: Anonymous,
-    /// `host:port` as clients see it.
-    pub(crate) address: String,
 }
 
 /// A server that is ready: bound, with its first objects written, not yet accepting.
@@ -190,11 +168,11 @@ impl Server {
     /// When the store failed: what is on the disk is not known then, so nothing is acknowledged any more. A new start
     /// reads the disk and says what it finds.
     pub async fn serve(self, stop: CancellationToken) -> Result<(), ServerError> {
-        let mut failure = self.shared.engine.failure();
-        let expiry = crate::expiry::run(self.shared.engine.clone(), stop.clone());
+        let engine = self.shared.engine.clone();
+        let mut failure = engine.failure();
+        let expiry = crate::expiry::run(engine.reader(), engine.events.clone(), stop.clone());
         let tls = self.serving.acceptor()?;
         let renewal = self.serving.keep(stop.clone());
-        let engine = self.shared.engine.clone();
         let history = engine.cache().forget(stop.clone());
         let roles = crate::aggregation::run(engine.clone(), stop.clone());
         let definitions = crate::definitions::run(engine.clone(), stop.clone());

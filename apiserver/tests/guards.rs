@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use ::client::Resource;
 use api::status::Status;
+use apiserver::Anonymous;
 use apiserver::engine::ServiceNetwork;
 use apiserver::identity::{MASTERS, User};
 use apiserver::nodes::{Duplex, ExecOptions, LogOptions, NoNodes, Nodes, Session};
-use apiserver::server::{Anonymous, Config, Server};
+use apiserver::server::{Config, Server};
 use axum::body::Body;
 use bytes::Bytes;
 use futures::StreamExt as _;

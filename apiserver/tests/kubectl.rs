@@ -198,10 +198,7 @@ async fn a_defined_kind_is_used_like_any_other() {
         &cluster.kubectl("api-resources --api-group=stable.example.com").await,
         &["crontabs", "ct", "stable.example.com/v1", "true", "CronTab"],
     );
-    says(
-        &cluster.kubectl("explain crontab.spec.cronSpec").await,
-        &["CronTab", "cronSpec <string>", "When to run"],
-    );
+    says(&cluster.kubectl("explain crontab.spec.cronSpec").await, &["CronTab", "cronSpec <string>", "When to run"]);
     let object = "---\n{apiVersion: stable.example.com/v1, kind: CronTab, metadata: {name: nightly}, spec: {cronSpec: '@daily', color: blue}}";
     says(&cluster.fed("create -f -", object).await, &["crontab.stable.example.com/nightly created"]);
     says(&cluster.kubectl("get ct").await, &["NAME", "SPEC", "REPLICAS", "AGE", "nightly", "@daily", "1"]);

@@ -99,7 +99,7 @@ pub fn run(services: usize, rounds: usize) -> Result<Report> {
     // Started again on one processor: it makes as many DNS threads as it has processors, as the others are told to.
     command("cargo", &["xtask", "cluster", "stop", host::CLUSTER, "node1"])?;
     command("taskset", &["--cpu-list", SERVER_CPU, "cargo", "xtask", "cluster", "start", host::CLUSTER, "node1"])?;
-    cluster.until("the node serves again", |cluster| Ok(own_server(cluster).is_ok()))?;
+    e2e::until("the node serves again", || Ok(own_server(&cluster).is_ok()))?;
     let ours = own_server(&cluster)?;
     let mut peers = peers(&folder, &addresses)?;
     // The way pods take: the same server through the service path, which costs the client two hooks a question.

@@ -169,13 +169,8 @@ fn follow(cluster: &Cluster, began: Instant, before: jiff::Timestamp) -> Result<
         })
     }))?;
     let resolved = || {
-        let output = cluster
-            .command(
-                "node1",
-                "dig",
-                &["+short", "+time=1", "+tries=1", "@10.96.0.10", "kubernetes.default.svc.cluster.local"],
-            )
-            .output();
+        let asked = ["+short", "+time=1", "+tries=1", "@10.96.0.10", "kubernetes.default.svc.cluster.local"];
+        let output = cluster.node().command("dig", &asked).output();
         output.is_ok_and(|output| output.stdout.starts_with(b"10.96.0.1"))
     };
     until("a name resolves", resolved)?;

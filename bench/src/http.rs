@@ -22,6 +22,14 @@ use tokio_rustls::TlsConnector;
 pub struct Api {
     address: String,
     config: Arc<ClientConfig>,
+    identity: Arc<Identity>,
+}
+
+/// PEM texts, for other clients than this one.
+struct Identity {
+    ca: String,
+    chain: String,
+    key: String,
 }
 
 /// One connection, one request at a time.
@@ -41,16 +49,28 @@ impl Api {
         };
         let server = config.pointer("/clusters/0/cluster/server").and_then(Value::as_str).context("no server")?;
         let address = server.strip_prefix("https://").context("the server is not reached over HTTPS")?.to_owned();
+        let pem = |pointer: &str| String::from_utf8(pem(pointer)?).with_context(|| format!("{pointer} is not PEM"));
+        let identity = Identity {
+            ca: pem("/clusters/0/cluster/certificate-authority-data")?,
+            chain: pem("/users/0/user/client-certificate-data")?,
+            key: pem("/users/0/user/client-key-data")?,
+        };
         let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(&pem("/clusters/0/cluster/certificate-authority-data")?)?)?;
-        let certificates = pem("/users/0/user/client-certificate-data")?;
-        let chain = CertificateDer::pem_slice_iter(&certificates).collect::<Result<Vec<_>, _>>()?;
-        let key = PrivateKeyDer::from_pem_slice(&pem("/users/0/user/client-key-data")?)?;
+        roots.add(CertificateDer::from_pem_slice(identity.ca.as_bytes())?)?;
+        let chain = CertificateDer::pem_slice_iter(identity.chain.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+        let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes())?;
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)?;
-        Ok(Self { address, config: Arc::new(config) })
+        Ok(Self { address, config: Arc::new(config), identity: identity.into() })
+    }
+
+    /// The same for the client that agents have.
+    pub fn client(&self, manager: &str) -> client::https::Config {
+        let Identity { ca, chain, key } = &*self.identity;
+        let identity = client::https::Identity::Certificate { chain: chain.clone(), key: key.clone() };
+        client::https::Config { server: self.address.clone(), ca: ca.clone(), identity, manager: manager.to_owned() }
     }
 
     pub async fn connect(&self) -> Result<Connection> {

@@ -67,10 +67,13 @@ enum Bench {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
-    /// How far one server goes: many clients, changes, objects, watchers
+    /// How far one server goes: many clients, changes, objects, watchers, nodes
     Scale {
         /// Only these parts
         parts: Vec<scale::Part>,
+        /// Simulated nodes; fewer of them have their share of pods and changes
+        #[arg(long, default_value_t = scale::ALL_NODES)]
+        nodes: usize,
     },
     /// Cluster names beside unbound, dnsmasq and, where found, CoreDNS
     Dns {
@@ -98,7 +101,7 @@ fn run(bench: Bench) -> Result<()> {
         Bench::Pods { pods } => pods::run(pods)?,
         Bench::Api { rounds } => api::run(rounds)?,
         Bench::Footprint { seconds } => footprint::run(seconds)?,
-        Bench::Scale { parts } => scale::run(&parts)?,
+        Bench::Scale { parts, nodes } => scale::run(&parts, nodes)?,
         Bench::Dns { services, rounds } => dns::run(services, rounds)?,
     };
     report.write(&e2e::workspace().join("target/bench"))

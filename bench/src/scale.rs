@@ -17,6 +17,7 @@ use crate::report::Report;
 
 mod changes;
 mod clients;
+mod nodes;
 mod objects;
 mod resumed;
 mod watchers;
@@ -34,10 +35,14 @@ pub enum Part {
     Objects,
     /// 1,000 watchers of 100 changes a second
     Watchers,
+    /// 5,000 nodes with 100,000 pods
+    Nodes,
 }
 
-/// Runs these parts, or all.
-pub fn run(parts: &[Part]) -> Result<Report> {
+pub use nodes::ALL_NODES;
+
+/// Runs these parts, or all; the last with so many nodes.
+pub fn run(parts: &[Part], nodes: usize) -> Result<Report> {
     let mut report = Report::new("scale")?;
     let wanted = |part: Part| parts.is_empty() || parts.contains(&part);
     for part in Part::value_variants().iter().copied().filter(|part| wanted(*part)) {
@@ -48,6 +53,7 @@ pub fn run(parts: &[Part]) -> Result<Report> {
             Part::Resumed => resumed::run(&mut report)?,
             Part::Objects => objects::run(&mut report)?,
             Part::Watchers => watchers::run(&mut report)?,
+            Part::Nodes => nodes::run(&mut report, nodes)?,
         }
     }
     Ok(report)

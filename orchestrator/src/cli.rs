@@ -8,8 +8,9 @@ use agent::config::DEFAULT_POD_MAX_PIDS;
 use agent::image::Registries;
 use anyhow::{Context, Result, bail, ensure};
 use api::sysctl::Allowed;
-use apiserver::engine::{ServiceNetwork, admission};
-use apiserver::server::Anonymous;
+use apiserver::Anonymous;
+use apiserver::admission;
+use apiserver::engine::ServiceNetwork;
 use apiserver::{EtcdSettings, EtcdTls};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use proxy_userspace::ExternalIps;
@@ -255,6 +256,7 @@ impl ServerArguments {
                 namespaces: self.pod_security_exempt_namespaces.clone(),
                 runtime_classes: self.pod_security_exempt_runtime_classes.clone(),
             },
+            members: Vec::new(),
             external_ips: match self.allow_external_ips {
                 true => admission::ExternalIps::Allowed,
                 false => admission::ExternalIps::Inactive,

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use apiserver::Anonymous;
 use apiserver::EtcdSettings;
-use apiserver::engine::{ServiceNetwork, admission};
+use apiserver::admission;
+use apiserver::engine::ServiceNetwork;
 use apiserver::identity::{AUTHENTICATED, MASTERS, User};
 use apiserver::nodes::{NoNodes, Nodes};
-use apiserver::server::{Anonymous, Config, Server, StoreAt};
+use apiserver::server::{Config, Server, StoreAt};
 use client::Caches;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;

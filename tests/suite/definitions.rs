@@ -1,9 +1,7 @@
-//! Kinds that users define, and the oldest kind that keeps pods: in a namespace of their own.
+//! Kinds that users define, and the oldest kind that keeps pods.
 
 use anyhow::{Result, ensure};
-use e2e::Cluster;
-
-const SPACE: &str = "--namespace=definitions";
+use e2e::{Space, until};
 
 const DEFINITION: &str = "
 apiVersion: apiextensions.k8s.io/v1
@@ -29,7 +27,7 @@ spec:
 const CONTROLLER: &str = "
 apiVersion: v1
 kind: ReplicationController
-metadata: {name: kept, namespace: definitions}
+metadata: {name: kept}
 spec:
   replicas: 2
   template:
@@ -37,46 +35,43 @@ spec:
     spec: {terminationGracePeriodSeconds: 1, containers: [{name: c, image: 'busybox:latest', command: [sleep, '1000']}]}
 ";
 
-pub fn all(cluster: &Cluster) -> Result<()> {
-    cluster.kubectl(&["create", "namespace", "definitions"])?;
-    defined(cluster)?;
-    replicated(cluster)?;
-    cluster.kubectl(&["delete", "namespace", "definitions", "--timeout=60s"])?;
-    cluster.kubectl(&["delete", "crd", "shops.e2e.example.com", "--timeout=60s"])?;
-    let gone = cluster.try_kubectl(&["get", "shops"])?;
-    ensure!(!gone.status.success(), "a kind that is no longer defined is served");
+pub fn defined(space: &Space<'_>) -> Result<()> {
+    space.apply_text(DEFINITION)?;
+    space.kubectl(&["wait", "--for=condition=Established", "crd/shops.e2e.example.com", "--timeout=30s"])?;
+    let shop = |name: &str, more: &str| {
+        format!(
+            "{{apiVersion: e2e.example.com/v1, kind: Shop, metadata: {{name: {name}{more}}}, spec: {{sells: tea}}}}"
+        )
+    };
+    space.apply_text(&shop("owner", ""))?;
+    let shown = space.kubectl(&["get", "sh"])?;
+    ensure!(shown.contains("SELLS") && shown.contains("tea"), "{shown}");
+    ensure!(space.get(&["shop", "owner"], "{.spec.open}")? == "true", "its default is not filled in");
+    let uid = space.get(&["shop", "owner"], "{.metadata.uid}")?;
+    let owned = format!(", ownerReferences: [{{apiVersion: e2e.example.com/v1, kind: Shop, name: owner, uid: {uid}}}]");
+    space.apply_text(&shop("branch", &owned))?;
+    space.kubectl(&["delete", "shop", "owner", "--timeout=30s"])?;
+    until("what a deleted object owned goes too", || {
+        Ok(!space.try_kubectl(&["get", "shop", "branch"])?.status.success())
+    })?;
+    // It goes with its definition.
+    space.apply_text(&shop("last", ""))?;
+    space.kubectl(&["delete", "crd", "shops.e2e.example.com", "--timeout=60s"])?;
+    let gone = space.kubectl_fails(&["get", "shops.e2e.example.com"])?;
+    ensure!(gone.contains("the server doesn't have a resource type"), "{gone}");
     Ok(())
 }
 
-fn defined(cluster: &Cluster) -> Result<()> {
-    cluster.apply_text(DEFINITION)?;
-    cluster.kubectl(&["wait", "--for=condition=Established", "crd/shops.e2e.example.com", "--timeout=30s"])?;
-    let shop = |name: &str, more: &str| {
-        format!(
-            "{{apiVersion: e2e.example.com/v1, kind: Shop, metadata: {{name: {name}, namespace: definitions{more}}}, spec: {{sells: tea}}}}"
-        )
+pub fn replicated(space: &Space<'_>) -> Result<()> {
+    space.apply_text(CONTROLLER)?;
+    let ready = |count: &str| {
+        let count = format!("--for=jsonpath={{.status.readyReplicas}}={count}");
+        space.kubectl(&["wait", &count, "rc/kept", "--timeout=60s"])
     };
-    cluster.apply_text(&shop("owner", ""))?;
-    let shown = cluster.kubectl(&[SPACE, "get", "sh"])?;
-    ensure!(shown.contains("SELLS") && shown.contains("tea"), "{shown}");
-    let uid = cluster.get(&[SPACE, "shop", "owner"], "{.metadata.uid}")?;
-    let owned = format!(", ownerReferences: [{{apiVersion: e2e.example.com/v1, kind: Shop, name: owner, uid: {uid}}}]");
-    cluster.apply_text(&shop("branch", &owned))?;
-    cluster.kubectl(&[SPACE, "delete", "shop", "owner", "--timeout=30s"])?;
-    cluster.until("what a deleted object owned goes too", |cluster| {
-        Ok(!cluster.try_kubectl(&[SPACE, "get", "shop", "branch"])?.status.success())
-    })?;
-    // It goes with its namespace.
-    cluster.apply_text(&shop("last", "")).map(drop)
-}
-
-fn replicated(cluster: &Cluster) -> Result<()> {
-    cluster.apply_text(CONTROLLER)?;
-    cluster.kubectl(&[SPACE, "wait", "--for=jsonpath={.status.readyReplicas}=2", "rc/kept", "--timeout=60s"])?;
-    cluster.kubectl(&[SPACE, "scale", "rc", "kept", "--replicas=3"])?;
-    cluster.kubectl(&[SPACE, "wait", "--for=jsonpath={.status.readyReplicas}=3", "rc/kept", "--timeout=60s"])?;
-    cluster.kubectl(&[SPACE, "delete", "rc", "kept", "--cascade=orphan", "--timeout=30s"])?;
-    let left = cluster.kubectl(&[SPACE, "get", "pods", "-l", "app=kept", "-o", "name"])?;
-    ensure!(left.lines().count() == 3, "pods went with what only kept them: {left}");
+    ready("2")?;
+    space.kubectl(&["scale", "rc", "kept", "--replicas=3"])?;
+    ready("3")?;
+    space.kubectl(&["delete", "rc", "kept", "--cascade=orphan", "--timeout=30s"])?;
+    ensure!(space.count("pods", "app=kept")? == 3, "pods went with what only kept them");
     Ok(())
 }

@@ -1,66 +1,144 @@
-//! The end-to-end suite: one cluster in network namespaces, real kubectl, real containers. Cases run in order; after
-//! them the machine must hold what it held before.
+//! The end-to-end suite: one cluster in network namespaces, real kubectl, real containers. Each case has a namespace of its own
+//! and makes all that it looks at, so that any of them run, in any order, several at a time but for those that disturb a node.
+//! After them the cluster must hold nothing of theirs, and the machine what it held before.
 
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::Mutex;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, bail};
-use e2e::{Cluster, Inventory};
+use anyhow::{Result, bail, ensure};
+use e2e::{Cluster, Inventory, Space, until};
 
-mod access;
 mod definitions;
+mod deletion;
+mod dns;
+mod examples;
+mod exec;
+mod firewall;
+mod images;
 mod mistakes;
-mod pods;
+mod ownership;
+mod probes;
+mod proxy;
 mod restart;
+mod rollout;
+mod services;
+mod shown;
 mod soak;
 mod traffic;
-mod workloads;
 
-type Case = (&'static str, fn(&Cluster) -> Result<()>);
+/// Whether a case bears others beside it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Runs {
+    Beside,
+    /// It ends the node's agent, or counts what the whole node does.
+    Alone,
+}
+
+use Runs::{Alone, Beside};
+
+/// Its namespace, what it shows, how it runs.
+type Case = (&'static str, &'static str, Runs, fn(&Space<'_>) -> Result<()>);
 
 const CASES: &[Case] = &[
-    ("every example is accepted and its pods run", workloads::examples),
-    ("the first day's manifests run unchanged", workloads::first_day),
-    ("get and describe show what is there", workloads::shown),
-    ("logs, exec, exit codes and standard input", pods::logs_and_exec),
-    ("a service is reached by ClusterIP, NodePort and name", access::three_ways),
-    ("pods and services are reached through the API server", access::through_the_server),
-    ("a NodePort serves the outside on the packet path", access::packet_path),
-    ("several endpoints share the load", access::balanced),
-    ("a service without endpoints refuses at once", access::refused),
-    ("names resolve from pods and node, services of every kind", access::names),
-    ("nothing of the firewall is used", access::no_firewall),
-    ("an update rolls without one failed request", workloads::rolling_update),
-    ("history and rollback", workloads::rollback),
-    ("scale and edit", workloads::scale_and_edit),
-    ("a relabelled pod is left alone and replaced", workloads::relabelled),
-    ("a killed container starts again", pods::killed_container),
-    ("probes decide about endpoints and restarts", pods::probes),
-    ("a service changes its type in every direction", access::type_changes),
-    ("bad manifests get Kubernetes' own words", mistakes::manifests),
-    ("a missing image is said, and a pod recovers when it comes", mistakes::images),
-    ("a killed pod process is replaced, and describe tells", restart::pod_process_killed),
-    ("killed, stopped, upgraded, downgraded: pods, logs and connections go on", restart::adopted),
-    ("kinds are defined, used and undefined; replication controllers keep pods", definitions::all),
-    ("deleting takes everything away", workloads::deleted),
+    ("examples", "every example is accepted and its pods run", Beside, examples::examples),
+    ("first-day", "the first day's manifests run unchanged", Beside, examples::first_day),
+    ("shown", "get and describe show what is there", Beside, shown::shown),
+    ("exec", "logs, exec, exit codes and standard input", Beside, exec::logs_and_exec),
+    ("three-ways", "a service is reached by ClusterIP, NodePort and name", Beside, services::three_ways),
+    ("proxy", "pods and services are reached through the API server", Beside, proxy::through_the_server),
+    ("packet-path", "a NodePort serves the outside on the packet path", Alone, services::packet_path),
+    ("balanced", "several endpoints share the load", Beside, services::balanced),
+    ("refused", "a service without endpoints refuses at once", Beside, services::refused),
+    ("types", "a service changes its type in every direction", Beside, services::type_changes),
+    ("names", "names resolve from pods and node, services of every kind", Beside, dns::names),
+    ("firewall", "nothing of the firewall is used", Beside, firewall::no_firewall),
+    ("rolling", "an update rolls without one failed request", Beside, rollout::rolling_update),
+    ("rollback", "history and rollback", Beside, rollout::rollback),
+    ("scaled", "scale and edit", Beside, rollout::scale_and_edit),
+    ("relabelled", "a relabelled pod is left alone and replaced", Beside, ownership::relabelled),
+    ("probes", "probes decide about endpoints and restarts", Beside, probes::probes),
+    ("mistakes", "bad manifests get Kubernetes' own words", Beside, mistakes::manifests),
+    ("images", "a missing image is said, and a pod recovers when it comes", Beside, images::images),
+    ("deleted", "deleting takes everything away", Beside, deletion::deleted),
+    ("namespace", "a namespace goes with what it holds", Beside, deletion::namespace),
+    ("container", "a killed container starts again", Beside, restart::killed_container),
+    ("pod-process", "a killed pod process is replaced, and describe tells", Beside, restart::pod_process_killed),
+    ("adopted", "killed, stopped, upgraded, downgraded: pods, logs and connections go on", Alone, restart::adopted),
+    ("definitions", "kinds are defined, used and undefined", Beside, definitions::defined),
+    ("controllers", "a replication controller keeps pods", Beside, definitions::replicated),
 ];
 
-fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let after =
-        |flag: &str| arguments.iter().skip_while(|word| *word != flag).nth(1).and_then(|word| word.parse().ok());
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |now| now.as_secs());
-    let outcome = match after("--soak-minutes") {
-        Some(minutes) => {
-            whole("soak", |cluster| vec![told("soak", || soak::soak(cluster, minutes, after("--seed").unwrap_or(now)))])
+/// Cases at a time, when nobody says otherwise (`--test-threads`).
+const THREADS: usize = 3;
+/// The cluster's own namespaces.
+const OWN: usize = 4;
+
+/// What was asked for on the command line. Cargo passes the flags of its own test runner; a word among them selects cases.
+struct Asked {
+    words: Vec<String>,
+    threads: usize,
+    /// The order: cases are shuffled by it. 0 is the table's own.
+    shuffle: u64,
+    soak: Option<u64>,
+    seed: Option<u64>,
+    /// Another release than `target/release/amphipod`.
+    binary: Option<PathBuf>,
+}
+
+impl Asked {
+    fn parse(arguments: impl Iterator<Item = String>) -> Result<Self> {
+        let mut asked = Self { words: Vec::new(), threads: THREADS, shuffle: 0, soak: None, seed: None, binary: None };
+        let mut arguments = arguments.flat_map(|word| match word.split_once('=') {
+            Some((flag, value)) if flag.starts_with("--") => vec![flag.to_owned(), value.to_owned()],
+            _ => vec![word],
+        });
+        while let Some(word) = arguments.next() {
+            let mut value = || arguments.next().unwrap_or_default();
+            match &*word {
+                "--test-threads" => asked.threads = value().parse()?,
+                "--shuffle" => asked.shuffle = value().parse()?,
+                "--soak-minutes" => asked.soak = Some(value().parse()?),
+                "--seed" => asked.seed = Some(value().parse()?),
+                "--binary" => asked.binary = Some(value().into()),
+                flag if flag.starts_with('-') => bail!("no such flag: {flag}"),
+                _ => asked.words.push(word),
+            }
         }
-        // Cargo passes the flags of its own test runner; a word among them selects cases.
-        None => whole("e2e", |cluster| {
-            let words: Vec<&String> = arguments.iter().filter(|word| !word.starts_with('-')).collect();
-            let wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
-            CASES.iter().filter(|(name, _)| wanted(name)).map(|(name, case)| told(name, || case(cluster))).collect()
-        }),
-    };
+        Ok(asked)
+    }
+
+    fn cases(&self) -> Vec<&'static Case> {
+        let wanted = |name: &str| self.words.is_empty() || self.words.iter().any(|word| name.contains(word.as_str()));
+        let mut cases: Vec<&Case> = CASES.iter().filter(|(space, name, ..)| wanted(name) || wanted(space)).collect();
+        if self.shuffle != 0 {
+            cases.sort_by_key(|(space, ..)| {
+                let mut hasher = DefaultHasher::new();
+                (self.shuffle, space).hash(&mut hasher);
+                hasher.finish()
+            });
+        }
+        cases
+    }
+}
+
+fn main() -> ExitCode {
+    let outcome = Asked::parse(std::env::args().skip(1)).and_then(|asked| match asked.soak {
+        Some(minutes) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
+            let seed = asked.seed.unwrap_or(now);
+            let soak = |space: &Space<'_>| soak::soak(space, minutes, seed);
+            whole("soak", &asked, |cluster| vec![told("soak", || in_space(cluster, "soak", soak))])
+        }
+        None => {
+            let cases = asked.cases();
+            ensure!(!cases.is_empty(), "no case is called {:?}", asked.words);
+            whole("e2e", &asked, |cluster| run(cluster, &cases, asked.threads))
+        }
+    });
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -72,28 +150,60 @@ fn main() -> ExitCode {
     }
 }
 
+/// Runs those that bear company several at a time, then the others one by one; which of them passed.
+fn run(cluster: &Cluster, cases: &[&Case], threads: usize) -> Vec<bool> {
+    let one = |(space, name, _, case): &Case| told(name, || in_space(cluster, space, *case));
+    let (beside, alone): (Vec<&Case>, Vec<&Case>) = cases.iter().partition(|(.., runs, _)| *runs == Beside);
+    let (waiting, passed) = (Mutex::new(beside.into_iter()), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(case) = { lock(&waiting).next() } {
+                    let outcome = one(case);
+                    lock(&passed).push(outcome);
+                }
+            });
+        }
+    });
+    let mut passed = passed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    passed.extend(alone.into_iter().map(one));
+    passed
+}
+
+fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn in_space(cluster: &Cluster, name: &str, case: impl FnOnce(&Space<'_>) -> Result<()>) -> Result<()> {
+    let space = Space::new(cluster, name)?;
+    case(&space)?;
+    space.leave()
+}
+
 /// Runs one case and tells; whether it passed.
 fn told(name: &str, case: impl FnOnce() -> Result<()>) -> bool {
     let started = Instant::now();
-    match case() {
+    let outcome = case();
+    match &outcome {
         Ok(()) => println!("test {name} ... ok ({:.1} s)", started.elapsed().as_secs_f32()),
-        Err(error) => {
-            println!("test {name} ... FAILED\n    {error:#}");
-            return false;
-        }
+        Err(error) => println!("test {name} ... FAILED\n    {error:#}"),
     }
-    true
+    outcome.is_ok()
 }
 
 /// A cluster from its beginning to its end, and a count of what is left.
-fn whole(name: &str, cases: impl FnOnce(&Cluster) -> Vec<bool>) -> Result<bool> {
+fn whole(name: &str, asked: &Asked, cases: impl FnOnce(&Cluster) -> Vec<bool>) -> Result<bool> {
     let before = Inventory::take()?;
-    let cluster = Cluster::up(name)?;
+    let cluster = match &asked.binary {
+        Some(binary) => Cluster::up_with(name, binary)?,
+        None => Cluster::up(name)?,
+    };
     let mut passed = cases(&cluster);
+    passed.push(told("what cases made goes with their namespaces", || namespaces_are_gone(&cluster)));
     if passed.contains(&false) {
-        let log = std::fs::read_to_string(cluster.log()).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        println!("the node's last words:\n{}", lines[lines.len().saturating_sub(30)..].join("\n"));
+        for node in cluster.nodes() {
+            println!("the last words of {}:\n{}", node.name, node.last_words());
+        }
     }
     cluster.down()?;
     passed.push(told("nothing is left behind", || nothing_left(&before)));
@@ -102,9 +212,17 @@ fn whole(name: &str, cases: impl FnOnce(&Cluster) -> Vec<bool>) -> Result<bool> 
     Ok(failed == 0)
 }
 
+fn namespaces_are_gone(cluster: &Cluster) -> Result<()> {
+    until("only the cluster's own namespaces are left", || {
+        let there = cluster.get(&["namespaces"], "{.items[*].metadata.name}")?;
+        ensure!(there.split(' ').count() == OWN, "there are {there}");
+        Ok(true)
+    })
+}
+
 fn nothing_left(before: &Inventory) -> Result<()> {
     // Programs and namespaces are freed by the kernel a moment after their last user.
-    let deadline = Instant::now() + std::time::Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(5);
     loop {
         let differences = Inventory::take()?.differences(before);
         if differences.is_empty() {
@@ -113,6 +231,6 @@ fn nothing_left(before: &Inventory) -> Result<()> {
         if Instant::now() > deadline {
             bail!("{}", differences.join("\n    "));
         }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
     }
 }

@@ -1,7 +1,7 @@
 //! What users get for their mistakes.
 
 use anyhow::{Result, ensure};
-use e2e::{Cluster, text, yaml};
+use e2e::{Space, text, yaml};
 
 /// A manifest and what kubectl must say of it.
 const MANIFESTS: &[(&str, &str)] = &[
@@ -32,14 +32,14 @@ const MANIFESTS: &[(&str, &str)] = &[
     ("{apiVersion: v2, kind: Pod, metadata: {name: x}}", "no matches for kind \"Pod\" in version \"v2\""),
 ];
 
-pub fn manifests(cluster: &Cluster) -> Result<()> {
+pub fn manifests(space: &Space<'_>) -> Result<()> {
     for (manifest, said) in MANIFESTS {
         for validate in ["--validate=strict", "--validate=false"] {
-            let output = cluster.kubectl_with(&["apply", validate, "-f", "-"], &yaml(manifest), &[])?;
+            let output = space.kubectl_with(&["apply", validate, "-f", "-"], &yaml(manifest), &[])?;
             // Without validation an unknown field is dropped with a warning, as upstream does.
             if validate == "--validate=false" && said.contains("unknown field") {
                 ensure!(output.status.success(), "{}", text(&output.stderr));
-                cluster.kubectl(&["delete", "pod", "x", "--now"])?;
+                space.kubectl(&["delete", "pod", "x", "--now"])?;
                 continue;
             }
             let words = text(&output.stderr);
@@ -49,24 +49,7 @@ pub fn manifests(cluster: &Cluster) -> Result<()> {
             );
         }
     }
-    let absent = cluster.kubectl_fails(&["get", "pod", "nonesuch"])?;
+    let absent = space.kubectl_fails(&["get", "pod", "nonesuch"])?;
     ensure!(absent.contains("Error from server (NotFound): pods \"nonesuch\" not found"), "{absent}");
     Ok(())
-}
-
-pub fn images(cluster: &Cluster) -> Result<()> {
-    cluster.kubectl(&["run", "lost", "--image=nonesuch:1.0"])?;
-    cluster.until("the image is said to be missing", |cluster| {
-        let reason = cluster.get(&["pod", "lost"], "{.status.containerStatuses[0].state.waiting.reason}")?;
-        Ok(matches!(reason.as_str(), "ErrImagePull" | "ImagePullBackOff"))
-    })?;
-    cluster.until("an event says why", |cluster| {
-        let events = cluster.kubectl(&["get", "events", "--field-selector", "involvedObject.name=lost"])?;
-        Ok(events.contains("Failed to pull image \"nonesuch:1.0\"")
-            && events.contains("not found")
-            && events.contains("Error: ImagePullBackOff"))
-    })?;
-    cluster.kubectl(&["set", "image", "pod/lost", "lost=nginx:1.14.2"])?;
-    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/lost", "--timeout=60s"])?;
-    cluster.kubectl(&["delete", "pod", "lost", "--now", "--timeout=30s"]).map(drop)
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Cluster, workspace};
+use e2e::{Space, until, workspace};
 
 use crate::restart::{end_agent, start_agent};
 use crate::traffic::{Traffic, processes_of};
@@ -53,36 +53,34 @@ impl Disturbance {
 }
 
 /// Disturbs a cluster for some minutes. The seed makes the same choices again; times differ all the same.
-pub fn soak(cluster: &Cluster, minutes: u64, seed: u64) -> Result<()> {
+pub fn soak(space: &Space<'_>, minutes: u64, seed: u64) -> Result<()> {
     println!("soak: {minutes} minutes, seed {seed}");
-    prepare(cluster)?;
-    let traffic = Traffic::open(cluster)?;
+    prepare(space)?;
+    let traffic = Traffic::open(space)?;
     let ledgers: Vec<_> = (0..WRITERS).map(|writer| Arc::new(Mutex::new(Ledger::new(writer)))).collect();
     let stop = AtomicBool::new(false);
     let outcome = std::thread::scope(|scope| {
         for ledger in &ledgers {
-            scope.spawn(|| write(cluster, ledger, &stop));
+            scope.spawn(|| write(space, ledger, &stop));
         }
-        let outcome = disturb(cluster, traffic, &ledgers, minutes, seed);
+        let outcome = disturb(space, traffic, &ledgers, minutes, seed);
         stop.store(true, Ordering::Relaxed);
         outcome
     });
     let rounds = outcome?;
     let written: usize = ledgers.iter().map(|ledger| lock(ledger).acknowledged()).sum();
     println!("soak: {rounds} disturbances, {written} acknowledged writes, nothing lost");
-    let all = ["delete", "deployment,service,pod,configmap", "--all", "--grace-period=1", "--timeout=120s"];
-    cluster.kubectl(&all).map(drop)
+    Ok(())
 }
 
 fn lock(ledger: &Mutex<Ledger>) -> std::sync::MutexGuard<'_, Ledger> {
     ledger.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn prepare(cluster: &Cluster) -> Result<()> {
-    cluster.apply("webserver-deployment.yaml")?;
-    cluster.apply("hostname-svc-nodeport.yaml")?;
-    cluster.kubectl(&["run", "asker", "--image=busybox:latest", "--", "sleep", "1000000"])?;
-    cluster.kubectl(&[
+fn prepare(space: &Space<'_>) -> Result<()> {
+    space.web_servers()?;
+    space.asker()?;
+    space.kubectl(&[
         "create",
         "deployment",
         VICTIM,
@@ -92,20 +90,19 @@ fn prepare(cluster: &Cluster) -> Result<()> {
         "sleep",
         "1000000",
     ])?;
-    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/asker", "--timeout=60s"])?;
-    cluster.until("the deployments are whole", whole)
+    until("the deployments are whole", || whole(space))
 }
 
-fn write(cluster: &Cluster, ledger: &Mutex<Ledger>, stop: &AtomicBool) {
+fn write(space: &Space<'_>, ledger: &Mutex<Ledger>, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         // Held during the write, so that whoever checks finds no write under way.
-        lock(ledger).write(cluster);
+        lock(ledger).write(space);
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 fn disturb(
-    cluster: &Cluster,
+    space: &Space<'_>,
     mut traffic: Traffic,
     ledgers: &[Arc<Mutex<Ledger>>],
     minutes: u64,
@@ -118,10 +115,10 @@ fn disturb(
         round += 1;
         let disturbance = Disturbance::ALL[choice.below(Disturbance::ALL.len())];
         let began = Instant::now();
-        let come_together = apply(cluster, disturbance, round, &mut choice)
-            .and_then(|()| cluster.until("the deployments are whole", whole))
+        let come_together = apply(space, disturbance, round, &mut choice)
+            .and_then(|()| until("the deployments are whole", || whole(space)))
             .and_then(|()| traffic.goes_on("after it"))
-            .and_then(|()| ledgers.iter().try_for_each(|ledger| lock(ledger).check(cluster)));
+            .and_then(|()| ledgers.iter().try_for_each(|ledger| lock(ledger).check(space)));
         come_together.with_context(|| format!("disturbance {round}, {disturbance:?}"))?;
         println!("  {round}: {disturbance:?}, whole again after {:.1} s", began.elapsed().as_secs_f32());
         std::thread::sleep(PAUSE);
@@ -131,42 +128,42 @@ fn disturb(
     Ok(round)
 }
 
-fn apply(cluster: &Cluster, disturbance: Disturbance, round: usize, choice: &mut Choice) -> Result<()> {
+fn apply(space: &Space<'_>, disturbance: Disturbance, round: usize, choice: &mut Choice) -> Result<()> {
     let binary = workspace().join("target/release/amphipod");
     match disturbance {
-        Disturbance::KillAgent => end_agent(cluster, "kill").and_then(|()| start_agent(cluster, &binary)),
-        Disturbance::StopAgent => end_agent(cluster, "stop").and_then(|()| start_agent(cluster, &binary)),
+        Disturbance::KillAgent => end_agent(space.cluster, "kill").and_then(|()| start_agent(space.cluster, &binary)),
+        Disturbance::StopAgent => end_agent(space.cluster, "stop").and_then(|()| start_agent(space.cluster, &binary)),
         Disturbance::KillAgentTwice => {
-            end_agent(cluster, "kill")?;
-            start_agent(cluster, &binary)?;
+            end_agent(space.cluster, "kill")?;
+            start_agent(space.cluster, &binary)?;
             std::thread::sleep(Duration::from_millis(choice.below(400) as u64));
-            end_agent(cluster, "kill")?;
-            start_agent(cluster, &binary)
+            end_agent(space.cluster, "kill")?;
+            start_agent(space.cluster, &binary)
         }
         Disturbance::KillPodProcess => {
-            kill(*processes_of(cluster, &victim(cluster, choice)?)?.first().context("no process")?)
+            kill(*processes_of(space, &victim(space, choice)?)?.first().context("no process")?)
         }
         Disturbance::KillContainer => {
-            kill(*processes_of(cluster, &victim(cluster, choice)?)?.last().context("no process")?)
+            kill(*processes_of(space, &victim(space, choice)?)?.last().context("no process")?)
         }
         Disturbance::DeletePod => {
-            let pod = victim(cluster, choice)?;
-            cluster.kubectl(&["delete", "pod", &pod, "--grace-period=1", "--wait=false"]).map(drop)
+            let pod = victim(space, choice)?;
+            space.kubectl(&["delete", "pod", &pod, "--grace-period=1", "--wait=false"]).map(drop)
         }
         Disturbance::Rollout => {
             let deployment = format!("deployment/{VICTIM}");
-            cluster.kubectl(&["set", "env", &deployment, &format!("ROUND={round}")]).map(drop)
+            space.kubectl(&["set", "env", &deployment, &format!("ROUND={round}")]).map(drop)
         }
         Disturbance::Scale => {
             let replicas = format!("--replicas={}", 2 + choice.below(4));
-            cluster.kubectl(&["scale", "deployment", VICTIM, &replicas]).map(drop)
+            space.kubectl(&["scale", "deployment", VICTIM, &replicas]).map(drop)
         }
     }
 }
 
 /// One of the pods that may be disturbed.
-fn victim(cluster: &Cluster, choice: &mut Choice) -> Result<String> {
-    let names = cluster
+fn victim(space: &Space<'_>, choice: &mut Choice) -> Result<String> {
+    let names = space
         .get(&["pods", "-l", &format!("app={VICTIM}")], "{.items[?(@.status.phase==\"Running\")].metadata.name}")?;
     let names: Vec<&str> = names.split_whitespace().collect();
     ensure!(!names.is_empty(), "no pod of {VICTIM} runs");
@@ -179,12 +176,11 @@ fn kill(pid: u32) -> Result<()> {
 }
 
 /// Every deployment has what it wants, of its newest form, and nothing else runs in its name.
-fn whole(cluster: &Cluster) -> Result<bool> {
+fn whole(space: &Space<'_>) -> Result<bool> {
     let fields = "{.metadata.generation}={.status.observedGeneration} {.spec.replicas}={.status.replicas} \
                   {.spec.replicas}={.status.updatedReplicas} {.spec.replicas}={.status.availableReplicas}";
-    let said = cluster.get(&["deployments"], &format!("{{range .items[*]}}{fields} {{end}}"))?;
-    let pods =
-        cluster.get(&["pods", "-l", &format!("app={VICTIM}")], "{.items[*].status.containerStatuses[0].ready}")?;
+    let said = space.get(&["deployments"], &format!("{{range .items[*]}}{fields} {{end}}"))?;
+    let pods = space.get(&["pods", "-l", &format!("app={VICTIM}")], "{.items[*].status.containerStatuses[0].ready}")?;
     let all_equal = said.split_whitespace().all(|pair| pair.split_once('=').is_some_and(|(a, b)| a == b));
     if !all_equal || pods.split_whitespace().any(|ready| ready != "true") {
         bail!("{said}; ready: {pods}");

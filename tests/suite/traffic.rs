@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use e2e::Cluster;
+use e2e::{NODE_PORT, Space, until};
 use proxy_userspace::sys::inside;
 
 /// How long an answer may take on this machine.
@@ -23,17 +23,17 @@ const UDP_PORT: u16 = 9000;
 const EACH: usize = 6;
 
 /// The network namespace of a running pod.
-pub fn netns_of(cluster: &Cluster, pod: &str) -> Result<File> {
-    let pids = processes_of(cluster, pod)?;
+pub fn netns_of(space: &Space<'_>, pod: &str) -> Result<File> {
+    let pids = processes_of(space, pod)?;
     let pid = pids.first().with_context(|| format!("pod {pod} has no process"))?;
     File::open(format!("/proc/{pid}/ns/net")).with_context(|| format!("open the network namespace of {pod}"))
 }
 
 /// The processes of a pod, its pod process first. Numbers say nothing about their order: they start again from the
 /// lowest.
-pub fn processes_of(cluster: &Cluster, pod: &str) -> Result<Vec<u32>> {
-    let uid = cluster.get(&["pod", pod], "{.metadata.uid}")?;
-    let (group, words) = (format!("pod{uid}"), format!("amphipod-pod\0default/{pod}\0"));
+pub fn processes_of(space: &Space<'_>, pod: &str) -> Result<Vec<u32>> {
+    let uid = space.get(&["pod", pod], "{.metadata.uid}")?;
+    let (group, words) = (format!("pod{uid}"), format!("amphipod-pod\0{}/{pod}\0", space.namespace()));
     let (mut first, mut others) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -70,9 +70,9 @@ pub struct Traffic {
 
 impl Traffic {
     /// Opens everything; each connection has carried a request when this returns.
-    pub fn open(cluster: &Cluster) -> Result<Traffic> {
-        let servers = serve_datagrams(cluster)?;
-        let ways = ways(cluster)?;
+    pub fn open(space: &Space<'_>) -> Result<Traffic> {
+        let servers = serve_datagrams(space)?;
+        let ways = ways(space)?;
         let (mut web, mut echo) = (Vec::new(), Vec::new());
         for (netns, address) in &ways.web {
             for _ in 0..EACH {
@@ -106,17 +106,17 @@ impl Traffic {
     }
 }
 
-fn ways(cluster: &Cluster) -> Result<Ways> {
+fn ways(space: &Space<'_>) -> Result<Ways> {
     let facts = |service: &str| -> Result<(SocketAddr, SocketAddr)> {
         let text =
-            cluster.get(&["service", service], "{.spec.clusterIP}:{.spec.ports[0].port} {.spec.ports[0].nodePort}")?;
+            space.get(&["service", service], "{.spec.clusterIP}:{.spec.ports[0].port} {.spec.ports[0].nodePort}")?;
         let (inside, port) = text.split_once(' ').context("address and node port")?;
-        Ok((inside.parse()?, format!("{}:{port}", cluster.node_ip()).parse()?))
+        Ok((inside.parse()?, format!("{}:{port}", space.cluster.node_ip()).parse()?))
     };
     let place = |address: (SocketAddr, SocketAddr)| -> Result<[(File, SocketAddr); 2]> {
-        Ok([(netns_of(cluster, "asker")?, address.0), (cluster.client_netns()?, address.1)])
+        Ok([(netns_of(space, "asker")?, address.0), (space.cluster.client().netns()?, address.1)])
     };
-    Ok(Ways { web: place(facts("hostname-svc-nodeport")?)?, echo: place(facts("echo")?)? })
+    Ok(Ways { web: place(facts(NODE_PORT)?)?, echo: place(facts("echo")?)? })
 }
 
 // ---- TCP ----
@@ -224,22 +224,22 @@ impl Echo {
 }
 
 /// Two pods behind one service, and a server in each.
-fn serve_datagrams(cluster: &Cluster) -> Result<Vec<Background>> {
-    cluster.apply_text(&format!(
+fn serve_datagrams(space: &Space<'_>) -> Result<Vec<Background>> {
+    space.apply_text(&format!(
         "{{apiVersion: v1, kind: Service, metadata: {{name: echo}}, spec: {{type: NodePort, selector: {{app: echo}}, ports: [{{port: 7, targetPort: {UDP_PORT}, protocol: UDP}}]}}}}"
     ))?;
     for name in ["echo-0", "echo-1"] {
-        cluster.kubectl(&["run", name, "--labels=app=echo", "--image=busybox:latest", "--", "sleep", "100000"])?;
+        space.kubectl(&["run", name, "--labels=app=echo", "--image=busybox:latest", "--", "sleep", "100000"])?;
     }
-    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/echo-0", "pod/echo-1", "--timeout=60s"])?;
-    cluster.until("both are endpoints", |cluster| {
-        let found = cluster.get(
+    space.wait_ready(&["pod/echo-0", "pod/echo-1"])?;
+    until("both are endpoints", || {
+        let found = space.get(
             &["endpointslices", "-l", "kubernetes.io/service-name=echo"],
             "{.items[*].endpoints[*].addresses[0]}",
         )?;
         Ok(found.split_whitespace().count() == 2)
     })?;
-    ["echo-0", "echo-1"].into_iter().map(|name| Ok(answer_with(name, netns_of(cluster, name)?))).collect()
+    ["echo-0", "echo-1"].into_iter().map(|name| Ok(answer_with(name, netns_of(space, name)?))).collect()
 }
 
 fn answer_with(name: &'static str, netns: File) -> Background {
@@ -300,15 +300,14 @@ impl Drop for Background {
 // ---- a log that must not miss a line ----
 
 /// A pod that counts aloud.
-pub fn start_counting(cluster: &Cluster) -> Result<()> {
+pub fn start_counting(space: &Space<'_>) -> Result<()> {
     let script = "i=0; while true; do i=$((i+1)); echo line $i; sleep 0.01; done";
-    cluster.kubectl(&["run", "counter", "--image=busybox:latest", "--", "sh", "-c", script])?;
-    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/counter", "--timeout=60s"]).map(drop)
+    space.run_pod("counter", &["sh", "-c", script])
 }
 
 /// Its log has every number once; the last one.
-pub fn count_is_whole(cluster: &Cluster) -> Result<usize> {
-    let log = cluster.kubectl(&["logs", "counter"])?;
+pub fn count_is_whole(space: &Space<'_>) -> Result<usize> {
+    let log = space.kubectl(&["logs", "counter"])?;
     let mut last = 0;
     for (index, line) in log.lines().enumerate() {
         ensure!(line == format!("line {}", index + 1), "line {} of the log is {line:?}", index + 1);
@@ -318,7 +317,7 @@ pub fn count_is_whole(cluster: &Cluster) -> Result<usize> {
 }
 
 /// Where a volume of a pod lies on the node.
-pub fn volume(cluster: &Cluster, pod: &str, name: &str) -> Result<PathBuf> {
-    let uid = cluster.get(&["pod", pod], "{.metadata.uid}")?;
-    Ok(PathBuf::from(cluster.data_dir()).join("volumes").join(uid).join(name))
+pub fn volume(space: &Space<'_>, pod: &str, name: &str) -> Result<PathBuf> {
+    let uid = space.get(&["pod", pod], "{.metadata.uid}")?;
+    Ok(PathBuf::from(space.cluster.data_dir()).join("volumes").join(uid).join(name))
 }

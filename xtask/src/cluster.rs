@@ -126,10 +126,12 @@ impl Cluster {
             self.start_node(node, binary)?;
         }
         self.forward(&nodes[0])?;
-        let first = &nodes[0];
         let listed: Vec<Value> = nodes
             .iter()
-            .map(|node| json!({"name": node.name, "netns": node.netns, "ip": node.ip, "data_dir": node.data_dir}))
+            .map(|node| {
+                let log = node.data_dir.with_extension("log");
+                json!({"name": node.name, "netns": node.netns, "ip": node.ip, "data_dir": node.data_dir, "log": log})
+            })
             .collect();
         self.write(
             "cluster.json",
@@ -138,7 +140,6 @@ impl Cluster {
                 "nodes": listed,
                 "client": {"netns": client, "ip": CLIENT},
                 "registry": REGISTRY,
-                "log": first.data_dir.with_extension("log"),
             }),
         )?;
         self.wait_ready()

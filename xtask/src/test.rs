@@ -44,7 +44,7 @@ const GROUPS: &[Group] = &[
     }),
     group("the binary", || build::build().map(drop)),
     group("end to end: real kubectl, real containers, clusters in network namespaces", || {
-        build::cargo(&["test", "--package", "e2e", "--", "--test-threads=1"])
+        build::cargo(&["test", "--package", "e2e"])
     }),
     only_in_full("store: the power cut at every operation of the disk", || {
         build::cargo(&["test", "--package", "apiserver", "--lib", "--", "--ignored", "power_cut"])

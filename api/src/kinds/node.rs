@@ -13,7 +13,6 @@ use crate::status::FieldError;
 use crate::table::cells::{NONE, or_none};
 use crate::validate::{Errors, duplicate_struct, invalid, is_cidr, one_of};
 use crate::value::{entries, items, text};
-use crate::write::section;
 
 pub const BEHAVIOUR: Behaviour = Behaviour {
     validate: Some(node),
@@ -35,7 +34,6 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     ],
     generation: Generation::Client,
     first_status: FirstStatus::Sent,
-    create: Some(new_node),
     selectable: &[field("spec.unschedulable").or("false")],
     cells: Some(cells),
     missing: &[
@@ -82,20 +80,6 @@ fn node(object: &Value, errors: &mut Errors) {
             let why = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
             errors.push(FieldError::invalid(format!("spec.podCIDRs[{i}]"), cidr.clone(), why));
         }
-    }
-}
-
-/// A node is not ready until something says so.
-fn new_node(node: &mut Value) {
-    let taint = json!({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"});
-    let taints = section(node, "spec").entry("taints").or_insert_with(|| json!([]));
-    if !taints.is_array() {
-        *taints = json!([]);
-    }
-    if let Some(list) = taints.as_array_mut()
-        && !list.iter().any(|t| t["key"] == taint["key"] && t["effect"] == taint["effect"])
-    {
-        list.push(taint);
     }
 }
 

@@ -7,7 +7,7 @@ mod update;
 
 use serde_json::{Value, json};
 
-pub use self::birth::{admit_pod, apply_runtime_class, mount_service_account, qos_class};
+pub use self::birth::qos_class;
 
 use super::{Aspect, Behaviour, DEFAULT, Deletion, Ending, Generation, Part, Shows};
 use crate::default::{Object, nested, set, set_absent, text as member};
@@ -40,7 +40,6 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     ],
     generation: Generation::Spec,
     create: Some(birth::new_pod),
-    update: Some(|new, _| birth::tolerate_node_trouble(section(new, "spec"))),
     update_part: Some(take),
     status_keeps: &["deletionTimestamp", "ownerReferences"],
     delete: Deletion { ending: Ending::Graceful(grace), shows: Shows::Object, ..Deletion::DEFAULT },

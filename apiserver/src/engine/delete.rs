@@ -4,85 +4,21 @@ use std::sync::Arc;
 
 use api::kind::Kind;
 use api::kinds::{Dependents, Ending, Shows};
-use api::status::{FieldError, Status};
+use api::status::Status;
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 
-use super::{
-    Context, Engine, List, ListOptions, Revision, Target, collection, commit_failed, deleting, has_finalizers,
-    revision_of,
-};
+use super::{Engine, List, ListOptions, deleting, has_finalizers, revision_of};
+use crate::admission::{Operation, Options, Review};
 use crate::authz::Attributes;
-use crate::object::Object;
+use crate::object::{Object, Revision};
+use crate::reader::{collection, commit_failed};
+use crate::request::{Context, DeleteOptions, Propagation, Target};
 use crate::store::{CommitError, Expect, Write};
 
 const ATTEMPTS: usize = 16;
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Propagation {
-    Background,
-    Foreground,
-    Orphan,
-}
-
-#[derive(Debug, Clone, Default)]
-pub struct DeleteOptions {
-    pub grace_seconds: Option<i64>,
-    pub propagation: Option<Propagation>,
-    pub uid: Option<String>,
-    pub version: Option<String>,
-    pub dry_run: bool,
-    /// Also what cannot be read, whatever it holds.
-    pub unreadable: bool,
-}
-
-impl DeleteOptions {
-    /// From a decoded `DeleteOptions`, checked as upstream does.
-    pub fn from_value(options: &Value) -> Result<Self, Status> {
-        let policy = options["propagationPolicy"].as_str();
-        let orphan = options["orphanDependents"].as_bool();
-        let mut errors = Vec::new();
-        if policy.is_some() && orphan.is_some() {
-            let why = "orphanDependents and deletionPropagation cannot be both set";
-            errors.push(FieldError::invalid("propagationPolicy", policy.unwrap_or_default(), why));
-        }
-        let propagation = match (policy, orphan) {
-            (None, None) => None,
-            (Some("Background"), _) | (None, Some(false)) => Some(Propagation::Background),
-            (Some("Foreground"), _) => Some(Propagation::Foreground),
-            (Some("Orphan"), _) | (None, Some(true)) => Some(Propagation::Orphan),
-            (Some(other), _) => {
-                errors.push(FieldError::not_supported(
-                    "propagationPolicy",
-                    other,
-                    &["Foreground", "Background", "Orphan", "nil"],
-                ));
-                None
-            }
-        };
-        let dry_run = options["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        errors.extend(
-            dry_run
-                .clone()
-                .filter(|all| *all != "All")
-                .map(|other| FieldError::not_supported("dryRun", other, &["All"])),
-        );
-        if !errors.is_empty() {
-            return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", errors));
-        }
-        let precondition = |field: &str| options["preconditions"][field].as_str().map(str::to_owned);
-        Ok(Self {
-            grace_seconds: options["gracePeriodSeconds"].as_i64(),
-            propagation,
-            uid: precondition("uid"),
-            version: precondition("resourceVersion"),
-            dry_run: dry_run.count() > 0,
-            unreadable: options["ignoreStoreReadErrorWithClusterBreakingPotential"] == true,
-        })
-    }
-}
 
 /// What a deletion leaves to show.
 #[derive(Debug)]
@@ -105,6 +41,23 @@ impl Deleted {
     }
 }
 
+/// A deletion that was accepted.
+#[derive(Debug)]
+pub struct Removal {
+    pub deleted: Deleted,
+    /// Texts for `Warning: 299` headers.
+    pub warnings: Vec<String>,
+}
+
+/// What admission is told about a deletion.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Reviewed<'a> {
+    /// The request: an object, or the collection that it is in.
+    As(&'a Target),
+    /// Nothing: it was told of what the deletion follows from.
+    Already,
+}
+
 /// What to do with one object.
 enum Step {
     /// With the state that is shown, where upstream marks what it removes.
@@ -114,15 +67,27 @@ enum Step {
 }
 
 impl Engine {
-    pub async fn delete(&self, context: &Context, target: &Target, options: &DeleteOptions) -> Result<Deleted, Status> {
+    pub async fn delete(&self, context: &Context, target: &Target, options: &DeleteOptions) -> Result<Removal, Status> {
+        self.delete_as(context, target, options, Reviewed::As(target)).await
+    }
+
+    /// The same where something else may have been asked for than this object.
+    pub(super) async fn delete_as(
+        &self,
+        context: &Context,
+        target: &Target,
+        options: &DeleteOptions,
+        reviewed: Reviewed<'_>,
+    ) -> Result<Removal, Status> {
         if let Some(found) = self.set_aside(target).filter(|_| options.unreadable) {
-            return self.delete_unreadable(context, target, options, found).await;
+            let deleted = self.delete_unreadable(context, target, options, found).await?;
+            return Ok(Removal { deleted, warnings: Vec::new() });
         }
         self.look(&collection(&target.kind), &target.key()).await?;
         for _ in 0..ATTEMPTS {
             let current = self.find(target)?;
-            if let Some(deleted) = self.delete_once(context, target, options, &current).await? {
-                return Ok(deleted);
+            if let Some(removal) = self.delete_once(context, target, options, reviewed, &current).await? {
+                return Ok(removal);
             }
         }
         Err(Status::modified(&target.kind.group, &target.kind.plural, &target.name))
@@ -147,23 +112,28 @@ impl Engine {
         Ok(Deleted::Gone { uid: String::new(), revision })
     }
 
-    /// Deletes what a list gives, one by one, and returns that list.
+    /// Deletes what a list gives, one by one; gives that list, and texts for `Warning: 299` headers.
     pub async fn delete_collection(
         &self,
         context: &Context,
         target: &Target,
         list: &ListOptions,
         options: &DeleteOptions,
-    ) -> Result<List, Status> {
+    ) -> Result<(List, Vec<String>), Status> {
         let found = self.list(target, list).await?;
+        let mut warnings: Vec<String> = Vec::new();
         for object in &found.objects {
             let one = Target::new(target.kind.clone(), object.key.namespace(), object.key.name());
-            match self.delete(context, &one, options).await {
+            match self.delete_as(context, &one, options, Reviewed::As(target)).await {
+                Ok(removal) => {
+                    let new = removal.warnings.into_iter().filter(|text| !warnings.contains(text));
+                    warnings.extend(new.collect::<Vec<_>>());
+                }
                 Err(status) if status.code != 404 => return Err(status),
-                _ => {}
+                Err(_) => {}
             }
         }
-        Ok(found)
+        Ok((found, warnings))
     }
 
     async fn delete_once(
@@ -171,17 +141,19 @@ impl Engine {
         context: &Context,
         target: &Target,
         options: &DeleteOptions,
+        reviewed: Reviewed<'_>,
         current: &Arc<Object>,
-    ) -> Result<Option<Deleted>, Status> {
+    ) -> Result<Option<Removal>, Status> {
         let kind = &target.kind;
         let old = self.show(kind, current);
         check_preconditions(target, options, current)?;
-        if kind.behaviour.delete.protected.contains(&&*target.name) {
-            return Err(target.forbidden("this namespace may not be deleted"));
-        }
+        let warnings = match reviewed {
+            Reviewed::As(asked) => self.admit_deletion(context, asked, options, &old).await?,
+            Reviewed::Already => Vec::new(),
+        };
         let step = plan(kind, &old, options, context);
         if options.dry_run {
-            return Ok(Some(outcome(kind, step, old)));
+            return Ok(Some(Removal { deleted: outcome(kind, step, old), warnings }));
         }
         let committed = match &step {
             Step::Nothing => Ok(old.clone()),
@@ -194,10 +166,22 @@ impl Engine {
             }
         };
         match committed {
-            Ok(value) => Ok(Some(outcome(kind, step, value))),
+            Ok(value) => Ok(Some(Removal { deleted: outcome(kind, step, value), warnings })),
             Err(CommitError::Conflict { .. }) => Ok(None),
             Err(error) => Err(commit_failed(&error)),
         }
+    }
+
+    async fn admit_deletion(
+        &self,
+        context: &Context,
+        asked: &Target,
+        options: &DeleteOptions,
+        old: &Value,
+    ) -> Result<Vec<String>, Status> {
+        let mut review = Review::new(Operation::Delete, asked, context, Options::Delete(options));
+        review.old = Some(old);
+        self.admitted(review).await.map(|(_, warnings)| warnings)
     }
 
     /// Removes an object of this revision with what it held; gives its last state, which is `shown`. Who waits for the end of a
@@ -327,14 +311,6 @@ fn finalizers_after(object: &Value, policy: Option<Propagation>) -> Vec<String> 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn options_that_contradict_each_other_are_refused() {
-        let both = json!({"orphanDependents": true, "propagationPolicy": "Orphan"});
-        assert_eq!(DeleteOptions::from_value(&both).unwrap_err().code, 422);
-        let all = DeleteOptions::from_value(&json!({"dryRun": ["All"], "gracePeriodSeconds": 3})).unwrap();
-        assert_eq!((all.dry_run, all.grace_seconds), (true, Some(3)));
-    }
 
     #[test]
     fn a_policy_replaces_only_its_own_finalizers() {

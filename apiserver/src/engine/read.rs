@@ -1,23 +1,21 @@
 //! Get and list: from memory, at a revision, in pages.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use api::selector::{Fields, Labels};
-use api::status::{Cause, FieldError, Status};
+use api::status::{FieldError, Status};
 use base64::Engine as _;
 use base64::alphabet::URL_SAFE;
 use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
 use serde::{Deserialize, Serialize};
 
-use super::{Engine, Target, commit_failed, unreadable};
+use super::Engine;
 use crate::cache::{Expired, Snapshot};
-use crate::object::{Collection, Object, ObjectKey, Revision};
+use crate::object::{Object, ObjectKey, Revision};
+use crate::request::Target;
 
 /// How long a page token works, also on a quiet cluster.
 const TOKEN_AGE_SECONDS: i64 = 300;
-/// How long a read waits for a revision that is not here yet.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VersionMatch {
@@ -66,13 +64,6 @@ impl Engine {
         self.find(target)
     }
 
-    pub(crate) fn find(&self, target: &Target) -> Result<Arc<Object>, Status> {
-        self.objects(&target.kind).get(&target.key()).ok_or_else(|| match self.set_aside(target).is_some() {
-            true => unreadable(&target.key()),
-            false => target.not_found(),
-        })
-    }
-
     pub async fn list(&self, target: &Target, options: &ListOptions) -> Result<List, Status> {
         if !options.continue_token.is_empty() {
             return self.next_page(target, options);
@@ -103,28 +94,6 @@ impl Engine {
         })?;
         Ok(page(snapshot, &token.after, options, token.issued))
     }
-
-    /// Makes sure that what is not seen is not there: another server may just have written it.
-    pub(crate) async fn look(&self, collection: &Collection, key: &ObjectKey) -> Result<(), Status> {
-        if self.cache.collection(collection).get(key).is_some() { Ok(()) } else { self.wait_for(None).await }
-    }
-
-    /// Waits until the cache has this revision (one that never comes is the client's mistake); without one, everything that was
-    /// committed before now. Who says 0 takes what is there.
-    pub(crate) async fn wait_for(&self, version: Option<Revision>) -> Result<(), Status> {
-        let Some(version) = version else {
-            return self.store().fresh().await.map_err(|error| commit_failed(&error));
-        };
-        if version <= self.cache.revision() {
-            return Ok(());
-        }
-        let mut revisions = self.cache.revisions();
-        let reached = tokio::time::timeout(PATIENCE, revisions.wait_for(|now| *now >= version)).await;
-        match reached {
-            Ok(Ok(_)) => Ok(()),
-            _ => Err(too_large(version, self.cache.revision())),
-        }
-    }
 }
 
 impl Token {
@@ -151,15 +120,6 @@ fn expired(token: Option<String>) -> Status {
         ),
     };
     status.continue_token = token;
-    status
-}
-
-pub(crate) fn too_large(version: Revision, current: Revision) -> Status {
-    let mut status = Status::timeout(format!("Too large resource version: {version}, current: {current}"), 1);
-    if let Some(details) = &mut status.details {
-        let reason = "ResourceVersionTooLarge".into();
-        details.causes = vec![Cause { reason, message: "Too large resource version".into(), field: String::new() }];
-    }
     status
 }
 

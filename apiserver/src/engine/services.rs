@@ -115,7 +115,7 @@ impl Engine {
 
     fn free(&self, collection: Collection, name: &str) -> Option<Write> {
         let key = ObjectKey::new("", name);
-        let found = self.cache.collection(&collection).get(&key)?;
+        let found = self.cache().collection(&collection).get(&key)?;
         Some(Write::remove(collection, key, found.revision))
     }
 
@@ -175,7 +175,7 @@ impl Engine {
                 "failed to allocate IP {asked}: the provided IP ({asked}) is not in the valid range. The range of valid IPs is {range}"
             )));
         }
-        if self.cache.collection(&addresses()).get(&ObjectKey::new("", asked)).is_some() {
+        if self.cache().collection(&addresses()).get(&ObjectKey::new("", asked)).is_some() {
             return Err(refuse(format!("failed to allocate IP {asked}: provided IP is already allocated")));
         }
         Ok(Some(address))
@@ -183,7 +183,7 @@ impl Engine {
 
     fn pick_address(&self, service: &Value) -> Result<Option<Ipv4Addr>, Status> {
         let network = &self.services;
-        let taken = self.cache.collection(&addresses());
+        let taken = self.cache().collection(&addresses());
         let free = |offset: u32| {
             let address = Ipv4Addr::from(network.first() + offset);
             taken.get(&ObjectKey::new("", &address.to_string())).is_none().then_some(address)
@@ -288,7 +288,7 @@ impl Engine {
     }
 
     fn port_taken(&self, port: u16) -> bool {
-        self.cache.collection(&node_ports()).get(&ObjectKey::new("", &port.to_string())).is_some()
+        self.cache().collection(&node_ports()).get(&ObjectKey::new("", &port.to_string())).is_some()
     }
 
     fn pick_port(&self, kept: &[u16]) -> Result<u16, Status> {

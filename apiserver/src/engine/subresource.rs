@@ -5,8 +5,11 @@ use api::managed::{self, Writer};
 use api::status::{Cause, FieldError, Status};
 use serde_json::{Value, json};
 
-use super::write::Draft;
-use super::{Context, DeleteOptions, Engine, Revision, Shown, Target, WriteOptions, Written, deleting};
+use super::delete::Reviewed;
+use super::write::{Draft, Written};
+use super::{Engine, Shown, deleting};
+use crate::object::Revision;
+use crate::request::{Context, DeleteOptions, Target, WriteOptions};
 
 impl Engine {
     /// Changes an object through its Scale; the outcome is the Scale.
@@ -74,17 +77,19 @@ impl Engine {
         Ok(written)
     }
 
-    /// `pods/NAME/binding`: gives the pod its node, once; the pod's new revision.
+    /// `pods/NAME/binding`, or a Binding by itself: gives the pod its node, once; the pod's new revision.
     pub async fn bind(
         &self,
         context: &Context,
-        target: &Target,
+        asked: &Target,
         options: &WriteOptions,
-        binding: &Value,
-    ) -> Result<Revision, Status> {
+        binding: Value,
+    ) -> Result<(Revision, Vec<String>), Status> {
+        let (binding, warnings) = self.admit(context, asked, options, binding).await?;
         let node = binding["target"]["name"].as_str().unwrap_or_default();
-        check_binding(binding)?;
+        check_binding(&binding)?;
         let uid = binding["metadata"]["uid"].as_str().unwrap_or_default();
+        let target = &self.bound_by(asked, &binding)?;
         let assign = |current: Option<&Value>| {
             let current = current.ok_or_else(|| target.not_found())?;
             if !uid.is_empty() && current["metadata"]["uid"] != uid {
@@ -103,30 +108,44 @@ impl Engine {
                     &format!("pod {} is already assigned to node \"{bound}\"", target.name),
                 ));
             }
-            Ok(Draft::Own(bound_pod(current, node, binding, context)))
+            Ok(Draft::Own(bound_pod(current, node, &binding, context)))
         };
-        Ok(self.update(context, target, options, &assign).await?.object.revision())
+        let written = self.update(context, target, options, &assign).await?;
+        Ok((written.object.revision(), warnings))
+    }
+
+    fn bound_by(&self, asked: &Target, binding: &Value) -> Result<Target, Status> {
+        if asked.part.is_some() {
+            return Ok(asked.clone());
+        }
+        let pods = self.registry().find("", "v1", "pods").ok_or_else(Status::no_route)?;
+        let name = binding["metadata"]["name"].as_str().unwrap_or_default();
+        Ok(Target { part: Some(Part::Binding), ..Target::new(pods, &asked.namespace, name) })
     }
 
     /// `pods/NAME/eviction`: a deletion that respects disruption budgets.
     pub async fn evict(
         &self,
         context: &Context,
-        target: &Target,
-        eviction: &Value,
-        dry_run: bool,
-    ) -> Result<(), Status> {
+        asked: &Target,
+        options: &WriteOptions,
+        eviction: Value,
+    ) -> Result<Vec<String>, Status> {
+        let (eviction, mut warnings) = self.admit(context, asked, options, eviction).await?;
         let name = eviction["metadata"]["name"].as_str().unwrap_or_default();
-        if name != target.name {
+        if name != asked.name {
             return Err(Status::bad_request("name in URL does not match name in Eviction object"));
         }
-        let mut options = DeleteOptions::from_value(&eviction["deleteOptions"])?;
-        options.dry_run |= dry_run;
-        let pod = self.find(target)?.value();
-        if let Some(budget) = self.check_budgets(target, &pod)? {
-            self.spend(context, &budget, &pod, options.dry_run).await?;
+        let mut deletion = DeleteOptions::from_value(&eviction["deleteOptions"])?;
+        deletion.dry_run |= options.dry_run;
+        let target = Target { part: None, ..asked.clone() };
+        let pod = self.find(&target)?.value();
+        if let Some(budget) = self.check_budgets(&target, &pod)? {
+            self.spend(context, &budget, &pod, deletion.dry_run).await?;
         }
-        self.delete(context, target, &options).await.map(drop)
+        let removal = self.delete_as(context, &target, &deletion, Reviewed::Already).await?;
+        warnings.extend(removal.warnings);
+        Ok(warnings)
     }
 
     /// A running pod goes only while every budget that selects it has a disruption to spare.

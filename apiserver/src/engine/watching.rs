@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use api::selector::{Fields, Labels};
 use api::status::Status;
-use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::read::selected;
 use super::{Engine, Target};
-use crate::cache::{Change, ChangeKind, CollectionCache};
-use crate::object::{Object, Revision};
+use crate::cache::topics::{NODE, Topic};
+use crate::cache::{Change, ChangeKind, Expired, Follow};
+use crate::object::{Object, ObjectKey, Revision};
 
 /// Bookmarks come about each minute: a client that only ever sees other objects' changes can still continue.
 const BOOKMARKS: Duration = Duration::from_secs(60);
@@ -58,12 +58,10 @@ pub struct Event {
 
 /// A running watch. Dropping it ends it.
 pub struct Watch {
-    objects: Arc<CollectionCache>,
-    changed: Receiver<Revision>,
+    follow: Follow,
     namespace: String,
     labels: Labels,
     fields: Fields,
-    cursor: Revision,
     initial: Vec<Event>,
     bookmarks: Option<Interval>,
 }
@@ -73,7 +71,7 @@ impl Engine {
     /// 410 when the revision is older than the history.
     pub fn watch(&self, target: &Target, options: WatchOptions) -> Result<Watch, Status> {
         let objects = self.objects(&target.kind);
-        let changed = objects.subscribe();
+        let topic = topic(target, &options.fields);
         let state = matches!(options.version, None | Some(0)) || options.initial_events;
         let mut initial = Vec::new();
         let mut cursor = options.version.unwrap_or(0);
@@ -90,9 +88,8 @@ impl Engine {
                 initial.push(Event { kind: EventKind::InitialEnd, revision: cursor, object: None });
             }
             initial.reverse();
-        } else {
-            objects.since(cursor).map_err(|expired| too_old(cursor, expired.oldest))?;
         }
+        let follow = objects.follow(topic.as_ref(), cursor).map_err(|expired| too_old(cursor, expired))?;
         let bookmarks = options.bookmarks.then(|| {
             let mut interval = tokio::time::interval_at(Instant::now() + BOOKMARKS, BOOKMARKS);
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -100,12 +97,20 @@ impl Engine {
         });
         let namespace = target.namespace.clone();
         let WatchOptions { labels, fields, .. } = options;
-        Ok(Watch { objects, changed, namespace, labels, fields, cursor, initial, bookmarks })
+        Ok(Watch { follow, namespace, labels, fields, initial, bookmarks })
     }
 }
 
-fn too_old(asked: Revision, oldest: Revision) -> Status {
-    Status::expired(format!("too old resource version: {asked} ({oldest})"))
+fn too_old(asked: Revision, expired: Expired) -> Status {
+    Status::expired(format!("too old resource version: {asked} ({})", expired.oldest))
+}
+
+/// What a watch looks at, if that is little.
+fn topic(target: &Target, fields: &Fields) -> Option<Topic> {
+    let whole = target.kind.namespaced() && target.namespace.is_empty();
+    let object = fields.exact_name().filter(|_| !whole).map(|name| ObjectKey::new(&target.namespace, name));
+    let node = || fields.exact(NODE).filter(|node| !node.is_empty()).map(|node| Topic::Node(node.to_owned()));
+    object.map(Topic::Object).or_else(node)
 }
 
 impl Watch {
@@ -119,41 +124,36 @@ impl Watch {
             events.reverse();
             return Ok(events);
         }
+        let mut due = false;
         loop {
-            self.changed.mark_unchanged();
-            if self.objects.is_replaced() {
-                return Err(too_old(self.cursor, self.objects.current()));
+            let cursor = self.follow.cursor();
+            let changes = self.follow.next().map_err(|expired| too_old(cursor, expired))?;
+            let events: Vec<_> = changes.iter().filter_map(|change| self.event(change)).collect();
+            if !events.is_empty() {
+                return Ok(events);
             }
-            let changes = self.objects.since(self.cursor).map_err(|expired| too_old(self.cursor, expired.oldest))?;
-            if let Some(last) = changes.last() {
-                self.cursor = last.revision();
-                let events: Vec<_> = changes.into_iter().filter_map(|change| self.event(&change)).collect();
-                if !events.is_empty() {
-                    return Ok(events);
-                }
+            if due {
+                return Ok(vec![self.bookmark()]);
             }
             tokio::select! {
-                changed = self.changed.changed() => {
-                    changed.map_err(|_| Status::service_unavailable("the server is shutting down"))?;
+                more = self.follow.changed() => {
+                    if !more {
+                        return Err(Status::service_unavailable("the server is shutting down"));
+                    }
                 }
-                () = tick(&mut self.bookmarks) => return Ok(vec![self.bookmark()]),
+                () = tick(&mut self.bookmarks) => due = true,
             }
         }
     }
 
     /// It ended because its kind was defined anew.
     pub fn is_replaced(&self) -> bool {
-        self.objects.is_replaced()
+        self.follow.is_replaced()
     }
 
     /// A bookmark at the revision up to which nothing was missed.
-    pub fn bookmark(&mut self) -> Event {
-        // Taken before looking: changes that land in between are still after the bookmark.
-        let current = self.objects.current();
-        if self.objects.since(self.cursor).is_ok_and(|changes| changes.is_empty()) {
-            self.cursor = self.cursor.max(current);
-        }
-        Event { kind: EventKind::Bookmark, revision: self.cursor, object: None }
+    pub fn bookmark(&self) -> Event {
+        Event { kind: EventKind::Bookmark, revision: self.follow.cursor(), object: None }
     }
 
     /// What this watch's selector makes of a change.

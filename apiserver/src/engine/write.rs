@@ -4,28 +4,25 @@ use std::sync::Arc;
 
 use api::custom::Stage;
 use api::kind::{Kind, Part};
-use api::kinds::{Ending, Put, Version};
+use api::kinds::{Asker, Ending, Put, Version};
 use api::managed::{self, Writer};
 use api::status::{FieldError, Status};
 use api::write::Birth;
 use serde_json::Value;
 
-use super::{Context, Engine, Shown, Target, commit_failed, deleting, has_finalizers, unreadable};
+use super::{Engine, Shown, deleting, has_finalizers};
+use crate::admission::{Operation, Options, Review};
 use crate::authz::Attributes;
-use crate::object::Object;
-use crate::object::{Collection, ObjectKey};
+use crate::identity::User;
+use crate::object::{Collection, Object, ObjectKey, suffix};
+use crate::reader::{collection, commit_failed, unreadable};
+use crate::request::{Context, Target, WriteOptions};
 use crate::store::{CommitError, Durability, Expect, Transaction, Write};
 
 /// Attempts of one change whose object keeps changing under it.
 const ATTEMPTS: usize = 16;
 /// Attempts to find a generated name that is free.
 const NAMES: usize = 8;
-
-#[derive(Debug, Clone, Default)]
-pub struct WriteOptions {
-    pub manager: String,
-    pub dry_run: bool,
-}
 
 /// The outcome of a write, in the requested version.
 #[derive(Debug)]
@@ -68,9 +65,6 @@ impl Engine {
         options: &WriteOptions,
         object: Value,
     ) -> Result<Written, Status> {
-        if target.kind.namespaced() {
-            self.look(&Collection::new("", "namespaces"), &ObjectKey::new("", &target.namespace)).await?;
-        }
         let generated = object["metadata"]["name"].as_str().unwrap_or_default().is_empty();
         let attempts = if generated { NAMES } else { 1 };
         let mut last = Status::internal("no attempt was made");
@@ -118,18 +112,21 @@ impl Engine {
         if origin == Origin::Sent {
             managed::update(kind, None, &mut object, writer(options, target, context));
         }
-        let uid = uuid::Uuid::new_v4().to_string();
-        let suffix = suffix();
         let namespace = kind.namespaced().then_some(target.namespace.as_str());
-        api::write::birth(kind, &mut object, &Birth { uid: &uid, now: context.now, namespace, suffix: &suffix })?;
-        self.check_namespace(target, &object)?;
+        api::write::wipe(kind, &mut object, namespace)?;
         check_stage(target, &object)?;
-        self.admit_create(context, target, &mut object)?;
-        api::write::prepare_create(kind, &mut object);
-        api::default::apply(kind, &mut object);
-        let mut warnings = api::validate::warnings(kind, &object);
-        validated(kind, api::validate::create(kind, &object), &object)?;
-        warnings.extend(self.review(context, target, &object, None)?);
+        let mut review = Review::new(Operation::Create, target, context, Options::Write(options));
+        review.object = object;
+        self.admission.mutate(self.cluster(), &mut review).await?;
+        self.authorizer.check_escalation(self, &context.user, target, &review.object, None)?;
+        born(kind, &mut review.object, context);
+        api::write::prepare_create(kind, &mut review.object);
+        api::default::apply(kind, &mut review.object);
+        let mut warnings = api::validate::warnings(kind, &review.object);
+        validated(kind, api::validate::create(kind, &review.object), &review.object)?;
+        self.admission.validate(self.cluster(), &mut review).await?;
+        warnings.extend(review.take_warnings());
+        let mut object = review.object;
         if versioned && origin == Origin::Sent && !options.dry_run {
             return Err(Status::unknown("resourceVersion should not be set on objects to be created"));
         }
@@ -155,9 +152,7 @@ impl Engine {
         let requires = namespace.into_iter().chain(definition).collect();
         match self.commit(Transaction { writes, requires, durability: durability(kind, &named) }).await {
             Ok(stored) => Ok(Some(Written { object: self.shown(kind, stored), created: true, warnings })),
-            Err(CommitError::Conflict { collection, .. }) if collection == super::collection(kind) => {
-                Err(exists(&named))
-            }
+            Err(CommitError::Conflict { collection: of, .. }) if of == collection(kind) => Err(exists(&named)),
             // An address or port that another Service took: one that asked for it is told by the next look.
             Err(CommitError::Conflict { .. }) => Ok(None),
             Err(error) => Err(commit_failed(&error)),
@@ -172,7 +167,7 @@ impl Engine {
         options: &WriteOptions,
         change: &Change<'_>,
     ) -> Result<Written, Status> {
-        self.look(&super::collection(&target.kind), &target.key()).await?;
+        self.look(&collection(&target.kind), &target.key()).await?;
         for _ in 0..ATTEMPTS {
             let Some(current) = self.objects(&target.kind).get(&target.key()) else {
                 return self.create_by_update(context, target, options, change).await;
@@ -241,22 +236,36 @@ impl Engine {
     ) -> Result<Option<Written>, Status> {
         let kind = &target.kind;
         let old = self.show(kind, current);
-        let mut new = match change(Some(&old))? {
-            Draft::Own(new) => new,
+        let mut review = Review::new(Operation::Update, target, context, Options::Write(options));
+        review.old = Some(&old);
+        let (sent, origin) = match change(Some(&old))? {
+            Draft::Own(new) => (new, None),
             Draft::Replace(new) => {
                 check_uid(target, &new, &old)?;
-                self.prepared(context, target, options, new, &old, Origin::Sent)?
+                (new, Some(Origin::Sent))
             }
-            Draft::Update(new) => self.prepared(context, target, options, new, &old, Origin::Sent)?,
-            Draft::Apply(new) => self.prepared(context, target, options, typed(kind, &new)?, &old, Origin::Applied)?,
+            Draft::Update(new) => (new, Some(Origin::Sent)),
+            Draft::Apply(new) => (typed(kind, &new)?, Some(Origin::Applied)),
         };
-        self.admit_update(context, target, &mut new, &old)?;
-        api::default::apply(kind, &mut new);
+        review.object = sent;
+        // What the server itself does to an object was admitted as the request that it does it for.
+        if let Some(origin) = origin {
+            received(&mut review, options, &old, origin)?;
+            self.mutate(&mut review).await?;
+            self.authorizer.check_escalation(self, &context.user, target, &review.object, Some(&old))?;
+            api::write::prepare_update(kind, target.part, &mut review.object, &old);
+            self.carry_over(kind, &old, &mut review.object);
+        }
+        api::default::apply(kind, &mut review.object);
         // Who reports how things stand is not told about what is wanted.
         let reports = matches!(target.part, Some(Part::Status | Part::Finalize));
-        let mut warnings = if reports { Vec::new() } else { api::validate::warnings(kind, &new) };
-        validated(kind, api::validate::update(kind, target.part, &new, &old), &new)?;
-        warnings.extend(self.review(context, target, &new, Some(&old))?);
+        let mut warnings = if reports { Vec::new() } else { api::validate::warnings(kind, &review.object) };
+        validated(kind, api::validate::update(kind, target.part, &review.object, &old), &review.object)?;
+        if origin.is_some() {
+            self.validate(&mut review).await?;
+        }
+        warnings.extend(review.take_warnings());
+        let mut new = review.object;
         let mut allocations = self.allocate(kind, Some(&old), &mut new)?;
         new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
         new = finished_form(kind, &new)?;
@@ -283,28 +292,35 @@ impl Engine {
         }
     }
 
-    /// A client's next state, with what it may not change taken from the old one.
-    fn prepared(
-        &self,
-        context: &Context,
-        target: &Target,
-        options: &WriteOptions,
-        mut new: Value,
-        old: &Value,
-        origin: Origin,
-    ) -> Result<Value, Status> {
-        let kind = &target.kind;
-        check_identity(target, &new, old)?;
-        if kind.namespaced() {
-            set_namespace(&mut new, &target.namespace)?;
-        }
-        api::default::apply(kind, &mut new);
-        if origin == Origin::Sent {
-            managed::update(kind, Some(old), &mut new, writer(options, target, context));
-        }
-        api::write::prepare_update(kind, target.part, &mut new, old);
-        self.carry_over(kind, old, &mut new);
-        Ok(new)
+    async fn mutate(&self, review: &mut Review<'_>) -> Result<(), Status> {
+        let Some((old, new)) = self.scales(review) else {
+            return self.admission.mutate(self.cluster(), review).await;
+        };
+        let mut scale = review.about(new, &old);
+        self.admission.mutate(self.cluster(), &mut scale).await?;
+        let warnings = scale.take_warnings();
+        api::write::apply_scale(&review.target.kind, &mut review.object, &scale.object);
+        warnings.into_iter().for_each(|text| review.warn(text));
+        Ok(())
+    }
+
+    async fn validate(&self, review: &mut Review<'_>) -> Result<(), Status> {
+        let Some((old, new)) = self.scales(review) else {
+            return self.admission.validate(self.cluster(), review).await;
+        };
+        let mut scale = review.about(new, &old);
+        self.admission.validate(self.cluster(), &mut scale).await?;
+        let warnings = scale.take_warnings();
+        warnings.into_iter().for_each(|text| review.warn(text));
+        Ok(())
+    }
+
+    /// Whoever scales an object is reviewed by the Scale, old and new, not by the object; made only for those who look.
+    fn scales(&self, review: &Review<'_>) -> Option<(Value, Value)> {
+        let scaled = review.target.part == Some(Part::Scale) && self.admission.concerns(review);
+        let old = review.old.filter(|_| scaled)?;
+        let kind = &review.target.kind;
+        Some((api::write::scale_of(kind, old), api::write::scale_of(kind, &review.object)))
     }
 
     /// The write of an object shown in `kind`'s version, in the storage version.
@@ -321,14 +337,8 @@ impl Engine {
 fn check_stage(target: &Target, object: &Value) -> Result<(), Status> {
     let ending = target.kind.custom.as_ref().is_some_and(|custom| custom.stage == Stage::Terminating);
     let why = "create not allowed while custom resource definition is terminating";
-    if ending { Err(target.forbidden_named(object, why)) } else { Ok(()) }
-}
-
-/// The random end of a generated name.
-pub(super) fn suffix() -> String {
-    let random = uuid::Uuid::new_v4();
-    let bytes = random.as_bytes();
-    api::names::suffix([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]])
+    let refused = || Status::forbidden(&target.kind.group, &target.kind.plural, name_of(object), why);
+    if ending { Err(refused()) } else { Ok(()) }
 }
 
 /// What is said again anyway, and often, need not wait for the disk: heartbeats of nodes and Events. Other leases elect leaders.
@@ -336,6 +346,31 @@ fn durability(kind: &Kind, target: &Target) -> Durability {
     let heartbeat = kind.storage.plural == "leases" && target.namespace == "kube-node-lease";
     let event = kind.storage.group.is_empty() && kind.storage.plural == "events";
     if heartbeat || event { Durability::Soon } else { Durability::Synced }
+}
+
+/// A client's next state as it came, and whose its fields are now.
+fn received(review: &mut Review<'_>, options: &WriteOptions, old: &Value, origin: Origin) -> Result<(), Status> {
+    let (target, new) = (review.target, &mut review.object);
+    let kind = &target.kind;
+    check_identity(target, new, old)?;
+    if kind.namespaced() {
+        set_namespace(new, &target.namespace)?;
+    }
+    api::default::apply(kind, new);
+    if origin == Origin::Sent {
+        managed::update(kind, Some(old), new, writer(options, target, review.context));
+    }
+    Ok(())
+}
+
+/// What a new object gets of its own, and of whoever asked for it.
+fn born(kind: &Kind, object: &mut Value, context: &Context) {
+    let (uid, suffix) = (uuid::Uuid::new_v4().to_string(), suffix());
+    api::write::birth(object, &Birth { uid: &uid, now: context.now, suffix: &suffix });
+    if let Some(asked_by) = kind.behaviour.asked_by {
+        let User { name, uid, groups, extra } = &context.user;
+        asked_by(object, &Asker { name, uid, groups, extra });
+    }
 }
 
 fn name_of(object: &Value) -> &str {

@@ -9,7 +9,7 @@ use super::{header_of, health};
 use crate::authn::Certificate;
 use crate::authz::Attributes;
 use crate::identity::{AUTHENTICATED, User};
-use crate::server::{Anonymous, Shared};
+use crate::shared::{Anonymous, Shared};
 
 pub fn authenticate(shared: &Shared, parts: &Parts, certificate: Option<&Certificate>) -> Result<User, Status> {
     if let Some(certificate) = certificate {

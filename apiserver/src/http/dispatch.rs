@@ -15,17 +15,19 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::caller::{authenticate, impersonate, impersonates_nobody};
+use super::connect::{Asked, check_origin, connects};
 use super::negotiate::{self, Accepted};
 use super::params::{self, WriteParams};
 use super::path::{Path, Query, ResourcePath};
 use super::reply::{self, Include, Reply};
-use super::{Peer, components, documents, header_of, health, page_not_found, proxy, streams, watch};
+use super::{Peer, components, documents, header_of, health, page_not_found, streams, watch};
 use crate::authz::Attributes;
-use crate::engine::{Context, DeleteOptions, Deleted, Draft, Target, Written, deletion_warnings};
+use crate::engine::{Deleted, Draft, Removal, Written, deletion_warnings};
 use crate::identity::User;
 use crate::limits::{Form, Level, RETRY_SECONDS};
+use crate::request::{Context, DeleteOptions, Target};
 use crate::reviews;
-use crate::server::Shared;
+use crate::shared::Shared;
 
 /// A watch without a time-out ends after this long, so that connections spread over servers again.
 const WATCH_SECONDS: u64 = 2400;
@@ -102,27 +104,14 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     let Some(kind) = defined(shared, &resource, kind).await? else { return unknown(shared, &resource) };
     let target = target(kind, &resource)?;
     let context = Context { user, now: Timestamp::now() };
-    let connects = matches!(target.part, Some(Part::Exec | Part::Attach | Part::PortForward));
-    if connects && !matches!(parts.method, Method::GET | Method::POST) {
-        return Err(Status::method_not_allowed());
-    }
-    if connects || (target.part == Some(Part::Log) && parts.headers.contains_key(header::UPGRADE)) {
-        check_origin(&parts)?;
-    }
-    if matches!(target.part, Some(Part::Exec | Part::Attach)) {
-        let pod = shared.engine.get(&pod_target(&target), None).await?.value();
-        return streams::exec(&*shared.nodes, &pod, &query, parts, seat).await;
-    }
     if target.part == Some(Part::Log) && verb == "get" && parts.headers.contains_key(header::UPGRADE) {
+        check_origin(&parts)?;
         let pod = shared.engine.get(&pod_target(&target), None).await?.value();
         return streams::logs_upgraded(&*shared.nodes, &pod, &query, parts, seat).await;
     }
-    if target.part == Some(Part::PortForward) {
-        let pod = shared.engine.get(&pod_target(&target), None).await?.value();
-        return streams::forward(shared.nodes.clone(), pod, &query, parts, seat).await;
-    }
-    if target.part == Some(Part::Proxy) {
-        return proxy::carry(&shared.engine, &target, parts, body, seat).await;
+    if connects(target.part) {
+        let asked = Asked { shared, context: &context, target: &target, query: &query, rest: &resource.rest };
+        return asked.open(parts, body, seat).await;
     }
     let accepted = negotiate::answer(
         header_of(&parts, header::ACCEPT),
@@ -137,26 +126,11 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     Ok(if form == Form::Stream { reply::holding(reply, seat) } else { reply })
 }
 
-/// A browser sends its user's certificate with requests of any page: only the server's own pages may open streams, and
-/// those of the user's own machine, which clients that are no browsers say they are.
-fn check_origin(parts: &Parts) -> Result<(), Status> {
-    let Some(origin) = header_of(parts, header::ORIGIN) else { return Ok(()) };
-    let host = header_of(parts, header::HOST).or_else(|| parts.uri.authority().map(|authority| authority.as_str()));
-    let authority = origin.split_once("://").map(|(_, authority)| authority);
-    let local = authority.and_then(|authority| authority.parse::<hyper::http::uri::Authority>().ok());
-    let local = local.is_some_and(|authority| matches!(authority.host(), "localhost" | "127.0.0.1" | "[::1]"));
-    match local || (authority.is_some() && authority == host) {
-        true => Ok(()),
-        false => Err(Status::forbidden("", "", "", &format!("origin {origin:?} may not open streams"))),
-    }
-}
-
 /// Whether a request keeps its seat beyond its answer's head.
 fn form(resource: &ResourcePath, watching: bool, query: &Query) -> Form {
     let streams = match Part::parse(&resource.subresource) {
         Some(Part::Log) => query.flag("follow"),
-        Some(Part::Exec | Part::Attach | Part::PortForward | Part::Proxy) => true,
-        _ => watching,
+        part => watching || connects(part),
     };
     if streams { Form::Stream } else { Form::Request }
 }
@@ -400,16 +374,19 @@ impl Call<'_> {
         if self.accepted.form != negotiate::Form::Plain {
             return Err(Status::not_acceptable(&negotiate::OFFERED));
         }
-        if self.target.kind.kind == "Binding" {
-            let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-            let pods = self.shared.engine.registry().find("", "v1", "pods").ok_or_else(Status::no_route)?;
-            let target = Target { part: Some(Part::Binding), ..Target::new(pods, &self.target.namespace, &name) };
-            self.shared.engine.bind(&self.context, &target, &params.options, &object).await?;
-            return Ok(self.created_status());
+        let (shared, target) = (self.shared, &self.target);
+        if target.kind.kind == "Binding" {
+            let (_, warnings) = shared.engine.bind(&self.context, target, &params.options, object).await?;
+            return Ok(self.created_status(&warnings));
         }
-        managed::update(&self.target.kind, None, &mut object, self.writer(params));
-        let answer = reviews::answer(&self.shared.engine, &self.shared.tokens, &self.context, &self.target, object)?;
-        Ok(reply::value(201, &answer, self.accepted.encoding))
+        managed::update(&target.kind, None, &mut object, self.writer(params));
+        let answer =
+            reviews::answer(&shared.engine, &shared.tokens, &self.context, target, &params.options, object).await?;
+        Ok(self.answered(&answer))
+    }
+
+    fn answered(&self, (answer, warnings): &reviews::Answer) -> Reply {
+        reply::warned(reply::value(201, answer, self.accepted.encoding), warnings)
     }
 
     fn writer<'a>(&'a self, params: &'a WriteParams) -> Writer<'a> {
@@ -420,28 +397,30 @@ impl Call<'_> {
         let (engine, target) = (&self.shared.engine, &self.target);
         match target.part {
             Some(Part::Binding) => {
-                engine.bind(&self.context, target, &params.options, &object).await?;
-                Ok(self.created_status())
+                let (_, warnings) = engine.bind(&self.context, target, &params.options, object).await?;
+                Ok(self.created_status(&warnings))
             }
             Some(Part::Eviction) => {
-                engine.evict(&self.context, &pod_target(target), &object, params.options.dry_run).await?;
-                Ok(self.created_status())
+                let warnings = engine.evict(&self.context, target, &params.options, object).await?;
+                Ok(self.created_status(&warnings))
             }
             Some(Part::Token) => {
                 reviews::default_token(&mut object);
                 if let Some(kind) = reviews::token_kind(target) {
                     managed::update(&kind, None, &mut object, self.writer(params));
                 }
-                let answer = reviews::token_request(engine, &self.shared.tokens, &self.context, target, object)?;
-                Ok(reply::value(201, &answer, self.accepted.encoding))
+                let tokens = &self.shared.tokens;
+                let answer =
+                    reviews::token_request(engine, tokens, &self.context, target, &params.options, object).await?;
+                Ok(self.answered(&answer))
             }
             _ => Err(Status::method_not_allowed()),
         }
     }
 
-    fn created_status(&self) -> Reply {
+    fn created_status(&self, warnings: &[String]) -> Reply {
         let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
-        reply::value(201, &status, self.accepted.encoding)
+        reply::warned(reply::value(201, &status, self.accepted.encoding), warnings)
     }
 
     /// PUT and PATCH of an object or of a slice of it.
@@ -481,7 +460,12 @@ impl Call<'_> {
         change: &(dyn Fn(&Value) -> Result<Value, Status> + Send + Sync),
     ) -> Result<Reply, Status> {
         let written = self.shared.engine.update_scale(&self.context, &self.target, &params.options, change).await?;
-        Ok(reply::value(200, &written.object.into_value(), self.accepted.encoding))
+        Ok(self.scaled(written))
+    }
+
+    fn scaled(&self, written: Written) -> Reply {
+        let reply = reply::value(200, &written.object.into_value(), self.accepted.encoding);
+        reply::warned(reply, &written.warnings)
     }
 
     async fn patch(&self, body: Incoming) -> Result<Reply, Status> {
@@ -527,7 +511,7 @@ impl Call<'_> {
         if target.part == Some(Part::Scale) {
             let written =
                 self.shared.engine.apply_scale(&self.context, target, &params.options, &applied, params.force).await?;
-            return Ok(reply::value(200, &written.object.into_value(), self.accepted.encoding));
+            return Ok(self.scaled(written));
         }
         let apply =
             |live: Option<&Value>| managed::apply(&target.kind, live, &applied, writer, params.force).map(Draft::Apply);
@@ -565,7 +549,8 @@ impl Call<'_> {
         self.check_verb("delete")?;
         let options = self.delete_options(body).await?;
         let target = &self.target;
-        let (value, status) = match self.shared.engine.delete(&self.context, target, &options).await? {
+        let Removal { deleted, mut warnings } = self.shared.engine.delete(&self.context, target, &options).await?;
+        let (value, status) = match deleted {
             Deleted::Going(value) | Deleted::GoneShown(value) => (value, false),
             Deleted::Gone { uid, .. } => {
                 let status = Status::deleted(&target.kind.group, &target.kind.plural, &target.name, &uid);
@@ -576,14 +561,17 @@ impl Call<'_> {
             true => reply::value(200, &value, self.accepted.encoding),
             false => reply::object(200, &target.kind, &value, self.accepted, self.include()?),
         };
-        Ok(reply::warned(reply, &deletion_warnings(&target.kind, &options)))
+        warnings.extend(deletion_warnings(&target.kind, &options));
+        Ok(reply::warned(reply, &warnings))
     }
 
     async fn delete_collection(&self, body: Incoming) -> Result<Reply, Status> {
         self.check_verb("deletecollection")?;
         let list = params::list(&self.target.kind, &self.query)?;
         let options = self.delete_options(body).await?;
-        let found = self.shared.engine.delete_collection(&self.context, &self.target, &list, &options).await?;
-        Ok(reply::list(&self.shared.engine, &self.target.kind, &found, self.accepted, Include::Metadata))
+        let (found, warnings) =
+            self.shared.engine.delete_collection(&self.context, &self.target, &list, &options).await?;
+        let reply = reply::list(&self.shared.engine, &self.target.kind, &found, self.accepted, Include::Metadata);
+        Ok(reply::warned(reply, &warnings))
     }
 }

@@ -12,7 +12,7 @@ use super::negotiate::{Encoding, OpenApi};
 use super::path::{Discovery, Query};
 use super::reply::{self, Reply};
 use super::{header_of, health, metrics, negotiate, page_not_found};
-use crate::server::Shared;
+use crate::shared::Shared;
 
 /// The Kubernetes version that this API is.
 const VERSION: (&str, &str, &str) = ("1", "34", "v1.34.3");

@@ -2,7 +2,7 @@
 
 use super::path::Query;
 use super::reply::{self, Reply};
-use crate::server::Shared;
+use crate::shared::Shared;
 
 const PROBES: [&str; 3] = ["healthz", "livez", "readyz"];
 

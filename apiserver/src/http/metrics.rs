@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::object::INTERNAL;
-use crate::server::Shared;
+use crate::shared::Shared;
 
 pub fn text(shared: &Shared) -> String {
     let cache = shared.engine.cache();

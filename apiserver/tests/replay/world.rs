@@ -35,9 +35,15 @@ impl Keys {
 
 impl World {
     pub async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// With settings of its own.
+    pub async fn with(settings: impl FnOnce(&mut Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let server =
-            Server::open(&Config::on_loopback(folder.path().join("store.redb")), Arc::new(NoNodes)).await.unwrap();
+        let mut config = Config::on_loopback(folder.path().join("store.redb"));
+        settings(&mut config);
+        let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
         let keys = Keys { address: server.address(), authority: server.authority().clone() };
         let stop = CancellationToken::new();
         tokio::spawn(server.serve(stop.clone()));

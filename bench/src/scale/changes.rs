@@ -85,7 +85,12 @@ const KINDS: [Kind; 10] = [
         annotated,
     ),
     kind("/apis/rbac.authorization.k8s.io/v1/clusterroles", "rbac.authorization.k8s.io/v1", "ClusterRole", annotated),
-    kind("/apis/coordination.k8s.io/v1/namespaces/default/leases", "coordination.k8s.io/v1", "Lease", annotated),
+    kind(
+        "/api/v1/namespaces/default/resourcequotas",
+        "v1",
+        "ResourceQuota",
+        |text| json!({"metadata": {"annotations": {"text": text}}, "spec": {"hard": {"pods": "1000"}}}),
+    ),
     kind(
         "/apis/scheduling.k8s.io/v1/priorityclasses",
         "scheduling.k8s.io/v1",

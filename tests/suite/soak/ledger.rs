@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use e2e::Cluster;
+use e2e::Space;
 use serde_json::Value;
 
 /// Names that a writer changes in turn.
@@ -32,7 +32,7 @@ impl Ledger {
     }
 
     /// Creates, changes or deletes one object. A refusal is told apart from silence by looking, in [`Self::check`].
-    pub fn write(&mut self, cluster: &Cluster) {
+    pub fn write(&mut self, space: &Space<'_>) {
         self.step += 1;
         let name = format!("soak-{}-{}", self.writer, self.step % NAMES);
         let text = format!("step {}", self.step);
@@ -45,9 +45,9 @@ impl Ledger {
         let delete = there && self.step.is_multiple_of(7);
         let wanted = (!delete).then_some(text);
         let output = if delete {
-            cluster.try_kubectl(&["delete", "configmap", &name, "--ignore-not-found", "--request-timeout=5s"])
+            space.try_kubectl(&["delete", "configmap", &name, "--ignore-not-found", "--request-timeout=5s"])
         } else {
-            cluster.kubectl_with(
+            space.kubectl_with(
                 &["apply", "--request-timeout=5s", "--validate=false", "-f", "-"],
                 &e2e::yaml(&manifest),
                 &[],
@@ -62,10 +62,10 @@ impl Ledger {
     }
 
     /// Looks at what is there. What was in doubt is known afterwards.
-    pub fn check(&mut self, cluster: &Cluster) -> Result<()> {
+    pub fn check(&mut self, space: &Space<'_>) -> Result<()> {
         // kubectl's own lists leave out their version.
-        let path = format!("/api/v1/namespaces/default/configmaps?labelSelector=soak%3D{}", self.writer);
-        let list = cluster.kubectl(&["get", "--raw", &path])?;
+        let path = format!("/api/v1/namespaces/{}/configmaps?labelSelector=soak%3D{}", space.namespace(), self.writer);
+        let list = space.kubectl(&["get", "--raw", &path])?;
         let list: Value = serde_json::from_str(&list).context("a list")?;
         let mut found: BTreeMap<String, String> = BTreeMap::new();
         for item in list["items"].as_array().context("items")? {

@@ -1,0 +1,170 @@
+//! A running test cluster, its nodes, and the outside.
+
+use std::fs::File;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{Kubectl, succeeded, workspace, xtask};
+
+/// A running test cluster; taken down when dropped.
+pub struct Cluster {
+    name: String,
+    nodes: Vec<Node>,
+    client: Place,
+    kubectl: Kubectl,
+}
+
+/// One machine of a cluster.
+#[derive(Debug, Deserialize)]
+pub struct Node {
+    pub name: String,
+    pub ip: String,
+    /// As text: it goes into command lines.
+    pub data_dir: String,
+    pub log: PathBuf,
+    #[serde(flatten)]
+    place: Place,
+}
+
+/// A network namespace where commands run.
+#[derive(Debug, Deserialize)]
+pub struct Place {
+    netns: String,
+}
+
+/// What `cluster up` writes about what it made.
+#[derive(Deserialize)]
+struct Made {
+    kubeconfig: String,
+    nodes: Vec<Node>,
+    client: Place,
+}
+
+impl Cluster {
+    pub fn up(name: &str) -> Result<Self> {
+        Self::up_by(name, &[])
+    }
+
+    /// The same with another release than `target/release/amphipod`.
+    pub fn up_with(name: &str, binary: &Path) -> Result<Self> {
+        Self::up_by(name, &["--binary", &binary.display().to_string()])
+    }
+
+    fn up_by(name: &str, words: &[&str]) -> Result<Self> {
+        let folder = workspace().join("target/clusters").join(name);
+        if folder.exists() {
+            xtask(&["cluster", "down", name])?;
+        }
+        xtask(&[&["cluster", "up", "--nodes", "1", "--name", name], words].concat())?;
+        let path = folder.join("cluster.json");
+        let read = || -> Result<Made> { Ok(serde_json::from_str(&std::fs::read_to_string(&path)?)?) };
+        let made = read().with_context(|| format!("cannot read {}", path.display()))?;
+        let kubectl = Kubectl::new(&made.kubeconfig, "default");
+        Ok(Self { name: name.to_owned(), nodes: made.nodes, client: made.client, kubectl })
+    }
+
+    pub fn down(self) -> Result<()> {
+        let name = self.name.clone();
+        std::mem::forget(self);
+        xtask(&["cluster", "down", &name])
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The first node, which has the API server.
+    pub fn node(&self) -> &Node {
+        &self.nodes[0]
+    }
+
+    /// Outside, on the same link as the nodes.
+    pub fn client(&self) -> &Place {
+        &self.client
+    }
+
+    pub fn node_ip(&self) -> &str {
+        &self.node().ip
+    }
+
+    pub fn data_dir(&self) -> &str {
+        &self.node().data_dir
+    }
+}
+
+/// kubectl in the default namespace.
+impl Deref for Cluster {
+    type Target = Kubectl;
+
+    fn deref(&self) -> &Kubectl {
+        &self.kubectl
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // Only on the way out of a failure: what went wrong before matters more.
+        if let Err(error) = xtask(&["cluster", "down", &self.name]) {
+            eprintln!("taking the cluster down: {error:#}");
+        }
+    }
+}
+
+impl Deref for Node {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+impl Node {
+    /// What the node's programs hold, read past the agent.
+    pub fn kernel(&self) -> Result<proxy_userspace::Pinned> {
+        let path = Path::new(&self.data_dir).join("places.json");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let places: Value = serde_json::from_str(&text)?;
+        let root = places["bpf_root"].as_str().context("places.json names no bpf_root")?;
+        proxy_userspace::Pinned::open(Path::new(root)).with_context(|| format!("cannot open the maps of {root}"))
+    }
+
+    /// The last lines of its log.
+    pub fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+impl Place {
+    pub fn netns(&self) -> Result<File> {
+        let path = Path::new("/run/netns").join(&self.netns);
+        File::open(&path).with_context(|| format!("cannot open {}", path.display()))
+    }
+
+    pub fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.netns)).arg("--").arg(program).args(arguments);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let output = self.command(program, arguments).output().with_context(|| format!("cannot run {program}"))?;
+        succeeded(output, &format!("{}: {program} {}", self.netns, arguments.join(" ")))
+    }
+
+    /// A page over HTTP, fetched within five seconds.
+    pub fn fetch(&self, url: &str) -> Result<String> {
+        self.run("curl", &["--silent", "--show-error", "--fail", "--max-time", "5", url])
+    }
+}
