@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use api::custom::Stage;
 use api::kind::{Kind, Part};
 use api::kinds::{Asker, Ending, Put, Version};
 use api::managed::{self, Writer};
@@ -113,6 +114,7 @@ impl Engine {
         }
         let namespace = kind.namespaced().then_some(target.namespace.as_str());
         api::write::wipe(kind, &mut object, namespace)?;
+        check_stage(target, &object)?;
         let mut review = Review::new(Operation::Create, target, context, Options::Write(options));
         review.object = object;
         self.admission.mutate(self.cluster(), &mut review).await?;
@@ -143,8 +145,11 @@ impl Engine {
         let mut writes = vec![self.stored(kind, Expect::Absent, &object)];
         writes.append(&mut allocations);
         // It may have gone since it was looked at.
-        let requires = namespace.map(|name| (Collection::new("", "namespaces"), ObjectKey::new("", name)));
-        let requires = requires.into_iter().collect();
+        let namespace = namespace.map(|name| (Collection::new("", "namespaces"), ObjectKey::new("", name)));
+        let definition = kind.custom.as_ref().map(|custom| {
+            (Collection::new(api::custom::GROUP, api::custom::PLURAL), ObjectKey::new("", &custom.definition))
+        });
+        let requires = namespace.into_iter().chain(definition).collect();
         match self.commit(Transaction { writes, requires, durability: durability(kind, &named) }).await {
             Ok(stored) => Ok(Some(Written { object: self.shown(kind, stored), created: true, warnings })),
             Err(CommitError::Conflict { collection: of, .. }) if of == collection(kind) => Err(exists(&named)),
@@ -293,7 +298,7 @@ impl Engine {
         let mut scale = review.about(new, &old);
         self.admission.mutate(self.cluster(), &mut scale).await?;
         let warnings = scale.take_warnings();
-        api::write::apply_scale(&mut review.object, &scale.object);
+        api::write::apply_scale(&review.target.kind, &mut review.object, &scale.object);
         warnings.into_iter().for_each(|text| review.warn(text));
         Ok(())
     }
@@ -313,7 +318,8 @@ impl Engine {
     fn scales(&self, review: &Review<'_>) -> Option<(Value, Value)> {
         let scaled = review.target.part == Some(Part::Scale) && self.admission.concerns(review);
         let old = review.old.filter(|_| scaled)?;
-        Some((api::write::scale_of(old), api::write::scale_of(&review.object)))
+        let kind = &review.target.kind;
+        Some((api::write::scale_of(kind, old), api::write::scale_of(kind, &review.object)))
     }
 
     /// The write of an object shown in `kind`'s version, in the storage version.
@@ -324,6 +330,14 @@ impl Engine {
         let storage = self.storage(kind);
         self.write(&storage, expect, &api::convert::convert(kind, &storage, object.clone()))
     }
+}
+
+/// A kind that is being undefined takes nothing new.
+fn check_stage(target: &Target, object: &Value) -> Result<(), Status> {
+    let ending = target.kind.custom.as_ref().is_some_and(|custom| custom.stage == Stage::Terminating);
+    let why = "create not allowed while custom resource definition is terminating";
+    let refused = || Status::forbidden(&target.kind.group, &target.kind.plural, name_of(object), why);
+    if ending { Err(refused()) } else { Ok(()) }
 }
 
 /// What is said again anyway, and often, need not wait for the disk: heartbeats of nodes and Events. Other leases elect leaders.
