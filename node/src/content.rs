@@ -29,7 +29,17 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct Shown {
     /// The revision up to which it was looked at; 0 until the first state is complete.
     seen: Revision,
+    /// A pod may have got it past this watch, before the first state: that is news then.
+    asked: bool,
     item: Option<Item>,
+}
+
+/// How a pod came to be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Met {
+    /// With the first state: it may run already, with what it asked for before anything was watched.
+    Running,
+    New,
 }
 
 struct Watched {
@@ -83,12 +93,12 @@ impl Content {
     }
 
     /// A pod of this node as it is now.
-    pub fn use_by(&self, uid: &str, pod: &Item, spec: &Value) {
+    pub fn use_by(&self, uid: &str, pod: &Item, spec: &Value, met: Met) {
         let mut state = lock(&self.state);
         let change = state.uses.add(uid, &pod.key.namespace, pod.revision, spec);
         state.watched.retain(|object, _| !change.unused.contains(object));
         for object in change.new {
-            let watched = Arc::new(self.watch(&object));
+            let watched = Arc::new(self.watch(&object, met));
             state.watched.insert(object, watched);
         }
     }
@@ -105,8 +115,8 @@ impl Content {
         lock(&self.state).watched.len()
     }
 
-    fn watch(&self, object: &Object) -> Watched {
-        let shown = watch::Sender::new(Shown::default());
+    fn watch(&self, object: &Object, met: Met) -> Watched {
+        let shown = watch::Sender::new(Shown { asked: met == Met::Running, ..Shown::default() });
         let scope =
             Scope { namespace: object.namespace.clone(), ..Scope::fields(format!("metadata.name={}", object.name)) };
         let (place, told) = (Place { object: object.clone(), shown: shown.clone() }, self.changed.clone());
@@ -133,7 +143,10 @@ impl Content {
             (state.uses.since(&pod.uid), state.watched.get(&object).cloned())
         };
         let (Some(since), Some(watched)) = (since, watched) else { return self.ask(&object).await };
-        let Some(known) = watched.first().await else { return self.ask(&object).await };
+        let Some(known) = watched.first().await else {
+            watched.shown.send_modify(|shown| shown.asked = true);
+            return self.ask(&object).await;
+        };
         if known.seen >= since {
             return known.item.map(|item| Arc::new(item.value())).ok_or_else(|| not_found(&object));
         }
@@ -189,12 +202,20 @@ impl Place {
             Step::Set(item) if item.key == key => self.set(Some(item)),
             Step::Remove(gone) if gone == key => self.set(None),
             Step::Retain(there) if !there.contains(&key) => self.set(None),
-            Step::Seen(revision) => {
-                self.shown.send_modify(|shown| shown.seen = shown.seen.max(revision));
-                News::None
-            }
+            Step::Seen(revision) => self.see(revision),
             _ => News::None,
         }
+    }
+
+    fn see(&self, revision: Revision) -> News {
+        let mut news = News::None;
+        self.shown.send_modify(|shown| {
+            if shown.seen == 0 && std::mem::take(&mut shown.asked) {
+                news = News::Changed;
+            }
+            shown.seen = shown.seen.max(revision);
+        });
+        news
     }
 
     fn set(&self, item: Option<Item>) -> News {

@@ -12,7 +12,7 @@ use client::{Caches, Client, Item, Key};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use crate::content::Content;
+use crate::content::{Content, Met};
 use crate::outlook::Outlook;
 use crate::services::Settled;
 
@@ -113,7 +113,10 @@ impl<R: Runner> Relay<R> {
         // Before the runner hears of it: what it asks for is watched by then.
         match pod["status"]["phase"].as_str() {
             Some("Succeeded" | "Failed") => self.content.release(&uid),
-            _ => self.content.use_by(&uid, &item, &pod["spec"]),
+            _ => {
+                let met = if self.initial.is_some() { Met::Running } else { Met::New };
+                self.content.use_by(&uid, &item, &pod["spec"], met);
+            }
         }
         match &mut self.initial {
             Some(pods) => drop(pods.insert(item.key, pod)),

@@ -29,6 +29,16 @@ fn only_what_differs_from_a_complete_state_is_news() {
     assert_eq!(place.take(Step::Set(item("a", 12))), News::Changed, "it is back");
 }
 
+/// A pod that runs from before may have got something older than the first state shows.
+#[test]
+fn the_first_state_is_news_to_who_asked_before() {
+    let place = place();
+    place.shown.send_modify(|shown| shown.asked = true);
+    assert_eq!(place.take(Step::Set(item("a", 3))), News::None, "not complete yet");
+    assert_eq!(place.take(Step::Seen(7)), News::Changed);
+    assert_eq!(place.take(Step::Seen(9)), News::None);
+}
+
 #[test]
 fn an_answer_that_the_watch_showed_already_makes_it_as_new() {
     let answer = |revision: &str| Ok(Arc::new(serde_json::json!({"metadata": {"resourceVersion": revision}})));
