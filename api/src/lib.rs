@@ -4,7 +4,15 @@
 //! [`validate`] → [`managed`]; a patch goes through [`patch`] first. [`kind`] is the table, [`schema`] the types behind
 //! it. Reads use [`selector`], [`table`], [`discovery`] and [`openapi`]. [`status`] is how everything fails.
 
+/// A table about the kinds: Kubernetes' own, then ours.
+macro_rules! data {
+    ($file:literal) => {
+        concat!(include_str!(concat!("../data/", $file)), include_str!(concat!("../data/own/", $file)))
+    };
+}
+
 pub mod budget;
+pub mod conditions;
 pub mod convert;
 pub mod decode;
 pub mod default;
@@ -19,6 +27,7 @@ pub mod openapi;
 pub mod patch;
 pub mod pod_security;
 pub mod quantity;
+pub mod references;
 pub mod schema;
 pub mod selector;
 pub mod status;

@@ -28,7 +28,6 @@ pub mod nodes;
 mod object;
 pub mod pki;
 mod reader;
-mod references;
 mod request;
 mod reviews;
 pub mod server;

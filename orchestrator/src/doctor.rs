@@ -8,8 +8,8 @@ use anyhow::{Result, bail};
 
 use crate::claim::{self, ClaimError};
 use crate::control_plane::ControlPlane;
-use crate::node::Settings;
 use facts::{Facts, Hierarchy};
+use node::Settings;
 
 pub mod facts;
 

@@ -7,14 +7,15 @@ use api::status::Status;
 use apiserver::identity::{MASTERS, User};
 use apiserver::server::Server;
 use ipnetwork::Ipv4Network;
+use node::Settings;
 use serde_json::{Value, json};
 
 use crate::claim;
 use crate::control_plane::{self, ControlPlane};
 use crate::controllers::views::NODES;
 use crate::doctor;
-use crate::node::{self, Settings, streams::AgentSlot};
 use crate::reset;
+use crate::streams::AgentSlot;
 
 const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 
@@ -26,7 +27,9 @@ pub async fn run(control: ControlPlane, settings: Settings) -> Result<()> {
     let mut running = control_plane::start(&control, Arc::new(slot.clone())).await?;
     reset::remember(&settings)?;
     let mut tasks = std::mem::take(&mut running.tasks);
-    let _node = node::start(&settings, &running, &slot, &mut tasks).await?;
+    let client = running.server.client(User::node(&settings.name), "kubelet");
+    let node = node::start(&settings, client, &mut tasks).await?;
+    slot.fill(node);
     show_role(&running.server, &settings.name).await.context("cannot label this node with its role")?;
     tracing::info!(address = %running.server.address(), node = settings.name, "ready");
     control_plane::serve(running.server, &mut tasks, &running.parting).await

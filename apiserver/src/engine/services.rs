@@ -84,9 +84,17 @@ fn is_service(kind: &Kind) -> bool {
     kind.group.is_empty() && kind.plural == "services"
 }
 
+/// Ranges of nodes' pods are given in [`super::pod_ranges`].
+fn is_node(kind: &Kind) -> bool {
+    kind.group.is_empty() && kind.plural == "nodes"
+}
+
 impl Engine {
     /// Fills in what a Service has to be given, and returns the writes that reserve it.
     pub(crate) fn allocate(&self, kind: &Kind, old: Option<&Value>, service: &mut Value) -> Result<Vec<Write>, Status> {
+        if is_node(kind) {
+            return self.claim_ranges(old, service);
+        }
         if !is_service(kind) {
             return Ok(Vec::new());
         }
@@ -98,6 +106,9 @@ impl Engine {
 
     /// The writes that free what a removed object held.
     pub(crate) fn released(&self, kind: &Kind, object: &Value) -> Vec<Write> {
+        if is_node(kind) {
+            return self.free_ranges(object);
+        }
         if !is_service(kind) {
             return Vec::new();
         }

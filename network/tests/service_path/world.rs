@@ -117,6 +117,7 @@ impl World {
         let config = dns::Config {
             listen: DNS.parse().unwrap(),
             domain: "cluster.local".into(),
+            pods: Vec::new(),
             upstreams: Vec::new(),
             clients: vec!["0.0.0.0/0".parse().unwrap()],
         };

@@ -11,8 +11,9 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::task::JoinSet;
 
+use super::node_ipam::PodRanges;
 use super::runtime::{self, Controller};
-use super::{Selection, deployment, endpoints, gc, housekeeping, namespaces, replicaset};
+use super::{Selection, deployment, endpoints, gc, housekeeping, namespaces, node_ipam, peers, replicaset};
 use crate::servers::Servers;
 use crate::{scheduler, system_objects};
 
@@ -43,6 +44,7 @@ pub struct Facts {
     /// Where others reach the API server.
     pub address: SocketAddr,
     pub services: ServiceNetwork,
+    pub pods: PodRanges,
     pub servers: Servers,
 }
 
@@ -71,7 +73,7 @@ pub struct Row {
     start: fn(Given) -> BoxFuture<'static, ()>,
 }
 
-pub static TABLE: [Row; 12] = [
+pub static TABLE: [Row; 14] = [
     row::<replicaset::ReplicaSets>(),
     row::<deployment::Deployments>(),
     row::<endpoints::EndpointSlices>(),
@@ -80,6 +82,8 @@ pub static TABLE: [Row; 12] = [
     row::<housekeeping::ServiceAccounts>(),
     row::<housekeeping::RootCa>(),
     row::<housekeeping::NodeLifecycle>(),
+    row::<node_ipam::NodeIpam>(),
+    row::<peers::Peers>(),
     Row {
         name: "garbage-collector-controller",
         runs: Runs::Leading,

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use super::node_ipam::PodRanges;
 use super::views::{CONFIG_MAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS, REPLICA_SETS, SERVICE_ACCOUNTS};
 use super::*;
 
@@ -37,6 +38,7 @@ impl World {
             ca_certificate: server.authority().ca_certificate.clone(),
             address: server.address(),
             services: config.services.clone(),
+            pods: PodRanges::usual(),
             servers: crate::servers::alone(server.address()),
         };
         let ready = table::ready(&server, &facts, &chosen);
@@ -346,6 +348,7 @@ async fn each_controller_runs_alone() {
         ca_certificate: server.authority().ca_certificate.clone(),
         address: server.address(),
         services: config.services.clone(),
+        pods: PodRanges::usual(),
         servers: crate::servers::alone(server.address()),
     };
     let labels = json!({"app": "a"});

@@ -13,8 +13,8 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Resource, getrlimit};
 
 use crate::control_plane::ControlPlane;
-use crate::node::Settings;
 use crate::store_command::store_of;
+use node::Settings;
 
 #[derive(Debug, Clone)]
 pub struct Facts {
