@@ -11,7 +11,7 @@ use api::status::Status;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::admission::{Chain, Cluster, Operation, Options, Review, Settings};
+use crate::admission::{Chain, Cluster, Operation, Options, Phase, Review, Settings};
 use crate::authz::Authorizer;
 use crate::cache::{Cache, ChangeKind};
 use crate::definitions::Definitions;
@@ -159,8 +159,9 @@ impl Engine {
     }
 
     async fn admitted(&self, mut review: Review<'_>) -> Result<(Value, Vec<String>), Status> {
-        self.admission.mutate(self.cluster(), &mut review).await?;
-        self.admission.validate(self.cluster(), &mut review).await?;
+        for phase in [Phase::Mutate, Phase::Validate] {
+            self.admission.run(phase, self.cluster(), &mut review).await?;
+        }
         let warnings = review.take_warnings();
         Ok((review.object, warnings))
     }

@@ -11,7 +11,7 @@ use api::write::Birth;
 use serde_json::Value;
 
 use super::{Engine, Shown, deleting, has_finalizers};
-use crate::admission::{Operation, Options, Review};
+use crate::admission::{Operation, Options, Phase, Review};
 use crate::authz::Attributes;
 use crate::identity::User;
 use crate::object::{Collection, Object, ObjectKey, suffix};
@@ -117,14 +117,14 @@ impl Engine {
         check_stage(target, &object)?;
         let mut review = Review::new(Operation::Create, target, context, Options::Write(options));
         review.object = object;
-        self.admission.mutate(self.cluster(), &mut review).await?;
+        self.admission.run(Phase::Mutate, self.cluster(), &mut review).await?;
         self.authorizer.check_escalation(self, &context.user, target, &review.object, None)?;
         born(kind, &mut review.object, context);
         api::write::prepare_create(kind, &mut review.object);
         api::default::apply(kind, &mut review.object);
         let mut warnings = api::validate::warnings(kind, &review.object);
         validated(kind, api::validate::create(kind, &review.object), &review.object)?;
-        self.admission.validate(self.cluster(), &mut review).await?;
+        self.admission.run(Phase::Validate, self.cluster(), &mut review).await?;
         warnings.extend(review.take_warnings());
         let mut object = review.object;
         if versioned && origin == Origin::Sent && !options.dry_run {
@@ -251,7 +251,7 @@ impl Engine {
         // What the server itself does to an object was admitted as the request that it does it for.
         if let Some(origin) = origin {
             received(&mut review, options, &old, origin)?;
-            self.mutate(&mut review).await?;
+            self.admit_update(Phase::Mutate, &mut review).await?;
             self.authorizer.check_escalation(self, &context.user, target, &review.object, Some(&old))?;
             api::write::prepare_update(kind, target.part, &mut review.object, &old);
         }
@@ -261,7 +261,7 @@ impl Engine {
         let mut warnings = if reports { Vec::new() } else { api::validate::warnings(kind, &review.object) };
         validated(kind, api::validate::update(kind, target.part, &review.object, &old), &review.object)?;
         if origin.is_some() {
-            self.validate(&mut review).await?;
+            self.admit_update(Phase::Validate, &mut review).await?;
         }
         warnings.extend(review.take_warnings());
         let mut new = review.object;
@@ -291,25 +291,17 @@ impl Engine {
         }
     }
 
-    async fn mutate(&self, review: &mut Review<'_>) -> Result<(), Status> {
+    /// Admission of an update.
+    async fn admit_update(&self, phase: Phase, review: &mut Review<'_>) -> Result<(), Status> {
         let Some((old, new)) = self.scales(review) else {
-            return self.admission.mutate(self.cluster(), review).await;
+            return self.admission.run(phase, self.cluster(), review).await;
         };
         let mut scale = review.about(new, &old);
-        self.admission.mutate(self.cluster(), &mut scale).await?;
+        self.admission.run(phase, self.cluster(), &mut scale).await?;
         let warnings = scale.take_warnings();
-        api::write::apply_scale(&review.target.kind, &mut review.object, &scale.object);
-        warnings.into_iter().for_each(|text| review.warn(text));
-        Ok(())
-    }
-
-    async fn validate(&self, review: &mut Review<'_>) -> Result<(), Status> {
-        let Some((old, new)) = self.scales(review) else {
-            return self.admission.validate(self.cluster(), review).await;
-        };
-        let mut scale = review.about(new, &old);
-        self.admission.validate(self.cluster(), &mut scale).await?;
-        let warnings = scale.take_warnings();
+        if phase == Phase::Mutate {
+            api::write::apply_scale(&review.target.kind, &mut review.object, &scale.object);
+        }
         warnings.into_iter().for_each(|text| review.warn(text));
         Ok(())
     }
