@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 
 use self::json::Node;
 use crate::kind::{Gvk, Kind, api_version};
-use crate::schema::{self, Schema};
-use crate::status::Status;
+use crate::schema::{self, Reading, Schema};
+use crate::status::{FieldError, Status};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MediaType {
@@ -64,6 +64,9 @@ impl TypeFailure {
 
 /// A body as an object of this kind.
 pub fn object(kind: &Kind, media: MediaType, bytes: &[u8], validation: FieldValidation) -> Result<Decoded, Status> {
+    if media == MediaType::Protobuf && kind.custom.is_some() {
+        return Err(Status::unsupported_media_type(&["application/json", "application/yaml"]));
+    }
     typed(&kind.gvk(), &kind.schema, media, bytes, validation)
 }
 
@@ -75,7 +78,10 @@ pub fn typed(
     bytes: &[u8],
     validation: FieldValidation,
 ) -> Result<Decoded, Status> {
-    let body = read(media, bytes, gvk).map_err(|why| unrecognized(gvk, bytes, &why))?;
+    // What says nothing of its version is of none, where there is no Go type to say it.
+    let unsaid = Gvk { group: "".into(), version: "".into(), kind: gvk.kind.clone() };
+    let default = if schema.ty().reading == Reading::Plain { &unsaid } else { gvk };
+    let body = read(media, bytes, default).map_err(|why| unrecognized(gvk, bytes, &why))?;
     let given = body.gvk.clone();
     let failed = |why: &str| {
         let Gvk { version, kind, .. } = &given;
@@ -83,10 +89,11 @@ pub fn typed(
     };
     let target = source_schema(&given, gvk, schema).map_err(|why| failed(&why))?;
     let body = body.with_message(target).map_err(|why| unrecognized(gvk, bytes, &why))?;
-    let (value, mut findings) = build(&given, target, schema.is_open(), &body.node);
+    let (value, mut findings) = build(&given, target, &body.node);
     if let Some(error) = findings.error {
         return Err(failed(&error));
     }
+    in_order(target, &mut findings.strict);
     findings.strict.splice(0..0, body.strict);
     if validation == FieldValidation::Strict && !findings.strict.is_empty() {
         return Err(failed(&strict_error(&findings.strict)));
@@ -94,6 +101,10 @@ pub fn typed(
     check_gvk(&given, gvk, schema, target).map_err(|refusal| match refusal {
         Refusal::Conversion(why) => failed(&why),
         Refusal::Version(why) => Status::bad_request(why),
+        Refusal::Kind(error) => {
+            let name = value["metadata"]["name"].as_str().unwrap_or_default();
+            Status::invalid(&gvk.group, &given.kind, name, vec![error])
+        }
     })?;
     let warnings = if validation == FieldValidation::Warn { findings.strict } else { Vec::new() };
     Ok(Decoded { value, warnings })
@@ -112,7 +123,7 @@ pub fn options(name: &str, media: MediaType, bytes: &[u8]) -> Result<Value, Stat
         return Err(Status::unknown(not_registered(&given)));
     }
     let body = body.with_message(ty).map_err(|why| unrecognized(&gvk, bytes, &why))?;
-    let (map, findings) = build::object(ty, false, &body.node);
+    let (map, findings) = build::object(ty, &body.node);
     match findings.error {
         Some(error) => Err(Status::bad_request(error)),
         None => Ok(Value::Object(map)),
@@ -131,10 +142,11 @@ pub fn value(
     let node = Node::from(value);
     let given = given_gvk(&node, gvk).map_err(TypeFailure::new)?;
     let target = source_schema(&given, gvk, schema).map_err(TypeFailure::new)?;
-    let (value, findings) = build(&given, target, schema.is_open(), &node);
+    let (value, mut findings) = build(&given, target, &node);
     if let Some(error) = findings.error {
         return Err(TypeFailure { text: error, converter: findings.converter });
     }
+    in_order(target, &mut findings.strict);
     let mut strict = found;
     strict.extend(findings.strict);
     if validation == FieldValidation::Strict && !strict.is_empty() {
@@ -142,6 +154,7 @@ pub fn value(
     }
     check_gvk(&given, gvk, schema, target).map_err(|refusal| match refusal {
         Refusal::Conversion(why) | Refusal::Version(why) => TypeFailure::new(why),
+        Refusal::Kind(error) => TypeFailure::new(error.to_string()),
     })?;
     let warnings = if validation == FieldValidation::Warn { strict } else { Vec::new() };
     Ok(Decoded { value, warnings })
@@ -149,7 +162,7 @@ pub fn value(
 
 /// Canonical form of an object that is known to be well typed (after defaults and strategy changed it).
 pub fn canonical(gvk: &Gvk, schema: &Schema, object: &Value) -> Value {
-    build(gvk, schema.ty(), schema.is_open(), &Node::from(object)).0
+    build(gvk, schema.ty(), &Node::from(object)).0
 }
 
 /// `strict decoding error: …` of these findings.
@@ -265,23 +278,38 @@ fn not_registered(given: &Gvk) -> String {
 }
 
 /// The type by which a body is read: the one it names.
-fn source_schema(given: &Gvk, target: &Gvk, schema: &Schema) -> Result<&'static schema::Type, String> {
-    if given == target || (RETIRED.contains(&given.api_version().as_str()) && given.kind == target.kind) {
+fn source_schema<'s>(given: &Gvk, target: &Gvk, schema: &'s Schema) -> Result<&'s schema::Type, String> {
+    let retired = RETIRED.contains(&given.api_version().as_str()) && given.kind == target.kind;
+    // Who reads values as they come can read whatever says it is something else, and refuses it then.
+    if given == target || retired || schema.ty().reading == Reading::Plain {
         return Ok(schema.ty());
     }
     schema::of_kind(&given.group, &given.version, &given.kind).ok_or_else(|| not_registered(given))
 }
 
+/// Unknown fields of plain values are told by name, after what the reader of JSON found.
+fn in_order(ty: &schema::Type, strict: &mut [String]) {
+    if ty.reading == Reading::Plain {
+        strict.sort_by(|a, b| (a.starts_with("unknown"), a).cmp(&(b.starts_with("unknown"), b)));
+    }
+}
+
 enum Refusal {
     Conversion(String),
     Version(String),
+    Kind(FieldError),
 }
 
 fn check_gvk(given: &Gvk, target: &Gvk, schema: &Schema, source: &schema::Type) -> Result<(), Refusal> {
     if given == target {
         return Ok(());
     }
-    if given.kind != target.kind {
+    let same_version = (&given.group, &given.version) == (&target.group, &target.version);
+    if schema.ty().reading == Reading::Plain && same_version {
+        let why = format!("must be {}", target.kind);
+        return Err(Refusal::Kind(FieldError::invalid("kind", &*given.kind, why)));
+    }
+    if given.kind != target.kind && schema.ty().reading == Reading::Typed {
         let (from, to) = (source.go_name(), schema.ty().internal_name());
         return Err(Refusal::Conversion(format!("converting ({from}) to ({to}): unknown conversion")));
     }
@@ -291,8 +319,8 @@ fn check_gvk(given: &Gvk, target: &Gvk, schema: &Schema, source: &schema::Type) 
     )))
 }
 
-fn build(gvk: &Gvk, ty: &'static schema::Type, open: bool, node: &Node) -> (Value, build::Findings) {
-    let (map, findings) = build::object(ty, open, node);
+fn build(gvk: &Gvk, ty: &schema::Type, node: &Node) -> (Value, build::Findings) {
+    let (map, findings) = build::object(ty, node);
     let mut object = Map::new();
     object.insert("kind".into(), json!(gvk.kind));
     object.insert("apiVersion".into(), json!(gvk.api_version()));

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::kind::Kind;
 use crate::kinds;
-use crate::schema::{Shape, Type};
+use crate::schema::{Field, Reading, Shape, Type};
 
 pub(crate) type Object = Map<String, Value>;
 pub(crate) type Rule = fn(&mut Object);
@@ -30,24 +30,44 @@ pub fn apply(kind: &Kind, object: &mut Value) {
 
 fn structure(ty: &Type, map: &mut Object) {
     for field in &ty.fields {
-        match map.get_mut(field.name) {
-            Some(value) if !value.is_null() => fill(&field.shape, value),
-            _ => {
-                let text = field.default.filter(|d| d.starts_with('"'));
-                if let Some(value) = text.and_then(|d| serde_json::from_str(d).ok()) {
-                    map.insert(field.name.to_string(), value);
+        match (map.get_mut(&*field.name), ty.reading) {
+            (Some(value), Reading::Plain) => member(field, value),
+            (Some(value), Reading::Typed) if !value.is_null() => fill(&field.shape, value),
+            (_, reading) => {
+                let Some(mut value) = default_of(field, reading) else { continue };
+                if reading == Reading::Plain {
+                    fill(&field.shape, &mut value);
                 }
+                map.insert(field.name.to_string(), value);
             }
         }
     }
-    if let Some(rule) = RULES.get(ty.name) {
+    if let Some(rule) = RULES.get(&*ty.name).filter(|_| ty.reading == Reading::Typed) {
         rule(map);
     }
 }
 
+/// Of a Go type only texts: other defaults of its documents are what its zero value means.
+fn default_of(field: &Field, reading: Reading) -> Option<Value> {
+    let text = field.default.as_deref().filter(|text| reading == Reading::Plain || text.starts_with('"'))?;
+    serde_json::from_str(text).ok()
+}
+
+/// A value that is there; a null that is none of its field's values is replaced.
+fn member(field: &Field, value: &mut Value) {
+    if value.is_null()
+        && !field.nullable
+        && let Some(default) = default_of(field, Reading::Plain)
+    {
+        *value = default;
+    }
+    fill(&field.shape, value);
+}
+
 fn fill(shape: &Shape, value: &mut Value) {
     match (shape, value) {
-        (Shape::Struct(_), Value::Object(map)) => {
+        (Shape::Described(field), value) => member(field, value),
+        (Shape::Struct(_) | Shape::Made(_), Value::Object(map)) => {
             if let Some(ty) = shape.ty() {
                 structure(ty, map);
             }

@@ -76,7 +76,7 @@ fn aggregated_resource(kind: &Kind) -> Value {
         "responseKind": gvk_value(&kind.gvk()),
         "scope": if kind.namespaced() { "Namespaced" } else { "Cluster" },
         "singularResource": kind.singular,
-        "verbs": kind.verbs,
+        "verbs": kind.offered(),
     });
     put_list(&mut out, "shortNames", &kind.short_names);
     put_list(&mut out, "categories", &kind.categories);
@@ -150,7 +150,7 @@ pub fn resources(registry: &Registry, group: &str, version: &str) -> Option<Valu
 
 fn resource(kind: &Kind) -> Value {
     let mut out = json!({"name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced(),
-        "kind": kind.kind, "verbs": kind.verbs});
+        "kind": kind.kind, "verbs": kind.offered()});
     put_list(&mut out, "shortNames", &kind.short_names);
     put_list(&mut out, "categories", &kind.categories);
     if kind.stored() && kind.has_verb("create") {

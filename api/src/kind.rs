@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
+use crate::custom::{Custom, Stage};
 use crate::kinds::{self, Behaviour};
 use crate::schema::{self, Schema};
 
@@ -114,6 +115,14 @@ pub struct Storage {
     pub version: Text,
 }
 
+/// Whether clients see a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    Served,
+    /// Only how objects are stored, which are shown in other versions.
+    Stored,
+}
+
 /// One row.
 #[derive(Debug, Clone)]
 pub struct Kind {
@@ -131,6 +140,9 @@ pub struct Kind {
     pub schema: Schema,
     pub storage: Storage,
     pub behaviour: &'static Behaviour,
+    pub presence: Presence,
+    /// Of kinds that a CustomResourceDefinition defines.
+    pub custom: Option<Arc<Custom>>,
 }
 
 impl Kind {
@@ -151,6 +163,13 @@ impl Kind {
         self.verbs.iter().any(|v| v == verb)
     }
 
+    /// The verbs that discovery shows: a kind that is being undefined takes nothing new.
+    pub fn offered(&self) -> Vec<&str> {
+        let ending = self.custom.as_ref().is_some_and(|custom| custom.stage == Stage::Terminating);
+        let verbs = self.verbs.iter().map(|verb| &**verb);
+        verbs.filter(|verb| !ending || !matches!(*verb, "create" | "patch" | "update")).collect()
+    }
+
     /// Objects of this kind are kept; reviews and the like are only answered.
     pub fn stored(&self) -> bool {
         self.has_verb("list")
@@ -158,6 +177,11 @@ impl Kind {
 
     pub fn subresource(&self, part: Part) -> Option<&Subresource> {
         self.subresources.iter().find(|s| s.part == part)
+    }
+
+    /// Told to whoever asks for one, answered or refused.
+    pub fn deprecated(&self) -> Option<&str> {
+        self.behaviour.deprecated.or_else(|| self.custom.as_ref()?.deprecated.as_deref())
     }
 
     /// True for the row whose version is the stored one.
@@ -169,7 +193,11 @@ impl Kind {
 /// All rows; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Registry {
+    /// Those that are served.
     rows: Arc<[Arc<Kind>]>,
+    /// Those that only say how objects are stored.
+    stored: Arc<[Arc<Kind>]>,
+    generation: u64,
 }
 
 impl Registry {
@@ -180,17 +208,35 @@ impl Registry {
             rows.sort_by_key(|k| priority(k));
             rows.into()
         });
-        Registry { rows: ROWS.clone() }
+        Registry { rows: ROWS.clone(), stored: Arc::default(), generation: 0 }
     }
 
-    /// This registry and more rows; a row with the same group, version and plural replaces the old one.
-    pub fn with(&self, rows: impl IntoIterator<Item = Kind>) -> Self {
-        let new: Vec<Arc<Kind>> = rows.into_iter().map(Arc::new).collect();
-        let same = |a: &Kind, b: &Kind| a.group == b.group && a.version == b.version && a.plural == b.plural;
-        let kept = self.rows.iter().filter(|old| !new.iter().any(|n| same(n, old))).cloned();
-        let mut all: Vec<Arc<Kind>> = kept.chain(new.iter().cloned()).collect();
+    /// This registry with these rows for a definition, in place of those that it had. What Kubernetes itself has is not
+    /// defined anew: its objects are elsewhere.
+    pub fn with(&self, definition: &str, rows: Vec<Kind>) -> Self {
+        let others = |kind: &&Arc<Kind>| kind.custom.as_ref().is_none_or(|custom| custom.definition != definition);
+        let builtin = |new: &Kind| {
+            let same =
+                |old: &&Arc<Kind>| old.custom.is_none() && (&old.group, &old.plural) == (&new.group, &new.plural);
+            self.rows.iter().any(|old| same(&old))
+        };
+        let new = rows.into_iter().filter(|row| !builtin(row)).map(Arc::new);
+        let (served, stored): (Vec<_>, Vec<_>) = new.partition(|row| row.presence == Presence::Served);
+        let mut all: Vec<Arc<Kind>> = self.rows.iter().filter(others).cloned().chain(served).collect();
         all.sort_by_key(|k| priority(k));
-        Registry { rows: all.into() }
+        let stored: Vec<Arc<Kind>> = self.stored.iter().filter(others).cloned().chain(stored).collect();
+        Registry { rows: all.into(), stored: stored.into(), generation: self.generation + 1 }
+    }
+
+    /// Changes with every change of the rows: what documents are kept by.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The row in whose version the objects of a collection are stored.
+    pub fn stored_in(&self, group: &str, plural: &str) -> Option<Arc<Kind>> {
+        let is = |kind: &&Arc<Kind>| kind.is_storage() && kind.group == group && kind.plural == plural;
+        self.rows.iter().chain(self.stored.iter()).find(is).cloned()
     }
 
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Kind>> {
@@ -203,7 +249,7 @@ impl Registry {
 
     /// The row of the version in which this kind's objects are stored.
     pub fn storage_of(&self, kind: &Kind) -> Option<Arc<Kind>> {
-        self.find(&kind.storage.group, &kind.storage.version, &kind.storage.plural)
+        self.stored_in(&kind.storage.group, &kind.storage.plural)
     }
 
     /// In discovery's order.
@@ -257,7 +303,7 @@ fn priority(kind: &Kind) -> (usize, Text, std::cmp::Reverse<(u8, u32, u32)>, Tex
 }
 
 /// Stability, major and minor number of a version name like `v2beta1`; anything else ranks lowest.
-fn version_rank(version: &str) -> (u8, u32, u32) {
+pub(crate) fn version_rank(version: &str) -> (u8, u32, u32) {
     let parse = || {
         let rest = version.strip_prefix('v')?;
         let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
@@ -319,6 +365,8 @@ fn row(line: &'static str) -> Option<Kind> {
         schema: Schema::Type(schema::of_kind(group, version, kind)?),
         storage: Storage { group: storage_group.into(), plural: plural.into(), version: storage_version.into() },
         behaviour: kinds::of(group, plural),
+        presence: Presence::Served,
+        custom: None,
     };
     for (key, value) in words.filter_map(|word| word.split_once('=')) {
         match key {
@@ -350,6 +398,7 @@ fn subresource(group: &'static str, version: &'static str, text: &'static str) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
 
     #[test]
     fn every_line_becomes_a_row() {
@@ -381,16 +430,24 @@ mod tests {
     #[test]
     fn rows_are_added_and_replaced_at_run_time() {
         let registry = Registry::builtin();
-        let mut row = Kind::clone(&registry.find("", "v1", "pods").unwrap());
-        (row.group, row.version, row.plural) = ("tape.dev".into(), "v1beta1".into(), "gadgets".into());
-        let more = registry.with([row.clone()]);
-        row.version = "v1".into();
-        let more = more.with([row.clone(), row]);
+        let version = |name: &str, served: bool, storage: bool| json!({"name": name, "served": served, "storage": storage, "schema": {"openAPIV3Schema": {"type": "object"}}});
+        let rows = |versions: Value| {
+            let definition = json!({"metadata": {"name": "gadgets.tape.dev"}, "spec": {"group": "tape.dev", "versions": versions},
+                "status": {"acceptedNames": {"plural": "gadgets", "kind": "Gadget"}, "conditions": [{"type": "Established", "status": "True"}]}});
+            crate::custom::kinds(&definition)
+        };
+        let (old, new) = (version("v1beta1", true, false), version("v1", true, true));
+        let more = registry.with("gadgets.tape.dev", rows(json!([old, new])));
         let groups = more.groups();
         let (group, versions) = groups.last().unwrap();
-        assert_eq!(group, "tape.dev");
-        assert_eq!(versions[..2], ["v1", "v1beta1"]);
+        assert_eq!((&**group, &versions[..]), ("tape.dev", &["v1".into(), "v1beta1".into()][..]));
         assert_eq!(groups[0].0, "");
         assert_eq!(more.groups().iter().find(|(g, _)| g == "autoscaling").unwrap().1, ["v2", "v1"]);
+        let hidden = more.with("gadgets.tape.dev", rows(json!([old, version("v1", false, true)])));
+        let shown = hidden.find("tape.dev", "v1beta1", "gadgets").unwrap();
+        assert!(hidden.find("tape.dev", "v1", "gadgets").is_none());
+        assert_eq!(hidden.storage_of(&shown).unwrap().version, "v1");
+        let none = hidden.with("gadgets.tape.dev", Vec::new());
+        assert_eq!((none.iter().count(), none.generation()), (registry.iter().count(), 3));
     }
 }

@@ -49,6 +49,7 @@ mod stateful_set;
 mod storage;
 mod webhooks;
 
+pub use self::custom_resource_definition::is_protected_group;
 pub use self::report::report;
 
 use std::collections::BTreeMap;
@@ -97,7 +98,7 @@ pub struct Behaviour {
     pub version: Version,
     pub delete: Deletion,
     /// Fields that objects are selected by, beside name and namespace.
-    pub selectable: &'static [Selectable],
+    pub selectable: &'static [Selectable<'static>],
     /// The refusal of a field that objects are not selected by.
     pub unknown_field: Option<fn(&str) -> String>,
     /// Where a pod is in it: what has a pod's metadata and spec.
@@ -147,7 +148,13 @@ pub const DEFAULT: Behaviour = Behaviour {
 };
 
 /// A kind that somebody defined while the server ran.
-pub static CUSTOM: Behaviour = Behaviour { generation: Generation::Body, ..DEFAULT };
+pub static CUSTOM: Behaviour = Behaviour {
+    generation: Generation::Body,
+    version: Version::Needed,
+    // Of its metadata a write of the status changes nothing but who wrote it.
+    status_keeps: &["annotations", "finalizers", "generateName", "labels", "ownerReferences"],
+    ..DEFAULT
+};
 
 /// Kinds that say nothing here are only stored, or answered and not stored.
 static TABLE: &[(&str, &str, Behaviour)] = &[
@@ -293,6 +300,8 @@ pub struct Deletion {
     pub warning: Option<&'static str>,
     pub shows: Shows,
     pub ending: Ending,
+    /// What the first deletion of an object puts into it: what it waits for.
+    pub begin: Option<fn(&mut Value, Timestamp)>,
 }
 
 impl Deletion {
@@ -302,6 +311,7 @@ impl Deletion {
         warning: None,
         shows: Shows::Status,
         ending: Ending::AtOnce,
+        begin: None,
     };
 }
 

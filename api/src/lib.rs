@@ -7,13 +7,17 @@
 /// A table about the kinds: Kubernetes' own, then ours.
 macro_rules! data {
     ($file:literal) => {
-        concat!(include_str!(concat!("../data/", $file)), include_str!(concat!("../data/own/", $file)))
+        concat!(
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/data/", $file)),
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/data/own/", $file))
+        )
     };
 }
 
 pub mod budget;
 pub mod conditions;
 pub mod convert;
+pub mod custom;
 pub mod decode;
 pub mod default;
 pub mod discovery;

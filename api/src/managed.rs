@@ -59,7 +59,7 @@ pub fn update(kind: &Kind, old: Option<&Value>, new: &mut Value, writer: Writer)
     if old.is_some() && entries.is_empty() {
         return;
     }
-    let difference = typed::compare(kind.schema, live, new).without(&ignored(kind, writer.part));
+    let difference = typed::compare(&kind.schema, live, new).without(&ignored(kind, writer.part));
     let own = Entry {
         manager: writer.manager.into(),
         apply: false,
@@ -85,16 +85,16 @@ pub fn apply(kind: &Kind, live: Option<&Value>, applied: &Value, writer: Writer,
     let ignored = ignored(kind, writer.part);
     let mut config = applied.clone();
     take_managed_fields(&mut config);
-    let owned = strip(typed::paths(kind.schema, &config)).recursive_difference(&ignored);
+    let owned = strip(typed::paths(&kind.schema, &config)).recursive_difference(&ignored);
     let is_own = |e: &Entry| e.apply && e.manager == writer.manager && e.subresource == writer.part_name();
     let previous = entries.iter().find(|e| is_own(e)).cloned();
 
-    let merged = typed::merge(kind.schema, current, &config);
+    let merged = typed::merge(&kind.schema, current, &config);
     let merged = match &previous {
         Some(previous) => prune(kind, &merged, &previous.fields, &owned, &entries, writer),
         None => merged,
     };
-    let difference = typed::compare(kind.schema, current, &merged).without(&ignored);
+    let difference = typed::compare(&kind.schema, current, &merged).without(&ignored);
     let changed = difference.modified.union(&difference.added);
     let conflicts: Vec<(Entry, FieldSet)> = entries
         .iter()
@@ -152,7 +152,7 @@ fn moved_from_client_side(kind: &Kind, live: Option<&Value>, manager: &str) -> F
         let text = annotations[LAST_APPLIED].as_str()?;
         serde_json::from_str::<Value>(text).ok()
     };
-    last().map(|object| typed::paths(kind.schema, &object)).unwrap_or_default()
+    last().map(|object| typed::paths(&kind.schema, &object)).unwrap_or_default()
 }
 
 /// Puts the applier's entry in place of its old one; one that changes no field of the object keeps the old time.
@@ -176,7 +176,7 @@ fn prune(kind: &Kind, merged: &Value, before: &FieldSet, now: &FieldSet, entries
         .filter(|e| !(e.apply && e.manager == writer.manager && e.subresource == writer.part_name()))
         .fold(now.clone(), |set, e| set.union(&e.fields));
     let gone = before.difference_of_free(&others);
-    typed::remove(kind.schema, merged, &gone)
+    typed::remove(&kind.schema, merged, &gone)
 }
 
 /// Takes changed and removed fields from everyone else.
@@ -292,7 +292,7 @@ fn check_applied(kind: &Kind, applied: &Value) -> Result<(), Status> {
         let shown = if version.contains('/') { version.to_owned() } else { format!("/{version}") };
         return Err(Status::bad_request(format!("invalid object type: {shown}, Kind={}", text("kind"))));
     }
-    typed::check(kind.schema, applied).map_err(|why| {
+    typed::check(&kind.schema, applied).map_err(|why| {
         let name = |key: &str| applied["metadata"][key].as_str().unwrap_or_default();
         let version = kind.api_version();
         let gvk = if kind.group.is_empty() { format!("/{version}") } else { version };
@@ -307,7 +307,7 @@ fn check_applied(kind: &Kind, applied: &Value) -> Result<(), Status> {
 
 /// An object that nobody managed yet: what it holds belongs to whoever wrote it before.
 fn before_first_apply(kind: &Kind, live: &Value, now: Timestamp) -> Entry {
-    let all = typed::compare(kind.schema, &empty_object(kind), live).without(&ignored(kind, None));
+    let all = typed::compare(&kind.schema, &empty_object(kind), live).without(&ignored(kind, None));
     Entry {
         manager: "before-first-apply".into(),
         apply: false,
@@ -338,7 +338,8 @@ fn ignored(kind: &Kind, part: Option<Part>) -> FieldSet {
     match part {
         Some(Part::Status) => {
             set.insert(&["f:spec"]);
-            for path in kind.behaviour.status_keeps {
+            // Upstream counts what a defined kind's status takes along before it lets it go.
+            for path in kind.behaviour.status_keeps.iter().filter(|_| kind.custom.is_none()) {
                 set.insert(&["f:metadata", &format!("f:{path}")]);
             }
         }

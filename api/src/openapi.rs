@@ -9,8 +9,9 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use self::descriptions::Descriptions;
+use crate::custom::{self, Custom};
 use crate::kind::{Gvk, Kind, Registry, api_version};
-use crate::schema::{Field, ListType, Shape, Type};
+use crate::schema::{Field, ListType, Schema, Shape, Type};
 
 /// Where schemas are referred to, and how bodies and parameters look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +109,9 @@ struct Document<'a> {
     json: bool,
 }
 
+/// Types that the schemas of custom kinds refer to.
+const METADATA: [&str; 2] = ["apis.meta.v1.ObjectMeta", "apis.meta.v1.ListMeta"];
+
 impl<'a> Document<'a> {
     fn new(dialect: Dialect, descriptions: &'a Descriptions) -> Self {
         Document {
@@ -122,20 +126,20 @@ impl<'a> Document<'a> {
     }
 
     fn want(&mut self, ty: &'static Type) -> Value {
-        if self.wanted.insert(ty.openapi) {
+        if self.wanted.insert(&ty.openapi) {
             self.types.push(ty);
         }
-        self.dialect.reference(ty.openapi)
+        self.dialect.reference(&ty.openapi)
     }
 
     fn kind(&mut self, kind: &Kind) {
         let scope = if kind.namespaced() { "/namespaces/{namespace}" } else { "" };
         let base = format!("/{}{scope}/{}", path_of(&kind.group, &kind.version), kind.plural);
         let gvk = kind.gvk();
-        let body = match kind.schema.is_open() {
-            false => self.want(kind.schema.ty()),
-            true => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
-        };
+        if let Some(custom) = &kind.custom {
+            self.custom(kind, custom);
+        }
+        let body = self.body(&kind.schema);
         let list = self.list_type(kind, &body);
         let mut collection = parameters(kind.namespaced(), false);
         let mut item = parameters(kind.namespaced(), true);
@@ -157,7 +161,7 @@ impl<'a> Document<'a> {
         }
         self.paths.insert(base.clone(), collection);
         for sub in &kind.subresources {
-            let body = self.want(sub.schema.ty());
+            let body = self.body(&sub.schema);
             let mut item = parameters(kind.namespaced(), true);
             for (verb, method) in [("get", "get"), ("update", "put"), ("patch", "patch"), ("create", "post")] {
                 if sub.verbs.iter().any(|v| v == verb) {
@@ -168,9 +172,31 @@ impl<'a> Document<'a> {
         }
     }
 
+    /// What a request or answer holds.
+    fn body(&mut self, schema: &Schema) -> Value {
+        match schema {
+            Schema::Type(ty) => self.want(ty),
+            // Written with its kind.
+            Schema::Made(ty) => self.dialect.reference(&ty.openapi),
+        }
+    }
+
+    /// The schemas of a kind that somebody defined.
+    fn custom(&mut self, kind: &Kind, custom: &Custom) {
+        METADATA.iter().filter_map(|name| crate::schema::find(name)).for_each(|ty| drop(self.want(ty)));
+        let version = match self.dialect {
+            Dialect::V2 => custom::Version::V2,
+            Dialect::V3 => custom::Version::V3,
+        };
+        let name = kind.schema.ty().openapi.to_string();
+        self.schemas.insert(format!("{name}List"), custom::list(kind, version, &name));
+        self.schemas.insert(name, custom::object(kind, custom, version));
+    }
+
     fn list_type(&mut self, kind: &Kind, item: &Value) -> Value {
         match crate::schema::of_kind(&kind.group, &kind.version, &kind.list_kind) {
             Some(ty) => self.want(ty),
+            None if kind.custom.is_some() => self.dialect.reference(&format!("{}List", kind.schema.ty().openapi)),
             None => json!({"type": "object", "properties": {"items": {"type": "array", "items": item}}}),
         }
     }
@@ -184,7 +210,10 @@ impl<'a> Document<'a> {
         });
         let patch = ["json-patch+json", "merge-patch+json", "strategic-merge-patch+json", "apply-patch+yaml"];
         let types: Vec<String> = match action {
-            "patch" => patch.iter().map(|t| format!("application/{t}")).collect(),
+            "patch" => {
+                let patch = patch.iter().filter(|t| kind.custom.is_none() || !t.starts_with("strategic"));
+                patch.map(|t| format!("application/{t}")).collect()
+            }
             _ => vec!["application/json".into()],
         };
         let takes_body = matches!(action, "post" | "put" | "patch");
@@ -254,16 +283,16 @@ impl<'a> Document<'a> {
         self.json = ty.short_name() == "JSONSchemaProps";
         for field in &ty.fields {
             let mut property = self.property(field);
-            if let Some(text) = self.descriptions.of_field(ty.openapi, field.name) {
+            if let Some(text) = self.descriptions.of_field(&ty.openapi, &field.name) {
                 property["description"] = json!(text);
             }
             properties.insert(field.name.to_string(), property);
             if field.required {
-                required.push(field.name);
+                required.push(&*field.name);
             }
         }
         let mut out = json!({"type": "object"});
-        if let Some(text) = self.descriptions.of_type(ty.openapi) {
+        if let Some(text) = self.descriptions.of_type(&ty.openapi) {
             out["description"] = json!(text);
         }
         if !properties.is_empty() {
@@ -291,7 +320,7 @@ impl<'a> Document<'a> {
             }
         }
         let mut put = |name: &str, value: Value| out[name] = value;
-        if let Some(default) = field.default.and_then(|d| serde_json::from_str(d).ok()) {
+        if let Some(default) = field.default.as_deref().and_then(|d| serde_json::from_str(d).ok()) {
             put("default", default);
         }
         if !field.options.is_empty() {
@@ -339,11 +368,11 @@ impl<'a> Document<'a> {
             Shape::Quantity if self.dialect == Dialect::V2 => json!({"type": "string"}),
             Shape::Quantity => json!({"oneOf": [{"type": "string"}, {"type": "number"}]}),
             Shape::IntOrString => int_or_string,
-            Shape::Any if self.json => json!({}),
-            Shape::Any => json!({"type": "object"}),
+            Shape::Any | Shape::Open if self.json => json!({}),
+            Shape::Any | Shape::Open | Shape::Made(_) | Shape::Described(_) => json!({"type": "object"}),
             Shape::List(item) => json!({"type": "array", "items": self.shape(item)}),
             Shape::Map(item) => json!({"type": "object", "additionalProperties": self.shape(item)}),
-            Shape::Struct(_) => match shape.ty() {
+            Shape::Struct(_) => match shape.builtin() {
                 Some(ty) => self.want(ty),
                 None => json!({"type": "object"}),
             },

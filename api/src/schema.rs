@@ -1,30 +1,31 @@
 //! The types behind the kinds: fields with their shapes, wire tags, list and patch rules, interned from one compact table.
 
+mod builtin;
+pub mod structural;
+
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::Arc;
 
 use serde_json::Value;
 
-/// The schema of an object.
-#[derive(Debug, Clone, Copy)]
+pub use self::builtin::{find, has_version, of_kind};
+use crate::kind::Text;
+
+/// The schema of an object; cheap to clone.
+#[derive(Debug, Clone)]
 pub enum Schema {
     /// A type of the built-in table.
     Type(&'static Type),
-    /// Metadata is known, everything else is kept as it comes.
-    Open,
+    /// A type that was made while the server ran; it goes with the last kind that has it.
+    Made(Arc<Type>),
 }
 
 impl Schema {
-    /// The built-in type behind it; an open object's own fields are only its metadata.
-    pub fn ty(self) -> &'static Type {
+    pub fn ty(&self) -> &Type {
         match self {
             Schema::Type(ty) => ty,
-            Schema::Open => open_object(),
+            Schema::Made(ty) => ty,
         }
-    }
-
-    pub fn is_open(self) -> bool {
-        matches!(self, Schema::Open)
     }
 
     /// By the name of its Go type in the table, e.g. `core.v1.Pod`.
@@ -47,25 +48,45 @@ pub enum Shape {
     Duration,
     Quantity,
     IntOrString,
-    /// Any JSON, kept as it comes.
+    /// Any JSON, kept as it comes; to server-side apply one value.
     Any,
+    /// Any JSON whose objects server-side apply merges member by member.
+    Open,
     List(Box<Shape>),
     Map(Box<Shape>),
     /// A struct, by index into the table.
     Struct(u16),
+    /// A struct that was made while the server ran.
+    Made(Arc<Type>),
+    /// A value below a list or map that was made so, with what is said of it: a field without a name.
+    Described(Arc<Field>),
 }
 
 impl Shape {
     /// The struct behind a struct shape.
-    pub fn ty(&self) -> Option<&'static Type> {
+    pub fn ty(&self) -> Option<&Type> {
         match self {
-            Shape::Struct(index) => TABLE.types.get(usize::from(*index)),
+            Shape::Struct(_) => self.builtin(),
+            Shape::Made(ty) => Some(ty),
+            Shape::Described(field) => field.shape.ty(),
+            _ => None,
+        }
+    }
+
+    /// The struct of the table behind a struct shape.
+    pub fn builtin(&self) -> Option<&'static Type> {
+        match self {
+            Shape::Struct(index) => builtin::by_index(*index),
             _ => None,
         }
     }
 
     pub fn is_scalar(&self) -> bool {
-        !matches!(self, Shape::List(_) | Shape::Map(_) | Shape::Struct(_) | Shape::Any)
+        match self {
+            Shape::List(_) | Shape::Map(_) | Shape::Struct(_) | Shape::Made(_) | Shape::Any | Shape::Open => false,
+            Shape::Described(field) => field.shape.is_scalar(),
+            _ => true,
+        }
     }
 
     /// The name that Go's decoder prints for it.
@@ -81,10 +102,12 @@ impl Shape {
             Shape::MicroTime => "v1.MicroTime".into(),
             Shape::Duration => "v1.Duration".into(),
             Shape::Quantity => "resource.Quantity".into(),
-            Shape::Any => "interface {}".into(),
+            Shape::Any | Shape::Open => "interface {}".into(),
             Shape::List(item) => format!("[]{}", item.go_name()),
             Shape::Map(item) => format!("map[string]{}", item.go_name()),
             Shape::Struct(_) => self.ty().map_or_else(String::new, Type::go_name),
+            Shape::Made(_) => "map[string]interface {}".into(),
+            Shape::Described(field) => field.shape.go_name(),
         }
     }
 }
@@ -97,9 +120,25 @@ pub enum ListType {
     Map,
 }
 
-#[derive(Debug, Clone)]
+/// How a type's values are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// Into a Go struct: what is of another type is refused, what is empty may be left out.
+    Typed,
+    /// As they come, less what the type does not have; whether they are of their types is for validation to say.
+    Plain,
+}
+
+/// What becomes of members that a type does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    Dropped,
+    Kept,
+}
+
+#[derive(Debug, Clone, PartialEq)]
 pub struct Field {
-    pub name: &'static str,
+    pub name: Text,
     pub shape: Shape,
     pub pointer: bool,
     /// Protobuf tag, 0 when the field is not on that wire.
@@ -107,15 +146,18 @@ pub struct Field {
     pub omit_empty: bool,
     pub required: bool,
     pub inline: bool,
-    pub default: Option<&'static str>,
+    /// JSON text.
+    pub default: Option<Text>,
     pub options: Vec<&'static str>,
     pub format: Option<&'static str>,
     pub list_type: Option<ListType>,
-    pub list_keys: Vec<&'static str>,
+    pub list_keys: Vec<Text>,
     pub atomic_map: bool,
     pub patch_merge: bool,
     pub retain_keys: bool,
     pub merge_key: Option<&'static str>,
+    /// Of plain values: null is one of them.
+    pub nullable: bool,
 }
 
 impl Field {
@@ -139,22 +181,30 @@ impl Field {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Type {
-    pub name: &'static str,
-    pub openapi: &'static str,
+    pub name: Text,
+    pub openapi: Text,
     /// A struct that server-side apply takes as one value.
     pub atomic: bool,
+    pub reading: Reading,
+    pub unknown: Unknown,
     /// As declared: embedded structs are fields marked `inline`.
     pub declared: Vec<Field>,
     /// With embedded structs dissolved.
     pub fields: Vec<Field>,
-    by_name: HashMap<&'static str, u16>,
+    by_name: HashMap<Text, u32>,
 }
 
 impl Type {
+    fn with_fields(mut self, fields: Vec<Field>) -> Type {
+        self.by_name = fields.iter().map(|f| f.name.clone()).zip(0u32..).collect();
+        self.fields = fields;
+        self
+    }
+
     pub fn field(&self, name: &str) -> Option<&Field> {
-        self.by_name.get(name).and_then(|&i| self.fields.get(usize::from(i)))
+        self.by_name.get(name).and_then(|&i| self.fields.get(i as usize))
     }
 
     pub fn by_tag(&self, tag: u32) -> Option<&Field> {
@@ -162,8 +212,8 @@ impl Type {
     }
 
     /// `ContainerPort`.
-    pub fn short_name(&self) -> &'static str {
-        self.name.rsplit('.').next().unwrap_or(self.name)
+    pub fn short_name(&self) -> &str {
+        self.name.rsplit('.').next().unwrap_or(&self.name)
     }
 
     /// `v1.ContainerPort`.
@@ -176,226 +226,5 @@ impl Type {
     /// `core.Pod`: the unversioned type, as conversion errors print it.
     pub fn internal_name(&self) -> String {
         format!("{}.{}", self.name.split('.').next().unwrap_or_default(), self.short_name())
-    }
-}
-
-struct Table {
-    types: Vec<Type>,
-    by_name: HashMap<&'static str, u16>,
-    /// `group/version/Kind` → type.
-    kinds: HashMap<&'static str, u16>,
-}
-
-static TABLE: LazyLock<Table> = LazyLock::new(|| Table::read(data!("types.txt"), data!("kinds.txt")));
-
-/// A type by its name in the table.
-pub fn find(name: &str) -> Option<&'static Type> {
-    TABLE.by_name.get(name).and_then(|&i| TABLE.types.get(usize::from(i)))
-}
-
-/// The type registered for a group, version and kind.
-pub fn of_kind(group: &str, version: &str, kind: &str) -> Option<&'static Type> {
-    let group = if group.is_empty() { "core" } else { group };
-    let index = TABLE.kinds.get(format!("{group}/{version}/{kind}").as_str()).or_else(|| {
-        let legacy = format!("{version}/{kind}");
-        TABLE.kinds.get(legacy.as_str()).filter(|_| group == "core")
-    });
-    index.and_then(|&i| TABLE.types.get(usize::from(i)))
-}
-
-/// Some kind of that group and version is registered.
-pub fn has_version(group: &str, version: &str) -> bool {
-    let group = if group.is_empty() { "core" } else { group };
-    let prefix = format!("{group}/{version}/");
-    TABLE.kinds.keys().any(|k| k.starts_with(&prefix)) || (group == "core" && version == "v1")
-}
-
-fn open_object() -> &'static Type {
-    static OPEN: LazyLock<&'static Type> =
-        LazyLock::new(|| find("apis.meta.v1.PartialObjectMetadata").expect("the table ends with it"));
-    &OPEN
-}
-
-impl Table {
-    /// Lines: a type, then its fields indented by a space (see `data/README.md`).
-    fn read(types: &'static str, kinds: &'static str) -> Table {
-        let names = types.lines().filter(|l| !l.starts_with(' ')).filter_map(|l| l.split(' ').next());
-        let by_name: HashMap<&'static str, u16> = names.zip(0u16..).collect();
-        let mut table = Table { types: Vec::with_capacity(by_name.len()), by_name, kinds: HashMap::new() };
-        for line in types.lines() {
-            match line.strip_prefix(' ') {
-                Some(field) => {
-                    let field = table.field(field);
-                    if let Some(ty) = table.types.last_mut() {
-                        ty.declared.push(field);
-                    }
-                }
-                None => table.types.push(Type::named(line)),
-            }
-        }
-        for index in 0..table.types.len() {
-            let fields = table.dissolved(index);
-            table.types[index].by_name = fields.iter().map(|f| f.name).zip(0u16..).collect();
-            table.types[index].fields = fields;
-        }
-        table.kinds = kinds
-            .lines()
-            .filter_map(|l| l.split_once(' '))
-            .filter_map(|(kind, ty)| Some((kind, *table.by_name.get(ty)?)))
-            .collect();
-        table
-    }
-
-    fn field(&self, line: &'static str) -> Field {
-        let mut words = line.split(' ');
-        let name = words.next().unwrap_or_default();
-        let text = words.next().unwrap_or_default();
-        let tag = words.next().unwrap_or_default().trim_end_matches('v');
-        let (pointer, text) = text.strip_prefix('*').map_or((false, text), |rest| (true, rest));
-        let mut field = Field {
-            name: if name == "-" { "" } else { name },
-            shape: self.shape(text),
-            pointer,
-            tag: tag.parse().unwrap_or(0),
-            omit_empty: false,
-            required: false,
-            inline: false,
-            default: None,
-            options: Vec::new(),
-            format: None,
-            list_type: None,
-            list_keys: Vec::new(),
-            atomic_map: false,
-            patch_merge: false,
-            retain_keys: false,
-            merge_key: None,
-        };
-        words.for_each(|word| field.set(word));
-        field
-    }
-
-    fn shape(&self, text: &str) -> Shape {
-        if let Some(item) = text.strip_prefix("[]") {
-            return Shape::List(Box::new(self.shape(item)));
-        }
-        if let Some(item) = text.strip_prefix("{}") {
-            return Shape::Map(Box::new(self.shape(item)));
-        }
-        match text.trim_start_matches('*') {
-            "string" => Shape::String,
-            "bytes" => Shape::Bytes,
-            "bool" => Shape::Bool,
-            "int32" => Shape::Int32,
-            "int64" => Shape::Int64,
-            "float64" => Shape::Float,
-            "apis.meta.v1.Time" => Shape::Time,
-            "apis.meta.v1.MicroTime" => Shape::MicroTime,
-            "apis.meta.v1.Duration" => Shape::Duration,
-            "api.resource.Quantity" => Shape::Quantity,
-            "util.intstr.IntOrString" => Shape::IntOrString,
-            "runtime.RawExtension"
-            | "apis.meta.v1.FieldsV1"
-            | "apiextensions.v1.JSON"
-            | "apiextensions.v1.JSONSchemaPropsOrArray"
-            | "apiextensions.v1.JSONSchemaPropsOrBool"
-            | "apiextensions.v1.JSONSchemaPropsOrStringArray" => Shape::Any,
-            name => self.by_name.get(name).map_or(Shape::Any, |&index| Shape::Struct(index)),
-        }
-    }
-
-    fn dissolved(&self, index: usize) -> Vec<Field> {
-        let mut out = Vec::new();
-        for field in self.types.get(index).map_or(&[][..], |t| &t.declared) {
-            match (&field.shape, field.inline) {
-                (Shape::Struct(inner), true) => out.extend(self.dissolved(usize::from(*inner))),
-                _ if field.name.is_empty() => {}
-                _ => out.push(field.clone()),
-            }
-        }
-        out
-    }
-}
-
-impl Type {
-    fn named(line: &'static str) -> Type {
-        let mut words = line.split(' ');
-        Type {
-            name: words.next().unwrap_or_default(),
-            openapi: words.next().unwrap_or_default(),
-            atomic: words.next() == Some("map=atomic"),
-            declared: Vec::new(),
-            fields: Vec::new(),
-            by_name: HashMap::new(),
-        }
-    }
-}
-
-impl Field {
-    fn set(&mut self, word: &'static str) {
-        let Some((key, value)) = word.split_once('=') else {
-            match word {
-                "o" => self.omit_empty = true,
-                "r" => self.required = true,
-                "i" => self.inline = true,
-                _ => {}
-            }
-            return;
-        };
-        match key {
-            "d" => self.default = Some(value),
-            "e" => self.options = value.split('|').collect(),
-            "f" => self.format = Some(value),
-            "l" => self.list_type = list_type(value),
-            "k" => self.list_keys = value.split('|').collect(),
-            "m" => self.atomic_map = value == "atomic",
-            "p" => {
-                self.patch_merge = value.contains("merge");
-                self.retain_keys = value.contains("retainKeys");
-            }
-            "K" => self.merge_key = Some(value),
-            _ => {}
-        }
-    }
-}
-
-fn list_type(text: &str) -> Option<ListType> {
-    match text {
-        "atomic" => Some(ListType::Atomic),
-        "set" => Some(ListType::Set),
-        "map" => Some(ListType::Map),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_fields_with_their_rules() {
-        let spec = find("core.v1.PodSpec").unwrap();
-        let volumes = spec.field("volumes").unwrap();
-        assert_eq!(volumes.list_type, Some(ListType::Map));
-        assert_eq!(volumes.list_keys, ["name"]);
-        assert!(volumes.patch_merge && volumes.retain_keys);
-        assert_eq!(volumes.shape.go_name(), "[]v1.Volume");
-        let port = find("core.v1.ServicePort").unwrap().field("protocol").unwrap();
-        assert_eq!((port.default, port.options.len(), port.tag), (Some("\"TCP\""), 3, 2));
-    }
-
-    #[test]
-    fn embedded_structs_are_dissolved() {
-        let volume = find("core.v1.Volume").unwrap();
-        assert!(volume.field("emptyDir").is_some());
-        assert_eq!(volume.by_tag(2).map(|f| f.inline), Some(true));
-        assert!(find("core.v1.Pod").unwrap().field("apiVersion").is_some());
-    }
-
-    #[test]
-    fn kinds_lead_to_types() {
-        assert_eq!(of_kind("", "v1", "Pod").unwrap().name, "core.v1.Pod");
-        assert_eq!(of_kind("apps", "v1", "Deployment").unwrap().internal_name(), "apps.Deployment");
-        assert_eq!(of_kind("", "v1", "DeleteOptions").unwrap().short_name(), "DeleteOptions");
-        assert!(of_kind("", "v2", "Pod").is_none());
     }
 }

@@ -4,7 +4,7 @@ mod fields;
 
 use serde_json::Value;
 
-pub use self::fields::{Fields, Selectable, field, field_value, selectable};
+pub use self::fields::{COMMON, Fields, Selectable, field, field_value, selectable};
 
 use crate::budget::{Budget, Exceeded};
 use crate::names;

@@ -33,6 +33,9 @@ fn definition(name: &str, type_: &str, format: &str, priority: i64) -> Value {
     json!({"name": name, "type": type_, "format": format, "description": description, "priority": priority})
 }
 
+/// What a custom kind says of its objects' names.
+const NAME: &str = "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names";
+
 fn own_columns(kind: &Kind) -> Option<&'static Vec<Value>> {
     let group = if kind.group.is_empty() { "core" } else { &kind.group };
     COLUMNS.get(format!("{group}/{}/{}", kind.version, kind.plural).as_str())
@@ -40,15 +43,22 @@ fn own_columns(kind: &Kind) -> Option<&'static Vec<Value>> {
 
 /// `columnDefinitions`. Kinds without columns of their own show name and creation time.
 pub fn columns(kind: &Kind) -> Value {
-    match own_columns(kind) {
-        Some(columns) => json!(columns),
-        None => json!([definition("Name", "string", "name", 0), definition("Created At", "date", "", 0)]),
+    match (own_columns(kind), &kind.custom) {
+        (Some(columns), _) => json!(columns),
+        (None, Some(custom)) => {
+            let name = json!({"name": "Name", "type": "string", "format": "name", "description": NAME, "priority": 0});
+            std::iter::once(&name).chain(custom.columns()).cloned().collect()
+        }
+        (None, None) => json!([definition("Name", "string", "name", 0), definition("Created At", "date", "", 0)]),
     }
 }
 
 /// The cells of one object, as many as there are columns.
 pub fn cells(kind: &Kind, object: &Value, now: Timestamp) -> Vec<Value> {
     let name = object["metadata"]["name"].clone();
+    if let Some(custom) = &kind.custom {
+        return std::iter::once(name).chain(custom.cells(object, now)).collect();
+    }
     let columns = columns(kind);
     let names: Vec<&str> = columns.as_array().into_iter().flatten().filter_map(|c| c["name"].as_str()).collect();
     if names.last() == Some(&"Created At") {

@@ -21,6 +21,7 @@ pub(crate) use self::at::{At, one_source};
 pub use self::meta::{MANAGER_BYTES, manager};
 pub use self::warn::warnings;
 
+use crate::custom;
 use crate::kind::{Kind, Part};
 use crate::status::FieldError;
 use crate::value::text;
@@ -31,7 +32,10 @@ pub type NameRule = fn(&str) -> Vec<String>;
 /// Everything wrong with a new object; metadata first.
 pub fn create(kind: &Kind, object: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    meta::object(&object["metadata"], kind.namespaced(), kind.behaviour.name, &mut errors);
+    meta::object(&object["metadata"], kind.namespaced(), kind.behaviour.name, finalizers(kind), &mut errors);
+    if let Some(custom) = &kind.custom {
+        custom::create(kind, custom, object, &mut errors);
+    }
     if let Some(validate) = kind.behaviour.validate {
         validate(object, &mut errors);
     }
@@ -44,7 +48,10 @@ pub fn update(kind: &Kind, part: Option<Part>, new: &Value, old: &Value) -> Vec<
     // Upstream checks twice, generally and per kind, and clients see both causes.
     for _ in 0..2 {
         meta::update(&new["metadata"], &old["metadata"], &mut errors);
-        meta::common(&new["metadata"], &mut errors);
+        meta::common(&new["metadata"], finalizers(kind), &mut errors);
+    }
+    if let Some(custom) = &kind.custom {
+        custom::update(kind, custom, part, new, old, &mut errors);
     }
     let behaviour = kind.behaviour;
     match (part, behaviour.validate_update, behaviour.validate) {
@@ -58,6 +65,12 @@ pub fn update(kind: &Kind, part: Option<Part>, new: &Value, old: &Value) -> Vec<
         (None, None, None) => {}
     }
     errors
+}
+
+/// Only the kinds of Kubernetes' core are particular about them.
+fn finalizers(kind: &Kind) -> meta::Finalizers {
+    let generic = matches!(&*kind.group, "apiextensions.k8s.io" | "apiregistration.k8s.io");
+    if generic || kind.custom.is_some() { meta::Finalizers::Any } else { meta::Finalizers::Known }
 }
 
 /// What a Scale may ask for.

@@ -10,6 +10,8 @@ use crate::kinds::{FirstStatus, Generation};
 use crate::status::Status;
 use crate::time::rfc3339;
 
+use crate::custom::at;
+
 pub(crate) use self::slice::put;
 
 /// What the server chooses for a new object.
@@ -125,7 +127,7 @@ pub fn prepare_update(kind: &Kind, part: Option<Part>, new: &mut Value, old: &Va
     }
     let changed = match kind.behaviour.generation {
         Generation::Spec => new.get("spec") != old.get("spec"),
-        Generation::Body => body(new) != body(old),
+        Generation::Body => body(kind, new) != body(kind, old),
         Generation::Client => {
             return keep_metadata(new, old, if part.is_none() { Sender::Client } else { Sender::Server });
         }
@@ -145,11 +147,14 @@ enum Sender {
     Server,
 }
 
-/// Everything but type, metadata and status.
-fn body(object: &Value) -> Map<String, Value> {
+/// Everything but type, metadata and the status, where that is not the client's to write.
+fn body(kind: &Kind, object: &Value) -> Map<String, Value> {
     let mut map = object.as_object().cloned().unwrap_or_default();
-    for name in ["apiVersion", "kind", "metadata", "status"] {
+    for name in ["apiVersion", "kind", "metadata"] {
         map.remove(name);
+    }
+    if kind.custom.is_none() || kind.subresource(Part::Status).is_some() {
+        map.remove("status");
     }
     map
 }
@@ -216,21 +221,25 @@ fn text<'a>(map: &'a Map<String, Value>, name: &str) -> &'a str {
 }
 
 /// The `autoscaling/v1` Scale of an object.
-pub fn scale_of(object: &Value) -> Value {
+pub fn scale_of(kind: &Kind, object: &Value) -> Value {
     let old = &object["metadata"];
     let mut metadata = Map::new();
     for name in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         metadata.extend(old.get(name).map(|v| (name.to_string(), v.clone())));
     }
+    let scale = kind.custom.as_ref().and_then(|custom| custom.scale.as_ref());
+    let (replicas, current) = match scale {
+        Some(scale) => (at(object, &scale.replicas), at(object, &scale.status)),
+        None => (&object["spec"]["replicas"], &object["status"]["replicas"]),
+    };
     let mut spec = Map::new();
-    spec.extend(
-        object["spec"].get("replicas").filter(|r| **r != json!(0)).map(|r| ("replicas".to_string(), r.clone())),
-    );
-    let mut status = json!({"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)});
-    let selector = &object["spec"]["selector"];
-    let text = match crate::selector::Labels::from_object(selector) {
-        Ok(selector) if object["kind"] != "ReplicationController" => selector.to_string(),
-        _ => crate::selector::Labels::from_map(selector).to_string(),
+    if replicas.as_i64().is_some_and(|replicas| replicas != 0) {
+        spec.insert("replicas".into(), replicas.clone());
+    }
+    let mut status = json!({"replicas": current.as_i64().unwrap_or(0)});
+    let text = match scale {
+        Some(scale) => scale.selector.as_ref().map_or("", |steps| crate::value::text(at(object, steps))).to_owned(),
+        None => selected(object),
     };
     if !text.is_empty() {
         status["selector"] = json!(text);
@@ -238,10 +247,36 @@ pub fn scale_of(object: &Value) -> Value {
     json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status})
 }
 
+/// What a workload's selector chooses, as a text.
+fn selected(object: &Value) -> String {
+    let selector = &object["spec"]["selector"];
+    match crate::selector::Labels::from_object(selector) {
+        Ok(selector) if object["kind"] != "ReplicationController" => selector.to_string(),
+        _ => crate::selector::Labels::from_map(selector).to_string(),
+    }
+}
+
+/// An object of nothing but its replicas.
+pub fn with_replicas(kind: &Kind, object: &mut Value, replicas: Value) {
+    match kind.custom.as_ref().and_then(|custom| custom.scale.as_ref()) {
+        Some(scale) => {
+            let Some((last, above)) = scale.replicas.split_last() else { return };
+            let place = above.iter().fold(object, |object, step| {
+                section(object, step);
+                &mut object[step.as_str()]
+            });
+            place[last.as_str()] = replicas;
+        }
+        None => {
+            section(object, "spec").insert("replicas".into(), replicas);
+        }
+    }
+}
+
 /// Sets an object's replicas (and the version to match) from a Scale.
-pub fn apply_scale(object: &mut Value, scale: &Value) {
+pub fn apply_scale(kind: &Kind, object: &mut Value, scale: &Value) {
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
-    section(object, "spec").insert("replicas".into(), json!(replicas));
+    with_replicas(kind, object, json!(replicas));
     if let Some(version) = scale["metadata"].get("resourceVersion") {
         section(object, "metadata").insert("resourceVersion".into(), version.clone());
     }

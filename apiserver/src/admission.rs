@@ -262,6 +262,13 @@ impl Row {
     }
 }
 
+/// The two ends of admission: before an object is as it is to be stored, and after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Mutate,
+    Validate,
+}
+
 /// All members in their order.
 #[derive(Debug)]
 pub(crate) struct Chain {
@@ -278,8 +285,15 @@ impl Chain {
         self.rows.iter().any(|row| row.concerns(review))
     }
 
+    pub(crate) async fn run(&self, phase: Phase, cluster: Cluster<'_>, review: &mut Review<'_>) -> Result<(), Status> {
+        match phase {
+            Phase::Mutate => self.mutate(cluster, review).await,
+            Phase::Validate => self.validate(cluster, review).await,
+        }
+    }
+
     /// Lets members change the object: once, and a second time when one of them asked for it.
-    pub(crate) async fn mutate(&self, cluster: Cluster<'_>, review: &mut Review<'_>) -> Result<(), Status> {
+    async fn mutate(&self, cluster: Cluster<'_>, review: &mut Review<'_>) -> Result<(), Status> {
         self.pass(cluster, review).await?;
         if review.wanted == Pass::Again {
             review.pass = Pass::Again;
@@ -298,7 +312,7 @@ impl Chain {
     }
 
     /// Lets members look at what is to be stored. Their warnings are the review's.
-    pub(crate) async fn validate(&self, cluster: Cluster<'_>, review: &mut Review<'_>) -> Result<(), Status> {
+    async fn validate(&self, cluster: Cluster<'_>, review: &mut Review<'_>) -> Result<(), Status> {
         for row in self.rows.iter().filter(|row| row.acts != Acts::Mutates) {
             if row.concerns(review) {
                 let warnings = row.member.validate(cluster, review).await?;

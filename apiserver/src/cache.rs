@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -89,6 +89,8 @@ pub struct CollectionCache {
     /// Announces the last revision that changed this collection.
     changed: watch::Sender<Revision>,
     global: Arc<AtomicU64>,
+    /// Another stands in its place: its kind was defined anew.
+    replaced: AtomicBool,
 }
 
 /// A consistent view: every change up to `revision` and none after.
@@ -101,7 +103,7 @@ pub struct Snapshot {
 impl CollectionCache {
     fn new(global: Arc<AtomicU64>, floor: Revision) -> Self {
         let state = State { floor, ..State::default() };
-        Self { state: RwLock::new(state), changed: watch::channel(0).0, global }
+        Self { state: RwLock::new(state), changed: watch::channel(0).0, global, replaced: AtomicBool::new(false) }
     }
 
     fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
@@ -260,12 +262,20 @@ impl Follow {
         self.cursor
     }
 
+    /// Nothing comes any more: whoever looks has to begin anew.
+    pub fn is_replaced(&self) -> bool {
+        self.objects.replaced.load(Ordering::Acquire)
+    }
+
     /// What came since the last call, oldest first.
     ///
     /// # Errors
     /// When the history has let go of some of it.
     pub fn next(&mut self) -> Result<Vec<Arc<Change>>, Expired> {
         self.changed.mark_unchanged();
+        if self.is_replaced() {
+            return Err(Expired { oldest: self.objects.current() });
+        }
         let cursor = self.cursor;
         let (reached, changes) = self.objects.read(|state| {
             let changes: Vec<_> = match &self.topic {
@@ -353,6 +363,29 @@ impl Cache {
             let made = || Arc::new(CollectionCache::new(self.global.clone(), self.floor));
             all.entry(collection.clone()).or_insert_with(made).clone()
         })
+    }
+
+    /// Puts a collection of the same objects, as `renew` makes them, in the place of this one. Its history begins at `revision`, and
+    /// readers of the old one's are told.
+    pub fn renew(&self, collection: &Collection, revision: Revision, renew: impl Fn(&Arc<Object>) -> Arc<Object>) {
+        let old = self.collection(collection);
+        let before = old.list("").objects;
+        let objects: BTreeMap<_, _> = before.iter().map(|object| (object.key.clone(), renew(object))).collect();
+        let bytes = |objects: &mut dyn Iterator<Item = &Arc<Object>>| {
+            objects.map(|object| history::size(object)).sum::<usize>()
+        };
+        {
+            let mut history = self.history();
+            history.objects += bytes(&mut objects.values());
+            history.objects -= bytes(&mut before.iter());
+        }
+        let state = State { objects, floor: revision, last: revision, ..State::default() };
+        let new =
+            Arc::new(CollectionCache { state: RwLock::new(state), ..CollectionCache::new(self.global.clone(), 0) });
+        self.collections.write().unwrap_or_else(PoisonError::into_inner).insert(collection.clone(), new);
+        old.replaced.store(true, Ordering::Release);
+        old.changed.send_replace(revision);
+        old.read(|state| state.topics.all().for_each(|topic| topic.wake(revision)));
     }
 
     /// Every collection that was ever asked for or loaded.

@@ -4,16 +4,17 @@
 //! (the caller's side), then per attempt patch, strip, mutate, default again, validate, managedFields, compare, commit.
 
 use std::ops::Deref;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 
 use api::kind::{Kind, Registry};
 use api::status::Status;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::admission::{Chain, Cluster, Operation, Options, Review, Settings};
+use crate::admission::{Chain, Cluster, Operation, Options, Phase, Review, Settings};
 use crate::authz::Authorizer;
 use crate::cache::{Cache, ChangeKind};
+use crate::definitions::Definitions;
 use crate::feed::{CacheFeed, header};
 use crate::object::{Encoded, Object, ObjectKey, Revision};
 use crate::reader::{Reader, collection};
@@ -62,7 +63,6 @@ impl Shown {
 
 /// See the module's text.
 pub struct Engine {
-    registry: Arc<RwLock<Registry>>,
     reader: Reader,
     /// Whether the store refuses writes for want of space, as the last one showed.
     full: watch::Sender<bool>,
@@ -95,12 +95,12 @@ impl Engine {
     ) -> Result<Self, StoreError> {
         let cache = Arc::new(Cache::new(store.revision));
         let registry = Arc::new(RwLock::new(registry));
-        let feed = CacheFeed { cache: cache.clone(), registry: registry.clone() };
+        let definitions = Definitions { registry: registry.clone(), cache: cache.clone() };
+        let feed = CacheFeed { cache: cache.clone(), definitions };
         let damaged = |source: StoreError| StoreError::Damaged { path: store.place.clone(), source: source.into() };
         feed.load(std::mem::take(&mut store.records)).map_err(damaged)?;
-        let reader = Reader::new(registry.clone(), cache, store.start(feed));
+        let reader = Reader::new(registry, cache, store.start(feed));
         Ok(Self {
-            registry,
             reader,
             full: watch::Sender::new(false),
             services,
@@ -159,16 +159,11 @@ impl Engine {
     }
 
     async fn admitted(&self, mut review: Review<'_>) -> Result<(Value, Vec<String>), Status> {
-        self.admission.mutate(self.cluster(), &mut review).await?;
-        self.admission.validate(self.cluster(), &mut review).await?;
+        for phase in [Phase::Mutate, Phase::Validate] {
+            self.admission.run(phase, self.cluster(), &mut review).await?;
+        }
         let warnings = review.take_warnings();
         Ok((review.object, warnings))
-    }
-
-    /// Adds rows to the table while the server runs.
-    pub fn add_kinds(&self, rows: impl IntoIterator<Item = Kind>) {
-        let mut registry = self.registry.write().unwrap_or_else(PoisonError::into_inner);
-        *registry = registry.with(rows);
     }
 
     /// Announces every revision.

@@ -2,18 +2,20 @@
 //!
 //! Objects that this process wrote come ready; those of others are read here. One that cannot be read is set aside by name.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
-use api::kind::{Kind, Registry};
+use api::custom::{GROUP, PLURAL};
+use api::kind::{Kind, Registry, Text};
 use serde_json::Value;
 
 use crate::cache::{Cache, Published};
+use crate::definitions::{self, Definitions};
 use crate::object::{Collection, Encoded, Header, INTERNAL, Object, ObjectKey, Revision, Unreadable};
 use crate::store::{Change, Content, Feed, Record, StoreError, Unsealed, parse_key, unseal};
 
 pub(crate) struct CacheFeed {
     pub cache: Arc<Cache>,
-    pub registry: Arc<RwLock<Registry>>,
+    pub definitions: Definitions,
 }
 
 impl Feed for CacheFeed {
@@ -22,7 +24,7 @@ impl Feed for CacheFeed {
         for Change { collection, key, content } in changes {
             let object = match content {
                 Content::Removed => None,
-                Content::Object(object) => Some(object),
+                Content::Object(object) => Some(self.definitions.current(&collection, object)),
                 Content::Text(held) => match self.read(&collection, &key, revision, held) {
                     Ok(object) => Some(Arc::new(object)),
                     Err(why) => {
@@ -33,6 +35,9 @@ impl Feed for CacheFeed {
                     }
                 },
             };
+            if definitions::are_in(&collection) {
+                self.definitions.commit(revision, &key, object.as_deref());
+            }
             published.push(Published { collection, key, object });
         }
         self.cache.publish(revision, published);
@@ -51,8 +56,7 @@ impl CacheFeed {
         revision: Revision,
         held: Unsealed,
     ) -> Result<Object, Unreadable> {
-        let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner).clone();
-        read(&registry, collection, key, revision, held)
+        read(&self.definitions.registry(), collection, key, revision, held)
     }
 
     /// Fills the cache with what a store held when it was opened. An object that is undamaged and yet unreadable is set aside:
@@ -61,7 +65,19 @@ impl CacheFeed {
     /// # Errors
     /// When a record is damaged, or one of the server's own cannot be read.
     pub fn load(&self, records: Vec<Record>) -> Result<(), StoreError> {
-        let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner).clone();
+        // What objects are is known before they are read.
+        let is_definition =
+            |record: &Record| parse_key(&record.key).is_some_and(|(collection, _)| definitions::are_in(&collection));
+        let (first, rest): (Vec<_>, Vec<_>) = records.into_iter().partition(is_definition);
+        self.load_all(first)?;
+        for definition in self.cache.collection(&Collection::new(GROUP, PLURAL)).list("").objects {
+            self.definitions.load(definition.key.name(), &definition.value());
+        }
+        self.load_all(rest)
+    }
+
+    fn load_all(&self, records: Vec<Record>) -> Result<(), StoreError> {
+        let registry = self.definitions.registry();
         for Record { key, revision, value } in records {
             let held = unseal(&key, revision, value.unwrap_or_default())?;
             let placed = parse_key(&key).ok_or(Unreadable::Key);
@@ -98,12 +114,13 @@ fn read(
     held: Unsealed,
 ) -> Result<Object, Unreadable> {
     let (mut encoded, mut value) = Encoded::from_stored(held.text)?;
-    let kind = storage_kind(registry, collection);
-    // What was stored before a default was there is shown with it; it is written when somebody changes it.
-    if let Some(kind) = kind.as_ref().filter(|_| held.defaults < api::default::GENERATION) {
+    let kind = registry.stored_in(&collection.group, &collection.plural);
+    // What was stored before a default was there is shown with it; it is written when somebody changes it. Nobody counts how
+    // often a definition changed.
+    let outdated = |kind: &Arc<Kind>| held.defaults < api::default::GENERATION || kind.custom.is_some();
+    if let Some(kind) = kind.as_ref().filter(|kind| outdated(kind)) {
         let stored = value.clone();
-        api::default::apply(kind, &mut value);
-        value = api::decode::canonical(&kind.gvk(), &kind.schema, &value);
+        value = shown(kind, value);
         if value != stored {
             encoded = Encoded::new(&value);
         }
@@ -112,11 +129,15 @@ fn read(
     Ok(Object { key: key.clone(), revision, header, json: encoded.with_version(revision) })
 }
 
-fn storage_kind(registry: &Registry, collection: &Collection) -> Option<Arc<Kind>> {
-    registry
-        .iter()
-        .find(|k| k.is_storage() && *k.group == *collection.group && *k.plural == *collection.plural)
-        .cloned()
+/// A stored object as its kind is now.
+pub(crate) fn shown(kind: &Kind, object: Value) -> Value {
+    // A definition may say less than it did; what Kubernetes itself has only grows.
+    let mut object = match &kind.custom {
+        Some(_) => api::decode::canonical(&kind.gvk(), &kind.schema, &object),
+        None => object,
+    };
+    api::default::apply(kind, &mut object);
+    api::decode::canonical(&kind.gvk(), &kind.schema, &object)
 }
 
 /// The header of an object of this (storage) kind.
@@ -127,7 +148,13 @@ pub(crate) fn header(kind: &Kind, object: &Value) -> Header {
         uid: metadata["uid"].as_str().unwrap_or_default().to_owned(),
         labels: labels.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned())).collect(),
         fields: api::selector::selectable(kind)
-            .map(|field| (field.stored, api::selector::field_value(kind, object, field.stored)))
+            .map(|field| (label(kind, field.stored), field.value(object).into()))
             .collect(),
     }
+}
+
+/// The name of a field: of the kinds of Kubernetes itself it is never copied.
+fn label(kind: &Kind, stored: &str) -> Text {
+    let known = api::selector::COMMON.iter().chain(kind.behaviour.selectable).find(|field| field.stored == stored);
+    known.map_or_else(|| stored.to_owned().into(), |field| field.stored.into())
 }

@@ -17,6 +17,7 @@ pub mod authn;
 pub mod authz;
 mod bootstrap;
 mod cache;
+mod definitions;
 pub mod engine;
 mod expiry;
 pub(crate) mod feed;

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use api::kind::Text;
 use bytes::Bytes;
 use serde_json::Value;
 use thiserror::Error;
@@ -153,7 +154,7 @@ pub struct Header {
     pub uid: String,
     pub labels: BTreeMap<String, String>,
     /// The values of the kind's selectable fields, in the order of its row.
-    pub fields: Vec<(&'static str, String)>,
+    pub fields: Vec<(Text, Box<str>)>,
 }
 
 /// One version of one object.

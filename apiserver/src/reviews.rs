@@ -189,7 +189,7 @@ pub fn token_kind(target: &Target) -> Option<Kind> {
         group: gvk.group,
         version: gvk.version,
         kind: gvk.kind,
-        schema: sub.schema,
+        schema: sub.schema.clone(),
         ..Kind::clone(&target.kind)
     })
 }

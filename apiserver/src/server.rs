@@ -179,8 +179,9 @@ impl Server {
         let renewal = self.serving.keep(stop.clone());
         let history = engine.cache().forget(stop.clone());
         let roles = crate::aggregation::run(engine.clone(), stop.clone());
-        let serving =
-            async { tokio::join!(http::serve(self.shared, self.listener, tls, stop), expiry, renewal, history, roles) };
+        let definitions = crate::definitions::run(engine.clone(), stop.clone());
+        let requests = http::serve(self.shared, self.listener, tls, stop);
+        let serving = async { tokio::join!(requests, expiry, renewal, history, roles, definitions) };
         tokio::select! {
             _ = serving => Ok(()),
             Some(failed) = failed(&mut failure) => Err(ServerError::StoreFailed(failed)),

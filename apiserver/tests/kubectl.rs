@@ -185,6 +185,50 @@ async fn a_deployment_is_applied_changed_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_defined_kind_is_used_like_any_other() {
+    let cluster = Cluster::start().await;
+    let definition = include_str!("../../api/tests/data/crontab.yaml");
+    says(
+        &cluster.fed("apply -f -", definition).await,
+        &["customresourcedefinition.apiextensions.k8s.io/crontabs.stable.example.com created"],
+    );
+    cluster.kubectl("wait --for=condition=Established crd/crontabs.stable.example.com --timeout=30s").await;
+    says(&cluster.fed("apply -f -", definition).await, &["unchanged"]);
+    says(
+        &cluster.kubectl("api-resources --api-group=stable.example.com").await,
+        &["crontabs", "ct", "stable.example.com/v1", "true", "CronTab"],
+    );
+    says(&cluster.kubectl("explain crontab.spec.cronSpec").await, &["CronTab", "cronSpec <string>", "When to run"]);
+    let object = "---\n{apiVersion: stable.example.com/v1, kind: CronTab, metadata: {name: nightly}, spec: {cronSpec: '@daily', color: blue}}";
+    says(&cluster.fed("create -f -", object).await, &["crontab.stable.example.com/nightly created"]);
+    says(&cluster.kubectl("get ct").await, &["NAME", "SPEC", "REPLICAS", "AGE", "nightly", "@daily", "1"]);
+    says(&cluster.kubectl("get all").await, &["crontab.stable.example.com/nightly"]);
+    says(
+        &cluster.kubectl("get ct --field-selector spec.color=blue -o name").await,
+        &["crontab.stable.example.com/nightly"],
+    );
+    says(&cluster.kubectl("describe ct nightly").await, &["Cron Spec:", "@daily"]);
+    let more = object.replace("blue", "red").replace("cronSpec", "tags: [a], cronSpec");
+    says(&cluster.fed("apply --server-side --force-conflicts -f -", &more).await, &["nightly serverside-applied"]);
+    says(&cluster.refused("apply -f -", &object.replace("color", "colour")).await, &["unknown field \"spec.colour\""]);
+    says(
+        &cluster.refused("apply -f -", &object.replace("@daily", "a b")).await,
+        &["spec.cronSpec in body should match"],
+    );
+    cluster.kubectl("scale ct nightly --replicas=4").await;
+    cluster.kubectl(r#"patch ct nightly --type=merge -p {"spec":{"labels":{"a":"b"}}}"#).await;
+    assert_eq!(
+        cluster.kubectl("get ct nightly -o jsonpath={.spec.replicas}{.spec.labels.a}{.spec.tags[0]}").await,
+        "4ba"
+    );
+    cluster.kubectl(r#"patch ct nightly --subresource=status --type=merge -p {"status":{"replicas":4}}"#).await;
+    cluster.kubectl("wait --for=jsonpath={.status.replicas}=4 ct/nightly --timeout=30s").await;
+    says(&cluster.kubectl("auth can-i delete crontabs.stable.example.com").await, &["yes"]);
+    says(&cluster.kubectl("delete crd crontabs.stable.example.com --timeout=30s").await, &["deleted"]);
+    says(&cluster.refused("get crontabs.stable.example.com", "").await, &["the server doesn't have a resource type"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn differences_are_shown_before_they_are_applied() {
     let cluster = Cluster::start().await;
     cluster.fed("apply -f -", DEPLOYMENT).await;

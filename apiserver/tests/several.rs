@@ -73,6 +73,49 @@ async fn set(client: &Client, name: &str, count: usize) -> Result<Value, Status>
     }
 }
 
+/// Kinds that one server defines are the others' too, and so is what their objects are selected by.
+#[test]
+fn a_kind_defined_by_one_server_is_served_by_the_others() {
+    let (etcd, folder) = (etcd::Etcd::start(&[]), tempfile::tempdir().unwrap());
+    let servers = [start(etcd.endpoint(), folder.path()), start(etcd.endpoint(), folder.path())];
+    let definitions = Resource::new("apiextensions.k8s.io", "customresourcedefinitions");
+    let things = Resource::named("things.example", "v1", "things");
+    let names = json!({"plural": "things", "singular": "thing", "kind": "Thing", "listKind": "ThingList"});
+    let spec = json!({"type": "object", "properties": {"color": {"type": "string"}}});
+    let schema = json!({"openAPIV3Schema": {"type": "object", "properties": {"spec": spec}}});
+    let version = json!({"name": "v1", "served": true, "storage": true, "schema": schema, "selectableFields": [{"jsonPath": ".spec.color"}]});
+    let spec = json!({"group": "things.example", "scope": "Namespaced", "names": names, "versions": [version]});
+    let definition = json!({"metadata": {"name": "things.things.example"}, "spec": spec});
+    let [one, other] = [&servers[0].client, &servers[1].client];
+    let found = async |client: &Client, count: usize| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let blue = client.list(&things, "default", &Selector::fields("spec.color=blue")).await;
+            if blue.is_ok_and(|blue| blue.items.len() == count) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the kind, or its objects, are never seen");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    Runtime::new().unwrap().block_on(async {
+        one.create(&definitions, "", definition).await.unwrap();
+        // Nobody serves here, so nobody settles it.
+        let settle = |current: &Value| {
+            let mut next = current.clone();
+            let established = json!([{"type": "Established", "status": "True", "reason": "r", "message": "m"}]);
+            (next["status"]["acceptedNames"], next["status"]["conditions"]) = (names.clone(), established);
+            Ok(next)
+        };
+        one.update(&definitions, "", "things.things.example", "status", settle).await.unwrap();
+        found(other, 0).await;
+        let thing = json!({"apiVersion": "things.example/v1", "kind": "Thing", "metadata": {"name": "a"}, "spec": {"color": "blue"}});
+        other.create(&things, "default", thing).await.unwrap();
+        found(one, 1).await;
+        found(other, 1).await;
+    });
+}
+
 #[test]
 fn servers_that_start_together_are_one_cluster() {
     let (etcd, folder) = (etcd::Etcd::start(&[]), tempfile::tempdir().unwrap());

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 #[expect(dead_code, reason = "a replay asks without a certificate too")]
 mod world;
 
-use world::{World, send_as};
+use world::{Answer, World, send_as};
 
 /// What is sent, beside what the object holds, and what of it may arrive.
 struct Row {
@@ -214,7 +214,7 @@ async fn check(world: &mut World, kind: &Kind, row: &Row) -> Vec<String> {
     for way in 0..methods {
         let made = world.admin("POST", &all, example.clone()).await;
         assert_eq!(made.code, 201, "{all}: {}", made.message());
-        let before = world.admin("GET", &one, Value::Null).await.body;
+        let before = settled(world, kind, &one).await;
         let current = world.admin("GET", &slice, Value::Null).await;
         let current = if current.code == 200 { current.body } else { before.clone() };
         let (method, media, body) = ways(row, kind, &current).swap_remove(way);
@@ -245,8 +245,29 @@ async fn remove(world: &mut World, kind: &Kind, one: &str) {
             json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": one.rsplit('/').next()}, "spec": {}});
         world.admin("PUT", &format!("{one}/finalize"), empty).await;
     }
-    let gone = world.admin("GET", one, Value::Null).await;
-    assert_eq!(gone.code, 404, "{one} stays: {}", gone.body);
+    // A definition waits for the objects of its kind.
+    until(world, one, |gone| gone.code == 404).await;
+}
+
+/// The object once the server itself writes no more to it.
+async fn settled(world: &mut World, kind: &Kind, one: &str) -> Value {
+    let defined = |answer: &Answer| {
+        let conditions = answer.body["status"]["conditions"].as_array().into_iter().flatten();
+        &*kind.kind != "CustomResourceDefinition" || conditions.count() >= 2
+    };
+    until(world, one, defined).await
+}
+
+async fn until(world: &mut World, one: &str, is: impl Fn(&Answer) -> bool) -> Value {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        let answer = world.admin("GET", one, Value::Null).await;
+        if is(&answer) {
+            return answer.body;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{one} stays: {}", answer.body);
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]

@@ -66,10 +66,11 @@ impl Api {
         Ok(Self { address, config: Arc::new(config), identity: identity.into() })
     }
 
-    /// The same for the client that agents have.
-    pub fn client(&self, manager: &str) -> client::https::Config {
+    /// The same for the client that agents have, under another identity if one is given.
+    pub fn client(&self, manager: &str, identity: Option<client::https::Identity>) -> client::https::Config {
         let Identity { ca, chain, key } = &*self.identity;
-        let identity = client::https::Identity::Certificate { chain: chain.clone(), key: key.clone() };
+        let own = || client::https::Identity::Certificate { chain: chain.clone(), key: key.clone() };
+        let identity = identity.unwrap_or_else(own);
         client::https::Config { server: self.address.clone(), ca: ca.clone(), identity, manager: manager.to_owned() }
     }
 

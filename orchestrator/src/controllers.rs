@@ -16,6 +16,7 @@ pub mod node_ipam;
 pub mod ownership;
 pub mod peers;
 pub mod replicaset;
+pub mod replication_controller;
 pub mod runtime;
 pub mod table;
 pub mod views;

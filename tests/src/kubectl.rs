@@ -37,7 +37,7 @@ impl Kubectl {
 
     /// Runs it; its output, whatever its end.
     pub fn try_kubectl(&self, arguments: &[&str]) -> Result<Output> {
-        self.kubectl_command(arguments).output().context("cannot run kubectl")
+        whole(|| self.kubectl_command(arguments).output().context("cannot run kubectl"))
     }
 
     /// Runs it, which must succeed; its standard output.
@@ -54,11 +54,13 @@ impl Kubectl {
 
     /// Runs it with standard input and an environment.
     pub fn kubectl_with(&self, arguments: &[&str], input: &str, environment: &[(&str, &str)]) -> Result<Output> {
-        let mut command = self.kubectl_command(arguments);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).envs(environment.iter().copied());
-        let mut child = command.spawn().context("cannot run kubectl")?;
-        child.stdin.take().context("no standard input")?.write_all(input.as_bytes())?;
-        child.wait_with_output().context("kubectl did not end")
+        whole(|| {
+            let mut command = self.kubectl_command(arguments);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.envs(environment.iter().copied()).spawn().context("cannot run kubectl")?;
+            child.stdin.take().context("no standard input")?.write_all(input.as_bytes())?;
+            child.wait_with_output().context("kubectl did not end")
+        })
     }
 
     /// The first lines of a command that would go on; it is ended after them.
@@ -111,6 +113,21 @@ impl Kubectl {
         arguments.extend_from_slice(pods);
         self.kubectl(&arguments).map(drop)
     }
+}
+
+/// What kubectl before 1.34 says when it has lost output of a command: what came in before it was ready for it.
+const LOST: &str = "Unknown stream id";
+const TRIES: usize = 5;
+
+/// Runs something until nothing of its output was lost on the way.
+fn whole(run: impl Fn() -> Result<Output>) -> Result<Output> {
+    for _ in 1..TRIES {
+        let output = run()?;
+        if !text(&output.stderr).contains(LOST) {
+            return Ok(output);
+        }
+    }
+    run()
 }
 
 /// Text that kubectl takes for YAML even where it opens with a brace.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, bail, ensure};
 use e2e::{Cluster, Inventory, Space, until};
 
+mod definitions;
 mod deletion;
 mod dns;
 mod examples;
@@ -67,6 +68,8 @@ const CASES: &[Case] = &[
     ("container", "a killed container starts again", Beside, restart::killed_container),
     ("pod-process", "a killed pod process is replaced, and describe tells", Beside, restart::pod_process_killed),
     ("adopted", "killed, stopped, upgraded, downgraded: pods, logs and connections go on", Alone, restart::adopted),
+    ("definitions", "kinds are defined, used and undefined", Beside, definitions::defined),
+    ("controllers", "a replication controller keeps pods", Beside, definitions::replicated),
 ];
 
 /// Cases at a time, when nobody says otherwise (`--test-threads`).

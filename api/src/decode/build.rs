@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::json::Node;
 use crate::budget::Budget;
 use crate::quantity::Quantity;
-use crate::schema::{Field, Shape, Type};
+use crate::schema::{Field, Reading, Shape, Type, Unknown};
 use crate::time;
 
 /// What was found on the way.
@@ -23,12 +23,12 @@ pub struct Findings {
     pub strict: Vec<String>,
 }
 
-/// Reads `node` as an object of type `ty`; `open` keeps fields that the type does not have.
-pub fn object(ty: &Type, open: bool, node: &Node) -> (Map<String, Value>, Findings) {
+/// Reads `node` as an object of type `ty`.
+pub fn object(ty: &Type, node: &Node) -> (Map<String, Value>, Findings) {
     let mut builder = Builder { findings: Findings::default(), path: String::new(), names: Vec::new(), owner: "" };
     let map = match node {
-        Node::Object(entries) => builder.structure(ty, open, entries, Map::new()),
-        _ => builder.structure(ty, open, &[], Map::new()),
+        Node::Object(entries) => builder.structure(ty, entries, Map::new()),
+        _ => builder.structure(ty, &[], Map::new()),
     };
     (map, builder.findings)
 }
@@ -60,16 +60,16 @@ fn restored(node: &Node, shape: &Shape) -> Option<String> {
     }
 }
 
-struct Builder {
+struct Builder<'t> {
     findings: Findings,
     /// With indexes and map keys, as strict findings show it.
     path: String,
     /// Field names only, as Go's type errors show them.
-    names: Vec<&'static str>,
-    owner: &'static str,
+    names: Vec<&'t str>,
+    owner: &'t str,
 }
 
-impl Builder {
+impl<'t> Builder<'t> {
     /// A strict finding about the place that was reached. Only so many are told: a long path may have many of them.
     fn find(&mut self, what: &str) {
         if self.findings.strict.len() < Budget::CLIENT.findings {
@@ -116,44 +116,116 @@ impl Builder {
 
     fn structure(
         &mut self,
-        ty: &Type,
-        open: bool,
+        ty: &'t Type,
         entries: &[(String, Node)],
         mut map: Map<String, Value>,
     ) -> Map<String, Value> {
         let mut seen = HashSet::new();
         for (name, node) in entries {
             let known = ty.field(name);
-            if (known.is_some() || open) && !seen.insert(name.as_str()) {
+            if (known.is_some() || ty.unknown == Unknown::Kept) && !seen.insert(name.as_str()) {
                 self.within(name, |b| b.find("duplicate"));
             }
-            match known {
-                Some(field) => self.field(ty, field, node, &mut map),
-                None if open => {
-                    map.insert(name.clone(), node.to_value());
+            match (known, ty.reading, ty.unknown) {
+                (Some(field), Reading::Typed, _) => self.field(ty, field, node, &mut map),
+                (Some(field), Reading::Plain, _) => self.plain_field(field, node, &mut map),
+                (None, _, Unknown::Kept) => {
+                    let value = self.within(name, |b| b.kept(node));
+                    map.insert(name.clone(), value);
                 }
-                None => self.within(name, |b| b.find("unknown")),
+                (None, _, Unknown::Dropped) => self.within(name, |b| b.find("unknown")),
             }
         }
-        complete(ty, &mut map);
+        if ty.reading == Reading::Typed {
+            complete(ty, &mut map);
+        }
         map
     }
 
-    fn field(&mut self, ty: &Type, field: &Field, node: &Node, map: &mut Map<String, Value>) {
-        let before = map.remove(field.name);
+    fn plain_field(&mut self, field: &'t Field, node: &Node, map: &mut Map<String, Value>) {
+        let value = self.within(&field.name, |b| b.plain(&field.shape, node));
+        if value.is_null() && is_no_value(field) {
+            map.remove(&*field.name);
+        } else {
+            map.insert(field.name.to_string(), value);
+        }
+    }
+
+    /// A value as it comes, less what its type does not have.
+    fn plain(&mut self, shape: &'t Shape, node: &Node) -> Value {
+        match (shape, node) {
+            (Shape::Described(field), _) => self.plain(&field.shape, node),
+            (Shape::Struct(_), _) => {
+                let (owner, names) = (std::mem::take(&mut self.owner), std::mem::take(&mut self.names));
+                let value = self.value(shape, node, None);
+                (self.owner, self.names) = (owner, names);
+                value
+            }
+            (Shape::Made(ty), Node::Object(entries)) => Value::Object(self.structure(ty, entries, Map::new())),
+            (Shape::Map(item), Node::Object(entries)) => {
+                let mut map = Map::new();
+                let null_is_none = match &**item {
+                    Shape::Described(field) => is_no_value(field),
+                    item => *item != Shape::Open,
+                };
+                for (key, node) in entries.iter().filter(|(_, node)| !null_is_none || *node != Node::Null) {
+                    let value = self.within(key, |b| {
+                        if map.contains_key(key) {
+                            b.find("duplicate");
+                        }
+                        b.plain(item, node)
+                    });
+                    map.insert(key.clone(), value);
+                }
+                Value::Object(map)
+            }
+            (Shape::List(item), Node::List(items)) => {
+                let items = items.iter().enumerate();
+                items.map(|(i, node)| self.within(&format!("[{i}]"), |b| b.plain(item, node))).collect()
+            }
+            _ => self.kept(node),
+        }
+    }
+
+    /// A value that no type says anything of.
+    fn kept(&mut self, node: &Node) -> Value {
+        match node {
+            Node::Object(entries) => {
+                let mut map = Map::new();
+                for (key, node) in entries {
+                    let value = self.within(key, |b| {
+                        if map.contains_key(key) {
+                            b.find("duplicate");
+                        }
+                        b.kept(node)
+                    });
+                    map.insert(key.clone(), value);
+                }
+                Value::Object(map)
+            }
+            Node::List(items) => {
+                let items = items.iter().enumerate();
+                items.map(|(i, node)| self.within(&format!("[{i}]"), |b| b.kept(node))).collect()
+            }
+            scalar => scalar.to_value(),
+        }
+    }
+
+    fn field(&mut self, ty: &'t Type, field: &'t Field, node: &Node, map: &mut Map<String, Value>) {
+        let before = map.remove(&*field.name);
         if *node == Node::Null && !field.pointer && field.shape.is_scalar() {
             map.extend(before.map(|value| (field.name.to_string(), value)));
             return;
         }
         let owner = std::mem::replace(&mut self.owner, ty.short_name());
-        self.names.push(field.name);
-        let value = self.within(field.name, |b| b.value(&field.shape, node, before));
+        self.names.push(&field.name);
+        let value = self.within(&field.name, |b| b.value(&field.shape, node, before));
         self.names.pop();
         self.owner = owner;
         map.insert(field.name.to_string(), value);
     }
 
-    fn value(&mut self, shape: &Shape, node: &Node, before: Option<Value>) -> Value {
+    fn value(&mut self, shape: &'t Shape, node: &Node, before: Option<Value>) -> Value {
         if *node == Node::Null {
             return Value::Null;
         }
@@ -165,7 +237,7 @@ impl Builder {
                         Some(Value::Object(map)) => map,
                         _ => Map::new(),
                     };
-                    Value::Object(self.structure(ty, false, entries, before))
+                    Value::Object(self.structure(ty, entries, before))
                 }
                 None => node.to_value(),
             },
@@ -189,7 +261,7 @@ impl Builder {
                 Err(_) => self.mismatch(node, shape),
             },
             (Shape::Float, Node::Number(text)) => match text.parse::<f64>() {
-                Ok(n) => json!(n),
+                Ok(n) => float(n),
                 Err(_) => self.mismatch(node, shape),
             },
             (Shape::IntOrString, Node::String(text)) => json!(text),
@@ -210,11 +282,11 @@ impl Builder {
     }
 
     /// An element of a list or map: null is the zero value.
-    fn item(&mut self, shape: &Shape, node: &Node) -> Value {
+    fn item(&mut self, shape: &'t Shape, node: &Node) -> Value {
         if *node == Node::Null { zero(shape) } else { self.value(shape, node, None) }
     }
 
-    fn map(&mut self, item: &Shape, entries: &[(String, Node)], before: Option<Value>) -> Value {
+    fn map(&mut self, item: &'t Shape, entries: &[(String, Node)], before: Option<Value>) -> Value {
         let mut map = match before {
             Some(Value::Object(map)) => map,
             _ => Map::new(),
@@ -254,6 +326,18 @@ impl Builder {
     }
 }
 
+/// As Go writes it: whole numbers without a point.
+fn float(n: f64) -> Value {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    #[expect(clippy::cast_possible_truncation, reason = "whole, and small enough to be exact")]
+    if n.fract() == 0.0 && n.abs() <= EXACT { json!(n as i64) } else { json!(n) }
+}
+
+/// A null here is as good as nothing: it is no value of the field, and no default takes its place.
+fn is_no_value(field: &Field) -> bool {
+    !field.nullable && field.default.is_none()
+}
+
 /// The zero value as Go encodes it.
 fn zero(shape: &Shape) -> Value {
     match shape {
@@ -275,14 +359,14 @@ fn zero(shape: &Shape) -> Value {
 /// Adds what Go writes for absent fields and drops what it leaves out.
 fn complete(ty: &Type, map: &mut Map<String, Value>) {
     for field in &ty.fields {
-        let absent = match map.get(field.name) {
+        let absent = match map.get(&*field.name) {
             None | Some(Value::Null) => true,
             Some(value) => field.shape != Shape::Any && field.omits(value),
         };
         if !absent {
             continue;
         }
-        map.remove(field.name);
+        map.remove(&*field.name);
         let value = if field.pointer { Value::Null } else { zero(&field.shape) };
         let written = match &field.shape {
             Shape::Struct(_) | Shape::Quantity | Shape::IntOrString | Shape::Time | Shape::MicroTime

@@ -78,18 +78,20 @@ impl Reader {
     }
 
     fn add(&mut self, entries: &mut Vec<(String, Node)>, field: &Field, wire: Wire) -> Result<(), String> {
-        let slot = entries.iter_mut().find(|(name, _)| name == field.name);
+        let slot = entries.iter_mut().find(|(name, _)| *name == field.name);
         match (&field.shape, slot) {
             (Shape::List(item), Some((_, Node::List(items)))) => self.repeated(items, item, wire)?,
             (Shape::List(item), _) => {
                 let mut items = Vec::new();
                 self.repeated(&mut items, item, wire)?;
-                entries.push((field.name.into(), Node::List(items)));
+                entries.push((field.name.to_string(), Node::List(items)));
             }
             (Shape::Map(item), Some((_, Node::Object(map)))) => map.push(self.map_entry(item, wire)?),
-            (Shape::Map(item), _) => entries.push((field.name.into(), Node::Object(vec![self.map_entry(item, wire)?]))),
+            (Shape::Map(item), _) => {
+                entries.push((field.name.to_string(), Node::Object(vec![self.map_entry(item, wire)?])))
+            }
             (shape, Some(slot)) => slot.1 = self.single(shape, wire)?,
-            (shape, None) => entries.push((field.name.into(), self.single(shape, wire)?)),
+            (shape, None) => entries.push((field.name.to_string(), self.single(shape, wire)?)),
         }
         Ok(())
     }

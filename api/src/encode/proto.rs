@@ -27,7 +27,7 @@ fn message(ty: &Type, object: &Value) -> Vec<u8> {
     for field in ty.declared.iter().filter(|f| f.tag > 0) {
         match field.shape.ty() {
             Some(inner) if field.inline => put_bytes(field.tag, &message(inner, object), &mut out),
-            _ => put_field(field, &object[field.name], &mut out),
+            _ => put_field(field, &object[&*field.name], &mut out),
         }
     }
     out
@@ -75,7 +75,7 @@ fn put(tag: u32, shape: &Shape, value: &Value, out: &mut Vec<u8>) {
             });
             put_bytes(tag, &body, out);
         }
-        Shape::Any => {
+        Shape::Any | Shape::Open => {
             let raw =
                 if value.is_null() { Vec::new() } else { nested(|m| put_bytes(1, value.to_string().as_bytes(), m)) };
             put_bytes(tag, &raw, out);
@@ -86,7 +86,8 @@ fn put(tag: u32, shape: &Shape, value: &Value, out: &mut Vec<u8>) {
             let body = nested(|m| value.as_array().into_iter().flatten().for_each(|v| put(1, item, v, m)));
             put_bytes(tag, &body, out);
         }
-        Shape::Map(_) => {}
+        // What was made while the server ran has no tags, and never comes here.
+        Shape::Map(_) | Shape::Made(_) | Shape::Described(_) => {}
     }
 }
 

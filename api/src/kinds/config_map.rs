@@ -12,8 +12,8 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     validate: Some(config_map),
     validate_update: Some(|new, old, errors| {
         // Upstream looks at a ConfigMap's metadata four times, and says so four times.
-        meta::common(&new["metadata"], errors);
-        meta::common(&new["metadata"], errors);
+        meta::common(&new["metadata"], meta::Finalizers::Known, errors);
+        meta::common(&new["metadata"], meta::Finalizers::Known, errors);
         frozen(new, old, &["data", "binaryData"], errors);
         config_map(new, errors);
     }),

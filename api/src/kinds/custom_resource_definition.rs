@@ -7,9 +7,11 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::webhooks::{client, review_versions};
-use super::{Aspect, Behaviour, DEFAULT, Generation, Part, Version};
+use super::{Aspect, Behaviour, DEFAULT, Deletion, Generation, Part, Version};
+use crate::custom;
 use crate::default::{Object, nested, set, set_absent, text as member};
 use crate::names::{dns_1035_label, dns_subdomain};
+use crate::validate::inactive::MARK;
 use crate::validate::{At, Errors, internal};
 use crate::value::{items, text};
 
@@ -70,13 +72,26 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     version: Version::Needed,
     create: Some(remember_storage),
     update: Some(|new, _| remember_storage(new)),
-    inactive: Some("its resources are not served"),
-    missing: &[
-        (Aspect::Validation, "expressions, defaults against their schema, selectable fields"),
-        (Aspect::Warnings, "of formats that are not known"),
-    ],
+    warnings: Some(warnings),
+    delete: Deletion { begin: Some(custom::begin_deletion), ..Deletion::DEFAULT },
+    missing: &[(Aspect::Validation, "expressions, defaults against their schema")],
     ..DEFAULT
 };
+
+/// What of a definition nothing acts on yet, and formats that nobody knows.
+fn warnings(definition: &Value) -> Vec<String> {
+    let spec = At::of(definition, "spec");
+    let mut found = Vec::new();
+    if spec.at("conversion").at("strategy").text() == "Webhook" && spec.at("versions").items().count() > 1 {
+        found.push(format!(
+            "{MARK}spec.conversion is not acted on yet: only the version in which objects are stored is served"
+        ));
+    }
+    for version in spec.at("versions").items() {
+        schema::warnings(&version.at("schema").at("openAPIV3Schema"), &mut found);
+    }
+    found
+}
 
 fn storage_of(spec: &Value) -> Option<&str> {
     items(&spec["versions"]).find(|version| version["storage"] == true).and_then(|version| version["name"].as_str())
@@ -169,6 +184,10 @@ fn spec(spec: &At<'_>, errors: &mut Errors) {
     self::names(&names, errors);
     each(&versions, "schema", errors, |schema, errors| schema::check(&schema.at("openAPIV3Schema"), errors));
     each(&versions, "subresources", errors, subresources);
+    for version in versions.items() {
+        let schema = version.at("schema").at("openAPIV3Schema");
+        selectable(&version.at("selectableFields"), schema.value, errors);
+    }
     each(&versions, "additionalPrinterColumns", errors, |columns, errors| {
         columns.items().for_each(|column| self::column(&column, errors));
     });
@@ -224,6 +243,39 @@ fn json_path(path: &At<'_>, errors: &mut Errors) -> bool {
         path.invalid("must be a simple json path starting with .", errors);
     }
     fine
+}
+
+/// Fields that objects of a kind may be selected by.
+const SELECTABLE: usize = 8;
+
+fn selectable(fields: &At<'_>, schema: &Value, errors: &mut Errors) {
+    let mut seen = HashSet::new();
+    for field in fields.items() {
+        let path = field.at("jsonPath");
+        if path.is_empty() {
+            path.required("", errors);
+            continue;
+        }
+        let steps: Vec<&str> = path.text().trim_start_matches('.').split('.').collect();
+        let found = steps.iter().try_fold(schema, |schema, step| schema["properties"].get(*step));
+        let Some(found) = found.filter(|_| path.text().starts_with('.')) else {
+            path.invalid("is an invalid path: does not refer to a valid field", errors);
+            continue;
+        };
+        if steps.first() == Some(&"metadata") {
+            path.invalid("must not point to fields in metadata", errors);
+        }
+        if !matches!(text(&found["type"]), "string" | "boolean" | "integer") {
+            let why = "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.";
+            path.invalid(why, errors);
+        }
+        if !seen.insert(path.text()) {
+            path.duplicate(errors);
+        }
+    }
+    if seen.len() > SELECTABLE {
+        fields.too_many(SELECTABLE, errors);
+    }
 }
 
 fn subresources(parts: &At<'_>, errors: &mut Errors) {
@@ -326,11 +378,16 @@ fn status(object: &Value, errors: &mut Errors) {
 
 const APPROVED: &str = "api-approved.kubernetes.io";
 
+/// A group of Kubernetes itself.
+pub fn is_protected_group(group: &str) -> bool {
+    let below = |domain: &str| group == domain || group.ends_with(&format!(".{domain}"));
+    below("k8s.io") || below("kubernetes.io")
+}
+
 /// Groups of Kubernetes itself say where they were agreed on.
 fn approval(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     let group = text(&object["spec"]["group"]);
-    let below = |domain: &str| group == domain || group.ends_with(&format!(".{domain}"));
-    if !below("k8s.io") && !below("kubernetes.io") {
+    if !is_protected_group(group) {
         return;
     }
     let given = &object["metadata"]["annotations"][APPROVED];

@@ -20,7 +20,6 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     pod: Some("/spec/template"),
     cells: Some(replica_set::cells),
     warnings: Some(|controller| super::job::name_warnings(controller).into_iter().collect()),
-    inactive: Some("no pods are made for it"),
     ..DEFAULT
 };
 

@@ -5,17 +5,18 @@ use std::collections::HashMap;
 use serde_json::{Map, Value, json};
 
 use super::fieldset::FieldSet;
-use crate::schema::{Field, ListType, Schema, Shape, Type};
+use crate::kind::Text;
+use crate::schema::{Field, ListType, Schema, Shape, Type, Unknown};
 
 /// What a value is to server-side apply.
 #[derive(Debug, Clone, Copy)]
 pub enum Node<'a> {
     /// A scalar, or a list or map taken as a whole.
     Leaf(Option<&'a Shape>),
-    Struct(&'a Type, bool),
+    Struct(&'a Type),
     Map(&'a Shape),
     /// A list whose items are known by these keys.
-    Keyed(&'a Shape, &'a [&'static str]),
+    Keyed(&'a Shape, &'a [Text]),
     /// A list of distinct scalars.
     Set(&'a Shape),
     /// A value without a schema: objects are maps, the rest are leaves.
@@ -23,8 +24,8 @@ pub enum Node<'a> {
 }
 
 impl<'a> Node<'a> {
-    pub fn root(schema: Schema) -> Node<'static> {
-        Node::Struct(schema.ty(), schema.is_open())
+    pub fn root(schema: &'a Schema) -> Node<'a> {
+        Node::Struct(schema.ty())
     }
 
     fn of_field(field: &'a Field) -> Node<'a> {
@@ -42,10 +43,12 @@ impl<'a> Node<'a> {
 
     fn of_shape(shape: &'a Shape) -> Node<'a> {
         match shape {
-            Shape::Struct(_) => match shape.ty() {
-                Some(ty) if !ty.atomic => Node::Struct(ty, false),
+            Shape::Struct(_) | Shape::Made(_) => match shape.ty() {
+                Some(ty) if !ty.atomic => Node::Struct(ty),
                 _ => Node::Leaf(Some(shape)),
             },
+            Shape::Described(field) => Node::of_field(field),
+            Shape::Open => Node::Untyped,
             Shape::Map(item) => Node::Map(item),
             _ => Node::Leaf(Some(shape)),
         }
@@ -54,9 +57,9 @@ impl<'a> Node<'a> {
     /// The node of a member of a struct or map.
     fn member(self, name: &str) -> Option<Node<'a>> {
         match self {
-            Node::Struct(ty, open) => match ty.field(name) {
+            Node::Struct(ty) => match ty.field(name) {
                 Some(field) => Some(Node::of_field(field)),
-                None => open.then_some(Node::Untyped),
+                None => (ty.unknown == Unknown::Kept).then_some(Node::Untyped),
             },
             Node::Map(item) => Some(Node::of_shape(item)),
             Node::Untyped => Some(Node::Untyped),
@@ -96,12 +99,12 @@ fn members<'a, 'v>(node: Node<'a>, value: &'v Value) -> Vec<(String, Node<'a>, &
 }
 
 /// `k:{…}` of a list item; absent keys take their schema default.
-pub fn key_element(item: &Shape, keys: &[&'static str], value: &Value) -> String {
+pub fn key_element(item: &Shape, keys: &[Text], value: &Value) -> String {
     let mut out = Map::new();
-    for &key in keys {
+    for key in keys {
         let field = item.ty().and_then(|ty| ty.field(key));
-        let default = || field.and_then(|f| f.default).and_then(|text| serde_json::from_str(text).ok());
-        if let Some(found) = value.get(key).filter(|v| !v.is_null()).cloned().or_else(default) {
+        let default = || field.and_then(|f| f.default.as_deref()).and_then(|text| serde_json::from_str(text).ok());
+        if let Some(found) = value.get(&**key).filter(|v| !v.is_null()).cloned().or_else(default) {
             out.insert(key.to_string(), found);
         }
     }
@@ -109,7 +112,7 @@ pub fn key_element(item: &Shape, keys: &[&'static str], value: &Value) -> String
 }
 
 /// Every path of a value, containers of several included as server-side apply counts them.
-pub fn paths(schema: Schema, object: &Value) -> FieldSet {
+pub fn paths(schema: &Schema, object: &Value) -> FieldSet {
     let mut set = FieldSet::default();
     collect(Node::root(schema), object, &mut Vec::new(), &mut set);
     set
@@ -152,7 +155,7 @@ impl Difference {
     }
 }
 
-pub fn compare(schema: Schema, old: &Value, new: &Value) -> Difference {
+pub fn compare(schema: &Schema, old: &Value, new: &Value) -> Difference {
     let mut out = Difference::default();
     walk(Node::root(schema), Some(old), Some(new), &mut Vec::new(), &mut out);
     out
@@ -207,7 +210,7 @@ fn equal(a: &Value, b: &Value) -> bool {
 }
 
 /// `live` with everything of `config` put over it; lists keep config's order, live-only items stay.
-pub fn merge(schema: Schema, live: &Value, config: &Value) -> Value {
+pub fn merge(schema: &Schema, live: &Value, config: &Value) -> Value {
     merge_node(Node::root(schema), live, config)
 }
 
@@ -288,7 +291,7 @@ fn merge_list(node: Node, live: &Value, config: &Value) -> Value {
 }
 
 /// `object` without the paths of `gone` and what is below them; a list whose items are all gone goes too.
-pub fn remove(schema: Schema, object: &Value, gone: &FieldSet) -> Value {
+pub fn remove(schema: &Schema, object: &Value, gone: &FieldSet) -> Value {
     remove_node(Node::root(schema), object, gone).unwrap_or_else(|| json!({}))
 }
 
@@ -322,7 +325,7 @@ fn remove_node(node: Node, value: &Value, gone: &FieldSet) -> Option<Value> {
 }
 
 /// What makes an applied object unusable: fields not in the schema, wrong types, lists with equal keys.
-pub fn check(schema: Schema, object: &Value) -> Result<(), String> {
+pub fn check(schema: &Schema, object: &Value) -> Result<(), String> {
     let mut errors = Vec::new();
     check_node(Node::root(schema), object, &mut String::new(), &mut errors);
     match errors.as_slice() {
@@ -386,13 +389,14 @@ fn check_shape(shape: &Shape, value: &Value, path: &mut String, errors: &mut Vec
             }
             value.is_object()
         }
-        Shape::Struct(_) => {
+        Shape::Struct(_) | Shape::Made(_) => {
             if let Some(ty) = shape.ty() {
-                check_node(Node::Struct(ty, false), value, path, errors);
+                check_node(Node::Struct(ty), value, path, errors);
             }
             return;
         }
-        Shape::Any => true,
+        Shape::Described(field) => return check_node(Node::of_field(field), value, path, errors),
+        Shape::Any | Shape::Open => true,
     };
     if !fine {
         let wanted = match shape {

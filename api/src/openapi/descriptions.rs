@@ -56,9 +56,9 @@ mod tests {
         let (mut fields, mut described) = (0, 0);
         for kind in Registry::builtin().iter() {
             let ty = kind.schema.ty();
-            assert!(all.of_type(ty.openapi).is_some(), "{}", ty.openapi);
+            assert!(all.of_type(&ty.openapi).is_some(), "{}", ty.openapi);
             fields += ty.fields.len();
-            described += ty.fields.iter().filter(|field| all.of_field(ty.openapi, field.name).is_some()).count();
+            described += ty.fields.iter().filter(|field| all.of_field(&ty.openapi, &field.name).is_some()).count();
         }
         assert!(described * 10 >= fields * 9, "{described} of {fields}");
         let image = all.of_field("io.k8s.api.core.v1.Container", "image").unwrap();

@@ -104,38 +104,39 @@ fn unescape(value: &str) -> Result<String, String> {
 
 /// A field that objects of a kind are selected by.
 #[derive(Debug, Clone, Copy)]
-pub struct Selectable {
+pub struct Selectable<'k> {
     /// As it is asked for.
-    pub label: &'static str,
+    pub label: &'k str,
     /// The label in the version in which objects of this kind are kept.
-    pub stored: &'static str,
+    pub stored: &'k str,
     /// Where it is.
-    pub path: &'static str,
+    pub path: &'k str,
     /// What it is where it is absent.
-    pub absent: &'static str,
+    pub absent: &'k str,
     /// How it is found where it is more than a field.
     pub read: Option<fn(&Value) -> String>,
 }
 
 /// A field under its own path.
-pub const fn field(path: &'static str) -> Selectable {
+pub const fn field(path: &str) -> Selectable<'_> {
     Selectable { label: path, stored: path, path, absent: "", read: None }
 }
 
-impl Selectable {
-    pub const fn or(self, absent: &'static str) -> Self {
+impl<'k> Selectable<'k> {
+    pub const fn or(self, absent: &'k str) -> Self {
         Self { absent, ..self }
     }
 
-    pub const fn at(self, path: &'static str) -> Self {
+    pub const fn at(self, path: &'k str) -> Self {
         Self { path, ..self }
     }
 
-    pub const fn stored(self, stored: &'static str) -> Self {
+    pub const fn stored(self, stored: &'k str) -> Self {
         Self { stored, ..self }
     }
 
-    fn value(&self, object: &Value) -> String {
+    /// "" where it is absent.
+    pub fn value(&self, object: &Value) -> String {
         if let Some(read) = self.read {
             return read(object);
         }
@@ -149,18 +150,19 @@ impl Selectable {
 }
 
 /// Every object's.
-static COMMON: [Selectable; 2] = [field("metadata.name"), field("metadata.namespace")];
+pub static COMMON: [Selectable<'static>; 2] = [field("metadata.name"), field("metadata.namespace")];
 
 /// The fields that this kind's objects can be selected by.
-pub fn selectable(kind: &Kind) -> impl Iterator<Item = &'static Selectable> {
-    COMMON.iter().chain(kind.behaviour.selectable)
+pub fn selectable(kind: &Kind) -> impl Iterator<Item = Selectable<'_>> {
+    let own = kind.custom.iter().flat_map(|custom| custom.selectable());
+    COMMON.iter().chain(kind.behaviour.selectable).copied().chain(own)
 }
 
 /// Kinds with fields of their own refuse others in their own words.
 fn unsupported(kind: &Kind, path: &str) -> String {
     match kind.behaviour.unknown_field {
         Some(words) => words(path),
-        None if kind.behaviour.selectable.is_empty() => {
+        None if selectable(kind).count() == COMMON.len() => {
             format!("{path:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
         }
         None => format!("field label not supported: {path}"),

@@ -66,17 +66,17 @@ fn collect(ty: &Type, value: &Value, into: &mut Vec<(String, String)>) {
             _ => None,
         };
         if let Some(inner) = embedded {
-            let of = if field.inline { value } else { &value[field.name] };
+            let of = if field.inline { value } else { &value[&*field.name] };
             collect(inner, of, into);
             continue;
         }
-        let given = &value[field.name];
+        let given = &value[&*field.name];
         if is_versioned(ty) {
             if !given.is_null() && !field.omits(given) {
                 into.push((field.name.to_string(), given.to_string()));
             }
-        } else if !matches!(field.name, "" | "apiVersion" | "kind") || !given.is_null() {
-            into.push((go_name(field.name), member(field, given)));
+        } else if !matches!(&*field.name, "" | "apiVersion" | "kind") || !given.is_null() {
+            into.push((go_name(&field.name), member(field, given)));
         }
     }
 }
@@ -105,7 +105,8 @@ fn zero(shape: &Shape) -> String {
             }
             out
         }
-        Shape::Bytes | Shape::Time | Shape::MicroTime | Shape::Any | Shape::List(_) | Shape::Map(_) => "null".into(),
+        Shape::Bytes | Shape::Time | Shape::MicroTime | Shape::Any | Shape::Open => "null".into(),
+        Shape::List(_) | Shape::Map(_) | Shape::Made(_) | Shape::Described(_) => "null".into(),
     }
 }
 

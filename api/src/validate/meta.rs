@@ -11,7 +11,16 @@ const ANNOTATION_BYTES: usize = 256 * 1024;
 pub const MANAGER_BYTES: usize = 128;
 const SUBRESOURCE_BYTES: usize = 256;
 
-pub fn object(metadata: &Value, namespaced: bool, rule: NameRule, errors: &mut Errors) {
+/// Which finalizers an object may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finalizers {
+    /// Kubernetes' own, and those whose names say whose they are.
+    Known,
+    /// Of any name that is well formed.
+    Any,
+}
+
+pub fn object(metadata: &Value, namespaced: bool, rule: NameRule, finalizers: Finalizers, errors: &mut Errors) {
     let prefix = &metadata["generateName"];
     if !text(prefix).is_empty() {
         // A prefix may end in what a name may not.
@@ -35,19 +44,18 @@ pub fn object(metadata: &Value, namespaced: bool, rule: NameRule, errors: &mut E
             );
         }
     }
-    common(metadata, errors);
+    common(metadata, finalizers, errors);
 }
 
 /// What is checked on every write.
-pub fn common(metadata: &Value, errors: &mut Errors) {
+pub fn common(metadata: &Value, finalizers: Finalizers, errors: &mut Errors) {
     not_negative(&metadata["generation"], "metadata.generation", errors);
     labels(&metadata["labels"], "metadata.labels", errors);
     annotations(&metadata["annotations"], "metadata.annotations", errors);
     owners(&metadata["ownerReferences"], errors);
     for finalizer in items(&metadata["finalizers"]) {
         invalid("metadata.finalizers", finalizer, names::qualified_name(text(finalizer)), errors);
-        if !text(finalizer).contains('/') && !matches!(text(finalizer), "orphan" | "foregroundDeletion" | "kubernetes")
-        {
+        if finalizers == Finalizers::Known && !is_known_finalizer(text(finalizer)) {
             let why = "name is neither a standard finalizer name nor is it fully qualified";
             errors.push(FieldError::invalid("metadata.finalizers", finalizer.clone(), why));
         }
@@ -137,6 +145,11 @@ fn owners(owners: &Value, errors: &mut Errors) {
     if controllers > 1 {
         errors.push(FieldError::invalid(path, owners.clone(), "Only one reference can have Controller set to true"));
     }
+}
+
+/// One of Kubernetes' own, or one whose name says whose it is.
+pub fn is_known_finalizer(name: &str) -> bool {
+    name.contains('/') || matches!(name, "orphan" | "foregroundDeletion" | "kubernetes")
 }
 
 pub fn update(new: &Value, old: &Value, errors: &mut Errors) {

@@ -16,8 +16,23 @@ pub fn warnings(kind: &Kind, object: &Value) -> Vec<String> {
         let under = |part: &str| if at.is_empty() { part.to_owned() } else { format!("{at}.{part}") };
         found.extend(self::pod(&pod["metadata"], &pod["spec"], &under("metadata"), &under("spec")));
     }
+    if kind.custom.is_some() {
+        found.extend(finalizers(&object["metadata"]));
+    }
     found.extend(super::inactive::warnings(kind, object));
     found
+}
+
+/// Finalizers of which nobody can say whose they are.
+fn finalizers(metadata: &Value) -> Vec<String> {
+    let unknown = items(&metadata["finalizers"]).map(text).filter(|name| !super::meta::is_known_finalizer(name));
+    let said = unknown.map(|name| {
+        let including = if name.contains('.') { " including a path (/)" } else { "" };
+        format!(
+            "metadata.finalizers: {name:?}: prefer a domain-qualified finalizer name{including} to avoid accidental conflicts with other finalizer writers"
+        )
+    });
+    said.collect()
 }
 
 /// Node labels that have a newer name.

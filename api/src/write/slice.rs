@@ -2,14 +2,14 @@
 
 use serde_json::{Map, Value};
 
-use super::{keep_field, section};
+use super::{at, keep_field, section, with_replicas};
 use crate::kind::{Kind, Part};
 
 /// Puts what may change through `part` over the old object.
 pub(super) fn take(kind: &Kind, part: Part, new: &mut Value, old: &Value) {
     let mut out = match part {
         Part::Status => status(kind, new, old),
-        Part::Scale => with_spec(new, old, |spec, sent| put(spec, sent, "replicas")),
+        Part::Scale => scaled(kind, new, old),
         // What no kind describes changes nothing.
         _ => with_spec(new, old, |_, _| {}),
     };
@@ -35,6 +35,17 @@ fn with_spec(new: &Value, old: &Value, change: impl FnOnce(&mut Map<String, Valu
     }
     change(section(&mut out, "spec"), &new["spec"]);
     out
+}
+
+fn scaled(kind: &Kind, new: &Value, old: &Value) -> Value {
+    match kind.custom.as_ref().and_then(|custom| custom.scale.as_ref()) {
+        Some(scale) => {
+            let mut out = with_spec(new, old, |_, _| {});
+            with_replicas(kind, &mut out, at(new, &scale.replicas).clone());
+            out
+        }
+        None => with_spec(new, old, |spec, sent| put(spec, sent, "replicas")),
+    }
 }
 
 fn status(kind: &Kind, new: &Value, old: &Value) -> Value {

@@ -39,7 +39,7 @@ async fn stays(cluster: Cluster<'_>, review: &Review<'_>) -> Result<(), Status> 
     let Some(found) = cluster.reader.lookup("", "namespaces", "", namespace) else {
         return Err(Status::not_found("", "namespaces", namespace));
     };
-    if !found.header.fields.iter().any(|(field, value)| *field == "status.phase" && value == "Terminating") {
+    if !found.header.fields.iter().any(|(field, value)| *field == "status.phase" && &**value == "Terminating") {
         return Ok(());
     }
     let why = format!("unable to create new content in namespace {namespace} because it is being terminated");

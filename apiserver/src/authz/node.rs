@@ -89,7 +89,7 @@ fn is_referred_to(reader: &Reader, node: &str, asked: &Attributes, kind: Referen
 fn own_pods(reader: &Reader, node: &str, namespace: &str) -> impl Iterator<Item = Value> {
     let pods = reader.listed("", "pods", namespace);
     pods.into_iter()
-        .filter(move |pod| pod.header.fields.iter().any(|(field, value)| *field == "spec.nodeName" && value == node))
+        .filter(move |pod| pod.header.fields.iter().any(|(field, value)| field == "spec.nodeName" && **value == *node))
         .map(|pod| pod.value())
 }
 

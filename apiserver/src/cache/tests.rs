@@ -116,7 +116,7 @@ fn many_objects_have_more_history() {
 
 fn pod(name: &str, node: &str, revision: Revision) -> Arc<Object> {
     let mut object = Arc::unwrap_or_clone(object(name, revision));
-    object.header.fields.push((topics::NODE, node.into()));
+    object.header.fields.push((topics::NODE.into(), node.into()));
     Arc::new(object)
 }
 

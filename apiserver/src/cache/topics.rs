@@ -45,7 +45,7 @@ impl Marks {
         let object = Topic::Object(change.object.key.clone()).mark();
         let node = |of: &Object| {
             let field = of.header.fields.iter().find(|(name, _)| *name == NODE);
-            field.map_or(object, |(_, node)| Topic::Node(node.clone()).mark())
+            field.map_or(object, |(_, node)| Topic::Node(node.to_string()).mark())
         };
         Self([object, change.previous.as_deref().map_or(object, node), node(&change.object)])
     }
@@ -90,6 +90,10 @@ impl Topics {
         let mark = topic.mark();
         let made = || Arc::new(Shared { mark, changed: watch::channel(0).0, floor: AtomicU64::new(0) });
         self.0.entry(mark).or_insert_with(made).clone()
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Shared>> {
+        self.0.values()
     }
 
     #[cfg(test)]

@@ -243,7 +243,10 @@ fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, context: &Context) ->
         Ending::AtOnce | Ending::Held(_) => 0,
     };
     let mut new = old.clone();
-    let finalizers = finalizers_after(old, options.propagation.or_else(|| default_propagation(kind)));
+    if let Some(begin) = kind.behaviour.delete.begin.filter(|_| !deleting(old)) {
+        begin(&mut new, context.now);
+    }
+    let finalizers = finalizers_after(&new, options.propagation.or_else(|| default_propagation(kind)));
     if finalizers.is_empty() {
         new["metadata"].as_object_mut().map(|metadata| metadata.remove("finalizers"));
     } else {

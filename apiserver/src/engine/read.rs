@@ -127,7 +127,7 @@ pub(crate) fn selected(object: &Object, labels: &Labels, fields: &Fields) -> boo
     let header = &object.header;
     let label = |key: &str| header.labels.get(key).map(String::as_str);
     let field = |path: &str| {
-        header.fields.iter().find(|(name, _)| *name == path).map_or("".into(), |(_, value)| value.as_str().into())
+        header.fields.iter().find(|(name, _)| *name == path).map_or("".into(), |(_, value)| (&**value).into())
     };
     (labels.is_everything() || labels.matches(label)) && (fields.is_everything() || fields.matches(field))
 }

@@ -22,10 +22,10 @@ impl Engine {
     ) -> Result<Written, Status> {
         let through = |current: Option<&Value>| {
             let current = current.ok_or_else(|| target.not_found())?;
-            let scale = change(&api::write::scale_of(current))?;
+            let scale = change(&api::write::scale_of(&target.kind, current))?;
             check_scale(target, &scale)?;
             let mut next = current.clone();
-            api::write::apply_scale(&mut next, &scale);
+            api::write::apply_scale(&target.kind, &mut next, &scale);
             match scale["metadata"]["resourceVersion"].as_str() {
                 Some(version) if !version.is_empty() => next["metadata"]["resourceVersion"] = json!(version),
                 _ => {}
@@ -33,7 +33,7 @@ impl Engine {
             Ok(Draft::Update(next))
         };
         let mut written = self.update(context, target, options, &through).await?;
-        written.object = Shown::Value(api::write::scale_of(&written.object.into_value()));
+        written.object = Shown::Value(api::write::scale_of(&target.kind, &written.object.into_value()));
         Ok(written)
     }
 
@@ -59,20 +59,21 @@ impl Engine {
         let apply = |live: Option<&Value>| {
             let live = live.ok_or_else(|| target.not_found())?;
             check_scale(target, applied)?;
-            let replicas = applied["spec"].get("replicas").map(|replicas| json!({"replicas": replicas}));
             let mut config = json!({
                 "apiVersion": kind.api_version(),
                 "kind": kind.kind,
                 "metadata": {"name": target.name, "namespace": target.namespace},
-                "spec": replicas.unwrap_or_else(|| json!({})),
             });
+            if let Some(replicas) = applied["spec"].get("replicas") {
+                api::write::with_replicas(kind, &mut config, replicas.clone());
+            }
             if let Some(version) = applied["metadata"].get("resourceVersion") {
                 config["metadata"]["resourceVersion"] = version.clone();
             }
             managed::apply(kind, Some(live), &config, writer, force).map(Draft::Apply)
         };
         let mut written = self.update(context, target, options, &apply).await?;
-        written.object = Shown::Value(api::write::scale_of(&written.object.into_value()));
+        written.object = Shown::Value(api::write::scale_of(&target.kind, &written.object.into_value()));
         Ok(written)
     }
 
@@ -247,7 +248,8 @@ fn check_scale(target: &Target, scale: &Value) -> Result<(), Status> {
         return Err(Status::bad_request(why));
     }
     match scale["spec"]["replicas"].as_i64() {
-        Some(negative) if negative < 0 => {
+        // What a definition says of its replicas is told by its own checks.
+        Some(negative) if negative < 0 && target.kind.custom.is_none() => {
             let error = FieldError::invalid("spec.replicas", negative, "must be greater than or equal to 0");
             Err(Status::invalid("autoscaling", "Scale", &target.name, vec![error]))
         }

@@ -146,6 +146,11 @@ impl Watch {
         }
     }
 
+    /// It ended because its kind was defined anew.
+    pub fn is_replaced(&self) -> bool {
+        self.follow.is_replaced()
+    }
+
     /// A bookmark at the revision up to which nothing was missed.
     pub fn bookmark(&self) -> Event {
         Event { kind: EventKind::Bookmark, revision: self.follow.cursor(), object: None }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use api::custom::Stage;
 use api::kind::{Kind, Part};
 use api::kinds::{Asker, Ending, Put, Version};
 use api::managed::{self, Writer};
@@ -10,7 +11,7 @@ use api::write::Birth;
 use serde_json::Value;
 
 use super::{Engine, Shown, deleting, has_finalizers};
-use crate::admission::{Operation, Options, Review};
+use crate::admission::{Operation, Options, Phase, Review};
 use crate::authz::Attributes;
 use crate::identity::User;
 use crate::object::{Collection, Object, ObjectKey, suffix};
@@ -113,16 +114,17 @@ impl Engine {
         }
         let namespace = kind.namespaced().then_some(target.namespace.as_str());
         api::write::wipe(kind, &mut object, namespace)?;
+        check_stage(target, &object)?;
         let mut review = Review::new(Operation::Create, target, context, Options::Write(options));
         review.object = object;
-        self.admission.mutate(self.cluster(), &mut review).await?;
+        self.admission.run(Phase::Mutate, self.cluster(), &mut review).await?;
         self.authorizer.check_escalation(self, &context.user, target, &review.object, None)?;
         born(kind, &mut review.object, context);
         api::write::prepare_create(kind, &mut review.object);
         api::default::apply(kind, &mut review.object);
         let mut warnings = api::validate::warnings(kind, &review.object);
         validated(kind, api::validate::create(kind, &review.object), &review.object)?;
-        self.admission.validate(self.cluster(), &mut review).await?;
+        self.admission.run(Phase::Validate, self.cluster(), &mut review).await?;
         warnings.extend(review.take_warnings());
         let mut object = review.object;
         if versioned && origin == Origin::Sent && !options.dry_run {
@@ -143,8 +145,11 @@ impl Engine {
         let mut writes = vec![self.stored(kind, Expect::Absent, &object)];
         writes.append(&mut allocations);
         // It may have gone since it was looked at.
-        let requires = namespace.map(|name| (Collection::new("", "namespaces"), ObjectKey::new("", name)));
-        let requires = requires.into_iter().collect();
+        let namespace = namespace.map(|name| (Collection::new("", "namespaces"), ObjectKey::new("", name)));
+        let definition = kind.custom.as_ref().map(|custom| {
+            (Collection::new(api::custom::GROUP, api::custom::PLURAL), ObjectKey::new("", &custom.definition))
+        });
+        let requires = namespace.into_iter().chain(definition).collect();
         match self.commit(Transaction { writes, requires, durability: durability(kind, &named) }).await {
             Ok(stored) => Ok(Some(Written { object: self.shown(kind, stored), created: true, warnings })),
             Err(CommitError::Conflict { collection: of, .. }) if of == collection(kind) => Err(exists(&named)),
@@ -246,7 +251,7 @@ impl Engine {
         // What the server itself does to an object was admitted as the request that it does it for.
         if let Some(origin) = origin {
             received(&mut review, options, &old, origin)?;
-            self.mutate(&mut review).await?;
+            self.admit_update(Phase::Mutate, &mut review).await?;
             self.authorizer.check_escalation(self, &context.user, target, &review.object, Some(&old))?;
             api::write::prepare_update(kind, target.part, &mut review.object, &old);
         }
@@ -256,7 +261,7 @@ impl Engine {
         let mut warnings = if reports { Vec::new() } else { api::validate::warnings(kind, &review.object) };
         validated(kind, api::validate::update(kind, target.part, &review.object, &old), &review.object)?;
         if origin.is_some() {
-            self.validate(&mut review).await?;
+            self.admit_update(Phase::Validate, &mut review).await?;
         }
         warnings.extend(review.take_warnings());
         let mut new = review.object;
@@ -286,25 +291,17 @@ impl Engine {
         }
     }
 
-    async fn mutate(&self, review: &mut Review<'_>) -> Result<(), Status> {
+    /// Admission of an update.
+    async fn admit_update(&self, phase: Phase, review: &mut Review<'_>) -> Result<(), Status> {
         let Some((old, new)) = self.scales(review) else {
-            return self.admission.mutate(self.cluster(), review).await;
+            return self.admission.run(phase, self.cluster(), review).await;
         };
         let mut scale = review.about(new, &old);
-        self.admission.mutate(self.cluster(), &mut scale).await?;
+        self.admission.run(phase, self.cluster(), &mut scale).await?;
         let warnings = scale.take_warnings();
-        api::write::apply_scale(&mut review.object, &scale.object);
-        warnings.into_iter().for_each(|text| review.warn(text));
-        Ok(())
-    }
-
-    async fn validate(&self, review: &mut Review<'_>) -> Result<(), Status> {
-        let Some((old, new)) = self.scales(review) else {
-            return self.admission.validate(self.cluster(), review).await;
-        };
-        let mut scale = review.about(new, &old);
-        self.admission.validate(self.cluster(), &mut scale).await?;
-        let warnings = scale.take_warnings();
+        if phase == Phase::Mutate {
+            api::write::apply_scale(&review.target.kind, &mut review.object, &scale.object);
+        }
         warnings.into_iter().for_each(|text| review.warn(text));
         Ok(())
     }
@@ -313,7 +310,8 @@ impl Engine {
     fn scales(&self, review: &Review<'_>) -> Option<(Value, Value)> {
         let scaled = review.target.part == Some(Part::Scale) && self.admission.concerns(review);
         let old = review.old.filter(|_| scaled)?;
-        Some((api::write::scale_of(old), api::write::scale_of(&review.object)))
+        let kind = &review.target.kind;
+        Some((api::write::scale_of(kind, old), api::write::scale_of(kind, &review.object)))
     }
 
     /// The write of an object shown in `kind`'s version, in the storage version.
@@ -324,6 +322,14 @@ impl Engine {
         let storage = self.storage(kind);
         self.write(&storage, expect, &api::convert::convert(kind, &storage, object.clone()))
     }
+}
+
+/// A kind that is being undefined takes nothing new.
+fn check_stage(target: &Target, object: &Value) -> Result<(), Status> {
+    let ending = target.kind.custom.as_ref().is_some_and(|custom| custom.stage == Stage::Terminating);
+    let why = "create not allowed while custom resource definition is terminating";
+    let refused = || Status::forbidden(&target.kind.group, &target.kind.plural, name_of(object), why);
+    if ending { Err(refused()) } else { Ok(()) }
 }
 
 /// What is said again anyway, and often, need not wait for the disk: heartbeats of nodes and Events. Other leases elect leaders.

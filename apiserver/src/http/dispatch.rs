@@ -32,6 +32,10 @@ use crate::shared::Shared;
 /// A watch without a time-out ends after this long, so that connections spread over servers again.
 const WATCH_SECONDS: u64 = 2400;
 
+/// How objects of defined kinds are patched: no schema says how their lists merge strategically.
+const CUSTOM_PATCHES: [&str; 3] =
+    ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
+
 /// One request on its way.
 struct Call<'a> {
     shared: &'a Arc<Shared>,
@@ -97,7 +101,7 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
         return Ok(too_many_requests());
     };
     authorize(shared, &user, &asked)?;
-    let Some(kind) = kind else { return unknown(shared, &resource) };
+    let Some(kind) = defined(shared, &resource, kind).await? else { return unknown(shared, &resource) };
     let target = target(kind, &resource)?;
     let context = Context { user, now: Timestamp::now() };
     if target.part == Some(Part::Log) && verb == "get" && parts.headers.contains_key(header::UPGRADE) {
@@ -114,6 +118,9 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
         watching,
         !resource.name.is_empty() || parts.method == Method::POST,
     )?;
+    if target.kind.custom.is_some() && accepted.encoding == negotiate::Encoding::Protobuf {
+        return Err(Status::none_acceptable(&["application/json", "application/yaml"]));
+    }
     let call = Call { shared, parts: &parts, query, context, accepted, target };
     let reply = call.act(verb, body).await?;
     Ok(if form == Form::Stream { reply::holding(reply, seat) } else { reply })
@@ -139,7 +146,7 @@ impl Call<'_> {
     /// Whoever asks for a deprecated kind is told so before all else, also when refused.
     async fn act(&self, verb: &str, body: Incoming) -> Result<Reply, Status> {
         let done = self.done(verb, body).await;
-        let Some(deprecated) = self.target.kind.behaviour.deprecated else { return done };
+        let Some(deprecated) = self.target.kind.deprecated() else { return done };
         match done {
             Ok(reply) => Ok(reply::warned_first(reply, deprecated)),
             // Nothing of the kind was asked for: it has no such verb.
@@ -198,9 +205,23 @@ async fn plain(shared: &Shared, parts: &Parts, path: &Path) -> Result<Reply, Sta
     }
 }
 
-/// A path below a group that is there gets a Status, one below nothing a plain page.
+/// The kind that is asked for. Another server may just have seen it defined.
+async fn defined(
+    shared: &Shared,
+    resource: &ResourcePath,
+    known: Option<Arc<Kind>>,
+) -> Result<Option<Arc<Kind>>, Status> {
+    if known.is_some() {
+        return Ok(known);
+    }
+    shared.engine.wait_for(None).await?;
+    Ok(shared.engine.registry().find(&resource.group, &resource.version, &resource.plural))
+}
+
+/// A path below a group of Kubernetes itself gets a Status, every other a plain page.
 fn unknown(shared: &Shared, resource: &ResourcePath) -> Result<Reply, Status> {
-    let known = shared.engine.registry().groups().iter().any(|(group, _)| *group == resource.group);
+    let registry = shared.engine.registry();
+    let known = registry.iter().any(|kind| kind.group == resource.group && kind.custom.is_none());
     if known { Err(Status::no_route()) } else { Ok(page_not_found()) }
 }
 
@@ -272,7 +293,7 @@ impl Call<'_> {
             }
             Some(Part::Scale) => {
                 let object = engine.get(target, version).await?;
-                let scale = api::write::scale_of(&engine.show(&target.kind, &object));
+                let scale = api::write::scale_of(&target.kind, &engine.show(&target.kind, &object));
                 return Ok(reply::value(200, &scale, self.accepted.encoding));
             }
             _ => {}
@@ -451,8 +472,9 @@ impl Call<'_> {
         let patch_type = match negotiate::media_of(header_of(self.parts, header::CONTENT_TYPE)) {
             "application/json-patch+json" => PatchType::Json,
             "application/merge-patch+json" => PatchType::Merge,
-            "application/strategic-merge-patch+json" => PatchType::StrategicMerge,
+            "application/strategic-merge-patch+json" if self.target.kind.custom.is_none() => PatchType::StrategicMerge,
             "application/apply-patch+yaml" => return self.apply(body).await,
+            _ if self.target.kind.custom.is_some() => return Err(Status::unsupported_media_type(&CUSTOM_PATCHES)),
             _ => return Err(Status::plain(415, "UnsupportedMediaType", "415: Unsupported Media Type")),
         };
         let target = &self.target;

@@ -22,7 +22,7 @@ use super::reply::{self, Reply};
 /// By name; what another set of kinds gave is forgotten.
 #[derive(Default)]
 pub struct Documents {
-    kept: Mutex<(usize, HashMap<String, Document>)>,
+    kept: Mutex<(u64, HashMap<String, Document>)>,
 }
 
 #[derive(Clone)]
@@ -81,10 +81,15 @@ fn takes_gzip(parts: &Parts) -> bool {
 
 impl Documents {
     pub fn get(&self, name: &str, registry: &Registry, make: impl FnOnce() -> Vec<u8>) -> Result<Document, Status> {
-        let kinds = registry.iter().count();
+        let generation = registry.generation();
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.0 != kinds {
-            *kept = (kinds, HashMap::new());
+        if kept.0 > generation {
+            // The kinds changed while this request was on its way.
+            drop(kept);
+            return Document::new(&make());
+        }
+        if kept.0 < generation {
+            *kept = (generation, HashMap::new());
         }
         if let Some(known) = kept.1.get(name) {
             return Ok(known.clone());

@@ -165,6 +165,10 @@ pub fn row(kind: &Kind, object: &Value, include: Include, now: Timestamp) -> Val
 /// A list in the form asked for.
 pub fn list(engine: &Engine, kind: &Arc<Kind>, list: &List, accepted: Accepted, include: Include) -> Reply {
     let mut meta = json!({"resourceVersion": list.revision.to_string()});
+    if kind.custom.is_some() && accepted.form == Form::Plain {
+        // Lists of trees say so where there is no more.
+        meta["continue"] = json!("");
+    }
     if !list.continue_token.is_empty() {
         meta["continue"] = json!(list.continue_token);
         if let Some(remaining) = list.remaining {
@@ -175,7 +179,7 @@ pub fn list(engine: &Engine, kind: &Arc<Kind>, list: &List, accepted: Accepted, 
     let shaped = match accepted.form {
         Form::Plain if kind.is_storage() && accepted.encoding == Encoding::Json => return joined(kind, list, &meta),
         Form::Plain => {
-            let items: Vec<Value> = list.objects.iter().map(|object| bare(shown(object))).collect();
+            let items: Vec<Value> = list.objects.iter().map(|object| item(kind, shown(object))).collect();
             json!({"kind": kind.list_kind, "apiVersion": kind.api_version(), "metadata": meta, "items": items})
         }
         Form::Table => {
@@ -191,9 +195,9 @@ pub fn list(engine: &Engine, kind: &Arc<Kind>, list: &List, accepted: Accepted, 
     value(200, &shaped, accepted.encoding)
 }
 
-/// Items of a list do not repeat their type.
-fn bare(mut object: Value) -> Value {
-    if let Some(map) = object.as_object_mut() {
+/// Items of a list do not repeat their type, but for those of defined kinds.
+fn item(kind: &Kind, mut object: Value) -> Value {
+    if let Some(map) = object.as_object_mut().filter(|_| kind.custom.is_none()) {
         map.remove("kind");
         map.remove("apiVersion");
     }
@@ -211,8 +215,16 @@ fn joined(kind: &Kind, list: &List, meta: &Value) -> Reply {
     let mut out = Vec::with_capacity(size + head.len() + 2);
     out.extend_from_slice(head.as_bytes());
     for (index, object) in list.objects.iter().enumerate() {
-        out.extend_from_slice(if index == 0 { b"{" } else { b",{" });
-        out.extend_from_slice(object.list_item());
+        if index > 0 {
+            out.push(b',');
+        }
+        match kind.custom {
+            Some(_) => out.extend_from_slice(&object.json),
+            None => {
+                out.push(b'{');
+                out.extend_from_slice(object.list_item());
+            }
+        }
     }
     out.extend_from_slice(b"]}");
     bytes(200, "application/json", out)

@@ -53,6 +53,8 @@ impl State {
         }
         match tokio::time::timeout_at(self.deadline, self.watch.next()).await {
             Ok(Ok(events)) => Some(self.lines(&events)),
+            // As upstream ends it: the client begins anew.
+            Ok(Err(_)) if self.watch.is_replaced() => None,
             Ok(Err(status)) => {
                 self.ended = true;
                 Some(encode_error(&status))

@@ -10,8 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use apiserver::nodes::NoNodes;
+use apiserver::server::Config;
 use bytes::Bytes;
 use client::follow::{self, Scope, Step};
+use client::https::Identity;
 use client::{Client, DeleteOptions, Key, Resource};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -91,7 +94,8 @@ impl Seen {
 
 pub fn run(report: &mut Report, nodes: usize) -> Result<()> {
     many_files()?;
-    let server = Server::start(&["--pod-cidr", "100.64.0.0/10"])?;
+    let mut server = Server::start(&["--pod-cidr", "100.64.0.0/10"])?;
+    let identities = identities(&mut server, nodes)?;
     let share = nodes as f64 / ALL_NODES as f64;
     let pods = nodes * PODS_PER_NODE;
     let services = pods / REPLICAS;
@@ -111,7 +115,8 @@ pub fn run(report: &mut Report, nodes: usize) -> Result<()> {
         let mut tasks = JoinSet::new();
         let (start, since) = begin()?;
         for from in (0..nodes).step_by(AT_ONCE) {
-            let made = (from..nodes.min(from + AT_ONCE)).map(|index| join(&api, index, seen.clone()));
+            let some = identities.iter().enumerate().take(nodes.min(from + AT_ONCE)).skip(from);
+            let made = some.map(|(index, identity)| join(&api, index, identity.clone(), seen.clone()));
             for node in futures::future::try_join_all(made).await? {
                 tasks.spawn(node);
             }
@@ -159,7 +164,7 @@ pub fn run(report: &mut Report, nodes: usize) -> Result<()> {
         seen.full.store(true, Ordering::Relaxed);
         let (start, since) = begin()?;
         let before = seen.running.load(Ordering::Relaxed);
-        let deleter = client(&api, "deleter")?;
+        let deleter = Client::new(client::https::Https::new(api.client("bench", None))?);
         let all = (STEADY.as_secs_f64() * REPLACEMENTS * share) as usize;
         for count in 0..all {
             let due = Duration::from_secs_f64(count as f64 / (REPLACEMENTS * share));
@@ -225,14 +230,36 @@ async fn watch_memory(pid: u32, most: Arc<AtomicU64>) {
     }
 }
 
-fn client(api: &Api, name: &str) -> Result<Client> {
-    Ok(Client::new(client::https::Https::new(api.client(name))?))
+fn name(index: usize) -> String {
+    format!("node-{index:05}")
+}
+
+/// A certificate for each node, from the cluster's own authority, as joining would give it: the key is in the store, so the
+/// server pauses.
+fn identities(server: &mut Server, nodes: usize) -> Result<Vec<Identity>> {
+    server.kill();
+    let store = server.data().join("store.redb");
+    let issued = crate::http::block_on(async {
+        let stopped = apiserver::server::Server::open(&Config::on_loopback(store), Arc::new(NoNodes)).await?;
+        let issue = |index| {
+            let issued = stopped.authority().client(&format!("system:node:{}", name(index)), &["system:nodes"])?;
+            anyhow::Ok(Identity::Certificate { chain: issued.certificate, key: issued.key })
+        };
+        (0..nodes).map(issue).collect::<Result<Vec<_>>>()
+    })?;
+    server.start_again()?;
+    Ok(issued)
 }
 
 /// Registers a node; the future is its life.
-async fn join(api: &Api, index: usize, seen: Arc<Seen>) -> Result<impl Future<Output = ()> + Send + 'static> {
-    let name = format!("node-{index:05}");
-    let client = client(api, &name)?;
+async fn join(
+    api: &Api,
+    index: usize,
+    identity: Identity,
+    seen: Arc<Seen>,
+) -> Result<impl Future<Output = ()> + Send + 'static> {
+    let name = name(index);
+    let client = Client::new(client::https::Https::new(api.client(&name, Some(identity)))?);
     let failed = |status: api::status::Status| anyhow!("{name} cannot join: {status}");
     client.create(&NODES, "", node(&name)).await.map_err(failed)?;
     client.create(&LEASES, "kube-node-lease", lease(&name)).await.map_err(failed)?;

@@ -1,13 +1,15 @@
-//! ReplicaSet: as many pods as asked for, adopted and released by label.
+//! ReplicaSet: as many pods as asked for, adopted and released by label. What reads like a ReplicaSet ([`Form`]) is kept so too.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use api::conditions::{self, Stamp};
 use api::selector::Labels;
 use client::events::{EventType, Reference};
-use client::{Caches, Kept, Key};
+use client::{Caches, Kept, Key, Resource, View};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -19,61 +21,126 @@ use super::views::{PODS, Pod, REPLICA_SETS, ReplicaSet};
 /// Pods made or removed by one plan: bounds what a mistake costs before it is seen.
 const BURST: usize = 500;
 
-pub struct ReplicaSets;
+/// A kind whose objects keep a number of pods.
+#[derive(Debug)]
+pub struct Form {
+    /// Of the controller, as kube-controller-manager's `--controllers` names it.
+    pub name: &'static str,
+    /// Of its service account, and of its events.
+    pub account: &'static str,
+    pub api_version: &'static str,
+    pub kind: &'static str,
+    pub resource: Resource,
+    pub selector: fn(&Value) -> Option<Labels>,
+}
 
-impl Controller for ReplicaSets {
-    const NAME: &'static str = "replicaset-controller";
-    const ACCOUNT: Account = Account::Service("replicaset-controller");
-    const READS: &'static [Kept] = &[Kept::of::<ReplicaSet>(), Kept::of::<Pod>()];
+/// The view of such a kind, which reads as a ReplicaSet's.
+pub trait Replicating: View + AsRef<ReplicaSet> {
+    const FORM: &'static Form;
+}
+
+impl AsRef<ReplicaSet> for ReplicaSet {
+    fn as_ref(&self) -> &ReplicaSet {
+        self
+    }
+}
+
+impl Replicating for ReplicaSet {
+    const FORM: &'static Form = &Form {
+        name: "replicaset-controller",
+        account: "replicaset-controller",
+        api_version: "apps/v1",
+        kind: "ReplicaSet",
+        resource: REPLICA_SETS,
+        selector: |selector| Labels::from_object(selector).ok(),
+    };
+}
+
+/// One object of such a kind.
+#[derive(Debug, Clone, Copy)]
+struct Set<'v> {
+    view: &'v ReplicaSet,
+    form: &'static Form,
+}
+
+impl<'v> Set<'v> {
+    fn of<V: Replicating>(view: &'v V) -> Self {
+        Self { view: view.as_ref(), form: V::FORM }
+    }
+
+    fn labels(self) -> Option<Labels> {
+        (self.form.selector)(&self.view.spec.selector)
+    }
+}
+
+impl Deref for Set<'_> {
+    type Target = ReplicaSet;
+
+    fn deref(&self) -> &ReplicaSet {
+        self.view
+    }
+}
+
+pub type ReplicaSets = Replicas<ReplicaSet>;
+
+/// The controller of one such kind.
+pub struct Replicas<V>(PhantomData<V>);
+
+impl<V: Replicating> Controller for Replicas<V> {
+    const NAME: &'static str = V::FORM.name;
+    const SOURCE: &'static str = V::FORM.account;
+    const ACCOUNT: Account = Account::Service(V::FORM.account);
+    const READS: &'static [Kept] = &[Kept::of::<V>(), Kept::of::<Pod>()];
 
     fn new(_: &Given) -> Self {
-        Self
+        Self(PhantomData)
     }
 
     fn watch(&self, caches: &Caches, queue: &Queue) {
         let own = queue.clone();
-        caches.of::<ReplicaSet>().on_change(move |old, new| {
+        caches.of::<V>().on_change(move |old, new| {
             if let Some(set) = new.or(old) {
-                own.add(Key::of(&set.metadata.meta));
+                own.add(Key::of(&set.as_ref().metadata.meta));
             }
         });
-        let (queue, sets) = (queue.clone(), caches.of::<ReplicaSet>());
+        let (queue, sets) = (queue.clone(), caches.of::<V>());
         caches.of::<Pod>().on_change(move |old, new| {
             for pod in [old, new].into_iter().flatten() {
                 let namespace = &pod.metadata.meta.namespace;
                 match pod.metadata.owned.controller() {
-                    Some(owner) if owner.kind == "ReplicaSet" => queue.add(Key::new(namespace, &owner.name)),
+                    Some(owner) if owner.kind == V::FORM.kind => queue.add(Key::new(namespace, &owner.name)),
                     Some(_) => {}
                     // An orphan concerns whoever selects it.
                     None => sets
                         .namespace(namespace)
                         .iter()
-                        .filter(|set| selects(set, pod))
-                        .for_each(|set| queue.add(Key::of(&set.metadata.meta))),
+                        .filter(|set| selects(Set::of(&***set), pod))
+                        .for_each(|set| queue.add(Key::of(&(**set).as_ref().metadata.meta))),
                 }
             }
         });
     }
 
     fn reconcile(&self, key: &Key, caches: &Caches) -> Plan {
-        let Some(set) = caches.of::<ReplicaSet>().get(&key.namespace, &key.name) else { return Plan::new() };
+        let Some(set) = caches.of::<V>().get(&key.namespace, &key.name) else { return Plan::new() };
+        let set = Set::of(&*set);
         let owned = caches.of::<Pod>().indexed(&format!("owner/{}", set.metadata.meta.uid));
         let orphans = caches
             .of::<Pod>()
             .namespace(&key.namespace)
             .into_iter()
             .filter(|pod| pod.metadata.owned.controller().is_none());
-        plan(&set, &owned, &orphans.collect::<Vec<_>>(), Timestamp::now())
+        plan(set, &owned, &orphans.collect::<Vec<_>>(), Timestamp::now())
     }
 
     fn failed(&self, key: &Key, caches: &Caches, failure: &Failure) -> Plan {
-        let set = caches.of::<ReplicaSet>().get(&key.namespace, &key.name);
-        set.map(|set| say_failure(&set, failure, Timestamp::now())).unwrap_or_default()
+        let set = caches.of::<V>().get(&key.namespace, &key.name);
+        set.map(|set| say_failure(Set::of(&*set), failure, Timestamp::now())).unwrap_or_default()
     }
 }
 
-fn selects(set: &ReplicaSet, pod: &Pod) -> bool {
-    Labels::from_object(&set.spec.selector).is_ok_and(|labels| !labels.is_everything() && matches(&labels, pod))
+fn selects(set: Set<'_>, pod: &Pod) -> bool {
+    set.labels().is_some_and(|labels| !labels.is_everything() && matches(&labels, pod))
 }
 
 fn matches(labels: &Labels, pod: &Pod) -> bool {
@@ -81,8 +148,8 @@ fn matches(labels: &Labels, pod: &Pod) -> bool {
 }
 
 /// What brings the set's pods to the wanted number, and its status to the truth.
-fn plan(set: &ReplicaSet, owned: &[Arc<Pod>], orphans: &[Arc<Pod>], now: Timestamp) -> Plan {
-    let Ok(labels) = Labels::from_object(&set.spec.selector) else { return Plan::new() };
+fn plan(set: Set<'_>, owned: &[Arc<Pod>], orphans: &[Arc<Pod>], now: Timestamp) -> Plan {
+    let Some(labels) = set.labels() else { return Plan::new() };
     let mut plan = Plan::new();
     let (mine, strangers): (Vec<_>, Vec<_>) = owned.iter().cloned().partition(|pod| matches(&labels, pod));
     let mut mine: Vec<Arc<Pod>> = mine;
@@ -107,13 +174,13 @@ fn plan(set: &ReplicaSet, owned: &[Arc<Pod>], orphans: &[Arc<Pod>], now: Timesta
     plan
 }
 
-fn owner(set: &ReplicaSet) -> Value {
-    ownership::owner("apps/v1", "ReplicaSet", &set.metadata.meta)
+fn owner(set: Set<'_>) -> Value {
+    ownership::owner(set.form.api_version, set.form.kind, &set.metadata.meta)
 }
 
 /// Creates what is missing or removes what is too much, the least useful first. Creation begins slowly: where one pod is
 /// refused, the others would be too.
-fn resize(set: &ReplicaSet, mine: &[Arc<Pod>]) -> Plan {
+fn resize(set: Set<'_>, mine: &[Arc<Pod>]) -> Plan {
     let mut active: Vec<_> = mine.iter().filter(|pod| pod.is_active()).collect();
     let wanted = usize::try_from(set.spec.replicas).unwrap_or(0);
     if active.len() < wanted {
@@ -150,7 +217,7 @@ fn usefulness(pod: &Pod, neighbours: usize) -> impl Ord + use<> {
     )
 }
 
-fn create(set: &ReplicaSet) -> Action {
+fn create(set: Set<'_>) -> Action {
     let meta = &set.metadata.meta;
     let template = &set.spec.template;
     let mut metadata = json!({"generateName": format!("{}-", meta.name), "namespace": meta.namespace, "ownerReferences": [owner(set)]});
@@ -163,7 +230,7 @@ fn create(set: &ReplicaSet) -> Action {
     Action::Create { resource: PODS, namespace: meta.namespace.clone(), object, announce: Some(about(set)) }
 }
 
-fn remove(set: &ReplicaSet, pod: &Pod) -> [Action; 2] {
+fn remove(set: Set<'_>, pod: &Pod) -> [Action; 2] {
     let meta = &pod.metadata.meta;
     let said = Action::Event {
         about: about(set),
@@ -174,12 +241,12 @@ fn remove(set: &ReplicaSet, pod: &Pod) -> [Action; 2] {
     [Action::Delete { resource: PODS, key: Key::of(meta), uid: Some(meta.uid.clone()), propagation: None }, said]
 }
 
-fn about(set: &ReplicaSet) -> Reference {
-    Reference::new("apps/v1", "ReplicaSet", &set.metadata.meta)
+fn about(set: Set<'_>) -> Reference {
+    Reference::new(set.form.api_version, set.form.kind, &set.metadata.meta)
 }
 
 /// A pod that could not be made or removed: in the set's condition, and in an event.
-fn say_failure(set: &ReplicaSet, failure: &Failure, now: Timestamp) -> Plan {
+fn say_failure(set: Set<'_>, failure: &Failure, now: Timestamp) -> Plan {
     let (reason, verb) = match failure.act {
         Act::Create => ("FailedCreate", "creating"),
         Act::Delete => ("FailedDelete", "deleting"),
@@ -201,9 +268,9 @@ fn say_failure(set: &ReplicaSet, failure: &Failure, now: Timestamp) -> Plan {
     vec![said, write_status(set, json!({"conditions": conditions}))]
 }
 
-fn write_status(set: &ReplicaSet, status: Value) -> Action {
+fn write_status(set: Set<'_>, status: Value) -> Action {
     Action::Patch {
-        resource: REPLICA_SETS,
+        resource: set.form.resource.clone(),
         key: Key::of(&set.metadata.meta),
         subresource: "status",
         version: None,
@@ -214,12 +281,12 @@ fn write_status(set: &ReplicaSet, status: Value) -> Action {
 const REPLICA_FAILURE: &str = "ReplicaFailure";
 
 /// Conditions once the set is as large as it should be: a failure is over then.
-fn settled_conditions(set: &ReplicaSet) -> Option<Vec<Value>> {
+fn settled_conditions(set: Set<'_>) -> Option<Vec<Value>> {
     set.status.condition(REPLICA_FAILURE)?;
     Some(conditions::merge(&json!(set.status.conditions), &[REPLICA_FAILURE], Vec::new(), &[], ""))
 }
 
-fn status(set: &ReplicaSet, active: &[Arc<Pod>], now: Timestamp) -> Option<Action> {
+fn status(set: Set<'_>, active: &[Arc<Pod>], now: Timestamp) -> Option<Action> {
     let template = set.spec.template["metadata"]["labels"].as_object();
     let labeled = |pod: &Pod| {
         template
@@ -299,15 +366,15 @@ mod tests {
     #[test]
     fn missing_pods_are_created_and_ended_ones_replaced() {
         let now = Timestamp::UNIX_EPOCH;
-        assert_eq!(kinds(&plan(&set(2), &[], &[], now)), ["create", "create", "status"]);
+        assert_eq!(kinds(&plan(Set::of(&set(2)), &[], &[], now)), ["create", "create", "status"]);
         let owned = [pod("a", "web", true, "Running"), pod("b", "web", true, "Failed")];
-        assert_eq!(kinds(&plan(&set(2), &owned, &[], now)), ["create", "status"]);
+        assert_eq!(kinds(&plan(Set::of(&set(2)), &owned, &[], now)), ["create", "status"]);
     }
 
     #[test]
     fn a_relabelled_pod_is_released_and_replaced() {
         let owned = [pod("a", "other", true, "Running")];
-        let made = plan(&set(1), &owned, &[], Timestamp::UNIX_EPOCH);
+        let made = plan(Set::of(&set(1)), &owned, &[], Timestamp::UNIX_EPOCH);
         assert_eq!(kinds(&made), ["patch", "create", "status"]);
         let Action::Patch { patch, .. } = &made[0] else { panic!() };
         assert_eq!(patch["metadata"]["ownerReferences"], Value::Null);
@@ -315,7 +382,7 @@ mod tests {
 
     #[test]
     fn a_matching_orphan_is_adopted_before_anything_is_made() {
-        let made = plan(&set(1), &[], &[pod("a", "web", false, "Running")], Timestamp::UNIX_EPOCH);
+        let made = plan(Set::of(&set(1)), &[], &[pod("a", "web", false, "Running")], Timestamp::UNIX_EPOCH);
         assert_eq!(kinds(&made), ["patch", "status"]);
     }
 
@@ -323,7 +390,7 @@ mod tests {
     fn surplus_goes_least_useful_first() {
         let owned =
             [pod("a", "web", true, "Running"), pod("bb", "web", true, "Pending"), pod("ccc", "web", true, "Running")];
-        let made = plan(&set(1), &owned, &[], Timestamp::UNIX_EPOCH);
+        let made = plan(Set::of(&set(1)), &owned, &[], Timestamp::UNIX_EPOCH);
         let gone: Vec<_> = made
             .iter()
             .filter_map(|action| match action {
@@ -373,13 +440,18 @@ mod tests {
         super::super::golden::check(
             "replicaset",
             &[
-                ("one of two is missing", plan(&set(2), &[running("a")], &[], now)),
-                ("two of three are too many", plan(&set(1), &three, &[], now)),
+                ("one of two is missing", plan(Set::of(&set(2)), &[running("a")], &[], now)),
+                ("two of three are too many", plan(Set::of(&set(1)), &three, &[], now)),
                 ("one left and another joined", {
-                    plan(&set(2), &[pod("a", "other", true, "Running")], &[pod("bb", "web", false, "Running")], now)
+                    plan(
+                        Set::of(&set(2)),
+                        &[pod("a", "other", true, "Running")],
+                        &[pod("bb", "web", false, "Running")],
+                        now,
+                    )
                 }),
-                ("ready, and not yet for long enough", plan(&patient, &[ready], &[], now)),
-                ("pods were refused", say_failure(&set(2), &refused, now)),
+                ("ready, and not yet for long enough", plan(Set::of(&patient), &[ready], &[], now)),
+                ("pods were refused", say_failure(Set::of(&set(2)), &refused, now)),
             ],
         );
     }

@@ -81,6 +81,8 @@ pub type Plan = Vec<Action>;
 pub trait Controller: Send + Sync + 'static {
     /// As kube-controller-manager's `--controllers` names it.
     const NAME: &'static str;
+    /// What its events say they come from.
+    const SOURCE: &'static str = Self::NAME;
     /// The service account of kube-system whose default role it uses.
     const ACCOUNT: Account;
     /// The views it reads.
@@ -111,7 +113,7 @@ pub async fn run<C: Controller>(controller: C, client: Client, caches: Arc<Cache
 }
 
 async fn work<C: Controller>(controller: Arc<C>, client: Client, caches: Arc<Caches>, queue: Queue) {
-    let recorder = Recorder::new(client.clone(), C::NAME, "");
+    let recorder = Recorder::new(client.clone(), C::SOURCE, "");
     let hands = Hands { client, queue, recorder };
     loop {
         let key = hands.queue.take().await;

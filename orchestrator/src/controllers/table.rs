@@ -13,7 +13,10 @@ use tokio::task::JoinSet;
 
 use super::node_ipam::PodRanges;
 use super::runtime::{self, Controller};
-use super::{Selection, deployment, endpoints, gc, housekeeping, namespaces, node_ipam, peers, replicaset};
+use super::{
+    Selection, deployment, endpoints, gc, housekeeping, namespaces, node_ipam, peers, replicaset,
+    replication_controller,
+};
 use crate::servers::Servers;
 use crate::{scheduler, system_objects};
 
@@ -73,8 +76,9 @@ pub struct Row {
     start: fn(Given) -> BoxFuture<'static, ()>,
 }
 
-pub static TABLE: [Row; 14] = [
+pub static TABLE: [Row; 15] = [
     row::<replicaset::ReplicaSets>(),
+    row::<replication_controller::ReplicationControllers>(),
     row::<deployment::Deployments>(),
     row::<endpoints::EndpointSlices>(),
     row::<endpoints::EndpointsObjects>(),

@@ -12,6 +12,7 @@ use client::{Caches, Client, DeleteOptions, Propagation, Resource, Selector};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::node_ipam::PodRanges;
 use super::views::{CONFIG_MAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS, REPLICA_SETS, SERVICE_ACCOUNTS};
@@ -20,7 +21,7 @@ use super::*;
 const PATIENCE: Duration = Duration::from_secs(20);
 const CHOSEN: [&str; 2] = ["*", "-scheduler"];
 
-/// A control plane without a listener, a scheduler or nodes.
+/// A control plane without a scheduler or nodes.
 struct World {
     client: Client,
     _folder: tempfile::TempDir,
@@ -45,8 +46,10 @@ impl World {
         let caches = Arc::new(Caches::new(table::reads(&ready)));
         caches.start(&server.client(User::new("tester", &[MASTERS]), "tester"), &mut tasks);
         table::start(&ready, &caches, &mut tasks);
-        let world =
-            Self { client: server.client(User::new("tester", &[MASTERS]), "tester"), _folder: folder, _tasks: tasks };
+        let client = server.client(User::new("tester", &[MASTERS]), "tester");
+        let serving = server.serve(CancellationToken::new());
+        tasks.spawn(async { serving.await.expect("the store does not fail") });
+        let world = Self { client, _folder: folder, _tasks: tasks };
         world.until("the account of pods", || world.account("default")).await;
         world
     }
@@ -119,6 +122,95 @@ impl World {
 
 fn owned_by(owner: &Value) -> Value {
     json!([{"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": owner["metadata"]["name"], "uid": owner["metadata"]["uid"]}])
+}
+
+/// Pods of a ReplicationController: made, adopted, given up, counted, and left alone when it goes without them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replication_controller_keeps_its_pods() {
+    const CONTROLLERS: Resource = super::replication_controller::REPLICATION_CONTROLLERS;
+    let world = World::new().await;
+    let pods =
+        |labels: Value| json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let mut orphan = pods(json!({"app": "rc"}));
+    orphan["metadata"]["name"] = json!("orphan");
+    world.make(PODS, "default", orphan).await;
+    let spec = json!({"replicas": 2, "template": pods(json!({"app": "rc"}))});
+    let made = world.make(CONTROLLERS, "default", json!({"metadata": {"name": "rc"}, "spec": spec})).await;
+    assert_eq!(made["spec"]["selector"], json!({"app": "rc"}), "of its template's labels");
+    let counted = |count: i64| {
+        move |found: &Value| {
+            found["status"]["replicas"] == count
+                && found["status"]["observedGeneration"] == found["metadata"]["generation"]
+        }
+    };
+    world.becomes(CONTROLLERS, ("default", "rc"), counted(2)).await;
+    let owned = world.becomes(PODS, ("default", "orphan"), |pod| pod["metadata"]["ownerReferences"].is_array()).await;
+    let owner = &owned["metadata"]["ownerReferences"][0];
+    assert_eq!((&owner["kind"], &owner["apiVersion"]), (&json!("ReplicationController"), &json!("v1")));
+    let selected = Selector { labels: "app=rc".into(), ..Selector::default() };
+    assert_eq!(world.client.list(&PODS, "default", &selected).await.unwrap().items.len(), 2);
+    let events = Resource::core("events");
+    let created = || async {
+        let all = world.client.list(&events, "default", &Selector::default()).await?;
+        let texts = all.items.iter().map(|item| String::from_utf8_lossy(&item.json).into_owned());
+        let said = |text: &String| {
+            text.contains("SuccessfulCreate") && text.contains("\"component\":\"replication-controller\"")
+        };
+        texts.into_iter().find(said).ok_or_else(|| Status::internal("not yet"))
+    };
+    world.until("its event", created).await;
+    let scaled = |current: &Value| {
+        let mut next = current.clone();
+        next["spec"]["replicas"] = json!(3);
+        Ok(next)
+    };
+    world.client.update(&CONTROLLERS, "default", "rc", "", scaled).await.unwrap();
+    world.becomes(CONTROLLERS, ("default", "rc"), counted(3)).await;
+    let relabelled = |current: &Value| {
+        let mut next = current.clone();
+        next["metadata"]["labels"]["app"] = json!("else");
+        Ok(next)
+    };
+    world.client.update(&PODS, "default", "orphan", "", relabelled).await.unwrap();
+    world.becomes(PODS, ("default", "orphan"), |pod| pod["metadata"]["ownerReferences"].is_null()).await;
+    world.becomes(CONTROLLERS, ("default", "rc"), counted(3)).await;
+    // Nobody says what becomes of its pods: they stay, as ever with this kind.
+    world.client.delete(&CONTROLLERS, "default", "rc", &DeleteOptions::default()).await.unwrap();
+    world.gone(CONTROLLERS, ("default", "rc")).await;
+    let left = world.client.list(&PODS, "default", &selected).await.unwrap().items;
+    let free = left.iter().filter(|item| !String::from_utf8_lossy(&item.json).contains("ownerReferences"));
+    assert_eq!((left.len(), free.count()), (3, 3));
+}
+
+/// Kinds that are defined while controllers run: collected with their owners, emptied with their namespace.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn objects_of_defined_kinds_go_like_others() {
+    let world = World::new().await;
+    let definitions = Resource::new("apiextensions.k8s.io", "customresourcedefinitions");
+    let things = Resource::named("things.example", "v1", "things");
+    let names = json!({"plural": "things", "singular": "thing", "kind": "Thing", "listKind": "ThingList"});
+    let schema = json!({"openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object"}}}});
+    let versions = json!([{"name": "v1", "served": true, "storage": true, "schema": schema}]);
+    let spec = json!({"group": "things.example", "scope": "Namespaced", "names": names, "versions": versions});
+    world.make(definitions.clone(), "", json!({"metadata": {"name": "things.things.example"}, "spec": spec})).await;
+    let all = Selector::default();
+    world.until("the kind", || world.client.list(&things, "default", &all)).await;
+    let owner = world.make(CONFIG_MAPS, "default", json!({"metadata": {"name": "owner"}})).await;
+    let thing = |name: &str, owner: &Value| json!({"apiVersion": "things.example/v1", "kind": "Thing", "metadata": {"name": name, "ownerReferences": owned_by(owner)}});
+    let owned = world.make(things.clone(), "default", thing("owned", &owner)).await;
+    let below = json!({"metadata": {"name": "below", "ownerReferences": owned_by(&owned)}});
+    world.make(CONFIG_MAPS, "default", below).await;
+    world.client.delete(&CONFIG_MAPS, "default", "owner", &DeleteOptions::default()).await.unwrap();
+    world.gone(things.clone(), ("default", "owned")).await;
+    world.gone(CONFIG_MAPS, ("default", "below")).await;
+    world.make(NAMESPACES, "", json!({"metadata": {"name": "short"}})).await;
+    let free = json!({"apiVersion": "things.example/v1", "kind": "Thing", "metadata": {"name": "free"}});
+    world.make(things.clone(), "short", free).await;
+    world.client.delete(&NAMESPACES, "", "short", &DeleteOptions::default()).await.unwrap();
+    world.gone(NAMESPACES, ("", "short")).await;
+    assert_eq!(world.client.get(&things, "short", "free").await.unwrap_err().code, 404);
+    world.client.delete(&definitions, "", "things.things.example", &DeleteOptions::default()).await.unwrap();
+    world.gone(definitions, ("", "things.things.example")).await;
 }
 
 /// A worker waits for its own writes, not for whatever else was written meanwhile: other kinds never stop being written.

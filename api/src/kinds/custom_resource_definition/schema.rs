@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::custom;
+use crate::validate::inactive::MARK;
 use crate::validate::{At, Errors};
 use crate::value::{items, text};
 
@@ -53,6 +55,19 @@ fn below<'a>(schema: &At<'a>) -> Vec<At<'a>> {
         out.extend(schema.at(list).items());
     }
     out
+}
+
+/// Formats that nobody knows, and rules that are not looked at.
+pub fn warnings(schema: &At<'_>, found: &mut Vec<String>) {
+    let format = schema.at("format");
+    if schema.at("type").text() == "string" && !format.is_empty() && !custom::is_format(format.text()) {
+        found.push(format!("unrecognized format {:?}", format.text()));
+    }
+    let rules = schema.at("x-kubernetes-validations");
+    if !rules.is_empty() {
+        found.push(format!("{MARK}{} are not acted on yet: expressions are not evaluated", rules.path()));
+    }
+    below(schema).iter().for_each(|schema| warnings(schema, found));
 }
 
 /// What no schema has, and what goes together.

@@ -1,0 +1,183 @@
+//! What a definition's status says: which names it got, whether it is served, whether it is approved. Pure.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::time::rfc3339;
+use crate::value::{items, text};
+
+/// A condition of it is true.
+pub fn holds(definition: &Value, condition: &str) -> bool {
+    find(definition, condition).is_some_and(|found| found["status"] == "True")
+}
+
+fn find<'v>(definition: &'v Value, condition: &str) -> Option<&'v Value> {
+    items(&definition["status"]["conditions"]).find(|found| found["type"] == condition)
+}
+
+/// What a condition says.
+#[derive(Debug)]
+pub struct Condition {
+    pub name: &'static str,
+    pub state: &'static str,
+    pub reason: &'static str,
+    pub message: String,
+}
+
+impl Condition {
+    fn new(name: &'static str, state: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { name, state, reason, message: message.into() }
+    }
+
+    /// Its objects will be deleted.
+    pub fn pending() -> Self {
+        let message = "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
+        Self::new("Terminating", "True", "InstanceDeletionPending", message)
+    }
+
+    /// Its objects are being deleted.
+    pub fn terminating() -> Self {
+        let message = "CustomResource deletion is in progress";
+        Self::new("Terminating", "True", "InstanceDeletionInProgress", message)
+    }
+
+    /// They could not be.
+    pub fn not_deleted(why: &str) -> Self {
+        let message = format!("could not issue all deletes: {why}");
+        Self::new("Terminating", "True", "InstanceDeletionFailed", message)
+    }
+
+    /// They are gone.
+    pub fn deleted(definition: &Value) -> Self {
+        match holds(definition, "Established") {
+            true => Self::new("Terminating", "False", "InstanceDeletionCompleted", "removed all instances"),
+            false => Self::new("Terminating", "False", "NeverEstablished", "resource was never established"),
+        }
+    }
+
+    /// Into a definition's status; its time is that of its last change of state.
+    pub fn put(self, definition: &mut Value, now: Timestamp) {
+        let mut next = json!({"type": self.name, "status": self.state, "reason": self.reason, "message": self.message});
+        let same = find(definition, self.name).filter(|old| old["status"] == self.state);
+        let since = same.map(|old| old["lastTransitionTime"].clone()).filter(|time| !time.is_null());
+        next["lastTransitionTime"] = since.unwrap_or_else(|| json!(rfc3339(now)));
+        let status = crate::write::section(definition, "status");
+        let conditions = status.entry("conditions").or_insert_with(|| json!([]));
+        if !conditions.is_array() {
+            *conditions = json!([]);
+        }
+        let Some(list) = conditions.as_array_mut() else { return };
+        match list.iter_mut().find(|old| old["type"] == self.name) {
+            Some(old) => *old = next,
+            None => list.push(next),
+        }
+    }
+}
+
+/// The definition with the status that it should have, beside the others of its group; the same where it is settled.
+pub fn settled(definition: &Value, others: &[&Value], now: Timestamp) -> Value {
+    let mut next = definition.clone();
+    let (accepted, named) = names(definition, others);
+    crate::write::section(&mut next, "status").insert("acceptedNames".into(), accepted);
+    let fine = named.state == "True";
+    if !is(definition, &named) {
+        named.put(&mut next, now);
+    }
+    if !holds(definition, "Established") {
+        let established = match fine {
+            true => {
+                let message = "the initial names have been accepted";
+                Condition::new("Established", "True", "InitialNamesAccepted", message)
+            }
+            false => Condition::new("Established", "False", "NotAccepted", "not all names are accepted"),
+        };
+        if !is(definition, &established) {
+            established.put(&mut next, now);
+        }
+    }
+    if let Some(approved) = approval(definition).filter(|approved| !is(definition, approved)) {
+        approved.put(&mut next, now);
+    }
+    next
+}
+
+fn is(definition: &Value, condition: &Condition) -> bool {
+    find(definition, condition.name).is_some_and(|old| {
+        old["status"] == condition.state && old["reason"] == condition.reason && old["message"] == condition.message
+    })
+}
+
+/// The names that it gets: those asked for, but for those that others of its group have.
+fn names(definition: &Value, others: &[&Value]) -> (Value, Condition) {
+    let (asked, had) = (&definition["spec"]["names"], &definition["status"]["acceptedNames"]);
+    let group = &definition["spec"]["group"];
+    let taken = |fields: &[&str], name: &str| {
+        others.iter().filter(|other| other["spec"]["group"] == *group).any(|other| {
+            let names = &other["status"]["acceptedNames"];
+            fields.iter().any(|field| names[*field] == name || items(&names[*field]).any(|short| *short == name))
+        })
+    };
+    const RESOURCES: [&str; 3] = ["plural", "singular", "shortNames"];
+    const KINDS: [&str; 2] = ["kind", "listKind"];
+    let mut accepted = if had.is_object() { had.clone() } else { json!({"plural": "", "kind": ""}) };
+    let mut conflict = None;
+    let in_use = |name: &str| format!("{name:?} is already in use");
+    for (field, fields, reason) in [
+        ("plural", &RESOURCES[..], "PluralConflict"),
+        ("singular", &RESOURCES[..], "SingularConflict"),
+        ("shortNames", &RESOURCES[..], "ShortNamesConflict"),
+        ("kind", &KINDS[..], "KindConflict"),
+        ("listKind", &KINDS[..], "ListKindConflict"),
+    ] {
+        let wanted: Vec<&str> = match &asked[field] {
+            Value::Array(list) => list.iter().map(text).collect(),
+            name => vec![text(name)],
+        };
+        let own = |name: &str| had[field] == name || items(&had[field]).any(|own| *own == name);
+        let lost: Vec<String> =
+            wanted.iter().filter(|name| !own(name) && taken(fields, name)).map(|name| in_use(name)).collect();
+        match lost.as_slice() {
+            [] => put(&mut accepted, field, &asked[field]),
+            [one] => conflict = Some((reason, one.clone())),
+            many => conflict = Some((reason, format!("[{}]", many.join(", ")))),
+        }
+    }
+    put(&mut accepted, "categories", &asked["categories"]);
+    let named = match conflict {
+        None => Condition::new("NamesAccepted", "True", "NoConflicts", "no conflicts found"),
+        Some((reason, message)) => Condition::new("NamesAccepted", "False", reason, message),
+    };
+    (accepted, named)
+}
+
+fn put(names: &mut Value, field: &str, value: &Value) {
+    let Some(map) = names.as_object_mut() else { return };
+    match value {
+        Value::Null => drop(map.remove(field)),
+        value => drop(map.insert(field.into(), value.clone())),
+    }
+}
+
+/// Of groups of Kubernetes itself: where they were agreed on.
+fn approval(definition: &Value) -> Option<Condition> {
+    const NAME: &str = "KubernetesAPIApprovalPolicyConformant";
+    if !crate::kinds::is_protected_group(text(&definition["spec"]["group"])) {
+        return None;
+    }
+    let given = text(&definition["metadata"]["annotations"]["api-approved.kubernetes.io"]);
+    let see = "see https://github.com/kubernetes/enhancements/pull/1111";
+    let must = "protected groups must have approval annotation \"api-approved.kubernetes.io\"";
+    Some(match given {
+        "" => Condition::new(NAME, "False", "MissingAnnotation", format!("{must}, {see}")),
+        text if text.starts_with("unapproved") => {
+            Condition::new(NAME, "False", "UnapprovedAnnotation", format!("not approved: {text:?}"))
+        }
+        text if text.contains("://") => {
+            Condition::new(NAME, "True", "ApprovedAnnotation", format!("approved in {text}"))
+        }
+        _ => {
+            let message = format!("{must} with either a URL or a reason starting with \"unapproved\", {see}");
+            Condition::new(NAME, "False", "InvalidAnnotation", message)
+        }
+    })
+}
