@@ -149,9 +149,9 @@ impl Agent {
         objects.into_iter().for_each(|object| self.sync(object));
     }
 
-    /// A config map or secret changed: pods that may mount it look again.
-    pub fn content_changed(&self, namespace: &str) {
-        for running in self.lock().running.values().filter(|running| running.pod.namespace == namespace) {
+    /// A config map or secret that the pod uses changed: it looks again.
+    pub fn content_changed(&self, uid: &str) {
+        if let Some(running) = self.lock().running.get(uid) {
             let _ = running.commands.send(Command::ContentChanged); // a worker that has ended needs no content
         }
     }
@@ -432,10 +432,10 @@ impl Upstream for Nobody {
         Err(crate::boundary::UpstreamError::NotFound(pod.name.clone()))
     }
     async fn event(&self, _: crate::boundary::PodEvent) {}
-    async fn config_map(&self, _: &str, name: &str) -> Result<Arc<Value>, crate::boundary::UpstreamError> {
+    async fn config_map(&self, _: &PodRef, name: &str) -> Result<Arc<Value>, crate::boundary::UpstreamError> {
         Err(crate::boundary::UpstreamError::NotFound(name.to_owned()))
     }
-    async fn secret(&self, _: &str, name: &str) -> Result<Arc<Value>, crate::boundary::UpstreamError> {
+    async fn secret(&self, _: &PodRef, name: &str) -> Result<Arc<Value>, crate::boundary::UpstreamError> {
         Err(crate::boundary::UpstreamError::NotFound(name.to_owned()))
     }
     async fn service_account_token(

@@ -69,8 +69,10 @@ pub trait Upstream: Send + Sync + 'static {
     async fn write_status(&self, pod: &PodRef, status: Value) -> Result<(), UpstreamError>;
     /// Best effort: losing an event is the implementation's to log.
     async fn event(&self, event: PodEvent);
-    async fn config_map(&self, namespace: &str, name: &str) -> Result<Arc<Value>, UpstreamError>;
-    async fn secret(&self, namespace: &str, name: &str) -> Result<Arc<Value>, UpstreamError>;
+    /// Of the pod's namespace, and no older than the pod.
+    async fn config_map(&self, pod: &PodRef, name: &str) -> Result<Arc<Value>, UpstreamError>;
+    /// As with config maps.
+    async fn secret(&self, pod: &PodRef, name: &str) -> Result<Arc<Value>, UpstreamError>;
     async fn service_account_token(&self, request: &TokenRequest) -> Result<Token, UpstreamError>;
     /// The handler of a RuntimeClass.
     async fn runtime_handler(&self, class: &str) -> Result<String, UpstreamError>;

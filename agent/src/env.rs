@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::boundary::{Upstream, UpstreamError};
+use crate::boundary::{PodRef, Upstream, UpstreamError};
 use crate::model::{Container, EnvSource, KeyRef, Metadata, Pod, ResourceFieldRef, quantity_milli};
 
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +51,7 @@ pub async fn environment(
     for source in &container.env_from {
         for (reference, secret) in [(&source.config_map_ref, false), (&source.secret_ref, true)] {
             let Some(reference) = reference else { continue };
-            for (key, value) in object_data(upstream, namespace, reference, secret).await? {
+            for (key, value) in object_data(upstream, &pod.metadata.reference(), reference, secret).await? {
                 env.set(format!("{}{key}", source.prefix), String::from_utf8_lossy(&value));
             }
         }
@@ -137,7 +137,7 @@ async fn resolve(
     let namespace = &pod.metadata.namespace;
     for (reference, secret) in [(&source.config_map_key_ref, false), (&source.secret_key_ref, true)] {
         let Some(reference) = reference else { continue };
-        let data = object_data(upstream, namespace, reference, secret).await?;
+        let data = object_data(upstream, &pod.metadata.reference(), reference, secret).await?;
         return match data.get(&reference.key) {
             Some(value) => Ok(Some(String::from_utf8_lossy(value).into_owned())),
             None if reference.optional => Ok(None),
@@ -155,14 +155,14 @@ async fn resolve(
 /// The data of a config map or secret as bytes. An optional one that is missing is empty.
 pub async fn object_data(
     upstream: &dyn Upstream,
-    namespace: &str,
+    pod: &PodRef,
     reference: &KeyRef,
     secret: bool,
 ) -> Result<BTreeMap<String, Vec<u8>>, UpstreamError> {
     let object = if secret {
-        upstream.secret(namespace, &reference.name).await
+        upstream.secret(pod, &reference.name).await
     } else {
-        upstream.config_map(namespace, &reference.name).await
+        upstream.config_map(pod, &reference.name).await
     };
     match object {
         Ok(object) => Ok(decode_data(&object, secret)),

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::boundary::PodRef;
+
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Pod {
@@ -25,6 +27,12 @@ pub struct Metadata {
     pub annotations: BTreeMap<String, String>,
     pub deletion_timestamp: Option<jiff::Timestamp>,
     pub deletion_grace_period_seconds: Option<i64>,
+}
+
+impl Metadata {
+    pub fn reference(&self) -> PodRef {
+        PodRef { namespace: self.namespace.clone(), name: self.name.clone(), uid: self.uid.clone() }
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

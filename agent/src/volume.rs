@@ -172,7 +172,7 @@ impl Volumes<'_> {
         files: &mut Files,
     ) -> Result<(), ContentError> {
         let reference = KeyRef { name: source.name.clone(), key: String::new(), optional: source.optional };
-        let mut data = object_data(self.upstream, &self.pod.metadata.namespace, &reference, secret).await?;
+        let mut data = object_data(self.upstream, &self.pod.metadata.reference(), &reference, secret).await?;
         let mode = default_mode.unwrap_or(0o644);
         if source.items.is_empty() {
             return data.into_iter().try_for_each(|(key, content)| files.add(&key, content, mode));
@@ -289,10 +289,18 @@ mod tests {
             Ok(())
         }
         async fn event(&self, _: crate::boundary::PodEvent) {}
-        async fn config_map(&self, _: &str, name: &str) -> Result<Arc<serde_json::Value>, UpstreamError> {
+        async fn config_map(
+            &self,
+            _: &crate::boundary::PodRef,
+            name: &str,
+        ) -> Result<Arc<serde_json::Value>, UpstreamError> {
             Err(UpstreamError::NotFound(name.into()))
         }
-        async fn secret(&self, _: &str, name: &str) -> Result<Arc<serde_json::Value>, UpstreamError> {
+        async fn secret(
+            &self,
+            _: &crate::boundary::PodRef,
+            name: &str,
+        ) -> Result<Arc<serde_json::Value>, UpstreamError> {
             Err(UpstreamError::NotFound(name.into()))
         }
         async fn service_account_token(&self, _: &TokenRequest) -> Result<crate::boundary::Token, UpstreamError> {

@@ -109,7 +109,7 @@ async fn a_flipped_link_does_not_lead_the_agent_away() {
     let (code, _, err) = node.exec(&uid, "main", &["sh", "-c", &script]).await;
     assert_eq!(code, 0, "{err}");
     set("two");
-    node.agent().content_changed("default");
+    node.agent().content_changed(&uid);
     let deadline = tokio::time::Instant::now() + support::PATIENCE;
     while node.exec(&uid, "main", &["cat", "/c/key"]).await.1 != "two" {
         assert!(tokio::time::Instant::now() < deadline);

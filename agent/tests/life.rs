@@ -262,7 +262,7 @@ async fn content_that_is_gone_does_not_keep_a_container_from_restarting() {
     start(&node, &pod).await;
     let uid = uid_of(&pod).to_owned();
     node.upstream.api.lock().unwrap().config_maps.clear();
-    node.agent().content_changed("default");
+    node.agent().content_changed(&uid);
     node.wait("told", |api| support::warnings(api).contains(&"FailedMount").then_some(())).await;
     // Nor after the agent itself is another.
     node.kill_agent().await;

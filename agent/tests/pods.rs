@@ -384,11 +384,11 @@ async fn changed_config_maps_reach_running_containers() {
     node.agent().sync(Arc::new(pod.clone()));
     node.wait("mount fails", |api| support::warnings(api).contains(&"FailedMount").then_some(())).await;
     set("one");
-    node.agent().content_changed("default");
+    node.agent().content_changed(&uid);
     node.wait_ready(&uid).await;
     assert_eq!(node.exec(&uid, "main", &["cat", "/c/key"]).await.1, "one");
     set("two");
-    node.agent().content_changed("default");
+    node.agent().content_changed(&uid);
     let deadline = tokio::time::Instant::now() + support::PATIENCE;
     while node.exec(&uid, "main", &["cat", "/c/key"]).await.1 != "two" {
         assert!(tokio::time::Instant::now() < deadline);

@@ -77,11 +77,11 @@ impl Upstream for FakeUpstream {
     async fn event(&self, event: PodEvent) {
         self.change(|api| api.events.push(event));
     }
-    async fn config_map(&self, _: &str, name: &str) -> Result<Arc<Value>, UpstreamError> {
+    async fn config_map(&self, _: &PodRef, name: &str) -> Result<Arc<Value>, UpstreamError> {
         let found = self.api.lock().unwrap().config_maps.get(name).cloned();
         found.ok_or_else(|| UpstreamError::NotFound(format!("configmap {name:?}")))
     }
-    async fn secret(&self, _: &str, name: &str) -> Result<Arc<Value>, UpstreamError> {
+    async fn secret(&self, _: &PodRef, name: &str) -> Result<Arc<Value>, UpstreamError> {
         let found = self.api.lock().unwrap().secrets.get(name).cloned();
         found.ok_or_else(|| UpstreamError::NotFound(format!("secret {name:?}")))
     }

@@ -204,8 +204,7 @@ impl Registry {
     /// The kinds of Kubernetes itself.
     pub fn builtin() -> Self {
         static ROWS: LazyLock<Arc<[Arc<Kind>]>> = LazyLock::new(|| {
-            let mut rows: Vec<Arc<Kind>> =
-                include_str!("../data/resources.txt").lines().filter_map(row).map(Arc::new).collect();
+            let mut rows: Vec<Arc<Kind>> = data!("resources.txt").lines().filter_map(row).map(Arc::new).collect();
             rows.sort_by_key(|k| priority(k));
             rows.into()
         });
@@ -403,8 +402,8 @@ mod tests {
 
     #[test]
     fn every_line_becomes_a_row() {
-        assert_eq!(Registry::builtin().iter().count(), include_str!("../data/resources.txt").lines().count());
-        for line in include_str!("../data/resources.txt").lines() {
+        assert_eq!(Registry::builtin().iter().count(), data!("resources.txt").lines().count());
+        for line in data!("resources.txt").lines() {
             let kind = row(line).unwrap();
             assert_eq!(kind.subresources.len(), line.matches(" sub=").count(), "{line}");
         }

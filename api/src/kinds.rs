@@ -27,6 +27,7 @@ mod limit_range;
 mod namespace;
 mod network_policy;
 mod node;
+mod peer;
 mod persistent_volume;
 mod persistent_volume_claim;
 pub mod pod;
@@ -198,6 +199,7 @@ static TABLE: &[(&str, &str, Behaviour)] = &[
     ("networking.k8s.io", "ipaddresses", ip_address::BEHAVIOUR),
     ("networking.k8s.io", "networkpolicies", network_policy::BEHAVIOUR),
     ("networking.k8s.io", "servicecidrs", service_cidr::BEHAVIOUR),
+    ("node.amphipod.io", "peers", peer::BEHAVIOUR),
     ("node.k8s.io", "runtimeclasses", runtime_class::BEHAVIOUR),
     ("policy", "poddisruptionbudgets", pod_disruption_budget::BEHAVIOUR),
     ("rbac.authorization.k8s.io", "clusterrolebindings", rbac::CLUSTER_ROLE_BINDING),

@@ -4,7 +4,18 @@
 //! [`validate`] → [`managed`]; a patch goes through [`patch`] first. [`kind`] is the table, [`schema`] the types behind
 //! it. Reads use [`selector`], [`table`], [`discovery`] and [`openapi`]. [`status`] is how everything fails.
 
+/// A table about the kinds: Kubernetes' own, then ours.
+macro_rules! data {
+    ($file:literal) => {
+        concat!(
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/data/", $file)),
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/data/own/", $file))
+        )
+    };
+}
+
 pub mod budget;
+pub mod conditions;
 pub mod convert;
 pub mod custom;
 pub mod decode;
@@ -20,6 +31,7 @@ pub mod openapi;
 pub mod patch;
 pub mod pod_security;
 pub mod quantity;
+pub mod references;
 pub mod schema;
 pub mod selector;
 pub mod status;

@@ -12,11 +12,7 @@ use crate::kind::Kind;
 
 /// Columns of the kinds that have their own, by `group/version/plural`: name, type, format and priority (1 = wide).
 static COLUMNS: LazyLock<HashMap<&'static str, Vec<Value>>> = LazyLock::new(|| {
-    include_str!("../data/columns.txt")
-        .lines()
-        .filter_map(|line| line.split_once('|'))
-        .map(|(k, v)| (k, parse(v)))
-        .collect()
+    data!("columns.txt").lines().filter_map(|line| line.split_once('|')).map(|(k, v)| (k, parse(v))).collect()
 });
 
 fn parse(columns: &'static str) -> Vec<Value> {

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Decodes a view. Empty lists and maps that Kubernetes always writes stand as `null` in stored objects; they count as
@@ -187,6 +187,30 @@ pub struct ObjectReference {
     pub namespace: String,
     pub name: String,
     pub uid: String,
+}
+
+/// `node.amphipod.io/v1` Peer: what nodes know of each other.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Peer {
+    pub metadata: Meta,
+    pub spec: PeerSpec,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PeerSpec {
+    /// Of the node itself.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+    /// The ranges that its pods have their addresses from.
+    #[serde(rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
+    pub pod_cidrs: Vec<String>,
+    /// The public key of its end of tunnels; empty while there are none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tunnel_key: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub zone: String,
 }
 
 #[cfg(test)]

@@ -133,10 +133,12 @@ impl Authorizer {
     /// # Errors
     /// 403 with upstream's sentence.
     pub fn check(&self, reader: &Reader, user: &User, asked: &Attributes) -> Result<(), Status> {
-        if self.allows(reader, user, asked) {
-            return Ok(());
+        let Err(why) = self.judge(reader, user, asked) else { return Ok(()) };
+        let mut refusal = asked.refusal(user);
+        if !why.is_empty() {
+            refusal += &format!(": {why}");
         }
-        Err(Status::forbidden(&asked.group, &asked.resource, &asked.name, &asked.refusal(user)))
+        Err(Status::forbidden(&asked.group, &asked.resource, &asked.name, &refusal))
     }
 
     pub fn allows(&self, reader: &Reader, user: &User, asked: &Attributes) -> bool {
@@ -145,14 +147,21 @@ impl Authorizer {
 
     /// Why it is allowed (empty for masters, who need no reason), or `None`.
     pub fn decide(&self, reader: &Reader, user: &User, asked: &Attributes) -> Option<String> {
+        self.judge(reader, user, asked).ok()
+    }
+
+    /// Why it is allowed, or why not, where there is more to say than that nothing allows it.
+    fn judge(&self, reader: &Reader, user: &User, asked: &Attributes) -> Result<String, String> {
         if user.is_master() {
-            return Some(String::new());
+            return Ok(String::new());
         }
+        let mut why = String::new();
         if let Some(node) = user.as_node() {
             let policy = self.policy(reader);
-            let rules = policy.cluster_roles.get("system:node").map(Vec::as_slice).unwrap_or_default();
-            if rules.iter().any(|rule| rule.covers(asked)) && node::may_touch(reader, node, asked) {
-                return Some(String::new());
+            let role = policy.cluster_roles.get("system:node").map(Vec::as_slice).unwrap_or_default();
+            match node::decide(reader, node, asked, role) {
+                Ok(()) => return Ok(String::new()),
+                Err(refused) => why = refused,
             }
         }
         let mut reason = None;
@@ -162,7 +171,7 @@ impl Authorizer {
             }
             reason.is_none()
         });
-        reason
+        reason.ok_or(why)
     }
 
     /// Every rule that holds for a user in a namespace.

@@ -2,7 +2,7 @@
 //! flow schemas and priority levels, and the range of the Services' addresses.
 //!
 //! `data/bootstrap.jsonl` holds one object a line, as a v1.34.3 server shows them after its first start (without what
-//! it generates). To renew it, list those kinds from a fresh server of the newer version and drop the generated fields.
+//! it generates); `data/own.jsonl` what Amphipod adds. To renew the first, list those kinds from a fresh server of the newer version and drop the generated fields.
 
 use api::kind::Part;
 use api::status::Status;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::engine::{Context, Draft, Engine, Target, WriteOptions};
 use crate::identity::{MASTERS, User};
 
-const OBJECTS: &str = include_str!("../data/bootstrap.jsonl");
+const OBJECTS: &str = concat!(include_str!("../data/bootstrap.jsonl"), include_str!("../data/own.jsonl"));
 /// Who is annotated `true` gets what the server wants back: roles as a whole, flow control's objects their spec.
 const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 const AUTO_UPDATE_SPEC: &str = "apf.kubernetes.io/autoupdate-spec";

@@ -21,6 +21,7 @@ use crate::reader::{Reader, collection};
 use crate::store::{CommitError, Committed, Expect, Failure, Opened, StoreError, Transaction, Write};
 
 mod delete;
+mod pod_ranges;
 mod read;
 mod services;
 mod subresource;

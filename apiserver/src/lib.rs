@@ -29,7 +29,6 @@ pub mod nodes;
 mod object;
 pub mod pki;
 mod reader;
-mod references;
 mod request;
 mod reviews;
 pub mod server;

@@ -60,7 +60,8 @@ const fn row(level: Level, name: &'static str, requests: (usize, usize), streams
 const ROWS: [Row; 5] = [
     row(Level::Heartbeats, "node-high", (64, 8), (0, 0)),
     row(Level::LeaderElection, "leader-election", (16, 8), (64, 16)),
-    row(Level::Nodes, "system", (100, 50), (5_000, 500)),
+    // A node watches itself, its pods, three whole kinds, and each object that its pods refer to.
+    row(Level::Nodes, "system", (100, 50), (100_000, 500)),
     row(Level::Masters, "masters", (200, 400), (5_000, 5_000)),
     row(Level::Everyone, "global-default", (200, 100), (5_000, 1_000)),
 ];

@@ -69,7 +69,9 @@ impl Local {
         let fields = Fields::parse(&target.kind, &selector.fields).map_err(Status::bad_request)?;
         let labels = Labels::parse(&selector.labels).map_err(Status::bad_request)?;
         let node_name = fields.exact("spec.nodeName").map(str::to_owned);
-        let asked = Attributes { verb: verb.to_owned(), node_name, ..Attributes::of(&target) };
+        // As for a request from outside: who selects one object asks for it by name.
+        let name = fields.exact_name().unwrap_or_default().to_owned();
+        let asked = Attributes { verb: verb.to_owned(), name, node_name, ..Attributes::of(&target) };
         self.engine().authorizer.check(self.engine(), &self.user, &asked)?;
         Ok(Selected { target, labels, fields })
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use api::kind::Registry;
 use api::status::Status;
 use client::Client;
+use ipnetwork::Ipv4Network;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -40,6 +41,9 @@ pub struct Config {
     pub anonymous: Anonymous,
 }
 
+/// Where Services' addresses come from when nobody says.
+const SERVICES: Ipv4Network = Ipv4Network::new_checked(Ipv4Addr::new(10, 96, 0, 0), 12).expect("12 bits fit");
+
 impl Config {
     /// A server by itself on loopback, at a port the kernel chooses, with Kubernetes' usual ranges: for tests and examples.
     pub fn on_loopback(store: PathBuf) -> Self {
@@ -47,7 +51,7 @@ impl Config {
             store: StoreAt::File(store),
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             advertise: Ipv4Addr::LOCALHOST.into(),
-            services: ServiceNetwork { base: Ipv4Addr::new(10, 96, 0, 0), prefix: 12, node_ports: 30000..=32767 },
+            services: ServiceNetwork::new(SERVICES),
             domain: "cluster.local".into(),
             names: Vec::new(),
             admission: Settings::default(),

@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -190,7 +189,7 @@ async fn requests_without_credentials_get_what_the_cluster_was_told() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn services_that_are_made_at_once_get_addresses_of_their_own() {
     const SERVICES: usize = 11;
-    let small = ServiceNetwork { base: Ipv4Addr::new(10, 96, 0, 0), prefix: 28, node_ports: 30000..=32767 };
+    let small = ServiceNetwork::new("10.96.0.0/28".parse().unwrap());
     let world = world(Arc::new(NoNodes), |config| config.services = small).await;
     let made = (0..SERVICES).map(|number| {
         let master = world.master.clone();

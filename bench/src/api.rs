@@ -14,7 +14,7 @@ use crate::http::{Api, Connection, block_on, create_all};
 use crate::report::{Goal, Report, Row};
 use crate::stats::{median, paired, quantile};
 
-mod etcd;
+pub mod etcd;
 
 /// As many clients write at once.
 pub const CLIENTS: usize = 32;
@@ -37,7 +37,7 @@ pub fn run(rounds: usize) -> Result<Report> {
     ));
     report.note("etcd's figure is its plain Put; a Kubernetes API server would add a transaction and its own work");
     let cluster = Cluster::up(host::CLUSTER)?;
-    let etcd = etcd::Etcd::start()?;
+    let etcd = etcd::Etcd::start(Some(&host::node(host::CLUSTER)))?;
     let api = Api::from_kubeconfig(&std::path::Path::new(cluster.data_dir()).join("admin.kubeconfig"))?;
     let endpoint = etcd.endpoint();
     let reader = api.clone();

@@ -20,6 +20,7 @@ mod clients;
 mod nodes;
 mod objects;
 mod resumed;
+mod servers;
 mod watchers;
 
 /// What is measured, in this order.
@@ -35,6 +36,8 @@ pub enum Part {
     Objects,
     /// 1,000 watchers of 100 changes a second
     Watchers,
+    /// Three servers on one etcd, one of them killed under 32 writers
+    Servers,
     /// 5,000 nodes with 100,000 pods
     Nodes,
 }
@@ -53,6 +56,7 @@ pub fn run(parts: &[Part], nodes: usize) -> Result<Report> {
             Part::Resumed => resumed::run(&mut report)?,
             Part::Objects => objects::run(&mut report)?,
             Part::Watchers => watchers::run(&mut report)?,
+            Part::Servers => servers::run(&mut report)?,
             Part::Nodes => nodes::run(&mut report, nodes)?,
         }
     }

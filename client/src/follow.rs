@@ -93,11 +93,24 @@ impl Follow {
     }
 }
 
+/// A part of a collection: a namespace (empty for all) and what is selected of it.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    pub namespace: String,
+    pub selector: Selector,
+}
+
+impl Scope {
+    pub fn fields(fields: impl Into<String>) -> Self {
+        Self { namespace: String::new(), selector: Selector::fields(fields) }
+    }
+}
+
 /// Follows a collection for ever; starts over from the whole state when it fell behind.
-pub async fn run(client: Client, resource: Resource, selector: Selector, mut act: impl FnMut(Step) + Send) {
+pub async fn run(client: Client, resource: Resource, scope: Scope, mut act: impl FnMut(Step) + Send) {
     let mut follow = Follow::default();
     loop {
-        let ended = match client.watch(&resource, "", &selector).await {
+        let ended = match client.watch(&resource, &scope.namespace, &scope.selector).await {
             Ok(events) => {
                 follow.opened();
                 relay(&mut follow, events, &mut act).await

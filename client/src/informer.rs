@@ -13,9 +13,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::client::Client;
-use crate::follow::{self, Step};
+use crate::follow::{self, Scope, Step};
 use crate::object::{Item, Key, Resource, Revision};
-use crate::transport::{Selector, Wrote};
+use crate::transport::Wrote;
 
 /// What of a kind is kept decoded.
 pub trait View: DeserializeOwned + Send + Sync + 'static {
@@ -143,7 +143,7 @@ impl<T: View> Informer<T> {
 
     /// Watches for ever; starts over from the whole state when it fell behind.
     pub async fn run(self: Arc<Self>, client: Client) {
-        follow::run(client, T::RESOURCE, Selector::default(), |step| self.step(step)).await;
+        follow::run(client, T::RESOURCE, Scope::default(), |step| self.step(step)).await;
     }
 
     fn step(&self, step: Step) {

@@ -13,6 +13,7 @@ mod caches;
 mod client;
 pub mod events;
 pub mod follow;
+pub mod heartbeat;
 pub mod https;
 pub mod informer;
 mod object;

@@ -1,12 +1,27 @@
-//! Views of the kinds that nodes read too.
+//! Names and views of the kinds that nodes read too.
 
-use api::view::{EndpointSlice, Service};
+use api::view::{EndpointSlice, Peer, Service};
 
 use crate::informer::View;
 use crate::object::Resource;
 
+pub const PODS: Resource = Resource::core("pods");
+pub const NODES: Resource = Resource::core("nodes");
+pub const CONFIG_MAPS: Resource = Resource::core("configmaps");
+pub const SECRETS: Resource = Resource::core("secrets");
+pub const LEASES: Resource = Resource::new("coordination.k8s.io", "leases");
 pub const SERVICES: Resource = Resource::core("services");
 pub const SLICES: Resource = Resource::new("discovery.k8s.io", "endpointslices");
+
+pub const PEERS: Resource = Resource::new("node.amphipod.io", "peers");
+
+impl View for Peer {
+    const RESOURCE: Resource = PEERS;
+
+    fn uid(&self) -> &str {
+        &self.metadata.uid
+    }
+}
 
 impl View for Service {
     const RESOURCE: Resource = SERVICES;

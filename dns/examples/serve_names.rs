@@ -17,8 +17,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let services: Vec<_> = (0..count).map(|index| serde_json::from_value(service(index))).collect::<Result<_, _>>()?;
     let clients = vec!["127.0.0.0/8".parse()?];
-    let server =
-        Server::start(Config { listen, domain: "cluster.local".into(), upstreams: Vec::new(), clients }).await?;
+    let server = Server::start(Config {
+        listen,
+        domain: "cluster.local".into(),
+        pods: Vec::new(),
+        upstreams: Vec::new(),
+        clients,
+    })
+    .await?;
     server.publish(Snapshot::compute(&services, &[]));
     println!("{count} services on {}", server.address());
     server.broken().await;

@@ -39,6 +39,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Such as `cluster.local`.
     pub domain: String,
+    /// Where pods have their addresses: these are answered for by names such as `10-244-0-5.default.pod.cluster.local`.
+    pub pods: Vec<IpNetwork>,
     /// Where other names are asked for.
     pub upstreams: Vec<SocketAddr>,
     /// Who is answered: the addresses of the node and of its pods.
@@ -82,7 +84,7 @@ impl Server {
         let address = tcp.local_addr().map_err(failed)?;
         let shared = Arc::new(Shared {
             quick: Quick::new(&domain),
-            zone: Zone::new(domain),
+            zone: Zone::new(domain, config.pods),
             stopping: AtomicBool::new(false),
             snapshot: RwLock::default(),
             forwarder: Forwarder::new(config.upstreams),

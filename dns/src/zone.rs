@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use ipnetwork::IpNetwork;
 
 use crate::snapshot::{Host, Owner, Port, Records, Snapshot};
 
@@ -36,11 +37,19 @@ pub(crate) struct Found {
 #[derive(Debug, Clone)]
 pub(crate) struct Zone {
     domain: Name,
+    /// Of all pods' addresses.
+    pods: Vec<IpNetwork>,
 }
 
 impl Zone {
-    pub fn new(domain: Name) -> Self {
-        Self { domain: domain.to_lowercase() }
+    pub fn new(domain: Name, pods: Vec<IpNetwork>) -> Self {
+        Self { domain: domain.to_lowercase(), pods }
+    }
+
+    /// The address that a pod's name says, where pods can have it: no name of the zone speaks for anybody else. Whether there
+    /// is such a pod, and in which namespace, only a watch of all pods could tell.
+    fn pod_address(&self, label: &str) -> Option<IpAddr> {
+        pod_address(label).filter(|address| self.pods.iter().any(|range| range.contains(*address)))
     }
 
     pub fn lookup(&self, snapshot: &Snapshot, name: &Name, kind: RecordType) -> Outcome {
@@ -60,7 +69,7 @@ impl Zone {
             ["svc" | "pod"] => Some(Found::default()),
             [namespace, "svc"] => snapshot.has_namespace(namespace).then(Found::default),
             [_, "pod"] => Some(Found::default()),
-            [address, _, "pod"] => pod_address(address).map(|address| addresses(name, kind, &[address])),
+            [address, _, "pod"] => self.pod_address(address).map(|address| addresses(name, kind, &[address])),
             [below @ .., service, namespace, "svc"] => match snapshot.service(namespace, service) {
                 Some(Records::External { target }) if below.is_empty() => return self.alias(snapshot, name, target),
                 Some(records) => self.in_service(records, below, name, kind, service, namespace),

@@ -5,7 +5,6 @@
 //! pods that exist. All of it acts in the network namespace of the calling process, writes no firewall rule, and sets per-device
 //! settings of its own devices only, but for the reserved port ranges, which [`Network::reset`] restores.
 
-mod cidr;
 #[expect(unsafe_code, reason = "a wrapper of an ioctl")]
 mod ethtool;
 mod netlink;
@@ -20,10 +19,10 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ipnetwork::Ipv4Network;
 use proxy_userspace::{Proxy, ProxyError};
 use tokio::sync::Mutex;
 
-pub use cidr::Cidr;
 pub use ports::PortRange;
 
 use netlink::Netlink;
@@ -34,10 +33,10 @@ use pods::Pods;
 pub struct Config {
     pub node_ip: Ipv4Addr,
     /// The part of the cluster's range that this node's pods get addresses from.
-    pub pod_cidr: Cidr,
+    pub pod_cidr: Ipv4Network,
     /// All pods' addresses.
-    pub cluster_cidr: Cidr,
-    pub service_cidr: Cidr,
+    pub cluster_cidr: Ipv4Network,
+    pub service_cidr: Ipv4Network,
     /// Ports for NodePort services, kept from the kernel's own choice.
     pub node_ports: PortRange,
     /// Source ports of translated connections that show the node's address.
@@ -47,7 +46,6 @@ pub struct Config {
 }
 
 impl Config {
-    pub const DEFAULT_NODE_PORTS: PortRange = PortRange { first: 30_000, last: 32_767 };
     pub const DEFAULT_SNAT_PORTS: PortRange = PortRange { first: 50_000, last: 64_999 };
 }
 

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 
 use futures::TryStreamExt;
+use ipnetwork::Ipv4Network;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
@@ -14,7 +15,7 @@ use proxy_userspace::sys::inside;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::ethtool::settle_link;
-use crate::{Cidr, NetworkError, Result};
+use crate::{NetworkError, Result};
 
 const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
@@ -44,7 +45,7 @@ pub(crate) struct End<'a> {
 
 /// Where a route leads.
 pub(crate) struct Route {
-    pub to: Cidr,
+    pub to: Ipv4Network,
     pub via: Option<Ipv4Addr>,
     pub device: u32,
     pub source: Option<Ipv4Addr>,
@@ -159,7 +160,7 @@ impl Netlink {
 
     pub async fn add_route(&self, route: &Route) -> Result<()> {
         let mut message = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(route.to.net(), route.to.length())
+            .destination_prefix(route.to.network(), route.to.prefix())
             .output_interface(route.device);
         message = match route.via {
             Some(gateway) => message.gateway(gateway).onlink(),

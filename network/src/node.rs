@@ -4,11 +4,12 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+use ipnetwork::Ipv4Network;
 use proxy_common::{GATEWAY, HOST_MAC, Ip4, NodeConfig, SERVICE_MAC};
 use proxy_userspace::{PacketHook, Proxy};
 
 use crate::netlink::{End, Link, Netlink, Route};
-use crate::{Cidr, Config, NetworkError, Result, ports, sysctl};
+use crate::{Config, NetworkError, Result, ports, sysctl};
 
 /// The host's end of the service link: routes to services lead here, and answers of services come in here.
 const NEAR: &str = "amphi-svc";
@@ -66,7 +67,7 @@ async fn route_services(config: &Config, netlink: &Netlink, near: &Link) -> Resu
     let gateway = Ipv4Addr::from(GATEWAY.octets());
     netlink.add_neighbour(near.index, gateway, SERVICE_MAC).await?;
     let source = Some(config.node_ip);
-    let to_gateway = Cidr::single(gateway);
+    let to_gateway = Ipv4Network::from(gateway);
     netlink.add_route(&Route { to: to_gateway, via: None, device: near.index, source }).await?;
     netlink.add_route(&Route { to: config.service_cidr, via: Some(gateway), device: near.index, source }).await
 }
@@ -85,9 +86,9 @@ fn reserve_ports(config: &Config) -> Result<()> {
 }
 
 fn node_config(config: &Config, uplink: &Link, near: &Link) -> NodeConfig {
-    let (pod_net, pod_mask) = config.pod_cidr.wire();
-    let (cluster_net, cluster_mask) = config.cluster_cidr.wire();
-    let (service_net, service_mask) = config.service_cidr.wire();
+    let (pod_net, pod_mask) = wire(config.pod_cidr);
+    let (cluster_net, cluster_mask) = wire(config.cluster_cidr);
+    let (service_net, service_mask) = wire(config.service_cidr);
     NodeConfig {
         node_ip: Ip4::new(config.node_ip.octets()),
         uplink: uplink.index,
@@ -114,6 +115,11 @@ pub(crate) async fn tear_down(netlink: &Netlink, state_file: &Path) -> Result<()
         Err(source) => return Err(file_error(source)),
     }
     fs::remove_file(state_file).map_err(file_error)
+}
+
+/// Network and mask as programs read them.
+fn wire(range: Ipv4Network) -> (Ip4, Ip4) {
+    (Ip4::new(range.network().octets()), Ip4::new(range.mask().octets()))
 }
 
 #[cfg(test)]

@@ -7,11 +7,12 @@ use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use ipnetwork::Ipv4Network;
 use proxy_common::{GATEWAY, HOST_MAC, Ip4, pod_mac};
 use proxy_userspace::{PacketHook, Proxy};
 
 use crate::netlink::{End, Link, Netlink, Route};
-use crate::{Cidr, NetworkError, PodNetwork, Result, sysctl};
+use crate::{NetworkError, PodNetwork, Result, sysctl};
 
 const PREFIX: &str = "amp";
 const POD_END: &str = "eth0";
@@ -84,7 +85,7 @@ impl Pods {
         self.netlink.set_up(near.index).await?;
         self.netlink.add_neighbour(near.index, ip, pod_mac(Ip4::new(ip.octets()))).await?;
         self.netlink
-            .add_route(&Route { to: Cidr::single(ip), via: None, device: near.index, source: Some(self.node_ip) })
+            .add_route(&Route { to: Ipv4Network::from(ip), via: None, device: near.index, source: Some(self.node_ip) })
             .await
     }
 
@@ -145,8 +146,15 @@ async fn set_up_far(inside: &Netlink, far: &Link, ip: Ipv4Addr) -> Result<()> {
     inside.add_address(far.index, ip, 32).await?;
     inside.set_up(far.index).await?;
     inside.add_neighbour(far.index, gateway, HOST_MAC).await?;
-    inside.add_route(&Route { to: Cidr::single(gateway), via: None, device: far.index, source: None }).await?;
-    inside.add_route(&Route { to: Cidr::EVERYWHERE, via: Some(gateway), device: far.index, source: None }).await
+    inside.add_route(&Route { to: Ipv4Network::from(gateway), via: None, device: far.index, source: None }).await?;
+    inside
+        .add_route(&Route {
+            to: Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).expect("no bits fit"),
+            via: Some(gateway),
+            device: far.index,
+            source: None,
+        })
+        .await
 }
 
 pub(crate) async fn remove_all(netlink: &Netlink) -> Result<()> {

@@ -13,14 +13,14 @@ use apiserver::admission;
 use apiserver::engine::ServiceNetwork;
 use apiserver::{EtcdSettings, EtcdTls};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use network::PortRange;
 use proxy_userspace::ExternalIps;
 use serde_yaml::Value;
 
 use crate::control_plane::{self, ControlPlane};
 use crate::controllers::Selection;
-use crate::{doctor, node, reset, store_command, up};
-
-const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
+use crate::controllers::node_ipam::PodRanges;
+use crate::{doctor, reset, store_command, up};
 
 #[derive(Parser)]
 #[command(
@@ -81,6 +81,12 @@ struct ServerArguments {
     /// Addresses for Services
     #[arg(long, default_value = "10.96.0.0/12")]
     service_cidr: String,
+    /// Addresses for pods
+    #[arg(long, default_value = "10.244.0.0/16", visible_alias = "cluster-cidr")]
+    pod_cidr: String,
+    /// Prefix length of each node's part of them [default: 24, or theirs if that is longer]
+    #[arg(long, value_name = "BITS")]
+    node_cidr_mask_size: Option<u8>,
     /// Domain of cluster names
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
@@ -137,9 +143,6 @@ struct UpArguments {
     /// IPv4 address of this node [default: the one that leads to the default route]
     #[arg(long)]
     node_ip: Option<Ipv4Addr>,
-    /// Addresses for pods
-    #[arg(long, default_value = "10.244.0.0/16")]
-    pod_cidr: String,
     /// The cgroup2 folder where socket hooks attach [default: the cgroup2 mount]
     #[arg(long)]
     cgroup_root: Option<PathBuf>,
@@ -214,6 +217,8 @@ impl ServerArguments {
             listen: self.listen,
             advertise,
             services: service_network(&self.service_cidr)?,
+            pods: PodRanges::new(up::parse_cidr("--pod-cidr", &self.pod_cidr)?, self.node_cidr_mask_size)
+                .context("--node-cidr-mask-size")?,
             domain: cluster_domain(&self.cluster_domain)?,
             controllers: Selection::parse(&self.controllers)?,
             names: Vec::new(),
@@ -290,8 +295,9 @@ impl UpArguments {
             run_dir: self.run_dir.clone(),
             name,
             ip,
-            pod_cidr: up::parse_cidr("--pod-cidr", &self.pod_cidr)?,
-            service_cidr: up::parse_cidr("--service-cidr", &self.server.service_cidr)?,
+            pod_cidr: up::parse_cidr("--pod-cidr", &self.server.pod_cidr)?,
+            service_cidr: services.range,
+            node_ports: PortRange { first: *services.node_ports.start(), last: *services.node_ports.end() },
             cluster_dns: services.dns(),
             domain: control.domain.clone(),
             cgroup_root: self.cgroup_root.clone().map_or_else(cgroup2_mount, Ok)?,
@@ -386,13 +392,9 @@ fn local_address() -> Result<IpAddr> {
 }
 
 fn service_network(text: &str) -> Result<ServiceNetwork> {
-    let parsed = text
-        .split_once('/')
-        .and_then(|(base, prefix)| Some((base.parse::<Ipv4Addr>().ok()?, prefix.parse::<u8>().ok()?)));
-    match parsed {
-        Some((base, prefix @ 8..=28)) => Ok(ServiceNetwork { base, prefix, node_ports: NODE_PORTS }),
-        Some((_, prefix)) => bail!("--service-cidr {text}: a prefix of {prefix} bits is out of range (8 to 28)"),
-        None => bail!("--service-cidr {text}: not an IPv4 range such as 10.96.0.0/12"),
+    match up::parse_cidr("--service-cidr", text)? {
+        range if (8..=28).contains(&range.prefix()) => Ok(ServiceNetwork::new(range)),
+        range => bail!("--service-cidr {text}: a prefix of {} bits is out of range (8 to 28)", range.prefix()),
     }
 }
 

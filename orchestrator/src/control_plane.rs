@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::controllers::Selection;
+use crate::controllers::node_ipam::PodRanges;
 use crate::controllers::table::{self, Runs};
-use crate::node;
 use crate::store_command;
 use crate::store_full;
 use crate::{leader, servers};
@@ -35,6 +35,7 @@ pub struct ControlPlane {
     pub listen: SocketAddr,
     pub advertise: IpAddr,
     pub services: ServiceNetwork,
+    pub pods: PodRanges,
     pub domain: String,
     pub controllers: Selection,
     pub names: Vec<String>,
@@ -45,7 +46,6 @@ pub struct ControlPlane {
 /// A control plane with its tasks started.
 pub struct Running {
     pub server: Server,
-    pub caches: Arc<Caches>,
     pub tasks: JoinSet<()>,
     pub parting: Parting,
 }
@@ -127,6 +127,7 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
         ca_certificate: server.authority().ca_certificate.clone(),
         address,
         services: settings.services.clone(),
+        pods: settings.pods,
         servers: match settings.etcd {
             Some(_) => {
                 let (servers, keep) = servers::several(own(), address, parting.stop.clone());
@@ -141,7 +142,7 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
     // Who has its store for itself leads.
     let (here, leading): (Vec<_>, Vec<_>) =
         ready.into_iter().partition(|one| settings.etcd.is_none() || one.runs() == Runs::Everywhere);
-    let caches = Arc::new(Caches::new(table::reads(&here).chain(node::READS.iter().copied())));
+    let caches = Arc::new(Caches::new(table::reads(&here)));
     caches.start(&reader, &mut tasks);
     table::start(&here, &caches, &mut tasks);
     if !leading.is_empty() {
@@ -154,7 +155,7 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
         });
         tasks.spawn(parting.tasks.track_future(lead));
     }
-    Ok(Running { server, caches, tasks, parting })
+    Ok(Running { server, tasks, parting })
 }
 
 /// Waits for SIGTERM or SIGINT; the end of any task before that is fatal.

@@ -5,12 +5,11 @@
 use std::fmt;
 
 use anyhow::{Result, bail};
-use network::Cidr;
 
 use crate::claim::{self, ClaimError};
 use crate::control_plane::ControlPlane;
-use crate::node::Settings;
 use facts::{Facts, Hierarchy};
+use node::Settings;
 
 pub mod facts;
 
@@ -297,13 +296,9 @@ fn node_address(facts: &Facts) -> Verdict {
     Verdict::fail(format!("{ip} is no address of this machine"), "give one that is with --node-ip")
 }
 
-fn overlap(one: Cidr, other: Cidr) -> bool {
-    one.contains(other.net()) || other.contains(one.net())
-}
-
 fn ranges(facts: &Facts) -> Verdict {
     let ours = [("--pod-cidr", facts.pod_cidr), ("--service-cidr", facts.service_cidr)];
-    if overlap(facts.pod_cidr, facts.service_cidr) {
+    if facts.pod_cidr.overlaps(facts.service_cidr) {
         let both = format!("{} and {}", facts.pod_cidr, facts.service_cidr);
         return Verdict::fail(format!("pods and Services share addresses ({both})"), "choose ranges apart");
     }
@@ -311,7 +306,7 @@ fn ranges(facts: &Facts) -> Verdict {
         if range.contains(facts.node_ip) {
             return Verdict::fail(format!("{range} holds this machine's address"), format!("choose another {flag}"));
         }
-        if let Some((device, route)) = facts.routes.iter().find(|(_, route)| overlap(*route, range)) {
+        if let Some((device, route)) = facts.routes.iter().find(|(_, route)| route.overlaps(range)) {
             let found = format!("{range} overlaps the route to {route} by {device}");
             return Verdict::warn(found, format!("choose another {flag} if anything there is to be reached"));
         }

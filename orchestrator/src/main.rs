@@ -1,23 +1,23 @@
 //! The `amphipod` binary: an API server, its controllers and scheduler, and a node's agent, in one process or apart.
 //!
 //! Entry points: [`cli`] (arguments, validated), [`control_plane`] (server, controllers, scheduler),
-//! [`node`] (agent, network, service path, DNS), [`up`] (both in one process).
+//! [`up`] (the same and the machine as a [`node`], in one process).
 
 mod claim;
 mod cli;
-mod conditions;
 mod control_plane;
 mod controllers;
 mod doctor;
-mod heartbeat;
+#[cfg(test)]
+mod fleet;
 mod inherited;
 mod leader;
-mod node;
 mod reset;
 mod scheduler;
 mod servers;
 mod store_command;
 mod store_full;
+mod streams;
 mod system_objects;
 mod up;
 

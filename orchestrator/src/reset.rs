@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::claim;
 use crate::control_plane::write_private;
-use crate::node::{self, Settings};
 use crate::store_command::store_of;
+use node::Settings;
 
 /// In the data folder: what reset has to know.
 const PLACES: &str = "places.json";

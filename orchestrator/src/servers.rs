@@ -5,14 +5,13 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use api::status::Status;
-use client::{Client, DeleteOptions, Selector};
+use client::{Client, DeleteOptions, Selector, heartbeat};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::controllers::views::LEASES;
-use crate::heartbeat;
 
 const NAMESPACE: &str = "kube-system";
 /// As kube-apiserver labels its own.

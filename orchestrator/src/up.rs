@@ -6,15 +6,16 @@ use anyhow::{Context, Result};
 use api::status::Status;
 use apiserver::identity::{MASTERS, User};
 use apiserver::server::Server;
-use network::Cidr;
+use ipnetwork::Ipv4Network;
+use node::Settings;
 use serde_json::{Value, json};
 
 use crate::claim;
 use crate::control_plane::{self, ControlPlane};
 use crate::controllers::views::NODES;
 use crate::doctor;
-use crate::node::{self, Settings, streams::AgentSlot};
 use crate::reset;
+use crate::streams::AgentSlot;
 
 const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 
@@ -26,7 +27,9 @@ pub async fn run(control: ControlPlane, settings: Settings) -> Result<()> {
     let mut running = control_plane::start(&control, Arc::new(slot.clone())).await?;
     reset::remember(&settings)?;
     let mut tasks = std::mem::take(&mut running.tasks);
-    let _node = node::start(&settings, &running, &slot, &mut tasks).await?;
+    let client = running.server.client(User::node(&settings.name), "kubelet");
+    let node = node::start(&settings, client, &mut tasks).await?;
+    slot.fill(node);
     show_role(&running.server, &settings.name).await.context("cannot label this node with its role")?;
     tracing::info!(address = %running.server.address(), node = settings.name, "ready");
     control_plane::serve(running.server, &mut tasks, &running.parting).await
@@ -43,7 +46,9 @@ async fn show_role(server: &Server, node: &str) -> Result<(), Status> {
     client.update(&NODES, "", node, "", label).await.map(drop)
 }
 
-/// A flag's value as a range of addresses.
-pub fn parse_cidr(flag: &str, text: &str) -> Result<Cidr> {
-    text.parse().with_context(|| format!("{flag} {text}"))
+/// A flag's value as a range of addresses; of an address in it, only what is the range's counts.
+pub fn parse_cidr(flag: &str, text: &str) -> Result<Ipv4Network> {
+    let range = text.contains('/').then(|| text.parse::<Ipv4Network>().ok()).flatten();
+    let range = range.with_context(|| format!("{flag} {text}: {text:?} is no IPv4 prefix such as 10.244.0.0/16"))?;
+    Ok(Ipv4Network::new(range.network(), range.prefix())?)
 }

@@ -276,7 +276,7 @@ impl Worker {
     async fn pull_credentials(&self) -> Vec<Credential> {
         let (mut found, mut missing) = (Vec::new(), Vec::new());
         for reference in &self.pod.spec.image_pull_secrets {
-            match self.node.upstream.secret(&self.record.pod.namespace, &reference.name).await {
+            match self.node.upstream.secret(&self.record.pod, &reference.name).await {
                 Ok(secret) => found.extend(of_secret(&secret)),
                 Err(error) => {
                     self.log_failure("read an image pull secret", &error);

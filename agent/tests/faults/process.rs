@@ -159,7 +159,7 @@ impl RealNetwork {
             pod_cidr: "10.244.0.0/29".parse().unwrap(),
             cluster_cidr: "10.244.0.0/16".parse().unwrap(),
             service_cidr: "10.96.0.0/12".parse().unwrap(),
-            node_ports: network::Config::DEFAULT_NODE_PORTS,
+            node_ports: network::PortRange { first: 30_000, last: 32_767 },
             snat_ports: network::Config::DEFAULT_SNAT_PORTS,
             state_file: folder.join("network.json"),
         };

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-pub use self::update::service_families;
+pub use self::update::{Needs, service_families};
 
 use super::{Aspect, Behaviour, DEFAULT, Deletion, Generation, Part, Put, Shows};
 use crate::default::{Object, nested, set, set_absent, text as member};
@@ -18,7 +18,6 @@ use crate::table::cells::{joined, or_none};
 use crate::validate::meta::{ip, port, port_number, special_ip};
 use crate::validate::{Errors, PROTOCOLS, duplicate_struct, invalid, is_cidr, one_of};
 use crate::value::{entries, items, number, text};
-use crate::write::section;
 
 pub const BEHAVIOUR: Behaviour = Behaviour {
     name: names::dns_1035_label,
@@ -35,7 +34,7 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     defaults: &[("core.v1.Service", default)],
     generation: Generation::Client,
     create: Some(service_families),
-    update: Some(|new, old| update::update_service(section(new, "spec"), &old["spec"])),
+    update: Some(update::update_service),
     put: Put::Creates,
     delete: Deletion { shows: Shows::Object, ..Deletion::DEFAULT },
     selectable: &[field("spec.clusterIP"), field("spec.type")],

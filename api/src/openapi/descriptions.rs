@@ -7,6 +7,8 @@ use flate2::read::GzDecoder;
 
 /// Made by `data/describe.py`.
 const PACKED: &[u8] = include_bytes!("../../data/descriptions.txt.gz");
+/// Of the kinds that are ours.
+const OWN: &str = include_str!("../../data/own/descriptions.txt");
 
 /// The descriptions of all types.
 pub struct Descriptions {
@@ -18,6 +20,7 @@ impl Descriptions {
     pub fn read() -> Self {
         let mut text = String::new();
         GzDecoder::new(PACKED).read_to_string(&mut text).expect("a file of ours: a test reads it");
+        text.push_str(OWN);
         let mut types = HashMap::new();
         let mut current: Option<&mut (String, HashMap<String, String>)> = None;
         for (name, description) in text.lines().filter_map(|line| line.split_once('\t')) {

@@ -12,8 +12,7 @@ struct Table {
     kinds: HashMap<&'static str, u16>,
 }
 
-static TABLE: LazyLock<Table> =
-    LazyLock::new(|| Table::read(include_str!("../../data/types.txt"), include_str!("../../data/kinds.txt")));
+static TABLE: LazyLock<Table> = LazyLock::new(|| Table::read(data!("types.txt"), data!("kinds.txt")));
 
 /// A type by its name in the table.
 pub fn find(name: &str) -> Option<&'static Type> {

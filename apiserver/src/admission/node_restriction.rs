@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use api::kind::Part;
+use api::references::{self, Referent};
 use api::status::Status;
 use async_trait::async_trait;
 use serde_json::Value;
@@ -12,7 +13,6 @@ use serde_json::Value;
 use super::service_account::MIRROR;
 use super::{Cluster, Member, Operation, Review};
 use crate::object::Object;
-use crate::references::{self, Referenced};
 
 const LEASES: &str = "kube-node-lease";
 
@@ -151,10 +151,10 @@ impl Mine<'_> {
         let claims = spec["resourceClaims"].as_array().is_some_and(|claims| !claims.is_empty());
         let what = match () {
             () if !spec["serviceAccountName"].as_str().unwrap_or_default().is_empty() => "a service account",
-            () if references::any(spec, Referenced::Secrets) => "secrets",
-            () if references::any(spec, Referenced::ConfigMaps) => "configmaps",
-            () if references::any(spec, Referenced::TrustBundles) => "clustertrustbundles",
-            () if references::any(spec, Referenced::Claims) => "persistentvolumeclaims",
+            () if references::any(spec, Referent::Secret) => "secrets",
+            () if references::any(spec, Referent::ConfigMap) => "configmaps",
+            () if references::any(spec, Referent::ClusterTrustBundle) => "clustertrustbundles",
+            () if references::any(spec, Referent::PersistentVolumeClaim) => "persistentvolumeclaims",
             () if claims => "resourceclaims",
             () => return Ok(()),
         };

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::references::{self, Referent};
 use api::status::Status;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::{Cluster, Member, Review};
 use crate::object::{Collection, Object, ObjectKey, suffix};
-use crate::references::{self, Referenced};
 
 /// How long a pod waits for the account that every namespace gets a moment after it was made.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -51,7 +51,7 @@ fn check_mirror(review: &Review<'_>) -> Result<(), Status> {
     if !spec["serviceAccountName"].as_str().unwrap_or_default().is_empty() {
         return Err(review.forbidden("a mirror pod may not reference service accounts"));
     }
-    if references::any(spec, Referenced::Secrets) {
+    if references::any(spec, Referent::Secret) {
         return Err(review.forbidden("a mirror pod may not reference secrets"));
     }
     let volumes = spec["volumes"].as_array().into_iter().flatten();

@@ -7,7 +7,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 
 use api::kind::Kind;
+use api::kinds::service::Needs;
 use api::status::{FieldError, Status};
+use ipnetwork::Ipv4Network;
 use serde_json::{Value, json};
 
 use super::Engine;
@@ -17,10 +19,12 @@ use crate::store::{Expect, Write};
 /// What services may be given.
 #[derive(Debug, Clone)]
 pub struct ServiceNetwork {
-    pub base: Ipv4Addr,
-    pub prefix: u8,
+    pub range: Ipv4Network,
     pub node_ports: RangeInclusive<u16>,
 }
+
+/// Where node ports come from, as Kubernetes has it.
+const NODE_PORTS: RangeInclusive<u16> = 30000..=32767;
 
 /// Node ports in use: keys of a collection that no kind shows.
 fn node_ports() -> Collection {
@@ -35,26 +39,23 @@ fn addresses() -> Collection {
 const RANDOM_TRIES: u32 = 64;
 
 impl ServiceNetwork {
-    fn first(&self) -> u32 {
-        u32::from(self.base) & self.mask()
+    /// With the usual node ports.
+    pub fn new(range: Ipv4Network) -> Self {
+        Self { range, node_ports: NODE_PORTS }
     }
 
-    fn mask(&self) -> u32 {
-        u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0)
+    fn first(&self) -> u32 {
+        u32::from(self.range.network())
     }
 
     /// Addresses that may be given out: neither the network's own nor the broadcast one.
     fn size(&self) -> u32 {
-        (!self.mask()).saturating_sub(1)
-    }
-
-    pub fn contains(&self, address: Ipv4Addr) -> bool {
-        u32::from(address) & self.mask() == self.first()
+        (u32::from(self.range.broadcast()) - self.first()).saturating_sub(1)
     }
 
     fn usable(&self, address: Ipv4Addr) -> bool {
         let offset = u32::from(address).wrapping_sub(self.first());
-        self.contains(address) && (1..=self.size()).contains(&offset)
+        (1..=self.size()).contains(&offset)
     }
 
     /// The first address: the `kubernetes` Service.
@@ -75,7 +76,7 @@ impl ServiceNetwork {
 
 impl std::fmt::Display for ServiceNetwork {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", Ipv4Addr::from(self.first()), self.prefix)
+        write!(f, "{}/{}", self.range.network(), self.range.prefix())
     }
 }
 
@@ -83,9 +84,17 @@ fn is_service(kind: &Kind) -> bool {
     kind.group.is_empty() && kind.plural == "services"
 }
 
+/// Ranges of nodes' pods are given in [`super::pod_ranges`].
+fn is_node(kind: &Kind) -> bool {
+    kind.group.is_empty() && kind.plural == "nodes"
+}
+
 impl Engine {
     /// Fills in what a Service has to be given, and returns the writes that reserve it.
     pub(crate) fn allocate(&self, kind: &Kind, old: Option<&Value>, service: &mut Value) -> Result<Vec<Write>, Status> {
+        if is_node(kind) {
+            return self.claim_ranges(old, service);
+        }
         if !is_service(kind) {
             return Ok(Vec::new());
         }
@@ -95,15 +104,11 @@ impl Engine {
         Ok(writes)
     }
 
-    /// What an update of a Service that does not say keeps of the old one.
-    pub(crate) fn carry_over(&self, kind: &Kind, old: &Value, new: &mut Value) {
-        if is_service(kind) {
-            carry_over(old, new);
-        }
-    }
-
     /// The writes that free what a removed object held.
     pub(crate) fn released(&self, kind: &Kind, object: &Value) -> Vec<Write> {
+        if is_node(kind) {
+            return self.free_ranges(object);
+        }
         if !is_service(kind) {
             return Vec::new();
         }
@@ -164,7 +169,7 @@ impl Engine {
             }
             Err(_) => return Ok(None),
         };
-        if !self.services.contains(address) {
+        if !self.services.range.contains(address) {
             return Err(refuse(format!(
                 "failed to allocate IP {asked}: the provided network does not match the current range"
             )));
@@ -223,8 +228,7 @@ impl Engine {
 
     fn allocate_ports(&self, old: Option<&Value>, service: &mut Value, writes: &mut Vec<Write>) -> Result<(), Status> {
         let held = old.map(held_ports).unwrap_or_default();
-        let wanted = wants_node_ports(service);
-        let health = wants_health_port(service);
+        let Needs { node_ports: wanted, health_port: health, .. } = Needs::of(service);
         let name = service["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let mut kept: Vec<u16> = Vec::new();
         if let Some(ports) = service["spec"]["ports"].as_array_mut().filter(|_| wanted) {
@@ -309,88 +313,6 @@ impl Engine {
     }
 }
 
-/// What an update that does not name them keeps: addresses, node ports of ports that stay, the health check port.
-fn carry_over(old: &Value, new: &mut Value) {
-    let (old_type, new_type) = (old["spec"]["type"].clone(), new["spec"]["type"].clone());
-    if new_type == "ExternalName" {
-        if old_type != "ExternalName"
-            && let Some(spec) = new["spec"].as_object_mut()
-        {
-            // A client that changes the type only does not mean to keep the old address.
-            if spec.get("clusterIP") == old["spec"].get("clusterIP") {
-                spec.remove("clusterIP");
-                spec.remove("clusterIPs");
-            }
-        }
-        return;
-    }
-    if old_type != "ExternalName" && new["spec"]["clusterIP"].as_str().unwrap_or_default().is_empty() {
-        for field in ["clusterIP", "clusterIPs"] {
-            if let Some(value) = old["spec"].get(field) {
-                new["spec"][field] = value.clone();
-            }
-        }
-    }
-    if wants_node_ports(old) && wants_node_ports(new) {
-        keep_ports(old, new);
-    } else if wants_node_ports(old) && !wants_node_ports(new) {
-        drop_ports(old, new);
-    }
-    if wants_health_port(old) && wants_health_port(new) && new["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0) == 0
-    {
-        new["spec"]["healthCheckNodePort"] = old["spec"]["healthCheckNodePort"].clone();
-    } else if wants_health_port(old)
-        && !wants_health_port(new)
-        && let Some(spec) = new["spec"].as_object_mut()
-    {
-        spec.remove("healthCheckNodePort");
-    }
-}
-
-fn keep_ports(old: &Value, new: &mut Value) {
-    let same = |a: &Value, b: &Value| a["port"] == b["port"] && a["protocol"] == b["protocol"];
-    let used: Vec<u64> = held_ports(new).into_iter().map(u64::from).collect();
-    for port in new["spec"]["ports"].as_array_mut().into_iter().flatten() {
-        if port["nodePort"].as_u64().unwrap_or(0) != 0 {
-            continue;
-        }
-        let before = old["spec"]["ports"].as_array().into_iter().flatten().find(|other| same(other, port));
-        let node = before.and_then(|before| before["nodePort"].as_u64()).filter(|node| !used.contains(node));
-        if let Some(node) = node {
-            port["nodePort"] = json!(node);
-        }
-    }
-}
-
-fn drop_ports(old: &Value, new: &mut Value) {
-    let before = held_ports(old);
-    for port in new["spec"]["ports"].as_array_mut().into_iter().flatten() {
-        let held = port["nodePort"].as_u64().is_some_and(|node| before.iter().any(|b| u64::from(*b) == node));
-        if held && let Some(port) = port.as_object_mut() {
-            port.remove("nodePort");
-        }
-    }
-}
-
-fn wants_node_ports(service: &Value) -> bool {
-    match service["spec"]["type"].as_str() {
-        Some("NodePort") => true,
-        Some("LoadBalancer") => {
-            service["spec"]["allocateLoadBalancerNodePorts"].as_bool().unwrap_or(true)
-                || service["spec"]["ports"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .any(|port| port["nodePort"].as_u64().unwrap_or(0) != 0)
-        }
-        _ => false,
-    }
-}
-
-fn wants_health_port(service: &Value) -> bool {
-    service["spec"]["type"] == "LoadBalancer" && service["spec"]["externalTrafficPolicy"] == "Local"
-}
-
 fn held_addresses(service: &Value) -> Vec<String> {
     let all = service["spec"]["clusterIPs"].as_array().into_iter().flatten().filter_map(Value::as_str);
     all.filter(|address| address.parse::<IpAddr>().is_ok()).map(str::to_owned).collect()
@@ -415,7 +337,7 @@ mod tests {
     use super::*;
 
     fn network() -> ServiceNetwork {
-        ServiceNetwork { base: Ipv4Addr::new(10, 96, 0, 0), prefix: 12, node_ports: 30000..=32767 }
+        ServiceNetwork::new("10.96.0.0/12".parse().unwrap())
     }
 
     #[test]
@@ -426,24 +348,5 @@ mod tests {
         assert!(network.usable(Ipv4Addr::new(10, 111, 255, 254)));
         assert!(!network.usable(Ipv4Addr::new(10, 111, 255, 255)) && !network.usable(Ipv4Addr::new(10, 112, 0, 1)));
         assert_eq!(network.to_string(), "10.96.0.0/12");
-    }
-
-    #[test]
-    fn a_change_of_ports_keeps_the_node_ports_of_those_that_stay() {
-        let old = json!({"spec": {"type": "NodePort", "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"],
-            "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30001}]}});
-        let mut new = json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}, {"port": 81, "protocol": "TCP"}]}});
-        carry_over(&old, &mut new);
-        assert_eq!(new["spec"]["clusterIP"], "10.96.0.9");
-        assert_eq!(new["spec"]["ports"][0]["nodePort"], 30001);
-        assert!(new["spec"]["ports"][1].get("nodePort").is_none());
-    }
-
-    #[test]
-    fn leaving_node_port_drops_what_was_allocated() {
-        let old = json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30001}]}});
-        let mut new = json!({"spec": {"type": "ClusterIP", "ports": [{"port": 80, "nodePort": 30001}]}});
-        carry_over(&old, &mut new);
-        assert_eq!(held_ports(&new), Vec::<u16>::new());
     }
 }

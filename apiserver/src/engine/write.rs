@@ -254,7 +254,6 @@ impl Engine {
             self.mutate(&mut review).await?;
             self.authorizer.check_escalation(self, &context.user, target, &review.object, Some(&old))?;
             api::write::prepare_update(kind, target.part, &mut review.object, &old);
-            self.carry_over(kind, &old, &mut review.object);
         }
         api::default::apply(kind, &mut review.object);
         // Who reports how things stand is not told about what is wanted.

@@ -1,5 +1,6 @@
 //! A real etcd of one member on loopback, and clients that put into it over gRPC.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,6 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic_prost::ProstCodec;
 
-use crate::host;
 use crate::processes::Peer;
 
 const CLIENT_PORT: u16 = 23790;
@@ -21,13 +21,19 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    /// In the node's namespace, its data on the same disk as the cluster's.
-    pub fn start() -> Result<Self> {
+    /// In this process's network namespace or another one, its data on the same disk as the servers'.
+    pub fn start(netns: Option<&Path>) -> Result<Self> {
         let folder = tempfile::tempdir_in(e2e::workspace().join("target")).context("cannot make a folder for etcd")?;
         let (client, peer) = (format!("http://127.0.0.1:{CLIENT_PORT}"), format!("http://127.0.0.1:{PEER_PORT}"));
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", host::node(host::CLUSTER).display())).args(["--", "etcd", "--name", "bench"]);
-        command.arg("--data-dir").arg(folder.path().join("data"));
+        let mut command = match netns {
+            Some(netns) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={}", netns.display())).args(["--", "etcd"]);
+                command
+            }
+            None => Command::new("etcd"),
+        };
+        command.args(["--name", "bench", "--data-dir"]).arg(folder.path().join("data"));
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", &format!("bench={peer}"), "--log-level", "error"]);

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
-use client::follow::{self, Step};
-use client::{Client, DeleteOptions, Key, Resource, Selector};
+use client::follow::{self, Scope, Step};
+use client::{Client, DeleteOptions, Key, Resource};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -91,7 +91,7 @@ impl Seen {
 
 pub fn run(report: &mut Report, nodes: usize) -> Result<()> {
     many_files()?;
-    let server = Server::start(&[])?;
+    let server = Server::start(&["--pod-cidr", "100.64.0.0/10"])?;
     let share = nodes as f64 / ALL_NODES as f64;
     let pods = nodes * PODS_PER_NODE;
     let services = pods / REPLICAS;
@@ -242,7 +242,7 @@ async fn join(api: &Api, index: usize, seen: Arc<Seen>) -> Result<impl Future<Ou
 
 async fn live(client: Client, name: String, follower: Option<Api>, seen: Arc<Seen>) {
     let (news, pods) = unbounded_channel();
-    let own = Selector::fields(format!("spec.nodeName={name}"));
+    let own = Scope::fields(format!("spec.nodeName={name}"));
     let mut tasks = JoinSet::new();
     tasks.spawn(follow::run(client.clone(), PODS, own, move |step| tell(&news, step)));
     tasks.spawn(keep(client.clone(), pods, seen.clone()));

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::object::{Event, List, ServedKind};
-use crate::transport::{Change, DeleteOptions, Deleted, EventStream, Target, Transport};
+use crate::transport::{Change, DeleteOptions, Deleted, EventStream, Selector, Target, Transport};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]

@@ -33,7 +33,13 @@ fn services() -> Snapshot {
 
 async fn server(upstreams: Vec<SocketAddr>) -> Server {
     let clients = vec!["127.0.0.1/32".parse().unwrap()];
-    let config = Config { listen: "127.0.0.1:0".parse().unwrap(), domain: "cluster.local".into(), upstreams, clients };
+    let config = Config {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        domain: "cluster.local".into(),
+        pods: vec!["10.244.0.0/16".parse().unwrap()],
+        upstreams,
+        clients,
+    };
     let server = Server::start(config).await.unwrap();
     server.publish(services());
     server

@@ -25,9 +25,13 @@ fn snapshot() -> Snapshot {
     Snapshot::compute(&services, &slices)
 }
 
+fn pods() -> Vec<IpNetwork> {
+    ["10.244.0.0/16", "fd00:10:244::/48"].map(|range| range.parse().unwrap()).into()
+}
+
 /// A lookup told in one line: the records' data, or what is said instead.
 fn ask(name: &str, kind: &str) -> String {
-    let zone = Zone::new(Name::from_ascii("cluster.local.").unwrap());
+    let zone = Zone::new(Name::from_ascii("cluster.local.").unwrap(), pods());
     let kind = RecordType::from_str(kind).unwrap();
     let data = |records: &[Record]| records.iter().map(|record| record.data.to_string()).collect::<Vec<_>>().join(", ");
     match zone.lookup(&snapshot(), &Name::from_ascii(name).unwrap(), kind) {
@@ -81,6 +85,15 @@ fn the_specification_by_example() {
         ("ext.default.svc.cluster.local.", "A", "alias example.org."),
         ("ext.default.svc.cluster.local.", "CNAME", "alias example.org."),
         ("10-244-0-5.default.pod.cluster.local.", "A", "10.244.0.5"),
+        ("10-244-0-5.other.pod.cluster.local.", "A", "10.244.0.5"),
+        ("10-244-0-5.default.pod.cluster.local.", "AAAA", "no data"),
+        ("fd00-10-244--5.default.pod.cluster.local.", "AAAA", "fd00:10:244::5"),
+        ("10-245-0-5.default.pod.cluster.local.", "A", "no name"),
+        ("10-96-0-80.default.pod.cluster.local.", "A", "no name"),
+        ("192-0-2-1.default.pod.cluster.local.", "A", "no name"),
+        ("fd00--80.default.pod.cluster.local.", "AAAA", "no name"),
+        ("x.10-244-0-5.default.pod.cluster.local.", "A", "no name"),
+        ("10-244-5.default.pod.cluster.local.", "A", "no name"),
         ("host.default.pod.cluster.local.", "A", "no name"),
         ("dns-version.cluster.local.", "TXT", "1.1.0"),
         ("cluster.local.", "NS", "ns.dns.cluster.local."),

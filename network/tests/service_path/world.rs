@@ -117,6 +117,7 @@ impl World {
         let config = dns::Config {
             listen: DNS.parse().unwrap(),
             domain: "cluster.local".into(),
+            pods: Vec::new(),
             upstreams: Vec::new(),
             clients: vec!["0.0.0.0/0".parse().unwrap()],
         };
@@ -210,7 +211,7 @@ fn config(folder: &Path) -> Config {
         pod_cidr: "10.244.0.0/24".parse().unwrap(),
         cluster_cidr: "10.244.0.0/16".parse().unwrap(),
         service_cidr: "10.96.0.0/12".parse().unwrap(),
-        node_ports: Config::DEFAULT_NODE_PORTS,
+        node_ports: network::PortRange { first: 30_000, last: 32_767 },
         snat_ports: Config::DEFAULT_SNAT_PORTS,
         state_file: folder.join("state"),
     }

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::status::Status;
-use client::follow::{self, Step};
+use client::follow::{self, Scope, Step};
 use client::queue::{Outcome, Queue};
-use client::{Client, DeleteOptions, Item, Propagation, Resource, Selector, ServedKind};
+use client::{Client, DeleteOptions, Item, Propagation, Resource, ServedKind};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
@@ -133,7 +133,7 @@ impl Collector {
         let defines = resource.plural == DEFINITIONS;
         let mut filled = false;
         let client = self.client.clone();
-        follow::run(client, resource, Selector::default(), |step| {
+        follow::run(client, resource, Scope::default(), |step| {
             let touched = match step {
                 Step::Set(item) => match read(kind, &item) {
                     Ok((uid, fact)) => lock(&self.graph).set(&uid, fact),

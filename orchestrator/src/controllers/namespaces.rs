@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use api::conditions::{self, Stamp};
 use api::status::Status;
 use client::queue::{Outcome, Queue};
 use client::{
@@ -17,7 +18,6 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::views::{NAMESPACES, Namespace, PODS};
-use crate::conditions::{self, Stamp};
 
 /// The finalizer of a namespace that is this controller's to take away.
 const KUBERNETES: &str = "kubernetes";

@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use api::conditions::{self, Stamp};
 use api::selector::Labels;
 use client::events::{EventType, Reference};
 use client::{Caches, Kept, Key, Resource, View};
@@ -16,7 +17,6 @@ use super::ownership;
 use super::runtime::{Act, Action, Controller, Failure, Plan, Queue};
 use super::table::{Account, Given};
 use super::views::{PODS, Pod, REPLICA_SETS, ReplicaSet};
-use crate::conditions::{self, Stamp};
 
 /// Pods made or removed by one plan: bounds what a mistake costs before it is seen.
 const BURST: usize = 500;

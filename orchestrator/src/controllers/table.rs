@@ -11,8 +11,12 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::task::JoinSet;
 
+use super::node_ipam::PodRanges;
 use super::runtime::{self, Controller};
-use super::{Selection, deployment, endpoints, gc, housekeeping, namespaces, replicaset, replication_controller};
+use super::{
+    Selection, deployment, endpoints, gc, housekeeping, namespaces, node_ipam, peers, replicaset,
+    replication_controller,
+};
 use crate::servers::Servers;
 use crate::{scheduler, system_objects};
 
@@ -43,6 +47,7 @@ pub struct Facts {
     /// Where others reach the API server.
     pub address: SocketAddr,
     pub services: ServiceNetwork,
+    pub pods: PodRanges,
     pub servers: Servers,
 }
 
@@ -71,7 +76,7 @@ pub struct Row {
     start: fn(Given) -> BoxFuture<'static, ()>,
 }
 
-pub static TABLE: [Row; 13] = [
+pub static TABLE: [Row; 15] = [
     row::<replicaset::ReplicaSets>(),
     row::<replication_controller::ReplicationControllers>(),
     row::<deployment::Deployments>(),
@@ -81,6 +86,8 @@ pub static TABLE: [Row; 13] = [
     row::<housekeeping::ServiceAccounts>(),
     row::<housekeeping::RootCa>(),
     row::<housekeeping::NodeLifecycle>(),
+    row::<node_ipam::NodeIpam>(),
+    row::<peers::Peers>(),
     Row {
         name: "garbage-collector-controller",
         runs: Runs::Leading,

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::node_ipam::PodRanges;
 use super::views::{CONFIG_MAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS, REPLICA_SETS, SERVICE_ACCOUNTS};
 use super::*;
 
@@ -38,6 +39,7 @@ impl World {
             ca_certificate: server.authority().ca_certificate.clone(),
             address: server.address(),
             services: config.services.clone(),
+            pods: PodRanges::usual(),
             servers: crate::servers::alone(server.address()),
         };
         let ready = table::ready(&server, &facts, &chosen);
@@ -438,6 +440,7 @@ async fn each_controller_runs_alone() {
         ca_certificate: server.authority().ca_certificate.clone(),
         address: server.address(),
         services: config.services.clone(),
+        pods: PodRanges::usual(),
         servers: crate::servers::alone(server.address()),
     };
     let labels = json!({"app": "a"});

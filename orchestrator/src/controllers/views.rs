@@ -3,21 +3,16 @@
 use std::collections::BTreeMap;
 
 use api::view::Meta;
-pub use client::views::{SERVICES, SLICES};
+pub use client::views::{CONFIG_MAPS, LEASES, NODES, PODS, SERVICES, SLICES};
 use client::{Resource, View};
 use serde::Deserialize;
 use serde_json::Value;
 
-pub const PODS: Resource = Resource::core("pods");
 pub const ENDPOINTS: Resource = Resource::core("endpoints");
-pub const NODES: Resource = Resource::core("nodes");
 pub const NAMESPACES: Resource = Resource::core("namespaces");
-pub const CONFIG_MAPS: Resource = Resource::core("configmaps");
-pub const SECRETS: Resource = Resource::core("secrets");
 pub const SERVICE_ACCOUNTS: Resource = Resource::core("serviceaccounts");
 pub const REPLICA_SETS: Resource = Resource::new("apps", "replicasets");
 pub const DEPLOYMENTS: Resource = Resource::new("apps", "deployments");
-pub const LEASES: Resource = Resource::new("coordination.k8s.io", "leases");
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -260,8 +255,8 @@ pub struct Node {
 pub struct NodeSpec {
     pub unschedulable: bool,
     pub taints: Vec<Taint>,
-    #[serde(rename = "podCIDR")]
-    pub pod_cidr: String,
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
@@ -275,9 +270,18 @@ pub struct Taint {
     pub time_added: Option<String>,
 }
 
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct NodeAddress {
+    #[serde(rename = "type")]
+    pub type_: String,
+    pub address: String,
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct NodeStatus {
+    pub addresses: Vec<NodeAddress>,
     pub allocatable: BTreeMap<String, String>,
     pub conditions: Vec<Condition>,
 }
@@ -299,12 +303,6 @@ pub struct NamespaceSpec {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct ServiceAccount {
-    pub metadata: Metadata,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct Secret {
     pub metadata: Metadata,
 }
 
@@ -366,7 +364,6 @@ views! {
     Namespace => NAMESPACES;
     ServiceAccount => SERVICE_ACCOUNTS;
     ConfigMap => CONFIG_MAPS;
-    Secret => SECRETS;
     Endpoints => ENDPOINTS;
     Lease => LEASES;
 }

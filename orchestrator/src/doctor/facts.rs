@@ -7,14 +7,14 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use network::Cidr;
+use ipnetwork::Ipv4Network;
 use rustix::fs::statvfs;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Resource, getrlimit};
 
 use crate::control_plane::ControlPlane;
-use crate::node::Settings;
 use crate::store_command::store_of;
+use node::Settings;
 
 #[derive(Debug, Clone)]
 pub struct Facts {
@@ -37,10 +37,10 @@ pub struct Facts {
     pub overlay_refused: Option<String>,
     pub node_ip: Ipv4Addr,
     pub node_ip_is_here: bool,
-    pub pod_cidr: Cidr,
-    pub service_cidr: Cidr,
+    pub pod_cidr: Ipv4Network,
+    pub service_cidr: Ipv4Network,
     /// Of other devices than ours, without the default route.
-    pub routes: Vec<(String, Cidr)>,
+    pub routes: Vec<(String, Ipv4Network)>,
     pub listen: SocketAddr,
     pub listen_refused: Option<String>,
     pub agent_runs: bool,
@@ -256,14 +256,14 @@ fn try_overlay(place: &Path) -> io::Result<()> {
     }
 }
 
-fn routes(table: &str) -> Vec<(String, Cidr)> {
+fn routes(table: &str) -> Vec<(String, Ipv4Network)> {
     let of_line = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let device = *fields.first()?;
         let word = |at: usize| Some(u32::from_str_radix(fields.get(at)?, 16).ok()?.swap_bytes());
         let (to, mask) = (word(1)?, word(7)?);
-        let cidr = Cidr::new(to.into(), u8::try_from(mask.count_ones()).ok()?)?;
-        (cidr.length() > 0 && !device.starts_with("amphi")).then(|| (device.to_owned(), cidr))
+        let range = Ipv4Network::with_netmask(to.into(), mask.into()).ok()?;
+        (range.prefix() > 0 && !device.starts_with("amphi")).then(|| (device.to_owned(), range))
     };
     table.lines().skip(1).filter_map(of_line).collect()
 }

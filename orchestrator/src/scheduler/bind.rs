@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use api::conditions::{self, Stamp};
 use api::status::Status;
 use client::Client;
 use client::events::{Recorder, Reference};
@@ -10,7 +11,6 @@ use serde_json::{Value, json};
 
 use super::Step;
 use super::decide::Unschedulable;
-use crate::conditions::{self, Stamp};
 use crate::controllers::views::{PODS, Pod};
 
 const SCHEDULED: &str = "PodScheduled";

@@ -1,5 +1,6 @@
 //! What a Deployment's status says: counts, and conditions with the times at which they changed.
 
+use api::conditions::{self, Stamp};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,6 @@ use serde_json::{Value, json};
 use super::super::runtime::{Action, Plan};
 use super::super::views::{DEPLOYMENTS, Deployment, ReplicaSet};
 use super::{bounds, total};
-use crate::conditions::{self, Stamp};
 use client::Key;
 
 /// The Deployment's status, when it is not what is stored.

@@ -50,6 +50,7 @@ impl World {
             ca_certificate: String::new(),
             address: self.server.address(),
             services: Config::on_loopback("unused".into()).services,
+            pods: super::super::node_ipam::PodRanges::usual(),
             servers: crate::servers::alone(self.server.address()),
         };
         Given { client: self.client.clone(), caches: caches.clone(), facts }

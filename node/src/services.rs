@@ -48,6 +48,11 @@ pub struct Settled {
 }
 
 impl Settled {
+    /// Of a node without a service path: there is nothing to wait for.
+    pub fn nothing() -> Self {
+        Self { changed: Arc::default(), revision: watch::channel(Revision::MAX).1 }
+    }
+
     /// Waits until everything the caches hold of slices now is in the kernel.
     pub async fn caught_up(&mut self, caches: &Caches) {
         let seen = caches.of::<EndpointSlice>().seen();

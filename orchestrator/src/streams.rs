@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use proxy_userspace::Proxy;
+use node::Node;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
@@ -17,36 +17,23 @@ use tokio::sync::mpsc;
 #[derive(Clone)]
 pub struct AgentSlot {
     node: String,
-    agent: Arc<OnceLock<Arc<Agent>>>,
-    counted: Arc<OnceLock<Counted>>,
-}
-
-/// The parts of the node that count.
-struct Counted {
-    proxy: Arc<Proxy>,
-    dns: Arc<dns::Server>,
+    running: Arc<OnceLock<Node>>,
 }
 
 impl AgentSlot {
     pub fn new(node: &str) -> Self {
-        Self { node: node.to_owned(), agent: Arc::default(), counted: Arc::default() }
+        Self { node: node.to_owned(), running: Arc::default() }
     }
 
-    pub fn fill(&self, agent: Arc<Agent>) {
+    pub fn fill(&self, node: Node) {
         // Filled once, at start.
-        let _ = self.agent.set(agent);
-    }
-
-    /// What `/metrics` shows of the node from now on.
-    pub fn count(&self, proxy: Arc<Proxy>, dns: Arc<dns::Server>) {
-        // Filled once, at start.
-        let _ = self.counted.set(Counted { proxy, dns });
+        let _ = self.running.set(node);
     }
 
     /// The agent of the pod's node, if that is ours.
     fn of(&self, pod: &Value) -> Result<&Arc<Agent>, Status> {
-        let agent = self.agent.get().filter(|_| pod["spec"]["nodeName"] == *self.node);
-        agent.ok_or_else(|| unreachable(pod))
+        let running = self.running.get().filter(|_| pod["spec"]["nodeName"] == *self.node);
+        running.map(|node| &node.agent).ok_or_else(|| unreachable(pod))
     }
 }
 
@@ -104,30 +91,31 @@ impl Nodes for AgentSlot {
     }
 
     fn metrics(&self) -> String {
-        self.counted.get().map(Counted::text).unwrap_or_default()
+        self.running.get().map(metrics).unwrap_or_default()
     }
 }
 
-impl Counted {
-    fn text(&self) -> String {
-        let mut out = String::from("# TYPE amphipod_service_path_total counter\n");
-        match self.proxy.counters() {
-            Ok(all) => all.iter().for_each(|(what, count)| {
-                out += &format!("amphipod_service_path_total{{what=\"{what}\"}} {count}\n");
-            }),
-            Err(error) => tracing::warn!(%error, "the service path's counters cannot be read"),
-        }
-        let (held, limit) = self.proxy.usage();
-        out += &format!(
-            "# TYPE amphipod_service_frontends gauge\namphipod_service_frontends {held}\n\
-             # TYPE amphipod_service_frontends_limit gauge\namphipod_service_frontends_limit {limit}\n\
-             # TYPE amphipod_dns_refused_total counter\namphipod_dns_refused_total {}\n\
-             # TYPE amphipod_dns_cached_answers gauge\namphipod_dns_cached_answers {}\n",
-            self.dns.refused(),
-            self.dns.cached_answers(),
-        );
-        out
+/// What the node's parts count, in Prometheus' text form.
+fn metrics(node: &Node) -> String {
+    let mut out = String::from("# TYPE amphipod_service_path_total counter\n");
+    match node.proxy.counters() {
+        Ok(all) => all.iter().for_each(|(what, count)| {
+            out += &format!("amphipod_service_path_total{{what=\"{what}\"}} {count}\n");
+        }),
+        Err(error) => tracing::warn!(%error, "the service path's counters cannot be read"),
     }
+    let (held, limit) = node.proxy.usage();
+    out += &format!(
+        "# TYPE amphipod_service_frontends gauge\namphipod_service_frontends {held}\n\
+         # TYPE amphipod_service_frontends_limit gauge\namphipod_service_frontends_limit {limit}\n\
+         # TYPE amphipod_watched_objects gauge\namphipod_watched_objects {}\n\
+         # TYPE amphipod_dns_refused_total counter\namphipod_dns_refused_total {}\n\
+         # TYPE amphipod_dns_cached_answers gauge\namphipod_dns_cached_answers {}\n",
+        node.content.watched(),
+        node.dns.refused(),
+        node.dns.cached_answers(),
+    );
+    out
 }
 
 fn log_refusal(error: &LogError, pod: &Value, container: &str) -> Status {

@@ -1,39 +1,45 @@
 //! The API server as the agent sees it: under the node's own identity.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use agent::boundary::{EventKind, PodEvent, PodRef, Token, TokenRequest, Upstream, UpstreamError};
+use api::conditions;
+use api::references::Referent;
 use api::status::Status;
 use api::view::Service;
 use async_trait::async_trait;
 use client::events::{Recorder, Reference};
-use client::{Caches, Client, DeleteOptions, Resource};
+use client::views::PODS;
+use client::{Client, DeleteOptions, Resource};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::conditions;
-use crate::controllers::views::{CONFIG_MAPS, PODS};
+use crate::outlook::Outlook;
 
 /// Events that wait to be written; a pod goes on without them.
 const QUEUED_EVENTS: usize = 4096;
 
+/// How long the first state of the services is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 pub struct ApiUpstream {
     client: Client,
-    caches: Arc<Caches>,
+    outlook: Outlook,
     events: mpsc::Sender<PodEvent>,
 }
 
 impl ApiUpstream {
     /// One task writes the events, in their order.
-    pub fn new(client: Client, recorder: Recorder, caches: Arc<Caches>, tasks: &mut JoinSet<()>) -> Self {
+    pub fn new(client: Client, recorder: Recorder, outlook: Outlook, tasks: &mut JoinSet<()>) -> Self {
         let (events, mut queue) = mpsc::channel(QUEUED_EVENTS);
         tasks.spawn(async move {
             while let Some(event) = queue.recv().await {
                 record(&recorder, event).await;
             }
         });
-        Self { client, caches, events }
+        Self { client, outlook, events }
     }
 }
 
@@ -84,12 +90,12 @@ impl Upstream for ApiUpstream {
         }
     }
 
-    async fn config_map(&self, namespace: &str, name: &str) -> Result<Arc<Value>, UpstreamError> {
-        self.client.get(&CONFIG_MAPS, namespace, name).await.map(Arc::new).map_err(failed)
+    async fn config_map(&self, pod: &PodRef, name: &str) -> Result<Arc<Value>, UpstreamError> {
+        self.outlook.content.get(Referent::ConfigMap, pod, name).await.map_err(failed)
     }
 
-    async fn secret(&self, namespace: &str, name: &str) -> Result<Arc<Value>, UpstreamError> {
-        self.client.get(&Resource::core("secrets"), namespace, name).await.map(Arc::new).map_err(failed)
+    async fn secret(&self, pod: &PodRef, name: &str) -> Result<Arc<Value>, UpstreamError> {
+        self.outlook.content.get(Referent::Secret, pod, name).await.map_err(failed)
     }
 
     async fn service_account_token(&self, request: &TokenRequest) -> Result<Token, UpstreamError> {
@@ -113,16 +119,16 @@ impl Upstream for ApiUpstream {
     }
 
     async fn service_environment(&self, namespace: &str, links: bool) -> Result<Vec<(String, String)>, UpstreamError> {
-        let mut services: Vec<Arc<Service>> =
-            self.caches.of::<Service>().get("default", "kubernetes").into_iter().collect();
+        let known = self.outlook.views.of::<Service>();
+        // A pod is not started as if there were no services because they are not known yet.
+        if tokio::time::timeout(PATIENCE, known.caught_up(0)).await.is_err() {
+            let why = "services have not yet been read at least once, cannot construct envvars";
+            return Err(UpstreamError::Unavailable(why.into()));
+        }
+        let mut services: Vec<Arc<Service>> = known.get("default", "kubernetes").into_iter().collect();
         if links {
-            services.extend(
-                self.caches
-                    .of::<Service>()
-                    .namespace(namespace)
-                    .into_iter()
-                    .filter(|service| service.metadata.name != "kubernetes"),
-            );
+            let own = known.namespace(namespace).into_iter();
+            services.extend(own.filter(|service| service.metadata.name != "kubernetes"));
         }
         Ok(services.iter().flat_map(|service| environment(service)).collect())
     }

@@ -1,0 +1,45 @@
+//! What a node sees of the cluster: itself, its pods, single objects that these refer to, Services, EndpointSlices and
+//! peers. Nothing else is asked for, and nothing else would be answered.
+
+use std::sync::Arc;
+
+use api::view::{EndpointSlice, Peer, Service};
+use client::follow::{self, Scope, Step};
+use client::views::NODES;
+use client::{Caches, Client, Kept};
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::content::Content;
+
+/// Of these a node sees all objects.
+const VIEWS: [Kept; 3] = [Kept::of::<Service>(), Kept::of::<EndpointSlice>(), Kept::of::<Peer>()];
+
+/// This node's own object; `None` while it is not known, and when it is not there.
+pub type Own = watch::Receiver<Option<Arc<Value>>>;
+
+#[derive(Clone)]
+pub struct Outlook {
+    pub views: Arc<Caches>,
+    pub content: Arc<Content>,
+    pub own: Own,
+}
+
+impl Outlook {
+    /// Starts the watches; the pods are followed apart ([`crate::pods`]). UIDs of pods whose content changed come out.
+    pub fn open(client: &Client, node: &str, tasks: &mut JoinSet<()>) -> (Self, mpsc::UnboundedReceiver<String>) {
+        let views = Arc::new(Caches::new(VIEWS));
+        views.start(client, tasks);
+        let (shown, own) = watch::channel(None);
+        let scope = Scope::fields(format!("metadata.name={node}"));
+        tasks.spawn(follow::run(client.clone(), NODES, scope, move |step| match step {
+            Step::Set(item) => drop(shown.send_replace(Some(Arc::new(item.value())))),
+            Step::Remove(_) => drop(shown.send_replace(None)),
+            Step::Retain(there) if there.is_empty() => drop(shown.send_replace(None)),
+            Step::Retain(_) | Step::Seen(_) => {}
+        }));
+        let (content, changed) = Content::new(client.clone());
+        (Self { views, content: Arc::new(content), own }, changed)
+    }
+}
