@@ -58,7 +58,8 @@ const fn row(level: Level, name: &'static str, requests: (usize, usize), streams
 
 /// In the order of [`Level`].
 const ROWS: [Row; 5] = [
-    row(Level::Heartbeats, "node-high", (64, 8), (0, 0)),
+    // They cost little, and mostly wait for the disk beside what others write.
+    row(Level::Heartbeats, "node-high", (256, 8), (0, 0)),
     row(Level::LeaderElection, "leader-election", (16, 8), (64, 16)),
     // A node watches itself, its pods, three whole kinds, and each object that its pods refer to.
     row(Level::Nodes, "system", (100, 50), (100_000, 500)),
