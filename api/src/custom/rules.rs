@@ -56,6 +56,13 @@ struct Between {
 
 const TYPES: [&str; 6] = ["array", "boolean", "integer", "number", "object", "string"];
 
+/// Why a text is no pattern; `None` when it is one.
+pub fn no_pattern(text: &str) -> Option<String> {
+    let error = Regex::new(text).err()?.to_string();
+    // The engine draws where it is, and says last what it is.
+    Some(error.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned())
+}
+
 impl Rules {
     pub fn compile(schema: &Value) -> Rules {
         let list = |name: &str| items(&schema[name]).map(Rules::compile).collect();

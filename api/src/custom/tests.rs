@@ -220,3 +220,21 @@ fn documents_have_the_schema() {
     );
     crate::openapi::v2_protobuf(&registry);
 }
+
+#[test]
+fn a_pattern_that_is_none_is_refused() {
+    let mut definition = definition();
+    let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/cronSpec/pattern";
+    *definition.pointer_mut(spec).unwrap() = json!("^[a-");
+    definition["status"]["storedVersions"] = json!(["v1"]);
+    let kinds = crate::kind::Registry::builtin();
+    let kind = kinds.find(GROUP, "v1", PLURAL).unwrap();
+    let errors: Vec<String> = crate::validate::create(&kind, &definition).iter().map(ToString::to_string).collect();
+    let path = "spec.validation.openAPIV3Schema.properties[spec].properties[cronSpec].pattern";
+    assert_eq!(
+        errors,
+        [format!(
+            "{path}: Invalid value: \"^[a-\": must be a valid regular expression, but isn't: unclosed character class"
+        )]
+    );
+}

@@ -100,6 +100,10 @@ fn standard(schema: &At<'_>, errors: &mut Errors) {
         keep.invalid("must be true or undefined", errors);
     }
     lists(schema, errors);
+    let pattern = schema.at("pattern");
+    if let Some(why) = custom::rules::no_pattern(pattern.text()) {
+        pattern.invalid(format!("must be a valid regular expression, but isn't: {why}"), errors);
+    }
     for rule in schema.at("x-kubernetes-validations").items() {
         if rule.at("rule").text().trim().is_empty() {
             rule.at("rule").required("rule is not specified", errors);
