@@ -122,10 +122,10 @@ impl Upstream for Teller {
         let warning = event.kind == EventKind::Warning;
         tell(json!({"event": event.reason, "uid": event.pod.uid, "message": event.message, "warning": warning}));
     }
-    async fn config_map(&self, _: &str, name: &str) -> Result<Arc<Value>, UpstreamError> {
+    async fn config_map(&self, _: &PodRef, name: &str) -> Result<Arc<Value>, UpstreamError> {
         Err(UpstreamError::NotFound(format!("configmap {name:?}")))
     }
-    async fn secret(&self, _: &str, name: &str) -> Result<Arc<Value>, UpstreamError> {
+    async fn secret(&self, _: &PodRef, name: &str) -> Result<Arc<Value>, UpstreamError> {
         Err(UpstreamError::NotFound(format!("secret {name:?}")))
     }
     async fn service_account_token(&self, _: &TokenRequest) -> Result<Token, UpstreamError> {

@@ -25,14 +25,22 @@ pub enum Topic {
 /// A topic as a change says that it touches it. Two topics may share one: then a watcher looks once too often.
 pub type Mark = u64;
 
+/// Marks of objects and of nodes, which may have the same text.
+const OBJECT: u8 = 0;
+const ON_NODE: u8 = 1;
+
+fn mark(of: u8, text: &str) -> Mark {
+    let mut hasher = DefaultHasher::new();
+    (of, text).hash(&mut hasher);
+    hasher.finish()
+}
+
 impl Topic {
     pub fn mark(&self) -> Mark {
-        let mut hasher = DefaultHasher::new();
         match self {
-            Self::Object(key) => (0, key.as_str()).hash(&mut hasher),
-            Self::Node(name) => (1, name.as_str()).hash(&mut hasher),
+            Self::Object(key) => mark(OBJECT, key.as_str()),
+            Self::Node(name) => mark(ON_NODE, name),
         }
-        hasher.finish()
     }
 }
 
@@ -42,7 +50,7 @@ pub struct Marks([Mark; 3]);
 
 impl Marks {
     pub fn of(change: &Change) -> Self {
-        let object = Topic::Object(change.object.key.clone()).mark();
+        let object = mark(OBJECT, change.object.key.as_str());
         let node = |of: &Object| {
             let field = of.header.fields.iter().find(|(name, _)| *name == NODE);
             field.map_or(object, |(_, node)| Topic::Node(node.to_string()).mark())
