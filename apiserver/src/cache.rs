@@ -418,6 +418,11 @@ impl Cache {
 
     /// Lets history go by age, until told to stop: a cluster that was busy and is quiet gives its memory back.
     pub async fn forget(&self, stop: CancellationToken) {
+        // What a start takes and does not need any more.
+        if stop.run_until_cancelled(tokio::time::sleep(TOGETHER)).await.is_none() {
+            return;
+        }
+        memory::give_back();
         let mut revisions = self.revisions();
         let mut kept = 0;
         loop {
