@@ -67,7 +67,7 @@ enum Bench {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
-    /// How far one server goes: many clients, changes, objects, watchers, nodes
+    /// How far one server goes: many changes, objects, watchers, nodes
     Scale {
         /// Only these parts
         parts: Vec<scale::Part>,

@@ -1,4 +1,4 @@
-//! How far one server goes: many clients, many changes, many objects, many watchers, many nodes; several servers on one etcd.
+//! How far one server goes: many changes, many objects, many watchers, many nodes; several servers on one etcd.
 //!
 //! Each part has an `amphipod server` of its own on loopback, with its data in `target/`, and shares the machine with it.
 
@@ -16,7 +16,6 @@ use crate::processes::{self, Peer};
 use crate::report::Report;
 
 mod changes;
-mod clients;
 mod nodes;
 mod objects;
 mod resumed;
@@ -26,8 +25,6 @@ mod watchers;
 /// What is measured, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Part {
-    /// Updates a second from 32 to 5,000 clients
-    Clients,
     /// Memory under 100,000 changes in five minutes, and six quiet minutes later
     Changes,
     /// Watchers that were away for half a minute under those changes
@@ -51,7 +48,6 @@ pub fn run(parts: &[Part], nodes: usize) -> Result<Report> {
     for part in Part::value_variants().iter().copied().filter(|part| wanted(*part)) {
         println!("{part:?}");
         match part {
-            Part::Clients => clients::run(&mut report)?,
             Part::Changes => changes::run(&mut report)?,
             Part::Resumed => resumed::run(&mut report)?,
             Part::Objects => objects::run(&mut report)?,
