@@ -194,16 +194,10 @@ mod tests {
 
     fn record(containers: &[(&str, ContainerRecord)]) -> Record {
         Record {
-            pod: crate::boundary::PodRef { namespace: "n".into(), name: "p".into(), uid: "u".into() },
-            object: std::sync::Arc::default(),
             ip: None,
-            users: None,
             started_at: at(0),
-            sandboxes: 1,
-            boot: String::new(),
             containers: containers.iter().map(|(name, record)| ((*name).to_owned(), record.clone())).collect(),
-            finished: None,
-            stopping: None,
+            ..crate::record::tests::record("u")
         }
     }
 

@@ -228,7 +228,7 @@ fn read(path: &Path) -> io::Result<Record> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub fn record(uid: &str) -> Record {

@@ -188,6 +188,11 @@ impl Kind {
     pub fn is_storage(&self) -> bool {
         self.group == self.storage.group && self.version == self.storage.version
     }
+
+    /// Whether this row is made by the definition of this name.
+    pub fn is_defined_by(&self, definition: &str) -> bool {
+        self.custom.as_ref().is_some_and(|custom| custom.definition == definition)
+    }
 }
 
 /// All rows; cheap to clone.
@@ -214,7 +219,7 @@ impl Registry {
     /// This registry with these rows for a definition, in place of those that it had. What Kubernetes itself has is not
     /// defined anew: its objects are elsewhere.
     pub fn with(&self, definition: &str, rows: Vec<Kind>) -> Self {
-        let others = |kind: &&Arc<Kind>| kind.custom.as_ref().is_none_or(|custom| custom.definition != definition);
+        let others = |kind: &&Arc<Kind>| !kind.is_defined_by(definition);
         let builtin = |new: &Kind| {
             let same =
                 |old: &&Arc<Kind>| old.custom.is_none() && (&old.group, &old.plural) == (&new.group, &new.plural);
@@ -235,7 +240,8 @@ impl Registry {
 
     /// The row in whose version the objects of a collection are stored.
     pub fn stored_in(&self, group: &str, plural: &str) -> Option<Arc<Kind>> {
-        let is = |kind: &&Arc<Kind>| kind.is_storage() && kind.group == group && kind.plural == plural;
+        // What tells most rows apart comes first: each write looks here.
+        let is = |kind: &&Arc<Kind>| kind.plural == plural && kind.group == group && kind.is_storage();
         self.rows.iter().chain(self.stored.iter()).find(is).cloned()
     }
 

@@ -53,6 +53,14 @@ pub struct Expired {
     pub oldest: Revision,
 }
 
+impl Expired {
+    /// # Errors
+    /// When `cursor` lies before the oldest revision that still works.
+    fn unless_from(oldest: Revision, cursor: Revision) -> Result<(), Self> {
+        if cursor < oldest { Err(Self { oldest }) } else { Ok(()) }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     objects: BTreeMap<ObjectKey, Arc<Object>>,
@@ -78,7 +86,13 @@ impl State {
     }
 
     fn reaches(&self, cursor: Revision) -> Result<(), Expired> {
-        if cursor < self.floor { Err(Expired { oldest: self.floor }) } else { Ok(()) }
+        Expired::unless_from(self.floor, cursor)
+    }
+
+    /// The same, if all of them are there.
+    fn since(&self, cursor: Revision) -> Result<Vec<Arc<Change>>, Expired> {
+        self.reaches(cursor)?;
+        Ok(self.after(cursor).map(|entry| entry.change.clone()).collect())
     }
 }
 
@@ -153,10 +167,7 @@ impl CollectionCache {
 
     /// The changes after `cursor`, oldest first.
     pub fn since(&self, cursor: Revision) -> Result<Vec<Arc<Change>>, Expired> {
-        self.read(|state| {
-            state.reaches(cursor)?;
-            Ok(state.after(cursor).map(|entry| entry.change.clone()).collect())
-        })
+        self.read(|state| state.since(cursor))
     }
 
     /// Begins to follow this collection from a revision on, or what touches one topic of it.
@@ -279,10 +290,7 @@ impl Follow {
         let cursor = self.cursor;
         let (reached, changes) = self.objects.read(|state| {
             let changes: Vec<_> = match &self.topic {
-                None => {
-                    state.reaches(cursor)?;
-                    state.after(cursor).map(|entry| entry.change.clone()).collect()
-                }
+                None => state.since(cursor)?,
                 Some(topic) => {
                     topic.reaches(cursor)?;
                     let touching = state.after(cursor).filter(|entry| entry.marks.touch(topic.mark));
@@ -371,13 +379,11 @@ impl Cache {
         let old = self.collection(collection);
         let before = old.list("").objects;
         let objects: BTreeMap<_, _> = before.iter().map(|object| (object.key.clone(), renew(object))).collect();
-        let bytes = |objects: &mut dyn Iterator<Item = &Arc<Object>>| {
-            objects.map(|object| history::size(object)).sum::<usize>()
-        };
+        let (now, then): (usize, usize) =
+            (objects.values().map(|o| history::size(o)).sum(), before.iter().map(|o| history::size(o)).sum());
         {
             let mut history = self.history();
-            history.objects += bytes(&mut objects.values());
-            history.objects -= bytes(&mut before.iter());
+            history.objects = history.objects + now - then;
         }
         let state = State { objects, floor: revision, last: revision, ..State::default() };
         let new =
@@ -418,11 +424,6 @@ impl Cache {
 
     /// Lets history go by age, until told to stop: a cluster that was busy and is quiet gives its memory back.
     pub async fn forget(&self, stop: CancellationToken) {
-        // What a start takes and does not need any more.
-        if stop.run_until_cancelled(tokio::time::sleep(TOGETHER)).await.is_none() {
-            return;
-        }
-        memory::give_back();
         let mut revisions = self.revisions();
         let mut kept = 0;
         loop {

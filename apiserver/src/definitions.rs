@@ -71,8 +71,11 @@ impl Definitions {
         }
         let new = self.registry();
         let defined = |registry: &Registry| -> Vec<Collection> {
-            let own = |kind: &&Arc<Kind>| kind.custom.as_ref().is_some_and(|custom| custom.definition == key.name());
-            registry.iter().filter(own).map(|kind| crate::reader::collection(kind)).collect()
+            registry
+                .iter()
+                .filter(|kind| kind.is_defined_by(key.name()))
+                .map(|kind| crate::reader::collection(kind))
+                .collect()
         };
         let touched: HashSet<Collection> = defined(&old).into_iter().chain(defined(&new)).collect();
         for collection in touched {
@@ -211,8 +214,7 @@ async fn empty(engine: &Engine, target: &Target) -> Result<(), Status> {
         next
     })
     .await?;
-    let own = |kind: &&Arc<Kind>| kind.custom.as_ref().is_some_and(|custom| custom.definition == target.name);
-    let defined = engine.registry().iter().find(own).cloned();
+    let defined = engine.registry().iter().find(|kind| kind.is_defined_by(&target.name)).cloned();
     if let Some(kind) = defined {
         let everything = Target::new(kind, "", "");
         loop {

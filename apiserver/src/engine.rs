@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::admission::{Chain, Cluster, Operation, Options, Phase, Review, Settings};
 use crate::authz::Authorizer;
-use crate::cache::{Cache, ChangeKind};
+use crate::cache::Cache;
 use crate::definitions::Definitions;
 use crate::feed::{CacheFeed, header};
 use crate::object::{Encoded, Object, ObjectKey, Revision};
@@ -169,24 +169,6 @@ impl Engine {
     /// Announces every revision.
     pub fn revisions(&self) -> watch::Receiver<Revision> {
         self.cache().revisions()
-    }
-
-    /// What changed in a kind after `cursor` (everything when `None`, or when the history does not reach back), by uid,
-    /// with the cursor for the next call. Objects that went come as `None`.
-    pub fn changes(&self, kind: &Kind, cursor: Option<Revision>) -> (Revision, Vec<(String, Option<Value>)>) {
-        let objects = self.objects(kind);
-        let known = cursor.and_then(|cursor| objects.since(cursor).ok().map(|changes| (cursor, changes)));
-        if let Some((cursor, changes)) = known {
-            let next = changes.last().map_or(cursor, |last| last.revision());
-            let shown = changes.iter().map(|change| {
-                let gone = change.kind == ChangeKind::Deleted;
-                (change.object.header.uid.clone(), (!gone).then(|| change.object.value()))
-            });
-            return (next, shown.collect());
-        }
-        let snapshot = objects.list("");
-        let all = snapshot.objects.iter().map(|object| (object.header.uid.clone(), Some(object.value())));
-        (snapshot.revision, all.collect())
     }
 
     /// The row in whose version objects of this kind are stored.
@@ -352,8 +334,7 @@ mod tests {
         // The template is the one of its set as before, so nothing rolls.
         let set = engine.get(&sets, None).await.unwrap().value();
         assert_eq!(set["spec"]["template"], value["spec"]["template"]);
-        let (_, all) = engine.changes(&deployments.kind, None);
-        assert_eq!(all[0].1.as_ref(), Some(&value));
+        assert_eq!(engine.all(&deployments.kind, "")[0].value(), value);
         // Who changes nothing writes nothing, and a patch builds on what is shown.
         let context = Context { user: User::new("root", &[MASTERS]), now: Timestamp::now() };
         let options = WriteOptions { manager: "t".into(), dry_run: false };

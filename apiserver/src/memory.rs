@@ -1,5 +1,11 @@
 //! What the allocator keeps of memory that is free again.
 
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+/// By then a start is over.
+const SETTLE: Duration = Duration::from_secs(10);
 /// Less than this, bytes, is not worth looking for.
 pub const WORTH_IT: usize = 4 << 20;
 
@@ -15,3 +21,10 @@ pub fn give_back() {
 /// Other allocators give back by themselves.
 #[cfg(not(target_env = "gnu"))]
 pub fn give_back() {}
+
+/// Gives back what the start took and does not need any more.
+pub async fn after_start(stop: CancellationToken) {
+    if stop.run_until_cancelled(tokio::time::sleep(SETTLE)).await.is_some() {
+        give_back();
+    }
+}

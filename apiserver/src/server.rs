@@ -178,10 +178,11 @@ impl Server {
         let tls = self.serving.acceptor()?;
         let renewal = self.serving.keep(stop.clone());
         let history = engine.cache().forget(stop.clone());
+        let memory = crate::memory::after_start(stop.clone());
         let roles = crate::aggregation::run(engine.clone(), stop.clone());
         let definitions = crate::definitions::run(engine.clone(), stop.clone());
         let requests = http::serve(self.shared, self.listener, tls, stop);
-        let serving = async { tokio::join!(requests, expiry, renewal, history, roles, definitions) };
+        let serving = async { tokio::join!(requests, expiry, renewal, history, memory, roles, definitions) };
         tokio::select! {
             _ = serving => Ok(()),
             Some(failed) = failed(&mut failure) => Err(ServerError::StoreFailed(failed)),

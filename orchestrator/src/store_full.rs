@@ -3,12 +3,11 @@
 use std::net::SocketAddr;
 
 use api::view::Meta;
+use client::Client;
 use client::events::{Recorder, Reference};
-use client::{Client, Resource};
+use client::views::SERVICES;
 use jiff::Timestamp;
 use tokio::sync::watch;
-
-const SERVICES: Resource = Resource::core("services");
 
 /// Tells at the Service `kubernetes` of each time in which this server's writes were refused. Ends with its server.
 pub async fn tell(client: Client, address: SocketAddr, mut full: watch::Receiver<bool>) {
@@ -44,7 +43,7 @@ mod tests {
     use apiserver::identity::{MASTERS, User};
     use apiserver::nodes::NoNodes;
     use apiserver::server::{Config, Server};
-    use client::Selector;
+    use client::{Resource, Selector};
 
     use super::*;
 

@@ -40,16 +40,9 @@ fn status_while(
 ) -> Value {
     let pod: Pod = serde_json::from_value(pod).unwrap();
     let mut record = Record {
-        pod: crate::boundary::PodRef { namespace: "n".into(), name: "p".into(), uid: "u".into() },
-        object: std::sync::Arc::default(),
-        ip: Some("10.0.0.2".parse().unwrap()),
-        users: None,
         started_at: at(0),
-        sandboxes: 1,
-        boot: String::new(),
         containers: containers.iter().map(|(name, record)| ((*name).to_owned(), record.clone())).collect(),
-        finished: None,
-        stopping: None,
+        ..crate::record::tests::record("u")
     };
     change(&mut record);
     let waiting =

@@ -53,7 +53,7 @@ impl Marks {
         let object = mark(OBJECT, change.object.key.as_str());
         let node = |of: &Object| {
             let field = of.header.fields.iter().find(|(name, _)| *name == NODE);
-            field.map_or(object, |(_, node)| Topic::Node(node.to_string()).mark())
+            field.map_or(object, |(_, node)| mark(ON_NODE, node))
         };
         Self([object, change.previous.as_deref().map_or(object, node), node(&change.object)])
     }
@@ -76,8 +76,7 @@ impl Shared {
     /// # Errors
     /// When the history has let go of something of this topic after the revision.
     pub fn reaches(&self, cursor: Revision) -> Result<(), Expired> {
-        let oldest = self.floor.load(Ordering::Acquire);
-        if cursor < oldest { Err(Expired { oldest }) } else { Ok(()) }
+        Expired::unless_from(self.floor.load(Ordering::Acquire), cursor)
     }
 
     pub fn subscribe(&self) -> watch::Receiver<Revision> {
@@ -122,14 +121,9 @@ impl Topics {
 
     /// Those that a change touches.
     pub fn touched(&self, marks: Marks) -> Vec<Arc<Shared>> {
-        if self.0.is_empty() {
-            return Vec::new();
-        }
-        let [object, before, now] = marks.0;
-        let mut different = vec![object];
-        different.extend([before, now].into_iter().filter(|mark| *mark != object));
-        different.dedup();
-        different.iter().filter_map(|mark| self.0.get(mark).cloned()).collect()
+        let marks = &marks.0;
+        let different = marks.iter().enumerate().filter(|(at, mark)| !marks[..*at].contains(mark));
+        different.filter_map(|(_, mark)| self.0.get(mark).cloned()).collect()
     }
 
     /// The history lets go of a change.

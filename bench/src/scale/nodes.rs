@@ -4,8 +4,8 @@
 //! its pods that it runs, and lets it go when it is told to. Then pods are deleted at a rate, and what comes in their place is
 //! followed. Simulator and server share the machine: what each took of it is in the report.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,8 @@ use apiserver::server::Config;
 use bytes::Bytes;
 use client::follow::{self, Scope, Step};
 use client::https::Identity;
-use client::{Client, DeleteOptions, Key, Resource};
+use client::views::{LEASES, NODES, PODS};
+use client::{Client, DeleteOptions, Key};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -45,9 +46,6 @@ const AT_ONCE: usize = 32;
 /// The cluster has to be full after this many times what it should take.
 const PATIENCE: f64 = 6.0;
 
-const NODES: Resource = Resource::core("nodes");
-const PODS: Resource = Resource::core("pods");
-const LEASES: Resource = Resource::new("coordination.k8s.io", "leases");
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
 
 /// What the simulator sees, of all nodes together.
@@ -59,11 +57,10 @@ struct Seen {
     latest: AtomicU64,
     running: AtomicUsize,
     /// Pods that run, by name.
-    pods: Mutex<HashMap<Key, ()>>,
+    pods: Mutex<HashSet<Key>>,
     /// Bytes that followers of Services and slices were sent.
     followed: AtomicU64,
     failed: AtomicUsize,
-    full: AtomicBool,
 }
 
 impl Seen {
@@ -87,7 +84,7 @@ impl Seen {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pods(&self) -> std::sync::MutexGuard<'_, HashMap<Key, ()>> {
+    fn pods(&self) -> std::sync::MutexGuard<'_, HashSet<Key>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -161,7 +158,6 @@ pub fn run(report: &mut Report, nodes: usize) -> Result<()> {
         let filled = (rate, cores(start, since)?, quantile(&std::mem::take(&mut *seen.calls()), 0.99));
         println!("  full: {rate:.0} pods/s; {:.2} + {:.2} cores", filled.1[0], filled.1[1]);
 
-        seen.full.store(true, Ordering::Relaxed);
         let (start, since) = begin()?;
         let before = seen.running.load(Ordering::Relaxed);
         let deleter = Client::new(client::https::Https::new(api.client("bench", None))?);
@@ -169,8 +165,8 @@ pub fn run(report: &mut Report, nodes: usize) -> Result<()> {
         for count in 0..all {
             let due = Duration::from_secs_f64(count as f64 / (REPLACEMENTS * share));
             tokio::time::sleep_until((since + due).into()).await;
-            // Whichever comes first: the order of a map is nobody's.
-            let Some(key) = seen.pods().keys().next().cloned() else { continue };
+            // Whichever comes first: the order of a set is nobody's.
+            let Some(key) = seen.pods().iter().next().cloned() else { continue };
             seen.pods().remove(&key);
             seen.call(deleter.delete(&PODS, &key.namespace, &key.name, &DeleteOptions::default())).await;
         }
@@ -334,7 +330,7 @@ async fn keep(client: Client, mut pods: UnboundedReceiver<News>, seen: Arc<Seen>
             let running = running(name, next_address);
             if seen.call(client.patch(&PODS, namespace, name, "status", &running)).await.is_some() {
                 seen.running.fetch_add(1, Ordering::Relaxed);
-                seen.pods().insert(Key::new(namespace, name), ());
+                seen.pods().insert(Key::new(namespace, name));
             }
         }
     }
@@ -360,7 +356,7 @@ async fn hear(api: Api, path: &str, seen: Arc<Seen>) {
 }
 
 fn now() -> String {
-    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
+    api::time::micro(jiff::Timestamp::now())
 }
 
 fn node(name: &str) -> Value {
@@ -419,7 +415,7 @@ fn deployment(number: usize) -> Value {
 
 /// What a node says of a pod that runs. Addresses are unlike enough: nobody connects to them.
 fn running(name: &str, address: u8) -> Value {
-    let time = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let time = api::time::rfc3339(jiff::Timestamp::now());
     let spread = name.bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)));
     let ip = format!("10.{}.{}.{address}", spread >> 8 & 0xff, spread & 0xff);
     let condition = |name: &str| json!({"type": name, "status": "True", "lastTransitionTime": time});
