@@ -158,27 +158,28 @@ pub fn last_lines(log: &Path, lines: usize, bytes: usize) -> Vec<u8> {
     out[out.len().saturating_sub(bytes)..].to_vec()
 }
 
-/// Where in which files reading begins.
-fn starts(log: &Path, tail: Option<u64>) -> io::Result<Vec<(PathBuf, u64)>> {
-    let files = files_of(log)?;
-    let Some(mut wanted) = tail else { return Ok(files.into_iter().map(|path| (path, 0)).collect()) };
-    let mut chosen = Vec::new();
-    for path in files.into_iter().rev() {
-        let (start, found) = tail_start(&path, wanted)?;
+/// The file in which reading begins, at its place there; the files after it are its successors.
+fn start(log: &Path, tail: Option<u64>) -> io::Result<LogFile> {
+    let (mut wanted, mut first) = (tail.unwrap_or(u64::MAX), None);
+    for path in files_of(log)?.iter().rev() {
+        let mut file = match LogFile::open(path, 0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // just rotated or removed
+            opened => opened?,
+        };
+        let (start, found) = tail_start(file.reader.get_mut(), wanted)?;
+        file.reader.seek(SeekFrom::Start(start))?;
+        first = Some(file);
         wanted -= found.min(wanted);
-        chosen.push((path, start));
         if wanted == 0 {
             break;
         }
     }
-    chosen.reverse();
-    Ok(chosen)
+    first.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// The offset of the last `wanted` lines, and how many there are.
-fn tail_start(path: &Path, wanted: u64) -> io::Result<(u64, u64)> {
+fn tail_start(file: &mut File, wanted: u64) -> io::Result<(u64, u64)> {
     const BLOCK: u64 = 64 << 10;
-    let mut file = open_regular(path)?;
     let size = file.metadata()?.len();
     let (mut position, mut found) = (size, 0);
     if wanted == 0 {
@@ -235,22 +236,13 @@ impl Reader {
         // Subscribed before the first read, so that nothing written in between is missed.
         let mut watcher = if self.options.follow { Some(Watcher::new(&self.path)?) } else { None };
         let mut changes = self.node.changes.subscribe();
-        let starts = starts(&self.path, self.options.tail)?;
-        let mut current = None;
-        for (path, start) in starts {
-            let mut file = LogFile::open(&path, start)?;
-            if self.copy(&mut file, sender).await? == Next::Done {
-                return Ok(());
-            }
-            current = Some(file);
-        }
-        let (Some(watcher), Some(file)) = (watcher.as_mut(), current) else { return Ok(()) };
-        let mut following = Following { file, log: self.path.clone() };
+        let mut following = Following { file: start(&self.path, self.options.tail)?, log: self.path.clone() };
         loop {
             let live = self.is_live();
             if self.copy(&mut following, sender).await? == Next::Done || !live {
                 return Ok(());
             }
+            let Some(watcher) = watcher.as_mut() else { return Ok(()) };
             tokio::select! {
                 read = watcher.changed() => read?,
                 _ = changes.changed() => {}
@@ -267,7 +259,7 @@ impl Reader {
     }
 
     /// Sends what the file has by now.
-    async fn copy(&mut self, lines: &mut impl Lines, sender: &Sender) -> io::Result<Next> {
+    async fn copy(&mut self, lines: &mut Following, sender: &Sender) -> io::Result<Next> {
         loop {
             let mut out = Vec::new();
             let mut more = false;
@@ -296,18 +288,14 @@ impl Reader {
     }
 }
 
-trait Lines {
-    /// The next whole line, if it has been written.
-    fn next_line(&mut self) -> io::Result<Option<Vec<u8>>>;
-}
-
 /// A log over its rotations.
 struct Following {
     file: LogFile,
     log: PathBuf,
 }
 
-impl Lines for Following {
+impl Following {
+    /// The next whole line, if it has been written.
     fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
         loop {
             if let Some(line) = self.file.next_line()? {
@@ -339,45 +327,7 @@ impl LogFile {
         Ok(LogFile { reader: BufReader::new(file), inode, piece: Vec::new() })
     }
 
-    /// The file that came after this one, if it has been rotated away. Names move on while they are looked at, so a file
-    /// counts only as the one that was listed.
-    fn successor(&self, log: &Path) -> io::Result<Option<LogFile>> {
-        use std::os::unix::fs::MetadataExt as _;
-        const ATTEMPTS: u32 = 10;
-        let list = || -> io::Result<Vec<(PathBuf, u64)>> {
-            let inode = |path: &PathBuf| fs::symlink_metadata(path).map_or(0, |meta| meta.ino());
-            Ok(files_of(log)?
-                .into_iter()
-                .map(|path| {
-                    let inode = inode(&path);
-                    (path, inode)
-                })
-                .collect())
-        };
-        let mut own_seen = false;
-        for _ in 0..ATTEMPTS {
-            let files = list()?;
-            let Some(own) = files.iter().position(|(_, inode)| *inode == self.inode) else { continue };
-            own_seen = true;
-            let Some((path, inode)) = files.get(own + 1).filter(|(_, inode)| *inode != 0) else { return Ok(None) };
-            match LogFile::open(path, 0) {
-                Ok(next) if next.inode == *inode => return Ok(Some(next)),
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        if own_seen {
-            return Ok(None); // it is asked again when something changes
-        }
-        // So far behind that this file has been removed: the oldest there is comes next.
-        match list()?.first() {
-            Some((path, _)) if path.exists() => LogFile::open(path, 0).map(Some),
-            _ => Ok(None),
-        }
-    }
-}
-
-impl Lines for LogFile {
+    /// The next whole line, if it has been written.
     fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
         self.reader.read_until(b'\n', &mut self.piece)?;
         if self.piece.last() != Some(&b'\n') {
@@ -386,6 +336,43 @@ impl Lines for LogFile {
         self.piece.pop();
         Ok(Some(std::mem::take(&mut self.piece)))
     }
+
+    /// The file that came after this one, if it has been rotated away. Names move on while they are looked at: the file
+    /// that was listed next may have become another's predecessor by the time it is opened. Once it is open all files
+    /// before it have the names they keep, so the one that is still next in a second list is the successor.
+    fn successor(&self, log: &Path) -> io::Result<Option<LogFile>> {
+        const ATTEMPTS: u32 = 10;
+        let mut own_seen = false;
+        for _ in 0..ATTEMPTS {
+            let files = inodes_of(log)?;
+            let Some(own) = files.iter().position(|(inode, _)| *inode == self.inode) else { continue };
+            own_seen = true;
+            let Some((_, path)) = files.get(own + 1) else { return Ok(None) };
+            let next = match LogFile::open(path, 0) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened?,
+            };
+            if inodes_of(log)?.windows(2).any(|pair| pair[0].0 == self.inode && pair[1].0 == next.inode) {
+                return Ok(Some(next));
+            }
+        }
+        if own_seen {
+            return Ok(None); // it is asked again when something changes
+        }
+        // So far behind that this file has been removed: the oldest there is comes next.
+        match files_of(log)?.first() {
+            Some(path) if path.exists() => LogFile::open(path, 0).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The files of a log from the oldest on, each with its inode, 0 for one that is gone meanwhile.
+fn inodes_of(log: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    use std::os::unix::fs::MetadataExt as _;
+    let inode = |path: &PathBuf| fs::symlink_metadata(path).map_or(0, |meta| meta.ino());
+    let files = files_of(log)?.into_iter();
+    Ok(files.map(|path| (inode(&path), path)).collect())
 }
 
 /// Wakes when something in a log's folder changes.
