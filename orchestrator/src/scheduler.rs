@@ -3,7 +3,8 @@
 //! [`snapshot`] keeps the nodes and what is placed on them, [`pending`] the pods that wait, [`decide`] chooses (over
 //! [`filter`] and [`score`]), all of them pure; [`bind`] writes. The loop here takes in what changed, decides for one pod at
 //! a time and goes on at once: a pod that was given a node counts there before that is written. What a decision costs grows
-//! with the nodes it looks at, and with nothing else.
+//! with the nodes it looks at, and with nothing else. A pod that no node takes may have others of less importance sent away
+//! ([`preempt`]); it is nominated for their node then, and decided for again when they are gone.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,19 +15,21 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::controllers::views::{Node, Pod};
-use bind::{Bound, Writer};
+use crate::controllers::views::{Budget, Node, Pod};
+use bind::{Bound, Nomination, Writer};
 use decide::{Unschedulable, decide};
 use demand::{Demand, Demands};
 use filter::obstacle;
 use pending::{Candidate, Pending};
-use snapshot::{News, Snapshot};
+use preempt::{Declined, Plan, preempt};
+use snapshot::{News, Resident, Snapshot};
 
 mod bind;
 mod decide;
 mod demand;
 mod filter;
 mod pending;
+mod preempt;
 mod score;
 mod snapshot;
 
@@ -34,7 +37,7 @@ const NAME: &str = "default-scheduler";
 /// Writes under way at once; the store commits them in groups.
 const WRITES: usize = 256;
 
-pub const READS: &[Kept] = &[Kept::of::<Pod>(), Kept::of::<Node>()];
+pub const READS: &[Kept] = &[Kept::of::<Pod>(), Kept::of::<Node>(), Kept::of::<Budget>()];
 
 /// What changed: looked up when it is its turn, so that many changes of one object are one.
 enum Changed {
@@ -109,8 +112,31 @@ fn concerns(old: Option<&Pod>, new: Option<&Pod>) -> bool {
 /// What is to be written of a decision.
 #[derive(Debug)]
 pub enum Step {
-    Bind { pod: Arc<Pod>, node: String },
-    Refuse { pod: Arc<Pod>, why: Unschedulable },
+    Bind {
+        pod: Arc<Pod>,
+        node: String,
+    },
+    Refuse {
+        pod: Arc<Pod>,
+        why: Unschedulable,
+        nomination: Nomination,
+    },
+    /// Others go so that the pod can come.
+    Preempt {
+        pod: Arc<Pod>,
+        why: Unschedulable,
+        node: String,
+        victims: Vec<Arc<Pod>>,
+        /// Nominated for the same node, and less important.
+        outdone: Vec<Arc<Pod>>,
+    },
+}
+
+/// What is decided of a pod.
+enum Verdict {
+    Goes(String),
+    Stays(Unschedulable, Nomination),
+    Preempts(Unschedulable, Plan),
 }
 
 /// Everything between two decisions. Does nothing but decide.
@@ -123,6 +149,8 @@ struct Scheduler {
     placed: HashMap<Key, String>,
     /// Given a node by us, and not yet seen there.
     assumed: HashSet<String>,
+    /// Sent away by us, and not yet seen to be ending.
+    ending: HashSet<String>,
     /// Where the next look at the nodes begins.
     next: usize,
     /// What no node took, since the last change that may help anybody.
@@ -138,6 +166,7 @@ impl Scheduler {
             demands: Demands::default(),
             placed: HashMap::new(),
             assumed: HashSet::new(),
+            ending: HashSet::new(),
             next: 0,
             hopeless: HashMap::new(),
         }
@@ -146,7 +175,7 @@ impl Scheduler {
     fn take_in(&mut self, changed: Changed, now: Instant) {
         match changed {
             Changed::Pod(key) => {
-                let pod = self.caches.of::<Pod>().get(&key.namespace, &key.name);
+                let pod = self.pod(&key);
                 self.take_in_pod(key, pod, now);
             }
             Changed::Node(name) => match self.caches.of::<Node>().get("", &name) {
@@ -163,6 +192,11 @@ impl Scheduler {
                 None => {
                     // Fewer nodes help nobody, and yet what is said of them changes.
                     self.hopeless.clear();
+                    let nominees = self.snapshot.get(&name).map(|place| place.nominees.clone()).unwrap_or_default();
+                    for nominee in nominees {
+                        self.snapshot.withdraw(&nominee.uid);
+                        self.pending.wake(&nominee.key, now);
+                    }
                     self.snapshot.remove_node(&name);
                 }
             },
@@ -175,18 +209,21 @@ impl Scheduler {
         if let Some(before) = self.placed.get(&key).filter(|before| uid != Some(before)).cloned() {
             self.free(&key, &before, now);
         }
-        let Some(pod) = pod else { return self.pending.remove(&key) };
+        let Some(pod) = pod else { return self.dismiss(&key, now) };
         let uid = &pod.metadata.meta.uid;
+        if pod.is_deleting() {
+            self.ending.remove(uid);
+        }
         if pod.has_ended() {
-            self.pending.remove(&key);
+            self.dismiss(&key, now);
             self.free(&key, uid, now);
         } else if !pod.spec.node_name.is_empty() {
-            self.pending.remove(&key);
             self.assumed.remove(uid);
-            let demand = self.demands.of(&pod);
+            let resident = self.resident(&pod);
             // It may be elsewhere than we thought, if somebody else bound it.
             let left = self.snapshot.home(uid).filter(|home| *home != pod.spec.node_name).map(str::to_owned);
-            self.snapshot.put(uid, &pod.spec.node_name, demand);
+            self.snapshot.put(resident, &pod.spec.node_name);
+            self.dismiss(&key, now);
             self.placed.insert(key, uid.clone());
             if let Some(left) = left {
                 self.help(&left, now);
@@ -194,11 +231,28 @@ impl Scheduler {
         } else if self.assumed.contains(uid) {
             // Its own binding is under way.
         } else if is_ours(&pod) {
-            let demand = self.demands.of(&pod);
-            let created = pod.metadata.owned.creation_timestamp.clone();
+            let resident = self.resident(&pod);
+            let (created, demand) = (pod.metadata.owned.creation_timestamp.clone(), resident.demand.clone());
+            // What an earlier scheduler promised it.
+            if !pod.status.nominated_node_name.is_empty() && !self.pending.knows(&key) {
+                self.snapshot.nominate(resident, &pod.status.nominated_node_name);
+            }
             self.pending.set(Candidate { key, uid: uid.clone(), demand, created }, now);
         } else {
-            self.pending.remove(&key);
+            self.dismiss(&key, now);
+        }
+    }
+
+    fn resident(&mut self, pod: &Pod) -> Resident {
+        let meta = &pod.metadata.meta;
+        Resident { key: Key::of(meta), uid: meta.uid.clone(), demand: self.demands.of(pod) }
+    }
+
+    /// A pod waits no longer; room that was kept for it may help others.
+    fn dismiss(&mut self, key: &Key, now: Instant) {
+        let Some(candidate) = self.pending.remove(key) else { return };
+        if let Some(node) = self.snapshot.withdraw(&candidate.uid) {
+            self.help(&node, now);
         }
     }
 
@@ -206,16 +260,21 @@ impl Scheduler {
     fn free(&mut self, key: &Key, uid: &str, now: Instant) {
         self.placed.remove(key);
         self.assumed.remove(uid);
+        self.ending.remove(uid);
         if let Some(node) = self.snapshot.take(uid) {
             self.help(&node, now);
         }
     }
 
-    /// There may be more room on a node: wakes one pod of each demand that it would take.
+    /// There may be more room on a node: wakes those for whom it is kept, and one pod of each demand that it would take.
     fn help(&mut self, node: &str, now: Instant) {
         self.hopeless.clear();
         let Some(place) = self.snapshot.get(node).filter(|place| place.node.is_some()) else { return };
-        let welcome = |demand: &&Arc<Demand>| obstacle(demand, place).is_none() && may_be(demand, node);
+        let fits = |nominee: &&Resident| obstacle(&nominee.demand, &nominee.uid, place).is_none();
+        for nominee in place.nominees.iter().filter(fits) {
+            self.pending.wake(&nominee.key, now);
+        }
+        let welcome = |demand: &&Arc<Demand>| obstacle(demand, "", place).is_none() && may_be(demand, node);
         let woken: Vec<_> = self.pending.demands().filter(welcome).cloned().collect();
         woken.iter().for_each(|demand| self.pending.wake_one(demand, now));
     }
@@ -225,53 +284,106 @@ impl Scheduler {
         loop {
             let candidate = self.pending.take(now)?;
             let key = &candidate.key;
-            let pod = self.caches.of::<Pod>().get(&key.namespace, &key.name);
             // News of its end is under way.
-            let Some(pod) = pod.filter(|pod| pod.metadata.meta.uid == candidate.uid) else { continue };
-            return Some(match self.choose(&candidate.demand) {
-                Ok(node) => {
-                    self.snapshot.put(&candidate.uid, &node, candidate.demand.clone());
-                    self.placed.insert(key.clone(), candidate.uid.clone());
-                    self.assumed.insert(candidate.uid);
+            let Some(pod) = self.pod(key).filter(|pod| pod.metadata.meta.uid == candidate.uid) else { continue };
+            return Some(match self.choose(&candidate) {
+                Verdict::Goes(node) => {
+                    let Candidate { key, uid, demand, .. } = candidate;
+                    self.snapshot.put(Resident { key: key.clone(), uid: uid.clone(), demand: demand.clone() }, &node);
+                    self.placed.insert(key, uid.clone());
+                    self.assumed.insert(uid);
                     // Where there was room for one there may be room for the next.
-                    self.pending.wake_one(&candidate.demand, now);
+                    self.pending.wake_one(&demand, now);
                     Step::Bind { pod, node }
                 }
-                Err(why) => {
+                Verdict::Stays(why, nomination) => {
                     self.pending.unschedulable(key, now);
-                    Step::Refuse { pod, why }
+                    Step::Refuse { pod, why, nomination }
+                }
+                Verdict::Preempts(why, plan) => {
+                    self.pending.unschedulable(key, now);
+                    self.make_room(candidate, pod, why, plan, now)
                 }
             });
         }
     }
 
-    fn choose(&mut self, demand: &Arc<Demand>) -> Result<String, Unschedulable> {
-        if let Some(why) = self.hopeless.get(demand) {
-            return Err(why.clone());
+    fn pod(&self, key: &Key) -> Option<Arc<Pod>> {
+        self.caches.of::<Pod>().get(&key.namespace, &key.name)
+    }
+
+    fn choose(&mut self, candidate: &Candidate) -> Verdict {
+        let Candidate { uid, demand, .. } = candidate;
+        let nominated = self.snapshot.nomination(uid).is_some();
+        if let Some(why) = self.hopeless.get(demand).filter(|_| !nominated) {
+            return Verdict::Stays(why.clone(), Nomination::Stands);
         }
-        match decide(demand, &self.snapshot, self.next) {
+        let refused = match decide(demand, uid, &self.snapshot, self.next) {
             Ok(choice) => {
                 self.next = choice.next;
-                Ok(choice.node)
+                return Verdict::Goes(choice.node);
             }
-            Err(why) => {
-                self.hopeless.insert(demand.clone(), why.clone());
-                Err(why)
+            Err(refused) => refused,
+        };
+        let declined = if self.snapshot.nodes() == 0 {
+            None
+        } else {
+            let budgets = self.caches.of::<Budget>().all();
+            let world = preempt::World { pod: &|key| self.pod(key), budgets: &budgets, ending: &self.ending };
+            match preempt(demand, uid, &self.snapshot, &refused, &world) {
+                Ok(plan) => return Verdict::Preempts(Unschedulable(refused.why), plan),
+                Err(declined) => Some(declined),
             }
+        };
+        let why = Unschedulable(match &declined {
+            Some(declined) => format!("{} no new claims to deallocate, preemption: {declined}", refused.why),
+            None => refused.why,
+        });
+        if nominated && matches!(declined, Some(Declined::NotEligible(_))) {
+            return Verdict::Stays(why, Nomination::Stands);
         }
+        self.snapshot.withdraw(uid);
+        self.hopeless.insert(demand.clone(), why.clone());
+        Verdict::Stays(why, Nomination::Ends)
+    }
+
+    /// Keeps room for a pod while others leave it.
+    fn make_room(&mut self, candidate: Candidate, pod: Arc<Pod>, why: Unschedulable, plan: Plan, now: Instant) -> Step {
+        let Plan { node, victims } = plan;
+        let nominees = self.snapshot.get(&node).map(|place| place.nominees.clone()).unwrap_or_default();
+        let outdone: Vec<Resident> =
+            nominees.into_iter().filter(|other| other.demand.priority < candidate.demand.priority).collect();
+        for other in &outdone {
+            self.snapshot.withdraw(&other.uid);
+            self.pending.wake(&other.key, now);
+        }
+        let Candidate { key, uid, demand, .. } = candidate;
+        self.snapshot.nominate(Resident { key, uid, demand }, &node);
+        self.ending.extend(victims.iter().map(|victim| victim.uid.clone()));
+        let pods = |all: Vec<Resident>| all.iter().filter_map(|other| self.pod(&other.key)).collect();
+        Step::Preempt { pod, why, node, victims: pods(victims), outdone: pods(outdone) }
     }
 
     /// A write ended.
     fn written(&mut self, bound: Bound, now: Instant) {
-        let Bound::Failed(pod) = bound else { return };
+        let pod = match bound {
+            Bound::Done => return,
+            Bound::Failed(pod) => pod,
+            Bound::Kept { pod, victims } => {
+                for victim in &victims {
+                    self.ending.remove(&victim.metadata.meta.uid);
+                }
+                self.snapshot.withdraw(&pod.metadata.meta.uid);
+                return self.pending.failed(&Key::of(&pod.metadata.meta), now);
+            }
+        };
         let (key, uid) = (Key::of(&pod.metadata.meta), &pod.metadata.meta.uid);
         if !self.assumed.contains(uid) {
             // Seen where it is: somebody else was quicker, or it was bound all the same.
             return;
         }
         self.free(&key, uid, now);
-        let pod = self.caches.of::<Pod>().get(&key.namespace, &key.name);
-        self.take_in_pod(key.clone(), pod, now);
+        self.take_in_pod(key.clone(), self.pod(&key), now);
         self.pending.failed(&key, now);
     }
 }

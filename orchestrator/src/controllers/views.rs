@@ -13,6 +13,7 @@ pub const NAMESPACES: Resource = Resource::core("namespaces");
 pub const SERVICE_ACCOUNTS: Resource = Resource::core("serviceaccounts");
 pub const REPLICA_SETS: Resource = Resource::new("apps", "replicasets");
 pub const DEPLOYMENTS: Resource = Resource::new("apps", "deployments");
+pub const BUDGETS: Resource = Resource::new("policy", "poddisruptionbudgets");
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -122,6 +123,8 @@ pub struct PodStatus {
     pub pod_ips: Vec<PodIp>,
     pub conditions: Vec<Condition>,
     pub container_statuses: Vec<ContainerStatus>,
+    pub nominated_node_name: String,
+    pub start_time: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -327,6 +330,28 @@ pub struct Lease {
     pub spec: LeaseSpec,
 }
 
+/// A PodDisruptionBudget.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Budget {
+    pub metadata: Metadata,
+    pub spec: BudgetSpec,
+    pub status: BudgetStatus,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct BudgetSpec {
+    pub selector: Value,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BudgetStatus {
+    pub disruptions_allowed: i64,
+    pub disrupted_pods: BTreeMap<String, String>,
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LeaseSpec {
@@ -366,6 +391,7 @@ views! {
     ConfigMap => CONFIG_MAPS;
     Endpoints => ENDPOINTS;
     Lease => LEASES;
+    Budget => BUDGETS;
 }
 
 fn pod_indexes(pod: &Pod) -> Vec<String> {

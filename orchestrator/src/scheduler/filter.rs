@@ -69,7 +69,12 @@ type Filter = fn(&Demand, &Place) -> Option<Obstacle>;
 
 const FILTERS: [Filter; 5] = [cordon::check, taints::check, affinity::check, ports::check, resources::check];
 
-/// The first objection to a pod on a node.
-pub fn obstacle(demand: &Demand, place: &Place) -> Option<Obstacle> {
+/// The first objection to a pod on a node as it is.
+pub fn objection(demand: &Demand, place: &Place) -> Option<Obstacle> {
     FILTERS.iter().find_map(|check| check(demand, place))
+}
+
+/// The first objection to a pod on a node, with room kept for those that were promised it.
+pub fn obstacle(demand: &Demand, uid: &str, place: &Place) -> Option<Obstacle> {
+    objection(demand, &place.for_pod(demand, uid))
 }

@@ -76,10 +76,11 @@ fn balance(demand: &Demand, place: &Place) -> i64 {
 mod tests {
     use std::sync::Arc;
 
+    use client::Key;
     use serde_json::json;
 
     use super::super::demand::Amounts;
-    use super::super::snapshot::Snapshot;
+    use super::super::snapshot::{Resident, Snapshot};
     use super::*;
 
     fn demand(cpu: i64, memory: i64) -> Demand {
@@ -94,7 +95,9 @@ mod tests {
             let amounts = json!({"cpu": "10", "memory": "10000", "pods": "1k"});
             let node = json!({"metadata": {"name": name}, "status": {"allocatable": amounts}});
             all.set_node(Arc::new(serde_json::from_value(node).unwrap()));
-            all.put(name, name, Arc::new(demand(*cpu, *memory)));
+            let resident =
+                Resident { key: Key::new("ns", name), uid: (*name).into(), demand: Arc::new(demand(*cpu, *memory)) };
+            all.put(resident, name);
         }
         all
     }

@@ -1,14 +1,25 @@
 //! The nodes and what is placed on them, kept as changes come in: a decision costs nothing that grows with the pods.
 //!
-//! A pod that was given a node counts there at once, before the API server has said so.
+//! A pod that was given a node counts there at once, before the API server has said so. One for which others have to go first is
+//! *nominated*: it counts there as well for all that are no more important than it.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use api::quantity::Quantity;
+use client::Key;
 
 use super::demand::{Amounts, Demand, HostPort};
 use crate::controllers::views::Node;
+
+/// A pod as it counts on a node.
+#[derive(Debug, Clone)]
+pub struct Resident {
+    pub key: Key,
+    pub uid: String,
+    pub demand: Arc<Demand>,
+}
 
 /// A node, and what its pods have asked for.
 #[derive(Debug, Clone, Default)]
@@ -21,7 +32,9 @@ pub struct Place {
     pub used: Amounts,
     pub weighed: (i64, i64),
     pub ports: Vec<HostPort>,
-    pub pods: HashMap<String, Arc<Demand>>,
+    /// By uid.
+    pub pods: HashMap<String, Resident>,
+    pub nominees: Vec<Resident>,
 }
 
 impl Place {
@@ -37,16 +50,17 @@ impl Place {
         self.node.as_ref().map(|node| &node.metadata.meta.labels)
     }
 
-    fn put(&mut self, uid: &str, demand: Arc<Demand>) {
+    pub fn put(&mut self, resident: Resident) {
+        let demand = &resident.demand;
         self.used.add(&demand.amounts);
         self.weighed.0 += demand.weighed.0;
         self.weighed.1 += demand.weighed.1;
         self.ports.extend(demand.ports.iter().cloned());
-        self.pods.insert(uid.to_owned(), demand);
+        self.pods.insert(resident.uid.clone(), resident);
     }
 
-    fn take(&mut self, uid: &str) {
-        let Some(demand) = self.pods.remove(uid) else { return };
+    pub fn take(&mut self, uid: &str) {
+        let Some(Resident { demand, .. }) = self.pods.remove(uid) else { return };
         self.used.subtract(&demand.amounts);
         self.weighed.0 -= demand.weighed.0;
         self.weighed.1 -= demand.weighed.1;
@@ -57,13 +71,14 @@ impl Place {
         }
     }
 
-    /// The same place without some of its pods.
-    pub fn without(&self, goes: impl Fn(&Demand) -> bool) -> Self {
-        let mut rest = self.clone();
-        for uid in self.pods.iter().filter(|(_, demand)| goes(demand)).map(|(uid, _)| uid) {
-            rest.take(uid);
+    /// The place as a pod finds it: with the nominees that it must not get before.
+    pub fn for_pod(&self, demand: &Demand, uid: &str) -> Cow<'_, Self> {
+        let mut with = Cow::Borrowed(self);
+        for nominee in self.nominees.iter().filter(|other| other.uid != uid && other.demand.priority >= demand.priority)
+        {
+            with.to_mut().put(nominee.clone());
         }
-        rest
+        with
     }
 }
 
@@ -82,6 +97,8 @@ pub struct Snapshot {
     by_name: HashMap<String, usize>,
     /// On which node a pod counts.
     homes: HashMap<String, String>,
+    /// For which node a pod is nominated.
+    nominations: HashMap<String, String>,
     nodes: usize,
 }
 
@@ -129,15 +146,38 @@ impl Snapshot {
         self.tidy(name, at);
     }
 
-    /// A pod counts on a node, and on no other.
-    pub fn put(&mut self, uid: &str, node: &str, demand: Arc<Demand>) {
-        if self.home(uid) == Some(node) {
+    pub fn nomination(&self, uid: &str) -> Option<&str> {
+        self.nominations.get(uid).map(String::as_str)
+    }
+
+    /// A pod counts on a node, and on no other; what it was nominated for is over.
+    pub fn put(&mut self, pod: Resident, node: &str) {
+        self.withdraw(&pod.uid);
+        if self.home(&pod.uid) == Some(node) {
             return;
         }
-        self.take(uid);
+        self.take(&pod.uid);
         let at = self.place_of(node);
-        self.places[at].put(uid, demand);
-        self.homes.insert(uid.to_owned(), node.to_owned());
+        self.homes.insert(pod.uid.clone(), node.to_owned());
+        self.places[at].put(pod);
+    }
+
+    /// Room on a node is kept for a pod.
+    pub fn nominate(&mut self, pod: Resident, node: &str) {
+        self.withdraw(&pod.uid);
+        let at = self.place_of(node);
+        self.nominations.insert(pod.uid.clone(), node.to_owned());
+        self.places[at].nominees.push(pod);
+    }
+
+    /// No room is kept for a pod any more; returns where it was.
+    pub fn withdraw(&mut self, uid: &str) -> Option<String> {
+        let name = self.nominations.remove(uid)?;
+        if let Some(at) = self.by_name.get(&name).copied() {
+            self.places[at].nominees.retain(|nominee| nominee.uid != uid);
+            self.tidy(&name, at);
+        }
+        Some(name)
     }
 
     /// A pod counts nowhere any more; returns where it did.
@@ -162,7 +202,7 @@ impl Snapshot {
     /// Lets a place go that is neither a node nor anybody's home.
     fn tidy(&mut self, name: &str, at: usize) {
         let place = &self.places[at];
-        if place.node.is_some() || !place.pods.is_empty() {
+        if place.node.is_some() || !place.pods.is_empty() || !place.nominees.is_empty() {
             return;
         }
         self.by_name.remove(name);
@@ -189,6 +229,10 @@ mod tests {
         Arc::new(Demand { amounts: Amounts { cpu, ..Amounts::default() }, weighed: (cpu, 0), ..Demand::default() })
     }
 
+    fn resident(uid: &str, demand: Arc<Demand>) -> Resident {
+        Resident { key: Key::new("ns", uid), uid: uid.into(), demand }
+    }
+
     #[test]
     fn what_is_used_follows_the_pods() {
         let mut all = Snapshot::default();
@@ -196,19 +240,36 @@ mod tests {
         assert_eq!(all.set_node(node("a", "4")), News::Nothing, "a heartbeat");
         assert_eq!(all.set_node(node("a", "8")), News::MayHelp);
         all.set_node(node("b", "4"));
-        all.put("p", "a", demand(100));
-        all.put("p", "a", demand(100));
+        all.put(resident("p", demand(100)), "a");
+        all.put(resident("p", demand(100)), "a");
         assert_eq!((all.get("a").unwrap().used.cpu, all.get("a").unwrap().count()), (100, 1));
-        all.put("p", "b", demand(100));
+        all.put(resident("p", demand(100)), "b");
         assert_eq!((all.get("a").unwrap().used.cpu, all.get("b").unwrap().used.cpu), (0, 100));
         assert_eq!((all.take("p").as_deref(), all.take("p")), (Some("b"), None));
         assert_eq!(all.get("b").unwrap().used, Amounts::default());
     }
 
     #[test]
+    fn room_is_kept_from_whoever_is_no_more_important() {
+        let mut all = Snapshot::default();
+        all.set_node(node("a", "4"));
+        let important = |priority| Arc::new(Demand { priority, ..Demand::clone(&demand(100)) });
+        all.nominate(resident("p", important(5)), "a");
+        let used =
+            |all: &Snapshot, priority, uid: &str| all.get("a").unwrap().for_pod(&important(priority), uid).used.cpu;
+        assert_eq!((used(&all, 4, "q"), used(&all, 5, "q"), used(&all, 6, "q")), (100, 100, 0));
+        assert_eq!((used(&all, 5, "p"), all.get("a").unwrap().used.cpu), (0, 0), "it is kept for itself");
+        all.nominate(resident("p", important(5)), "b");
+        assert_eq!((used(&all, 0, "q"), all.nomination("p")), (0, Some("b")));
+        all.put(resident("p", important(5)), "a");
+        assert_eq!((all.nomination("p"), all.places().len()), (None, 1));
+        assert_eq!(used(&all, 9, "q"), 100);
+    }
+
+    #[test]
     fn pods_may_be_known_before_their_node_and_after_it() {
         let mut all = Snapshot::default();
-        all.put("p", "late", demand(100));
+        all.put(resident("p", demand(100)), "late");
         all.set_node(node("other", "1"));
         assert_eq!((all.nodes(), all.places().len()), (1, 2));
         all.set_node(node("late", "1"));
