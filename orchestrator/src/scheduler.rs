@@ -15,16 +15,18 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::controllers::views::{Budget, Node, Pod};
+use crate::controllers::views::{Budget, Namespace, Node, Pod};
 use bind::{Bound, Nomination, Writer};
 use decide::{Unschedulable, decide};
 use demand::{Demand, Demands};
-use filter::obstacle;
+use filter::{Asker, obstacle};
 use pending::{Candidate, Pending};
 use preempt::{Declined, Plan, preempt};
 use snapshot::{News, Resident, Snapshot};
+use surroundings::minds;
 
 mod bind;
+mod company;
 mod decide;
 mod demand;
 mod filter;
@@ -32,17 +34,19 @@ mod pending;
 mod preempt;
 mod score;
 mod snapshot;
+mod surroundings;
 
 const NAME: &str = "default-scheduler";
 /// Writes under way at once; the store commits them in groups.
 const WRITES: usize = 256;
 
-pub const READS: &[Kept] = &[Kept::of::<Pod>(), Kept::of::<Node>(), Kept::of::<Budget>()];
+pub const READS: &[Kept] = &[Kept::of::<Pod>(), Kept::of::<Node>(), Kept::of::<Budget>(), Kept::of::<Namespace>()];
 
 /// What changed: looked up when it is its turn, so that many changes of one object are one.
 enum Changed {
     Pod(Key),
     Node(String),
+    Namespace(String),
 }
 
 /// Runs the scheduler for ever.
@@ -98,12 +102,19 @@ fn watch(caches: &Caches, tell: &mpsc::UnboundedSender<Changed>) {
             let _ = nodes.send(Changed::Node(node.metadata.meta.name.clone()));
         }
     });
+    let namespaces = tell.clone();
+    caches.of::<Namespace>().on_change(move |old, new| {
+        if let Some(namespace) = new.or(old) {
+            let _ = namespaces.send(Changed::Namespace(namespace.metadata.meta.name.clone()));
+        }
+    });
 }
 
 /// A status that is written again and again says nothing new.
 fn concerns(old: Option<&Pod>, new: Option<&Pod>) -> bool {
     let (Some(old), Some(new)) = (old, new) else { return true };
     old.spec != new.spec
+        || old.metadata.meta.labels != new.metadata.meta.labels
         || old.metadata.meta.uid != new.metadata.meta.uid
         || old.has_ended() != new.has_ended()
         || old.is_deleting() != new.is_deleting()
@@ -183,6 +194,7 @@ impl Scheduler {
                     let were = self.snapshot.nodes();
                     if self.snapshot.set_node(node) == News::MayHelp {
                         self.help(&name, now);
+                        self.stir(|demand| demand.company.is_some(), now);
                     }
                     // That there is no node at all is true of nobody any more.
                     if were == 0 {
@@ -198,8 +210,17 @@ impl Scheduler {
                         self.pending.wake(&nominee.key, now);
                     }
                     self.snapshot.remove_node(&name);
+                    // With it a domain may have gone over which others are spread.
+                    self.stir(|demand| demand.company.is_some(), now);
                 }
             },
+            Changed::Namespace(name) => {
+                let namespace = self.caches.of::<Namespace>().get("", &name);
+                let labels = namespace.map(|namespace| namespace.metadata.meta.labels.clone());
+                if self.snapshot.set_namespace(&name, labels) == News::MayHelp {
+                    self.stir(|_| true, now);
+                }
+            }
         }
     }
 
@@ -213,6 +234,7 @@ impl Scheduler {
         let uid = &pod.metadata.meta.uid;
         if pod.is_deleting() {
             self.ending.remove(uid);
+            self.snapshot.ends(uid);
         }
         if pod.has_ended() {
             self.dismiss(&key, now);
@@ -222,7 +244,7 @@ impl Scheduler {
             let resident = self.resident(&pod);
             // It may be elsewhere than we thought, if somebody else bound it.
             let left = self.snapshot.home(uid).filter(|home| *home != pod.spec.node_name).map(str::to_owned);
-            self.snapshot.put(resident, &pod.spec.node_name);
+            self.place(resident, &pod.spec.node_name, now);
             self.dismiss(&key, now);
             self.placed.insert(key, uid.clone());
             if let Some(left) = left {
@@ -245,7 +267,31 @@ impl Scheduler {
 
     fn resident(&mut self, pod: &Pod) -> Resident {
         let meta = &pod.metadata.meta;
-        Resident { key: Key::of(meta), uid: meta.uid.clone(), demand: self.demands.of(pod) }
+        let demand = self.demands.of(pod);
+        Resident { key: Key::of(meta), uid: meta.uid.clone(), demand, ending: pod.is_deleting() }
+    }
+
+    /// A pod is on a node now, which those may have waited for that ask for its company.
+    fn place(&mut self, resident: Resident, node: &str, now: Instant) {
+        if self.snapshot.home(&resident.uid) == Some(node) && self.snapshot.is_same(&resident) {
+            return;
+        }
+        self.snapshot.put(resident.clone(), node);
+        self.stir_around(&resident, now);
+    }
+
+    /// Wakes one pod of each demand for which it matters where this one is.
+    fn stir_around(&mut self, resident: &Resident, now: Instant) {
+        let namespaces = self.snapshot.namespaces().clone();
+        self.stir(|demand| minds(demand, resident, &namespaces), now);
+    }
+
+    fn stir(&mut self, which: impl Fn(&Demand) -> bool, now: Instant) {
+        let woken: Vec<_> = self.pending.demands().filter(|demand| which(demand)).cloned().collect();
+        for demand in woken {
+            self.hopeless.remove(&demand);
+            self.pending.wake_one(&demand, now);
+        }
     }
 
     /// A pod waits no longer; room that was kept for it may help others.
@@ -261,8 +307,9 @@ impl Scheduler {
         self.placed.remove(key);
         self.assumed.remove(uid);
         self.ending.remove(uid);
-        if let Some(node) = self.snapshot.take(uid) {
+        if let Some((resident, node)) = self.snapshot.take(uid) {
             self.help(&node, now);
+            self.stir_around(&resident, now);
         }
     }
 
@@ -270,11 +317,12 @@ impl Scheduler {
     fn help(&mut self, node: &str, now: Instant) {
         self.hopeless.clear();
         let Some(place) = self.snapshot.get(node).filter(|place| place.node.is_some()) else { return };
-        let fits = |nominee: &&Resident| obstacle(&nominee.demand, &nominee.uid, place).is_none();
-        for nominee in place.nominees.iter().filter(fits) {
+        let fits =
+            |uid: &str, demand: &Arc<Demand>| obstacle(&Asker::new(uid, demand, &self.snapshot), place).is_none();
+        for nominee in place.nominees.iter().filter(|nominee| fits(&nominee.uid, &nominee.demand)) {
             self.pending.wake(&nominee.key, now);
         }
-        let welcome = |demand: &&Arc<Demand>| obstacle(demand, "", place).is_none() && may_be(demand, node);
+        let welcome = |demand: &&Arc<Demand>| may_be(demand, node) && fits("", demand);
         let woken: Vec<_> = self.pending.demands().filter(welcome).cloned().collect();
         woken.iter().for_each(|demand| self.pending.wake_one(demand, now));
     }
@@ -289,7 +337,9 @@ impl Scheduler {
             return Some(match self.choose(&candidate) {
                 Verdict::Goes(node) => {
                     let Candidate { key, uid, demand, .. } = candidate;
-                    self.snapshot.put(Resident { key: key.clone(), uid: uid.clone(), demand: demand.clone() }, &node);
+                    let resident =
+                        Resident { key: key.clone(), uid: uid.clone(), demand: demand.clone(), ending: false };
+                    self.place(resident, &node, now);
                     self.placed.insert(key, uid.clone());
                     self.assumed.insert(uid);
                     // Where there was room for one there may be room for the next.
@@ -318,7 +368,8 @@ impl Scheduler {
         if let Some(why) = self.hopeless.get(demand).filter(|_| !nominated) {
             return Verdict::Stays(why.clone(), Nomination::Stands);
         }
-        let refused = match decide(demand, uid, &self.snapshot, self.next) {
+        let asker = Asker::new(uid, demand, &self.snapshot);
+        let refused = match decide(&asker, &self.snapshot, self.next) {
             Ok(choice) => {
                 self.next = choice.next;
                 return Verdict::Goes(choice.node);
@@ -330,7 +381,7 @@ impl Scheduler {
         } else {
             let budgets = self.caches.of::<Budget>().all();
             let world = preempt::World { pod: &|key| self.pod(key), budgets: &budgets, ending: &self.ending };
-            match preempt(demand, uid, &self.snapshot, &refused, &world) {
+            match preempt(&asker, &self.snapshot, &refused, &world) {
                 Ok(plan) => return Verdict::Preempts(Unschedulable(refused.why), plan),
                 Err(declined) => Some(declined),
             }
@@ -358,7 +409,7 @@ impl Scheduler {
             self.pending.wake(&other.key, now);
         }
         let Candidate { key, uid, demand, .. } = candidate;
-        self.snapshot.nominate(Resident { key, uid, demand }, &node);
+        self.snapshot.nominate(Resident { key, uid, demand, ending: false }, &node);
         self.ending.extend(victims.iter().map(|victim| victim.uid.clone()));
         let pods = |all: Vec<Resident>| all.iter().filter_map(|other| self.pod(&other.key)).collect();
         Step::Preempt { pod, why, node, victims: pods(victims), outdone: pods(outdone) }

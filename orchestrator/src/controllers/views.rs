@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::view::Meta;
-pub use client::views::{CONFIG_MAPS, LEASES, NODES, PODS, SERVICES, SLICES};
+pub use client::views::{CONFIG_MAPS, LEASES, NODES, PODS, SERVICES, SLICES, label_entry};
 use client::{Resource, View};
 use serde::Deserialize;
 use serde_json::Value;
@@ -69,6 +69,7 @@ pub struct PodSpec {
     pub host_network: bool,
     pub node_selector: BTreeMap<String, String>,
     pub affinity: Option<Value>,
+    pub topology_spread_constraints: Vec<Value>,
     pub tolerations: Vec<Toleration>,
     pub priority: i64,
     pub preemption_policy: String,
@@ -358,9 +359,12 @@ pub struct LeaseSpec {
     pub renew_time: String,
 }
 
-/// `owner/UID` for each owner that controls the object.
-fn owner_index(owned: &Owned) -> Vec<String> {
-    owned.controller().map(|owner| format!("owner/{}", owner.uid)).into_iter().collect()
+/// `owner/UID` for the owner that controls the object, `orphan/NAMESPACE` where none does.
+fn owner_index(metadata: &Metadata) -> String {
+    match metadata.owned.controller() {
+        Some(owner) => format!("owner/{}", owner.uid),
+        None => format!("orphan/{}", metadata.meta.namespace),
+    }
 }
 
 /// A view of a kind, and the index entries under which its objects are found.
@@ -383,7 +387,7 @@ macro_rules! views {
 
 views! {
     Pod => PODS, pod_indexes;
-    ReplicaSet => REPLICA_SETS, |set| owner_index(&set.metadata.owned);
+    ReplicaSet => REPLICA_SETS, |set| vec![owner_index(&set.metadata)];
     Deployment => DEPLOYMENTS;
     Node => NODES;
     Namespace => NAMESPACES;
@@ -394,10 +398,13 @@ views! {
     Budget => BUDGETS;
 }
 
+/// By owner, node and each label ([`label_entry`]).
 fn pod_indexes(pod: &Pod) -> Vec<String> {
-    let mut all = owner_index(&pod.metadata.owned);
+    let meta = &pod.metadata.meta;
+    let mut all = vec![owner_index(&pod.metadata)];
     if !pod.spec.node_name.is_empty() {
         all.push(format!("node/{}", pod.spec.node_name));
     }
+    all.extend(meta.labels.iter().map(|label| label_entry(&meta.namespace, label)));
     all
 }

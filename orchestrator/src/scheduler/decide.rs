@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::demand::Demand;
-use super::filter::{Obstacle, obstacle};
+use super::filter::{Asker, Obstacle, obstacle};
 use super::score::best;
 use super::snapshot::{Place, Snapshot};
 
@@ -36,16 +35,16 @@ pub struct Refused<'a> {
 ///
 /// # Errors
 /// Says for how many nodes each reason holds.
-pub fn decide<'a>(demand: &Demand, uid: &str, all: &'a Snapshot, start: usize) -> Result<Choice, Refused<'a>> {
+pub fn decide<'a>(asker: &Asker<'_>, all: &'a Snapshot, start: usize) -> Result<Choice, Refused<'a>> {
     if all.nodes() == 0 {
         return Err(Refused { why: "no nodes available to schedule pods".into(), yielding: Vec::new() });
     }
-    let nominated = all.nomination(uid).and_then(|node| all.get(node)).filter(|place| place.node.is_some());
-    if let Some(place) = nominated.filter(|place| obstacle(demand, uid, place).is_none()) {
+    let nominated = all.nomination(asker.uid).and_then(|node| all.get(node)).filter(|place| place.node.is_some());
+    if let Some(place) = nominated.filter(|place| obstacle(asker, place).is_none()) {
         return Ok(Choice { node: place.name().to_owned(), next: start });
     }
-    if let Some(names) = demand.named() {
-        return among(demand, uid, all, &names, start);
+    if let Some(names) = asker.demand.named() {
+        return among(asker, all, &names, start);
     }
     let places = all.places();
     let start = if start < places.len() { start } else { 0 };
@@ -58,7 +57,7 @@ pub fn decide<'a>(demand: &Demand, uid: &str, all: &'a Snapshot, start: usize) -
         if place.node.is_none() {
             continue;
         }
-        match obstacle(demand, uid, place) {
+        match obstacle(asker, place) {
             None => feasible.push(place),
             Some(found) => refused.push((place, found)),
         }
@@ -66,7 +65,7 @@ pub fn decide<'a>(demand: &Demand, uid: &str, all: &'a Snapshot, start: usize) -
             break;
         }
     }
-    match best(demand, &feasible) {
+    match best(asker, &feasible) {
         Some(place) => Ok(Choice { node: place.name().to_owned(), next: (start + looked) % places.len() }),
         None => Err(refusal(refused, all.nodes(), 0)),
     }
@@ -82,24 +81,18 @@ fn enough(nodes: usize) -> usize {
 }
 
 /// Only these nodes can be meant: nothing else is looked at.
-fn among<'a>(
-    demand: &Demand,
-    uid: &str,
-    all: &'a Snapshot,
-    names: &HashSet<&str>,
-    start: usize,
-) -> Result<Choice, Refused<'a>> {
+fn among<'a>(asker: &Asker<'_>, all: &'a Snapshot, names: &HashSet<&str>, start: usize) -> Result<Choice, Refused<'a>> {
     let mut names: Vec<&&str> = names.iter().collect();
     names.sort();
     let places = names.into_iter().filter_map(|name| all.get(name)).filter(|place| place.node.is_some());
     let (mut feasible, mut refused) = (Vec::new(), Vec::new());
     for place in places {
-        match obstacle(demand, uid, place) {
+        match obstacle(asker, place) {
             None => feasible.push(place),
             Some(found) => refused.push((place, found)),
         }
     }
-    if let Some(place) = best(demand, &feasible) {
+    if let Some(place) = best(asker, &feasible) {
         return Ok(Choice { node: place.name().to_owned(), next: start });
     }
     let others = all.nodes() - refused.len();

@@ -4,6 +4,7 @@
 //! still fits; first those whose disruption budget has nothing to spare. Those that cannot be put back are the node's victims. The
 //! node is chosen whose victims weigh least.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::fmt;
@@ -14,8 +15,9 @@ use client::Key;
 
 use super::decide::{Refused, counted};
 use super::demand::{Demand, Preemption};
-use super::filter::objection;
+use super::filter::{Asker, Obstacle, objection};
 use super::snapshot::{Place, Resident, Snapshot};
+use super::surroundings::Surroundings;
 use crate::controllers::views::{Budget, Pod};
 
 /// Of so many nodes at least victims are found, where there are such nodes; of a tenth of all, where that is more.
@@ -64,28 +66,26 @@ impl fmt::Display for Declined {
 ///
 /// # Errors
 /// Where nobody is.
-pub fn preempt(
-    demand: &Demand,
-    uid: &str,
-    all: &Snapshot,
-    refused: &Refused<'_>,
-    world: &World<'_>,
-) -> Result<Plan, Declined> {
+pub fn preempt(asker: &Asker<'_>, all: &Snapshot, refused: &Refused<'_>, world: &World<'_>) -> Result<Plan, Declined> {
+    let demand = asker.demand;
     if demand.preemption == Preemption::Never {
         return Err(Declined::NotEligible("not eligible due to preemptionPolicy=Never."));
     }
     let lesser = |other: &Resident| other.demand.priority < demand.priority;
-    let nominated = all.nomination(uid).and_then(|node| all.get(node));
+    let nominated = all.nomination(asker.uid).and_then(|node| all.get(node));
     if nominated.is_some_and(|place| place.pods.values().any(|other| lesser(other) && world.is_ending(other))) {
         return Err(Declined::NotEligible("not eligible due to a terminating pod on the nominated node."));
     }
     let enough = (all.nodes() / 10).max(CANDIDATES);
     let (mut found, mut reasons) = (Vec::new(), Vec::new());
+    let mut around = asker.around.clone().into_owned();
     for place in &refused.yielding {
-        match victims(demand, uid, place, world) {
+        let mut trial = Trial { uid: asker.uid, demand, at: place, place: Place::clone(place), around: &mut around };
+        match trial.victims(world) {
             Ok(victims) => found.push((place, victims)),
             Err(why) => reasons.extend(why),
         }
+        trial.undo();
         if found.len() >= enough {
             break;
         }
@@ -129,34 +129,74 @@ fn start(resident: &Resident, world: &World<'_>) -> String {
         .unwrap_or_default()
 }
 
-/// Why even a node's lesser pods out of the way do not help, or the fewest of them that have to go.
-fn victims(demand: &Demand, uid: &str, place: &Place, world: &World<'_>) -> Result<Victims, Vec<String>> {
-    let mut rest = place.for_pod(demand, uid).into_owned();
-    let mut lesser: Vec<Resident> =
-        place.pods.values().filter(|other| other.demand.priority < demand.priority).cloned().collect();
-    if lesser.is_empty() {
-        return Err(vec!["No preemption victims found for incoming pod".into()]);
+/// One node, and what is around, with other pods on it than there are.
+struct Trial<'a> {
+    uid: &'a str,
+    demand: &'a Demand,
+    at: &'a Place,
+    place: Place,
+    /// Shared by all trials of a pod: each leaves it as it was.
+    around: &'a mut Surroundings,
+}
+
+impl Trial<'_> {
+    fn put(&mut self, pod: Resident) {
+        self.around.shift(&pod, self.at, 1);
+        self.place.put(pod);
     }
-    lesser.iter().for_each(|other| rest.take(&other.uid));
-    if let Some(still) = objection(demand, &rest) {
-        return Err(still.reasons());
+
+    fn take(&mut self, uid: &str) {
+        if let Some(pod) = self.place.take(uid) {
+            self.around.shift(&pod, self.at, -1);
+        }
     }
-    lesser.sort_by_cached_key(|other| (Reverse(other.demand.priority), start(other, world), other.uid.clone()));
-    let mut protected = Protected::new(world);
-    let (shielded, others): (Vec<_>, Vec<_>) = lesser.into_iter().partition(|other| protected.holds(other));
-    let mut stays = |other: &Resident| {
-        rest.put(other.clone());
-        let fits = objection(demand, &rest).is_none();
+
+    fn undo(self) {
+        for pod in self.place.pods.values().filter(|pod| !self.at.pods.contains_key(&pod.uid)) {
+            self.around.shift(pod, self.at, -1);
+        }
+        for pod in self.at.pods.values().filter(|pod| !self.place.pods.contains_key(&pod.uid)) {
+            self.around.shift(pod, self.at, 1);
+        }
+    }
+
+    fn objection(&self) -> Option<Obstacle> {
+        let asker = Asker { uid: self.uid, demand: self.demand, around: Cow::Borrowed(self.around) };
+        objection(&asker, &self.place)
+    }
+
+    /// Whether the pod fits beside this one, which stays then.
+    fn fits_beside(&mut self, other: &Resident) -> bool {
+        self.put(other.clone());
+        let fits = self.objection().is_none();
         if !fits {
-            rest.take(&other.uid);
+            self.take(&other.uid);
         }
         fits
-    };
-    let mut pods: Vec<Resident> = shielded.into_iter().filter(|other| !stays(other)).collect();
-    let violations = pods.len();
-    pods.extend(others.into_iter().filter(|other| !stays(other)));
-    pods.sort_by_key(|other| Reverse(other.demand.priority));
-    Ok(Victims { pods, violations })
+    }
+
+    /// Why even the node's lesser pods out of the way do not help, or the fewest of them that have to go.
+    fn victims(&mut self, world: &World<'_>) -> Result<Victims, Vec<String>> {
+        let lesser = self.at.pods.values().filter(|other| other.demand.priority < self.demand.priority);
+        let mut lesser: Vec<Resident> = lesser.cloned().collect();
+        if lesser.is_empty() {
+            return Err(vec!["No preemption victims found for incoming pod".into()]);
+        }
+        let first: Vec<Resident> = self.at.before(self.demand, self.uid).cloned().collect();
+        first.into_iter().for_each(|nominee| self.put(nominee));
+        lesser.iter().for_each(|other| self.take(&other.uid));
+        if let Some(still) = self.objection() {
+            return Err(still.reasons());
+        }
+        lesser.sort_by_cached_key(|other| (Reverse(other.demand.priority), start(other, world), other.uid.clone()));
+        let mut protected = Protected::new(world);
+        let (shielded, others): (Vec<_>, Vec<_>) = lesser.into_iter().partition(|other| protected.holds(other));
+        let mut pods: Vec<Resident> = shielded.into_iter().filter(|other| !self.fits_beside(other)).collect();
+        let violations = pods.len();
+        pods.extend(others.into_iter().filter(|other| !self.fits_beside(other)));
+        pods.sort_by_key(|other| Reverse(other.demand.priority));
+        Ok(Victims { pods, violations })
+    }
 }
 
 /// Disruption budgets, and what is left of them as pods are counted out.

@@ -3,13 +3,13 @@
 //! A pod that was given a node counts there at once, before the API server has said so. One for which others have to go first is
 //! *nominated*: it counts there as well for all that are no more important than it.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use api::quantity::Quantity;
 use client::Key;
 
+use super::company::{Company, Identity, Namespaces};
 use super::demand::{Amounts, Demand, HostPort};
 use crate::controllers::views::Node;
 
@@ -19,6 +19,15 @@ pub struct Resident {
     pub key: Key,
     pub uid: String,
     pub demand: Arc<Demand>,
+    /// It is being deleted.
+    pub ending: bool,
+}
+
+/// How many pods of one kind are on a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Crowd {
+    pub all: i64,
+    pub ending: i64,
 }
 
 /// A node, and what its pods have asked for.
@@ -46,6 +55,10 @@ impl Place {
         self.node.as_ref().map_or("", |node| &node.metadata.meta.name)
     }
 
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels()?.get(key).map(String::as_str)
+    }
+
     pub fn labels(&self) -> Option<&BTreeMap<String, String>> {
         self.node.as_ref().map(|node| &node.metadata.meta.labels)
     }
@@ -59,8 +72,9 @@ impl Place {
         self.pods.insert(resident.uid.clone(), resident);
     }
 
-    pub fn take(&mut self, uid: &str) {
-        let Some(Resident { demand, .. }) = self.pods.remove(uid) else { return };
+    pub fn take(&mut self, uid: &str) -> Option<Resident> {
+        let pod = self.pods.remove(uid)?;
+        let demand = &pod.demand;
         self.used.subtract(&demand.amounts);
         self.weighed.0 -= demand.weighed.0;
         self.weighed.1 -= demand.weighed.1;
@@ -69,16 +83,12 @@ impl Place {
                 self.ports.swap_remove(at);
             }
         }
+        Some(pod)
     }
 
-    /// The place as a pod finds it: with the nominees that it must not get before.
-    pub fn for_pod(&self, demand: &Demand, uid: &str) -> Cow<'_, Self> {
-        let mut with = Cow::Borrowed(self);
-        for nominee in self.nominees.iter().filter(|other| other.uid != uid && other.demand.priority >= demand.priority)
-        {
-            with.to_mut().put(nominee.clone());
-        }
-        with
+    /// The nominees that a pod must not get before.
+    pub fn before(&self, demand: &Demand, uid: &str) -> impl Iterator<Item = &Resident> {
+        self.nominees.iter().filter(move |other| other.uid != uid && other.demand.priority >= demand.priority)
     }
 }
 
@@ -91,7 +101,7 @@ pub enum News {
 }
 
 /// See the module's text.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     places: Vec<Place>,
     by_name: HashMap<String, usize>,
@@ -99,6 +109,11 @@ pub struct Snapshot {
     homes: HashMap<String, String>,
     /// For which node a pod is nominated.
     nominations: HashMap<String, String>,
+    /// Pods that are the same to others' terms, by node. Few, since those of one template are.
+    crowds: HashMap<Identity, HashMap<String, Crowd>>,
+    /// Pods whose terms hold for those that come later, by node.
+    outlasting: HashMap<Arc<Company>, HashMap<String, i64>>,
+    namespaces: Arc<Namespaces>,
     nodes: usize,
 }
 
@@ -150,16 +165,79 @@ impl Snapshot {
         self.nominations.get(uid).map(String::as_str)
     }
 
+    /// A pod counts already, as what it is now.
+    pub fn is_same(&self, pod: &Resident) -> bool {
+        let known = self.home(&pod.uid).and_then(|node| self.get(node)).and_then(|place| place.pods.get(&pod.uid));
+        known.is_some_and(|known| Arc::ptr_eq(&known.demand, &pod.demand))
+    }
+
     /// A pod counts on a node, and on no other; what it was nominated for is over.
     pub fn put(&mut self, pod: Resident, node: &str) {
         self.withdraw(&pod.uid);
-        if self.home(&pod.uid) == Some(node) {
-            return;
-        }
         self.take(&pod.uid);
         let at = self.place_of(node);
         self.homes.insert(pod.uid.clone(), node.to_owned());
+        self.count(&pod, node, 1);
         self.places[at].put(pod);
+    }
+
+    /// A pod that counts somewhere is being deleted.
+    pub fn ends(&mut self, uid: &str) {
+        let Some(node) = self.homes.get(uid) else { return };
+        let Some(at) = self.by_name.get(node).copied() else { return };
+        let Some(pod) = self.places[at].pods.get_mut(uid).filter(|pod| !pod.ending) else { return };
+        pod.ending = true;
+        if let Some(crowd) = self.crowds.get_mut(&pod.demand.identity).and_then(|nodes| nodes.get_mut(node)) {
+            crowd.ending += 1;
+        }
+    }
+
+    fn count(&mut self, pod: &Resident, node: &str, by: i64) {
+        let nodes = self.crowds.entry(pod.demand.identity.clone()).or_default();
+        let crowd = nodes.entry(node.to_owned()).or_default();
+        crowd.all += by;
+        crowd.ending += if pod.ending { by } else { 0 };
+        if crowd.all == 0 {
+            nodes.remove(node);
+            if nodes.is_empty() {
+                self.crowds.remove(&pod.demand.identity);
+            }
+        }
+        let Some(company) = pod.demand.company.as_ref().filter(|company| company.outlasts()) else { return };
+        let nodes = self.outlasting.entry(company.clone()).or_default();
+        let count = nodes.entry(node.to_owned()).or_default();
+        *count += by;
+        if *count == 0 {
+            nodes.remove(node);
+            if nodes.is_empty() {
+                self.outlasting.remove(company);
+            }
+        }
+    }
+
+    pub fn crowds(&self) -> impl Iterator<Item = (&Identity, &HashMap<String, Crowd>)> {
+        self.crowds.iter()
+    }
+
+    pub fn outlasting(&self) -> impl Iterator<Item = (&Arc<Company>, &HashMap<String, i64>)> {
+        self.outlasting.iter()
+    }
+
+    pub fn namespaces(&self) -> &Arc<Namespaces> {
+        &self.namespaces
+    }
+
+    /// A namespace's labels as they are now; `None` when it is gone.
+    pub fn set_namespace(&mut self, name: &str, labels: Option<BTreeMap<String, String>>) -> News {
+        if self.namespaces.get(name) == labels.as_ref() {
+            return News::Nothing;
+        }
+        let all = Arc::make_mut(&mut self.namespaces);
+        match labels {
+            Some(labels) => drop(all.insert(name.to_owned(), labels)),
+            None => drop(all.remove(name)),
+        }
+        News::MayHelp
     }
 
     /// Room on a node is kept for a pod.
@@ -180,14 +258,14 @@ impl Snapshot {
         Some(name)
     }
 
-    /// A pod counts nowhere any more; returns where it did.
-    pub fn take(&mut self, uid: &str) -> Option<String> {
+    /// A pod counts nowhere any more; returns it, and where it did.
+    pub fn take(&mut self, uid: &str) -> Option<(Resident, String)> {
         let name = self.homes.remove(uid)?;
-        if let Some(at) = self.by_name.get(&name).copied() {
-            self.places[at].take(uid);
-            self.tidy(&name, at);
-        }
-        Some(name)
+        let at = self.by_name.get(&name).copied()?;
+        let pod = self.places[at].take(uid)?;
+        self.count(&pod, &name, -1);
+        self.tidy(&name, at);
+        Some((pod, name))
     }
 
     fn place_of(&mut self, name: &str) -> usize {
@@ -230,7 +308,7 @@ mod tests {
     }
 
     fn resident(uid: &str, demand: Arc<Demand>) -> Resident {
-        Resident { key: Key::new("ns", uid), uid: uid.into(), demand }
+        Resident { key: Key::new("ns", uid), uid: uid.into(), demand, ending: false }
     }
 
     #[test]
@@ -245,7 +323,8 @@ mod tests {
         assert_eq!((all.get("a").unwrap().used.cpu, all.get("a").unwrap().count()), (100, 1));
         all.put(resident("p", demand(100)), "b");
         assert_eq!((all.get("a").unwrap().used.cpu, all.get("b").unwrap().used.cpu), (0, 100));
-        assert_eq!((all.take("p").as_deref(), all.take("p")), (Some("b"), None));
+        assert_eq!(all.take("p").map(|(_, node)| node).as_deref(), Some("b"));
+        assert!(all.take("p").is_none() && all.crowds().count() == 0);
         assert_eq!(all.get("b").unwrap().used, Amounts::default());
     }
 
@@ -255,15 +334,16 @@ mod tests {
         all.set_node(node("a", "4"));
         let important = |priority| Arc::new(Demand { priority, ..Demand::clone(&demand(100)) });
         all.nominate(resident("p", important(5)), "a");
-        let used =
-            |all: &Snapshot, priority, uid: &str| all.get("a").unwrap().for_pod(&important(priority), uid).used.cpu;
+        let used = |all: &Snapshot, priority, uid: &str| {
+            all.get("a").unwrap().before(&important(priority), uid).map(|other| other.demand.amounts.cpu).sum::<i64>()
+        };
         assert_eq!((used(&all, 4, "q"), used(&all, 5, "q"), used(&all, 6, "q")), (100, 100, 0));
         assert_eq!((used(&all, 5, "p"), all.get("a").unwrap().used.cpu), (0, 0), "it is kept for itself");
         all.nominate(resident("p", important(5)), "b");
         assert_eq!((used(&all, 0, "q"), all.nomination("p")), (0, Some("b")));
         all.put(resident("p", important(5)), "a");
         assert_eq!((all.nomination("p"), all.places().len()), (None, 1));
-        assert_eq!(used(&all, 9, "q"), 100);
+        assert_eq!(all.get("a").unwrap().used.cpu, 100);
     }
 
     #[test]

@@ -216,6 +216,41 @@ async fn a_promise_ends_with_the_pod_or_the_node_or_a_write_that_failed() {
 }
 
 #[tokio::test]
+async fn a_pod_that_waits_for_company_is_woken_by_it_alone() {
+    let mut world = World::new();
+    for name in ["n", "m"] {
+        let labels = json!({"host": name});
+        let status = json!({"allocatable": {"cpu": "4", "memory": "1Gi", "pods": "1000"}});
+        let node = Arc::new(
+            serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}, "status": status})).unwrap(),
+        );
+        world.scheduler.caches.of::<Node>().apply(&Key::new("", name), Some(node));
+        world.scheduler.take_in(Changed::Node(name.into()), world.now);
+    }
+    let labelled = |name: &str, app: &str, more: Value| {
+        let mut pod = pod(name, "1", more);
+        pod["metadata"]["labels"] = json!({"app": app});
+        pod
+    };
+    let term = |app: &str| json!([{"labelSelector": {"matchLabels": {"app": app}}, "topologyKey": "host"}]);
+    let near = json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term("web")}}});
+    let apart =
+        json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term("shy")}}});
+    world.pod(labelled("fond", "fond", near));
+    for name in ["shy1", "shy2", "shy3"] {
+        world.pod(labelled(name, "shy", apart.clone()));
+    }
+    assert_eq!(world.steps(), ["fond ✗", "shy1 → n", "shy2 → m", "shy3 ✗"]);
+    world.later();
+    world.pod(labelled("other", "other", json!({})));
+    assert_eq!(world.steps().len(), 1, "that is nobody's company");
+    world.pod(labelled("web", "web", json!({"nodeName": "m"})));
+    assert_eq!(world.steps(), ["fond → m"]);
+    world.gone("shy2");
+    assert_eq!(world.steps(), ["shy3 → m"]);
+}
+
+#[tokio::test]
 async fn others_bind_and_delete_too() {
     let mut world = World::new();
     world.node("n", "1", 0);

@@ -23,8 +23,8 @@ fn pod(name: &str, cpu: &str, priority: i64) -> Value {
     json!({"metadata": meta, "spec": {"containers": containers, "priority": priority}})
 }
 
-fn demand(pod: &Value) -> Demand {
-    Demand::of(&serde_json::from_value(pod.clone()).unwrap())
+fn demand(pod: &Value) -> Arc<Demand> {
+    Arc::new(Demand::of(&serde_json::from_value(pod.clone()).unwrap()))
 }
 
 impl Cluster {
@@ -42,7 +42,7 @@ impl Cluster {
         let pod: Arc<Pod> = Arc::new(serde_json::from_value(pod).unwrap());
         let key = Key::of(&pod.metadata.meta);
         let demand = Arc::new(Demand::of(&pod));
-        self.all.put(Resident { key: key.clone(), uid: pod.metadata.meta.uid.clone(), demand }, node);
+        self.all.put(Resident { key: key.clone(), uid: pod.metadata.meta.uid.clone(), demand, ending: false }, node);
         self.pods.insert(key, pod);
     }
 
@@ -54,10 +54,11 @@ impl Cluster {
     }
 
     /// `node -victim -victim`, or what is said.
-    fn preempt(&self, demand: &Demand) -> String {
-        let refused = decide(demand, "p", &self.all, 0).expect_err("no node takes it");
+    fn preempt(&self, demand: &Arc<Demand>) -> String {
+        let asker = Asker::new("p", demand, &self.all);
+        let refused = decide(&asker, &self.all, 0).expect_err("no node takes it");
         let world = World { pod: &|key| self.pods.get(key).cloned(), budgets: &self.budgets, ending: &self.ending };
-        match preempt(demand, "p", &self.all, &refused, &world) {
+        match preempt(&asker, &self.all, &refused, &world) {
             Ok(plan) => plan.victims.iter().fold(plan.node, |text, victim| format!("{text} -{}", victim.uid)),
             Err(declined) => declined.to_string(),
         }
@@ -149,16 +150,18 @@ fn while_they_end_nobody_else_is_sent_away() {
     cluster.runs("a", pod("a", "1", 0));
     cluster.runs("b", pod("b", "1", 0));
     let mine = pod("p", "1", 9);
-    let resident = Resident { key: Key::new("ns", "p"), uid: "p".into(), demand: Arc::new(demand(&mine)) };
+    let resident = Resident { key: Key::new("ns", "p"), uid: "p".into(), demand: demand(&mine), ending: false };
     cluster.all.nominate(resident, "a");
     cluster.ending.insert("a".into());
     assert_eq!(cluster.preempt(&demand(&mine)), "not eligible due to a terminating pod on the nominated node.");
     // Another of the same rank finds the place promised, one that is more important does not.
     cluster.ending.clear();
     let asks = |priority| {
-        let refused = decide(&demand(&pod("q", "1", priority)), "q", &cluster.all, 0).unwrap_err();
+        let demand = demand(&pod("q", "1", priority));
+        let asker = Asker::new("q", &demand, &cluster.all);
+        let refused = decide(&asker, &cluster.all, 0).unwrap_err();
         let world = World { pod: &|key| cluster.pods.get(key).cloned(), budgets: &[], ending: &cluster.ending };
-        preempt(&demand(&pod("q", "1", priority)), "q", &cluster.all, &refused, &world).unwrap().node
+        preempt(&asker, &cluster.all, &refused, &world).unwrap().node
     };
     assert_eq!((asks(9).as_str(), asks(10).as_str()), ("b", "a"));
 }
