@@ -1,9 +1,11 @@
 //! Each node gets a part of the pods' range.
 //!
-//! The view says which parts seem free; that no two nodes get one is the API's part, which claims a range in the write that
-//! gives it. A choice that somebody else made too is refused there, and made again.
+//! The view says which parts seem free ([`parts`]); that no two nodes get one is the API's part, which claims a range in the write
+//! that gives it. A choice that somebody else made too is refused there, and another is made.
 
 use std::net::Ipv4Addr;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use client::events::{EventType, Reference};
 use client::{Caches, Kept, Key};
@@ -11,9 +13,12 @@ use ipnetwork::Ipv4Network;
 use serde_json::json;
 use thiserror::Error;
 
-use super::runtime::{Action, Controller, Plan, Queue};
+use super::runtime::{Action, Controller, Failure, Plan, Queue};
 use super::table::{Account, Given};
 use super::views::{NODES, Node};
+use parts::Parts;
+
+mod parts;
 
 /// The most bits by which a node's part may be longer than the whole, as upstream has it.
 const MOST_BITS: u8 = 16;
@@ -58,23 +63,33 @@ impl PodRanges {
         Self { cluster, node: Self::USUAL }
     }
 
-    /// The first part that overlaps none of these.
-    fn free(&self, taken: &[Ipv4Network]) -> Option<Ipv4Network> {
-        let (base, bits) = (u32::from(self.cluster.network()), 32 - self.node);
-        let place = |address: Ipv4Addr| (u32::from(address).checked_sub(base)? >> bits).try_into().ok();
-        let mut used = vec![false; 1 << (self.node - self.cluster.prefix())];
-        for range in taken.iter().filter(|range| self.cluster.overlaps(**range)) {
-            let first: usize = place(range.network()).unwrap_or(0);
-            let last = place(range.broadcast()).map_or(used.len(), |last: usize| last + 1).min(used.len());
-            used.get_mut(first..last).into_iter().flatten().for_each(|place| *place = true);
+    /// How many parts there are.
+    fn count(&self) -> usize {
+        1 << (self.node - self.cluster.prefix())
+    }
+
+    /// The parts that a range lies in; none where it lies elsewhere.
+    fn places(&self, range: Ipv4Network) -> Range<usize> {
+        if !self.cluster.overlaps(range) {
+            return 0..0;
         }
-        let free = u32::try_from(used.iter().position(|used| !used)?).ok()?;
-        Ipv4Network::new(Ipv4Addr::from(base + (free << bits)), self.node).ok()
+        let (base, bits) = (u32::from(self.cluster.network()), 32 - self.node);
+        let place = |address: Ipv4Addr| (u32::from(address).saturating_sub(base) >> bits) as usize;
+        place(range.network())..(place(range.broadcast()) + 1).min(self.count())
+    }
+
+    fn part(&self, place: usize) -> Option<Ipv4Network> {
+        let first = u32::try_from(place).ok()? << (32 - self.node);
+        Ipv4Network::new(Ipv4Addr::from(u32::from(self.cluster.network()) + first), self.node).ok()
     }
 }
 
 pub struct NodeIpam {
-    ranges: PodRanges,
+    parts: Arc<Mutex<Parts>>,
+}
+
+fn lock(parts: &Mutex<Parts>) -> MutexGuard<'_, Parts> {
+    parts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Controller for NodeIpam {
@@ -83,32 +98,38 @@ impl Controller for NodeIpam {
     const READS: &'static [Kept] = &[Kept::of::<Node>()];
 
     fn new(given: &Given) -> Self {
-        Self { ranges: given.facts.pods }
+        Self { parts: Arc::new(Mutex::new(Parts::new(given.facts.pods))) }
     }
 
     fn watch(&self, caches: &Caches, queue: &Queue) {
-        let (queue, nodes) = (queue.clone(), std::sync::Arc::downgrade(&caches.of::<Node>()));
-        caches.of::<Node>().on_change(move |old, new| match new {
-            Some(node) if node.spec.pod_cidrs.is_empty() => queue.add(Key::of(&node.metadata.meta)),
-            Some(_) => {}
-            // A part came free: those that wait for one may have it.
-            None if old.is_some_and(|gone| !gone.spec.pod_cidrs.is_empty()) => {
-                let all = nodes.upgrade().map(|nodes| nodes.all()).unwrap_or_default();
-                let waiting = all.iter().filter(|node| node.spec.pod_cidrs.is_empty());
-                waiting.for_each(|node| queue.add(Key::of(&node.metadata.meta)));
+        let (queue, nodes, parts) = (queue.clone(), Arc::downgrade(&caches.of::<Node>()), self.parts.clone());
+        caches.of::<Node>().on_change(move |old, new| {
+            let Some(node) = new.or(old) else { return };
+            let ranges = new.map(|node| node.spec.pod_cidrs.iter().filter_map(|range| range.parse().ok()));
+            let ranges = ranges.map(Iterator::collect::<Vec<Ipv4Network>>);
+            lock(&parts).set(&node.metadata.meta.name, ranges.as_deref());
+            match new {
+                Some(node) if node.spec.pod_cidrs.is_empty() => queue.add(Key::of(&node.metadata.meta)),
+                Some(_) => {}
+                // A part came free: those that wait for one may have it.
+                None if old.is_some_and(|gone| !gone.spec.pod_cidrs.is_empty()) => {
+                    let all = nodes.upgrade().map(|nodes| nodes.all()).unwrap_or_default();
+                    let waiting = all.iter().filter(|node| node.spec.pod_cidrs.is_empty());
+                    waiting.for_each(|node| queue.add(Key::of(&node.metadata.meta)));
+                }
+                None => {}
             }
-            None => {}
         });
     }
 
     fn reconcile(&self, key: &Key, caches: &Caches) -> Plan {
-        let nodes = caches.of::<Node>();
-        let Some(node) = nodes.get("", &key.name).filter(|node| node.spec.pod_cidrs.is_empty()) else {
-            return Plan::new();
-        };
-        let taken: Vec<Ipv4Network> =
-            nodes.all().iter().flat_map(|node| &node.spec.pod_cidrs).filter_map(|range| range.parse().ok()).collect();
-        plan(&node, self.ranges.free(&taken))
+        let node = caches.of::<Node>().get("", &key.name).filter(|node| node.spec.pod_cidrs.is_empty());
+        node.map(|node| plan(&node, lock(&self.parts).choose(&key.name))).unwrap_or_default()
+    }
+
+    fn failed(&self, key: &Key, _: &Caches, _: &Failure) -> Plan {
+        lock(&self.parts).give_back(&key.name);
+        Plan::new()
     }
 }
 
@@ -134,16 +155,6 @@ mod tests {
 
     fn cidr(text: &str) -> Ipv4Network {
         text.parse().unwrap()
-    }
-
-    #[test]
-    fn the_first_free_part_is_given() {
-        let ranges = PodRanges::new(cidr("10.244.0.0/22"), None).unwrap();
-        let free = |taken: &[&str]| ranges.free(&taken.iter().map(|text| cidr(text)).collect::<Vec<_>>());
-        assert_eq!(free(&[]), Some(cidr("10.244.0.0/24")));
-        assert_eq!(free(&["10.244.0.0/24", "10.244.2.0/24"]), Some(cidr("10.244.1.0/24")));
-        assert_eq!(free(&["10.244.0.0/23", "10.244.2.128/25"]), Some(cidr("10.244.3.0/24")), "parts of other sizes");
-        assert_eq!(free(&["10.244.0.0/16"]), None);
     }
 
     #[test]
