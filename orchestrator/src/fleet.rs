@@ -316,7 +316,7 @@ struct Agent {
 
 const BEAT: Duration = Duration::from_millis(500);
 /// A kubelet's, twenty times as fast.
-const RHYTHM: Rhythm = Rhythm { spacing: BEAT, repeat: Duration::from_secs(3600) };
+const RHYTHM: Rhythm = Rhythm { look: BEAT, spacing: BEAT, repeat: Duration::from_secs(3600) };
 
 impl Agent {
     /// All that a node asks of the API, on a machine that is nothing.
