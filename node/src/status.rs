@@ -159,11 +159,8 @@ pub struct Rhythm {
 
 impl Rhythm {
     /// As the kubelet has it, which looks every five minutes.
-    pub const USUAL: Self = Self {
-        look: Duration::from_secs(60),
-        spacing: Duration::from_secs(10),
-        repeat: Duration::from_secs(300),
-    };
+    pub const USUAL: Self =
+        Self { look: Duration::from_secs(60), spacing: Duration::from_secs(10), repeat: Duration::from_secs(300) };
 }
 
 /// What was written last, and when.
