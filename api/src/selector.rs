@@ -11,7 +11,7 @@ pub use self::selectable::{COMMON, Selectable, field};
 use crate::budget::{Budget, Exceeded};
 use crate::names;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Operator {
     In,
     NotIn,
@@ -21,7 +21,7 @@ enum Operator {
     Less,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Requirement {
     key: String,
     operator: Operator,
@@ -31,7 +31,7 @@ struct Requirement {
 }
 
 /// A label selector.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Labels {
     requirements: Vec<Requirement>,
     nothing: bool,

@@ -1,6 +1,7 @@
 //! All pods' addresses, and how they are cut into nodes' parts.
 
 use std::net::Ipv4Addr;
+use std::ops::Range;
 
 use ipnetwork::Ipv4Network;
 use thiserror::Error;
@@ -48,18 +49,24 @@ impl PodRanges {
         Self { cluster, node: Self::USUAL }
     }
 
-    /// The first part that overlaps none of these.
-    pub fn free(&self, taken: &[Ipv4Network]) -> Option<Ipv4Network> {
-        let (base, bits) = (u32::from(self.cluster.network()), 32 - self.node);
-        let place = |address: Ipv4Addr| (u32::from(address).checked_sub(base)? >> bits).try_into().ok();
-        let mut used = vec![false; 1 << (self.node - self.cluster.prefix())];
-        for range in taken.iter().filter(|range| self.cluster.overlaps(**range)) {
-            let first: usize = place(range.network()).unwrap_or(0);
-            let last = place(range.broadcast()).map_or(used.len(), |last: usize| last + 1).min(used.len());
-            used.get_mut(first..last).into_iter().flatten().for_each(|place| *place = true);
+    /// How many parts there are.
+    pub fn count(&self) -> usize {
+        1 << (self.node - self.cluster.prefix())
+    }
+
+    /// The parts that a range lies in; none where it lies elsewhere.
+    pub fn places(&self, range: Ipv4Network) -> Range<usize> {
+        if !self.cluster.overlaps(range) {
+            return 0..0;
         }
-        let free = u32::try_from(used.iter().position(|used| !used)?).ok()?;
-        Ipv4Network::new(Ipv4Addr::from(base + (free << bits)), self.node).ok()
+        let (base, bits) = (u32::from(self.cluster.network()), 32 - self.node);
+        let place = |address: Ipv4Addr| (u32::from(address).saturating_sub(base) >> bits) as usize;
+        place(range.network())..(place(range.broadcast()) + 1).min(self.count())
+    }
+
+    pub fn part(&self, place: usize) -> Option<Ipv4Network> {
+        let first = u32::try_from(place).ok()? << (32 - self.node);
+        Ipv4Network::new(Ipv4Addr::from(u32::from(self.cluster.network()) + first), self.node).ok()
     }
 }
 
@@ -69,16 +76,6 @@ mod tests {
 
     fn cidr(text: &str) -> Ipv4Network {
         text.parse().unwrap()
-    }
-
-    #[test]
-    fn the_first_free_part_is_given() {
-        let ranges = PodRanges::new(cidr("10.244.0.0/22"), None).unwrap();
-        let free = |taken: &[&str]| ranges.free(&taken.iter().map(|text| cidr(text)).collect::<Vec<_>>());
-        assert_eq!(free(&[]), Some(cidr("10.244.0.0/24")));
-        assert_eq!(free(&["10.244.0.0/24", "10.244.2.0/24"]), Some(cidr("10.244.1.0/24")));
-        assert_eq!(free(&["10.244.0.0/23", "10.244.2.128/25"]), Some(cidr("10.244.3.0/24")), "parts of other sizes");
-        assert_eq!(free(&["10.244.0.0/16"]), None);
     }
 
     #[test]

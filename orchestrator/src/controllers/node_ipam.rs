@@ -1,7 +1,9 @@
 //! Each node gets a part of the pods' range.
 //!
-//! The view says which parts seem free; that no two nodes get one is the API's part, which claims a range in the write that
-//! gives it. A choice that somebody else made too is refused there, and made again.
+//! The view says which parts seem free ([`parts`]); that no two nodes get one is the API's part, which claims a range in the write
+//! that gives it. A choice that somebody else made too is refused there, and another is made.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use client::events::{EventType, Reference};
 use client::{Caches, Kept, Key};
@@ -9,12 +11,18 @@ use ipnetwork::Ipv4Network;
 use serde_json::json;
 
 use super::given::{Account, Given};
-use super::runtime::{Action, Controller, Plan, Queue};
+use super::runtime::{Action, Controller, Failure, Plan, Queue};
 use super::views::{NODES, Node};
-use crate::pod_ranges::PodRanges;
+use parts::Parts;
+
+mod parts;
 
 pub struct NodeIpam {
-    ranges: PodRanges,
+    parts: Arc<Mutex<Parts>>,
+}
+
+fn lock(parts: &Mutex<Parts>) -> MutexGuard<'_, Parts> {
+    parts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Controller for NodeIpam {
@@ -23,32 +31,38 @@ impl Controller for NodeIpam {
     const READS: &'static [Kept] = &[Kept::of::<Node>()];
 
     fn new(given: &Given) -> Self {
-        Self { ranges: given.facts.pods }
+        Self { parts: Arc::new(Mutex::new(Parts::new(given.facts.pods))) }
     }
 
     fn watch(&self, caches: &Caches, queue: &Queue) {
-        let (queue, nodes) = (queue.clone(), std::sync::Arc::downgrade(&caches.of::<Node>()));
-        caches.of::<Node>().on_change(move |old, new| match new {
-            Some(node) if node.spec.pod_cidrs.is_empty() => queue.add(Key::of(&node.metadata.meta)),
-            Some(_) => {}
-            // A part came free: those that wait for one may have it.
-            None if old.is_some_and(|gone| !gone.spec.pod_cidrs.is_empty()) => {
-                let all = nodes.upgrade().map(|nodes| nodes.all()).unwrap_or_default();
-                let waiting = all.iter().filter(|node| node.spec.pod_cidrs.is_empty());
-                waiting.for_each(|node| queue.add(Key::of(&node.metadata.meta)));
+        let (queue, nodes, parts) = (queue.clone(), Arc::downgrade(&caches.of::<Node>()), self.parts.clone());
+        caches.of::<Node>().on_change(move |old, new| {
+            let Some(node) = new.or(old) else { return };
+            let ranges = new.map(|node| node.spec.pod_cidrs.iter().filter_map(|range| range.parse().ok()));
+            let ranges = ranges.map(Iterator::collect::<Vec<Ipv4Network>>);
+            lock(&parts).set(&node.metadata.meta.name, ranges.as_deref());
+            match new {
+                Some(node) if node.spec.pod_cidrs.is_empty() => queue.add(Key::of(&node.metadata.meta)),
+                Some(_) => {}
+                // A part came free: those that wait for one may have it.
+                None if old.is_some_and(|gone| !gone.spec.pod_cidrs.is_empty()) => {
+                    let all = nodes.upgrade().map(|nodes| nodes.all()).unwrap_or_default();
+                    let waiting = all.iter().filter(|node| node.spec.pod_cidrs.is_empty());
+                    waiting.for_each(|node| queue.add(Key::of(&node.metadata.meta)));
+                }
+                None => {}
             }
-            None => {}
         });
     }
 
     fn reconcile(&self, key: &Key, caches: &Caches) -> Plan {
-        let nodes = caches.of::<Node>();
-        let Some(node) = nodes.get("", &key.name).filter(|node| node.spec.pod_cidrs.is_empty()) else {
-            return Plan::new();
-        };
-        let taken: Vec<Ipv4Network> =
-            nodes.all().iter().flat_map(|node| &node.spec.pod_cidrs).filter_map(|range| range.parse().ok()).collect();
-        plan(&node, self.ranges.free(&taken))
+        let node = caches.of::<Node>().get("", &key.name).filter(|node| node.spec.pod_cidrs.is_empty());
+        node.map(|node| plan(&node, lock(&self.parts).choose(&key.name))).unwrap_or_default()
+    }
+
+    fn failed(&self, key: &Key, _: &Caches, _: &Failure) -> Plan {
+        lock(&self.parts).give_back(&key.name);
+        Plan::new()
     }
 }
 
