@@ -30,8 +30,9 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::controllers::node_ipam::PodRanges;
+use crate::controllers::given::Facts;
 use crate::controllers::{Selection, table};
+use crate::pod_ranges::PodRanges;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -65,7 +66,7 @@ impl ControlPlane {
             }
         };
         let server = soon("the store", opened).await;
-        let facts = table::Facts {
+        let facts = Facts {
             ca_certificate: server.authority().ca_certificate.clone(),
             address: server.address(),
             services: config.services.clone(),

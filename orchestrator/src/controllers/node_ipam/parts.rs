@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use ipnetwork::Ipv4Network;
 
-use super::PodRanges;
+use crate::pod_ranges::PodRanges;
 
 /// See the module's text.
 #[derive(Debug)]
