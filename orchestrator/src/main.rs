@@ -12,6 +12,7 @@ mod doctor;
 mod fleet;
 mod inherited;
 mod leader;
+mod names;
 mod reset;
 mod scheduler;
 mod servers;
