@@ -9,7 +9,7 @@ pub use self::fields::{COMMON, Fields, Selectable, field, field_value, selectabl
 use crate::budget::{Budget, Exceeded};
 use crate::names;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Operator {
     In,
     NotIn,
@@ -19,7 +19,7 @@ enum Operator {
     Less,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Requirement {
     key: String,
     operator: Operator,
@@ -29,7 +29,7 @@ struct Requirement {
 }
 
 /// A label selector.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Labels {
     requirements: Vec<Requirement>,
     nothing: bool,

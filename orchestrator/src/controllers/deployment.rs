@@ -73,11 +73,13 @@ impl Controller for Deployments {
         let Some(deployment) = caches.of::<Deployment>().get(&key.namespace, &key.name) else { return Plan::new() };
         let Ok(labels) = Labels::from_object(&deployment.spec.selector) else { return Plan::new() };
         let uid = &deployment.metadata.meta.uid;
-        let all = caches.of::<ReplicaSet>().namespace(&key.namespace);
+        let sets = caches.of::<ReplicaSet>();
+        let owned = sets.indexed(&format!("owner/{uid}"));
+        let orphans = sets.indexed(&format!("orphan/{}", key.namespace));
         let selected =
             |set: &&Arc<ReplicaSet>| labels.matches(|key| set.metadata.meta.labels.get(key).map(String::as_str));
         let (mut mine, mut plan) = (Vec::new(), Plan::new());
-        for set in all.iter().filter(selected) {
+        for set in owned.iter().chain(&orphans).filter(selected) {
             match set.metadata.owned.controller() {
                 Some(owner) if owner.uid == *uid => mine.push(set.clone()),
                 None if set.metadata.meta.deletion_timestamp.is_none()
@@ -97,7 +99,7 @@ impl Controller for Deployments {
                     .any(|pod| !pod.has_ended())
         });
         let taken = |name: &str| {
-            all.iter().any(|set| set.metadata.meta.name == name && !mine.iter().any(|own| Arc::ptr_eq(own, set)))
+            sets.get(&key.namespace, name).is_some_and(|set| !mine.iter().any(|own| Arc::ptr_eq(own, &set)))
         };
         plan.extend(self::plan(&deployment, &mine, old_pods, &taken, Timestamp::now()));
         plan

@@ -125,12 +125,8 @@ impl<V: Replicating> Controller for Replicas<V> {
         let Some(set) = caches.of::<V>().get(&key.namespace, &key.name) else { return Plan::new() };
         let set = Set::of(&*set);
         let owned = caches.of::<Pod>().indexed(&format!("owner/{}", set.metadata.meta.uid));
-        let orphans = caches
-            .of::<Pod>()
-            .namespace(&key.namespace)
-            .into_iter()
-            .filter(|pod| pod.metadata.owned.controller().is_none());
-        plan(set, &owned, &orphans.collect::<Vec<_>>(), Timestamp::now())
+        let orphans = caches.of::<Pod>().indexed(&format!("orphan/{}", key.namespace));
+        plan(set, &owned, &orphans, Timestamp::now())
     }
 
     fn failed(&self, key: &Key, caches: &Caches, failure: &Failure) -> Plan {
