@@ -190,7 +190,7 @@ mod tests {
             ("create node.amphipod.io/peers - a -", ""),
             ("update node.amphipod.io/peers - a -", ""),
             ("list apps/deployments - - -", ""),
-            ("list namespaces - - -", ""),
+            ("create namespaces - - -", ""),
         ] {
             let refused = check(line).expect_err(line);
             let end = if why.is_empty() { asked(line).refusal(&User::node("a")) } else { format!(": {why}") };
