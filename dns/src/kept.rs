@@ -28,7 +28,7 @@ use rustix::net::{
 };
 use tokio::io::AsyncReadExt;
 
-use crate::sockets::{Lifetime, Sockets, wanted};
+use crate::sockets::{Sockets, wanted};
 use crate::udp;
 
 /// How long a keeper waits for the next server. An upgrade takes less; and whoever stays away longer is gone.
@@ -48,6 +48,19 @@ pub struct Keeper {
     pub arguments: Vec<String>,
 }
 
+/// What a server listens on, and how long that is open: as long as the server, or until the next process has it.
+#[derive(Debug)]
+pub struct Listening {
+    pub(crate) sockets: Sockets,
+    pub(crate) kept: Option<Kept>,
+}
+
+impl From<Sockets> for Listening {
+    fn from(sockets: Sockets) -> Self {
+        Self { sockets, kept: None }
+    }
+}
+
 /// Kept sockets, seen from the server.
 #[derive(Debug)]
 pub(crate) struct Kept {
@@ -58,31 +71,34 @@ pub(crate) struct Kept {
     child: Option<Child>,
 }
 
-impl Sockets {
-    /// What an earlier process left at this address, else new ones; kept for the next process in any case.
-    pub fn keep(address: IpAddr, open: impl FnOnce() -> io::Result<Self>, keeper: Keeper) -> io::Result<Self> {
-        let (mut sockets, line) = match taken_over(&keeper.path, address) {
-            Ok(Some(taken)) => taken,
+impl Listening {
+    /// What an earlier process left at this address, else new sockets; kept for the next process in any case.
+    pub fn keep(address: IpAddr, open: impl FnOnce() -> io::Result<Sockets>, keeper: Keeper) -> io::Result<Self> {
+        let (sockets, line) = match taken_over(&keeper.path, address) {
+            Ok(Some((sockets, line))) => (sockets, Some(line)),
             Ok(None) => (open()?, None),
             Err(error) => {
                 tracing::warn!(%error, "DNS makes new sockets: what was kept cannot be had");
                 (open()?, None)
             }
         };
-        let copies = sockets.copies()?;
+        let copies = copies(&sockets)?;
         let (line, child) = match line {
             Some(line) => (line, None),
             None => start(&keeper).map(|(line, child)| (line, Some(child)))?,
         };
         send(&line, &copies)?;
-        sockets.lifetime = Lifetime::Longer(Kept { keeper, line, copies, child });
-        Ok(sockets)
+        Ok(Self { sockets, kept: Some(Kept { keeper, line, copies, child }) })
     }
 
-    fn copies(&self) -> io::Result<Vec<OwnedFd>> {
-        let datagrams = self.datagrams.iter().map(|socket| socket.as_fd().try_clone_to_owned());
-        std::iter::once(self.listener.as_fd().try_clone_to_owned()).chain(datagrams).collect()
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.sockets.address()
     }
+}
+
+fn copies(sockets: &Sockets) -> io::Result<Vec<OwnedFd>> {
+    let datagrams = sockets.datagrams.iter().map(|socket| socket.as_fd().try_clone_to_owned());
+    std::iter::once(sockets.listener.as_fd().try_clone_to_owned()).chain(datagrams).collect()
 }
 
 impl Kept {
@@ -117,7 +133,7 @@ async fn ended(line: &UnixStream) -> io::Result<()> {
 }
 
 /// What is kept at this address, as many as there are threads for, and the line to the keeper.
-fn taken_over(path: &Path, address: IpAddr) -> io::Result<Option<(Sockets, Option<UnixStream>)>> {
+fn taken_over(path: &Path, address: IpAddr) -> io::Result<Option<(Sockets, UnixStream)>> {
     let Some(line) = connect(path)? else { return Ok(None) };
     let mut kept = receive(&line)?.unwrap_or_default().into_iter();
     let Some(listener) = kept.next().map(TcpListener::from) else { return Ok(None) };
@@ -133,7 +149,7 @@ fn taken_over(path: &Path, address: IpAddr) -> io::Result<Option<(Sockets, Optio
         datagrams.push(udp::bind_shared(at)?);
     }
     tracing::info!(address = %at, "DNS goes on with the sockets of the process before");
-    Ok(Some((Sockets { datagrams, listener, lifetime: Lifetime::OfServer }, Some(line))))
+    Ok(Some((Sockets { datagrams, listener }, line)))
 }
 
 /// The line to a keeper, if there is one.

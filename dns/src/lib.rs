@@ -26,7 +26,7 @@ mod udp;
 mod zone;
 
 pub use forward::{Stub, upstreams_of};
-pub use kept::{Keeper, keep_sockets, let_go};
+pub use kept::{Keeper, Listening, keep_sockets, let_go};
 pub use names::QueryLog;
 pub use query::{QueryError, Reply, query};
 pub use server::{Config, Server, ServerError};

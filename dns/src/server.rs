@@ -21,12 +21,12 @@ use tokio::task::JoinSet;
 
 use crate::clients::Clients;
 use crate::forward::{CAPACITY, Forwarder, Route, Stub};
+use crate::kept::Listening;
 use crate::message;
 use crate::metrics::Counters;
 use crate::names::{Names, QueryLog};
 use crate::quick::{Quick, Said};
 use crate::snapshot::Snapshot;
-use crate::sockets::{Lifetime, Sockets};
 use crate::tcp;
 use crate::udp::{self, Batch, PAYLOAD};
 use crate::zone::Zone;
@@ -69,7 +69,7 @@ pub struct Server {
     address: SocketAddr,
     datagrams: Vec<Arc<UdpSocket>>,
     /// Whether the sockets are others' as well.
-    kept: bool,
+    is_kept: bool,
     tasks: Mutex<JoinSet<()>>,
     /// They may end by themselves, and end with the server.
     _helpers: JoinSet<()>,
@@ -77,7 +77,8 @@ pub struct Server {
 
 impl Server {
     /// Serves these sockets. Within a runtime.
-    pub fn start(config: Config, sockets: Sockets) -> Result<Self, ServerError> {
+    pub fn start(config: Config, listening: impl Into<Listening>) -> Result<Self, ServerError> {
+        let Listening { sockets, kept } = listening.into();
         let domain = Name::from_ascii(format!("{}.", config.domain.trim_end_matches('.')));
         let domain = domain.map_err(|_| ServerError::Domain(config.domain.clone()))?;
         let forwarder = Forwarder::new(config.upstreams, config.stubs).map_err(ServerError::Forwarding)?;
@@ -114,12 +115,12 @@ impl Server {
         tasks.spawn(tcp::serve(Arc::clone(&names), Arc::clone(&clients), listener));
         let mut helpers = JoinSet::new();
         names.loops.start(&names.forwarder, &mut helpers);
-        let kept = matches!(sockets.lifetime, Lifetime::Longer(_));
-        if let Lifetime::Longer(kept) = sockets.lifetime {
+        let is_kept = kept.is_some();
+        if let Some(kept) = kept {
             helpers.spawn(kept.watch());
         }
         let tasks = Mutex::new(tasks);
-        Ok(Self { names, clients, stopping, address, datagrams, kept, tasks, _helpers: helpers })
+        Ok(Self { names, clients, stopping, address, datagrams, is_kept, tasks, _helpers: helpers })
     }
 
     /// Where it listens.
@@ -170,7 +171,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // Sockets that outlive the process are others' too, and would be closed for them as well.
-        if !self.kept {
+        if !self.is_kept {
             self.stopping.store(true, Ordering::Release);
             self.datagrams.iter().for_each(|socket| udp::stop(socket));
         }

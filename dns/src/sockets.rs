@@ -3,7 +3,6 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
-use crate::kept::Kept;
 use crate::udp;
 
 /// Outside the ranges from which node ports, connections and translations take theirs: so it is free again after any restart.
@@ -18,15 +17,6 @@ const ATTEMPTS: usize = 16;
 pub struct Sockets {
     pub(crate) datagrams: Vec<UdpSocket>,
     pub(crate) listener: TcpListener,
-    pub(crate) lifetime: Lifetime,
-}
-
-/// How long sockets are open.
-#[derive(Debug)]
-pub(crate) enum Lifetime {
-    OfServer,
-    /// A later process takes them over.
-    Longer(Kept),
 }
 
 impl Sockets {
@@ -48,7 +38,7 @@ impl Sockets {
             let datagrams = udp::listen(address, wanted())?;
             attempts -= 1;
             match TcpListener::bind(datagrams[0].local_addr()?) {
-                Ok(listener) => return Ok(Self { datagrams, listener, lifetime: Lifetime::OfServer }),
+                Ok(listener) => return Ok(Self { datagrams, listener }),
                 Err(error) if attempts == 0 => return Err(error),
                 Err(_) => {}
             }

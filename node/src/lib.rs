@@ -142,8 +142,8 @@ fn node_reference(name: &str) -> Reference {
 }
 
 fn start_dns(settings: &Settings, node_cidr: Ipv4Network) -> Result<dns::Server> {
-    let sockets = dns_sockets(settings).context("DNS cannot listen")?;
-    let own = [SocketAddr::from((settings.cluster_dns, 53)), sockets.address()?];
+    let listening = dns_listening(settings).context("DNS cannot listen")?;
+    let own = [SocketAddr::from((settings.cluster_dns, 53)), listening.address()?];
     let upstreams = match &settings.names.upstreams {
         Some(servers) => servers.clone(),
         None => dns::upstreams_of(&resolv_conf(), &own),
@@ -158,23 +158,23 @@ fn start_dns(settings: &Settings, node_cidr: Ipv4Network) -> Result<dns::Server>
         clients: dns_clients(settings.ip, node_cidr)?,
         log: settings.names.log,
     };
-    dns::Server::start(config, sockets).context("cannot start DNS")
+    dns::Server::start(config, listening).context("cannot start DNS")
 }
 
-fn dns_sockets(settings: &Settings) -> Result<dns::Sockets> {
+fn dns_listening(settings: &Settings) -> Result<dns::Listening> {
     let ip = IpAddr::from(settings.ip);
     let open = || dns::Sockets::open(ip);
-    let sockets = match settings.names.keeper.clone() {
+    let listening = match settings.names.keeper.clone() {
         Some((program, arguments)) => {
             let path = settings.run_dir.join(DNS_SOCKETS);
-            dns::Sockets::keep(ip, open, dns::Keeper { path, program, arguments })
+            dns::Listening::keep(ip, open, dns::Keeper { path, program, arguments })?
         }
-        None => open(),
-    }?;
+        None => open()?.into(),
+    };
     let file = settings.run_dir.join(DNS_ADDRESS);
-    std::fs::write(&file, sockets.address()?.to_string())
+    std::fs::write(&file, listening.address()?.to_string())
         .with_context(|| format!("cannot write {}", file.display()))?;
-    Ok(sockets)
+    Ok(listening)
 }
 
 /// Where the node's DNS listens, for `amphipod dns`.

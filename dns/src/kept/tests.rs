@@ -46,7 +46,7 @@ fn serve(folder: &Path) {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let address = IpAddr::from(Ipv4Addr::LOCALHOST);
     let open = || Sockets::bind(SocketAddr::new(address, 0));
-    let sockets = Sockets::keep(address, open, keeper(folder)).unwrap();
+    let listening = Listening::keep(address, open, keeper(folder)).unwrap();
     let config = Config {
         domain: "cluster.local".into(),
         node: "node1".into(),
@@ -58,7 +58,7 @@ fn serve(folder: &Path) {
         log: QueryLog::Off,
     };
     let _entered = runtime.enter();
-    let server = Server::start(config, sockets).unwrap();
+    let server = Server::start(config, listening).unwrap();
     server.publish(Snapshot::default());
     std::fs::write(folder.join("new"), server.address().to_string()).unwrap();
     std::fs::rename(folder.join("new"), folder.join("address")).unwrap();
@@ -159,7 +159,7 @@ fn an_address_that_the_node_lost_is_not_taken_over() {
     let (one, other) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
     let kept = |address: IpAddr| {
         let open = || Sockets::bind(SocketAddr::new(address, 0));
-        Sockets::keep(address, open, keeper(folder.path())).unwrap()
+        Listening::keep(address, open, keeper(folder.path())).unwrap()
     };
     let first = kept(one).address().unwrap();
     assert_eq!(kept(one).address().unwrap(), first);
