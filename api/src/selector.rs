@@ -1,10 +1,12 @@
 //! Label and field selectors.
 
 mod fields;
+mod selectable;
 
 use serde_json::Value;
 
-pub use self::fields::{COMMON, Fields, Selectable, field, field_value, selectable};
+pub use self::fields::{Fields, field_value, selectable};
+pub use self::selectable::{COMMON, Selectable, field};
 
 use crate::budget::{Budget, Exceeded};
 use crate::names;

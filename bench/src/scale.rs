@@ -23,6 +23,7 @@ mod changes;
 mod clients;
 mod nodes;
 mod objects;
+mod resources;
 mod resumed;
 mod servers;
 mod watchers;
@@ -155,16 +156,4 @@ impl Server {
     fn pid(&self) -> Result<u32> {
         Ok(self.process.as_ref().context("the server does not run")?.pid())
     }
-}
-
-/// Runs asynchronous work on all processors.
-fn on_all<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
-}
-
-/// Lets this process have as many connections open as the system allows.
-fn many_files() -> Result<()> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let most = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).context("cannot raise the limit of open files")
 }

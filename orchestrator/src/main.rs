@@ -13,6 +13,7 @@ mod fleet;
 mod inherited;
 mod leader;
 mod names;
+mod pod_ranges;
 mod reset;
 mod scheduler;
 mod servers;

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 
-use super::{Server, many_files, on_all};
+use super::Server;
+use super::resources::{many_files, on_all};
 use crate::api::{Writer, race};
 use crate::report::{Goal, Report, Row};
 use crate::stats::{median, paired};

@@ -20,7 +20,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 
-use super::{Server, many_files};
+use super::Server;
+use super::resources::many_files;
 use crate::http::Api;
 use crate::objects::SERVICES;
 use crate::processes::{Activity, activity};

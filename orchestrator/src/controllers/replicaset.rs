@@ -13,9 +13,9 @@ use client::{Caches, Kept, Key, Resource, View};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::given::{Account, Given};
 use super::ownership;
 use super::runtime::{Act, Action, Controller, Failure, Plan, Queue};
-use super::table::{Account, Given};
 use super::views::{PODS, Pod, REPLICA_SETS, ReplicaSet};
 
 /// Pods made or removed by one plan: bounds what a mistake costs before it is seen.

@@ -6,8 +6,8 @@ use api::view::Service;
 use client::{Caches, Kept, Key};
 use serde_json::{Value, json};
 
+use super::super::given::{Account, Given};
 use super::super::runtime::{Action, Controller, Plan, Queue};
-use super::super::table::{Account, Given};
 use super::super::views::{ENDPOINTS, Endpoints, Pod};
 use super::{
     Address, HEADLESS, Ports, endpoints_of, is_headless, is_selected, relabelled, selected, watch_pods, watch_services,

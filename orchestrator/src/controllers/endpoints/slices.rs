@@ -10,8 +10,8 @@ use client::views::SLICES;
 use client::{Caches, Kept, Key};
 use serde_json::{Value, json};
 
+use super::super::given::{Account, Given};
 use super::super::runtime::{Action, Controller, Plan, Queue};
-use super::super::table::{Account, Given};
 use super::super::views::Pod;
 use super::{
     Address, HEADLESS, Ports, endpoints_of, is_headless, is_selected, owners, relabelled, selected, watch_pods,
