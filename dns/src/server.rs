@@ -16,7 +16,7 @@ use hickory_server::zone_handler::MessageResponse;
 use ipnetwork::IpNetwork;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::clients::Clients;
@@ -60,11 +60,14 @@ pub enum ServerError {
     Forwarding(#[source] NetError),
 }
 
-/// A running server; it stops when dropped, unless its sockets are to outlive it: then it answers as long as its process lives.
+/// A running server. It takes no question before it has content: what is asked earlier waits in its sockets, for an answer
+/// from an empty zone would be a lie. It stops when dropped, unless its sockets are to outlive it: then it answers as long as
+/// its process lives.
 #[derive(Debug)]
 pub struct Server {
     names: Arc<Names>,
     clients: Arc<Clients>,
+    has_content: watch::Sender<bool>,
     stopping: Arc<AtomicBool>,
     address: SocketAddr,
     datagrams: Vec<Arc<UdpSocket>>,
@@ -97,6 +100,7 @@ impl Server {
         let datagrams: Vec<_> = sockets.datagrams.into_iter().map(Arc::new).collect();
         let listener = sockets.listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(sockets.listener));
         let listener = listener.map_err(ServerError::Sockets)?;
+        let (has_content, content) = watch::channel(false);
         let stopping = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
         for (shard, socket) in datagrams.iter().enumerate() {
@@ -104,6 +108,7 @@ impl Server {
                 shard,
                 names: Arc::clone(&names),
                 clients: Arc::clone(&clients),
+                content: content.clone(),
                 stopping: Arc::clone(&stopping),
                 socket: Arc::clone(socket),
                 runtime: Handle::current(),
@@ -112,7 +117,13 @@ impl Server {
             // An end by itself is an error of the sender, which a thread holds as long as it runs.
             tasks.spawn(async move { drop(ended.await) });
         }
-        tasks.spawn(tcp::serve(Arc::clone(&names), Arc::clone(&clients), listener));
+        let connections = tcp::serve(Arc::clone(&names), Arc::clone(&clients), listener);
+        let mut content = content;
+        tasks.spawn(async move {
+            if content.wait_for(|there| *there).await.is_ok() {
+                connections.await;
+            }
+        });
         let mut helpers = JoinSet::new();
         names.loops.start(&names.forwarder, &mut helpers);
         let is_kept = kept.is_some();
@@ -120,7 +131,7 @@ impl Server {
             helpers.spawn(kept.watch());
         }
         let tasks = Mutex::new(tasks);
-        Ok(Self { names, clients, stopping, address, datagrams, is_kept, tasks, _helpers: helpers })
+        Ok(Self { names, clients, has_content, stopping, address, datagrams, is_kept, tasks, _helpers: helpers })
     }
 
     /// Where it listens.
@@ -131,6 +142,7 @@ impl Server {
     /// Answers from this content from now on.
     pub fn publish(&self, snapshot: Snapshot) {
         self.names.publish(snapshot);
+        self.has_content.send_replace(true);
     }
 
     /// The content answered from now.
@@ -183,6 +195,7 @@ struct Thread {
     shard: usize,
     names: Arc<Names>,
     clients: Arc<Clients>,
+    content: watch::Receiver<bool>,
     stopping: Arc<AtomicBool>,
     socket: Arc<UdpSocket>,
     runtime: Handle,
@@ -190,9 +203,13 @@ struct Thread {
 
 impl Thread {
     /// What is returned ends with it.
-    fn start(self) -> io::Result<oneshot::Receiver<()>> {
+    fn start(mut self) -> io::Result<oneshot::Receiver<()>> {
         let (running, ended) = oneshot::channel::<()>();
         std::thread::Builder::new().name("dns".into()).spawn(move || {
+            // Without its sender the server is gone.
+            if self.runtime.block_on(self.content.wait_for(|there| *there)).is_err() {
+                return;
+            }
             if let Err(error) = self.run() {
                 tracing::error!(%error, "receiving questions failed");
             }

@@ -138,6 +138,18 @@ async fn the_zone_is_answered_over_udp_and_tcp() {
 }
 
 #[tokio::test]
+async fn what_is_asked_before_there_is_content_waits_for_it() {
+    let server = Server::start(config(Vec::new()), Sockets::bind("127.0.0.1:0".parse().unwrap()).unwrap()).unwrap();
+    let asked = ask("web.default.svc.cluster.local.", "A");
+    let answers = async { tokio::join!(over_udp(&server, &asked), over_tcp(&server, &asked)) };
+    tokio::pin!(answers);
+    assert!(timeout(Duration::from_millis(200), &mut answers).await.is_err(), "answered from nothing");
+    server.publish(services());
+    let (datagram, stream) = answers.await;
+    assert_eq!((data(&datagram), data(&stream)), (vec!["10.96.0.80".to_owned()], vec!["10.96.0.80".to_owned()]));
+}
+
+#[tokio::test]
 async fn long_answers_are_cut_and_whole_over_tcp() {
     let server = server(Vec::new());
     let mut asked = ask("many.default.svc.cluster.local.", "A");
