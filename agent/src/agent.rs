@@ -382,7 +382,7 @@ async fn remove_strangers(node: &Node, records: &[Record]) {
     let strangers: BTreeSet<String> = found.filter(|uid| !known.contains(uid.as_str())).collect();
     for uid in strangers {
         if let Err(error) = tear_down(node, Part::Whole, &uid, None).await {
-            tracing::warn!(uid, error = %pod::causes::chain(&error), "leftovers of an unknown pod");
+            tracing::warn!(uid, error = %causes::chain(&error), "leftovers of an unknown pod");
         }
     }
 }

@@ -9,13 +9,14 @@
 //! Built on rustix, which has `openat2` and the `*at` calls in safe forms. pathrs, the other crate at hand, resolves in
 //! a root only; volumes need the other rule as well, by which a link may lead anywhere inside and nowhere else.
 
+mod descriptor;
 mod walk;
 mod weigh;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Permissions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -23,11 +24,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
+use descriptor::{open_at, path_of};
 pub use walk::{Found, Links, Missing};
 pub use weigh::Weight;
-
-/// The kernel gives up a look-up that renames disturb; one that is disturbed this often is under attack.
-const ATTEMPTS: u32 = 128;
 
 /// A folder held by its descriptor. Its own path must be nobody else's to shape.
 #[derive(Debug)]
@@ -193,27 +192,12 @@ fn readable(file: OwnedFd) -> io::Result<File> {
     Ok(rustix::fs::openat(CWD, path_of(file.as_fd()), flags, Mode::empty())?.into())
 }
 
-/// A path that means the very file of a descriptor, whatever its names have become.
-pub fn path_of(file: BorrowedFd<'_>) -> PathBuf {
-    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
-}
-
 fn give(file: impl AsFd, user: Option<u32>, group: Option<u32>) -> io::Result<()> {
     if user.is_none() && group.is_none() {
         return Ok(());
     }
     let (user, group) = (user.map(Uid::from_raw), group.map(Gid::from_raw));
     Ok(rustix::fs::chownat(file, "", user, group, AtFlags::EMPTY_PATH)?)
-}
-
-fn open_at(folder: BorrowedFd<'_>, path: &OsStr, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
-    for _ in 1..ATTEMPTS {
-        match rustix::fs::openat2(folder, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
-            Err(Errno::AGAIN) => {}
-            opened => return opened,
-        }
-    }
-    rustix::fs::openat2(folder, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
 #[cfg(test)]

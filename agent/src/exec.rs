@@ -64,7 +64,7 @@ impl Process {
     pub async fn kill(&self) {
         let signal = Op::SignalExec { exec: self.exec.clone(), signal: libc::SIGKILL };
         if let Err(error) = self.link.tell(signal).await {
-            tracing::debug!(exec = self.exec, error = %pod::causes::chain(&error), "process not killed");
+            tracing::debug!(exec = self.exec, error = %causes::chain(&error), "process not killed");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One run of a container: its root file system, mounts, configuration; create and start through the pod process.
 
+mod files;
 mod mounts;
 
 use std::collections::HashMap;
@@ -28,6 +29,8 @@ use crate::record::Record;
 use crate::sandbox::Sandbox;
 use crate::step::Step;
 use crate::volume::Place;
+pub use files::run_folder;
+use files::{earlier_termination_files, small_files, termination_file};
 use mounts::MountsError;
 #[cfg(test)]
 pub use mounts::{find_part, make_part};
@@ -261,25 +264,6 @@ impl Launch<'_> {
 /// A path by which other processes reach what this one has open.
 fn own_descriptor(file: &fs::File) -> PathBuf {
     format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
-}
-
-pub fn run_folder(node: &Node, uid: &str, run: &str) -> PathBuf {
-    node.pod_run(uid).join("containers").join(run)
-}
-
-/// Where the small files of a run are that the agent makes for it.
-fn small_files(node: &Node, uid: &str, run: &str) -> PathBuf {
-    run_folder(node, uid, run).join("files")
-}
-
-fn termination_file(small_files: &Path) -> PathBuf {
-    small_files.join("termination-log")
-}
-
-/// Where earlier releases kept the message of a run that may still go on: first in one place for the whole pod.
-fn earlier_termination_files(node: &Node, uid: &str, run: &str) -> [PathBuf; 2] {
-    let of_pod = node.pod_run(uid).join("files").join(format!("{run}.message"));
-    [of_pod, run_folder(node, uid, run).join("termination-message")]
 }
 
 /// The end of what a run wrote to its termination log.

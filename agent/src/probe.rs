@@ -2,24 +2,25 @@
 
 mod grpc;
 mod http;
+mod words;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use causes::chain;
 use futures::future::join_all;
-use pod::causes::chain;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::exec::{ExecError, ExecRequest, exec};
 use crate::model::{Container, Handler, Probe};
 use crate::node::Node;
-use crate::worker::Command;
+use words::dial_error;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -91,9 +92,17 @@ pub struct Probes {
 }
 
 impl Probes {
-    pub fn start(&mut self, target: Target, run: &str, kind: Kind, probe: Probe, to: mpsc::UnboundedSender<Command>) {
+    /// Each verdict is told, until nobody hears them any more.
+    pub fn start(
+        &mut self,
+        target: Target,
+        run: &str,
+        kind: Kind,
+        probe: Probe,
+        tell: impl Fn(Verdict) -> ControlFlow<()> + Send + 'static,
+    ) {
         let name = target.container.name.clone();
-        let task = tokio::spawn(watch(target, run.to_owned(), kind, probe, to));
+        let task = tokio::spawn(watch(target, run.to_owned(), kind, probe, tell));
         self.tasks.entry(name).or_default().push((kind, task));
     }
 
@@ -124,7 +133,7 @@ impl Drop for Probes {
     }
 }
 
-async fn watch(target: Target, run: String, kind: Kind, probe: Probe, to: mpsc::UnboundedSender<Command>) {
+async fn watch(target: Target, run: String, kind: Kind, probe: Probe, tell: impl Fn(Verdict) -> ControlFlow<()>) {
     let seconds = |value: Option<u64>, default| Duration::from_secs(value.filter(|n| *n > 0).unwrap_or(default));
     tokio::time::sleep(Duration::from_secs(probe.initial_delay_seconds.unwrap_or(0))).await;
     let (period, timeout) = (seconds(probe.period_seconds, 10), seconds(probe.timeout_seconds, 1));
@@ -139,7 +148,7 @@ async fn watch(target: Target, run: String, kind: Kind, probe: Probe, to: mpsc::
         if failure.is_some() || changed.is_some() {
             let container = target.container.name.clone();
             let verdict = Verdict { container, run: run.clone(), kind, failure, changed };
-            if to.send(Command::Probe(verdict)).is_err() {
+            if tell(verdict).is_break() {
                 return;
             }
         }
@@ -206,16 +215,6 @@ pub async fn run_handler(target: &Target, handler: &Handler, timeout: Duration) 
         };
     }
     Err(Failure::NotAsked("no handler".to_owned()))
-}
-
-/// A connection that did not come about, in the words that events have for it.
-fn dial_error(address: &str, error: &dyn std::error::Error) -> String {
-    let text = error.to_string();
-    // The library adds the number, and begins with a capital.
-    let words = text.split(" (os error").next().unwrap_or_default();
-    let mut letters = words.chars();
-    let first = letters.next().map(|letter| letter.to_ascii_lowercase());
-    format!("dial tcp {address}: connect: {}{}", first.map(String::from).unwrap_or_default(), letters.as_str())
 }
 
 /// What an event may say of a command's output.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use api::time::rfc3339;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -61,7 +62,7 @@ pub fn status(inputs: &Inputs<'_>) -> Value {
         }
     }
     out.insert("phase".into(), json!(phase));
-    out.insert("startTime".into(), json!(seconds(inputs.record.started_at)));
+    out.insert("startTime".into(), json!(rfc3339(inputs.record.started_at)));
     out.insert("hostIP".into(), json!(inputs.host_ip));
     out.insert("hostIPs".into(), json!([{"ip": inputs.host_ip}]));
     let ip = if spec.host_network { Some(inputs.host_ip) } else { inputs.record.ip };
@@ -167,11 +168,6 @@ const OWN_FIELDS: [&str; 10] = [
     "ephemeralContainerStatuses",
     "observedGeneration",
 ];
-
-/// The API's times have whole seconds.
-fn seconds(time: Timestamp) -> String {
-    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
 
 #[cfg(test)]
 mod tests;

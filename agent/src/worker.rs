@@ -567,7 +567,7 @@ impl Worker {
 
     fn log_failure(&self, what: &'static str, error: &dyn std::error::Error) {
         let pod = &self.record.pod;
-        tracing::warn!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, what, error = %pod::causes::chain(error));
+        tracing::warn!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, what, error = %causes::chain(error));
     }
 }
 

@@ -3,19 +3,19 @@
 //! One walk over the schema; each type that has defaults has a rule, applied after its members'. Rules of types that
 //! came with a kind are in that kind's file of [`crate::kinds`]; here are those of types that many kinds hold.
 
+mod rule;
+
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::kind::Kind;
 use crate::kinds;
 use crate::schema::{Field, Reading, Shape, Type};
 
-pub(crate) type Object = Map<String, Value>;
-pub(crate) type Rule = fn(&mut Object);
-/// A type by its name in the schema, and what it fills in.
-pub type TypeDefault = (&'static str, Rule);
+pub use self::rule::TypeDefault;
+pub(crate) use self::rule::{Object, Rule, nested, set, set_absent, text};
 
 /// Which defaults these are. What was stored under a lower number is defaulted when it is read, so whoever changes what
 /// is filled in raises it (`tests/kinds.rs` tells).
@@ -111,36 +111,6 @@ const SHARED: &[TypeDefault] = &[
     ("core.v1.PodSpec", pod_spec),
     ("authentication.v1.TokenRequestSpec", |m| set_absent(m, "expirationSeconds", 3600)),
 ];
-
-/// The zero value counts as absent (a field that is not a pointer in Go).
-pub(crate) fn set(map: &mut Object, name: &str, value: impl Into<Value>) {
-    let absent = match map.get(name) {
-        None | Some(Value::Null) => true,
-        Some(Value::String(text)) => text.is_empty(),
-        Some(Value::Number(n)) => n.as_i64() == Some(0),
-        Some(_) => false,
-    };
-    if absent {
-        map.insert(name.into(), value.into());
-    }
-}
-
-/// Only absence counts (a pointer in Go).
-pub(crate) fn set_absent(map: &mut Object, name: &str, value: impl Into<Value>) {
-    if map.get(name).is_none_or(Value::is_null) {
-        map.insert(name.into(), value.into());
-    }
-}
-
-pub(crate) fn nested(map: &mut Object, name: &str, run: impl FnOnce(&mut Object)) {
-    if let Some(inner) = map.entry(name.to_string()).or_insert_with(|| json!({})).as_object_mut() {
-        run(inner);
-    }
-}
-
-pub(crate) fn text<'a>(map: &'a Object, name: &str) -> &'a str {
-    map.get(name).and_then(Value::as_str).unwrap_or_default()
-}
 
 /// `Always` for an image without tag and digest or tagged `latest`.
 fn pull_policy(image: &str) -> &'static str {

@@ -1,14 +1,16 @@
 //! The table of kinds: every resource the server knows is one row here, and everything else is driven by it.
 
-use std::borrow::Cow;
+mod part;
+
 use std::sync::{Arc, LazyLock};
 
 use crate::custom::{Custom, Stage};
 use crate::kinds::{self, Behaviour};
+use crate::names::version_rank;
 use crate::schema::{self, Schema};
 
-/// A name that is usually part of the built-in table and sometimes made at run time.
-pub type Text = Cow<'static, str>;
+pub use self::part::Part;
+pub use crate::schema::Text;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scope {
@@ -34,68 +36,6 @@ impl Gvk {
 /// `v1`, or `group/version`.
 pub fn api_version(group: &str, version: &str) -> String {
     if group.is_empty() { version.to_string() } else { format!("{group}/{version}") }
-}
-
-/// A part of an object, or something done to it: what a path may name below an object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Part {
-    Approval,
-    Attach,
-    Binding,
-    EphemeralContainers,
-    Eviction,
-    Exec,
-    Finalize,
-    Log,
-    PortForward,
-    Proxy,
-    Resize,
-    Scale,
-    Status,
-    Token,
-}
-
-impl Part {
-    const ALL: [Part; 14] = [
-        Part::Approval,
-        Part::Attach,
-        Part::Binding,
-        Part::EphemeralContainers,
-        Part::Eviction,
-        Part::Exec,
-        Part::Finalize,
-        Part::Log,
-        Part::PortForward,
-        Part::Proxy,
-        Part::Resize,
-        Part::Scale,
-        Part::Status,
-        Part::Token,
-    ];
-
-    /// As paths and rules name it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Part::Approval => "approval",
-            Part::Attach => "attach",
-            Part::Binding => "binding",
-            Part::EphemeralContainers => "ephemeralcontainers",
-            Part::Eviction => "eviction",
-            Part::Exec => "exec",
-            Part::Finalize => "finalize",
-            Part::Log => "log",
-            Part::PortForward => "portforward",
-            Part::Proxy => "proxy",
-            Part::Resize => "resize",
-            Part::Scale => "scale",
-            Part::Status => "status",
-            Part::Token => "token",
-        }
-    }
-
-    pub fn parse(name: &str) -> Option<Part> {
-        Self::ALL.into_iter().find(|part| part.name() == name)
-    }
 }
 
 /// What `/part` of an object takes and gives.
@@ -306,22 +246,6 @@ const GROUPS: [&str; 21] = [
 fn priority(kind: &Kind) -> (usize, Text, std::cmp::Reverse<(u8, u32, u32)>, Text) {
     let group = GROUPS.iter().position(|g| *g == kind.group).unwrap_or(GROUPS.len());
     (group, kind.group.clone(), std::cmp::Reverse(version_rank(&kind.version)), kind.plural.clone())
-}
-
-/// Stability, major and minor number of a version name like `v2beta1`; anything else ranks lowest.
-pub(crate) fn version_rank(version: &str) -> (u8, u32, u32) {
-    let parse = || {
-        let rest = version.strip_prefix('v')?;
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        let major = rest[..digits].parse().ok()?;
-        let (stability, minor) = match &rest[digits..] {
-            "" => (3, "0"),
-            tail if tail.starts_with("beta") => (2, &tail[4..]),
-            tail => (1, tail.strip_prefix("alpha")?),
-        };
-        Some((stability, major, minor.parse().ok()?))
-    };
-    parse().unwrap_or((0, 0, 0))
 }
 
 /// Kinds whose objects are stored under another group or version.

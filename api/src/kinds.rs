@@ -49,7 +49,6 @@ mod stateful_set;
 mod storage;
 mod webhooks;
 
-pub use self::custom_resource_definition::is_protected_group;
 pub use self::report::report;
 
 use std::collections::BTreeMap;
@@ -62,6 +61,9 @@ use crate::kind::Part;
 use crate::names::dns_subdomain;
 use crate::selector::Selectable;
 use crate::validate::{Errors, NameRule};
+
+/// The beginning of every warning that no other server gives.
+pub const MARK: &str = "amphipod: ";
 
 /// What is wrong with an object.
 pub type Check = fn(&Value, &mut Errors);

@@ -176,6 +176,22 @@ pub fn http_path(text: &str) -> Vec<String> {
     if fine { Vec::new() } else { vec![why.into()] }
 }
 
+/// Stability, major and minor number of a version name like `v2beta1`; anything else ranks lowest.
+pub fn version_rank(version: &str) -> (u8, u32, u32) {
+    let parse = || {
+        let rest = version.strip_prefix('v')?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let major = rest[..digits].parse().ok()?;
+        let (stability, minor) = match &rest[digits..] {
+            "" => (3, "0"),
+            tail if tail.starts_with("beta") => (2, &tail[4..]),
+            tail => (1, tail.strip_prefix("alpha")?),
+        };
+        Some((stability, major, minor.parse().ok()?))
+    };
+    parse().unwrap_or((0, 0, 0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

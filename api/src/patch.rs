@@ -12,6 +12,7 @@ use crate::decode::{self, Decoded, FieldValidation};
 use crate::kind::Gvk;
 use crate::schema::Schema;
 use crate::status::{FieldError, Status};
+use crate::value::go_map;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PatchType {
@@ -153,20 +154,6 @@ fn duplicates(node: &decode::json::Node) -> Vec<String> {
     let mut out = Vec::new();
     walk(node, &mut String::new(), &mut out);
     out
-}
-
-/// As Go prints untyped JSON with `%v`.
-pub(crate) fn go_map(value: &Value) -> String {
-    match value {
-        Value::Object(map) => {
-            let parts: Vec<String> = map.iter().map(|(k, v)| format!("{k}:{}", go_map(v))).collect();
-            format!("map[{}]", parts.join(" "))
-        }
-        Value::Array(items) => format!("[{}]", items.iter().map(go_map).collect::<Vec<_>>().join(" ")),
-        Value::String(text) => text.clone(),
-        Value::Null => "<nil>".into(),
-        other => other.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -3,13 +3,16 @@
 mod builtin;
 pub mod structural;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 pub use self::builtin::{find, has_version, of_kind};
-use crate::kind::Text;
+
+/// A name that is usually part of the built-in table and sometimes made at run time.
+pub type Text = Cow<'static, str>;
 
 /// The schema of an object; cheap to clone.
 #[derive(Debug, Clone)]

@@ -1,15 +1,17 @@
 //! Label and field selectors.
 
 mod fields;
+mod selectable;
 
 use serde_json::Value;
 
-pub use self::fields::{COMMON, Fields, Selectable, field, field_value, selectable};
+pub use self::fields::{Fields, field_value, selectable};
+pub use self::selectable::{COMMON, Selectable, field};
 
 use crate::budget::{Budget, Exceeded};
 use crate::names;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Operator {
     In,
     NotIn,
@@ -19,7 +21,7 @@ enum Operator {
     Less,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Requirement {
     key: String,
     operator: Operator,
@@ -29,7 +31,7 @@ struct Requirement {
 }
 
 /// A label selector.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Labels {
     requirements: Vec<Requirement>,
     nothing: bool,

@@ -2,8 +2,10 @@
 //!
 //! What a kind's own fields have to be is in its file of [`crate::kinds`]; here is what kinds share.
 
+pub(crate) mod amount;
 mod at;
 pub(crate) mod conditions;
+mod errors;
 pub mod inactive;
 pub(crate) mod internal;
 pub(crate) mod meta;
@@ -13,21 +15,19 @@ pub(crate) mod volumes;
 mod warn;
 pub(crate) mod workload;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 pub(crate) use self::at::{At, one_source};
+pub use self::errors::{Errors, NameRule};
+pub(crate) use self::errors::{
+    MAX_BYTES, PROTOCOLS, decoded, diff, duplicate_struct, frozen, invalid, is_cidr, one_of,
+};
 pub use self::meta::{MANAGER_BYTES, manager};
 pub use self::warn::warnings;
 
 use crate::custom;
 use crate::kind::{Kind, Part};
 use crate::status::FieldError;
-use crate::value::text;
-
-pub type Errors = Vec<FieldError>;
-pub type NameRule = fn(&str) -> Vec<String>;
 
 /// Everything wrong with a new object; metadata first.
 pub fn create(kind: &Kind, object: &Value) -> Vec<FieldError> {
@@ -78,74 +78,6 @@ pub fn scale(scale: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     meta::not_negative(&scale["spec"]["replicas"], "spec.replicas", &mut errors);
     errors
-}
-
-/// Protocols of ports, as they are listed.
-pub(crate) const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
-
-/// What a ConfigMap or Secret may hold.
-pub(crate) const MAX_BYTES: usize = 1024 * 1024;
-
-pub(crate) fn decoded(value: &Value) -> Vec<u8> {
-    STANDARD.decode(text(value)).unwrap_or_default()
-}
-
-/// `immutable: true` holds for good.
-pub(crate) fn frozen(new: &Value, old: &Value, fields: &[&str], errors: &mut Errors) {
-    if old["immutable"] != true {
-        return;
-    }
-    let why = "field is immutable when `immutable` is set";
-    if new["immutable"] != true {
-        errors.push(FieldError::forbidden("immutable", why));
-    }
-    for field in fields.iter().filter(|f| new[**f] != old[**f]) {
-        errors.push(FieldError::forbidden(*field, why));
-    }
-}
-
-/// A diff of the fields of two specs.
-pub(crate) fn diff(new: &Value, old: &Value) -> String {
-    let mut lines = String::from("@@ spec @@");
-    let names: std::collections::BTreeSet<&String> =
-        [new, old].iter().filter_map(|v| v.as_object()).flat_map(|m| m.keys()).collect();
-    for name in names.into_iter().filter(|n| new[n.as_str()] != old[n.as_str()]) {
-        for (sign, spec) in [('-', old), ('+', new)] {
-            if let Some(value) = spec.get(name) {
-                lines.push_str(&format!("\n{sign} {name}: {value}"));
-            }
-        }
-    }
-    lines
-}
-
-/// Each complaint as an invalid value.
-pub(crate) fn invalid(path: &str, value: &Value, complaints: Vec<String>, errors: &mut Errors) {
-    errors.extend(complaints.into_iter().map(|c| FieldError::invalid(path, value.clone(), c)));
-}
-
-/// One of these, in the order in which upstream lists them.
-pub(crate) fn one_of(path: &str, value: &Value, options: &[&str], errors: &mut Errors) {
-    if !options.contains(&text(value)) {
-        errors.push(FieldError::not_supported(path, value.clone(), options));
-    }
-}
-
-/// A duplicate shown as Go prints the struct, in the order of its fields.
-pub(crate) fn duplicate_struct(path: &str, shown: &str, detail: &str) -> FieldError {
-    let mut error = FieldError::duplicate(path, crate::status::verbatim(shown));
-    error.detail = detail.into();
-    error
-}
-
-pub(crate) fn is_cidr(text: &str) -> bool {
-    let parse = || {
-        let (ip, bits) = text.split_once('/')?;
-        let ip: std::net::IpAddr = ip.parse().ok()?;
-        let bits: u8 = bits.parse().ok()?;
-        Some(bits <= if ip.is_ipv4() { 32 } else { 128 })
-    };
-    parse().unwrap_or(false)
 }
 
 #[cfg(test)]

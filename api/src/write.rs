@@ -1,5 +1,7 @@
 //! The pure part of a write: what the server itself sets, keeps or strips before an object is validated.
 
+mod keep;
+mod scale;
 mod slice;
 
 use jiff::Timestamp;
@@ -10,9 +12,8 @@ use crate::kinds::{FirstStatus, Generation};
 use crate::status::Status;
 use crate::time::rfc3339;
 
-use crate::custom::at;
-
-pub(crate) use self::slice::put;
+pub(crate) use self::keep::{keep, keep_field, put, section};
+pub use self::scale::{apply_scale, scale_of, with_replicas};
 
 /// What the server chooses for a new object.
 #[derive(Debug, Clone)]
@@ -188,96 +189,6 @@ fn keep_metadata(new: &mut Value, old: &Value, generation: Sender) {
     }
 }
 
-pub(crate) fn keep(new: &mut Value, old: &Value, part: &str) {
-    let Some(map) = new.as_object_mut() else { return };
-    match old.get(part) {
-        Some(value) => map.insert(part.into(), value.clone()),
-        None => map.remove(part),
-    };
-}
-
-pub(crate) fn keep_field(new: &mut Value, old: &Value, part: &str, field: &str) {
-    let before = old[part].get(field).cloned();
-    let map = section(new, part);
-    match before {
-        Some(value) => map.insert(field.into(), value),
-        None => map.remove(field),
-    };
-}
-
-pub(crate) fn section<'a>(object: &'a mut Value, name: &str) -> &'a mut Map<String, Value> {
-    if !object.is_object() {
-        *object = json!({});
-    }
-    let slot = &mut object[name];
-    if !slot.is_object() {
-        *slot = json!({});
-    }
-    slot.as_object_mut().expect("made an object just above")
-}
-
 fn text<'a>(map: &'a Map<String, Value>, name: &str) -> &'a str {
     map.get(name).and_then(Value::as_str).unwrap_or_default()
-}
-
-/// The `autoscaling/v1` Scale of an object.
-pub fn scale_of(kind: &Kind, object: &Value) -> Value {
-    let old = &object["metadata"];
-    let mut metadata = Map::new();
-    for name in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
-        metadata.extend(old.get(name).map(|v| (name.to_string(), v.clone())));
-    }
-    let scale = kind.custom.as_ref().and_then(|custom| custom.scale.as_ref());
-    let (replicas, current) = match scale {
-        Some(scale) => (at(object, &scale.replicas), at(object, &scale.status)),
-        None => (&object["spec"]["replicas"], &object["status"]["replicas"]),
-    };
-    let mut spec = Map::new();
-    if replicas.as_i64().is_some_and(|replicas| replicas != 0) {
-        spec.insert("replicas".into(), replicas.clone());
-    }
-    let mut status = json!({"replicas": current.as_i64().unwrap_or(0)});
-    let text = match scale {
-        Some(scale) => scale.selector.as_ref().map_or("", |steps| crate::value::text(at(object, steps))).to_owned(),
-        None => selected(object),
-    };
-    if !text.is_empty() {
-        status["selector"] = json!(text);
-    }
-    json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status})
-}
-
-/// What a workload's selector chooses, as a text.
-fn selected(object: &Value) -> String {
-    let selector = &object["spec"]["selector"];
-    match crate::selector::Labels::from_object(selector) {
-        Ok(selector) if object["kind"] != "ReplicationController" => selector.to_string(),
-        _ => crate::selector::Labels::from_map(selector).to_string(),
-    }
-}
-
-/// An object of nothing but its replicas.
-pub fn with_replicas(kind: &Kind, object: &mut Value, replicas: Value) {
-    match kind.custom.as_ref().and_then(|custom| custom.scale.as_ref()) {
-        Some(scale) => {
-            let Some((last, above)) = scale.replicas.split_last() else { return };
-            let place = above.iter().fold(object, |object, step| {
-                section(object, step);
-                &mut object[step.as_str()]
-            });
-            place[last.as_str()] = replicas;
-        }
-        None => {
-            section(object, "spec").insert("replicas".into(), replicas);
-        }
-    }
-}
-
-/// Sets an object's replicas (and the version to match) from a Scale.
-pub fn apply_scale(kind: &Kind, object: &mut Value, scale: &Value) {
-    let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
-    with_replicas(kind, object, json!(replicas));
-    if let Some(version) = scale["metadata"].get("resourceVersion") {
-        section(object, "metadata").insert("resourceVersion".into(), version.clone());
-    }
 }

@@ -15,7 +15,8 @@ use crate::admission::{Chain, Cluster, Operation, Options, Phase, Review, Settin
 use crate::authz::Authorizer;
 use crate::cache::Cache;
 use crate::definitions::Definitions;
-use crate::feed::{CacheFeed, header};
+use crate::feed::CacheFeed;
+use crate::header::header;
 use crate::object::{Encoded, Object, ObjectKey, Revision};
 use crate::reader::{Reader, collection};
 use crate::store::{CommitError, Committed, Expect, Failure, Opened, StoreError, Transaction, Write};

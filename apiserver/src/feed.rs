@@ -5,12 +5,12 @@
 use std::sync::Arc;
 
 use api::custom::{GROUP, PLURAL};
-use api::kind::{Kind, Registry, Text};
-use serde_json::Value;
+use api::kind::{Kind, Registry};
 
 use crate::cache::{Cache, Published};
 use crate::definitions::{self, Definitions};
-use crate::object::{Collection, Encoded, Header, INTERNAL, Object, ObjectKey, Revision, Unreadable};
+use crate::header::{header, shown};
+use crate::object::{Collection, Encoded, INTERNAL, Object, ObjectKey, Revision, Unreadable};
 use crate::store::{Change, Content, Feed, Record, StoreError, Unsealed, parse_key, unseal};
 
 pub(crate) struct CacheFeed {
@@ -127,34 +127,4 @@ fn read(
     }
     let header = kind.map(|kind| header(&kind, &value)).unwrap_or_default();
     Ok(Object { key: key.clone(), revision, header, json: encoded.with_version(revision) })
-}
-
-/// A stored object as its kind is now.
-pub(crate) fn shown(kind: &Kind, object: Value) -> Value {
-    // A definition may say less than it did; what Kubernetes itself has only grows.
-    let mut object = match &kind.custom {
-        Some(_) => api::decode::canonical(&kind.gvk(), &kind.schema, &object),
-        None => object,
-    };
-    api::default::apply(kind, &mut object);
-    api::decode::canonical(&kind.gvk(), &kind.schema, &object)
-}
-
-/// The header of an object of this (storage) kind.
-pub(crate) fn header(kind: &Kind, object: &Value) -> Header {
-    let metadata = &object["metadata"];
-    let labels = metadata["labels"].as_object().into_iter().flatten();
-    Header {
-        uid: metadata["uid"].as_str().unwrap_or_default().to_owned(),
-        labels: labels.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned())).collect(),
-        fields: api::selector::selectable(kind)
-            .map(|field| (label(kind, field.stored), field.value(object).into()))
-            .collect(),
-    }
-}
-
-/// The name of a field: of the kinds of Kubernetes itself it is never copied.
-fn label(kind: &Kind, stored: &str) -> Text {
-    let known = api::selector::COMMON.iter().chain(kind.behaviour.selectable).find(|field| field.stored == stored);
-    known.map_or_else(|| stored.to_owned().into(), |field| field.stored.into())
 }

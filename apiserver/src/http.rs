@@ -4,11 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::budget::Budget;
-use api::status::Status;
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
-use futures::StreamExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -35,6 +31,7 @@ mod params;
 mod path;
 mod pretty;
 mod proxy;
+mod read;
 mod reply;
 mod serving;
 mod spdy;
@@ -49,10 +46,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// A request is answered, or its stream begun, within this; as upstream's `--request-timeout`.
 const REQUEST: Duration = Duration::from_secs(60);
-/// A body is all there within this.
-const BODY: Duration = Duration::from_secs(30);
-/// Of a body that is too large, this much is read before the refusal, bytes.
-const DROPPED: usize = 64 << 20;
 /// The head of a request takes no longer; a connection that idles longer between requests is closed.
 const HEADERS: Duration = Duration::from_secs(120);
 /// A peer that went without a word is found out by pings.
@@ -136,43 +129,7 @@ async fn handle(shared: Arc<Shared>, peer: &Peer, request: Request<Incoming>) ->
     let reply = match tokio::time::timeout(REQUEST, answer).await {
         Ok(Ok(reply)) => reply,
         Ok(Err(status)) => reply::status(&status, encoding),
-        Err(_) => reply::status(&late(), encoding),
+        Err(_) => reply::status(&read::late(), encoding),
     };
     if people { pretty::indented(reply).await } else { reply }
-}
-
-fn late() -> Status {
-    Status::timeout("request did not complete within requested timeout - context deadline exceeded", 0)
-}
-
-/// A refusal where the route is not even a resource, as upstream's mux gives it.
-fn page_not_found() -> reply::Reply {
-    reply::text(404, "404 page not found\n")
-}
-
-/// Reads a body up to the server's limit. More is read too and dropped, for a while: whoever writes while nobody reads
-/// finds a stream that was reset, and never the answer.
-async fn read_body(body: Incoming) -> Result<Bytes, Status> {
-    let limit = Budget::CLIENT.body;
-    let mut parts = Body::new(body).into_data_stream();
-    let mut kept = BytesMut::new();
-    let mut size = 0usize;
-    let whole = async {
-        while let Some(part) = parts.next().await {
-            let part = part.map_err(|why| Status::bad_request(format!("the body ended early: {why}")))?;
-            size = size.saturating_add(part.len());
-            match size {
-                _ if size <= limit => kept.extend_from_slice(&part),
-                _ if size <= limit.saturating_add(DROPPED) => kept = BytesMut::new(),
-                _ => break,
-            }
-        }
-        if size <= limit { Ok(kept.freeze()) } else { Err(Status::too_large(limit)) }
-    };
-    tokio::time::timeout(BODY, whole).await.map_err(|_| late())?
-}
-
-/// A request header as text.
-fn header_of(parts: &hyper::http::request::Parts, name: hyper::header::HeaderName) -> Option<&str> {
-    parts.headers.get(name)?.to_str().ok()
 }

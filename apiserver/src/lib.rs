@@ -21,6 +21,7 @@ mod definitions;
 pub mod engine;
 mod expiry;
 pub(crate) mod feed;
+mod header;
 mod http;
 pub mod identity;
 mod limits;

@@ -166,8 +166,9 @@ struct Pool {
     rejected: AtomicU64,
 }
 
-/// Of requests that wait in one level, whoever sent them.
-const QUEUE: usize = 2_000;
+/// Of requests that wait in one level, whoever sent them: so many clients may ask at once and all be served. What waits costs less
+/// than the connection it came by.
+const QUEUE: usize = 5_000;
 
 impl Pool {
     fn new(seats: usize, each: usize) -> Self {

@@ -180,7 +180,7 @@ impl Server {
         let history = engine.cache().forget(stop.clone());
         let memory = crate::memory::after_start(stop.clone());
         let roles = crate::aggregation::run(engine.clone(), stop.clone());
-        let definitions = crate::definitions::run(engine.clone(), stop.clone());
+        let definitions = crate::definitions::lives::run(engine.clone(), stop.clone());
         let requests = http::serve(self.shared, self.listener, tls, stop);
         let serving = async { tokio::join!(requests, expiry, renewal, history, memory, roles, definitions) };
         tokio::select! {

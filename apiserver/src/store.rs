@@ -24,6 +24,7 @@ mod overlay;
 mod power_cut;
 pub mod redb;
 pub mod tools;
+mod values;
 
 /// One changed key: `value` is the stored form, or `None` when the key goes.
 #[derive(Debug, Clone, PartialEq, Eq)]

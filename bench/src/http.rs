@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -55,6 +55,19 @@ impl Api {
             chain: pem("/users/0/user/client-certificate-data")?,
             key: pem("/users/0/user/client-key-data")?,
         };
+        Self::new(address, identity)
+    }
+
+    /// The same server for somebody else.
+    pub fn of(&self, whose: &client::https::Identity) -> Result<Self> {
+        let client::https::Identity::Certificate { chain, key } = whose else {
+            bail!("only certificates are known here")
+        };
+        let identity = Identity { ca: self.identity.ca.clone(), chain: chain.clone(), key: key.clone() };
+        Self::new(self.address.clone(), identity)
+    }
+
+    fn new(address: String, identity: Identity) -> Result<Self> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(identity.ca.as_bytes())?)?;
         let chain = CertificateDer::pem_slice_iter(identity.chain.as_bytes()).collect::<Result<Vec<_>, _>>()?;

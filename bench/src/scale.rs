@@ -4,11 +4,15 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use apiserver::nodes::NoNodes;
+use apiserver::server::Config;
 use bytes::Bytes;
 use clap::ValueEnum;
+use client::https::Identity;
 use tempfile::TempDir;
 
 use crate::http::Api;
@@ -16,8 +20,10 @@ use crate::processes::{self, Peer};
 use crate::report::Report;
 
 mod changes;
+mod clients;
 mod nodes;
 mod objects;
+mod resources;
 mod resumed;
 mod servers;
 mod watchers;
@@ -25,6 +31,8 @@ mod watchers;
 /// What is measured, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Part {
+    /// Updates a second by 32, 500, 5,000 clients
+    Clients,
     /// Memory under 100,000 changes in five minutes, and six quiet minutes later
     Changes,
     /// Watchers that were away for half a minute under those changes
@@ -48,6 +56,7 @@ pub fn run(parts: &[Part], nodes: usize) -> Result<Report> {
     for part in Part::value_variants().iter().copied().filter(|part| wanted(*part)) {
         println!("{part:?}");
         match part {
+            Part::Clients => clients::run(&mut report)?,
             Part::Changes => changes::run(&mut report)?,
             Part::Resumed => resumed::run(&mut report)?,
             Part::Objects => objects::run(&mut report)?,
@@ -107,6 +116,22 @@ impl Server {
         self.process = None;
     }
 
+    /// Certificates of this server's own for so many users of one group; it is ended and started again for that.
+    fn identities(&mut self, count: usize, user: impl Fn(usize) -> String, group: &str) -> Result<Vec<Identity>> {
+        self.kill();
+        let store = self.data().join("store.redb");
+        let issued = crate::http::block_on(async {
+            let stopped = apiserver::server::Server::open(&Config::on_loopback(store), Arc::new(NoNodes)).await?;
+            let issue = |index| {
+                let issued = stopped.authority().client(&user(index), &[group])?;
+                anyhow::Ok(Identity::Certificate { chain: issued.certificate, key: issued.key })
+            };
+            (0..count).map(issue).collect::<Result<Vec<_>>>()
+        })?;
+        self.start_again()?;
+        Ok(issued)
+    }
+
     fn api(&self) -> Result<Api> {
         Api::from_kubeconfig(&self.kubeconfig())
     }
@@ -131,16 +156,4 @@ impl Server {
     fn pid(&self) -> Result<u32> {
         Ok(self.process.as_ref().context("the server does not run")?.pid())
     }
-}
-
-/// Runs asynchronous work on all processors.
-fn on_all<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
-}
-
-/// Lets this process have as many connections open as the system allows.
-fn many_files() -> Result<()> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let most = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).context("cannot raise the limit of open files")
 }

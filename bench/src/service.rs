@@ -211,15 +211,3 @@ fn packets(report: &mut Report) -> Result<()> {
     }
     Ok(())
 }
-
-/// The node's namespace, where the API is reached.
-fn node() -> Result<std::path::PathBuf> {
-    let place = host::node(host::CLUSTER);
-    ensure!(place.exists(), "the cluster has no node1");
-    Ok(place)
-}
-
-/// The last part of an address list that is never empty.
-fn last(addresses: &[SocketAddrV4]) -> Result<SocketAddrV4> {
-    addresses.last().copied().context("there is no service")
-}

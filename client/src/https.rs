@@ -17,18 +17,20 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, USER_AGENT};
 use hyper::{Method, Request, Response};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::object::{Item, List, Resource, Revision, ServedKind, revision_of};
+use crate::object::{Item, List, Revision, ServedKind, revision_of};
 use crate::transport::{Change, DeleteOptions, Deleted, EventStream, Selector, Target, Transport};
+use answer::undecodable;
 use connection::{Connection, Failed};
+use path::{encode, path, selected};
 
 mod answer;
 mod connection;
 mod discovery;
+mod path;
 mod watch;
 
 pub use connection::ConfigError;
@@ -46,9 +48,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Rounds of one read-modify-write whose object keeps changing under it.
 const ROUNDS: usize = 16;
-/// What stands in a path or query as it is.
-const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
 /// Where a server is, and who asks.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -167,7 +166,8 @@ impl Https {
             let answer = self.answer(call).await?;
             let code = answer.status();
             let body = Limited::new(answer.into_body(), LIMIT).collect().await;
-            let broken = |error: Box<dyn Error + Send + Sync>| format!("the answer broke off: {}", causes(&*error));
+            let broken =
+                |error: Box<dyn Error + Send + Sync>| format!("the answer broke off: {}", causes::chain(&*error));
             let body = body.map_err(|error| Status::service_unavailable(broken(error)))?;
             let body = body.to_bytes();
             if code.is_success() { Ok(body) } else { Err(answer::refusal(code.as_u16(), &body)) }
@@ -237,47 +237,6 @@ fn retry_after(answer: &Response<Incoming>) -> Option<Duration> {
     }
     let seconds = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds).min(LONGEST_PAUSE))
-}
-
-/// An error with everything behind it.
-fn causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text += &format!(": {cause}");
-        next = cause.source();
-    }
-    text
-}
-
-fn undecodable(error: impl std::fmt::Display) -> Status {
-    Status::internal(format!("the server's answer cannot be read: {error}"))
-}
-
-fn encode(text: &str) -> String {
-    utf8_percent_encode(text, PLAIN).to_string()
-}
-
-fn selected(selector: &Selector) -> String {
-    format!("labelSelector={}&fieldSelector={}", encode(&selector.labels), encode(&selector.fields))
-}
-
-fn root(resource: &Resource) -> String {
-    let (group, version) = (encode(&resource.group), encode(&resource.version));
-    if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") }
-}
-
-fn path(target: Target<'_>) -> String {
-    let mut path = root(target.resource);
-    if !target.namespace.is_empty() {
-        path += &format!("/namespaces/{}", encode(target.namespace));
-    }
-    for part in [&*target.resource.plural, target.name, target.subresource].into_iter().filter(|part| !part.is_empty())
-    {
-        path.push('/');
-        path += &encode(part);
-    }
-    path
 }
 
 #[async_trait]
@@ -385,17 +344,6 @@ fn delete_body(options: &DeleteOptions) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_and_selectors_are_encoded() {
-        let (pods, deployments) = (Resource::core("pods"), Resource::new("apps", "deployments"));
-        let target = |resource, namespace, name, subresource| Target { resource, namespace, name, subresource };
-        assert_eq!(path(target(&pods, "ns", "a", "status")), "/api/v1/namespaces/ns/pods/a/status");
-        assert_eq!(path(target(&deployments, "", "", "")), "/apis/apps/v1/deployments");
-        assert_eq!(path(target(&pods, "", "a:b/c", "")), "/api/v1/pods/a%3Ab%2Fc");
-        let selector = Selector { labels: "a in (b,c)".into(), fields: "spec.nodeName=n".into() };
-        assert_eq!(selected(&selector), "labelSelector=a%20in%20%28b%2Cc%29&fieldSelector=spec.nodeName%3Dn");
-    }
 
     #[test]
     fn a_difference_leads_to_the_other_state() {

@@ -127,10 +127,7 @@ impl<T: View> Informer<T> {
                 Some(new) => state.objects.insert(key.clone(), new.clone()),
                 None => state.objects.remove(key),
             };
-            state.unindex(key, old.as_deref());
-            for entry in new.iter().flat_map(|new| new.indexes()) {
-                state.index.entry(entry).or_default().insert(key.clone());
-            }
+            state.reindex(key, old.as_deref(), new.as_deref());
             old
         };
         if old.is_none() && new.is_none() {
@@ -165,14 +162,22 @@ impl<T: View> Informer<T> {
 }
 
 impl<T: View> State<T> {
-    fn unindex(&mut self, key: &Key, old: Option<&T>) {
-        for entry in old.into_iter().flat_map(View::indexes) {
+    fn reindex(&mut self, key: &Key, old: Option<&T>, new: Option<&T>) {
+        let entries = |object: Option<&T>| object.map(View::indexes).unwrap_or_default();
+        let (old, new) = (entries(old), entries(new));
+        if old == new {
+            return;
+        }
+        for entry in old {
             if let Some(keys) = self.index.get_mut(&entry) {
                 keys.remove(key);
                 if keys.is_empty() {
                     self.index.remove(&entry);
                 }
             }
+        }
+        for entry in new {
+            self.index.entry(entry).or_default().insert(key.clone());
         }
     }
 }

@@ -23,11 +23,26 @@ impl View for Peer {
     }
 }
 
+/// The index entry of what has, or selects, a label in a namespace.
+pub fn label_entry(namespace: &str, (key, value): (&String, &String)) -> String {
+    format!("label/{namespace}/{key}={value}")
+}
+
+/// Found by the first label of its selector ([`label_entry`]).
 impl View for Service {
     const RESOURCE: Resource = SERVICES;
 
     fn uid(&self) -> &str {
         &self.metadata.uid
+    }
+
+    fn indexes(&self) -> Vec<String> {
+        self.spec
+            .selector
+            .first_key_value()
+            .map(|label| label_entry(&self.metadata.namespace, label))
+            .into_iter()
+            .collect()
     }
 }
 

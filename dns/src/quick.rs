@@ -11,6 +11,8 @@ use hickory_proto::serialize::binary::BinEncodable;
 use crate::snapshot::{Records, Snapshot};
 use crate::zone::{SOA_TIMES, TTL};
 
+/// Longest datagram sent: what passes every path unfragmented.
+pub(crate) const PAYLOAD: u16 = 1232;
 const HEADER: usize = 12;
 const TYPE_A: u16 = 1;
 const TYPE_SOA: u16 = 6;
@@ -250,7 +252,7 @@ impl Writer<'_> {
         if self.question.edns {
             self.answer.push(0);
             self.answer.extend(TYPE_OPT.to_be_bytes());
-            self.answer.extend(crate::server::PAYLOAD.to_be_bytes());
+            self.answer.extend(PAYLOAD.to_be_bytes());
             self.answer.extend([0; 6]);
         }
     }

@@ -18,13 +18,11 @@ use tokio::time::timeout;
 
 use crate::clients::{Clients, Quota};
 use crate::forward::{Forwarder, Transport};
-use crate::quick::Quick;
+use crate::quick::{PAYLOAD, Quick};
 use crate::snapshot::Snapshot;
 use crate::udp::{self, Batch};
 use crate::zone::{Outcome, Zone};
 
-/// Longest datagram sent: what passes every path unfragmented.
-pub(crate) const PAYLOAD: u16 = 1232;
 const PLAIN_PAYLOAD: u16 = 512;
 /// How long a TCP client may be silent.
 const IDLE: Duration = Duration::from_secs(10);

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use fnv::FnvHasher;
+
 /// Ten thousand services make pieces of about forty.
 const PIECES: usize = 256;
 
@@ -47,22 +49,10 @@ impl<K: Hash + Eq + Clone, V: Clone> Shards<K, V> {
 
 /// Which piece a key is in. The pieces' own hashes are keyed at random, this one need not be.
 fn piece<Q: Hash + ?Sized>(key: &Q) -> usize {
-    let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
+    let mut hash = FnvHasher::default();
     key.hash(&mut hash);
     let hash = hash.finish();
     (hash ^ hash >> 32) as usize % PIECES
-}
-
-struct Fnv(u64);
-
-impl Hasher for Fnv {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = bytes.iter().fold(self.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
-    }
 }
 
 #[cfg(test)]

@@ -8,12 +8,12 @@
 #[expect(unsafe_code, reason = "a wrapper of an ioctl")]
 mod ethtool;
 mod netlink;
+mod netns;
 mod node;
 mod pods;
 mod ports;
 mod sysctl;
 
-use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -121,8 +121,4 @@ impl Network {
         pods::remove_all(&netlink).await?;
         node::tear_down(&netlink, state_file).await
     }
-}
-
-pub(crate) fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(|source| NetworkError::File { path: path.to_owned(), source })
 }

@@ -9,7 +9,7 @@ use proxy_common::{GATEWAY, HOST_MAC, Ip4, NodeConfig, SERVICE_MAC};
 use proxy_userspace::{PacketHook, Proxy};
 
 use crate::netlink::{End, Link, Netlink, Route};
-use crate::{Config, NetworkError, Result, ports, sysctl};
+use crate::{Config, NetworkError, Result, netns, ports, sysctl};
 
 /// The host's end of the service link: routes to services lead here, and answers of services come in here.
 const NEAR: &str = "amphi-svc";
@@ -32,7 +32,7 @@ pub(crate) async fn set_up(config: &Config, netlink: &Netlink, proxy: &Proxy) ->
     proxy.configure_node(&node_config(config, &uplink, &near))?;
     let own: Vec<Ipv4Addr> = addresses.iter().filter(|(index, _)| *index == uplink.index).map(|(_, ip)| *ip).collect();
     proxy.set_node_addresses(&own, &[])?;
-    proxy.add_node_netns(&crate::open(Path::new("/proc/thread-self/ns/net"))?, config.node_ip)?;
+    proxy.add_node_netns(&netns::open(Path::new("/proc/thread-self/ns/net"))?, config.node_ip)?;
     proxy.attach_device(&far.name, far.index, PacketHook::FromHost)?;
     proxy.attach_device(&uplink.name, uplink.index, PacketHook::FromUplink)?;
     proxy.attach_device(&uplink.name, uplink.index, PacketHook::FromStack)?;

@@ -4,15 +4,17 @@
 //! pod. Nothing is ever asked by ARP.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::Hasher as _;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use fnv::FnvHasher;
 use ipnetwork::Ipv4Network;
 use proxy_common::{GATEWAY, HOST_MAC, Ip4, pod_mac};
 use proxy_userspace::{PacketHook, Proxy};
 
 use crate::netlink::{End, Link, Netlink, Route};
-use crate::{NetworkError, PodNetwork, Result, sysctl};
+use crate::{NetworkError, PodNetwork, Result, netns, sysctl};
 
 const PREFIX: &str = "amp";
 const POD_END: &str = "eth0";
@@ -48,7 +50,7 @@ impl Pods {
     }
 
     pub async fn attach(&mut self, pod: &PodNetwork) -> Result<()> {
-        let netns = crate::open(&pod.netns)?;
+        let netns = netns::open(&pod.netns)?;
         let inside = Netlink::in_netns(&netns)?;
         let name = device_name(&pod.uid);
         let far = match (self.netlink.link(&name).await?, inside.link(POD_END).await?) {
@@ -168,10 +170,9 @@ pub(crate) async fn remove_all(netlink: &Netlink) -> Result<()> {
 
 /// `amp` and twelve digits, the most a device name holds, from all of the uid (FNV-1a).
 fn device_name(uid: &str) -> String {
-    let hash = uid
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    format!("{PREFIX}{:012x}", hash & 0xffff_ffff_ffff)
+    let mut hash = FnvHasher::default();
+    hash.write(uid.as_bytes());
+    format!("{PREFIX}{:012x}", hash.finish() & 0xffff_ffff_ffff)
 }
 
 fn is_pod_device(name: &str) -> bool {
@@ -186,6 +187,7 @@ mod tests {
     #[test]
     fn device_names_fit_and_are_recognised() {
         let name = device_name("550e8400-e29b-41d4-a716-446655440000");
+        assert_eq!(name, "amp538ee83a5048", "links of running pods are found by this name");
         assert_eq!(name.len(), 15);
         assert!(is_pod_device(&name));
         assert_ne!(name, device_name("550e8400-e29b-41d4-a716-446655440001"));

@@ -18,8 +18,7 @@ impl PodLinks {
 
 /// A failure with all its causes, for an event.
 fn failed(error: &dyn std::error::Error) -> NetworkError {
-    let causes = std::iter::successors(error.source(), |cause| cause.source()).map(|cause| format!(": {cause}"));
-    NetworkError(format!("{error}{}", causes.collect::<String>()))
+    NetworkError(causes::chain(error))
 }
 
 #[async_trait]

@@ -19,7 +19,7 @@ use serde_yaml::Value;
 
 use crate::control_plane::{self, ControlPlane};
 use crate::controllers::Selection;
-use crate::controllers::node_ipam::PodRanges;
+use crate::pod_ranges::PodRanges;
 use crate::{doctor, reset, store_command, up};
 
 #[derive(Parser)]

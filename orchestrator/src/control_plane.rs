@@ -20,8 +20,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::controllers::Selection;
-use crate::controllers::node_ipam::PodRanges;
+use crate::controllers::given::Facts;
 use crate::controllers::table::{self, Runs};
+use crate::pod_ranges::PodRanges;
 use crate::store_command;
 use crate::store_full;
 use crate::{leader, servers};
@@ -123,7 +124,7 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
     let (mut tasks, parting) = (JoinSet::new(), Parting::default());
     let reader = server.client(User::new("system:kube-controller-manager", &[AUTHENTICATED]), "amphipod");
     let own = || server.client(User::new("system:apiserver", &[MASTERS]), "kube-apiserver");
-    let facts = table::Facts {
+    let facts = Facts {
         ca_certificate: server.authority().ca_certificate.clone(),
         address,
         services: settings.services.clone(),

@@ -8,6 +8,7 @@ use thiserror::Error;
 pub mod deployment;
 pub mod endpoints;
 pub mod gc;
+pub mod given;
 #[cfg(test)]
 mod golden;
 pub mod housekeeping;

@@ -12,6 +12,7 @@ mod doctor;
 mod fleet;
 mod inherited;
 mod leader;
+mod pod_ranges;
 mod reset;
 mod scheduler;
 mod servers;

@@ -13,7 +13,7 @@ use client::{Caches, Client, Resource};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::controllers::table::{Facts, Given};
+use crate::controllers::given::{Facts, Given};
 use crate::controllers::views::{ENDPOINTS, Endpoints, NAMESPACES, Namespace, SERVICES, SLICES};
 
 /// Namespaces that come back. Three of them cannot be deleted at all; nodes tell in the last that they live.

@@ -11,7 +11,6 @@
 //! cloned child, which may hang when another thread held a lock at that moment; hence no tokio and no helper threads.
 
 pub mod capability;
-pub mod causes;
 pub mod devices;
 pub mod faults;
 pub mod frame;

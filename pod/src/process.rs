@@ -3,6 +3,7 @@
 //! `setup` makes the namespaces; `server` is the loop and the table of operations; `container` one container from
 //! create to exit, `workload` its first process, `diary` why it could not begin; `exec` one more process in it; `log` the CRI log; `cgroup` and `sys` what they lean on.
 
+mod capabilities;
 mod cgroup;
 mod confine;
 mod container;

@@ -1,24 +1,24 @@
 //! Thin wrappers of bpf(2): map access by plain bytes, links, pins. aya loads the object; what it lacks (replacing a cgroup link,
 //! one way for all link kinds, batches) is here.
 
+mod call;
 mod raw;
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::{self, NonNull};
 
+pub use call::{object_get, object_pin};
 pub use raw::{RawMap, Shape};
+
+use call::{address, bpf};
 
 const MAP_LOOKUP: u32 = 1;
 const MAP_UPDATE: u32 = 2;
 const MAP_DELETE: u32 = 3;
-const OBJ_PIN: u32 = 6;
-const OBJ_GET: u32 = 7;
 const PROG_TEST_RUN: u32 = 10;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
@@ -46,13 +46,6 @@ struct ElementAttr {
     key: u64,
     value: u64,
     flags: u64,
-}
-
-#[repr(C)]
-struct ObjectAttr {
-    path: u64,
-    fd: u32,
-    flags: u32,
 }
 
 #[repr(C)]
@@ -86,18 +79,6 @@ struct TestRunAttr {
     repeat: u32,
     duration: u32,
     rest: [u64; 4],
-}
-
-/// # Safety
-/// `attr` holds what the command reads, and every address in it is valid for the command.
-unsafe fn bpf<T>(command: u32, attr: &mut T) -> io::Result<i32> {
-    // SAFETY: the caller vouches for the attributes; the size is theirs.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_mut(attr), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
-}
-
-fn address<T>(value: &T) -> u64 {
-    ptr::from_ref(value) as u64
 }
 
 /// A map of the kernel with known key and value types.
@@ -238,24 +219,6 @@ pub fn possible_cpus() -> usize {
     let listed = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
     let last = listed.trim().rsplit(['-', ',']).next().and_then(|last| last.parse::<usize>().ok());
     last.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |last| last + 1)
-}
-
-fn c_path(path: &Path) -> io::Result<CString> {
-    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
-}
-
-pub fn object_get(path: &Path) -> io::Result<OwnedFd> {
-    let path = c_path(path)?;
-    let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
-    // SAFETY: a terminated path that outlives the call; the result is a new descriptor of ours.
-    unsafe { bpf(OBJ_GET, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
-}
-
-pub fn object_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
-    let path = c_path(path)?;
-    let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd: fd.as_raw_fd() as u32, flags: 0 };
-    // SAFETY: a terminated path that outlives the call.
-    unsafe { bpf(OBJ_PIN, &mut attr) }.map(drop)
 }
 
 /// Attaches a program: `target` is a cgroup's descriptor or a device index, as the attach type demands.

@@ -25,6 +25,7 @@ mod probes;
 mod proxy;
 mod restart;
 mod rollout;
+mod scheduling;
 mod services;
 mod shown;
 mod soak;
@@ -60,6 +61,7 @@ const CASES: &[Case] = &[
     ("rollback", "history and rollback", Beside, rollout::rollback),
     ("scaled", "scale and edit", Beside, rollout::scale_and_edit),
     ("relabelled", "a relabelled pod is left alone and replaced", Beside, ownership::relabelled),
+    ("preempted", "a more important pod has others sent away", Beside, scheduling::preemption),
     ("probes", "probes decide about endpoints and restarts", Beside, probes::probes),
     ("mistakes", "bad manifests get Kubernetes' own words", Beside, mistakes::manifests),
     ("images", "a missing image is said, and a pod recovers when it comes", Beside, images::images),

@@ -15,7 +15,8 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::{Folder, open_at, path_of};
+use super::Folder;
+use super::descriptor::{open_at, path_of};
 
 /// As many links as the kernel follows.
 const MAX_LINKS: u32 = 40;

@@ -7,7 +7,8 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::FileType;
 
-use super::{Launch, LaunchError, small_files, termination_file};
+use super::files::{small_files, termination_file};
+use super::{Launch, LaunchError};
 use crate::disk;
 use crate::door::{Folder, Found, Links, Maker, Missing};
 use crate::env::expand;

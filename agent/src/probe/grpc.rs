@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use causes::chain;
 use http::{HeaderMap, Request};
-use pod::causes::chain;
 use tokio::net::TcpStream;
 
-use super::dial_error;
+use super::words::dial_error;
 
 const METHOD: &str = "/grpc.health.v1.Health/Check";
 const SERVING: u64 = 1;

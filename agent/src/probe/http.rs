@@ -4,11 +4,11 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use pod::causes::chain;
+use causes::chain;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use reqwest::{Client, Url, redirect};
 
-use super::dial_error;
+use super::words::dial_error;
 use crate::model::HttpHandler;
 
 const AGENT: &str = "kube-probe/1.34";

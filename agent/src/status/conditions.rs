@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use super::resize::{NO_RESIZE, resize_pending};
-use super::{Inputs, seconds};
+use api::time::rfc3339;
+
+use super::Inputs;
 use crate::model::Container;
 use crate::record::Cause;
 
@@ -112,7 +114,7 @@ fn condition(inputs: &Inputs<'_>, old: &[Value], kind: &str, found: &Found) -> V
         "type": kind,
         "status": value,
         "lastProbeTime": null,
-        "lastTransitionTime": since.filter(Value::is_string).unwrap_or_else(|| json!(seconds(inputs.now))),
+        "lastTransitionTime": since.filter(Value::is_string).unwrap_or_else(|| json!(rfc3339(inputs.now))),
     });
     if let Some(generation) = inputs.pod.metadata.generation {
         out["observedGeneration"] = json!(generation);

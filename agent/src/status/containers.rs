@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{Inputs, Waiting, seconds};
+use api::time::rfc3339;
+
+use super::{Inputs, Waiting};
 use crate::model::{Container, VolumeMount};
 use crate::oci::user::User;
 use crate::record::{ContainerRecord, End, Progress, Run};
@@ -87,7 +89,7 @@ fn state(inputs: &Inputs<'_>, container: &Container, record: &ContainerRecord) -
     if let Some(Progress::Running(started_at)) = record.current.as_ref().map(Run::progress)
         && !inputs.starts(container)
     {
-        return json!({"running": {"startedAt": seconds(started_at)}});
+        return json!({"running": {"startedAt": rfc3339(started_at)}});
     }
     if let (Some(end), false) = (record.end(), inputs.waiting.contains_key(&container.name)) {
         return json!({"terminated": terminated(end, message_bytes(inputs))});
@@ -104,8 +106,8 @@ fn terminated(end: &End, message_bytes: usize) -> Value {
     let mut out = json!({
         "exitCode": end.exit_code,
         "reason": end.reason,
-        "startedAt": end.started_at.map(seconds),
-        "finishedAt": end.finished_at.map(seconds),
+        "startedAt": end.started_at.map(rfc3339),
+        "finishedAt": end.finished_at.map(rfc3339),
         "containerID": format!("amphipod://{}", end.id),
     });
     if let Some(message) = &end.message {

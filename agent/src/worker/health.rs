@@ -1,12 +1,11 @@
 //! What probes mean for a container, and the hooks around its life.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-
-use super::Worker;
 use super::stop::Kill;
+use super::{Command, Worker};
 use crate::boundary::EventKind;
 use crate::model::{Container, Probe};
 use crate::probe::{Failure, Kind, Target, Verdict, run_handler};
@@ -40,8 +39,12 @@ impl Worker {
 
     fn start_probe(&mut self, container: &Container, kind: Kind, probe: &Probe) {
         let Some(run) = self.run_name(&container.name) else { return };
-        let sender: mpsc::UnboundedSender<_> = self.own.clone();
-        self.probes.start(self.target(container), &run, kind, probe.clone(), sender);
+        let own = self.own.clone();
+        let tell = move |verdict| match own.send(Command::Probe(verdict)) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        };
+        self.probes.start(self.target(container), &run, kind, probe.clone(), tell);
     }
 
     fn target(&self, container: &Container) -> Target {

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
+use causes::chain;
 use jiff::Timestamp;
-use pod::causes::chain;
 use pod::protocol::{FailureKind, Op};
 
 use super::{Wake, Worker};

@@ -69,7 +69,7 @@ async fn exec(agent: &Agent, uid: &str, script: &str) -> Value {
     let request = ExecRequest { command, stdout: true, ..ExecRequest::default() };
     let session = match agent.exec(uid, "main", &request).await {
         Ok(session) => session,
-        Err(error) => return json!({"failed": pod::causes::chain(&error)}),
+        Err(error) => return json!({"failed": causes::chain(&error)}),
     };
     let mut out = String::new();
     session.stdout.unwrap().read_to_string(&mut out).await.unwrap();
@@ -172,9 +172,9 @@ impl PodNetwork for RealNetwork {
     async fn attach(&self, attachment: &Attachment) -> Result<(), NetworkError> {
         let IpAddr::V4(ip) = attachment.ip else { panic!("an IPv4 address") };
         let attached = self.0.attach(&attachment.pod.uid, ip, &attachment.netns).await;
-        attached.map_err(|error| NetworkError(pod::causes::chain(&error)))
+        attached.map_err(|error| NetworkError(causes::chain(&error)))
     }
     async fn detach(&self, uid: &str, _: IpAddr) -> Result<(), NetworkError> {
-        self.0.detach(uid).await.map_err(|error| NetworkError(pod::causes::chain(&error)))
+        self.0.detach(uid).await.map_err(|error| NetworkError(causes::chain(&error)))
     }
 }

@@ -18,6 +18,11 @@ pub fn named(name: &str) -> Option<Format> {
     TABLE.iter().find(|(known, _)| *known == name).map(|(_, format)| *format)
 }
 
+/// A format that texts are held against.
+pub fn is_known(name: &str) -> bool {
+    named(name).is_some()
+}
+
 macro_rules! pattern {
     ($text:literal) => {
         |text: &str| {

@@ -5,6 +5,28 @@ use serde_json::{Value, json};
 
 use crate::time::rfc3339;
 use crate::value::{items, text};
+use crate::write::section;
+
+/// Holds a definition until its objects are gone.
+pub const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
+
+/// A definition that is deleted waits for its objects.
+pub fn begin_deletion(definition: &mut Value, now: Timestamp) {
+    let metadata = section(definition, "metadata");
+    let finalizers = metadata.entry("finalizers").or_insert_with(|| json!([]));
+    if let Some(list) = finalizers.as_array_mut()
+        && !list.iter().any(|own| *own == CLEANUP)
+    {
+        list.push(json!(CLEANUP));
+    }
+    Condition::pending().put(definition, now);
+}
+
+/// A group of Kubernetes itself.
+pub fn is_protected_group(group: &str) -> bool {
+    let below = |domain: &str| group == domain || group.ends_with(&format!(".{domain}"));
+    below("k8s.io") || below("kubernetes.io")
+}
 
 /// A condition of it is true.
 pub fn holds(definition: &Value, condition: &str) -> bool {
@@ -61,7 +83,7 @@ impl Condition {
         let same = find(definition, self.name).filter(|old| old["status"] == self.state);
         let since = same.map(|old| old["lastTransitionTime"].clone()).filter(|time| !time.is_null());
         next["lastTransitionTime"] = since.unwrap_or_else(|| json!(rfc3339(now)));
-        let status = crate::write::section(definition, "status");
+        let status = section(definition, "status");
         let conditions = status.entry("conditions").or_insert_with(|| json!([]));
         if !conditions.is_array() {
             *conditions = json!([]);
@@ -78,7 +100,7 @@ impl Condition {
 pub fn settled(definition: &Value, others: &[&Value], now: Timestamp) -> Value {
     let mut next = definition.clone();
     let (accepted, named) = names(definition, others);
-    crate::write::section(&mut next, "status").insert("acceptedNames".into(), accepted);
+    section(&mut next, "status").insert("acceptedNames".into(), accepted);
     let fine = named.state == "True";
     if !is(definition, &named) {
         named.put(&mut next, now);
@@ -161,7 +183,7 @@ fn put(names: &mut Value, field: &str, value: &Value) {
 /// Of groups of Kubernetes itself: where they were agreed on.
 fn approval(definition: &Value) -> Option<Condition> {
     const NAME: &str = "KubernetesAPIApprovalPolicyConformant";
-    if !crate::kinds::is_protected_group(text(&definition["spec"]["group"])) {
+    if !is_protected_group(text(&definition["spec"]["group"])) {
         return None;
     }
     let given = text(&definition["metadata"]["annotations"]["api-approved.kubernetes.io"]);

@@ -1,3 +1,6 @@
+use jiff::Timestamp;
+use serde_json::json;
+
 use super::*;
 use crate::decode::{self, FieldValidation, MediaType};
 use crate::managed::{self, Writer};

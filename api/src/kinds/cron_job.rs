@@ -2,9 +2,6 @@
 
 mod schedule;
 
-use std::collections::HashSet;
-use std::sync::LazyLock;
-
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -88,13 +85,6 @@ fn schedule(when: &At<'_>, zone: &At<'_>, old: Option<&Value>, errors: &mut Erro
     }
 }
 
-/// The zones that Go knows.
-fn zones() -> &'static HashSet<&'static str> {
-    static ZONES: LazyLock<HashSet<&'static str>> =
-        LazyLock::new(|| include_str!("../../data/timezones.txt").lines().collect());
-    &ZONES
-}
-
 fn time_zone(zone: &At<'_>, errors: &mut Errors) {
     let name = zone.text();
     if name.is_empty() {
@@ -114,7 +104,7 @@ fn time_zone(zone: &At<'_>, errors: &mut Errors) {
         let why = "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
         zone.invalid(why, errors);
     }
-    if name != "Local" && !zones().contains(name) {
+    if name != "Local" && !schedule::zones().contains(name) {
         zone.invalid(unknown, errors);
     }
 }

@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use super::webhooks::{client, review_versions};
 use super::{Aspect, Behaviour, DEFAULT, Deletion, Generation, Part, Version};
-use crate::custom;
+use crate::custom::status::{begin_deletion, is_protected_group};
 use crate::default::{Object, nested, set, set_absent, text as member};
+use crate::kinds::MARK;
 use crate::names::{dns_1035_label, dns_subdomain};
-use crate::validate::inactive::MARK;
 use crate::validate::{At, Errors, internal};
 use crate::value::{items, text};
 
@@ -73,7 +73,7 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     create: Some(remember_storage),
     update: Some(|new, _| remember_storage(new)),
     warnings: Some(warnings),
-    delete: Deletion { begin: Some(custom::begin_deletion), ..Deletion::DEFAULT },
+    delete: Deletion { begin: Some(begin_deletion), ..Deletion::DEFAULT },
     missing: &[(Aspect::Validation, "expressions, defaults against their schema")],
     ..DEFAULT
 };
@@ -377,12 +377,6 @@ fn status(object: &Value, errors: &mut Errors) {
 }
 
 const APPROVED: &str = "api-approved.kubernetes.io";
-
-/// A group of Kubernetes itself.
-pub fn is_protected_group(group: &str) -> bool {
-    let below = |domain: &str| group == domain || group.ends_with(&format!(".{domain}"));
-    below("k8s.io") || below("kubernetes.io")
-}
 
 /// Groups of Kubernetes itself say where they were agreed on.
 fn approval(object: &Value, old: Option<&Value>, errors: &mut Errors) {

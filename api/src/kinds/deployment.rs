@@ -6,8 +6,9 @@ use super::{Behaviour, DEFAULT, Generation, Part};
 use crate::default::{Object, nested, set, set_absent, text as member};
 use crate::status::FieldError;
 use crate::table::cells::template as columns;
+use crate::validate::amount::{amount, percent_or_number};
 use crate::validate::meta::{immutable, not_negative};
-use crate::validate::workload::{Counts, amount, chosen, counts, percent_or_number, template};
+use crate::validate::workload::{Counts, chosen, counts, template};
 use crate::validate::{At, Errors};
 use crate::value::{number, text};
 

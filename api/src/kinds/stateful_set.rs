@@ -6,7 +6,8 @@ use super::{Aspect, Behaviour, DEFAULT, Generation, Part};
 use crate::default::{Object, nested, set, set_absent, text as member};
 use crate::names;
 use crate::table::cells::template as columns;
-use crate::validate::workload::{Counts, amount_of, chosen, counts, fits};
+use crate::validate::amount::amount_of;
+use crate::validate::workload::{Counts, chosen, counts, fits};
 use crate::validate::{At, Errors, pod};
 use crate::value::{items, number, text};
 

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use super::go_map;
 use crate::schema::{Field, Schema, Shape, Type};
+use crate::value::go_map;
 
 type Object = Map<String, Value>;
 

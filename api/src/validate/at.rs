@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Errors, NameRule, internal};
+use super::{Errors, NameRule, amount, internal};
 use crate::names;
 use crate::quantity::Quantity;
 use crate::status::{ErrorKind, FieldError};
@@ -214,11 +214,11 @@ impl<'a> At<'a> {
 
     /// An integer or a percentage.
     pub fn amount(&self, errors: &mut Errors) {
-        super::workload::amount(self.value, &self.path, errors);
+        amount::amount(self.value, &self.path, errors);
     }
 
     pub fn at_most_all(&self, errors: &mut Errors) {
-        super::workload::at_most_all(self.value, &self.path, errors);
+        amount::at_most_all(self.value, &self.path, errors);
     }
 
     /// A domain and a path below it.

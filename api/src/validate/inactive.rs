@@ -5,10 +5,8 @@
 use serde_json::Value;
 
 use crate::kind::Kind;
+use crate::kinds::MARK;
 use crate::value::{items, text};
-
-/// The beginning of every text.
-pub const MARK: &str = "amphipod: ";
 
 /// Fields of a pod's security context and of its containers' that nothing acts on.
 const CONTEXT: [(&str, &str); 2] =

@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::{at, keep_field, section, with_replicas};
+use super::{keep_field, put, section, with_replicas};
+use crate::custom::at;
 use crate::kind::{Kind, Part};
 
 /// Puts what may change through `part` over the old object.
@@ -17,13 +18,6 @@ pub(super) fn take(kind: &Kind, part: Part, new: &mut Value, old: &Value) {
         update(part, &mut out, new, old);
     }
     *new = out;
-}
-
-pub(crate) fn put(target: &mut Map<String, Value>, sent: &Value, field: &str) {
-    match sent.get(field) {
-        Some(value) => target.insert(field.into(), value.clone()),
-        None => target.remove(field),
-    };
 }
 
 /// The old object with its spec changed, and of the new one's metadata what says which object is meant and who wrote.

@@ -29,6 +29,6 @@ impl Member for ServiceExternalIps {
             return Ok(Vec::new());
         }
         let why = "addresses that a Service takes for itself are not served unless the server allows it";
-        Ok(vec![format!("{}spec.externalIPs is not acted on: {why}", api::validate::inactive::MARK)])
+        Ok(vec![format!("{}spec.externalIPs is not acted on: {why}", api::kinds::MARK)])
     }
 }

@@ -4,8 +4,9 @@ use api::status::Status;
 use hyper::header;
 use hyper::http::request::Parts;
 
+use super::health;
+use super::read::header_of;
 use super::reply::{self, Reply};
-use super::{header_of, health};
 use crate::authn::Certificate;
 use crate::authz::Attributes;
 use crate::identity::{AUTHENTICATED, User};

@@ -11,8 +11,8 @@ use hyper::http::uri::Authority;
 use hyper::{Method, header};
 use serde_json::{Map, Value, json};
 
-use super::header_of;
 use super::path::Query;
+use super::read::header_of;
 use super::reply::{self, Reply};
 use super::{proxy, streams};
 use crate::limits::Seat;

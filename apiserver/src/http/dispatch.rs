@@ -19,8 +19,10 @@ use super::connect::{Asked, check_origin, connects};
 use super::negotiate::{self, Accepted};
 use super::params::{self, WriteParams};
 use super::path::{Path, Query, ResourcePath};
+use super::read::{header_of, read_body};
+use super::reply::page_not_found;
 use super::reply::{self, Include, Reply};
-use super::{Peer, components, documents, header_of, health, page_not_found, streams, watch};
+use super::{Peer, components, documents, health, streams, watch};
 use crate::authz::Attributes;
 use crate::engine::{Deleted, Draft, Removal, Written, deletion_warnings};
 use crate::identity::User;
@@ -170,7 +172,7 @@ impl Call<'_> {
 
     /// The body; reading a large one into an object waits for its turn.
     async fn body(&self, body: Incoming) -> Result<Body, Status> {
-        let bytes = super::read_body(body).await?;
+        let bytes = read_body(body).await?;
         let turn = self.shared.limits.turn(bytes.len()).await;
         Ok(Body { bytes, _turn: turn })
     }

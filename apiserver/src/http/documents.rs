@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 use super::kept::Document;
 use super::negotiate::{Encoding, OpenApi};
 use super::path::{Discovery, Query};
+use super::read::header_of;
+use super::reply::page_not_found;
 use super::reply::{self, Reply};
-use super::{header_of, health, metrics, negotiate, page_not_found};
+use super::{health, metrics, negotiate};
 use crate::shared::Shared;
 
 /// The Kubernetes version that this API is.

@@ -16,7 +16,7 @@ use flate2::write::GzEncoder;
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 
-use super::header_of;
+use super::read::header_of;
 use super::reply::{self, Reply};
 
 /// By name; what another set of kinds gave is forgotten.

@@ -4,8 +4,8 @@ use axum::body::{Body, HttpBody};
 use hyper::header;
 use hyper::http::request::Parts;
 
-use super::header_of;
 use super::path::Query;
+use super::read::header_of;
 use super::reply::Reply;
 
 const PEOPLE: [&str; 3] = ["curl", "Wget", "Mozilla/5.0"];

@@ -230,6 +230,11 @@ fn joined(kind: &Kind, list: &List, meta: &Value) -> Reply {
     bytes(200, "application/json", out)
 }
 
+/// A refusal where the route is not even a resource, as upstream's mux gives it.
+pub fn page_not_found() -> Reply {
+    text(404, "404 page not found\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,12 +1,15 @@
 //! Logs, port forwarding, and exec and attach over WebSocket (`v5.channel.k8s.io` and its elders) or, for older clients, SPDY.
 
+mod exit;
 mod portforward;
 mod spdy;
 
 pub use portforward::forward;
 
+use exit::exit_status;
+
 use api::budget::Budget;
-use api::status::{Cause, Details, Status};
+use api::status::Status;
 use axum::body::Body;
 use axum::extract::FromRequestParts;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
@@ -15,7 +18,7 @@ use bytes::Bytes;
 use futures::{SinkExt, StreamExt, TryStreamExt};
 use hyper::http::request::Parts;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -255,23 +258,10 @@ async fn pump(from: Option<Box<dyn AsyncRead + Send + Unpin>>, channel: u8, to: 
     }
 }
 
-/// The Status that ends a session.
-fn exit_status(exit: Result<i32, String>) -> Value {
-    match exit {
-        Ok(0) => json!({"metadata": {}, "status": "Success"}),
-        Ok(code) => {
-            let message = format!("command terminated with non-zero exit code: exit status {code}");
-            let mut status = Status::plain(500, "NonZeroExitCode", message);
-            let cause = Cause { reason: "ExitCode".into(), message: code.to_string(), field: String::new() };
-            status.details = Some(Box::new(Details { causes: vec![cause], ..Details::default() }));
-            status.to_value()
-        }
-        Err(why) => Status::internal(why).to_value(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -282,12 +272,5 @@ mod tests {
         assert_eq!(container(&two, Some("b")).unwrap(), "b");
         assert!(container(&two, None).unwrap_err().message.contains("choose one of: [a b]"));
         assert_eq!(container(&one, Some("x")).unwrap_err().message, "container x is not valid for pod p");
-    }
-
-    #[test]
-    fn exit_codes_travel_in_a_cause() {
-        let status = exit_status(Ok(3));
-        assert_eq!(status["details"]["causes"][0], json!({"reason": "ExitCode", "message": "3"}));
-        assert_eq!(exit_status(Ok(0))["status"], "Success");
     }
 }

@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use tokio::sync::{oneshot, watch};
 
 use super::redb::RedbStore;
+use super::values::Values;
 use super::{
     Change, CommitError, Committed, Content, Durability, Failure, Feed, Opened, Record, Store, StoreError, Transaction,
     Write, seal,
@@ -27,15 +28,6 @@ const BATCH: usize = 512;
 pub const SOON: Duration = Duration::from_millis(500);
 /// Revisions reserved at a time: what a restart after a power cut skips at most.
 const BLOCK: Revision = 10_000;
-
-/// The values on the disk, as the writer needs them.
-pub(super) trait Values: Send + 'static {
-    /// The revision of each key that is there.
-    fn revisions(&mut self, keys: &[&str]) -> Result<Vec<Option<Revision>>, StoreError>;
-
-    /// All of the batch or none of it, and that no revision up to `reserved` is given again; durable on return.
-    fn commit(&mut self, batch: &[Record], last: Revision, reserved: Revision) -> Result<(), StoreError>;
-}
 
 /// Opens or creates the file.
 ///

@@ -17,8 +17,8 @@ use redb::{
     ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
 
-use super::local::Values;
 use super::mark::{self, Mark};
+use super::values::Values;
 use super::{Record, StoreError};
 use crate::object::Revision;
 

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{Server, on_all};
+use super::Server;
+use super::resources::on_all;
 use crate::http::{Api, Connection, create_all};
 use crate::report::{Goal, Report, Row};
 

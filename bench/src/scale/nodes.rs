@@ -10,8 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use apiserver::nodes::NoNodes;
-use apiserver::server::Config;
 use bytes::Bytes;
 use client::follow::{self, Scope, Step};
 use client::https::Identity;
@@ -22,7 +20,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 
-use super::{Server, many_files};
+use super::Server;
+use super::resources::many_files;
 use crate::http::Api;
 use crate::objects::SERVICES;
 use crate::processes::{Activity, activity};
@@ -92,7 +91,7 @@ impl Seen {
 pub fn run(report: &mut Report, nodes: usize) -> Result<()> {
     many_files()?;
     let mut server = Server::start(&["--pod-cidr", "100.64.0.0/10"])?;
-    let identities = identities(&mut server, nodes)?;
+    let identities = server.identities(nodes, |index| format!("system:node:{}", name(index)), "system:nodes")?;
     let share = nodes as f64 / ALL_NODES as f64;
     let pods = nodes * PODS_PER_NODE;
     let services = pods / REPLICAS;
@@ -228,23 +227,6 @@ async fn watch_memory(pid: u32, most: Arc<AtomicU64>) {
 
 fn name(index: usize) -> String {
     format!("node-{index:05}")
-}
-
-/// A certificate for each node, from the cluster's own authority, as joining would give it: the key is in the store, so the
-/// server pauses.
-fn identities(server: &mut Server, nodes: usize) -> Result<Vec<Identity>> {
-    server.kill();
-    let store = server.data().join("store.redb");
-    let issued = crate::http::block_on(async {
-        let stopped = apiserver::server::Server::open(&Config::on_loopback(store), Arc::new(NoNodes)).await?;
-        let issue = |index| {
-            let issued = stopped.authority().client(&format!("system:node:{}", name(index)), &["system:nodes"])?;
-            anyhow::Ok(Identity::Certificate { chain: issued.certificate, key: issued.key })
-        };
-        (0..nodes).map(issue).collect::<Result<Vec<_>>>()
-    })?;
-    server.start_again()?;
-    Ok(issued)
 }
 
 /// Registers a node; the future is its life.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::json;
 
-use super::{Server, on_all};
+use super::Server;
+use super::resources::on_all;
 use crate::http::create_all;
 use crate::objects::{SERVICES, SLICES, name, service};
 use crate::report::{Goal, Report, Row};

@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 
-use super::{Server, changes, many_files, on_all};
+use super::resources::{many_files, on_all};
+use super::{Server, changes};
 use crate::http::{Api, Watch};
 use crate::report::{Goal, Report, Row};
 

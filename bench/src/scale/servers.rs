@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{Server, on_all};
+use super::Server;
+use super::resources::on_all;
 use crate::api::etcd::{Etcd, putters};
 use crate::http::{Api, Connection};
 use crate::report::{Goal, Report, Row};

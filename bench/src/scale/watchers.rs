@@ -9,7 +9,8 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use serde_json::json;
 
-use super::{Server, many_files, on_all};
+use super::Server;
+use super::resources::{many_files, on_all};
 use crate::http::Api;
 use crate::report::{Goal, Report, Row};
 use crate::stats::quantile;

@@ -1,12 +1,13 @@
 //! How soon new connections follow a change of endpoints.
 
+use std::net::SocketAddrV4;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::load::{Pick, visit};
-use super::{OTHER_PORT, PORT, Setting, last, node};
+use super::{OTHER_PORT, PORT, Setting};
 use crate::host;
 use crate::http::{Api, Connection, block_on};
 use crate::objects::{self, SLICES};
@@ -116,4 +117,16 @@ fn followed(
         }
         Ok(times)
     })
+}
+
+/// The node's namespace, where the API is reached.
+fn node() -> Result<std::path::PathBuf> {
+    let place = host::node(host::CLUSTER);
+    ensure!(place.exists(), "the cluster has no node1");
+    Ok(place)
+}
+
+/// The last part of an address list that is never empty.
+fn last(addresses: &[SocketAddrV4]) -> Result<SocketAddrV4> {
+    addresses.last().copied().context("there is no service")
 }

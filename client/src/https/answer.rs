@@ -73,6 +73,11 @@ pub fn refusal(code: u16, body: &[u8]) -> Status {
     }
 }
 
+/// The refusal of an answer that is none.
+pub(super) fn undecodable(error: impl std::fmt::Display) -> Status {
+    Status::internal(format!("the server's answer cannot be read: {error}"))
+}
+
 fn known(reason: &str) -> &'static str {
     // InsufficientStorage is ours; a reason that nobody knows is told by its code alone.
     REASONS.into_iter().chain(["InsufficientStorage"]).find(|known| *known == reason).unwrap_or_default()

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio_rustls::TlsConnector;
 
-use super::{Config, Identity, causes};
+use super::{Config, Identity};
 
 /// To be connected, handshakes included.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -119,10 +119,10 @@ impl Connection {
     }
 
     async fn connect(&self) -> Result<Sender, String> {
-        let stream = TcpStream::connect(&*self.authority).await.map_err(|error| causes(&error))?;
+        let stream = TcpStream::connect(&*self.authority).await.map_err(|error| causes::chain(&error))?;
         // A request is small and waited for.
-        stream.set_nodelay(true).map_err(|error| causes(&error))?;
-        let stream = self.tls.connect(self.name.clone(), stream).await.map_err(|error| causes(&error))?;
+        stream.set_nodelay(true).map_err(|error| causes::chain(&error))?;
+        let stream = self.tls.connect(self.name.clone(), stream).await.map_err(|error| causes::chain(&error))?;
         let (sender, connection) = Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(SILENCE)
@@ -131,7 +131,7 @@ impl Connection {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| causes(&error))?;
+            .map_err(|error| causes::chain(&error))?;
         let authority = self.authority.clone();
         // Its end closes every request over it, and they say why.
         tokio::spawn(async move {
@@ -144,7 +144,7 @@ impl Connection {
 }
 
 fn unanswered(error: &hyper::Error, sent: bool) -> Failed {
-    let why = causes(error);
+    let why = causes::chain(error);
     if sent { Failed::Unknown(why) } else { Failed::Unsent(why) }
 }
 

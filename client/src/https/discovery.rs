@@ -5,7 +5,9 @@ use std::collections::HashSet;
 use api::status::Status;
 use serde::Deserialize;
 
-use super::{Call, Https, undecodable};
+use super::answer::undecodable;
+use super::path;
+use super::{Call, Https};
 use crate::object::{Resource, ServedKind};
 
 #[derive(Deserialize)]
@@ -57,7 +59,7 @@ pub async fn kinds(https: &Https) -> Result<Vec<ServedKind>, Status> {
     for group in std::iter::once(core).chain(groups.groups) {
         for version in &group.versions {
             let preferred = *version == group.preferred_version;
-            let root = super::root(&Resource::named(&group.name, &version.version, ""));
+            let root = path::root(&Resource::named(&group.name, &version.version, ""));
             let found: Resources = read(https, &root).await?;
             for found in found.resources.into_iter().filter(whole) {
                 // The same objects under a second group, as Events are.

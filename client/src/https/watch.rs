@@ -11,7 +11,8 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Call, Https, PATIENCE, answer, undecodable};
+use super::answer::undecodable;
+use super::{Call, Https, PATIENCE, answer};
 use crate::follow::jittered;
 use crate::object::{Event, Item, Revision};
 use crate::transport::EventStream;

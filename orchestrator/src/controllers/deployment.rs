@@ -1,30 +1,32 @@
 //! Deployment: ReplicaSets by template, rolled over within surge and unavailability, with revisions.
 
 use std::collections::BTreeMap;
+use std::hash::Hasher as _;
 use std::sync::Arc;
 
 use api::selector::Labels;
 use client::{Caches, Kept, Key};
+use fnv::FnvHasher;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::given::{Account, Given};
 use super::ownership;
 use super::runtime::{Action, Controller, Plan, Queue};
-use super::table::{Account, Given};
 use super::views::{DEPLOYMENTS, Deployment, Pod, REPLICA_SETS, ReplicaSet};
 use client::events::{EventType, Reference};
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
-const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
-const MAXIMUM: &str = "deployment.kubernetes.io/max-replicas";
 const HISTORY: &str = "deployment.kubernetes.io/revision-history";
 const HASH: &str = "pod-template-hash";
 /// Annotations that stay with the Deployment.
 const NOT_COPIED: [&str; 5] = ["kubectl.kubernetes.io/last-applied-configuration", REVISION, DESIRED, MAXIMUM, HISTORY];
 
 mod resize;
+mod sizes;
 mod status;
 
+use sizes::{DESIRED, MAXIMUM, bounds, scale, sizes, total};
 use status::status;
 
 pub struct Deployments;
@@ -73,11 +75,13 @@ impl Controller for Deployments {
         let Some(deployment) = caches.of::<Deployment>().get(&key.namespace, &key.name) else { return Plan::new() };
         let Ok(labels) = Labels::from_object(&deployment.spec.selector) else { return Plan::new() };
         let uid = &deployment.metadata.meta.uid;
-        let all = caches.of::<ReplicaSet>().namespace(&key.namespace);
+        let sets = caches.of::<ReplicaSet>();
+        let owned = sets.indexed(&format!("owner/{uid}"));
+        let orphans = sets.indexed(&format!("orphan/{}", key.namespace));
         let selected =
             |set: &&Arc<ReplicaSet>| labels.matches(|key| set.metadata.meta.labels.get(key).map(String::as_str));
         let (mut mine, mut plan) = (Vec::new(), Plan::new());
-        for set in all.iter().filter(selected) {
+        for set in owned.iter().chain(&orphans).filter(selected) {
             match set.metadata.owned.controller() {
                 Some(owner) if owner.uid == *uid => mine.push(set.clone()),
                 None if set.metadata.meta.deletion_timestamp.is_none()
@@ -97,7 +101,7 @@ impl Controller for Deployments {
                     .any(|pod| !pod.has_ended())
         });
         let taken = |name: &str| {
-            all.iter().any(|set| set.metadata.meta.name == name && !mine.iter().any(|own| Arc::ptr_eq(own, set)))
+            sets.get(&key.namespace, name).is_some_and(|set| !mine.iter().any(|own| Arc::ptr_eq(own, &set)))
         };
         plan.extend(self::plan(&deployment, &mine, old_pods, &taken, Timestamp::now()));
         plan
@@ -123,11 +127,9 @@ fn same_template(a: &Value, b: &Value) -> bool {
 
 /// A short name of a template: FNV-1a over its canonical text, in the letters of generated names.
 fn hash(template: &Value, collisions: i64) -> String {
-    let text = format!("{}{collisions}", bare(template));
-    let hash = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
-    let bytes = hash.to_le_bytes();
+    let mut hash = FnvHasher::default();
+    hash.write(format!("{}{collisions}", bare(template)).as_bytes());
+    let bytes = hash.finish().to_le_bytes();
     let letters =
         |at: usize| api::names::suffix([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3], bytes[(at + 4) % 8]]);
     format!("{}{}", letters(0), letters(3))
@@ -135,35 +137,6 @@ fn hash(template: &Value, collisions: i64) -> String {
 
 fn revision_of(annotations: &BTreeMap<String, String>) -> i64 {
     annotations.get(REVISION).and_then(|text| text.parse().ok()).unwrap_or(0)
-}
-
-/// `value` as a number of pods: absolute, or a percentage of `total`.
-fn resolve(value: &Value, total: i64, round_up: bool) -> i64 {
-    let percent = value.as_str().and_then(|text| text.strip_suffix('%')).and_then(|text| text.parse::<i64>().ok());
-    match percent {
-        Some(percent) if round_up => (percent * total + 99) / 100,
-        Some(percent) => percent * total / 100,
-        None => value.as_i64().unwrap_or(0),
-    }
-}
-
-/// How far a rollout may go beyond and below the wanted number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Bounds {
-    surge: i64,
-    unavailable: i64,
-}
-
-fn bounds(deployment: &Deployment) -> Bounds {
-    let Some(rolling) = &deployment.spec.strategy.rolling_update else {
-        return Bounds { surge: 0, unavailable: deployment.spec.replicas };
-    };
-    let total = deployment.spec.replicas;
-    let surge = resolve(&rolling.max_surge, total, true);
-    let unavailable = resolve(&rolling.max_unavailable, total, false);
-    // Both zero would never move.
-    let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable };
-    Bounds { surge, unavailable: unavailable.min(total.max(if surge == 0 { 1 } else { 0 })) }
 }
 
 /// `taken` tells whether somebody else has a ReplicaSet of that name.
@@ -291,11 +264,6 @@ fn copied(deployment: &Deployment) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn sizes(deployment: &Deployment) -> [(String, String); 2] {
-    let wanted = deployment.spec.replicas;
-    [(DESIRED.into(), wanted.to_string()), (MAXIMUM.into(), (wanted + bounds(deployment).surge).to_string())]
-}
-
 /// The current set's annotations, and the Deployment's own revision.
 fn annotate(deployment: &Deployment, set: &ReplicaSet, newest_old: i64) -> Plan {
     let mut plan = Plan::new();
@@ -332,28 +300,11 @@ fn annotate(deployment: &Deployment, set: &ReplicaSet, newest_old: i64) -> Plan 
     plan
 }
 
-fn total(sets: &[Arc<ReplicaSet>], of: impl Fn(&ReplicaSet) -> i64) -> i64 {
-    sets.iter().map(|set| of(set)).sum()
-}
-
 /// How large the new set may be, with the others as they are.
 fn grown(deployment: &Deployment, own: i64, others: &[Arc<ReplicaSet>]) -> i64 {
     let wanted = deployment.spec.replicas;
     let room = wanted + bounds(deployment).surge - own - total(others, |set| set.spec.replicas);
     own + room.min(wanted - own).max(0)
-}
-
-/// Brings a set to a size, and notes for which size of the Deployment that was.
-fn scale(deployment: &Deployment, set: &ReplicaSet, replicas: i64) -> Option<Action> {
-    let sizes: BTreeMap<_, _> = sizes(deployment).into();
-    let noted = sizes.iter().all(|(key, value)| set.metadata.meta.annotations.get(key) == Some(value));
-    (set.spec.replicas != replicas || !noted).then(|| Action::Patch {
-        resource: REPLICA_SETS,
-        key: Key::of(&set.metadata.meta),
-        subresource: "",
-        version: None,
-        patch: json!({"metadata": {"annotations": sizes}, "spec": {"replicas": replicas}}),
-    })
 }
 
 /// The Deployment was given another size since its running sets got theirs.
@@ -444,6 +395,7 @@ fn clean_up(deployment: &Deployment, current: Option<&ReplicaSet>, old: &[Arc<Re
 
 #[cfg(test)]
 mod tests {
+    use super::sizes::Bounds;
     use super::*;
 
     fn plan(deployment: &Deployment, sets: &[Arc<ReplicaSet>], old_pods: bool, now: Timestamp) -> Plan {
@@ -501,6 +453,12 @@ mod tests {
             (&object["spec"]["replicas"], &object["metadata"]["annotations"][REVISION]),
             (&json!(3), &json!("1"))
         );
+    }
+
+    #[test]
+    fn a_template_keeps_its_name() {
+        let template = json!({"metadata": {"labels": {"app": "web", HASH: "x"}}, "spec": {"containers": [{"name": "c", "image": "nginx"}]}});
+        assert_eq!(hash(&template, 0), "bldgjgj7vk", "ReplicaSets that are there have names made so");
     }
 
     #[test]

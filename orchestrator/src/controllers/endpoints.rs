@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::ownership;
 use super::runtime::Queue;
-use super::views::Pod;
+use super::views::{Pod, label_entry};
 
 mod mirroring;
 mod objects;
@@ -32,29 +32,21 @@ fn watch_pods(caches: &Caches, queue: &Queue) {
         {
             return;
         }
-        let changed: Vec<&Pod> = [old, new].into_iter().flatten().collect();
-        let Some(first) = changed.first() else { return };
-        for service in services.namespace(&first.metadata.meta.namespace) {
-            if changed.iter().any(|pod| selects(&service, pod)) {
-                queue.add(Key::of(&service.metadata));
-            }
+        for pod in [old, new].into_iter().flatten() {
+            let meta = &pod.metadata.meta;
+            let found = meta.labels.iter().flat_map(|label| services.indexed(&label_entry(&meta.namespace, label)));
+            found.filter(|service| selects(service, pod)).for_each(|service| queue.add(Key::of(&service.metadata)));
         }
     });
 }
 
 /// Nothing of a pod changed that an endpoint shows.
 fn same_for_services(old: &Pod, new: &Pod) -> bool {
-    let facts = |pod: &Pod| {
+    fn facts(pod: &Pod) -> impl PartialEq {
         let meta = &pod.metadata.meta;
-        (
-            meta.labels.clone(),
-            meta.deletion_timestamp.is_some(),
-            pod.is_ready(),
-            pod.has_ended(),
-            pod.spec.node_name.clone(),
-            pod.status.pod_ips.clone(),
-        )
-    };
+        let state = (meta.deletion_timestamp.is_some(), pod.is_ready(), pod.has_ended());
+        (state, &meta.labels, &pod.spec.node_name, &pod.status.pod_ips)
+    }
     facts(old) == facts(new)
 }
 
@@ -70,6 +62,14 @@ fn watch_services(caches: &Caches, queue: &Queue) {
 fn selects(service: &Service, pod: &Pod) -> bool {
     let labels = &pod.metadata.meta.labels;
     !service.spec.selector.is_empty() && service.spec.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// The pods that a Service selects.
+fn selected(service: &Service, caches: &Caches) -> Vec<Arc<Pod>> {
+    let Some(first) = service.spec.selector.first_key_value() else { return Vec::new() };
+    let mut all = caches.of::<Pod>().indexed(&label_entry(&service.metadata.namespace, first));
+    all.retain(|pod| selects(service, pod));
+    all
 }
 
 fn is_headless(service: &Service) -> bool {
@@ -97,10 +97,10 @@ fn is_selected(service: &Service) -> bool {
     !service.spec.selector.is_empty() && service.spec.type_ != "ExternalName"
 }
 
-/// The endpoints of a Service, grouped by the target ports that their pods resolve.
+/// The endpoints of a Service, of the pods that it selects, grouped by the target ports that those resolve.
 fn endpoints_of(service: &Service, pods: &[Arc<Pod>]) -> Vec<(Ports, Vec<Address>)> {
     let mut groups: Vec<(Ports, Vec<Address>)> = Vec::new();
-    for pod in pods.iter().filter(|pod| selects(service, pod) && !pod.has_ended() && !pod.status.pod_ip.is_empty()) {
+    for pod in pods.iter().filter(|pod| !pod.has_ended() && !pod.status.pod_ip.is_empty()) {
         let ports = ports_of(service, pod);
         let address = address(service, pod);
         match groups.iter_mut().find(|(known, _)| *known == ports) {

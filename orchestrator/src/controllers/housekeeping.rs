@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::given::{Account, Given};
 use super::runtime::{Action, Controller, Plan, Queue};
-use super::table::{Account, Given};
 use super::views::{CONFIG_MAPS, ConfigMap, Lease, NODES, Namespace, Node, SERVICE_ACCOUNTS, ServiceAccount, Taint};
 
 const CA_MAP: &str = "kube-root-ca.crt";

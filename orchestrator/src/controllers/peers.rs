@@ -7,8 +7,8 @@ use client::views::PEERS;
 use client::{Caches, Kept, Key};
 use serde_json::json;
 
+use super::given::{Account, Given};
 use super::runtime::{Action, Controller, Plan, Queue};
-use super::table::{Account, Given};
 use super::views::Node;
 
 const ZONE: &str = "topology.kubernetes.io/zone";

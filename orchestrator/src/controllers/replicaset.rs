@@ -13,9 +13,9 @@ use client::{Caches, Kept, Key, Resource, View};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::given::{Account, Given};
 use super::ownership;
 use super::runtime::{Act, Action, Controller, Failure, Plan, Queue};
-use super::table::{Account, Given};
 use super::views::{PODS, Pod, REPLICA_SETS, ReplicaSet};
 
 /// Pods made or removed by one plan: bounds what a mistake costs before it is seen.
@@ -125,12 +125,8 @@ impl<V: Replicating> Controller for Replicas<V> {
         let Some(set) = caches.of::<V>().get(&key.namespace, &key.name) else { return Plan::new() };
         let set = Set::of(&*set);
         let owned = caches.of::<Pod>().indexed(&format!("owner/{}", set.metadata.meta.uid));
-        let orphans = caches
-            .of::<Pod>()
-            .namespace(&key.namespace)
-            .into_iter()
-            .filter(|pod| pod.metadata.owned.controller().is_none());
-        plan(set, &owned, &orphans.collect::<Vec<_>>(), Timestamp::now())
+        let orphans = caches.of::<Pod>().indexed(&format!("orphan/{}", key.namespace));
+        plan(set, &owned, &orphans, Timestamp::now())
     }
 
     fn failed(&self, key: &Key, caches: &Caches, failure: &Failure) -> Plan {

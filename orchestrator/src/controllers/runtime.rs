@@ -13,7 +13,7 @@ use client::{Caches, Client, DeleteOptions, Kept, Key, Propagation, Resource, Wr
 use futures::StreamExt;
 use serde_json::{Value, json};
 
-use super::table::{Account, Given};
+use super::given::{Account, Given};
 
 /// Workers of one controller: different keys at the same time, never one key twice.
 const WORKERS: usize = 4;

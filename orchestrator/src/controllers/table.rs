@@ -1,55 +1,20 @@
 //! Every controller, one row each: its name, its identity, what it reads, how it starts.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use apiserver::engine::ServiceNetwork;
-use apiserver::identity::{AUTHENTICATED, MASTERS, User};
 use apiserver::server::Server;
 use client::{Caches, Client, Kept};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::task::JoinSet;
 
-use super::node_ipam::PodRanges;
+use super::given::{Account, Facts, Given};
 use super::runtime::{self, Controller};
 use super::{
     Selection, deployment, endpoints, gc, housekeeping, namespaces, node_ipam, peers, replicaset,
     replication_controller,
 };
-use crate::servers::Servers;
 use crate::{scheduler, system_objects};
-
-/// Under which identity a controller acts.
-#[derive(Debug, Clone, Copy)]
-pub enum Account {
-    /// A service account of kube-system.
-    Service(&'static str),
-    Scheduler,
-    /// The server's own hand.
-    Server,
-}
-
-impl Account {
-    fn client(self, server: &Server) -> Client {
-        match self {
-            Self::Service(name) => server.client(User::service_account("kube-system", name), "kube-controller-manager"),
-            Self::Scheduler => server.client(User::new("system:kube-scheduler", &[AUTHENTICATED]), "kube-scheduler"),
-            Self::Server => server.client(User::new("system:apiserver", &[MASTERS]), "kube-apiserver"),
-        }
-    }
-}
-
-/// What there is to know when controllers start.
-#[derive(Debug, Clone)]
-pub struct Facts {
-    pub ca_certificate: String,
-    /// Where others reach the API server.
-    pub address: SocketAddr,
-    pub services: ServiceNetwork,
-    pub pods: PodRanges,
-    pub servers: Servers,
-}
 
 /// Which servers of a cluster run a controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,13 +23,6 @@ pub enum Runs {
     Leading,
     /// Each: it speaks of itself.
     Everywhere,
-}
-
-/// What a controller starts with.
-pub struct Given {
-    pub client: Client,
-    pub caches: Arc<Caches>,
-    pub facts: Facts,
 }
 
 pub struct Row {

@@ -14,9 +14,10 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::node_ipam::PodRanges;
+use super::given::Facts;
 use super::views::{CONFIG_MAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS, REPLICA_SETS, SERVICE_ACCOUNTS};
 use super::*;
+use crate::pod_ranges::PodRanges;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const CHOSEN: [&str; 2] = ["*", "-scheduler"];
@@ -35,7 +36,7 @@ impl World {
         let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
         let chosen = Selection::parse(&CHOSEN.map(str::to_owned)).unwrap();
         let mut tasks = JoinSet::new();
-        let facts = table::Facts {
+        let facts = Facts {
             ca_certificate: server.authority().ca_certificate.clone(),
             address: server.address(),
             services: config.services.clone(),
@@ -436,7 +437,7 @@ async fn each_controller_runs_alone() {
     let config = Config::on_loopback(folder.path().join("store.redb"));
     let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
     let client = server.client(User::new("tester", &[MASTERS]), "tester");
-    let facts = table::Facts {
+    let facts = Facts {
         ca_certificate: server.authority().ca_certificate.clone(),
         address: server.address(),
         services: config.services.clone(),

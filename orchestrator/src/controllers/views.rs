@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::view::Meta;
-pub use client::views::{CONFIG_MAPS, LEASES, NODES, PODS, SERVICES, SLICES};
+pub use client::views::{CONFIG_MAPS, LEASES, NODES, PODS, SERVICES, SLICES, label_entry};
 use client::{Resource, View};
 use serde::Deserialize;
 use serde_json::Value;
@@ -13,6 +13,7 @@ pub const NAMESPACES: Resource = Resource::core("namespaces");
 pub const SERVICE_ACCOUNTS: Resource = Resource::core("serviceaccounts");
 pub const REPLICA_SETS: Resource = Resource::new("apps", "replicasets");
 pub const DEPLOYMENTS: Resource = Resource::new("apps", "deployments");
+pub const BUDGETS: Resource = Resource::new("policy", "poddisruptionbudgets");
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -68,6 +69,7 @@ pub struct PodSpec {
     pub host_network: bool,
     pub node_selector: BTreeMap<String, String>,
     pub affinity: Option<Value>,
+    pub topology_spread_constraints: Vec<Value>,
     pub tolerations: Vec<Toleration>,
     pub priority: i64,
     pub preemption_policy: String,
@@ -122,6 +124,8 @@ pub struct PodStatus {
     pub pod_ips: Vec<PodIp>,
     pub conditions: Vec<Condition>,
     pub container_statuses: Vec<ContainerStatus>,
+    pub nominated_node_name: String,
+    pub start_time: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -327,15 +331,40 @@ pub struct Lease {
     pub spec: LeaseSpec,
 }
 
+/// A PodDisruptionBudget.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Budget {
+    pub metadata: Metadata,
+    pub spec: BudgetSpec,
+    pub status: BudgetStatus,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct BudgetSpec {
+    pub selector: Value,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BudgetStatus {
+    pub disruptions_allowed: i64,
+    pub disrupted_pods: BTreeMap<String, String>,
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LeaseSpec {
     pub renew_time: String,
 }
 
-/// `owner/UID` for each owner that controls the object.
-fn owner_index(owned: &Owned) -> Vec<String> {
-    owned.controller().map(|owner| format!("owner/{}", owner.uid)).into_iter().collect()
+/// `owner/UID` for the owner that controls the object, `orphan/NAMESPACE` where none does.
+fn owner_index(metadata: &Metadata) -> String {
+    match metadata.owned.controller() {
+        Some(owner) => format!("owner/{}", owner.uid),
+        None => format!("orphan/{}", metadata.meta.namespace),
+    }
 }
 
 /// A view of a kind, and the index entries under which its objects are found.
@@ -358,7 +387,7 @@ macro_rules! views {
 
 views! {
     Pod => PODS, pod_indexes;
-    ReplicaSet => REPLICA_SETS, |set| owner_index(&set.metadata.owned);
+    ReplicaSet => REPLICA_SETS, |set| vec![owner_index(&set.metadata)];
     Deployment => DEPLOYMENTS;
     Node => NODES;
     Namespace => NAMESPACES;
@@ -366,12 +395,16 @@ views! {
     ConfigMap => CONFIG_MAPS;
     Endpoints => ENDPOINTS;
     Lease => LEASES;
+    Budget => BUDGETS;
 }
 
+/// By owner, node and each label ([`label_entry`]).
 fn pod_indexes(pod: &Pod) -> Vec<String> {
-    let mut all = owner_index(&pod.metadata.owned);
+    let meta = &pod.metadata.meta;
+    let mut all = vec![owner_index(&pod.metadata)];
     if !pod.spec.node_name.is_empty() {
         all.push(format!("node/{}", pod.spec.node_name));
     }
+    all.extend(meta.labels.iter().map(|label| label_entry(&meta.namespace, label)));
     all
 }

@@ -1,11 +1,12 @@
-//! What a decision writes: a binding, or the condition that says why there is none; and the event about it.
+//! What a decision writes: a binding, or the condition that says why there is none, or the end of those that have to go; and
+//! the events about it.
 
 use std::sync::Arc;
 
 use api::conditions::{self, Stamp};
 use api::status::Status;
-use client::Client;
 use client::events::{Recorder, Reference};
+use client::{Client, DeleteOptions};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -14,6 +15,14 @@ use super::decide::Unschedulable;
 use crate::controllers::views::{PODS, Pod};
 
 const SCHEDULED: &str = "PodScheduled";
+const DISRUPTED: &str = "DisruptionTarget";
+
+/// What becomes of the node that a pod was nominated for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nomination {
+    Stands,
+    Ends,
+}
 
 /// What came of a write.
 #[derive(Debug)]
@@ -21,6 +30,11 @@ pub enum Bound {
     Done,
     /// The pod has no node, though it was given one.
     Failed(Arc<Pod>),
+    /// Not all of those that had to go for it do.
+    Kept {
+        pod: Arc<Pod>,
+        victims: Vec<Arc<Pod>>,
+    },
 }
 
 pub struct Writer {
@@ -38,8 +52,25 @@ impl Writer {
                     Bound::Failed(pod)
                 }
             },
-            Step::Refuse { pod, why } => {
-                self.refuse(&pod, &why).await;
+            Step::Refuse { pod, why, nomination } => {
+                let nominated = match nomination {
+                    Nomination::Stands => &pod.status.nominated_node_name,
+                    Nomination::Ends => "",
+                };
+                self.refuse(&pod, &why, nominated).await;
+                Bound::Done
+            }
+            Step::Preempt { pod, why, node, victims, outdone } => {
+                let sent = victims.iter().map(|victim| self.send_away(victim, &pod, &node));
+                let sent = futures::future::join_all(sent).await;
+                if let Some(error) = sent.into_iter().find_map(Result::err) {
+                    tracing::debug!(pod = pod.metadata.meta.name, %error, "not all that have to go do");
+                    return Bound::Kept { pod, victims };
+                }
+                for other in outdone {
+                    self.nominate(&other, "").await;
+                }
+                self.refuse(&pod, &why, &node).await;
                 Bound::Done
             }
         }
@@ -53,29 +84,81 @@ impl Writer {
         Ok(())
     }
 
+    /// Has a pod deleted for a more important one, which is said in its status before.
+    async fn send_away(&self, victim: &Pod, preemptor: &Pod, node: &str) -> Result<(), Status> {
+        if victim.is_deleting() {
+            return Ok(());
+        }
+        let condition = json!({"type": DISRUPTED, "status": "True", "reason": "PreemptionByScheduler",
+            "message": format!("{}: preempting to accommodate a higher priority pod", super::NAME)});
+        let said = self.tell(victim, |_| (), Some(condition)).await;
+        let meta = &victim.metadata.meta;
+        let options = DeleteOptions { uid: Some(meta.uid.clone()), ..DeleteOptions::default() };
+        let deleted = async {
+            said?;
+            self.client.delete(&PODS, &meta.namespace, &meta.name, &options).await
+        };
+        match deleted.await {
+            // Gone by itself, or another of its name by now.
+            Err(error) if matches!(error.code, 404 | 409) => return Ok(()),
+            other => other.map(drop)?,
+        }
+        let message = format!("Preempted by pod {} on node {node}", preemptor.metadata.meta.uid);
+        self.recorder.normal(&Reference::pod(meta), "Preempted", &message).await;
+        Ok(())
+    }
+
+    /// Says for which node a pod is nominated, or by an empty name that it is for none.
+    async fn nominate(&self, pod: &Pod, node: &str) {
+        if let Err(error) = self.tell(pod, |status| set_nomination(status, node), None).await {
+            tracing::debug!(pod = pod.metadata.meta.name, %error, "nomination not written");
+        }
+    }
+
     /// Says in condition and event why a pod has no node; once per reason.
-    async fn refuse(&self, pod: &Pod, why: &Unschedulable) {
+    async fn refuse(&self, pod: &Pod, why: &Unschedulable, nominated: &str) {
         let Unschedulable(why) = why;
-        if pod.condition(SCHEDULED).is_some_and(|old| old.status == "False" && old.message == *why) {
+        let known = pod.condition(SCHEDULED).is_some_and(|old| old.status == "False" && old.message == *why);
+        if known && pod.status.nominated_node_name == nominated {
             return;
         }
+        let condition = json!({"type": SCHEDULED, "status": "False", "reason": "Unschedulable", "message": why});
+        if let Err(error) = self.tell(pod, |status| set_nomination(status, nominated), Some(condition)).await {
+            tracing::debug!(pod = pod.metadata.meta.name, %error, "condition not written");
+        }
+        self.recorder.warning(&Reference::pod(&pod.metadata.meta), "FailedScheduling", why).await;
+    }
+
+    /// Writes a pod's status: what `change` makes of it, with a condition.
+    async fn tell(
+        &self,
+        pod: &Pod,
+        change: impl Fn(&mut Value) + Send + Sync,
+        condition: Option<Value>,
+    ) -> Result<(), Status> {
         let meta = &pod.metadata.meta;
         let now = api::time::rfc3339(Timestamp::now());
-        let change = |current: &Value| {
+        let write = |current: &Value| {
             if current["metadata"]["uid"] != meta.uid {
                 return Err(Status::not_found("", "pods", &meta.name));
             }
-            let condition = json!({"type": SCHEDULED, "status": "False", "reason": "Unschedulable", "message": why,
-                "observedGeneration": current["metadata"]["generation"]});
             let mut next = current.clone();
-            let stored = &current["status"]["conditions"];
-            let all = conditions::merge(stored, &[], vec![condition], &[Stamp::Transition], &now);
-            next["status"]["conditions"] = json!(all);
+            change(&mut next["status"]);
+            if let Some(mut condition) = condition.clone() {
+                condition["observedGeneration"] = current["metadata"]["generation"].clone();
+                let stored = &current["status"]["conditions"];
+                let all = conditions::merge(stored, &[], vec![condition], &[Stamp::Transition], &now);
+                next["status"]["conditions"] = json!(all);
+            }
             Ok(next)
         };
-        if let Err(error) = self.client.update(&PODS, &meta.namespace, &meta.name, "status", change).await {
-            tracing::debug!(pod = meta.name, %error, "condition not written");
-        }
-        self.recorder.warning(&Reference::pod(meta), "FailedScheduling", why).await;
+        self.client.update(&PODS, &meta.namespace, &meta.name, "status", write).await.map(drop)
+    }
+}
+
+fn set_nomination(status: &mut Value, node: &str) {
+    match status.as_object_mut() {
+        Some(status) if node.is_empty() => drop(status.remove("nominatedNodeName")),
+        _ => status["nominatedNodeName"] = json!(node),
     }
 }

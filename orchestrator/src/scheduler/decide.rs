@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::demand::{Demand, Preemption};
-use super::filter::{Obstacle, obstacle};
+use super::filter::{Asker, Obstacle, obstacle};
 use super::score::best;
 use super::snapshot::{Place, Snapshot};
 
@@ -22,16 +21,30 @@ pub struct Choice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unschedulable(pub String);
 
-/// Chooses a node, looking from `start` on. In a large cluster it stops looking when enough nodes were found.
+/// No node takes the pod as things are.
+#[derive(Debug)]
+pub struct Refused<'a> {
+    /// For how many nodes each reason holds.
+    pub why: String,
+    /// Those on which fewer pods would help.
+    pub yielding: Vec<&'a Place>,
+}
+
+/// Chooses a node, looking from `start` on; first where room is kept for the pod. In a large cluster it stops looking when
+/// enough nodes were found.
 ///
 /// # Errors
 /// Says for how many nodes each reason holds.
-pub fn decide(demand: &Demand, all: &Snapshot, start: usize) -> Result<Choice, Unschedulable> {
+pub fn decide<'a>(asker: &Asker<'_>, all: &'a Snapshot, start: usize) -> Result<Choice, Refused<'a>> {
     if all.nodes() == 0 {
-        return Err(Unschedulable("no nodes available to schedule pods".into()));
+        return Err(Refused { why: "no nodes available to schedule pods".into(), yielding: Vec::new() });
     }
-    if let Some(names) = demand.named() {
-        return among(demand, all, &names, start);
+    let nominated = all.nomination(asker.uid).and_then(|node| all.get(node)).filter(|place| place.node.is_some());
+    if let Some(place) = nominated.filter(|place| obstacle(asker, place).is_none()) {
+        return Ok(Choice { node: place.name().to_owned(), next: start });
+    }
+    if let Some(names) = asker.demand.named() {
+        return among(asker, all, &names, start);
     }
     let places = all.places();
     let start = if start < places.len() { start } else { 0 };
@@ -44,7 +57,7 @@ pub fn decide(demand: &Demand, all: &Snapshot, start: usize) -> Result<Choice, U
         if place.node.is_none() {
             continue;
         }
-        match obstacle(demand, place) {
+        match obstacle(asker, place) {
             None => feasible.push(place),
             Some(found) => refused.push((place, found)),
         }
@@ -52,9 +65,9 @@ pub fn decide(demand: &Demand, all: &Snapshot, start: usize) -> Result<Choice, U
             break;
         }
     }
-    match best(demand, &feasible) {
+    match best(asker, &feasible) {
         Some(place) => Ok(Choice { node: place.name().to_owned(), next: (start + looked) % places.len() }),
-        None => Err(refusal(demand, &refused, all.nodes(), Vec::new())),
+        None => Err(refusal(refused, all.nodes(), 0)),
     }
 }
 
@@ -68,32 +81,35 @@ fn enough(nodes: usize) -> usize {
 }
 
 /// Only these nodes can be meant: nothing else is looked at.
-fn among(demand: &Demand, all: &Snapshot, names: &HashSet<&str>, start: usize) -> Result<Choice, Unschedulable> {
+fn among<'a>(asker: &Asker<'_>, all: &'a Snapshot, names: &HashSet<&str>, start: usize) -> Result<Choice, Refused<'a>> {
     let mut names: Vec<&&str> = names.iter().collect();
     names.sort();
     let places = names.into_iter().filter_map(|name| all.get(name)).filter(|place| place.node.is_some());
     let (mut feasible, mut refused) = (Vec::new(), Vec::new());
     for place in places {
-        match obstacle(demand, place) {
+        match obstacle(asker, place) {
             None => feasible.push(place),
             Some(found) => refused.push((place, found)),
         }
     }
-    if let Some(place) = best(demand, &feasible) {
+    if let Some(place) = best(asker, &feasible) {
         return Ok(Choice { node: place.name().to_owned(), next: start });
     }
     let others = all.nodes() - refused.len();
-    Err(refusal(demand, &refused, all.nodes(), vec![Obstacle::NotNamed; others]))
+    Err(refusal(refused, all.nodes(), others))
 }
 
-fn refusal(demand: &Demand, refused: &[(&Place, Obstacle)], nodes: usize, unseen: Vec<Obstacle>) -> Unschedulable {
-    let reasons = refused.iter().map(|(_, obstacle)| obstacle).chain(&unseen).flat_map(Obstacle::reasons);
-    let preemption = preemption(demand, refused, nodes);
-    Unschedulable(format!("{} no new claims to deallocate, preemption: {preemption}", counted(nodes, reasons)))
+/// `unnamed` nodes were not looked at, since the pod names others.
+fn refusal(refused: Vec<(&Place, Obstacle)>, nodes: usize, unnamed: usize) -> Refused<'_> {
+    let unseen = std::iter::repeat_n(&Obstacle::NotNamed, unnamed);
+    let reasons = refused.iter().map(|(_, obstacle)| obstacle).chain(unseen).flat_map(Obstacle::reasons);
+    let why = counted(nodes, reasons);
+    let yielding = refused.iter().filter(|(_, obstacle)| obstacle.may_yield()).map(|(place, _)| *place);
+    Refused { why, yielding: yielding.collect() }
 }
 
 /// `0/3 nodes are available: 1 this, 2 that.`
-fn counted(nodes: usize, reasons: impl Iterator<Item = String>) -> String {
+pub fn counted(nodes: usize, reasons: impl Iterator<Item = String>) -> String {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for reason in reasons {
         *counts.entry(reason).or_default() += 1;
@@ -101,31 +117,6 @@ fn counted(nodes: usize, reasons: impl Iterator<Item = String>) -> String {
     let mut texts: Vec<String> = counts.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
     texts.sort();
     format!("0/{nodes} nodes are available: {}.", texts.join(", "))
-}
-
-/// What is said of pushing others aside.
-fn preemption(demand: &Demand, refused: &[(&Place, Obstacle)], nodes: usize) -> String {
-    if demand.preemption == Preemption::Never {
-        return "not eligible due to preemptionPolicy=Never.".into();
-    }
-    let yielding = refused.iter().filter(|(_, obstacle)| obstacle.may_yield());
-    let mut reasons: Vec<String> = yielding.flat_map(|(place, _)| without_lesser(demand, place)).collect();
-    let hopeless = nodes - refused.iter().filter(|(_, obstacle)| obstacle.may_yield()).count();
-    reasons.extend(std::iter::repeat_n("Preemption is not helpful for scheduling".to_owned(), hopeless));
-    counted(nodes, reasons.into_iter())
-}
-
-/// Why even the node's lesser pods out of the way do not help.
-fn without_lesser(demand: &Demand, place: &Place) -> Vec<String> {
-    let lesser = |other: &Demand| other.priority < demand.priority;
-    if !place.pods.values().any(|other| lesser(other)) {
-        return vec!["No preemption victims found for incoming pod".into()];
-    }
-    match obstacle(demand, &place.without(lesser)) {
-        Some(still) => still.reasons(),
-        // Ours to say: upstream would begin to delete them.
-        None => vec!["Pods of lower priority are not preempted".into()],
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! What a pod asks of a node. Pods of one template ask the same, so they share one value, and what is found out for one of
-//! them holds for all.
+//! What a pod asks of a node, and who it is to others. Pods of one template are the same in this, so they share one value, and
+//! what is found out for one of them holds for all.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use api::quantity::Quantity;
 use serde::Deserialize;
 
+use super::company::{Company, Identity};
 use crate::controllers::views::{Container, Pod, Toleration};
 
 /// What a container that asks for nothing counts with when nodes are compared: 100m of CPU, 200 MB.
@@ -128,6 +129,8 @@ pub enum Preemption {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Demand {
+    pub identity: Identity,
+    pub company: Option<Arc<Company>>,
     pub amounts: Amounts,
     /// CPU and memory as they count when nodes are compared.
     pub weighed: (i64, i64),
@@ -160,7 +163,10 @@ impl Demand {
                 ..Amounts::default()
             }
         });
+        let identity = Identity::of(pod);
         Self {
+            company: Company::of(pod, &identity),
+            identity,
             amounts: exact,
             weighed: (weighed.cpu, weighed.memory),
             ports: host_ports(pod),

@@ -80,9 +80,13 @@ impl Pending {
     }
 
     /// A pod waits no longer.
-    pub fn remove(&mut self, key: &Key) {
+    pub fn remove(&mut self, key: &Key) -> Option<Candidate> {
         self.leave(key);
-        self.entries.remove(key);
+        self.entries.remove(key).map(|entry| entry.candidate)
+    }
+
+    pub fn knows(&self, key: &Key) -> bool {
+        self.entries.contains_key(key)
     }
 
     /// The pod to try now. It stays known until it is removed.
@@ -128,19 +132,21 @@ impl Pending {
         let Some(all) = self.waiting.get(demand) else { return };
         let rested = |order: &&Order| self.entries.get(&order.2).is_some_and(|entry| entry.rested <= now);
         let Some((_, _, key)) = all.iter().find(rested).or_else(|| all.first()).cloned() else { return };
-        let Some(end) = self.entries.get(&key).map(|entry| entry.rested) else { return };
-        self.leave(&key);
-        self.enter(&key, if end <= now { State::Active } else { State::Resting(end) });
+        self.wake(&key, now);
+    }
+
+    /// A pod may be helped now, if it waits.
+    pub fn wake(&mut self, key: &Key, now: Instant) {
+        let Some(entry) = self.entries.get(key).filter(|entry| entry.state == State::Waiting) else { return };
+        let end = entry.rested;
+        self.leave(key);
+        self.enter(key, if end <= now { State::Active } else { State::Resting(end) });
     }
 
     /// Everybody may be helped, or has to be told something else.
     pub fn wake_all(&mut self, now: Instant) {
         let all: Vec<Key> = self.waiting.values().flatten().map(|(_, _, key)| key.clone()).collect();
-        for key in all {
-            let end = self.entries.get(&key).map_or(now, |entry| entry.rested);
-            self.leave(&key);
-            self.enter(&key, if end <= now { State::Active } else { State::Resting(end) });
-        }
+        all.iter().for_each(|key| self.wake(key, now));
     }
 
     /// Counts an attempt; returns the end of the pause after it.

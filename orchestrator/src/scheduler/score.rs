@@ -1,26 +1,32 @@
 //! Which of the nodes that would do is best, by Kubernetes' weights: taints that would rather not have the pod, labels that
-//! it would rather have, and how empty and how evenly used the node is afterwards.
+//! it would rather have, pods that it or they would rather have near, how evenly it is spread, and how empty and how evenly used
+//! the node is afterwards.
 
 use super::demand::Demand;
-use super::filter::{holds, tolerates};
+use super::filter::{Asker, holds, tolerates};
 use super::snapshot::Place;
 
 const BEST: i64 = 100;
 const TAINTS: i64 = 3;
 const AFFINITY: i64 = 2;
+const COMPANY: i64 = 2;
+const SPREAD: i64 = 2;
 
 /// The best of them; of equal ones that with the fewest pods, then the first.
-pub fn best<'a>(demand: &Demand, feasible: &[&'a Place]) -> Option<&'a Place> {
+pub fn best<'a>(asker: &Asker<'_>, feasible: &[&'a Place]) -> Option<&'a Place> {
+    let demand = asker.demand;
     if let [only] = feasible {
         return Some(only);
     }
     let unwelcome: Vec<i64> = feasible.iter().map(|place| unwelcome(demand, place)).collect();
     let liked: Vec<i64> = feasible.iter().map(|place| liked(demand, place)).collect();
+    let (company, spread) = (asker.around.liked(feasible, BEST), asker.around.evenly(feasible, BEST));
     let (most_unwelcome, most_liked) = (max(&unwelcome), max(&liked));
     let scored = feasible.iter().enumerate().map(|(index, place)| {
         let taints = if most_unwelcome == 0 { BEST } else { BEST - BEST * unwelcome[index] / most_unwelcome };
         let affinity = if most_liked == 0 { 0 } else { BEST * liked[index] / most_liked };
-        let total = TAINTS * taints + AFFINITY * affinity + emptiness(demand, place) + balance(demand, place);
+        let company = COMPANY * company[index] + SPREAD * spread[index];
+        let total = TAINTS * taints + AFFINITY * affinity + company + emptiness(demand, place) + balance(demand, place);
         ((total, -place.count(), -i64::try_from(index).unwrap_or(i64::MAX)), *place)
     });
     scored.max_by_key(|(score, _)| *score).map(|(_, place)| place)
@@ -76,10 +82,11 @@ fn balance(demand: &Demand, place: &Place) -> i64 {
 mod tests {
     use std::sync::Arc;
 
+    use client::Key;
     use serde_json::json;
 
     use super::super::demand::Amounts;
-    use super::super::snapshot::Snapshot;
+    use super::super::snapshot::{Resident, Snapshot};
     use super::*;
 
     fn demand(cpu: i64, memory: i64) -> Demand {
@@ -94,23 +101,29 @@ mod tests {
             let amounts = json!({"cpu": "10", "memory": "10000", "pods": "1k"});
             let node = json!({"metadata": {"name": name}, "status": {"allocatable": amounts}});
             all.set_node(Arc::new(serde_json::from_value(node).unwrap()));
-            all.put(name, name, Arc::new(demand(*cpu, *memory)));
+            let resident = Resident {
+                key: Key::new("ns", name),
+                uid: (*name).into(),
+                demand: Arc::new(demand(*cpu, *memory)),
+                ending: false,
+            };
+            all.put(resident, name);
         }
         all
     }
 
-    fn chosen(wanted: &Demand, used: &[(&str, i64, i64)]) -> String {
-        let all = cluster(used);
+    fn chosen(wanted: Demand, used: &[(&str, i64, i64)]) -> String {
+        let (all, wanted) = (cluster(used), Arc::new(wanted));
         let places: Vec<&Place> = all.places().iter().collect();
-        best(wanted, &places).unwrap().name().to_owned()
+        best(&Asker::new("p", &wanted, &all), &places).unwrap().name().to_owned()
     }
 
     #[test]
     fn an_evenly_used_node_is_better_than_an_equally_empty_one() {
         let used = [("lopsided", 8000, 2000), ("even", 5000, 5000)];
-        assert_eq!(chosen(&demand(1000, 1000), &used), "even");
+        assert_eq!(chosen(demand(1000, 1000), &used), "even");
         // A pod that asks for nothing says nothing about evenness; equals go to the first.
-        assert_eq!(chosen(&demand(0, 0), &used), "lopsided");
+        assert_eq!(chosen(demand(0, 0), &used), "lopsided");
     }
 
     #[test]

@@ -1,14 +1,34 @@
 //! The nodes and what is placed on them, kept as changes come in: a decision costs nothing that grows with the pods.
 //!
-//! A pod that was given a node counts there at once, before the API server has said so.
+//! A pod that was given a node counts there at once, before the API server has said so. One for which others have to go first is
+//! *nominated*: it counts there as well for all that are no more important than it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use api::quantity::Quantity;
+use client::Key;
 
+use super::company::{Company, Identity, Namespaces};
 use super::demand::{Amounts, Demand, HostPort};
 use crate::controllers::views::Node;
+
+/// A pod as it counts on a node.
+#[derive(Debug, Clone)]
+pub struct Resident {
+    pub key: Key,
+    pub uid: String,
+    pub demand: Arc<Demand>,
+    /// It is being deleted.
+    pub ending: bool,
+}
+
+/// How many pods of one kind are on a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Crowd {
+    pub all: i64,
+    pub ending: i64,
+}
 
 /// A node, and what its pods have asked for.
 #[derive(Debug, Clone, Default)]
@@ -21,7 +41,9 @@ pub struct Place {
     pub used: Amounts,
     pub weighed: (i64, i64),
     pub ports: Vec<HostPort>,
-    pub pods: HashMap<String, Arc<Demand>>,
+    /// By uid.
+    pub pods: HashMap<String, Resident>,
+    pub nominees: Vec<Resident>,
 }
 
 impl Place {
@@ -33,20 +55,26 @@ impl Place {
         self.node.as_ref().map_or("", |node| &node.metadata.meta.name)
     }
 
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels()?.get(key).map(String::as_str)
+    }
+
     pub fn labels(&self) -> Option<&BTreeMap<String, String>> {
         self.node.as_ref().map(|node| &node.metadata.meta.labels)
     }
 
-    fn put(&mut self, uid: &str, demand: Arc<Demand>) {
+    pub fn put(&mut self, resident: Resident) {
+        let demand = &resident.demand;
         self.used.add(&demand.amounts);
         self.weighed.0 += demand.weighed.0;
         self.weighed.1 += demand.weighed.1;
         self.ports.extend(demand.ports.iter().cloned());
-        self.pods.insert(uid.to_owned(), demand);
+        self.pods.insert(resident.uid.clone(), resident);
     }
 
-    fn take(&mut self, uid: &str) {
-        let Some(demand) = self.pods.remove(uid) else { return };
+    pub fn take(&mut self, uid: &str) -> Option<Resident> {
+        let pod = self.pods.remove(uid)?;
+        let demand = &pod.demand;
         self.used.subtract(&demand.amounts);
         self.weighed.0 -= demand.weighed.0;
         self.weighed.1 -= demand.weighed.1;
@@ -55,15 +83,12 @@ impl Place {
                 self.ports.swap_remove(at);
             }
         }
+        Some(pod)
     }
 
-    /// The same place without some of its pods.
-    pub fn without(&self, goes: impl Fn(&Demand) -> bool) -> Self {
-        let mut rest = self.clone();
-        for uid in self.pods.iter().filter(|(_, demand)| goes(demand)).map(|(uid, _)| uid) {
-            rest.take(uid);
-        }
-        rest
+    /// The nominees that a pod must not get before.
+    pub fn before(&self, demand: &Demand, uid: &str) -> impl Iterator<Item = &Resident> {
+        self.nominees.iter().filter(move |other| other.uid != uid && other.demand.priority >= demand.priority)
     }
 }
 
@@ -76,12 +101,19 @@ pub enum News {
 }
 
 /// See the module's text.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     places: Vec<Place>,
     by_name: HashMap<String, usize>,
     /// On which node a pod counts.
     homes: HashMap<String, String>,
+    /// For which node a pod is nominated.
+    nominations: HashMap<String, String>,
+    /// Pods that are the same to others' terms, by node. Few, since those of one template are.
+    crowds: HashMap<Identity, HashMap<String, Crowd>>,
+    /// Pods whose terms hold for those that come later, by node.
+    outlasting: HashMap<Arc<Company>, HashMap<String, i64>>,
+    namespaces: Arc<Namespaces>,
     nodes: usize,
 }
 
@@ -129,25 +161,111 @@ impl Snapshot {
         self.tidy(name, at);
     }
 
-    /// A pod counts on a node, and on no other.
-    pub fn put(&mut self, uid: &str, node: &str, demand: Arc<Demand>) {
-        if self.home(uid) == Some(node) {
-            return;
-        }
-        self.take(uid);
-        let at = self.place_of(node);
-        self.places[at].put(uid, demand);
-        self.homes.insert(uid.to_owned(), node.to_owned());
+    pub fn nomination(&self, uid: &str) -> Option<&str> {
+        self.nominations.get(uid).map(String::as_str)
     }
 
-    /// A pod counts nowhere any more; returns where it did.
-    pub fn take(&mut self, uid: &str) -> Option<String> {
-        let name = self.homes.remove(uid)?;
+    /// A pod counts already, as what it is now.
+    pub fn is_same(&self, pod: &Resident) -> bool {
+        let known = self.home(&pod.uid).and_then(|node| self.get(node)).and_then(|place| place.pods.get(&pod.uid));
+        known.is_some_and(|known| Arc::ptr_eq(&known.demand, &pod.demand))
+    }
+
+    /// A pod counts on a node, and on no other; what it was nominated for is over.
+    pub fn put(&mut self, pod: Resident, node: &str) {
+        self.withdraw(&pod.uid);
+        self.take(&pod.uid);
+        let at = self.place_of(node);
+        self.homes.insert(pod.uid.clone(), node.to_owned());
+        self.count(&pod, node, 1);
+        self.places[at].put(pod);
+    }
+
+    /// A pod that counts somewhere is being deleted.
+    pub fn ends(&mut self, uid: &str) {
+        let Some(node) = self.homes.get(uid) else { return };
+        let Some(at) = self.by_name.get(node).copied() else { return };
+        let Some(pod) = self.places[at].pods.get_mut(uid).filter(|pod| !pod.ending) else { return };
+        pod.ending = true;
+        if let Some(crowd) = self.crowds.get_mut(&pod.demand.identity).and_then(|nodes| nodes.get_mut(node)) {
+            crowd.ending += 1;
+        }
+    }
+
+    fn count(&mut self, pod: &Resident, node: &str, by: i64) {
+        let nodes = self.crowds.entry(pod.demand.identity.clone()).or_default();
+        let crowd = nodes.entry(node.to_owned()).or_default();
+        crowd.all += by;
+        crowd.ending += if pod.ending { by } else { 0 };
+        if crowd.all == 0 {
+            nodes.remove(node);
+            if nodes.is_empty() {
+                self.crowds.remove(&pod.demand.identity);
+            }
+        }
+        let Some(company) = pod.demand.company.as_ref().filter(|company| company.outlasts()) else { return };
+        let nodes = self.outlasting.entry(company.clone()).or_default();
+        let count = nodes.entry(node.to_owned()).or_default();
+        *count += by;
+        if *count == 0 {
+            nodes.remove(node);
+            if nodes.is_empty() {
+                self.outlasting.remove(company);
+            }
+        }
+    }
+
+    pub fn crowds(&self) -> impl Iterator<Item = (&Identity, &HashMap<String, Crowd>)> {
+        self.crowds.iter()
+    }
+
+    pub fn outlasting(&self) -> impl Iterator<Item = (&Arc<Company>, &HashMap<String, i64>)> {
+        self.outlasting.iter()
+    }
+
+    pub fn namespaces(&self) -> &Arc<Namespaces> {
+        &self.namespaces
+    }
+
+    /// A namespace's labels as they are now; `None` when it is gone.
+    pub fn set_namespace(&mut self, name: &str, labels: Option<BTreeMap<String, String>>) -> News {
+        if self.namespaces.get(name) == labels.as_ref() {
+            return News::Nothing;
+        }
+        let all = Arc::make_mut(&mut self.namespaces);
+        match labels {
+            Some(labels) => drop(all.insert(name.to_owned(), labels)),
+            None => drop(all.remove(name)),
+        }
+        News::MayHelp
+    }
+
+    /// Room on a node is kept for a pod.
+    pub fn nominate(&mut self, pod: Resident, node: &str) {
+        self.withdraw(&pod.uid);
+        let at = self.place_of(node);
+        self.nominations.insert(pod.uid.clone(), node.to_owned());
+        self.places[at].nominees.push(pod);
+    }
+
+    /// No room is kept for a pod any more; returns where it was.
+    pub fn withdraw(&mut self, uid: &str) -> Option<String> {
+        let name = self.nominations.remove(uid)?;
         if let Some(at) = self.by_name.get(&name).copied() {
-            self.places[at].take(uid);
+            self.places[at].nominees.retain(|nominee| nominee.uid != uid);
             self.tidy(&name, at);
         }
         Some(name)
+    }
+
+    /// A pod counts nowhere any more; returns it, and where it did.
+    pub fn take(&mut self, uid: &str) -> Option<(Resident, String)> {
+        let name = self.homes.remove(uid)?;
+        let at = self.by_name.get(&name).copied()?;
+        let pod = self.places[at].take(uid)?;
+        self.count(&pod, &name, -1);
+        self.tidy(&name, at);
+        Some((pod, name))
     }
 
     fn place_of(&mut self, name: &str) -> usize {
@@ -162,7 +280,7 @@ impl Snapshot {
     /// Lets a place go that is neither a node nor anybody's home.
     fn tidy(&mut self, name: &str, at: usize) {
         let place = &self.places[at];
-        if place.node.is_some() || !place.pods.is_empty() {
+        if place.node.is_some() || !place.pods.is_empty() || !place.nominees.is_empty() {
             return;
         }
         self.by_name.remove(name);
@@ -189,6 +307,10 @@ mod tests {
         Arc::new(Demand { amounts: Amounts { cpu, ..Amounts::default() }, weighed: (cpu, 0), ..Demand::default() })
     }
 
+    fn resident(uid: &str, demand: Arc<Demand>) -> Resident {
+        Resident { key: Key::new("ns", uid), uid: uid.into(), demand, ending: false }
+    }
+
     #[test]
     fn what_is_used_follows_the_pods() {
         let mut all = Snapshot::default();
@@ -196,19 +318,38 @@ mod tests {
         assert_eq!(all.set_node(node("a", "4")), News::Nothing, "a heartbeat");
         assert_eq!(all.set_node(node("a", "8")), News::MayHelp);
         all.set_node(node("b", "4"));
-        all.put("p", "a", demand(100));
-        all.put("p", "a", demand(100));
+        all.put(resident("p", demand(100)), "a");
+        all.put(resident("p", demand(100)), "a");
         assert_eq!((all.get("a").unwrap().used.cpu, all.get("a").unwrap().count()), (100, 1));
-        all.put("p", "b", demand(100));
+        all.put(resident("p", demand(100)), "b");
         assert_eq!((all.get("a").unwrap().used.cpu, all.get("b").unwrap().used.cpu), (0, 100));
-        assert_eq!((all.take("p").as_deref(), all.take("p")), (Some("b"), None));
+        assert_eq!(all.take("p").map(|(_, node)| node).as_deref(), Some("b"));
+        assert!(all.take("p").is_none() && all.crowds().count() == 0);
         assert_eq!(all.get("b").unwrap().used, Amounts::default());
+    }
+
+    #[test]
+    fn room_is_kept_from_whoever_is_no_more_important() {
+        let mut all = Snapshot::default();
+        all.set_node(node("a", "4"));
+        let important = |priority| Arc::new(Demand { priority, ..Demand::clone(&demand(100)) });
+        all.nominate(resident("p", important(5)), "a");
+        let used = |all: &Snapshot, priority, uid: &str| {
+            all.get("a").unwrap().before(&important(priority), uid).map(|other| other.demand.amounts.cpu).sum::<i64>()
+        };
+        assert_eq!((used(&all, 4, "q"), used(&all, 5, "q"), used(&all, 6, "q")), (100, 100, 0));
+        assert_eq!((used(&all, 5, "p"), all.get("a").unwrap().used.cpu), (0, 0), "it is kept for itself");
+        all.nominate(resident("p", important(5)), "b");
+        assert_eq!((used(&all, 0, "q"), all.nomination("p")), (0, Some("b")));
+        all.put(resident("p", important(5)), "a");
+        assert_eq!((all.nomination("p"), all.places().len()), (None, 1));
+        assert_eq!(all.get("a").unwrap().used.cpu, 100);
     }
 
     #[test]
     fn pods_may_be_known_before_their_node_and_after_it() {
         let mut all = Snapshot::default();
-        all.put("p", "late", demand(100));
+        all.put(resident("p", demand(100)), "late");
         all.set_node(node("other", "1"));
         assert_eq!((all.nodes(), all.places().len()), (1, 2));
         all.set_node(node("late", "1"));

@@ -53,11 +53,15 @@ impl World {
         self.scheduler.take_in(Changed::Pod(key), self.now);
     }
 
-    /// `pod → node`, or `pod ✗`.
+    /// `pod → node`, `pod ✗`, or `pod ✗ node -victim`.
     fn step(&mut self) -> Option<String> {
         self.scheduler.step(self.now).map(|step| match step {
             Step::Bind { pod, node } => format!("{} → {node}", pod.metadata.meta.name),
             Step::Refuse { pod, .. } => format!("{} ✗", pod.metadata.meta.name),
+            Step::Preempt { pod, node, victims, .. } => {
+                let victims: Vec<_> = victims.iter().map(|victim| &*victim.metadata.meta.name).collect();
+                format!("{} ✗ {node} -{}", pod.metadata.meta.name, victims.join(" -"))
+            }
         })
     }
 
@@ -154,6 +158,96 @@ async fn the_first_node_changes_what_is_said_to_everybody() {
     let said: Vec<_> = std::iter::from_fn(|| world.scheduler.step(world.now)).collect();
     let told = |step: &Step| matches!(step, Step::Refuse { why, .. } if why.0.starts_with("0/1 nodes are available: 1 Insufficient cpu."));
     assert!(said.len() == 2 && said.iter().all(told), "{said:?}");
+}
+
+#[tokio::test]
+async fn the_more_important_pod_has_others_sent_away_and_waits_for_that() {
+    let mut world = World::new();
+    world.node("n", "1", 0);
+    world.pod(pod("low", "600m", json!({})));
+    world.pod(pod("rest", "400m", json!({})));
+    assert_eq!(world.steps(), ["low → n", "rest → n"]);
+    world.pod(pod("low", "600m", json!({"nodeName": "n"})));
+    world.pod(pod("high", "600m", json!({"priority": 5})));
+    assert_eq!(world.steps(), ["high ✗ n -low"]);
+    world.later();
+    // Room is kept for it: neither one like those that went nor one of its own rank comes before.
+    world.pod(pod("low2", "600m", json!({})));
+    world.pod(pod("rival", "600m", json!({"priority": 5})));
+    assert_eq!(world.steps(), ["rival ✗", "low2 ✗"]);
+    world.later();
+    world.gone("low");
+    assert_eq!(world.steps(), ["high → n", "rival ✗"]);
+    assert!(world.scheduler.ending.is_empty());
+    // Once it is away its place is anybody's.
+    world.later();
+    world.pod(pod("high", "600m", json!({"nodeName": "n", "priority": 5})));
+    world.gone("high");
+    assert_eq!(world.steps(), ["rival → n", "low2 ✗"]);
+}
+
+#[tokio::test]
+async fn a_promise_ends_with_the_pod_or_the_node_or_a_write_that_failed() {
+    let mut world = World::new();
+    world.node("n", "1", 0);
+    world.pod(pod("low", "1", json!({"nodeName": "n"})));
+    world.pod(pod("high", "1", json!({"priority": 5})));
+    let Some(Step::Preempt { pod: kept, victims, .. }) = world.scheduler.step(world.now) else { panic!() };
+    world.scheduler.written(Bound::Kept { pod: kept, victims }, world.now);
+    assert!(world.scheduler.ending.is_empty() && world.scheduler.snapshot.nomination("high").is_none());
+    world.later();
+    assert_eq!(world.steps(), ["high ✗ n -low"], "it is tried again");
+    world.pod(pod("other", "1", json!({})));
+    assert_eq!(world.steps(), ["other ✗"]);
+    world.gone("high");
+    world.later();
+    world.gone("low");
+    assert_eq!(world.steps(), ["other → n"]);
+    // A scheduler that was started anew keeps what its status says.
+    let mut world = World::new();
+    world.node("n", "1", 0);
+    let mut promised = pod("high", "1", json!({"priority": 5}));
+    promised["status"] = json!({"nominatedNodeName": "n"});
+    world.pod(promised);
+    assert_eq!(world.scheduler.snapshot.nomination("high"), Some("n"));
+    world.scheduler.caches.of::<Node>().apply(&Key::new("", "n"), None);
+    world.scheduler.take_in(Changed::Node("n".into()), world.now);
+    assert_eq!(world.scheduler.snapshot.nomination("high"), None);
+}
+
+#[tokio::test]
+async fn a_pod_that_waits_for_company_is_woken_by_it_alone() {
+    let mut world = World::new();
+    for name in ["n", "m"] {
+        let labels = json!({"host": name});
+        let status = json!({"allocatable": {"cpu": "4", "memory": "1Gi", "pods": "1000"}});
+        let node = Arc::new(
+            serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}, "status": status})).unwrap(),
+        );
+        world.scheduler.caches.of::<Node>().apply(&Key::new("", name), Some(node));
+        world.scheduler.take_in(Changed::Node(name.into()), world.now);
+    }
+    let labelled = |name: &str, app: &str, more: Value| {
+        let mut pod = pod(name, "1", more);
+        pod["metadata"]["labels"] = json!({"app": app});
+        pod
+    };
+    let term = |app: &str| json!([{"labelSelector": {"matchLabels": {"app": app}}, "topologyKey": "host"}]);
+    let near = json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term("web")}}});
+    let apart =
+        json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term("shy")}}});
+    world.pod(labelled("fond", "fond", near));
+    for name in ["shy1", "shy2", "shy3"] {
+        world.pod(labelled(name, "shy", apart.clone()));
+    }
+    assert_eq!(world.steps(), ["fond ✗", "shy1 → n", "shy2 → m", "shy3 ✗"]);
+    world.later();
+    world.pod(labelled("other", "other", json!({})));
+    assert_eq!(world.steps().len(), 1, "that is nobody's company");
+    world.pod(labelled("web", "web", json!({"nodeName": "m"})));
+    assert_eq!(world.steps(), ["fond → m"]);
+    world.gone("shy2");
+    assert_eq!(world.steps(), ["shy3 → m"]);
 }
 
 #[tokio::test]
@@ -283,6 +377,44 @@ async fn pods_get_their_nodes_and_the_others_are_told_why_not() {
     // A node that is large enough comes: the pod is bound without anything else happening.
     cluster.make_node("large".into(), "32").await;
     until(&caches, patience, |pods| bound(pods) == 31).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_goes_for_a_more_important_pod_is_told_why() {
+    let mut cluster = Cluster::new(1).await;
+    let caches = cluster.schedule().await;
+    let class = json!({"metadata": {"name": "important"}, "value": 1000});
+    cluster.client.create(&Resource::new("scheduling.k8s.io", "priorityclasses"), "", class).await.unwrap();
+    cluster.make_pod("low".into(), "10").await;
+    let patience = Duration::from_secs(30);
+    until(&caches, patience, |pods| pods.iter().any(|pod| !pod.spec.node_name.is_empty())).await;
+    let container = json!({"name": "c", "image": "i", "resources": {"requests": {"cpu": "10"}}});
+    let high =
+        json!({"metadata": {"name": "high"}, "spec": {"priorityClassName": "important", "containers": [container]}});
+    let high = cluster.client.create(&PODS, "default", high).await.unwrap();
+    until(&caches, patience, |pods| pods.iter().any(|pod| pod.status.nominated_node_name == "n0000")).await;
+    let low = caches.of::<Pod>().get("default", "low").unwrap();
+    assert!(low.is_deleting(), "with its grace: nobody runs it, so nobody ends it");
+    let told = low.condition("DisruptionTarget").unwrap();
+    let why = "default-scheduler: preempting to accommodate a higher priority pod";
+    assert_eq!((&*told.status, &*told.reason, &*told.message), ("True", "PreemptionByScheduler", why));
+    let refused = caches.of::<Pod>().get("default", "high").unwrap().condition("PodScheduled").unwrap().message.clone();
+    assert_eq!(refused, "0/1 nodes are available: 1 Insufficient cpu.");
+    let options = client::DeleteOptions { grace_seconds: Some(0), ..client::DeleteOptions::default() };
+    cluster.client.delete(&PODS, "default", "low", &options).await.unwrap();
+    until(&caches, patience, |pods| pods.iter().any(|pod| pod.spec.node_name == "n0000")).await;
+    let message = format!("Preempted by pod {} on node n0000", high["metadata"]["uid"].as_str().unwrap());
+    let told = async {
+        loop {
+            let events = cluster.client.list(&Resource::core("events"), "default", &Selector::default()).await.unwrap();
+            let is = |event: &Value| event["reason"] == "Preempted" && event["message"] == *message;
+            if events.items.iter().any(|event| is(&event.value())) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(patience, told).await.unwrap();
 }
 
 /// CPU time of this process so far, to a hundredth of a second.

@@ -20,10 +20,10 @@ use super::hierarchies;
 use super::log::Log;
 use super::sys;
 use super::workload::Workload;
-use crate::causes::chain;
 use crate::devices;
 use crate::protocol::{ContainerState, CreateContainer, Exit, Failure, FailureKind, Setup};
 use crate::step::Step;
+use causes::chain;
 
 /// A client that reads slower than this many bytes behind is dropped.
 const MAX_BACKLOG: usize = 1 << 20;

@@ -18,8 +18,9 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::Duration;
 
-use oci_spec::runtime::{Capabilities, PosixRlimitType, Process};
+use oci_spec::runtime::{PosixRlimitType, Process};
 
+use super::capabilities::bits;
 use super::confine;
 use super::container::{Container, failure};
 use super::filter::Confinement;
@@ -294,15 +295,6 @@ fn set_identity(process: &Process) -> io::Result<()> {
     (0..64).filter(|capability| ambient & (1 << capability) != 0).try_for_each(sys::raise_ambient)
 }
 
-/// A capability set as the kernel's bits: oci-spec lists them in the kernel's order only by luck, so by name.
-pub fn bits(set: Option<&Capabilities>) -> u64 {
-    let bit = |name: String| {
-        let name = name.trim_start_matches("CAP_").to_owned();
-        crate::capability::NAMES.iter().position(|known| *known == name).map_or(0, |position| 1_u64 << position)
-    };
-    set.into_iter().flatten().fold(0, |bits, capability| bits | bit(capability.to_string()))
-}
-
 /// The environment with HOME from the container's passwd file when nobody set it.
 fn environment(prepared: &Prepared<'_>) -> Vec<CString> {
     let mut env = prepared.env.clone();
@@ -330,14 +322,6 @@ fn home_of(passwd: &str, uid: u32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use oci_spec::runtime::Capability;
-
-    #[test]
-    fn capability_bits_are_the_kernels() {
-        let set: Capabilities = [Capability::Chown, Capability::SysAdmin, Capability::CheckpointRestore].into();
-        assert_eq!(bits(Some(&set)), 1 | 1 << 21 | 1 << 40);
-        assert_eq!(bits(None), 0);
-    }
 
     #[test]
     fn homes() {

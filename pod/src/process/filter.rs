@@ -77,7 +77,7 @@ impl Confinement {
             Confinement::Filter(filter) => filter.load(),
             Confinement::Profile(profile) => libcontainer::seccomp::initialize_seccomp(profile)
                 .map(drop)
-                .map_err(|error| io::Error::other(crate::causes::chain(&error))),
+                .map_err(|error| io::Error::other(causes::chain(&error))),
         }
     }
 }

@@ -11,7 +11,7 @@ use libcontainer::workload::default::DefaultExecutor;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Spec};
 
-use super::exec::bits;
+use super::capabilities::bits;
 use super::filter::Filter;
 use super::{program, sys};
 

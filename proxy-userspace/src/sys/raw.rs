@@ -5,7 +5,8 @@ use std::mem::zeroed;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use super::{ElementAttr, Put, address, bpf, object_get};
+use super::call::{address, bpf, object_get};
+use super::{ElementAttr, Put};
 use crate::layout::Raw;
 
 pub(super) const OBJ_GET_INFO_BY_FD: u32 = 15;
@@ -159,7 +160,7 @@ impl RawMap {
         let mut attr = [HASH, shape.key as u32, shape.value as u32, elements, 0];
         // SAFETY: integers only; the result is a new descriptor of ours.
         let fd = unsafe { bpf(MAP_CREATE, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd)) }?;
-        super::object_pin(fd.as_fd(), path)?;
+        super::call::object_pin(fd.as_fd(), path)?;
         Ok(Self { fd, kind: HASH, shape })
     }
 }

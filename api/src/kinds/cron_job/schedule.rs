@@ -1,6 +1,7 @@
 //! What a schedule may say: five fields, or one of the words that begin with `@`.
 
-use super::zones;
+use std::collections::HashSet;
+use std::sync::LazyLock;
 
 /// The least and the largest value of a field, and names for some of them.
 struct Bounds {
@@ -19,6 +20,13 @@ const FIELDS: [Bounds; 5] = [
     Bounds { least: 0, largest: 6, names: &DAYS },
 ];
 const WORDS: [&str; 7] = ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"];
+
+/// The zones that Go knows.
+pub fn zones() -> &'static HashSet<&'static str> {
+    static ZONES: LazyLock<HashSet<&'static str>> =
+        LazyLock::new(|| include_str!("../../../data/timezones.txt").lines().collect());
+    &ZONES
+}
 
 /// The complaint is that of the parser that Kubernetes uses.
 pub fn check(text: &str) -> Result<(), String> {

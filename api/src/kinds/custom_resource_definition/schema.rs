@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use crate::custom;
-use crate::validate::inactive::MARK;
+use crate::custom::{formats, rules};
+use crate::kinds::MARK;
 use crate::validate::{At, Errors};
 use crate::value::{items, text};
 
@@ -60,7 +60,7 @@ fn below<'a>(schema: &At<'a>) -> Vec<At<'a>> {
 /// Formats that nobody knows, and rules that are not looked at.
 pub fn warnings(schema: &At<'_>, found: &mut Vec<String>) {
     let format = schema.at("format");
-    if schema.at("type").text() == "string" && !format.is_empty() && !custom::is_format(format.text()) {
+    if schema.at("type").text() == "string" && !format.is_empty() && !formats::is_known(format.text()) {
         found.push(format!("unrecognized format {:?}", format.text()));
     }
     let rules = schema.at("x-kubernetes-validations");
@@ -101,7 +101,7 @@ fn standard(schema: &At<'_>, errors: &mut Errors) {
     }
     lists(schema, errors);
     let pattern = schema.at("pattern");
-    if let Some(why) = custom::rules::no_pattern(pattern.text()) {
+    if let Some(why) = rules::no_pattern(pattern.text()) {
         pattern.invalid(format!("must be a valid regular expression, but isn't: {why}"), errors);
     }
     for rule in schema.at("x-kubernetes-validations").items() {

@@ -16,7 +16,8 @@ use tokio::sync::mpsc;
 
 use super::super::reply::Reply;
 use super::super::spdy::{Frame, Reader, SpdyError, Writer};
-use super::{CHUNK, Resize, exit_status};
+use super::exit::exit_status;
+use super::{CHUNK, Resize};
 use crate::limits::Seat;
 use crate::nodes::{ExecOptions, Session, TerminalSize};
 

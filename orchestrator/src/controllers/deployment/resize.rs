@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::super::runtime::Plan;
 use super::super::views::{Deployment, ReplicaSet};
-use super::{MAXIMUM, bounds, scale, total};
+use super::sizes::{DESIRED, MAXIMUM, bounds, scale, total};
 
 /// Brings the sets to the Deployment's size without going on with a rollout.
 pub(super) fn resize(deployment: &Deployment, current: Option<&Arc<ReplicaSet>>, old: &[Arc<ReplicaSet>]) -> Plan {
@@ -77,7 +77,7 @@ fn proportion(deployment: &Deployment, set: &ReplicaSet) -> i64 {
 
 fn is_saturated(deployment: &Deployment, set: &ReplicaSet) -> bool {
     let wanted = deployment.spec.replicas;
-    let noted = set.metadata.meta.annotations.get(super::DESIRED).and_then(|text| text.parse::<i64>().ok());
+    let noted = set.metadata.meta.annotations.get(DESIRED).and_then(|text| text.parse::<i64>().ok());
     noted == Some(wanted) && set.spec.replicas == wanted && set.status.available_replicas == wanted
 }
 
@@ -97,7 +97,7 @@ mod tests {
     }
 
     fn set(name: &str, replicas: i64, age: u8) -> Arc<ReplicaSet> {
-        let annotations = json!({super::super::DESIRED: "10", MAXIMUM: "13"});
+        let annotations = json!({DESIRED: "10", MAXIMUM: "13"});
         Arc::new(serde_json::from_value(json!({
             "metadata": {"name": name, "namespace": "ns", "uid": name, "annotations": annotations, "creationTimestamp": format!("2026-01-0{age}T00:00:00Z")},
             "spec": {"replicas": replicas},

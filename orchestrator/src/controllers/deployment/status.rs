@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::super::runtime::{Action, Plan};
 use super::super::views::{DEPLOYMENTS, Deployment, ReplicaSet};
-use super::{bounds, total};
+use super::sizes::{bounds, total};
 use client::Key;
 
 /// The Deployment's status, when it is not what is stored.

@@ -4,8 +4,8 @@ use api::view::{EndpointSlice, Service};
 use client::{Caches, Kept, Key};
 use serde_json::{Value, json};
 
+use super::super::given::{Account, Given};
 use super::super::runtime::{Controller, Plan, Queue};
-use super::super::table::{Account, Given};
 use super::super::views::Endpoints;
 use super::slices::{self, endpoint, own_slices, plan_slices, watch_slices};
 use super::{Address, Ports, watch_services};

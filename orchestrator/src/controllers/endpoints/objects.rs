@@ -6,10 +6,12 @@ use api::view::Service;
 use client::{Caches, Kept, Key};
 use serde_json::{Value, json};
 
+use super::super::given::{Account, Given};
 use super::super::runtime::{Action, Controller, Plan, Queue};
-use super::super::table::{Account, Given};
 use super::super::views::{ENDPOINTS, Endpoints, Pod};
-use super::{Address, HEADLESS, Ports, endpoints_of, is_headless, is_selected, relabelled, watch_pods, watch_services};
+use super::{
+    Address, HEADLESS, Ports, endpoints_of, is_headless, is_selected, relabelled, selected, watch_pods, watch_services,
+};
 
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 /// Addresses that an Endpoints object may hold; the rest is left out, and it says so.
@@ -47,7 +49,7 @@ impl Controller for EndpointsObjects {
         if !is_selected(&service) {
             return Plan::new();
         }
-        let groups = endpoints_of(&service, &caches.of::<Pod>().namespace(&key.namespace));
+        let groups = endpoints_of(&service, &selected(&service, caches));
         write_endpoints(&service, found.as_deref(), subsets(&groups))
     }
 }

@@ -10,11 +10,12 @@ use client::views::SLICES;
 use client::{Caches, Kept, Key};
 use serde_json::{Value, json};
 
+use super::super::given::{Account, Given};
 use super::super::runtime::{Action, Controller, Plan, Queue};
-use super::super::table::{Account, Given};
 use super::super::views::Pod;
 use super::{
-    Address, HEADLESS, Ports, endpoints_of, is_headless, is_selected, owners, relabelled, watch_pods, watch_services,
+    Address, HEADLESS, Ports, endpoints_of, is_headless, is_selected, owners, relabelled, selected, watch_pods,
+    watch_services,
 };
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -49,7 +50,7 @@ impl Controller for EndpointSlices {
         if !is_selected(&service) {
             return Plan::new();
         }
-        let groups = endpoints_of(&service, &caches.of::<Pod>().namespace(&key.namespace));
+        let groups = endpoints_of(&service, &selected(&service, caches));
         plan_slices(&service, CONTROLLER, self::groups(&groups, endpoint), &existing)
     }
 }

@@ -46,11 +46,11 @@ impl World {
     }
 
     fn given(&self, caches: &Arc<Caches>) -> Given {
-        let facts = super::super::table::Facts {
+        let facts = super::super::given::Facts {
             ca_certificate: String::new(),
             address: self.server.address(),
             services: Config::on_loopback("unused".into()).services,
-            pods: super::super::node_ipam::PodRanges::usual(),
+            pods: crate::pod_ranges::PodRanges::usual(),
             servers: crate::servers::alone(self.server.address()),
         };
         Given { client: self.client.clone(), caches: caches.clone(), facts }

@@ -1,14 +1,18 @@
 //! Labels and names of nodes that a pod asks for.
 
-use super::Obstacle;
+use super::{Asker, Obstacle};
 use crate::scheduler::demand::{Demand, Requirement, Term};
 use crate::scheduler::snapshot::Place;
 
-pub fn check(demand: &Demand, place: &Place) -> Option<Obstacle> {
+pub fn check(asker: &Asker<'_>, place: &Place) -> Option<Obstacle> {
+    (!is_meant(asker.demand, place)).then_some(Obstacle::Affinity)
+}
+
+/// A node that the pod asks for, or any where it asks for none.
+pub fn is_meant(demand: &Demand, place: &Place) -> bool {
     let labels = place.labels();
     let selected = demand.selector.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value));
-    let required = demand.required.as_ref().is_none_or(|terms| terms.iter().any(|term| holds(term, place)));
-    (!selected || !required).then_some(Obstacle::Affinity)
+    selected && demand.required.as_ref().is_none_or(|terms| terms.iter().any(|term| holds(term, place)))
 }
 
 /// A term without any requirement matches nothing.

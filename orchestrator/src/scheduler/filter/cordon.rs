@@ -1,17 +1,16 @@
 //! Nodes that take no new pods.
 
-use super::{Obstacle, tolerates};
+use super::{Asker, Obstacle, tolerates};
 use crate::controllers::views::Taint;
-use crate::scheduler::demand::Demand;
 use crate::scheduler::snapshot::Place;
 
-pub fn check(demand: &Demand, place: &Place) -> Option<Obstacle> {
+pub fn check(asker: &Asker<'_>, place: &Place) -> Option<Obstacle> {
     let cordoned = place.node.as_ref().is_some_and(|node| node.spec.unschedulable);
     if !cordoned {
         return None;
     }
     let taint =
         Taint { key: "node.kubernetes.io/unschedulable".into(), effect: "NoSchedule".into(), ..Taint::default() };
-    let tolerated = demand.tolerations.iter().any(|toleration| tolerates(toleration, &taint));
+    let tolerated = asker.demand.tolerations.iter().any(|toleration| tolerates(toleration, &taint));
     (!tolerated).then_some(Obstacle::Cordoned)
 }

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::Obstacle;
-use crate::scheduler::demand::Demand;
+use super::{Asker, Obstacle};
+use crate::scheduler::demand::Amounts;
 use crate::scheduler::snapshot::Place;
 
 /// One resource of which there is too little.
@@ -31,12 +31,12 @@ impl fmt::Display for Shortage {
     }
 }
 
-pub fn check(demand: &Demand, place: &Place) -> Option<Obstacle> {
+pub fn check(asker: &Asker<'_>, place: &Place) -> Option<Obstacle> {
     let mut short = Vec::new();
     if place.count() + 1 > place.slots {
         short.push(Shortage::Slots);
     }
-    let (all, used, wanted) = (&place.allocatable, &place.used, &demand.amounts);
+    let (all, used, wanted) = (&place.allocatable, &place.used, &asker.demand.amounts);
     let mut compare = |name: &str, wanted: i64, all: i64, used: i64| {
         if wanted > 0 && wanted > all - used {
             let name = name.to_owned();
@@ -47,7 +47,7 @@ pub fn check(demand: &Demand, place: &Place) -> Option<Obstacle> {
     compare("memory", wanted.memory, all.memory, used.memory);
     compare("ephemeral-storage", wanted.storage, all.storage, used.storage);
     for (name, amount) in &wanted.others {
-        let of = |amounts: &crate::scheduler::demand::Amounts| amounts.others.get(name).copied().unwrap_or(0);
+        let of = |amounts: &Amounts| amounts.others.get(name).copied().unwrap_or(0);
         compare(name, *amount, of(all), of(used));
     }
     (!short.is_empty()).then_some(Obstacle::Short(short))
