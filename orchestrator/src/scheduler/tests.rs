@@ -187,6 +187,21 @@ async fn the_more_important_pod_has_others_sent_away_and_waits_for_that() {
 }
 
 #[tokio::test]
+async fn a_promise_that_was_not_needed_helps_others() {
+    let mut world = World::new();
+    world.node("n", "1", 0);
+    world.pod(pod("low", "1", json!({"nodeName": "n"})));
+    world.pod(pod("high", "1", json!({"priority": 5})));
+    world.pod(pod("next", "1", json!({})));
+    assert_eq!(world.steps(), ["high ✗ n -low", "next ✗"]);
+    world.later();
+    world.gone("low");
+    // Somebody else has found it a place.
+    world.pod(pod("high", "1", json!({"priority": 5, "nodeName": "elsewhere"})));
+    assert_eq!(world.steps(), ["next → n"]);
+}
+
+#[tokio::test]
 async fn a_promise_ends_with_the_pod_or_the_node_or_a_write_that_failed() {
     let mut world = World::new();
     world.node("n", "1", 0);
