@@ -4,6 +4,7 @@
 //! no other server is also answered at once, for threads that do not wait.
 
 use std::net::IpAddr;
+use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -52,46 +53,42 @@ impl Names {
 
     /// The answer when it takes no other server.
     pub fn answer_now(&self, request: &Request) -> Option<Answer> {
+        self.look(request).break_value()
+    }
+
+    /// What is answered here, or what has to be asked of others.
+    fn look<'a>(&self, request: &'a Request) -> ControlFlow<Answer, Onward<'a>> {
         let query = match only_query(request) {
             Ok(query) => query,
-            Err(code) => return Some(Answer::empty(request, code)),
+            Err(code) => return ControlFlow::Break(Answer::empty(request, code)),
         };
         if query.query_class() == DNSClass::CH {
-            return Some(self.about_the_server(request, query));
+            return ControlFlow::Break(self.about_the_server(request, query));
         }
         if self.loops.came_back(query.name()) {
-            return Some(Answer::empty(request, ResponseCode::Refused));
+            return ControlFlow::Break(Answer::empty(request, ResponseCode::Refused));
         }
         let Resolved { aliases, end } = self.zone.resolve(&self.snapshot(), query.name(), query.query_type());
-        match end {
-            Outcome::Elsewhere(name) => {
-                let found = self.forwarder.cached(&onward(query, name), Flags::of(request))?;
-                Some(elsewhere(request, query, aliases, found))
-            }
-            end => Some(own(request, aliases, end)),
+        let Outcome::Elsewhere(name) = end else { return ControlFlow::Break(own(request, aliases, end)) };
+        let onward = Onward { query, aliases, next: onward(query, name) };
+        match self.forwarder.cached(&onward.next, Flags::of(request)) {
+            Some(found) => ControlFlow::Break(elsewhere(request, onward, found)),
+            None => ControlFlow::Continue(onward),
         }
     }
 
     async fn answer(&self, request: &Request) -> Answer {
-        if let Some(answer) = self.answer_now(request) {
-            return answer;
-        }
-        let query = match only_query(request) {
-            Ok(query) => query,
-            Err(code) => return Answer::empty(request, code),
+        let onward = match self.look(request) {
+            ControlFlow::Break(answer) => return answer,
+            ControlFlow::Continue(onward) => onward,
         };
-        let Resolved { aliases, end } = self.zone.resolve(&self.snapshot(), query.name(), query.query_type());
-        let name = match end {
-            Outcome::Elsewhere(name) => name,
-            // The zone changed meanwhile.
-            end => return own(request, aliases, end),
-        };
-        match self.forwarder.ask(&onward(query, name), Flags::of(request), client(request)).await {
-            Ok(found) => elsewhere(request, query, aliases, found),
+        match self.forwarder.ask(&onward.next, Flags::of(request), client(request)).await {
+            Ok(found) => elsewhere(request, onward, found),
             Err(error) => {
-                tracing::debug!(%error, name = %query.name(), "question not answered");
+                let name = onward.query.name();
+                tracing::debug!(%error, %name, "question not answered");
                 let mut answer = Answer::empty(request, ResponseCode::ServFail);
-                answer.source = self.forwarder.source_for(query.name());
+                answer.source = self.forwarder.source_for(name);
                 answer
             }
         }
@@ -171,6 +168,13 @@ fn only_query(request: &Request) -> Result<&Query, ResponseCode> {
     }
 }
 
+/// A question that other servers are asked about: the client's, the aliases that led on from it, and what is asked of them.
+struct Onward<'a> {
+    query: &'a Query,
+    aliases: Vec<Record>,
+    next: Query,
+}
+
 /// The same question about what an alias leads to.
 fn onward(query: &Query, name: Name) -> Query {
     let mut onward = Query::query(name.to_lowercase(), query.query_type());
@@ -200,7 +204,7 @@ fn own(request: &Request, aliases: Vec<Record>, end: Outcome) -> Answer {
 }
 
 /// Another server's answer as ours, behind the aliases that led to it.
-fn elsewhere(request: &Request, query: &Query, aliases: Vec<Record>, found: Found) -> Answer {
+fn elsewhere(request: &Request, Onward { query, aliases, .. }: Onward<'_>, found: Found) -> Answer {
     let mut answer = Answer::empty(request, found.code);
     answer.metadata.authentic_data = found.authentic && aliases.is_empty();
     answer.answers = aliases;

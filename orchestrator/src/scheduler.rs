@@ -273,7 +273,7 @@ impl Scheduler {
 
     /// A pod is on a node now, which those may have waited for that ask for its company.
     fn place(&mut self, resident: Resident, node: &str, now: Instant) {
-        if self.snapshot.home(&resident.uid) == Some(node) && self.snapshot.is_same(&resident) {
+        if self.snapshot.has(&resident, node) {
             return;
         }
         let kept = self.snapshot.withdraw(&resident.uid).filter(|other| other != node);
