@@ -173,11 +173,11 @@ fn apply(space: &Space<'_>, disturbance: Disturbance, round: usize, choice: &mut
     }
 }
 
-/// One of the pods that may be disturbed.
+/// One of the pods that may be disturbed: those that are leaving may be gone when they are.
 fn victim(space: &Space<'_>, choice: &mut Choice) -> Result<String> {
-    let names = space
-        .get(&["pods", "-l", &format!("app={VICTIM}")], "{.items[?(@.status.phase==\"Running\")].metadata.name}")?;
-    let names: Vec<&str> = names.split_whitespace().collect();
+    let shown = "{range .items[?(@.status.phase==\"Running\")]}{.metadata.name}/{.metadata.deletionTimestamp} {end}";
+    let running = space.get(&["pods", "-l", &format!("app={VICTIM}")], shown)?;
+    let names: Vec<&str> = running.split_whitespace().filter_map(|pod| pod.strip_suffix('/')).collect();
     ensure!(!names.is_empty(), "no pod of {VICTIM} runs");
     Ok(names[choice.below(names.len())].to_owned())
 }
