@@ -13,6 +13,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
+use crate::choose::{contains, find_service};
 use crate::maps::{FLOWS, NEW_FLOWS, SHARES, count, local_pod, node};
 use crate::packet::{Layer4, Packet, hide};
 
@@ -21,8 +22,10 @@ const SECOND_NS: u64 = 1_000_000_000;
 const CURRENT_NETNS: u64 = u64::MAX;
 /// Spreads addresses that differ in few bits: 2³² divided by the golden ratio.
 const SPREAD: u32 = 0x9e37_79b9;
-/// Draws of a port before the range counts as exhausted.
-const ATTEMPTS: u32 = 16;
+/// Draws of a port before the range counts as exhausted. The later ones take a port whose connection is over, too: its endpoint may
+/// still hold the old one, and answer the new one late.
+const ATTEMPTS: u32 = 32;
+const ATTEMPTS_FOR_UNUSED: u32 = ATTEMPTS / 2;
 
 /// Which source the packets of a new flow show.
 #[repr(u8)]
@@ -38,13 +41,13 @@ pub enum Source {
     Node,
 }
 
-/// What becomes of this packet, if its flow is known.
+/// What becomes of this packet, if its flow is known. Openings are for services as clients in `scope` see them.
 #[inline(always)]
-pub fn find(packet: &Packet) -> Option<Tuple> {
+pub fn find(packet: &Packet, scope: Scope) -> Option<Tuple> {
     match FLOWS.get_ptr_mut(packet.tuple) {
         // SAFETY: a map element; it stays readable while the program runs.
-        Some(flow) => confirmed(packet, unsafe { &mut *flow }),
-        None => unconfirmed(packet),
+        Some(flow) => confirmed(packet, unsafe { &mut *flow }, scope),
+        None => unconfirmed(packet, scope),
     }
 }
 
@@ -57,19 +60,35 @@ pub fn peek(tuple: &Tuple) -> Option<Tuple> {
 }
 
 #[inline(always)]
-fn confirmed(packet: &Packet, flow: &mut Flow) -> Option<Tuple> {
+fn confirmed(packet: &Packet, flow: &mut Flow, scope: Scope) -> Option<Tuple> {
     let to = flow.to;
-    if flow.flags & (Flow::CLOSING | Flow::REPLY) == Flow::CLOSING && starts_anew(packet) {
-        // The client's port came round again: the old connection is over.
+    // The client's port came round again. With the same port behind the node the endpoint sees one client with one clock; with
+    // another it might take the opening for a packet of somebody's old connection.
+    if flow.flags & (Flow::CLOSING | Flow::REPLY) == Flow::CLOSING && starts_anew(packet) && !leads_on(packet, &to, scope) {
         forget(packet, &to);
         return None;
     }
     touch(flow);
     if packet.is_closing() && flow.flags & Flow::CLOSING == 0 {
         flow.flags |= Flow::CLOSING;
-        mark_partner_closing(packet, &to);
+        mark_partner(packet, &to, Flow::CLOSING);
+    } else if flow.flags & (Flow::CLOSING | Flow::REPLY) == Flow::CLOSING | Flow::REPLY && packet.accepts() {
+        flow.flags &= !Flow::CLOSING;
+        mark_partner(packet, &to, 0);
     }
     Some(to)
+}
+
+/// Whether an opening may follow a flow that exists: what leaves the cluster always, what goes to a service while its endpoint is
+/// one of the service's.
+#[inline(never)]
+fn leads_on(packet: &Packet, to: &Tuple, scope: Scope) -> bool {
+    let asked = &packet.tuple;
+    if asked.dst == to.dst && asked.dport == to.dport {
+        return true;
+    }
+    let Some(service) = find_service(asked.dst, asked.dport, asked.protocol, scope, false) else { return false };
+    contains(service.slot, Backend::new(to.dst, to.dport).bits())
 }
 
 /// Writes the time at most once a second, to leave the cache line alone otherwise.
@@ -87,15 +106,15 @@ fn starts_anew(packet: &Packet) -> bool {
     packet.layer4 == Layer4::Tcp && packet.is_opening()
 }
 
-/// The deadline of a connection is that of both its entries.
+/// The deadline of a connection is that of both its entries: they are closing (`Flow::CLOSING`), or neither is (0).
 #[inline(never)]
-fn mark_partner_closing(packet: &Packet, to: &Tuple) {
+fn mark_partner(packet: &Packet, to: &Tuple, closing: u32) {
     let partner = to.reversed();
     if let Some(flow) = FLOWS.get_ptr_mut(partner) {
         // SAFETY: a map element; setting the flag on a recycled one would only shorten its idle life.
         unsafe {
             if (*flow).to == packet.tuple.reversed() {
-                (*flow).flags |= Flow::CLOSING;
+                (*flow).flags = (*flow).flags & !Flow::CLOSING | closing;
             }
         }
     }
@@ -109,7 +128,7 @@ fn forget(packet: &Packet, to: &Tuple) {
 }
 
 #[inline(always)]
-fn unconfirmed(packet: &Packet) -> Option<Tuple> {
+fn unconfirmed(packet: &Packet, scope: Scope) -> Option<Tuple> {
     let flow = NEW_FLOWS.get_ptr_mut(packet.tuple)?;
     // SAFETY: a map element, copied out before any other map operation.
     let flow = unsafe {
@@ -118,6 +137,11 @@ fn unconfirmed(packet: &Packet) -> Option<Tuple> {
     };
     if flow.flags & Flow::REPLY != 0 {
         confirm(packet, &flow);
+    } else if starts_anew(packet) && !leads_on(packet, &flow.to, scope) {
+        // Sent again, and its endpoint is gone: there may be another.
+        let _ = NEW_FLOWS.remove(packet.tuple);
+        let _ = NEW_FLOWS.remove(flow.to.reversed());
+        return None;
     }
     Some(flow.to)
 }
@@ -165,7 +189,7 @@ pub fn begin(ctx: &TcContext, from: &Tuple, to: &mut Tuple, source: Source) -> b
         Source::Gateway => GATEWAY,
         Source::Node => node.node_ip,
     };
-    if matches!(source, Source::Keep | Source::Gateway) && record(from, to) {
+    if matches!(source, Source::Keep | Source::Gateway) && record(from, to, Taking::Unused) {
         return true;
     }
     let skb = ctx.skb.skb;
@@ -185,14 +209,15 @@ struct Search {
 }
 
 /// One draw; 1 ends the search.
-unsafe extern "C" fn try_port(_index: u32, search: *mut Search) -> i64 {
+unsafe extern "C" fn try_port(index: u32, search: *mut Search) -> i64 {
     // SAFETY: `begin` passes its own, with tuples that outlive the search.
     let (search, from, to) = unsafe { (&mut *search, &*(*search).from, &mut *(*search).to) };
     to.sport = Port::new(random_port(from.src.0));
     if search.behind_node && taken_by_host(search.skb, to) {
         return 0;
     }
-    search.found = record(from, to);
+    let taking = if index < ATTEMPTS_FOR_UNUSED { Taking::Unused } else { Taking::Over };
+    search.found = record(from, to, taking);
     search.found as i64
 }
 
@@ -211,14 +236,28 @@ fn random_port(client: u32) -> u16 {
     node.snat_first.wrapping_add((place % count) as u16)
 }
 
+/// Whose replies' tuple a new flow may take.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Taking {
+    Unused,
+    /// Also that of a connection which is over.
+    Over,
+}
+
 /// Records both directions, unless the replies' tuple already means another flow.
 #[inline(never)]
-fn record(from: &Tuple, to: &Tuple) -> bool {
+fn record(from: &Tuple, to: &Tuple, taking: Taking) -> bool {
     // SAFETY: the helper has no preconditions.
     let seen = unsafe { bpf_ktime_get_coarse_ns() };
     let answer = to.reversed();
-    if FLOWS.get_ptr(answer).is_some() {
-        return false;
+    if let Some(other) = FLOWS.get_ptr(answer) {
+        // SAFETY: a map element; it stays readable while the program runs.
+        let other = unsafe { *other };
+        if taking == Taking::Unused || other.flags & Flow::CLOSING == 0 {
+            return false;
+        }
+        let _ = FLOWS.remove(other.to.reversed());
+        let _ = FLOWS.remove(answer);
     }
     let mut flow = Flow { to: from.reversed(), flags: Flow::REPLY, seen };
     if NEW_FLOWS.insert(answer, flow, NOEXIST).is_err() && !is_same(&answer, &flow.to) {

@@ -76,7 +76,8 @@ fn amphi_from_stack(ctx: TcContext) -> i32 {
     let mut to = packet.tuple;
     let known = match packet.layer4 {
         Layer4::IcmpError => icmp::translate(&ctx, &packet, &mut to),
-        _ => find(&packet, &mut to),
+        // No client of a service opens here.
+        _ => find(&packet, &mut to, Scope::Internal),
     };
     if known == Known::NotOurs {
         return TC_ACT_UNSPEC;
@@ -116,7 +117,7 @@ fn decide(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig) -> Ve
         Layer4::Unknown => Known::NotOurs,
         // An error about a flow goes where the flow's replies go; others are ordinary packets.
         Layer4::IcmpError => icmp::translate(ctx, packet, &mut to),
-        _ => find(packet, &mut to),
+        _ => find(packet, &mut to, scope_of(from)),
     };
     match known {
         Known::Translated => exit(packet, to, place_of(to.dst, node), from),
@@ -126,14 +127,19 @@ fn decide(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig) -> Ve
 }
 
 #[inline(always)]
-fn find(packet: &Packet, to: &mut Tuple) -> Known {
-    match flow::find(packet) {
+fn find(packet: &Packet, to: &mut Tuple, scope: Scope) -> Known {
+    match flow::find(packet, scope) {
         Some(known) => {
             *to = known;
             Known::Translated
         }
         None => Known::NotOurs,
     }
+}
+
+#[inline(always)]
+fn scope_of(from: From) -> Scope {
+    if from == From::Uplink { Scope::External } else { Scope::Internal }
 }
 
 /// A packet of no known flow: to a service, or straight to where its address says. A pod's address is never a service's.
@@ -143,9 +149,9 @@ fn begin(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig) -> Ver
     if let Some(pod) = local_pod(tuple.dst) {
         return Verdict::Send(*tuple, Exit::Pod(pod));
     }
-    let scope = if from == From::Uplink { Scope::External } else { Scope::Internal };
     let transport = matches!(packet.layer4, Layer4::Tcp | Layer4::Udp);
-    if transport && let Some(service) = find_service(tuple.dst, tuple.dport, tuple.protocol, scope, false) {
+    let service = || find_service(tuple.dst, tuple.dport, tuple.protocol, scope_of(from), false);
+    if transport && let Some(service) = service() {
         return match choose(service, tuple.src) {
             Choice::Endpoint(backend) => to_endpoint(ctx, packet, backend, service.slot, from, node),
             Choice::Refuse => refuse(packet, from, node),

@@ -10,7 +10,9 @@ use crate::table::Table;
 
 const SECOND: u64 = 1_000_000_000;
 const TCP_IDLE: u64 = 24 * 3600 * SECOND;
-const TCP_CLOSING: u64 = 60 * SECOND;
+/// Longer than an endpoint remembers a connection that it closed (60 s, by a timer that may be 4 s late, and our times are up to 1 s
+/// old): its port behind the node must not be another's before.
+const TCP_CLOSING: u64 = 75 * SECOND;
 const DATAGRAMS_IDLE: u64 = 180 * SECOND;
 const ECHO_IDLE: u64 = 30 * SECOND;
 /// A flow that never had a reply.

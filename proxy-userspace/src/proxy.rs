@@ -441,20 +441,33 @@ impl Shared {
             for piece in entries.chunks(SWEPT_AT_ONCE) {
                 let stale = self.stale(piece);
                 for (stale, (tuple, flow)) in stale.into_iter().zip(piece) {
-                    let partner = flow.to.reversed();
-                    let ended = || -> Result<bool> {
-                        // Only what looks ended by itself is worth a look at its partner.
-                        Ok(flows::has_expired(tuple, flow, None, now)
-                            && flows::has_expired(tuple, flow, map.get(&partner).map_err(written(name))?.as_ref(), now))
-                    };
-                    if stale || ended()? {
-                        map.remove(tuple).map_err(written(name))?;
-                        map.remove(&partner).map_err(written(name))?;
+                    if stale || flows::has_expired(tuple, flow, None, now) {
+                        self.drop_flow(map, stale, (tuple, flow), now).map_err(written(name))?;
                     }
                 }
             }
         }
         self.recount(&self.maps.flows.entries().map_err(written("FLOWS"))?)
+    }
+
+    /// Drops both entries of a flow that looked as if it had ended, unless it is another by now or was used since.
+    fn drop_flow(
+        &self,
+        map: &Map<Tuple, Flow>,
+        stale: bool,
+        (tuple, seen): (&Tuple, &Flow),
+        now: u64,
+    ) -> io::Result<()> {
+        let Some(flow) = map.get(tuple)?.filter(|flow| flow.to == seen.to) else { return Ok(()) };
+        let partner = flow.to.reversed();
+        let other = map.get(&partner)?.filter(|other| other.to.reversed() == *tuple);
+        if stale || flows::has_expired(tuple, &flow, other.as_ref(), now) {
+            map.remove(tuple)?;
+            if other.is_some() {
+                map.remove(&partner)?;
+            }
+        }
+        Ok(())
     }
 
     /// Tells the programs how many flows each pod has: they only count up.

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod netns;
+mod ports;
 mod shares;
 mod upgrade;
 mod world;
@@ -653,25 +654,6 @@ fn reset_leaves_the_node_as_it_was() {
     assert_eq!(world.node.command("cat /proc/sys/net/ipv4/ip_local_reserved_ports").trim(), "");
     let routes = world.node.command("ip route show");
     assert_eq!(routes.lines().count(), 2, "{routes}");
-}
-
-#[test]
-fn a_clients_port_may_come_round_again() {
-    let world = World::new(SocketHooks::Attached);
-    tcp_server(&world.pods[0], "a", 8080);
-    world.serve(&[Service::new("np", "10.96.0.81", "TCP", json!({"nodePort": 30080})).to(&[(PODS[0], 8080)])]);
-    let mut sources = BTreeSet::new();
-    for _ in 0..5 {
-        let answer = world.client.run(|| {
-            let mut stream = connect_from(12_345, "192.168.77.1:30080");
-            let answer = ask_on(&mut stream).unwrap();
-            reset_on_close(&stream);
-            answer
-        });
-        sources.insert(answer);
-    }
-    // Each connection was a flow of its own.
-    assert_eq!(sources.len(), 5, "{sources:?}");
 }
 
 #[test]
