@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use api::quantity::Quantity;
 use pod::protocol::{CreateContainer, Failure, FailureKind, LogTarget, Op, Outcome};
 use serde_json::Value;
 
@@ -302,7 +303,7 @@ fn oom_score_adjustment(qos: &str, container: &Container) -> i32 {
         "Guaranteed" => -997,
         "BestEffort" => 1000,
         _ => {
-            let request = container.resources.requests.get("memory").and_then(crate::model::quantity).unwrap_or(0);
+            let request = container.resources.requests.get("memory").and_then(Quantity::of).map_or(0, Quantity::value);
             let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
             let total = text.split_whitespace().nth(1).and_then(|kb| kb.parse::<i64>().ok()).unwrap_or(1) * 1024;
             (1000 - 1000 * request / total.max(1)).clamp(3, 999) as i32

@@ -2,10 +2,10 @@
 //!
 //! The refusals' reasons are upstream's (`node_authorizer.go`).
 
-use api::references::{self, Referent};
-use serde_json::Value;
+use api::references::Referent;
 
 use super::{Attributes, Rule};
+use crate::cache::by_node::node_of;
 use crate::reader::Reader;
 
 const READS: [&str; 3] = ["get", "list", "watch"];
@@ -42,7 +42,7 @@ pub(super) fn decide(reader: &Reader, node: &str, asked: &Attributes, role: &[Ru
         _ => match referent {
             None => return Ok(()),
             Some(_) if asked.name.is_empty() => "No Object name found".to_owned(),
-            Some(kind) if is_referred_to(reader, node, asked, kind) => return Ok(()),
+            Some(kind) if reader.cache().by_node().refers(node, kind, &asked.namespace, &asked.name) => return Ok(()),
             Some(_) => unrelated(node),
         },
     };
@@ -78,19 +78,7 @@ fn of_leases(node: &str, asked: &Attributes) -> Result<(), String> {
 
 fn bound_here(reader: &Reader, node: &str, asked: &Attributes) -> bool {
     // A pod that is gone is nobody's: the answer is then "not found", which tells nothing.
-    reader.lookup("", "pods", &asked.namespace, &asked.name).is_none_or(|pod| pod.value()["spec"]["nodeName"] == node)
-}
-
-fn is_referred_to(reader: &Reader, node: &str, asked: &Attributes, kind: Referent) -> bool {
-    let wanted = (kind, asked.name.clone());
-    own_pods(reader, node, &asked.namespace).any(|pod| references::of_pod(&pod["spec"]).contains(&wanted))
-}
-
-fn own_pods(reader: &Reader, node: &str, namespace: &str) -> impl Iterator<Item = Value> {
-    let pods = reader.listed("", "pods", namespace);
-    pods.into_iter()
-        .filter(move |pod| pod.header.fields.iter().any(|(field, value)| field == "spec.nodeName" && **value == *node))
-        .map(|pod| pod.value())
+    reader.lookup("", "pods", &asked.namespace, &asked.name).is_none_or(|pod| node_of(&pod) == Some(node))
 }
 
 #[cfg(test)]
