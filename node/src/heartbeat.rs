@@ -52,7 +52,7 @@ where
     let mut reports = Reports::new(rhythm);
     reports.wrote(said, Instant::now());
     loop {
-        let look = Instant::now() + rhythm.spacing;
+        let look = Instant::now() + rhythm.look;
         let due = match facts() {
             Ok(facts) => say(&name, &client, &own, &mut reports, facts).await,
             Err(error) => {

@@ -149,15 +149,18 @@ fn is_contradicted(stored: &Value, readiness: Readiness) -> bool {
 /// How often a status is written.
 #[derive(Debug, Clone, Copy)]
 pub struct Rhythm {
-    /// Between two looks, and the least between two writes.
+    /// Between two looks at the machine, which hardly ever changes.
+    pub look: Duration,
+    /// The least between two writes.
     pub spacing: Duration,
     /// After which it is written though nothing changed.
     pub repeat: Duration,
 }
 
 impl Rhythm {
-    /// As the kubelet has it.
-    pub const USUAL: Self = Self { spacing: Duration::from_secs(10), repeat: Duration::from_secs(300) };
+    /// As the kubelet has it, which looks every five minutes.
+    pub const USUAL: Self =
+        Self { look: Duration::from_secs(60), spacing: Duration::from_secs(10), repeat: Duration::from_secs(300) };
 }
 
 /// What was written last, and when.
@@ -178,7 +181,7 @@ impl Reports {
 
     /// When to look again.
     pub fn next(&self, now: Instant) -> Instant {
-        now + self.rhythm.spacing
+        now + self.rhythm.look
     }
 
     /// When the status is to be written next, as things are now.
