@@ -1,10 +1,11 @@
 //! What is on each node: its pods, and what these refer to, so that whether a node may read an object is one look-up.
 //!
 //! Kept in step with the cache of pods: a pod counts before anybody sees it, and until nobody does any more. Its object is read
-//! when its node asks next, once for each change; of nodes that ask nothing, nothing is read.
+//! when its node asks next, once for each change; of nodes that ask nothing, nothing is read. Who reads holds no lock that the
+//! cache waits for.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use api::references::{self, Referent};
 
@@ -66,11 +67,7 @@ impl ByNode {
     /// Whether a pod of this node refers to an object of its namespace.
     pub fn refers(&self, node: &str, kind: Referent, namespace: &str, name: &str) -> bool {
         let found = self.0.read().unwrap_or_else(PoisonError::into_inner).get(node).cloned();
-        found.is_some_and(|on| {
-            let mut on = on.lock().unwrap_or_else(PoisonError::into_inner);
-            on.catch_up();
-            on.referred.contains_key(&(kind, ObjectKey::new(namespace, name)))
-        })
+        found.is_some_and(|on| catch_up(&on).0.referred.contains_key(&(kind, ObjectKey::new(namespace, name))))
     }
 
     fn with(&self, node: &str, act: impl FnOnce(&mut OnNode)) {
@@ -85,23 +82,37 @@ impl ByNode {
     }
 }
 
+/// Reads what is unread; gives how many pods that were.
+fn catch_up(on: &Mutex<OnNode>) -> (MutexGuard<'_, OnNode>, usize) {
+    let lock = || on.lock().unwrap_or_else(PoisonError::into_inner);
+    let unread: Vec<Arc<Object>> = lock().unread.values().cloned().collect();
+    let read: Vec<Box<[Reference]>> = unread.iter().map(|pod| references(pod)).collect();
+    let (count, mut on) = (unread.len(), lock());
+    for (pod, found) in unread.into_iter().zip(read) {
+        on.take(&pod, found);
+    }
+    (on, count)
+}
+
+fn references(pod: &Object) -> Box<[Reference]> {
+    let found = references::of_pod(&pod.value()["spec"]).into_iter();
+    found.map(|(kind, name)| (kind, ObjectKey::new(pod.key.namespace(), &name))).collect()
+}
+
 impl OnNode {
-    /// Reads what is unread; gives how many pods that were.
-    fn catch_up(&mut self) -> usize {
-        let unread = std::mem::take(&mut self.unread);
-        let count = unread.len();
-        for (key, pod) in unread {
-            let found = references::of_pod(&pod.value()["spec"]).into_iter();
-            let found: Box<[Reference]> =
-                found.map(|(kind, name)| (kind, ObjectKey::new(key.namespace(), &name))).collect();
-            for reference in &found {
-                *self.referred.entry(reference.clone()).or_default() += 1;
-            }
-            if let Some(before) = self.pods.insert(key, found) {
-                self.release(&before);
-            }
+    /// A pod was read. One that went meanwhile, or that another has read since, is passed over; one that changed stays unread.
+    fn take(&mut self, pod: &Arc<Object>, found: Box<[Reference]>) {
+        match self.unread.get(&pod.key) {
+            None => return,
+            Some(newest) if Arc::ptr_eq(newest, pod) => drop(self.unread.remove(&pod.key)),
+            Some(_) => {}
         }
-        count
+        for reference in &found {
+            *self.referred.entry(reference.clone()).or_default() += 1;
+        }
+        if let Some(before) = self.pods.insert(pod.key.clone(), found) {
+            self.release(&before);
+        }
     }
 
     fn remove(&mut self, pod: &ObjectKey) {
@@ -193,6 +204,27 @@ mod tests {
         assert!(!secret(&index, "a", "one") && secret(&index, "b", "one"));
     }
 
+    /// Between the look and the taking, a pod may change, go, or be read by another.
+    #[test]
+    fn what_was_read_counts_only_for_a_pod_that_is_there() {
+        let index = ByNode::default();
+        let [first, second] = [&["one"], &["two"]].map(|secrets| pod("p", "a", secrets));
+        let take = |pod: &Arc<Object>| {
+            let on = index.0.read().unwrap()["a"].clone();
+            on.lock().unwrap().take(pod, references(pod));
+        };
+        index.comes(&first);
+        index.comes(&second);
+        take(&first);
+        assert!(secret(&index, "a", "two") && !secret(&index, "a", "one"), "the change is read by who asks next");
+        take(&first);
+        assert!(secret(&index, "a", "two"), "another has read the newer one");
+        index.comes(&pod("stays", "a", &[]));
+        step(&index, Some(&second), None);
+        take(&second);
+        assert!(!secret(&index, "a", "two"), "it is gone");
+    }
+
     /// What a decision looks at: of 100,000 pods in its namespace the node's own, each once.
     #[test]
     fn other_nodes_pods_are_not_looked_at() {
@@ -201,7 +233,7 @@ mod tests {
             index.comes(&pod(&format!("p{number}"), &format!("n{}", number % 1000), &[]));
         }
         index.comes(&pod("own", "a", &["one"]));
-        let read = |node: &str| index.0.read().unwrap()[node].lock().unwrap().catch_up();
+        let read = |node: &str| catch_up(&index.0.read().unwrap()[node]).1;
         assert_eq!((read("a"), read("a")), (1, 0));
         assert!(secret(&index, "a", "one"));
         assert_eq!(read("n1"), 100, "nobody had asked");
