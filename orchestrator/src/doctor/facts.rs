@@ -179,7 +179,7 @@ fn hierarchies(mounts: Vec<Mount>, pod_cgroup: &str) -> Vec<Hierarchy> {
         let v2 = kind == "cgroup2";
         let controllers = match v2 {
             true => text(mount.join("cgroup.controllers")).split_whitespace().map(str::to_owned).collect(),
-            false => options,
+            false => options.into_iter().collect(),
         };
         let refused = said(try_folder(nearest(&mount.join(pod_cgroup))));
         Hierarchy { mount, v2, controllers, refused }
