@@ -4,6 +4,7 @@
 //! `data/bootstrap.jsonl` holds one object a line, as a v1.34.3 server shows them after its first start (without what
 //! it generates); `data/own.jsonl` what Amphipod adds. To renew the first, list those kinds from a fresh server of the newer version and drop the generated fields.
 
+use api::conditions::{self, Condition};
 use api::kind::Part;
 use api::status::Status;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -64,11 +65,9 @@ async fn report(
     options: &WriteOptions,
     object: &Value,
 ) -> Result<(), Status> {
-    let Some(conditions) = object.pointer("/status/conditions").and_then(Value::as_array) else { return Ok(()) };
-    let mut conditions = conditions.clone();
-    for condition in &mut conditions {
-        condition["lastTransitionTime"] = json!(api::time::rfc3339(context.now));
-    }
+    let Some(said) = object.pointer("/status/conditions").and_then(Value::as_array) else { return Ok(()) };
+    let said: Vec<Condition> = said.iter().map(Condition::said_by).collect();
+    let conditions = conditions::stamped(&Value::Null, &said, conditions::PLAIN, &api::time::rfc3339(context.now));
     let place = Target { part: Some(Part::Status), ..target.clone() };
     if engine.find(target).is_ok_and(|found| !found.value()["status"]["conditions"].is_null()) {
         return Ok(());

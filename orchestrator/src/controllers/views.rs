@@ -149,7 +149,6 @@ pub struct Condition {
     pub reason: String,
     pub message: String,
     pub last_transition_time: String,
-    pub last_update_time: String,
 }
 
 impl Pod {
@@ -287,7 +286,24 @@ pub struct NodeAddress {
 pub struct NodeStatus {
     pub addresses: Vec<NodeAddress>,
     pub allocatable: BTreeMap<String, String>,
-    pub conditions: Vec<Condition>,
+    pub conditions: Vec<NodeCondition>,
+}
+
+/// All that a node's condition has, since whoever changes one writes all of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeCondition {
+    #[serde(rename = "type")]
+    pub type_: String,
+    pub status: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_heartbeat_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_transition_time: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

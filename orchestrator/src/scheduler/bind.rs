@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use api::conditions::{self, Stamp};
+use api::conditions::{self, Condition};
 use api::status::Status;
 use client::events::{Recorder, Reference};
 use client::{Client, DeleteOptions};
@@ -89,8 +89,8 @@ impl Writer {
         if victim.is_deleting() {
             return Ok(());
         }
-        let condition = json!({"type": DISRUPTED, "status": "True", "reason": "PreemptionByScheduler",
-            "message": format!("{}: preempting to accommodate a higher priority pod", super::NAME)});
+        let why = format!("{}: preempting to accommodate a higher priority pod", super::NAME);
+        let condition = Condition::new(DISRUPTED, true).because("PreemptionByScheduler", why);
         let said = self.tell(victim, |_| (), Some(condition)).await;
         let meta = &victim.metadata.meta;
         let options = DeleteOptions { uid: Some(meta.uid.clone()), ..DeleteOptions::default() };
@@ -122,7 +122,7 @@ impl Writer {
         if known && pod.status.nominated_node_name == nominated {
             return;
         }
-        let condition = json!({"type": SCHEDULED, "status": "False", "reason": "Unschedulable", "message": why});
+        let condition = Condition::new(SCHEDULED, false).because("Unschedulable", why);
         if let Err(error) = self.tell(pod, |status| set_nomination(status, nominated), Some(condition)).await {
             tracing::debug!(pod = pod.metadata.meta.name, %error, "condition not written");
         }
@@ -134,7 +134,7 @@ impl Writer {
         &self,
         pod: &Pod,
         change: impl Fn(&mut Value) + Send + Sync,
-        condition: Option<Value>,
+        condition: Option<Condition>,
     ) -> Result<(), Status> {
         let meta = &pod.metadata.meta;
         let now = api::time::rfc3339(Timestamp::now());
@@ -144,10 +144,10 @@ impl Writer {
             }
             let mut next = current.clone();
             change(&mut next["status"]);
-            if let Some(mut condition) = condition.clone() {
-                condition["observedGeneration"] = current["metadata"]["generation"].clone();
+            if let Some(said) = condition.clone() {
+                let said = [said.of_generation(current["metadata"]["generation"].as_i64())];
                 let stored = &current["status"]["conditions"];
-                let all = conditions::merge(stored, &[], vec![condition], &[Stamp::Transition], &now);
+                let all = conditions::merge(stored, &[], &said, conditions::OF_PODS, &now);
                 next["status"]["conditions"] = json!(all);
             }
             Ok(next)
