@@ -30,25 +30,25 @@ pub async fn run(engine: &Engine) -> Result<(), Status> {
     // Others live in them.
     let (namespaces, others): (Vec<_>, Vec<_>) = objects.into_iter().partition(|object| object["kind"] == "Namespace");
     for objects in [namespaces, others] {
-        let kept = objects.iter().map(|object| keep(engine, &context, &options, object));
+        let kept = objects.into_iter().map(|object| keep(engine, &context, &options, object));
         futures::stream::iter(kept).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     }
-    keep(engine, &context, &options, &service_range(engine)).await?;
+    keep(engine, &context, &options, service_range(engine)).await?;
     crate::aggregation::aggregate(engine).await
 }
 
 /// An object is there, and has what the server wants of it.
-async fn keep(engine: &Engine, context: &Context, options: &WriteOptions, object: &Value) -> Result<(), Status> {
-    let target = target(engine, object)?;
+async fn keep(engine: &Engine, context: &Context, options: &WriteOptions, object: Value) -> Result<(), Status> {
+    let target = target(engine, &object)?;
     match engine.find(&target) {
         Err(_) => match engine.create(context, &target, options, object.clone()).await {
             // Another server starts too.
             Err(status) if status.reason == "AlreadyExists" => {}
             created => drop(created?),
         },
-        Ok(found) => reconcile(engine, context, &target, options, &found.value(), object).await?,
+        Ok(found) => reconcile(engine, context, &target, options, &found.value(), &object).await?,
     }
-    report(engine, context, &target, options, object).await
+    report(engine, context, &target, options, &object).await
 }
 
 fn service_range(engine: &Engine) -> Value {
