@@ -352,6 +352,7 @@ mod tests {
             Action::Delete { .. } => "delete",
             Action::Patch { subresource: "status", .. } => "status",
             Action::Patch { .. } => "patch",
+            Action::SendAway { .. } => "send away",
             Action::Again { .. } => "again",
             Action::Event { .. } => "event",
             Action::Slowly(_) => "slowly",

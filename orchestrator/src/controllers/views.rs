@@ -106,12 +106,23 @@ pub struct Resources {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Toleration {
     pub key: String,
     pub operator: String,
     pub value: String,
     pub effect: String,
+    /// For ever where nothing is said; not at all from 0 down.
+    pub toleration_seconds: Option<i64>,
+}
+
+impl Toleration {
+    pub fn tolerates(&self, taint: &Taint) -> bool {
+        let effect = self.effect.is_empty() || self.effect == taint.effect;
+        let key = self.key.is_empty() && self.operator == "Exists" || self.key == taint.key;
+        let value = self.operator == "Exists" || self.value == taint.value;
+        effect && key && value
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -414,12 +425,17 @@ views! {
     Budget => BUDGETS;
 }
 
+/// The index entry of the pods of a node.
+pub fn node_entry(node: &str) -> String {
+    format!("node/{node}")
+}
+
 /// By owner, node and each label ([`label_entry`]).
 fn pod_indexes(pod: &Pod) -> Vec<String> {
     let meta = &pod.metadata.meta;
     let mut all = vec![owner_index(&pod.metadata)];
     if !pod.spec.node_name.is_empty() {
-        all.push(format!("node/{}", pod.spec.node_name));
+        all.push(node_entry(&pod.spec.node_name));
     }
     all.extend(meta.labels.iter().map(|label| label_entry(&meta.namespace, label)));
     all
