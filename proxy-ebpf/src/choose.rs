@@ -1,6 +1,8 @@
 //! From an address that a client used to one endpoint. Shared by the socket hooks and the packet path.
 
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
 use proxy_common::*;
 
 use crate::maps::{AFFINITY, AFFINITY_OF, BACKENDS, FRONTENDS, SLOTS, node_address, whole};
@@ -78,7 +80,7 @@ pub fn any(slot: Slot) -> Choice {
 }
 
 /// The endpoint of the client's last visit while it is in the set and the visit recent, else a new one, as bits; 0 when there is
-/// none. A function of its own for the kernel too: its search is long to verify, and most services have no use for it.
+/// none. A function of its own for the kernel too: most services have no use for it.
 #[inline(never)]
 fn sticky(slot: u64, key: &AffinityKey, seconds: u32) -> u64 {
     let slot = Slot::from_bits(slot);
@@ -101,24 +103,43 @@ fn sticky(slot: u64, key: &AffinityKey, seconds: u32) -> u64 {
 /// Binary search: sets are sorted by their bits.
 #[inline(always)]
 pub fn contains(slot: Slot, backend: u64) -> bool {
-    let mut low = 0u32;
-    let mut high = slot.count as u32;
-    for _ in 0..17 {
-        if low >= high {
-            return false;
-        }
-        let middle = (low + high) / 2;
-        let Some(bits) = backend_at(slot.base.wrapping_add(middle)) else { return false };
-        if bits == backend {
-            return true;
-        }
-        if bits < backend {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
+    let mut search = Search { base: slot.base, low: 0, high: slot.count as u32, backend, found: false };
+    // SAFETY: the callback takes what it is given here, which outlives the call.
+    unsafe { bpf_loop(HALVINGS, halve as *mut c_void, (&raw mut search).cast(), 0) };
+    search.found
+}
+
+/// A set has at most 2¹⁶ − 1 endpoints.
+const HALVINGS: u32 = 17;
+
+/// The part of a set in which an endpoint may still be. A loop of the kernel's: the verifier walks its body once.
+struct Search {
+    base: u32,
+    low: u32,
+    high: u32,
+    backend: u64,
+    found: bool,
+}
+
+/// One look at the middle; 1 ends the search.
+unsafe extern "C" fn halve(_index: u32, search: *mut Search) -> i64 {
+    // SAFETY: `contains` passes its own, which outlives the search.
+    let search = unsafe { &mut *search };
+    if search.low >= search.high {
+        return 1;
     }
-    false
+    let middle = (search.low + search.high) / 2;
+    let Some(bits) = backend_at(search.base.wrapping_add(middle)) else { return 1 };
+    if bits == search.backend {
+        search.found = true;
+        return 1;
+    }
+    if bits < search.backend {
+        search.low = middle + 1;
+    } else {
+        search.high = middle;
+    }
+    0
 }
 
 #[inline(always)]
