@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use api::status::Status;
 use serde::Deserialize;
-use serde_json::{Value, json};
 
 use crate::identity::User;
 use crate::object::Collection;
 use crate::reader::Reader;
 use crate::request::Target;
 
+mod escalation;
 mod node;
 
 /// What is asked for.
@@ -305,174 +305,6 @@ impl Rule {
             .iter()
             .any(|own| own == "*" || *own == full || (!asked.subresource.is_empty() && *own == any_of_sub))
     }
-
-    /// How many single permissions a rule stands for.
-    fn permissions(&self) -> usize {
-        let resources = self.api_groups.len().saturating_mul(self.resources.len());
-        let named = resources.saturating_mul(self.resource_names.len().max(1));
-        self.verbs.len().saturating_mul(self.non_resource_urls.len().saturating_add(named))
-    }
-
-    /// The single permissions of a rule.
-    fn split(&self) -> Vec<Attributes> {
-        let names = if self.resource_names.is_empty() { vec![String::new()] } else { self.resource_names.clone() };
-        let mut all = Vec::new();
-        for verb in &self.verbs {
-            for path in &self.non_resource_urls {
-                all.push(Attributes { verb: verb.clone(), path: Some(path.clone()), ..Attributes::default() });
-            }
-            for group in &self.api_groups {
-                for resource in &self.resources {
-                    let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
-                    all.extend(names.iter().map(|name| Attributes {
-                        verb: verb.clone(),
-                        group: group.clone(),
-                        resource: resource.into(),
-                        subresource: subresource.into(),
-                        name: name.clone(),
-                        ..Attributes::default()
-                    }));
-                }
-            }
-        }
-        all
-    }
-}
-
-/// The fields of roles and bindings that give permissions.
-const GRANTS: [&str; 4] = ["rules", "aggregationRule", "roleRef", "subjects"];
-/// Of a role that is held against what its author holds.
-const PERMISSIONS: usize = 10_000;
-
-impl Authorizer {
-    /// Nobody grants permissions that they do not hold, unless they may `escalate` (roles) or `bind` (bindings).
-    pub(crate) fn check_escalation(
-        &self,
-        reader: &Reader,
-        user: &User,
-        target: &Target,
-        object: &Value,
-        old: Option<&Value>,
-    ) -> Result<(), Status> {
-        let grants = |old: &Value| GRANTS.iter().any(|field| object.get(field) != old.get(field));
-        if *target.kind.group != *RBAC || !old.is_none_or(grants) {
-            return Ok(());
-        }
-        if user.is_master() {
-            return Ok(());
-        }
-        let binding = object.get("roleRef").is_some();
-        let name = object["metadata"]["name"].as_str().unwrap_or_default();
-        let (verb, resource, role) = if binding {
-            let cluster = object["roleRef"]["kind"] == "ClusterRole";
-            (
-                "bind",
-                if cluster { "clusterroles" } else { "roles" },
-                object["roleRef"]["name"].as_str().unwrap_or_default(),
-            )
-        } else {
-            ("escalate", &*target.kind.plural, name)
-        };
-        let special = Attributes {
-            verb: verb.into(),
-            group: RBAC.into(),
-            resource: resource.into(),
-            namespace: target.namespace.clone(),
-            name: role.into(),
-            ..Attributes::default()
-        };
-        if self.allows(reader, user, &special) {
-            return Ok(());
-        }
-        let aggregates = object.get("aggregationRule").is_some_and(|rule| !rule.is_null());
-        let granted = if aggregates {
-            // What it will select nobody knows: only who has everything may have it made.
-            full_authority()
-        } else if binding {
-            let namespace = if resource == "clusterroles" { "" } else { &*target.namespace };
-            let found = reader
-                .lookup(RBAC, resource, namespace, role)
-                .ok_or_else(|| Status::not_found(RBAC, resource, role))?;
-            // Whoever cannot be told what is granted is not let grant it.
-            api::view::decode::<Role>(&found.json).map_err(Status::internal)?.rules
-        } else {
-            let rules = Some(&object["rules"]).filter(|rules| !rules.is_null()).cloned().unwrap_or_else(|| json!([]));
-            serde_json::from_value(rules).map_err(|why| Status::bad_request(format!("rules cannot be read: {why}")))?
-        };
-        // Each single permission is looked at: a role of a few lists may stand for billions.
-        if granted.iter().map(Rule::permissions).fold(0, usize::saturating_add) > PERMISSIONS {
-            let why = format!(
-                "a role that grants more than {PERMISSIONS} single permissions can only be granted by who may escalate or bind"
-            );
-            return Err(Status::forbidden(RBAC, &target.kind.plural, name, &why));
-        }
-        let own = self.rules(reader, user, &target.namespace);
-        let missing: Vec<Rule> = granted.iter().flat_map(|rule| uncovered(rule, &own)).collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let shown: Vec<String> = missing.iter().map(show).collect();
-        let groups = user.groups.iter().map(|group| format!("{group:?}")).collect::<Vec<_>>().join(" ");
-        let why = format!(
-            "user {:?} (groups=[{groups}]) is attempting to grant RBAC permissions not currently held:\n{}",
-            user.name,
-            shown.join("\n")
-        );
-        Err(Status::forbidden(RBAC, &target.kind.plural, name, &why))
-    }
-}
-
-fn full_authority() -> Vec<Rule> {
-    let all = || vec!["*".to_owned()];
-    vec![
-        Rule { verbs: all(), api_groups: all(), resources: all(), ..Rule::default() },
-        Rule { verbs: all(), non_resource_urls: all(), ..Rule::default() },
-    ]
-}
-
-/// The single permissions of `rule` that none of `own` covers, joined per group and resource.
-fn uncovered(rule: &Rule, own: &[Rule]) -> Vec<Rule> {
-    let mut missing: Vec<Rule> = Vec::new();
-    for single in rule.split().into_iter().filter(|single| !own.iter().any(|rule| rule.covers(single))) {
-        let urls: Vec<String> = single.path.clone().into_iter().collect();
-        let resources = if urls.is_empty() { vec![single.full_resource()] } else { Vec::new() };
-        let groups = if urls.is_empty() { vec![single.group.clone()] } else { Vec::new() };
-        let names: Vec<String> = Some(single.name.clone()).filter(|name| !name.is_empty()).into_iter().collect();
-        match missing.iter_mut().find(|m| {
-            m.resources == resources
-                && m.api_groups == groups
-                && m.resource_names == names
-                && m.non_resource_urls == urls
-        }) {
-            Some(known) => known.verbs.push(single.verb),
-            None => missing.push(Rule {
-                verbs: vec![single.verb],
-                api_groups: groups,
-                resources,
-                resource_names: names,
-                non_resource_urls: urls,
-            }),
-        }
-    }
-    missing
-}
-
-/// A rule as the refusal prints it.
-fn show(rule: &Rule) -> String {
-    let list = |items: &[String]| items.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(" ");
-    let mut parts = Vec::new();
-    for (name, items) in [
-        ("NonResourceURLs", &rule.non_resource_urls),
-        ("APIGroups", &rule.api_groups),
-        ("Resources", &rule.resources),
-        ("ResourceNames", &rule.resource_names),
-        ("Verbs", &rule.verbs),
-    ] {
-        if !items.is_empty() {
-            parts.push(format!("{name}:[{}]", list(items)));
-        }
-    }
-    format!("{{{}}}", parts.join(", "))
 }
 
 #[cfg(test)]
@@ -490,7 +322,7 @@ mod tests {
         }
     }
 
-    fn rule(verbs: &[&str], resources: &[&str], names: &[&str]) -> Rule {
+    pub(super) fn rule(verbs: &[&str], resources: &[&str], names: &[&str]) -> Rule {
         let all = |items: &[&str]| items.iter().map(|item| (*item).to_owned()).collect();
         Rule {
             verbs: all(verbs),
@@ -511,30 +343,6 @@ mod tests {
         assert!(one.covers(&ask("get", "pods", "", "a")) && !one.covers(&ask("list", "pods", "", "")));
     }
 
-    /// Nothing of that kind comes through the API; the store is older than any of its checks.
-    #[tokio::test]
-    async fn rules_that_cannot_be_read_are_not_let_grant() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = crate::server::Config::on_loopback(folder.path().join("store.redb"));
-        let server = crate::server::Server::open(&config, std::sync::Arc::new(crate::nodes::NoNodes)).await.unwrap();
-        let engine = &server.shared().engine;
-        let target = Target::new(engine.registry().find(RBAC, "v1", "roles").unwrap(), "default", "odd");
-        let eve = User::new("eve", &[]);
-        let refused = |rules: Value| {
-            engine.authorizer.check_escalation(
-                engine,
-                &eve,
-                &target,
-                &json!({"metadata": {"name": "odd"}, "rules": rules}),
-                None,
-            )
-        };
-        for rules in [json!([{"verbs": 7}]), json!("none"), json!([{"verbs": ["get"], "apiGroups": [null]}])] {
-            assert_eq!(refused(rules.clone()).unwrap_err().code, 400, "{rules}");
-        }
-        refused(json!([])).unwrap();
-    }
-
     #[test]
     fn paths_match_by_prefix_only_with_a_star() {
         let urls = Rule {
@@ -544,37 +352,5 @@ mod tests {
         };
         let path = |path: &str| Attributes { verb: "get".into(), path: Some(path.into()), ..Attributes::default() };
         assert!(urls.covers(&path("/healthz")) && urls.covers(&path("/api/v1")) && !urls.covers(&path("/healthz/x")));
-    }
-
-    #[test]
-    fn permissions_are_counted_before_they_are_made() {
-        let many = |count: usize| (0..count).map(|i| i.to_string()).collect::<Vec<_>>();
-        let rule = Rule { verbs: many(1000), api_groups: many(1000), resources: many(1000), ..Rule::default() };
-        assert_eq!(
-            (rule.permissions(), self::rule(&["get", "list"], &["pods"], &[]).permissions()),
-            (1_000_000_000, 2)
-        );
-        let most = Rule {
-            verbs: many(9),
-            api_groups: many(9),
-            resources: many(9),
-            resource_names: many(2),
-            ..Rule::default()
-        };
-        assert_eq!(most.permissions(), most.split().len());
-    }
-
-    #[test]
-    fn what_is_not_held_is_listed() {
-        let own = [rule(&["get"], &["pods"], &[])];
-        let missing = uncovered(&rule(&["get", "list"], &["pods", "secrets"], &[]), &own);
-        let shown: Vec<_> = missing.iter().map(show).collect();
-        assert_eq!(
-            shown,
-            [
-                "{APIGroups:[\"\"], Resources:[\"secrets\"], Verbs:[\"get\" \"list\"]}",
-                "{APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"list\"]}"
-            ]
-        );
     }
 }

@@ -259,3 +259,42 @@ async fn what_cannot_be_read_is_not_let_grant() {
     let answer = eve.request(Identity::Admin, "POST", ROLES, &json_body(), plain.to_string().as_bytes()).await;
     assert_eq!(answer.code, 403);
 }
+
+/// Roles give their rules to whoever selects their labels, so a label grants as much as rules do.
+#[tokio::test]
+async fn labels_of_roles_grant_nothing_that_is_not_held() {
+    const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    let world = world(Arc::new(NoNodes), |_| {}).await;
+    let roles = Resource::new("rbac.authorization.k8s.io", "clusterroles");
+    let rules = json!([{"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["clusterroles"], "verbs": ["get", "patch", "update"]}]);
+    for (name, rules) in [("patcher", rules), ("nothing", json!([]))] {
+        world.master.create(&roles, "", json!({"metadata": {"name": name}, "rules": rules})).await.unwrap();
+    }
+    let sum = json!({"metadata": {"name": "sum"}, "rules": null,
+        "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"to": "sum"}}]}});
+    world.master.create(&roles, "", sum).await.unwrap();
+    let binding = json!({"metadata": {"name": "patcher"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "eve"}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "patcher"}});
+    let bindings = Resource::new("rbac.authorization.k8s.io", "clusterrolebindings");
+    world.master.create(&bindings, "", binding).await.unwrap();
+    let mut eve = world.user("eve");
+    let label = json!({"metadata": {"labels": {"rbac.authorization.k8s.io/aggregate-to-view": "true"}}});
+    let aggregating = "must have cluster-admin privileges to use the aggregationRule";
+    for (role, change, code, says) in [
+        ("cluster-admin", label.clone(), 403, "is attempting to grant RBAC permissions not currently held"),
+        ("cluster-admin", json!({"metadata": {"annotations": {"a": "b"}}}), 403, "not currently held"),
+        ("sum", label.clone(), 403, aggregating),
+        ("sum", json!({"aggregationRule": null}), 403, aggregating),
+        ("nothing", json!({"aggregationRule": {"clusterRoleSelectors": [{}]}}), 403, aggregating),
+        // What the garbage collector does to an object that goes, and what is held anyway.
+        ("cluster-admin", json!({"metadata": {"finalizers": ["example.com/keep"]}}), 200, ""),
+        ("patcher", label, 200, ""),
+    ] {
+        let merge = [("content-type", "application/merge-patch+json".to_owned())];
+        let path = format!("{ROLES}/{role}");
+        let answer = eve.request(Identity::Admin, "PATCH", &path, &merge, change.to_string().as_bytes()).await;
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        assert!(answer.code == code && text.contains(says), "{role} {change}: {} {text}", answer.code);
+    }
+}
