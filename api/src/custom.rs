@@ -7,7 +7,7 @@ mod check;
 pub(crate) mod embedded;
 mod extra;
 pub(crate) mod formats;
-mod path;
+pub mod path;
 mod publish;
 pub mod rules;
 pub mod status;

@@ -185,6 +185,17 @@ impl Registry {
         self.rows.iter().chain(self.stored.iter()).find(is).cloned()
     }
 
+    /// The row in whose version the objects of a definition are stored, served or not.
+    pub fn defined_by(&self, definition: &str) -> Option<Arc<Kind>> {
+        let is = |kind: &&Arc<Kind>| kind.is_defined_by(definition) && kind.is_storage();
+        self.rows.iter().chain(self.stored.iter()).find(is).cloned()
+    }
+
+    /// Kinds that have objects and no version to see them in.
+    pub fn unserved(&self) -> impl Iterator<Item = &Arc<Kind>> {
+        self.stored.iter().filter(|kind| !self.rows.iter().any(|row| row.storage == kind.storage))
+    }
+
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Kind>> {
         self.rows.iter().find(|k| k.group == group && k.version == version && k.plural == plural).cloned()
     }
@@ -377,6 +388,10 @@ mod tests {
         let shown = hidden.find("tape.dev", "v1beta1", "gadgets").unwrap();
         assert!(hidden.find("tape.dev", "v1", "gadgets").is_none());
         assert_eq!(hidden.storage_of(&shown).unwrap().version, "v1");
+        assert_eq!(hidden.unserved().count(), 0);
+        let unseen = more.with("gadgets.tape.dev", rows(json!([version("v1", false, true)])));
+        assert_eq!(unseen.unserved().map(|kind| &*kind.version).collect::<Vec<_>>(), ["v1"]);
+        assert_eq!(unseen.defined_by("gadgets.tape.dev").unwrap().version, "v1");
         let none = hidden.with("gadgets.tape.dev", Vec::new());
         assert_eq!((none.iter().count(), none.generation()), (registry.iter().count(), 3));
     }

@@ -11,7 +11,6 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 
 use crate::engine::{Context, Draft, Engine, Target, WriteOptions};
-use crate::identity::{MASTERS, User};
 
 const OBJECTS: &str = concat!(include_str!("../data/bootstrap.jsonl"), include_str!("../data/own.jsonl"));
 /// Who is annotated `true` gets what the server wants back: roles as a whole, flow control's objects their spec.
@@ -23,7 +22,7 @@ const AT_ONCE: usize = 64;
 
 /// Creates what is missing and brings default roles back to their rules; safe at every start.
 pub async fn run(engine: &Engine) -> Result<(), Status> {
-    let context = Context { user: User::new("system:apiserver", &[MASTERS]), now: jiff::Timestamp::now() };
+    let context = Context::of_server();
     let options = WriteOptions { manager: "kube-apiserver".into(), dry_run: false };
     let parsed = |line| serde_json::from_str(line).map_err(|why| Status::internal(format!("built-in object: {why}")));
     let objects: Vec<Value> = OBJECTS.lines().map(parsed).collect::<Result<_, _>>()?;
@@ -156,7 +155,7 @@ mod tests {
         assert_eq!(engine.revision(), first);
 
         let (schema, probes) = find(&engine, "flowcontrol.apiserver.k8s.io/v1", "FlowSchema", "probes");
-        let context = Context { user: User::new("u", &[MASTERS]), now: jiff::Timestamp::now() };
+        let context = Context::of_server();
         let options = WriteOptions { manager: "m".into(), dry_run: false };
         let change = |current: Option<&Value>| {
             let mut next = current.cloned().unwrap_or_default();

@@ -26,6 +26,7 @@ mod pod_ranges;
 mod read;
 mod services;
 mod subresource;
+mod unserved;
 mod watching;
 mod write;
 

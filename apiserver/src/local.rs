@@ -224,14 +224,22 @@ impl Transport for Local {
     async fn kinds(&self) -> Result<Vec<ServedKind>, Status> {
         let registry = self.engine().registry();
         let whole = |kind: &&Arc<Kind>| ["list", "watch", "delete"].iter().all(|verb| kind.has_verb(verb));
-        let served = registry.iter().filter(whole).map(|kind| ServedKind {
+        let rows: Vec<&Arc<Kind>> = registry.iter().filter(whole).collect();
+        let served = rows.iter().map(|kind| ServedKind {
             resource: Resource::named(&kind.group, &kind.version, &kind.plural),
             kind: kind.kind.to_string(),
             namespaced: kind.namespaced(),
-            preferred: kind.is_storage(),
+            preferred: is_preferred(kind, &rows),
         });
         Ok(served.collect())
     }
+}
+
+/// As they are stored; where that is not served, in the first version that is.
+fn is_preferred(kind: &Arc<Kind>, rows: &[&Arc<Kind>]) -> bool {
+    let mut same = rows.iter().filter(|row| row.storage == kind.storage);
+    let read = same.clone().find(|row| row.is_storage()).or_else(|| same.next());
+    read.is_some_and(|read| Arc::ptr_eq(read, kind))
 }
 
 fn propagation(policy: Propagation) -> engine::Propagation {

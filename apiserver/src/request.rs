@@ -7,7 +7,7 @@ use api::status::{FieldError, Status};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::identity::User;
+use crate::identity::{MASTERS, User};
 use crate::object::ObjectKey;
 
 /// What a request is about.
@@ -54,6 +54,13 @@ impl Target {
 pub struct Context {
     pub user: User,
     pub now: Timestamp,
+}
+
+impl Context {
+    /// The server acts on its own account.
+    pub(crate) fn of_server() -> Self {
+        Self { user: User::new("system:apiserver", &[MASTERS]), now: Timestamp::now() }
+    }
 }
 
 #[derive(Debug, Clone, Default)]

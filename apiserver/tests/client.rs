@@ -364,6 +364,25 @@ impl View for Map {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_ways_name_the_same_kinds() {
     let world = World::new().await;
+    // One whose objects are stored in a version that is not served, and one that its group's first version does not have.
+    let older = Resource::named("things.example", "v1beta1", "others");
+    for (plural, kind, versions) in [
+        ("things", "Thing", json!([version("v1beta1", false, true), version("v1", true, false)])),
+        ("others", "Other", json!([version("v1beta1", true, true)])),
+    ] {
+        let names =
+            json!({"plural": plural, "singular": kind.to_lowercase(), "kind": kind, "listKind": format!("{kind}List")});
+        let spec = json!({"group": "things.example", "scope": "Namespaced", "names": names, "versions": versions});
+        let definition = json!({"metadata": {"name": format!("{plural}.things.example")}, "spec": spec});
+        let definitions = Resource::new("apiextensions.k8s.io", "customresourcedefinitions");
+        world.clients[0].1.create(&definitions, "", definition).await.unwrap();
+    }
+    let defined = async {
+        while world.clients[0].1.list(&older, "", &Selector::default()).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the second definition", defined).await;
     let mut all = Vec::new();
     for (_, client) in &world.clients {
         let mut kinds: Vec<_> = client.kinds().await.unwrap();
@@ -381,7 +400,13 @@ async fn both_ways_name_the_same_kinds() {
         read
     };
     assert_eq!(read(&all[0]), read(&all[1]));
-    assert!(read(&all[0]).contains(&"Deployment".to_owned()));
+    for once in ["Deployment", "Thing", "Other"] {
+        assert_eq!(read(&all[0]).iter().filter(|kind| *kind == once).count(), 1, "{once}");
+    }
+}
+
+fn version(name: &str, served: bool, storage: bool) -> Value {
+    json!({"name": name, "served": served, "storage": storage, "schema": {"openAPIV3Schema": {"type": "object"}}})
 }
 
 /// A server that was started anew knows nothing of what was before: only the whole state goes on.

@@ -16,7 +16,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Context, DeleteOptions, Draft, Engine, ListOptions, Target, WriteOptions, deleting};
-use crate::identity::{MASTERS, User};
 
 /// As upstream's controllers of definitions are named.
 const MANAGER: &str = "kube-apiserver";
@@ -78,14 +77,10 @@ fn is_ending(definition: &Value) -> bool {
     deleting(definition) && finalizers.is_some_and(|list| list.iter().any(|own| own == CLEANUP))
 }
 
-fn context() -> Context {
-    Context { user: User::new("system:apiserver", &[MASTERS]), now: Timestamp::now() }
-}
-
 async fn write(engine: &Engine, target: &Target, change: impl Fn(&Value) -> Value + Send + Sync) -> Result<(), Status> {
     let options = WriteOptions { manager: MANAGER.into(), dry_run: false };
     let change = |current: Option<&Value>| Ok(Draft::Own(change(current.ok_or_else(|| target.not_found())?)));
-    engine.update(&context(), target, &options, &change).await.map(drop)
+    engine.update(&Context::of_server(), target, &options, &change).await.map(drop)
 }
 
 /// Gives a definition the status that it should have beside the others.
@@ -127,14 +122,19 @@ async fn empty(engine: &Engine, target: &Target) -> Result<(), Status> {
         next
     })
     .await?;
-    let defined = engine.registry().iter().find(|kind| kind.is_defined_by(&target.name)).cloned();
-    if let Some(kind) = defined {
+    // Served or not: a definition of the same name would show them again.
+    if let Some(kind) = engine.registry().defined_by(&target.name) {
         let everything = Target::new(kind, "", "");
         loop {
             let objects = engine.objects(&everything.kind);
             let mut changes = objects.subscribe();
             engine
-                .delete_collection(&context(), &everything, &ListOptions::default(), &DeleteOptions::default())
+                .delete_collection(
+                    &Context::of_server(),
+                    &everything,
+                    &ListOptions::default(),
+                    &DeleteOptions::default(),
+                )
                 .await?;
             if objects.len() == 0 {
                 break;

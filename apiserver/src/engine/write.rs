@@ -273,6 +273,9 @@ impl Engine {
         }
         let expect = Expect::At(current.revision);
         let outcome = if finished(kind, &new, &old) {
+            if target.part == Some(Part::Finalize) {
+                self.empty_unserved(&target.name).await?;
+            }
             let mut writes = vec![Write { content: None, ..self.stored(kind, expect, &new) }];
             writes.extend(self.released(kind, &old));
             self.remove(writes).await.map(|_| Shown::Value(new))

@@ -74,7 +74,17 @@ pub async fn kinds(https: &Https) -> Result<Vec<ServedKind>, Status> {
             }
         }
     }
+    prefer_one(&mut all);
     Ok(all)
+}
+
+/// What is not in its group's preferred version is read in the first that has it.
+fn prefer_one(all: &mut [ServedKind]) {
+    let place = |kind: &ServedKind| (kind.resource.group.clone(), kind.resource.plural.clone());
+    let mut read: HashSet<_> = all.iter().filter(|kind| kind.preferred).map(place).collect();
+    for kind in all.iter_mut().filter(|kind| !kind.preferred && kind.resource.group != "events.k8s.io") {
+        kind.preferred = read.insert(place(kind));
+    }
 }
 
 async fn read<T: serde::de::DeserializeOwned>(https: &Https, path: &str) -> Result<T, Status> {

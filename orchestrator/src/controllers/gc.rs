@@ -26,7 +26,7 @@ const WORKERS: usize = 16;
 /// Before a question for the served kinds that failed is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 /// What comes and goes by the second and owns nothing; upstream leaves it out too.
-const NOT_FOLLOWED: &str = "Event";
+const NOT_FOLLOWED: (&[&str], &str) = (&["", "events.k8s.io"], "events");
 /// What adds kinds and takes them away.
 const DEFINITIONS: &str = "customresourcedefinitions";
 
@@ -62,6 +62,34 @@ struct Collector {
     filling: watch::Sender<Option<BTreeSet<usize>>>,
 }
 
+/// What is followed: in which version, the graph's number of the kind, and the task.
+type Followed = BTreeMap<Resource, (usize, AbortHandle)>;
+
+/// What became of objects that nobody can read any more.
+#[derive(Clone, Copy)]
+enum Fate {
+    /// Their kind's definition is gone, and it goes after them.
+    Undefined,
+    /// They are stored, and not shown (in this version).
+    Hidden,
+}
+
+/// Kinds to follow now: one version of each that is not followed in a version that is still served.
+fn new(served: &[ServedKind], followed: &Followed) -> Vec<Resource> {
+    let same = |one: &Resource, other: &Resource| (&one.group, &one.plural) == (&other.group, &other.plural);
+    let goes_on = |resource: &Resource| followed.keys().any(|known| same(known, resource) && is_served(served, known));
+    let comes_and_goes = |resource: &Resource| {
+        let (groups, plural) = NOT_FOLLOWED;
+        resource.plural == plural && groups.contains(&&*resource.group)
+    };
+    let wanted = served.iter().filter(|kind| kind.preferred).map(|kind| &kind.resource);
+    wanted.filter(|resource| !comes_and_goes(resource) && !goes_on(resource)).cloned().collect()
+}
+
+fn is_served(served: &[ServedKind], resource: &Resource) -> bool {
+    served.iter().any(|kind| kind.resource == *resource)
+}
+
 /// Locks; no change to what is inside is ever half done.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -70,49 +98,65 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Collector {
     /// Follows every kind, from its definition to its end.
     async fn follow_kinds(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
-        let mut followed: BTreeMap<Resource, (usize, AbortHandle)> = BTreeMap::new();
+        let mut followed = Followed::new();
         loop {
-            let served = match self.client.kinds().await {
-                Ok(served) => served,
-                Err(error) => {
-                    tracing::warn!(%error, "the served kinds are not known; will be asked for again");
-                    tokio::time::sleep(RETRY).await;
-                    continue;
-                }
-            };
-            let wanted: Vec<Resource> = served
-                .iter()
-                .filter(|kind| kind.preferred && kind.kind != NOT_FOLLOWED)
-                .map(|kind| kind.resource.clone())
-                .collect();
-            *lock(&self.kinds) = served;
-            followed.retain(|resource, (kind, task)| {
-                let stays = wanted.contains(resource);
-                if !stays {
-                    task.abort();
-                    self.is_filled(*kind);
-                    let touched = lock(&self.graph).retain(*kind, &Default::default());
-                    touched.into_iter().for_each(|uid| self.queue.add(uid));
-                }
-                stays
-            });
-            let new: Vec<Resource> = wanted.into_iter().filter(|resource| !followed.contains_key(resource)).collect();
-            let numbered = {
-                let mut resources = lock(&self.resources);
-                let first = resources.len();
-                resources.extend(new.iter().cloned());
-                (first..).zip(new)
-            };
-            let numbered: Vec<_> = numbered.collect();
-            // Before any of them can be complete.
-            self.filling.send_modify(|filling| {
-                filling.get_or_insert_default().extend(numbered.iter().map(|(kind, _)| *kind));
-            });
-            for (kind, resource) in numbered {
-                let task = tasks.spawn(self.clone().follow(kind, resource.clone()));
-                followed.insert(resource, (kind, task));
+            if let Err(error) = self.refollow(&mut followed, tasks).await {
+                tracing::warn!(%error, "the served kinds are not known; will be asked for again");
+                tokio::time::sleep(RETRY).await;
+                continue;
             }
             self.redefined.notified().await;
+        }
+    }
+
+    /// Follows the kinds that are served now, and no others.
+    async fn refollow(self: &Arc<Self>, followed: &mut Followed, tasks: &mut JoinSet<()>) -> Result<(), Status> {
+        let served = self.client.kinds().await?;
+        let new = new(&served, followed);
+        let ended: Vec<Resource> = followed.keys().filter(|resource| !is_served(&served, resource)).cloned().collect();
+        let mut fates = Vec::new();
+        for resource in ended {
+            let fate = self.fate(&resource).await?;
+            fates.push((resource, fate));
+        }
+        *lock(&self.kinds) = served;
+        let numbered: Vec<(usize, Resource)> = {
+            let mut resources = lock(&self.resources);
+            let first = resources.len();
+            resources.extend(new.iter().cloned());
+            (first..).zip(new).collect()
+        };
+        // Before any of them can be complete, and before what is known in another version is known no more.
+        self.filling.send_modify(|filling| {
+            filling.get_or_insert_default().extend(numbered.iter().map(|(kind, _)| *kind));
+        });
+        for (resource, fate) in fates {
+            let Some((kind, task)) = followed.remove(&resource) else { continue };
+            task.abort();
+            self.is_filled(kind);
+            let touched = match fate {
+                Fate::Undefined => lock(&self.graph).retain(kind, &BTreeSet::new()),
+                Fate::Hidden => {
+                    lock(&self.graph).lose(kind);
+                    Vec::new()
+                }
+            };
+            touched.into_iter().for_each(|uid| self.queue.add(uid));
+        }
+        for (kind, resource) in numbered {
+            let task = tasks.spawn(self.clone().follow(kind, resource.clone()));
+            followed.insert(resource, (kind, task));
+        }
+        Ok(())
+    }
+
+    /// What became of the objects of a kind that is not served any more, or not in this version.
+    async fn fate(&self, resource: &Resource) -> Result<Fate, Status> {
+        let definition = format!("{}.{}", resource.plural, resource.group);
+        match self.client.get(&Resource::new("apiextensions.k8s.io", DEFINITIONS), "", &definition).await {
+            Ok(_) => Ok(Fate::Hidden),
+            Err(status) if status.code == 404 => Ok(Fate::Undefined),
+            Err(status) => Err(status),
         }
     }
 

@@ -132,12 +132,18 @@ impl Emptier {
     async fn pass(&self, name: &str) -> Result<Left, Status> {
         let kinds = self.client.kinds().await?;
         let mut left = self.delete_content(name, &kinds).await;
-        self.tell(name, &left).await?;
-        match left.errors.pop() {
-            Some(error) => Err(error),
-            None if left.nothing() => self.finish(name).await.map(|()| left),
-            None => Ok(left),
+        if left.nothing() {
+            match self.finish(name).await {
+                Ok(true) => return Ok(left),
+                // Others hold it, and see that we do not.
+                Ok(false) => {}
+                // The server knows of more than it shows.
+                Err(error) if !matches!(error.code, 404 | 409) => left.errors.push(error),
+                Err(error) => return Err(error),
+            }
         }
+        self.tell(name, &left).await?;
+        left.errors.pop().map_or(Ok(left), Err)
     }
 
     /// Waits for a change of what is left.
@@ -212,8 +218,8 @@ impl Emptier {
         self.client.update(&NAMESPACES, "", name, "status", write).await.map(drop)
     }
 
-    /// Takes our finalizer away, and so the namespace where it was the last.
-    async fn finish(&self, name: &str) -> Result<(), Status> {
+    /// Takes our finalizer away, and so the namespace where it was the last; gives whether it was.
+    async fn finish(&self, name: &str) -> Result<bool, Status> {
         let finish = |current: &Value| {
             let mut next = current.clone();
             if let Some(finalizers) = next["spec"]["finalizers"].as_array_mut() {
@@ -221,7 +227,8 @@ impl Emptier {
             }
             Ok(next)
         };
-        self.client.update(&NAMESPACES, "", name, "finalize", finish).await.map(drop)
+        let left = self.client.update(&NAMESPACES, "", name, "finalize", finish).await?;
+        Ok(left["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty))
     }
 }
 

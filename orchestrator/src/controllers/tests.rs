@@ -187,15 +187,8 @@ async fn a_replication_controller_keeps_its_pods() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn objects_of_defined_kinds_go_like_others() {
     let world = World::new().await;
-    let definitions = Resource::new("apiextensions.k8s.io", "customresourcedefinitions");
-    let things = Resource::named("things.example", "v1", "things");
-    let names = json!({"plural": "things", "singular": "thing", "kind": "Thing", "listKind": "ThingList"});
-    let schema = json!({"openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object"}}}});
-    let versions = json!([{"name": "v1", "served": true, "storage": true, "schema": schema}]);
-    let spec = json!({"group": "things.example", "scope": "Namespaced", "names": names, "versions": versions});
-    world.make(definitions.clone(), "", json!({"metadata": {"name": "things.things.example"}, "spec": spec})).await;
-    let all = Selector::default();
-    world.until("the kind", || world.client.list(&things, "default", &all)).await;
+    let things = things("v1");
+    world.define(&[("v1", true, true)]).await;
     let owner = world.make(CONFIG_MAPS, "default", json!({"metadata": {"name": "owner"}})).await;
     let thing = |name: &str, owner: &Value| json!({"apiVersion": "things.example/v1", "kind": "Thing", "metadata": {"name": name, "ownerReferences": owned_by(owner)}});
     let owned = world.make(things.clone(), "default", thing("owned", &owner)).await;
@@ -210,8 +203,137 @@ async fn objects_of_defined_kinds_go_like_others() {
     world.client.delete(&NAMESPACES, "", "short", &DeleteOptions::default()).await.unwrap();
     world.gone(NAMESPACES, ("", "short")).await;
     assert_eq!(world.client.get(&things, "short", "free").await.unwrap_err().code, 404);
-    world.client.delete(&definitions, "", "things.things.example", &DeleteOptions::default()).await.unwrap();
-    world.gone(definitions, ("", "things.things.example")).await;
+    world.client.delete(&DEFINITIONS, "", "things.things.example", &DeleteOptions::default()).await.unwrap();
+    world.gone(DEFINITIONS, ("", "things.things.example")).await;
+}
+
+const DEFINITIONS: Resource = Resource::new("apiextensions.k8s.io", "customresourcedefinitions");
+
+fn things(version: &str) -> Resource {
+    Resource::named("things.example", version, "things")
+}
+
+impl World {
+    /// Defines things in these versions: (name, served, stored); waits until they are seen so.
+    async fn define(&self, versions: &[(&str, bool, bool)]) {
+        let names = json!({"plural": "things", "singular": "thing", "kind": "Thing", "listKind": "ThingList"});
+        let schema = json!({"openAPIV3Schema": {"type": "object"}});
+        let version = |(name, served, storage): &(&str, bool, bool)| json!({"name": name, "served": served, "storage": storage, "schema": schema});
+        let wanted: Vec<Value> = versions.iter().map(version).collect();
+        let spec = json!({"group": "things.example", "scope": "Namespaced", "names": names, "versions": wanted});
+        let name = "things.things.example";
+        if self.client.get(&DEFINITIONS, "", name).await.is_ok() {
+            let patch = json!({"spec": {"versions": wanted}});
+            self.client.patch(&DEFINITIONS, "", name, "", &patch).await.unwrap();
+        } else {
+            self.make(DEFINITIONS, "", json!({"metadata": {"name": name}, "spec": spec})).await;
+        }
+        let seen = || async {
+            for (version, served, _) in versions {
+                let listed = self.client.list(&things(version), "default", &Selector::default()).await;
+                if listed.is_ok() != *served {
+                    return Err(Status::internal("not yet"));
+                }
+            }
+            Ok(())
+        };
+        self.until("the versions", seen).await;
+    }
+
+    async fn thing(&self, version: &str, namespace: &str, metadata: Value) -> Value {
+        let thing = json!({"apiVersion": format!("things.example/{version}"), "kind": "Thing", "metadata": metadata});
+        self.make(things(version), namespace, thing).await
+    }
+
+    /// Until the collector did what came after everything before.
+    async fn collected(&self) {
+        for round in 0..3 {
+            let owner = self.make(CONFIG_MAPS, "default", json!({"metadata": {"generateName": "owner-"}})).await;
+            let metadata = json!({"generateName": format!("owned-{round}-"), "ownerReferences": owned_by(&owner)});
+            let owned = self.make(CONFIG_MAPS, "default", json!({"metadata": metadata})).await;
+            let name = |object: &Value| object["metadata"]["name"].as_str().unwrap().to_owned();
+            self.client.delete(&CONFIG_MAPS, "default", &name(&owner), &DeleteOptions::default()).await.unwrap();
+            self.gone(CONFIG_MAPS, ("default", &name(&owned))).await;
+        }
+    }
+}
+
+/// An owner that is not shown any more is not gone: nobody can tell, and what it owns stays until somebody can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_owners_of_kinds_that_are_not_served_own_stays() {
+    let world = World::new().await;
+    world.define(&[("v1", true, true)]).await;
+    let owner = world.thing("v1", "default", json!({"name": "owner"})).await;
+    let owned = |name: &str| json!({"metadata": {"name": name, "ownerReferences": owned_by(&owner)}});
+    for index in 0..30 {
+        world.make(CONFIG_MAPS, "default", owned(&format!("below-{index}"))).await;
+    }
+    let all_stand = async |world: &World, what: &str| {
+        world.collected().await;
+        for index in 0..30 {
+            let found = world.client.get(&CONFIG_MAPS, "default", &format!("below-{index}")).await;
+            assert!(found.is_ok_and(|map| map["metadata"]["deletionTimestamp"].is_null()), "{what}: {index} went");
+        }
+    };
+    all_stand(&world, "served").await;
+    world.define(&[("v1", false, true)]).await;
+    all_stand(&world, "not served").await;
+    world.define(&[("v1", true, true)]).await;
+    world.define(&[("v1", true, false), ("v2", true, true)]).await;
+    all_stand(&world, "stored in another version").await;
+    world.define(&[("v1", false, false), ("v2", true, true)]).await;
+    all_stand(&world, "served in another version").await;
+    // The owner's version is unknown where its dependents are judged by it alone, but its end is seen.
+    world.client.delete(&things("v2"), "default", "owner", &DeleteOptions::default()).await.unwrap();
+    for index in 0..30 {
+        world.gone(CONFIG_MAPS, ("default", &format!("below-{index}"))).await;
+    }
+}
+
+/// What a namespace has goes with it, also what nobody is shown; a namespace of the same name has nothing of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_namespace_takes_what_is_not_served_along() {
+    const NAMESPACE: &str = "short";
+    let world = World::new().await;
+    let (both, one, none) = (
+        [("v1beta1", true, true), ("v1", true, false)],
+        [("v1beta1", false, true), ("v1", true, false)],
+        [("v1beta1", false, true), ("v1", false, false)],
+    );
+    for hidden in [one, none] {
+        world.define(&both).await;
+        world.make(NAMESPACES, "", json!({"metadata": {"name": NAMESPACE}})).await;
+        world.thing("v1", NAMESPACE, json!({"name": "left"})).await;
+        world.define(&hidden).await;
+        world.client.delete(&NAMESPACES, "", NAMESPACE, &DeleteOptions::default()).await.unwrap();
+        world.gone(NAMESPACES, ("", NAMESPACE)).await;
+        world.define(&both).await;
+        let left = world.client.list(&things("v1"), "", &Selector::default()).await.unwrap();
+        assert!(left.items.is_empty(), "{hidden:?}: {:?}", left.items);
+    }
+    // Nobody can take this finalizer away until it is shown again: the namespace stays, and says so.
+    world.make(NAMESPACES, "", json!({"metadata": {"name": NAMESPACE}})).await;
+    world.thing("v1", NAMESPACE, json!({"name": "held", "finalizers": ["example.com/held"]})).await;
+    world.define(&none).await;
+    world.client.delete(&NAMESPACES, "", NAMESPACE, &DeleteOptions::default()).await.unwrap();
+    world
+        .becomes(NAMESPACES, ("", NAMESPACE), |found| {
+            found["status"]["conditions"].to_string().contains("things.things.example has 1 resource instances")
+        })
+        .await;
+    // A definition takes them along as well.
+    world.define(&both).await;
+    let let_go = json!({"metadata": {"finalizers": null}});
+    world.client.patch(&things("v1"), NAMESPACE, "held", "", &let_go).await.unwrap();
+    world.gone(NAMESPACES, ("", NAMESPACE)).await;
+    world.thing("v1", "default", json!({"name": "defined"})).await;
+    world.define(&none).await;
+    let name = "things.things.example";
+    world.client.delete(&DEFINITIONS, "", name, &DeleteOptions::default()).await.unwrap();
+    world.gone(DEFINITIONS, ("", name)).await;
+    world.define(&both).await;
+    let left = world.client.list(&things("v1"), "", &Selector::default()).await.unwrap();
+    assert!(left.items.is_empty(), "{:?}", left.items);
 }
 
 /// A worker waits for its own writes, not for whatever else was written meanwhile: other kinds never stop being written.

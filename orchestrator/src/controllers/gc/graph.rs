@@ -151,6 +151,16 @@ impl Graph {
         unseen.iter().flat_map(|key| self.remove(kind, key)).collect()
     }
 
+    /// Nobody tells any more what becomes of the objects of a kind: they are neither there nor gone, and whoever names one
+    /// of them has to ask.
+    pub fn lose(&mut self, kind: usize) {
+        let lost: Vec<(usize, Key)> = self.places.keys().filter(|(of, _)| *of == kind).cloned().collect();
+        for uid in lost.iter().filter_map(|place| self.places.remove(place)).collect::<Vec<_>>() {
+            let owners = self.facts.remove(&uid).map(|fact| fact.owners).unwrap_or_default();
+            owners.iter().for_each(|owner| self.cut(&owner.uid, &uid));
+        }
+    }
+
     /// An owner that was asked for is gone for good.
     pub fn is_gone(&mut self, uid: &str) {
         if self.gone.len() >= REMEMBERED {
@@ -331,6 +341,20 @@ mod tests {
         assert_eq!(answered(Standing::There), Judgement::Do(vec![Verdict::Forget(vec!["gone".into()])]));
         assert_eq!(answered(Standing::Gone), Judgement::Do(vec![Verdict::Delete(Way::Background)]));
         assert_eq!(answered(Standing::Unclear), Judgement::Do(vec![]), "nothing goes for what nobody can judge");
+    }
+
+    #[test]
+    fn objects_of_a_kind_that_is_not_followed_any_more_are_not_gone() {
+        let mut all = graph(&[("b", &[("thing", true)], &[])]);
+        all.set("thing", Fact { kind: 1, ..fact(("thing", &[("top", true)], &[])) });
+        assert_eq!(judge(&all, "b"), []);
+        all.lose(1);
+        assert!(all.get("thing").is_none() && all.dependents_of("top").is_empty());
+        let Judgement::Ask(asked) = all.judge("b", &HashMap::new()) else { panic!() };
+        assert_eq!(asked[0].uid, "thing");
+        // In another version it is there again.
+        all.set("thing", Fact { kind: 2, ..fact(("thing", &[], &[])) });
+        assert_eq!(judge(&all, "b"), []);
     }
 
     #[test]
