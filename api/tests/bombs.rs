@@ -215,3 +215,41 @@ fn ownership_of_long_lists_and_maps_takes_its_time_once() {
         api::managed::apply(&pods, Some(&old), &config, writer, true).unwrap();
     });
 }
+
+/// What a definition says of its columns is read when it is written, and at every start.
+#[test]
+fn paths_of_columns_are_read_within_a_limit() {
+    let kind = kind("apiextensions.k8s.io", "customresourcedefinitions");
+    let defined = |path: &str| {
+        json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "as.b.c"},
+            "spec": {"group": "b.c", "scope": "Namespaced", "names": {"plural": "as", "kind": "A"}, "versions": [
+                {"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}},
+                    "additionalPrinterColumns": [{"name": "x", "type": "string", "jsonPath": path}]}]},
+            "status": {"acceptedNames": {"plural": "as", "kind": "A", "listKind": "AList"},
+                "conditions": [{"type": "Established", "status": "True"}]}})
+    };
+    for (path, why) in [
+        (format!(".{}", "[?(".repeat(100_000)), "nest filters more than 8 deep"),
+        ("..[*]".repeat(100_000), "more than 100 steps"),
+    ] {
+        let definition = defined(&path);
+        let told = run(|| api::validate::create(&kind, &definition));
+        let told: Vec<String> = told.iter().map(ToString::to_string).collect();
+        let place = "spec.additionalPrinterColumns[0].JSONPath: Invalid value: ";
+        assert!(told.iter().any(|told| told.starts_with(place) && told.contains(why)), "{why}");
+        // One that is stored all the same shows nothing, and the rest is served.
+        let rows = run(|| api::custom::kinds(&definition));
+        let custom = rows[0].custom.as_ref().unwrap();
+        assert_eq!(custom.blank_columns().map(|(name, _)| name).collect::<Vec<_>>(), ["x"]);
+        let cells =
+            run(|| api::table::cells(&rows[0], &json!({"metadata": {"name": "a"}}), jiff::Timestamp::UNIX_EPOCH));
+        assert_eq!(cells, [json!("a"), json!(null)]);
+    }
+    let deep: Vec<_> = (0..50_000).map(|n| json!({"n": n})).collect();
+    let object = json!({"metadata": {"name": "a"}, "spec": deep});
+    let rows = api::custom::kinds(&defined(&format!(".spec{}", "..[*]".repeat(49))));
+    let cells = run(|| api::table::cells(&rows[0], &object, jiff::Timestamp::UNIX_EPOCH));
+    assert_eq!(cells[1], "<too much to search>");
+    let warned = api::validate::warnings(&kind, &defined(".spec["));
+    assert!(warned.iter().any(|text| text.contains("is not a JSONPath")), "{warned:?}");
+}

@@ -38,6 +38,11 @@ impl Definitions {
     }
 
     fn replace(&self, name: &str, rows: Vec<Kind>) {
+        for row in &rows {
+            for (column, why) in row.custom.iter().flat_map(|custom| custom.blank_columns()) {
+                tracing::warn!(definition = name, version = &*row.version, column, %why, "nothing is shown in a column");
+            }
+        }
         let mut registry = self.registry.write().unwrap_or_else(PoisonError::into_inner);
         *registry = registry.with(name, rows);
     }

@@ -14,7 +14,7 @@ const TIME: Duration = Duration::from_secs(20);
 const LARGEST: usize = 4096;
 
 /// What the readers know; random bytes would rarely hit on it.
-const WORDS: [&str; 24] = [
+const WORDS: [&str; 28] = [
     "{",
     "}",
     "[",
@@ -39,6 +39,10 @@ const WORDS: [&str; 24] = [
     "in (",
     "!",
     "\u{e9}",
+    "[?(@.",
+    ")]",
+    "..",
+    "[*]",
 ];
 
 /// xorshift: the same on every machine.
@@ -112,4 +116,4 @@ macro_rules! replay {
     )*};
 }
 
-replay! { json yaml object patch selector path spdy }
+replay! { json yaml object patch selector path column spdy }

@@ -2,6 +2,7 @@
 //! server could not read again.
 
 use api::budget::{Budget, check_depth};
+use api::custom::path::{Path, Search};
 use api::decode::{self, Decoded, FieldValidation, MediaType};
 use api::kind::{Kind, Registry};
 use api::managed::{self, Writer};
@@ -117,6 +118,17 @@ pub fn path(bytes: &[u8]) {
     let _path = request_path::Path::parse(path);
     let query = request_path::Query::parse(query);
     let _read = (query.flag("watch"), query.number::<u64>("limit"));
+}
+
+/// The path of a column and an object, apart by a zero byte.
+pub fn column(bytes: &[u8]) {
+    let Some(middle) = bytes.iter().position(|byte| *byte == 0) else { return };
+    let Ok(path) = Path::parse(&String::from_utf8_lossy(&bytes[..middle])) else { return };
+    let Ok(object) = decode::json::parse(&bytes[middle + 1..]) else { return };
+    let object = object.to_value();
+    let mut search = Search::new();
+    let found = path.first(&object, &mut search);
+    assert_eq!(found, path.first(&object, &mut Search::new()));
 }
 
 /// Frames as they come off a connection, in two pieces.

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::path::Path;
+use super::path::{NoPath, Path, Search};
 use super::rules::Rules;
 use super::status;
 use crate::selector::Selectable;
@@ -64,7 +64,13 @@ impl Custom {
 
     /// The cells of those columns.
     pub fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        self.columns.iter().map(|column| column.cell(object, now)).collect()
+        let mut search = Search::new();
+        self.columns.iter().map(|column| column.cell(object, &mut search, now)).collect()
+    }
+
+    /// Columns in which nothing is ever shown, and why.
+    pub fn blank_columns(&self) -> impl Iterator<Item = (&str, NoPath)> {
+        self.columns.iter().filter_map(|column| Some((text(&column.definition["name"]), *column.path.as_ref().err()?)))
     }
 
     /// The schema as a tree, for documents.
@@ -101,9 +107,12 @@ fn steps(path: &str) -> Vec<String> {
 struct Column {
     definition: Value,
     kind: String,
-    /// `None` where it cannot be read: nothing is there then.
-    path: Option<Path>,
+    /// Nothing is shown where it cannot be read.
+    path: Result<Path, NoPath>,
 }
+
+/// In a column whose path leads through more of an object than is looked at.
+const EXHAUSTED: &str = "<too much to search>";
 
 fn columns(version: &Value) -> Vec<Column> {
     let age = json!({"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp", "description":
@@ -127,11 +136,10 @@ impl Column {
         Column { definition, kind: text(&column["type"]).to_owned(), path: Path::parse(path) }
     }
 
-    fn cell(&self, object: &Value, now: Timestamp) -> Value {
-        let Some(value) = self.path.as_ref().and_then(|path| path.first(object)).filter(|value| !value.is_null())
-        else {
-            return Value::Null;
-        };
+    fn cell(&self, object: &Value, search: &mut Search, now: Timestamp) -> Value {
+        let Ok(path) = &self.path else { return Value::Null };
+        let Ok(found) = path.first(object, search) else { return json!(EXHAUSTED) };
+        let Some(value) = found.filter(|value| !value.is_null()) else { return Value::Null };
         match self.kind.as_str() {
             "string" => json!(plain(value)),
             #[expect(clippy::cast_possible_truncation, reason = "as upstream shows a number in a column of integers")]

@@ -1,6 +1,9 @@
 //! JSONPath as Kubernetes has it: how the columns of custom resources say where their cells are.
 
+use std::cmp::Ordering;
+
 use serde_json::Value;
+use thiserror::Error;
 
 #[derive(Debug, Clone, PartialEq)]
 enum Step {
@@ -46,6 +49,49 @@ const OPERATORS: [(&str, Operator); 6] = [
     (">", Operator::More),
 ];
 
+/// Filters inside each other, and steps of a path with those of its filters: far beyond what columns need. Reading and
+/// searching take stack for both.
+const DEPTH: usize = 8;
+const STEPS: usize = 100;
+/// Values looked at for the columns of one object: steps that go through everything multiply.
+const LOOKS: usize = 20_000;
+/// Bytes of compared text that count as one look.
+const LOOK: usize = 256;
+
+/// Why a text is no path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum NoPath {
+    #[error("is not a JSONPath")]
+    Malformed,
+    #[error("must not nest filters more than {DEPTH} deep")]
+    TooDeep,
+    #[error("must not have more than {STEPS} steps, those of its filters included")]
+    TooLong,
+}
+
+/// More was looked at than one object is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exhausted;
+
+/// What may still be looked at in one object.
+#[derive(Debug)]
+pub struct Search {
+    left: usize,
+}
+
+impl Search {
+    pub fn new() -> Self {
+        Self { left: LOOKS }
+    }
+
+    fn spend(&mut self, looks: usize) -> Result<(), Exhausted> {
+        self.left = self.left.checked_sub(looks).ok_or(Exhausted)?;
+        Ok(())
+    }
+}
+
+type Found<'v> = Result<Option<&'v Value>, Exhausted>;
+
 /// Where something is in an object.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Path {
@@ -53,81 +99,94 @@ pub struct Path {
 }
 
 impl Path {
-    /// `None` for what is no path.
-    pub fn parse(text: &str) -> Option<Path> {
-        let mut reader = Reader { rest: text };
+    pub fn parse(text: &str) -> Result<Path, NoPath> {
+        let mut reader = Reader { rest: text, depth: 0, steps: 0 };
         let path = reader.path()?;
-        reader.rest.is_empty().then_some(path)
+        if reader.rest.is_empty() { Ok(path) } else { Err(NoPath::Malformed) }
     }
 
     /// The first value that is there.
-    pub fn first<'v>(&self, value: &'v Value) -> Option<&'v Value> {
-        self.find(value).into_iter().next()
-    }
-
-    fn find<'v>(&self, value: &'v Value) -> Vec<&'v Value> {
-        let mut found = vec![value];
-        for step in &self.steps {
-            found = found.into_iter().flat_map(|value| step.from(value)).collect();
-        }
-        found
+    pub fn first<'v>(&self, value: &'v Value, search: &mut Search) -> Found<'v> {
+        walk(&self.steps, value, search)
     }
 }
 
-impl Step {
-    fn from<'v>(&self, value: &'v Value) -> Vec<&'v Value> {
-        let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
-        let length = i64::try_from(list.len()).unwrap_or(i64::MAX);
-        let from_end = |at: i64| usize::try_from(if at < 0 { at + length } else { at }).ok();
-        match self {
-            Step::Member(name) => value.get(name).into_iter().collect(),
-            Step::Every => below(value),
-            Step::Deep => {
-                let mut all = vec![value];
-                all.extend(below(value).into_iter().flat_map(|value| Step::Deep.from(value)));
-                all
+/// The first value to which these steps lead. Each call is a step or a level of the object further.
+fn walk<'v>(steps: &[Step], value: &'v Value, search: &mut Search) -> Found<'v> {
+    search.spend(1)?;
+    let Some((step, rest)) = steps.split_first() else { return Ok(Some(value)) };
+    let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
+    let length = i64::try_from(list.len()).unwrap_or(i64::MAX);
+    let from_end = |at: i64| usize::try_from(if at < 0 { at.saturating_add(length) } else { at }).ok();
+    match step {
+        Step::Member(name) => first(value.get(name), rest, search),
+        Step::Every => first(below(value), rest, search),
+        Step::Deep => match walk(rest, value, search)? {
+            None => first(below(value), steps, search),
+            found => Ok(found),
+        },
+        Step::Item(at) => first(from_end(*at).and_then(|at| list.get(at)), rest, search),
+        Step::Range(from, to, step) => {
+            let from = from_end(*from).unwrap_or(0);
+            let to = to.map_or(Some(list.len()), from_end).unwrap_or(0).min(list.len());
+            first(list.get(from..to).unwrap_or_default().iter().step_by(*step), rest, search)
+        }
+        Step::Where(filter) => {
+            for value in below(value) {
+                if filter.holds(value, search)?
+                    && let Some(found) = walk(rest, value, search)?
+                {
+                    return Ok(Some(found));
+                }
             }
-            Step::Item(at) => from_end(*at).and_then(|at| list.get(at)).into_iter().collect(),
-            Step::Range(from, to, step) => {
-                let from = from_end(*from).unwrap_or(0);
-                let to = to.map_or(Some(list.len()), from_end).unwrap_or(0).min(list.len());
-                list.get(from..to).unwrap_or_default().iter().step_by(*step).collect()
-            }
-            Step::Where(filter) => below(value).into_iter().filter(|value| filter.holds(value)).collect(),
+            Ok(None)
         }
     }
 }
 
-fn below(value: &Value) -> Vec<&Value> {
-    match value {
-        Value::Array(items) => items.iter().collect(),
-        Value::Object(map) => map.values().collect(),
-        _ => Vec::new(),
+/// The first that the steps find in any of these.
+fn first<'v>(values: impl IntoIterator<Item = &'v Value>, steps: &[Step], search: &mut Search) -> Found<'v> {
+    for value in values {
+        if let Some(found) = walk(steps, value, search)? {
+            return Ok(Some(found));
+        }
     }
+    Ok(None)
+}
+
+fn below(value: &Value) -> impl Iterator<Item = &Value> {
+    let members = value.as_object().into_iter().flat_map(|map| map.values());
+    value.as_array().into_iter().flatten().chain(members)
 }
 
 impl Filter {
-    fn holds(&self, value: &Value) -> bool {
-        let Some(left) = self.path.first(value) else { return false };
-        let Some((operator, operand)) = &self.test else { return true };
+    fn holds(&self, value: &Value, search: &mut Search) -> Result<bool, Exhausted> {
+        let Some(left) = self.path.first(value, search)? else { return Ok(false) };
+        let Some((operator, operand)) = &self.test else { return Ok(true) };
         let right = match operand {
             Operand::Value(value) => Some(value),
-            Operand::Path(path) => path.first(value),
+            Operand::Path(path) => path.first(value, search)?,
         };
-        right.is_some_and(|right| operator.holds(left, right))
+        let Some(right) = right else { return Ok(false) };
+        let text = |value: &Value| value.as_str().map_or(0, str::len);
+        search.spend(text(left).min(text(right)) / LOOK)?;
+        Ok(operator.holds(left, right))
     }
 }
 
 impl Operator {
+    /// Lists and objects are like nothing, as upstream compares them.
     fn holds(self, left: &Value, right: &Value) -> bool {
         let order = match (left, right) {
             (Value::Number(a), Value::Number(b)) => a.as_f64().partial_cmp(&b.as_f64()),
             (Value::String(a), Value::String(b)) => a.partial_cmp(b),
-            (a, b) => (a == b).then_some(std::cmp::Ordering::Equal),
+            (Value::Bool(a), Value::Bool(b)) => (a == b).then_some(Ordering::Equal),
+            (Value::Null, Value::Null) => Some(Ordering::Equal),
+            _ => None,
         };
         match (self, order) {
-            (Operator::Equal, order) => order.is_some_and(std::cmp::Ordering::is_eq),
-            (Operator::Unequal, order) => order.is_none_or(std::cmp::Ordering::is_ne),
+            (Operator::Equal, order) => order.is_some_and(Ordering::is_eq),
+            (Operator::Unequal, order) => order.is_none_or(Ordering::is_ne),
             (_, None) => false,
             (Operator::Less, Some(order)) => order.is_lt(),
             (Operator::AtMost, Some(order)) => order.is_le(),
@@ -139,6 +198,9 @@ impl Operator {
 
 struct Reader<'a> {
     rest: &'a str,
+    /// Filters that are open.
+    depth: usize,
+    steps: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -152,10 +214,20 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn until(&mut self, end: &str) -> Option<&'a str> {
-        let (found, rest) = self.rest.split_once(end)?;
+    fn until(&mut self, end: &str) -> Result<&'a str, NoPath> {
+        let (found, rest) = self.rest.split_once(end).ok_or(NoPath::Malformed)?;
         self.rest = rest;
-        Some(found)
+        Ok(found)
+    }
+
+    fn needs(&mut self, text: &str) -> Result<(), NoPath> {
+        if self.takes(text) { Ok(()) } else { Err(NoPath::Malformed) }
+    }
+
+    fn step(&mut self, step: Step, steps: &mut Vec<Step>) -> Result<(), NoPath> {
+        self.steps += 1;
+        steps.push(step);
+        if self.steps > STEPS { Err(NoPath::TooLong) } else { Ok(()) }
     }
 
     fn spaces(&mut self) {
@@ -163,29 +235,32 @@ impl<'a> Reader<'a> {
     }
 
     /// As far as it goes.
-    fn path(&mut self) -> Option<Path> {
+    fn path(&mut self) -> Result<Path, NoPath> {
         let mut steps = Vec::new();
         let _ = self.takes("$") || self.takes("@");
         loop {
             if self.takes("..") {
-                steps.push(Step::Deep);
+                self.step(Step::Deep, &mut steps)?;
                 if !self.rest.starts_with('[') {
-                    steps.push(self.name()?);
+                    let name = self.name()?;
+                    self.step(name, &mut steps)?;
                 }
             } else if self.takes(".") {
                 if !self.rest.starts_with('[') && !self.rest.is_empty() {
-                    steps.push(self.name()?);
+                    let name = self.name()?;
+                    self.step(name, &mut steps)?;
                 }
             } else if self.takes("[") {
-                steps.push(self.bracket()?);
+                let bracket = self.bracket()?;
+                self.step(bracket, &mut steps)?;
             } else {
-                return Some(Path { steps });
+                return Ok(Path { steps });
             }
         }
     }
 
     /// A dot in a name has a backslash before it.
-    fn name(&mut self) -> Option<Step> {
+    fn name(&mut self) -> Result<Step, NoPath> {
         let mut name = String::new();
         let mut escaped = false;
         let mut end = self.rest.len();
@@ -205,54 +280,50 @@ impl<'a> Reader<'a> {
         }
         self.rest = &self.rest[end..];
         match name.as_str() {
-            "" => None,
-            "*" => Some(Step::Every),
-            _ => Some(Step::Member(name)),
+            "" => Err(NoPath::Malformed),
+            "*" => Ok(Step::Every),
+            _ => Ok(Step::Member(name)),
         }
     }
 
-    fn bracket(&mut self) -> Option<Step> {
+    fn bracket(&mut self) -> Result<Step, NoPath> {
         if self.takes("?(") {
-            let filter = self.filter()?;
-            return self.takes(")]").then_some(Step::Where(filter));
+            let filter = self.nested()?;
+            return self.needs(")]").map(|()| Step::Where(filter));
         }
         for quote in ["'", "\""] {
             if self.takes(quote) {
                 let name = self.until(quote)?.to_owned();
-                return self.takes("]").then_some(Step::Member(name));
+                return self.needs("]").map(|()| Step::Member(name));
             }
         }
         let inside = self.until("]")?.trim();
-        if inside == "*" {
-            return Some(Step::Every);
-        }
-        let parts: Vec<&str> = inside.split(':').map(str::trim).collect();
-        let number = |text: &str| text.parse::<i64>().ok();
-        match parts.as_slice() {
-            [one] => number(one).map(Step::Item),
-            [from, to, step @ ..] if step.len() <= 1 => {
-                let from = if from.is_empty() { 0 } else { number(from)? };
-                let to = if to.is_empty() { None } else { Some(number(to)?) };
-                let step = step.first().map_or(Some(1), |step| step.parse().ok())?;
-                (step > 0).then_some(Step::Range(from, to, step))
-            }
-            _ => None,
-        }
+        if inside == "*" { Ok(Step::Every) } else { place(inside).ok_or(NoPath::Malformed) }
     }
 
-    fn filter(&mut self) -> Option<Filter> {
+    fn nested(&mut self) -> Result<Filter, NoPath> {
+        if self.depth == DEPTH {
+            return Err(NoPath::TooDeep);
+        }
+        self.depth += 1;
+        let filter = self.filter();
+        self.depth -= 1;
+        filter
+    }
+
+    fn filter(&mut self) -> Result<Filter, NoPath> {
         self.spaces();
         let path = self.path()?;
         self.spaces();
         let operator = OPERATORS.iter().find(|(text, _)| self.takes(text)).map(|(_, operator)| *operator);
-        let Some(operator) = operator else { return Some(Filter { path, test: None }) };
+        let Some(operator) = operator else { return Ok(Filter { path, test: None }) };
         self.spaces();
         let operand = self.operand()?;
         self.spaces();
-        Some(Filter { path, test: Some((operator, operand)) })
+        Ok(Filter { path, test: Some((operator, operand)) })
     }
 
-    fn operand(&mut self) -> Option<Operand> {
+    fn operand(&mut self) -> Result<Operand, NoPath> {
         for quote in ["'", "\""] {
             if self.takes(quote) {
                 return self.until(quote).map(|text| Operand::Value(text.into()));
@@ -261,10 +332,26 @@ impl<'a> Reader<'a> {
         if self.rest.starts_with(['@', '$']) {
             return self.path().map(Operand::Path);
         }
-        let end = self.rest.find([')', ' '])?;
+        let end = self.rest.find([')', ' ']).ok_or(NoPath::Malformed)?;
         let (text, rest) = self.rest.split_at(end);
         self.rest = rest;
-        serde_json::from_str(text).ok().map(Operand::Value)
+        serde_json::from_str(text).map(Operand::Value).map_err(|_| NoPath::Malformed)
+    }
+}
+
+/// `2`, `-1`, `1:`, `:3`, `0:9:2`: items of a list.
+fn place(text: &str) -> Option<Step> {
+    let parts: Vec<&str> = text.split(':').map(str::trim).collect();
+    let number = |text: &str| text.parse::<i64>().ok();
+    match parts.as_slice() {
+        [one] => number(one).map(Step::Item),
+        [from, to, step @ ..] if step.len() <= 1 => {
+            let from = if from.is_empty() { 0 } else { number(from)? };
+            let to = if to.is_empty() { None } else { Some(number(to)?) };
+            let step = step.first().map_or(Some(1), |step| step.parse().ok())?;
+            (step > 0).then_some(Step::Range(from, to, step))
+        }
+        _ => None,
     }
 }
 
@@ -296,9 +383,40 @@ mod tests {
                 json!({"conditions": [{"type": "A", "status": "False"}, {"type": "Ready", "status": "True"}]}),
             ),
         ] {
-            assert_eq!(Path::parse(path).unwrap().first(&object), Some(&want), "{path}");
+            assert_eq!(first(path, &object), Ok(Some(&want)), "{path}");
         }
-        assert_eq!(Path::parse(".spec.none.deeper").unwrap().first(&object), None);
-        assert!(Path::parse(".spec[").is_none() && Path::parse(".spec.x y").is_none());
+        assert_eq!(first(".spec.none.deeper", &object), Ok(None));
+        for wrong in [".spec[", ".spec.x y", ".a[?(@.b==]"] {
+            assert_eq!(Path::parse(wrong), Err(NoPath::Malformed), "{wrong}");
+        }
+    }
+
+    fn first<'v>(path: &str, object: &'v Value) -> Found<'v> {
+        Path::parse(path).unwrap().first(object, &mut Search::new())
+    }
+
+    #[test]
+    fn paths_are_so_deep_and_so_long() {
+        let nested = |depth: usize| format!(".a{}@.b{}", "[?(".repeat(depth), ")]".repeat(depth));
+        assert!(Path::parse(&nested(DEPTH)).is_ok());
+        assert_eq!(Path::parse(&nested(DEPTH + 1)), Err(NoPath::TooDeep));
+        assert_eq!(Path::parse(&"[?(".repeat(1_000_000)), Err(NoPath::TooDeep));
+        assert!(Path::parse(&".a".repeat(STEPS)).is_ok());
+        assert_eq!(Path::parse(&".a".repeat(STEPS + 1)), Err(NoPath::TooLong));
+        assert_eq!(Path::parse(&format!(".a[?({}==1)]", "@.b".repeat(200))), Err(NoPath::TooLong));
+    }
+
+    /// Each of these steps goes through everything that the one before it found.
+    #[test]
+    fn a_search_ends() {
+        let many: Vec<Value> = (0..1000).map(|n| json!({"n": n, "deep": {"er": {"m": [n]}}})).collect();
+        let object = json!({"a": many, "text": "x".repeat(1 << 20)});
+        let everything = format!(".a{}", "..[*]".repeat(40));
+        for path in [everything.as_str(), "..a..deep..er..m..none", "..[?(@..n==$..none)]"] {
+            assert_eq!(first(path, &object), Err(Exhausted), "{path}");
+        }
+        let mut search = Search::new();
+        assert!(Path::parse(".a[900].n").unwrap().first(&object, &mut search).unwrap().is_some());
+        assert!(search.left > LOOKS - 10);
     }
 }
