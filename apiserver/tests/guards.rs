@@ -298,3 +298,54 @@ async fn labels_of_roles_grant_nothing_that_is_not_held() {
         assert!(answer.code == code && text.contains(says), "{role} {change}: {} {text}", answer.code);
     }
 }
+
+/// A pod without a node goes in two steps, and somebody who writes it in between keeps it from nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_writes_a_pod_while_it_goes_does_not_keep_it() {
+    const PODS: Resource = Resource::core("pods");
+    let world = world(Arc::new(NoNodes), |_| {}).await;
+    let account = json!({"metadata": {"name": "default"}});
+    world.master.create(&Resource::core("serviceaccounts"), "default", account).await.unwrap();
+    for round in 0..40 {
+        let name = format!("p{round}");
+        let pod = json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        world.master.create(&PODS, "default", pod).await.unwrap();
+        // As a scheduler tells why it has no node for it.
+        let writers: Vec<_> = (0..3)
+            .map(|writer| {
+                let (client, name) = (world.master.clone(), name.clone());
+                tokio::spawn(async move {
+                    for count in 0.. {
+                        let status = json!({"status": {"message": format!("{writer}-{count}")}});
+                        if client.patch(&PODS, "default", &name, "status", &status).await.is_err_and(|e| e.code == 404)
+                        {
+                            return;
+                        }
+                    }
+                })
+            })
+            .collect();
+        let left = Instant::now() + Duration::from_secs(20);
+        loop {
+            let found = match world.master.get(&PODS, "default", &name).await {
+                Ok(found) => found,
+                Err(gone) if gone.code == 404 => break,
+                Err(error) => panic!("{error}"),
+            };
+            assert!(found["metadata"]["deletionTimestamp"].is_null(), "deleted, and there for ever");
+            let metadata = &found["metadata"];
+            let options = ::client::DeleteOptions {
+                uid: metadata["uid"].as_str().map(str::to_owned),
+                version: metadata["resourceVersion"].as_str().and_then(|version| version.parse().ok()),
+                ..Default::default()
+            };
+            match world.master.delete(&PODS, "default", &name, &options).await {
+                Err(error) if error.code != 409 => panic!("{error}"),
+                _ => assert!(Instant::now() < left, "never the version that was just read"),
+            }
+        }
+        for writer in writers {
+            writer.await.unwrap();
+        }
+    }
+}

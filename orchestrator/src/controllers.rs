@@ -16,6 +16,7 @@ pub mod namespaces;
 pub mod node_ipam;
 pub mod ownership;
 pub mod peers;
+pub mod pod_gc;
 pub mod pods;
 pub mod replicaset;
 pub mod replication_controller;

@@ -157,9 +157,12 @@ impl Engine {
         }
         let committed = match &step {
             Step::Nothing => Ok(old.clone()),
-            Step::Remove(shown) => {
-                self.remove_shown(kind, current.revision, &old, shown.as_ref().unwrap_or(&old)).await
-            }
+            Step::Remove(None) => self.remove_at(kind, current.revision, &old).await,
+            Step::Remove(Some(marked)) => match self.remove_marked(kind, current, &old, marked).await {
+                Ok(Marked::Gone(last)) => Ok(last),
+                Ok(Marked::Kept(value)) => return Ok(Some(Removal { deleted: Deleted::Going(value), warnings })),
+                Err(error) => Err(error),
+            },
             Step::Mark(new) => {
                 let write = self.stored(kind, Expect::At(current.revision), new);
                 self.commit(vec![write]).await.map(|stored| self.show(kind, &stored))
@@ -184,25 +187,55 @@ impl Engine {
         self.admitted(review).await.map(|(_, warnings)| warnings)
     }
 
-    /// Removes an object of this revision with what it held; gives its last state, which is `shown`. Who waits for the end of a
-    /// pod by its mark sees the mark, and then the end.
-    async fn remove_shown(
-        &self,
-        kind: &Arc<Kind>,
-        mut revision: Revision,
-        old: &Value,
-        shown: &Value,
-    ) -> Result<Value, CommitError> {
-        if shown != old {
-            revision = self.commit(vec![self.stored(kind, Expect::At(revision), shown)]).await?.revision;
-        }
-        let mut writes = vec![Write { content: None, ..self.stored(kind, Expect::At(revision), old) }];
-        writes.extend(self.released(kind, old));
+    /// Removes an object as it was at this revision, with what it held; gives its last state.
+    async fn remove_at(&self, kind: &Arc<Kind>, revision: Revision, last: &Value) -> Result<Value, CommitError> {
+        let mut writes = vec![Write { content: None, ..self.stored(kind, Expect::At(revision), last) }];
+        writes.extend(self.released(kind, last));
         let gone = self.remove(writes).await?;
-        let mut last = shown.clone();
+        let mut last = last.clone();
         last["metadata"]["resourceVersion"] = json!(gone.to_string());
         Ok(last)
     }
+
+    /// Removes a pod. Who waits for its end by its mark sees the mark, and then the end.
+    ///
+    /// Between both somebody may write it. Nobody else would take it away then, and what was asked of it held when it was
+    /// marked: so it goes as it is now.
+    async fn remove_marked(
+        &self,
+        kind: &Arc<Kind>,
+        current: &Object,
+        old: &Value,
+        marked: &Value,
+    ) -> Result<Marked, CommitError> {
+        let (mut revision, mut last) = (current.revision, marked.clone());
+        if marked != old {
+            let stored = self.commit(vec![self.stored(kind, Expect::At(revision), marked)]).await?;
+            (revision, last) = (stored.revision, self.show(kind, &stored));
+        }
+        for _ in 0..ATTEMPTS {
+            match self.remove_at(kind, revision, &last).await {
+                Err(CommitError::Conflict { .. }) => {}
+                outcome => return outcome.map(Marked::Gone),
+            }
+            let now = self.objects(kind).get(&current.key).filter(|now| now.header.uid == current.header.uid);
+            // Somebody else removed it.
+            let Some(now) = now else { return Ok(Marked::Gone(last)) };
+            (revision, last) = (now.revision, self.show(kind, &now));
+            if has_finalizers(&last) {
+                return Ok(Marked::Kept(last));
+            }
+        }
+        Ok(Marked::Kept(last))
+    }
+}
+
+/// What became of an object that was marked to go at once.
+enum Marked {
+    /// Its last state.
+    Gone(Value),
+    /// Something holds it that was not there before.
+    Kept(Value),
 }
 
 fn outcome(kind: &Kind, step: Step, value: Value) -> Deleted {

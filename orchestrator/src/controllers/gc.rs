@@ -271,16 +271,7 @@ impl Collector {
     async fn carry_out(&self, uid: &str, fact: &Fact, verdict: Verdict) -> Result<(), Status> {
         match verdict {
             Verdict::Delete(way) => {
-                let options = DeleteOptions {
-                    uid: Some(uid.to_owned()),
-                    // As it was when this was decided: an owner added since would keep it.
-                    version: Some(fact.version),
-                    propagation: Some(match way {
-                        Way::Background => Propagation::Background,
-                        Way::Foreground => Propagation::Foreground,
-                    }),
-                    ..DeleteOptions::default()
-                };
+                let options = deletion(uid, fact, way);
                 let Some(resource) = self.resource(fact.kind) else { return Ok(()) };
                 self.client.delete(&resource, &fact.key.namespace, &fact.key.name, &options).await.map(drop)
             }
@@ -347,6 +338,19 @@ impl Collector {
     }
 }
 
+fn deletion(uid: &str, fact: &Fact, way: Way) -> DeleteOptions {
+    DeleteOptions {
+        uid: Some(uid.to_owned()),
+        // As it was when this was decided: an owner added since would keep it.
+        version: Some(fact.version),
+        propagation: Some(match way {
+            Way::Background => Propagation::Background,
+            Way::Foreground => Propagation::Foreground,
+        }),
+        ..DeleteOptions::default()
+    }
+}
+
 fn unblock(metadata: &mut Value) {
     for owner in metadata["ownerReferences"].as_array_mut().into_iter().flatten() {
         owner["blockOwnerDeletion"] = json!(false);
@@ -380,4 +384,19 @@ fn read(kind: usize, item: &Item) -> Result<(String, Fact), serde_json::Error> {
         finalizers: metadata.finalizers,
     };
     Ok((metadata.uid, fact))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_deleted_is_what_was_judged() {
+        let json = json!({"metadata": {"uid": "u", "ownerReferences": [{"uid": "o"}]}}).to_string();
+        let item = Item { key: client::Key::new("a", "b"), revision: 7, json: json.into() };
+        let (uid, fact) = read(0, &item).unwrap();
+        let options = deletion(&uid, &fact, Way::Foreground);
+        assert_eq!((options.uid.as_deref(), options.version), (Some("u"), Some(7)));
+        assert_eq!(options.propagation, Some(Propagation::Foreground));
+    }
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::given::{Account, Facts, Given};
 use super::runtime::{self, Controller};
 use super::{
-    Selection, deployment, endpoints, gc, housekeeping, namespaces, node_ipam, peers, replicaset,
+    Selection, deployment, endpoints, gc, housekeeping, namespaces, node_ipam, peers, pod_gc, replicaset,
     replication_controller, taint_eviction,
 };
 use crate::{scheduler, system_objects};
@@ -34,7 +34,7 @@ pub struct Row {
     start: fn(Given) -> BoxFuture<'static, ()>,
 }
 
-pub static TABLE: [Row; 16] = [
+pub static TABLE: [Row; 17] = [
     row::<replicaset::ReplicaSets>(),
     row::<replication_controller::ReplicationControllers>(),
     row::<deployment::Deployments>(),
@@ -45,6 +45,7 @@ pub static TABLE: [Row; 16] = [
     row::<housekeeping::RootCa>(),
     row::<housekeeping::NodeLifecycle>(),
     row::<taint_eviction::TaintEviction>(),
+    row::<pod_gc::PodGarbageCollector>(),
     row::<node_ipam::NodeIpam>(),
     row::<peers::Peers>(),
     Row {
