@@ -19,7 +19,7 @@ use crate::write::{keep_field, put, section};
 
 pub const BEHAVIOUR: Behaviour = Behaviour {
     validate: Some(pod),
-    validate_update: Some(update::pod),
+    validate_update: Some(update::whole),
     validate_part: Some(|part, new, old, errors| match part {
         Part::Resize => resize::check(new, old, errors),
         Part::EphemeralContainers => update::ephemeral_containers(new, old, errors),

@@ -1,6 +1,7 @@
 //! Pods and pod templates.
 
 mod container;
+mod ephemeral;
 pub(crate) mod placement;
 pub(super) mod volume;
 
@@ -30,12 +31,17 @@ pub fn template(template: &Value, path: &str, errors: &mut Errors) {
     }
     errors.append(&mut annotated);
     spec(&template["spec"], &format!("{path}.spec"), errors);
+    if items(&template["spec"]["ephemeralContainers"]).next().is_some() {
+        let why = "ephemeral containers not allowed in pod template";
+        errors.push(FieldError::forbidden(format!("{path}.spec.ephemeralContainers"), why));
+    }
 }
 
 pub fn spec(spec: &Value, path: &str, errors: &mut Errors) {
     let at = |name: &str| format!("{path}.{name}");
     let volumes = volume::volumes(&spec["volumes"], &at("volumes"), errors);
     container::containers(spec, path, &volumes, errors);
+    ephemeral::containers(spec, path, &volumes, errors);
     one_of(&at("restartPolicy"), &spec["restartPolicy"], &["Always", "OnFailure", "Never"], errors);
     let policies = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
     one_of(&at("dnsPolicy"), &spec["dnsPolicy"], &policies, errors);

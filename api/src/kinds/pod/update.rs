@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use serde_json::{Value, json};
 
 use crate::status::FieldError;
-use crate::validate::{Errors, diff, meta};
+use crate::validate::{Errors, diff, meta, pod};
 use crate::value::{items, text};
 
 /// What is dialled by others is an address, and no name that somebody could answer for.
@@ -24,7 +24,7 @@ pub fn pod_status(new: &Value, old: &Value, errors: &mut Errors) {
 const POD_RULE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
 /// Images, a shorter deadline and more tolerations are all that a running pod takes.
-pub fn pod(new: &Value, old: &Value, errors: &mut Errors) {
+pub fn whole(new: &Value, old: &Value, errors: &mut Errors) {
     for list in ["containers", "initContainers"] {
         for (i, container) in items(&new["spec"][list]).enumerate() {
             if text(&container["image"]).is_empty() {
@@ -92,36 +92,87 @@ fn allowed(pod: &Value) -> Value {
     spec
 }
 
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// More of them may come; each stays as it came.
 pub fn ephemeral_containers(new: &Value, old: &Value, errors: &mut Errors) {
     let spec = &new["spec"];
-    let mut names: HashSet<&str> =
-        items(&spec["containers"]).chain(items(&spec["initContainers"])).map(|c| text(&c["name"])).collect();
-    for (i, container) in items(&spec["ephemeralContainers"]).enumerate() {
-        let path = format!("spec.ephemeralContainers[{i}]");
-        let name = text(&container["name"]);
-        if name.is_empty() {
-            errors.push(FieldError::required(format!("{path}.name"), ""));
-        } else if names.contains(&name) {
-            errors.push(FieldError::duplicate(format!("{path}.name"), name));
-        }
-        names.insert(name);
-        if text(&container["image"]).is_empty() {
-            errors.push(FieldError::required(format!("{path}.image"), ""));
-        }
+    pod::spec(spec, "spec", errors);
+    if !old["metadata"]["annotations"][MIRROR].is_null() {
+        errors.clear();
+        errors.push(FieldError::forbidden("", "static pods do not support ephemeral containers"));
+        return;
     }
     let now: HashMap<&str, &Value> = items(&spec["ephemeralContainers"]).map(|c| (text(&c["name"]), c)).collect();
     for before in items(&old["spec"]["ephemeralContainers"]) {
         let after = now.get(text(&before["name"])).copied();
         let verdict = match after {
-            None => "removed",
-            Some(after) if after != before => "changed",
+            None => "removed\n".to_owned(),
+            Some(after) if after != before => format!("changed\n{}", diff(after, before)),
             _ => continue,
         };
-        let why = format!(
-            "existing ephemeral containers {:?} may not be {verdict}\n{}",
-            text(&before["name"]),
-            diff(after.unwrap_or(&Value::Null), before)
-        );
+        let why = format!("existing ephemeral containers {:?} may not be {verdict}", text(&before["name"]));
         errors.push(FieldError::forbidden("spec.ephemeralContainers", why));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(more: &Value) -> Value {
+        let mut container = json!({"name": "debug", "image": "i", "imagePullPolicy": "Always", "terminationMessagePolicy": "File", "resources": {}});
+        for (field, value) in crate::value::entries(more) {
+            container[field] = value.clone();
+        }
+        container
+    }
+
+    fn complaints(added: &Value) -> Vec<String> {
+        let pod = |ephemeral: Value| {
+            json!({"metadata": {"name": "p"}, "spec": {"restartPolicy": "Always", "dnsPolicy": "ClusterFirst",
+                "volumes": [{"name": "v", "emptyDir": {}}], "containers": [container(&json!({"name": "main"}))],
+                "ephemeralContainers": ephemeral}})
+        };
+        let mut errors = Errors::default();
+        ephemeral_containers(&pod(json!([added])), &pod(json!([])), &mut errors);
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn ephemeral_containers_have_what_looking_into_a_pod_takes() {
+        let probe = json!({"tcpSocket": {"port": 1}});
+        let at = "spec.ephemeralContainers[0]";
+        let refused = |field: &str| format!("{at}.{field}: Forbidden: cannot be set for an Ephemeral Container");
+        for (more, wanted) in [
+            (json!({"targetContainerName": "main", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}), vec![]),
+            (json!({"ports": [{"containerPort": 1, "protocol": "TCP"}]}), vec![refused("ports")]),
+            (json!({"resources": {"limits": {"cpu": "1"}}}), vec![refused("resources")]),
+            (
+                json!({"resizePolicy": [{"resourceName": "cpu", "restartPolicy": "NotRequired"}]}),
+                vec![refused("resizePolicy")],
+            ),
+            (json!({"restartPolicy": "Always"}), vec![refused("restartPolicy")]),
+            (
+                json!({"livenessProbe": probe, "startupProbe": probe}),
+                vec![refused("livenessProbe"), refused("startupProbe")],
+            ),
+            (json!({"readinessProbe": {}}), vec![refused("readinessProbe")]),
+            (json!({"lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}), vec![refused("lifecycle")]),
+            (json!({"targetContainerName": "debug"}), vec![format!("{at}.targetContainerName: Not found: \"debug\"")]),
+            (
+                json!({"volumeMounts": [{"name": "w", "mountPath": "/v", "subPath": "a"}]}),
+                vec![format!("{at}.volumeMounts[0].name: Not found: \"w\""), refused("volumeMounts[0].subPath")],
+            ),
+            (json!({"name": "main"}), vec![format!("{at}.name: Duplicate value: \"main\"")]),
+            (json!({"image": ""}), vec![format!("{at}.image: Required value")]),
+            (json!({"env": [{"name": ""}]}), vec![format!("{at}.env[0].name: Required value")]),
+        ] {
+            assert_eq!(complaints(&container(&more)), wanted, "{more}");
+        }
+        let mut errors = Errors::default();
+        let mirrored = json!({"metadata": {"annotations": {MIRROR: "x"}}, "spec": {}});
+        ephemeral_containers(&mirrored, &mirrored, &mut errors);
+        assert_eq!(errors.len(), 1, "{errors:?}");
     }
 }

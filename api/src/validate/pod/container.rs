@@ -47,16 +47,31 @@ fn one<'a>(
     errors: &mut Errors,
 ) {
     let at = |name: &str| format!("{path}.{name}");
-    let name = text(&container["name"]);
-    if name.is_empty() {
-        errors.push(FieldError::required(at("name"), ""));
-    } else {
-        let complaints = names::dns_label(name);
-        if complaints.is_empty() && seen.contains(&name) {
-            errors.push(FieldError::duplicate(at("name"), name));
+    common(container, spec, path, volumes, errors);
+    unique(container, path, seen, errors);
+    for hook in ["postStart", "preStop"] {
+        let handler = &container["lifecycle"][hook];
+        if !handler.is_null() && role != Role::Init {
+            self::handler(handler, &at(&format!("lifecycle.{hook}")), errors);
         }
-        invalid(&at("name"), &container["name"], complaints, errors);
-        seen.insert(name);
+    }
+    for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        let (probe, path) = (&container[name], at(name));
+        if probe.is_null() {
+        } else if role == Role::Init {
+            errors.push(FieldError::forbidden(path, "may not be set for init containers without restartPolicy=Always"));
+        } else {
+            self::probe(probe, name, &path, errors);
+        }
+    }
+}
+
+/// What holds for containers of every role.
+pub(super) fn common(container: &Value, spec: &Value, path: &str, volumes: &HashSet<&str>, errors: &mut Errors) {
+    let at = |name: &str| format!("{path}.{name}");
+    match text(&container["name"]) {
+        "" => errors.push(FieldError::required(at("name"), "")),
+        name => invalid(&at("name"), &container["name"], names::dns_label(name), errors),
     }
     let image = text(&container["image"]);
     if image.is_empty() {
@@ -72,20 +87,13 @@ fn one<'a>(
     one_of(&at("imagePullPolicy"), &container["imagePullPolicy"], &["Always", "IfNotPresent", "Never"], errors);
     resources(&container["resources"], &at("resources"), errors);
     security(&container["securityContext"], spec, &at("securityContext"), errors);
-    for hook in ["postStart", "preStop"] {
-        let handler = &container["lifecycle"][hook];
-        if !handler.is_null() && role != Role::Init {
-            self::handler(handler, &at(&format!("lifecycle.{hook}")), errors);
-        }
-    }
-    for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
-        let (probe, path) = (&container[name], at(name));
-        if probe.is_null() {
-        } else if role == Role::Init {
-            errors.push(FieldError::forbidden(path, "may not be set for init containers without restartPolicy=Always"));
-        } else {
-            self::probe(probe, name, &path, errors);
-        }
+}
+
+/// One name stands for one container.
+pub(super) fn unique<'a>(container: &'a Value, path: &str, seen: &mut HashSet<&'a str>, errors: &mut Errors) {
+    let name = text(&container["name"]);
+    if !name.is_empty() && !seen.insert(name) && names::dns_label(name).is_empty() {
+        errors.push(FieldError::duplicate(format!("{path}.name"), name));
     }
 }
 
