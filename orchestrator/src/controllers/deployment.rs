@@ -80,32 +80,44 @@ impl Controller for Deployments {
         let orphans = sets.indexed(&format!("orphan/{}", key.namespace));
         let selected =
             |set: &&Arc<ReplicaSet>| labels.matches(|key| set.metadata.meta.labels.get(key).map(String::as_str));
-        let (mut mine, mut plan) = (Vec::new(), Plan::new());
-        for set in owned.iter().chain(&orphans).filter(selected) {
-            match set.metadata.owned.controller() {
-                Some(owner) if owner.uid == *uid => mine.push(set.clone()),
-                None if set.metadata.meta.deletion_timestamp.is_none()
-                    && deployment.metadata.meta.deletion_timestamp.is_none() =>
-                {
-                    plan.push(ownership::adopt(REPLICA_SETS, &set.metadata, owner(&deployment)));
-                }
-                _ => {}
-            }
-        }
-        let old_pods = mine.iter().any(|set| {
-            !same_template(&set.spec.template, &deployment.spec.template)
-                && caches
-                    .of::<Pod>()
-                    .indexed(&format!("owner/{}", set.metadata.meta.uid))
-                    .iter()
-                    .any(|pod| !pod.has_ended())
-        });
-        let taken = |name: &str| {
-            sets.get(&key.namespace, name).is_some_and(|set| !mine.iter().any(|own| Arc::ptr_eq(own, &set)))
+        let selected: Vec<_> = owned.iter().chain(&orphans).filter(selected).cloned().collect();
+        let pods = caches.of::<Pod>();
+        let running = |set: &ReplicaSet| {
+            pods.indexed(&format!("owner/{}", set.metadata.meta.uid)).iter().any(|pod| !pod.has_ended())
         };
-        plan.extend(self::plan(&deployment, &mine, old_pods, &taken, Timestamp::now()));
-        plan
+        pass(&deployment, &selected, &running, &|name| sets.get(&key.namespace, name), Timestamp::now())
     }
+}
+
+/// Sets are taken first, and count when they are: what is made beside one that is about to be ours would be too much.
+///
+/// `running` tells whether a ReplicaSet has pods that did not end, `named` which one has a name.
+fn pass(
+    deployment: &Deployment,
+    selected: &[Arc<ReplicaSet>],
+    running: &dyn Fn(&ReplicaSet) -> bool,
+    named: &dyn Fn(&str) -> Option<Arc<ReplicaSet>>,
+    now: Timestamp,
+) -> Plan {
+    let adopted: Plan = selected.iter().filter_map(|set| adopt(deployment, set)).collect();
+    if !adopted.is_empty() {
+        return adopted;
+    }
+    let is_mine = |set: &ReplicaSet| {
+        set.metadata.owned.controller().is_some_and(|owner| owner.uid == deployment.metadata.meta.uid)
+    };
+    let mine: Vec<_> = selected.iter().filter(|set| is_mine(set)).cloned().collect();
+    let is_old = |set: &ReplicaSet| !same_template(&set.spec.template, &deployment.spec.template);
+    let old_pods = mine.iter().any(|set| is_old(set) && running(set));
+    let taken = |name: &str| named(name).is_some_and(|set| !mine.iter().any(|own| Arc::ptr_eq(own, &set)));
+    plan(deployment, &mine, old_pods, &taken, now)
+}
+
+/// An orphan becomes ours, as long as both stay.
+fn adopt(deployment: &Deployment, set: &ReplicaSet) -> Option<Action> {
+    let stay = set.metadata.meta.deletion_timestamp.is_none() && deployment.metadata.meta.deletion_timestamp.is_none();
+    let orphan = stay && set.metadata.owned.controller().is_none();
+    orphan.then(|| ownership::adopt(REPLICA_SETS, &set.metadata, owner(deployment)))
 }
 
 fn owner(deployment: &Deployment) -> Value {
@@ -571,6 +583,13 @@ mod tests {
         let mut recreated = deployment(2, "b", "0", "0");
         recreated.spec.strategy = Strategy { type_: "Recreate".into(), rolling_update: None };
         let at = |sets: &[Arc<ReplicaSet>]| plan(&web, sets, true, now);
+        let first = deployment(3, "a", "25%", "25%");
+        let name = format!("web-{}", hash(&first.spec.template, 0));
+        let owned = |set: Arc<ReplicaSet>| {
+            let mut set = Arc::unwrap_or_clone(set);
+            set.metadata.owned.owner_references = serde_json::from_value(json!([owner(&first)])).unwrap();
+            Arc::new(set)
+        };
         super::super::golden::check(
             "deployment",
             &[
@@ -586,6 +605,17 @@ mod tests {
                         true,
                         now,
                     )
+                }),
+                ("an orphan of the template is there under its name", {
+                    let orphan = set(&name, "a", 3, 3, 1);
+                    pass(&first, &[orphan.clone()], &|_| false, &|_| Some(orphan.clone()), now)
+                }),
+                ("it was adopted", {
+                    let mine = owned(set(&name, "a", 3, 3, 1));
+                    pass(&first, &[mine.clone()], &|_| false, &|_| Some(mine.clone()), now)
+                }),
+                ("an orphan of another template was adopted, and no room is left", {
+                    pass(&first, &[owned(set("old", "b", 4, 0, 1))], &|_| true, &|_| None, now)
                 }),
                 ("paused", plan(&paused, &[set("old", "a", 3, 3, 1)], true, now)),
                 (

@@ -435,6 +435,40 @@ async fn refused_pods_are_said_and_not_insisted_on() {
         .await;
 }
 
+/// `kubectl delete --cascade=orphan`, and `kubectl apply` of the same name, then of another template.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_deployment_takes_over_what_the_one_before_it_left() {
+    let world = World::new().await;
+    let labels = json!({"app": "web"});
+    let deployment = |image: &str| {
+        let template = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": image}]}});
+        json!({"metadata": {"name": "web"}, "spec": {"replicas": 4, "selector": {"matchLabels": labels}, "template": template}})
+    };
+    let sets = async |world: &World| -> Vec<Value> {
+        let all = world.client.list(&REPLICA_SETS, "default", &Selector::default()).await.unwrap();
+        all.items.iter().map(client::Item::value).collect()
+    };
+    for (image, count) in [("a", 1), ("a", 1), ("b", 2)] {
+        world.make(DEPLOYMENTS, "default", deployment(image)).await;
+        let settled = world
+            .becomes(DEPLOYMENTS, ("default", "web"), |web| {
+                let complete = web["status"]["updatedReplicas"].as_i64().unwrap_or(0) > 0;
+                complete && web["status"]["observedGeneration"] == web["metadata"]["generation"]
+            })
+            .await;
+        assert!(settled["status"]["collisionCount"].is_null(), "{}", settled["status"]);
+        let found = sets(&world).await;
+        let sizes: i64 = found.iter().filter_map(|set| set["spec"]["replicas"].as_i64()).sum();
+        // One more than wanted is what a rollout may have.
+        assert!(found.len() == count && sizes <= 5, "{image}: {found:?}");
+        let orphan = DeleteOptions { propagation: Some(Propagation::Orphan), ..DeleteOptions::default() };
+        world.client.delete(&DEPLOYMENTS, "default", "web", &orphan).await.unwrap();
+        world.gone(DEPLOYMENTS, ("default", "web")).await;
+        let left = sets(&world).await;
+        assert!(left.iter().all(|set| set["metadata"]["ownerReferences"].is_null()), "{left:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_collector_keeps_what_it_cannot_judge_and_stamps_the_present() {
     let world = World::new().await;
