@@ -1,4 +1,5 @@
-//! How busy clients may keep the server: requests in flight and streams, by level and by identity, and connections.
+//! How busy clients may keep the server: bodies on their way, requests in flight and streams, by level and by identity,
+//! and connections.
 //!
 //! Each level has seats of its own, so nodes' heartbeats and leader election are answered however many others ask. Within
 //! a level no identity takes all seats. Who finds no seat waits a moment and is then told to come back later, in
@@ -15,6 +16,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::authz::Attributes;
 use crate::identity::User;
+
+mod bodies;
+
+use bodies::{Bodies, Most};
+
+pub use bodies::Arriving;
 
 /// How long a request waits for a seat; upstream's queues keep one for a quarter of its time-out.
 const WAIT: Duration = Duration::from_secs(15);
@@ -44,27 +51,35 @@ pub enum Form {
 }
 
 /// Seats of a level: for requests, for requests of one identity (those that wait included), for streams, for streams of
-/// one identity.
+/// one identity; and MiB of bodies, of all and of one identity. One identity sends as many bodies at a time as it may wait
+/// with.
 struct Row {
     level: Level,
     name: &'static str,
     requests: (usize, usize),
     streams: (usize, usize),
+    bodies: (usize, usize),
 }
 
-const fn row(level: Level, name: &'static str, requests: (usize, usize), streams: (usize, usize)) -> Row {
-    Row { level, name, requests, streams }
+const fn row(
+    level: Level,
+    name: &'static str,
+    requests: (usize, usize),
+    streams: (usize, usize),
+    bodies: (usize, usize),
+) -> Row {
+    Row { level, name, requests, streams, bodies }
 }
 
 /// In the order of [`Level`].
 const ROWS: [Row; 5] = [
     // They cost little, and mostly wait for the disk beside what others write.
-    row(Level::Heartbeats, "node-high", (256, 8), (0, 0)),
-    row(Level::LeaderElection, "leader-election", (16, 8), (64, 16)),
+    row(Level::Heartbeats, "node-high", (256, 8), (0, 0), (32, 6)),
+    row(Level::LeaderElection, "leader-election", (16, 8), (64, 16), (12, 6)),
     // A node watches itself, its pods, three whole kinds, and each object that its pods refer to.
-    row(Level::Nodes, "system", (100, 50), (100_000, 500)),
-    row(Level::Masters, "masters", (200, 400), (5_000, 5_000)),
-    row(Level::Everyone, "global-default", (200, 100), (5_000, 1_000)),
+    row(Level::Nodes, "system", (100, 50), (100_000, 500), (64, 12)),
+    row(Level::Masters, "masters", (200, 400), (5_000, 5_000), (128, 64)),
+    row(Level::Everyone, "global-default", (200, 100), (5_000, 1_000), (128, 32)),
 ];
 
 impl Level {
@@ -97,6 +112,7 @@ fn leads(user: &User) -> bool {
 /// Everyone's shares.
 pub struct Limits {
     pools: Vec<(Level, Form, Arc<Pool>)>,
+    bodies: Vec<(Level, Arc<Bodies>)>,
     /// Large bodies that are read into objects at a time: reading one keeps a processor busy for long.
     large: Arc<Semaphore>,
     pub connections: Arc<Connections>,
@@ -111,9 +127,14 @@ impl Default for Limits {
             let pool = |form, (seats, each)| (row.level, form, Arc::new(Pool::new(seats, each)));
             [pool(Form::Request, row.requests), pool(Form::Stream, row.streams)]
         });
+        let bodies = ROWS.iter().map(|row| {
+            let (all, each) = row.bodies;
+            let most = Most { bytes: (all << 20, each << 20), bodies: row.requests.1 };
+            (row.level, Arc::new(Bodies::new(most)))
+        });
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let large = Arc::new(Semaphore::new(processors.div_ceil(2)));
-        Self { pools: pools.collect(), large, connections: Arc::default() }
+        Self { pools: pools.collect(), bodies: bodies.collect(), large, connections: Arc::default() }
     }
 }
 
@@ -122,6 +143,12 @@ impl Limits {
     pub async fn enter(&self, level: Level, form: Form, user: &User) -> Option<Seat> {
         let (.., pool) = self.pools.iter().find(|(l, f, _)| (*l, *f) == (level, form))?;
         pool.enter(&user.name).await
+    }
+
+    /// A place for a body, or `None` when the client has to come back later.
+    pub fn receive(&self, level: Level, user: &User) -> Option<Arriving> {
+        let (_, bodies) = self.bodies.iter().find(|(l, _)| *l == level)?;
+        bodies.open(&user.name)
     }
 
     /// A turn to read a body of this size.
@@ -154,6 +181,11 @@ impl Limits {
         family("apiserver_flowcontrol_rejected_requests_total", "counter", &|pool| {
             pool.rejected.load(Ordering::Relaxed)
         });
+        out += "# TYPE amphipod_apiserver_request_body_bytes gauge\n";
+        for (level, bodies) in &self.bodies {
+            let (level, bytes) = (level.row().name, bodies.bytes());
+            out += &format!("amphipod_apiserver_request_body_bytes{{priority_level=\"{level}\"}} {bytes}\n");
+        }
         out + &self.connections.metrics()
     }
 }
@@ -275,6 +307,8 @@ impl<K: Clone + Eq + Hash> Drop for Share<K> {
 /// Connections of one address that nobody has authenticated on yet. Many clients may share an address behind a
 /// gateway, so the limit ends for a connection with its first proof of who is there.
 const UNPROVEN: usize = 256;
+/// The same of all addresses together.
+const ALL_UNPROVEN: usize = 4_096;
 /// Connections of one identity.
 const PROVEN: usize = 2_000;
 
@@ -282,6 +316,7 @@ const PROVEN: usize = 2_000;
 #[derive(Debug)]
 pub struct Connections {
     unproven: Arc<Shares<IpAddr>>,
+    all_unproven: Arc<Semaphore>,
     proven: Arc<Shares<String>>,
     refused: AtomicU64,
 }
@@ -290,6 +325,7 @@ impl Default for Connections {
     fn default() -> Self {
         Self {
             unproven: Arc::new(Shares::new(UNPROVEN)),
+            all_unproven: Arc::new(Semaphore::new(ALL_UNPROVEN)),
             proven: Arc::new(Shares::new(PROVEN)),
             refused: AtomicU64::new(0),
         }
@@ -298,7 +334,7 @@ impl Default for Connections {
 
 /// Whom a connection counts for; `None` once it may not stay.
 enum Holder {
-    Address { _share: Share<IpAddr> },
+    Address { _share: Share<IpAddr>, _place: OwnedSemaphorePermit },
     Identity { _share: Share<String> },
 }
 
@@ -309,17 +345,16 @@ pub struct Connection {
 }
 
 impl Connections {
-    /// `None` when the address has too many that nobody authenticated on.
+    /// `None` when there are too many that nobody authenticated on, of this address or of all.
     pub fn open(self: &Arc<Self>, peer: IpAddr) -> Option<Connection> {
-        match self.unproven.take(network(peer)) {
-            Some(share) => {
-                Some(Connection { of: self.clone(), holder: Mutex::new(Some(Holder::Address { _share: share })) })
-            }
-            None => {
-                self.refuse(&peer.to_string());
-                None
-            }
-        }
+        let place = || self.all_unproven.clone().try_acquire_owned().ok();
+        let holder = self.unproven.take(network(peer)).zip(place());
+        let Some((share, place)) = holder else {
+            self.refuse(&peer.to_string());
+            return None;
+        };
+        let holder = Some(Holder::Address { _share: share, _place: place });
+        Some(Connection { of: self.clone(), holder: Mutex::new(holder) })
     }
 
     fn refuse(&self, who: &str) {
@@ -355,6 +390,14 @@ impl Connection {
             self.of.refuse(identity);
         }
         holder.is_some()
+    }
+}
+
+impl Connection {
+    /// Whether somebody proved who they are.
+    pub fn is_proven(&self) -> bool {
+        let holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(*holder, Some(Holder::Identity { .. }))
     }
 }
 
@@ -435,6 +478,17 @@ mod tests {
         assert!(connections.open(peer("10.0.0.1")).is_some());
         drop(first);
         assert_eq!(connections.proven.total(), 0);
+    }
+
+    #[test]
+    fn all_addresses_together_are_limited_too() {
+        let few = Arc::new(Semaphore::new(1));
+        let connections = Arc::new(Connections { all_unproven: few, ..Connections::default() });
+        let peer = |text: &str| text.parse::<IpAddr>().unwrap();
+        let first = connections.open(peer("10.0.0.1")).unwrap();
+        assert!(connections.open(peer("10.0.0.2")).is_none());
+        assert!(!first.is_proven() && first.proven("robot") && first.is_proven());
+        assert!(connections.open(peer("10.0.0.2")).is_some());
     }
 
     #[test]

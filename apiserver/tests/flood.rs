@@ -156,7 +156,7 @@ async fn an_identity_with_too_many_requests_is_told_to_come_back() {
         let credentials = world.nodes[0].clone();
         async move {
             let mut sender = credentials.connect(Identity::Anonymous).await;
-            // A body that never ends keeps its seat.
+            // A body that never ends keeps its place.
             let body = Body::from_stream(futures::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
             let request = Request::builder().method("POST").uri(REVIEW).header("host", "localhost");
             let request =
@@ -172,7 +172,7 @@ async fn an_identity_with_too_many_requests_is_told_to_come_back() {
         let (_sender, answer) = start(world.tokens[0].clone()).await;
         match tokio::time::timeout(Duration::from_secs(1), answer).await {
             Ok(answer) => break answer.unwrap().unwrap(),
-            // Those before it had not all arrived yet: this one holds a seat too.
+            // Those before it had not all arrived yet: this one holds a place too.
             Err(_) => continue,
         }
     };
@@ -186,4 +186,39 @@ async fn an_identity_with_too_many_requests_is_told_to_come_back() {
     let (headers, body) = (bearer(&world.tokens[1]), review.to_string());
     let answer = other.request(Identity::Anonymous, "POST", REVIEW, &headers, body.as_bytes()).await;
     assert_eq!(answer.code, 201, "others are not refused");
+}
+
+/// Bodies that come by drops hold no seats, so a few accounts do not keep the others out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn slow_accounts_do_not_starve_the_others() {
+    const SLOW: usize = 3;
+    let world = world(SLOW + 1).await;
+    let mut held = Vec::new();
+    for token in &world.tokens[..SLOW] {
+        for _ in 0..100 {
+            let mut sender = world.nodes[0].connect(Identity::Anonymous).await;
+            let drops = futures::stream::unfold((), |()| async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Some((Ok::<_, std::io::Error>(bytes::Bytes::from_static(b" ")), ()))
+            });
+            let request = Request::builder().method("POST").uri(REVIEW).header("host", "localhost");
+            let request = bearer(token).into_iter().fold(request, |request, (name, value)| request.header(name, value));
+            let answer = tokio::spawn(sender.send_request(request.body(Body::from_stream(drops)).unwrap()));
+            held.push((sender, answer));
+        }
+    }
+    // Until they are all with the server.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let slow = held.iter().filter(|(_, answer)| !answer.is_finished()).count();
+    assert!(slow > 250, "{slow} bodies are on their way");
+    let mut other = Client::new(world.nodes[0].clone());
+    let review = json!({"kind": "SelfSubjectAccessReview", "apiVersion": "authorization.k8s.io/v1",
+        "spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}}});
+    let (headers, body) = (bearer(&world.tokens[SLOW]), review.to_string());
+    for _ in 0..10 {
+        let start = Instant::now();
+        let answer = other.request(Identity::Anonymous, "POST", REVIEW, &headers, body.as_bytes()).await;
+        assert_eq!(answer.code, 201);
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    }
 }

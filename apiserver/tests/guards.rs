@@ -349,3 +349,38 @@ async fn who_writes_a_pod_while_it_goes_does_not_keep_it() {
         }
     }
 }
+
+/// Who says nothing, and who only answers pings, is not waited for; who authenticated is, for longer.
+#[tokio::test]
+async fn connections_on_which_nothing_is_asked_end() {
+    let world = world(Arc::new(NoNodes), |_| {}).await;
+    for (speaks, asks, seconds) in [(false, false, 29..37), (true, false, 29..37), (true, true, 119..127)] {
+        let mut stream = world.admin.stream(Identity::Admin).await;
+        let ended = tokio::spawn(async move {
+            if !speaks {
+                let mut rest = Vec::new();
+                let _cut_off = stream.read_to_end(&mut rest).await;
+                return;
+            }
+            let io = hyper_util::rt::TokioIo::new(stream);
+            let executor = hyper_util::rt::TokioExecutor::new();
+            let (mut sender, connection) =
+                hyper::client::conn::http2::handshake::<_, _, Body>(executor, io).await.unwrap();
+            let connection = tokio::spawn(connection);
+            if asks {
+                let request = Request::get("https://localhost/api/v1/namespaces").body(Body::empty()).unwrap();
+                let answer = sender.send_request(request).await.unwrap();
+                assert_eq!(answer.status(), 200);
+                drop(answer);
+            }
+            let _ended = connection.await;
+            drop(sender);
+        });
+        tokio::time::sleep(Duration::from_millis(300)).await; // until the server has it
+        tokio::time::pause();
+        let began = Instant::now();
+        ended.await.unwrap();
+        assert!(seconds.contains(&began.elapsed().as_secs()), "{speaks} {asks}: {:?}", began.elapsed());
+        tokio::time::resume();
+    }
+}

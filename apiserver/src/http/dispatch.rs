@@ -19,7 +19,7 @@ use super::connect::{Asked, check_origin, connects};
 use super::negotiate::{self, Accepted};
 use super::params::{self, WriteParams};
 use super::path::{Path, Query, ResourcePath};
-use super::read::{header_of, read_body};
+use super::read::{Busy, Received, header_of, receive};
 use super::reply::page_not_found;
 use super::reply::{self, Include, Reply};
 use super::{Peer, components, documents, health, streams, watch};
@@ -99,7 +99,18 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
         if resource.name.is_empty() { selected("metadata.name").unwrap_or_default() } else { resource.name.clone() };
     let asked = Attributes { name, node_name: selected("spec.nodeName"), ..asked };
     let form = form(&resource, watching, &query);
-    let Some(seat) = shared.limits.enter(Level::of(&user, &asked), form, &user).await else {
+    let level = Level::of(&user, &asked);
+    let (streamed, received) = match verb {
+        _ if Part::parse(&resource.subresource).is_some_and(|part| connects(Some(part))) => {
+            (Some(body), Received::nothing())
+        }
+        "get" | "list" | "watch" => (None, Received::nothing()),
+        _ => match receive(&shared.limits, level, &user, body).await {
+            Ok(received) => (None, received),
+            Err(Busy) => return Ok(too_many_requests()),
+        },
+    };
+    let Some(seat) = shared.limits.enter(level, form, &user).await else {
         return Ok(too_many_requests());
     };
     authorize(shared, &user, &asked)?;
@@ -111,7 +122,7 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
         let pod = shared.engine.get(&pod_target(&target), None).await?.value();
         return streams::logs_upgraded(&*shared.nodes, &pod, &query, parts, seat).await;
     }
-    if connects(target.part) {
+    if let (true, Some(body)) = (connects(target.part), streamed) {
         let asked = Asked { shared, context: &context, target: &target, query: &query, rest: &resource.rest };
         return asked.open(parts, body, seat).await;
     }
@@ -124,7 +135,7 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
         return Err(Status::none_acceptable(&["application/json", "application/yaml"]));
     }
     let call = Call { shared, parts: &parts, query, context, accepted, target };
-    let reply = call.act(verb, body).await?;
+    let reply = call.act(verb, received).await?;
     Ok(if form == Form::Stream { reply::holding(reply, seat) } else { reply })
 }
 
@@ -146,7 +157,7 @@ fn too_many_requests() -> Reply {
 
 impl Call<'_> {
     /// Whoever asks for a deprecated kind is told so before all else, also when refused.
-    async fn act(&self, verb: &str, body: Incoming) -> Result<Reply, Status> {
+    async fn act(&self, verb: &str, body: Received) -> Result<Reply, Status> {
         let done = self.done(verb, body).await;
         let Some(deprecated) = self.target.kind.deprecated() else { return done };
         match done {
@@ -157,7 +168,7 @@ impl Call<'_> {
         }
     }
 
-    async fn done(&self, verb: &str, body: Incoming) -> Result<Reply, Status> {
+    async fn done(&self, verb: &str, body: Received) -> Result<Reply, Status> {
         match verb {
             "get" => self.get().await,
             "list" => self.list().await,
@@ -171,16 +182,17 @@ impl Call<'_> {
     }
 
     /// The body; reading a large one into an object waits for its turn.
-    async fn body(&self, body: Incoming) -> Result<Body, Status> {
-        let bytes = read_body(body).await?;
+    async fn body(&self, body: Received) -> Result<Body, Status> {
+        let bytes = body.bytes()?;
         let turn = self.shared.limits.turn(bytes.len()).await;
-        Ok(Body { bytes, _turn: turn })
+        Ok(Body { bytes, _received: body, _turn: turn })
     }
 }
 
 /// What was sent, and the turn to read it.
 struct Body {
     bytes: bytes::Bytes,
+    _received: Received,
     _turn: Option<tokio::sync::OwnedSemaphorePermit>,
 }
 
@@ -353,7 +365,7 @@ impl Call<'_> {
         params::write(&self.query, header_of(self.parts, header::USER_AGENT), options_kind, apply)
     }
 
-    async fn create(&self, body: Incoming) -> Result<Reply, Status> {
+    async fn create(&self, body: Received) -> Result<Reply, Status> {
         self.check_verb("create")?;
         let target = &self.target;
         let params = self.write_params("CreateOptions", false)?;
@@ -426,13 +438,13 @@ impl Call<'_> {
     }
 
     /// PUT and PATCH of an object or of a slice of it.
-    async fn change(&self, body: Incoming) -> Result<Reply, Status> {
+    async fn change(&self, body: Received) -> Result<Reply, Status> {
         let patching = self.parts.method == Method::PATCH;
         self.check_verb(if patching { "patch" } else { "update" })?;
         if patching { self.patch(body).await } else { self.put(body).await }
     }
 
-    async fn put(&self, body: Incoming) -> Result<Reply, Status> {
+    async fn put(&self, body: Received) -> Result<Reply, Status> {
         let target = &self.target;
         let params = self.write_params("UpdateOptions", false)?;
         let media = negotiate::body(header_of(self.parts, header::CONTENT_TYPE))?;
@@ -470,7 +482,7 @@ impl Call<'_> {
         reply::warned(reply, &written.warnings)
     }
 
-    async fn patch(&self, body: Incoming) -> Result<Reply, Status> {
+    async fn patch(&self, body: Received) -> Result<Reply, Status> {
         let patch_type = match negotiate::media_of(header_of(self.parts, header::CONTENT_TYPE)) {
             "application/json-patch+json" => PatchType::Json,
             "application/merge-patch+json" => PatchType::Merge,
@@ -502,7 +514,7 @@ impl Call<'_> {
         self.written(written, &warnings)
     }
 
-    async fn apply(&self, body: Incoming) -> Result<Reply, Status> {
+    async fn apply(&self, body: Received) -> Result<Reply, Status> {
         let target = &self.target;
         let params = self.write_params("PatchOptions", true)?;
         let body = self.body(body).await?;
@@ -522,7 +534,7 @@ impl Call<'_> {
     }
 
     /// Options of a deletion: from the body, or from the query where there is none.
-    async fn delete_options(&self, body: Incoming) -> Result<DeleteOptions, Status> {
+    async fn delete_options(&self, body: Received) -> Result<DeleteOptions, Status> {
         let body = self.body(body).await?;
         let mut options = if body.is_empty() {
             json!({})
@@ -547,7 +559,7 @@ impl Call<'_> {
         DeleteOptions::from_value(&options)
     }
 
-    async fn delete(&self, body: Incoming) -> Result<Reply, Status> {
+    async fn delete(&self, body: Received) -> Result<Reply, Status> {
         self.check_verb("delete")?;
         let options = self.delete_options(body).await?;
         let target = &self.target;
@@ -567,7 +579,7 @@ impl Call<'_> {
         Ok(reply::warned(reply, &warnings))
     }
 
-    async fn delete_collection(&self, body: Incoming) -> Result<Reply, Status> {
+    async fn delete_collection(&self, body: Received) -> Result<Reply, Status> {
         self.check_verb("deletecollection")?;
         let list = params::list(&self.target.kind, &self.query)?;
         let options = self.delete_options(body).await?;
