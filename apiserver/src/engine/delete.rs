@@ -17,6 +17,8 @@ use crate::request::{Context, DeleteOptions, Propagation, Target};
 use crate::store::{CommitError, Expect, Write};
 
 const ATTEMPTS: usize = 16;
+/// Of a removal that goes on whoever writes; beyond it the collector of pods takes over.
+const REMOVALS: usize = 1_000;
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 
@@ -213,7 +215,7 @@ impl Engine {
             let stored = self.commit(vec![self.stored(kind, Expect::At(revision), marked)]).await?;
             (revision, last) = (stored.revision, self.show(kind, &stored));
         }
-        for _ in 0..ATTEMPTS {
+        for _ in 0..REMOVALS {
             match self.remove_at(kind, revision, &last).await {
                 Err(CommitError::Conflict { .. }) => {}
                 outcome => return outcome.map(Marked::Gone),
