@@ -391,7 +391,16 @@ mod tests {
 
         #[test]
         fn any_text_is_refused_or_read(text in "[a-z=!,() <>.]{0,20}") {
-            let _ = Labels::parse(&text);
+            match Labels::parse(&text) {
+                // What is read says the same when it is printed.
+                Ok(labels) => {
+                    let again = Labels::parse(&labels.to_string()).unwrap();
+                    for value in [None, Some("x"), Some("")] {
+                        prop_assert_eq!(labels.matches(|_| value), again.matches(|_| value));
+                    }
+                }
+                Err(why) => prop_assert!(!why.is_empty()),
+            }
         }
     }
 }

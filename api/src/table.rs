@@ -100,6 +100,18 @@ pub fn table(kind: &Kind, list_meta: Value, rows: Vec<Value>) -> Value {
         "columnDefinitions": columns(kind), "rows": rows})
 }
 
+/// The Table of one Scale, whatever it is of.
+pub fn scale(scale: &Value, included: Option<Value>, now: Timestamp) -> Value {
+    let columns = [("Name", "string"), ("Desired", "integer"), ("Available", "integer"), ("Age", "string")];
+    let count = |section: &str| scale[section]["replicas"].as_i64().unwrap_or(0);
+    let metadata = &scale["metadata"];
+    let age = cells::age(&metadata["creationTimestamp"], now);
+    json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1",
+        "metadata": {"resourceVersion": metadata["resourceVersion"]},
+        "columnDefinitions": columns.map(|(name, type_)| definition(name, type_, "", 0)),
+        "rows": [{"cells": [metadata["name"], count("spec"), count("status"), age], "object": included}]})
+}
+
 /// The object as a `meta.k8s.io/v1` PartialObjectMetadata.
 pub fn partial(object: &Value) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})

@@ -142,6 +142,42 @@ async fn reviews_have_no_rows() {
 }
 
 #[tokio::test]
+async fn parts_have_rows_only_where_they_have_columns() {
+    let mut world = World::new().await;
+    make(&mut world, PODS, pod("p", json!({}))).await;
+    let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let spec = json!({"replicas": 3, "selector": {"matchLabels": {"a": "b"}}, "template": template});
+    let sets = "/apis/apps/v1/namespaces/default/replicasets";
+    make(
+        &mut world,
+        sets,
+        json!({"kind": "ReplicaSet", "apiVersion": "apps/v1", "metadata": {"name": "s"}, "spec": spec}),
+    )
+    .await;
+    let headers = [
+        ("content-type", "application/json".to_owned()),
+        ("accept", "application/json;as=Table;v=v1;g=meta.k8s.io".to_owned()),
+    ];
+    let token = json!({"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "spec": {}});
+    let binding = json!({"kind": "Binding", "apiVersion": "v1", "metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    let eviction = json!({"kind": "Eviction", "apiVersion": "policy/v1", "metadata": {"name": "p"}});
+    for (path, body) in [
+        ("/api/v1/namespaces/default/serviceaccounts/default/token".to_owned(), token),
+        (format!("{PODS}/p/binding"), binding),
+        (format!("{PODS}/p/eviction"), eviction),
+    ] {
+        let answer = world.admin.request(Identity::Admin, "POST", &path, &headers, body.to_string().as_bytes()).await;
+        assert_eq!(answer.code, 406, "{path}");
+    }
+    assert!(get(&mut world, &format!("{PODS}/p")).await.body["spec"]["nodeName"].is_null(), "and nothing was done");
+    let answer = world.admin.request(Identity::Admin, "GET", &format!("{sets}/s/scale"), &headers, b"").await;
+    let table: Value = serde_json::from_slice(&answer.body).unwrap();
+    let names: Vec<_> = table["columnDefinitions"].as_array().unwrap().iter().map(|column| &column["name"]).collect();
+    assert_eq!(names, ["Name", "Desired", "Available", "Age"]);
+    assert_eq!(table["rows"][0]["cells"].as_array().unwrap()[..3], [json!("s"), json!(3), json!(0)]);
+}
+
+#[tokio::test]
 async fn old_kinds_leave_their_dependents() {
     let mut world = World::new().await;
     let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}});

@@ -308,7 +308,7 @@ impl Call<'_> {
             Some(Part::Scale) => {
                 let object = engine.get(target, version).await?;
                 let scale = api::write::scale_of(&target.kind, &engine.show(&target.kind, &object));
-                return Ok(reply::value(200, &scale, self.accepted.encoding));
+                return Ok(reply::scale(&scale, self.accepted, self.include()?));
             }
             _ => {}
         }
@@ -384,10 +384,7 @@ impl Call<'_> {
     }
 
     async fn create_virtual(&self, params: &WriteParams, mut object: Value) -> Result<Reply, Status> {
-        // What is answered and not stored has no metadata to show in rows.
-        if self.accepted.form != negotiate::Form::Plain {
-            return Err(Status::not_acceptable(&negotiate::OFFERED));
-        }
+        self.check_plain()?;
         let (shared, target) = (self.shared, &self.target);
         if target.kind.kind == "Binding" {
             let (_, warnings) = shared.engine.bind(&self.context, target, &params.options, object).await?;
@@ -407,7 +404,16 @@ impl Call<'_> {
         Writer { manager: &params.options.manager, part: self.target.part, now: self.context.now }
     }
 
+    /// What is answered and not stored has no metadata to show in rows.
+    fn check_plain(&self) -> Result<(), Status> {
+        match self.accepted.form {
+            negotiate::Form::Plain => Ok(()),
+            _ => Err(Status::not_acceptable(&negotiate::OFFERED)),
+        }
+    }
+
     async fn create_subresource(&self, params: &WriteParams, mut object: Value) -> Result<Reply, Status> {
+        self.check_plain()?;
         let (engine, target) = (&self.shared.engine, &self.target);
         match target.part {
             Some(Part::Binding) => {
@@ -474,12 +480,12 @@ impl Call<'_> {
         change: &(dyn Fn(&Value) -> Result<Value, Status> + Send + Sync),
     ) -> Result<Reply, Status> {
         let written = self.shared.engine.update_scale(&self.context, &self.target, &params.options, change).await?;
-        Ok(self.scaled(written))
+        self.scaled(written)
     }
 
-    fn scaled(&self, written: Written) -> Reply {
-        let reply = reply::value(200, &written.object.into_value(), self.accepted.encoding);
-        reply::warned(reply, &written.warnings)
+    fn scaled(&self, written: Written) -> Result<Reply, Status> {
+        let reply = reply::scale(&written.object.into_value(), self.accepted, self.include()?);
+        Ok(reply::warned(reply, &written.warnings))
     }
 
     async fn patch(&self, body: Received) -> Result<Reply, Status> {
@@ -525,7 +531,7 @@ impl Call<'_> {
         if target.part == Some(Part::Scale) {
             let written =
                 self.shared.engine.apply_scale(&self.context, target, &params.options, &applied, params.force).await?;
-            return Ok(self.scaled(written));
+            return self.scaled(written);
         }
         let apply =
             |live: Option<&Value>| managed::apply(&target.kind, live, &applied, writer, params.force).map(Draft::Apply);

@@ -153,13 +153,27 @@ pub fn object(code: u16, kind: &Kind, object: &Value, accepted: Accepted, includ
     value(code, &shaped, accepted.encoding)
 }
 
-pub fn row(kind: &Kind, object: &Value, include: Include, now: Timestamp) -> Value {
-    let included = match include {
+/// A Scale in the form asked for.
+pub fn scale(scale: &Value, accepted: Accepted, include: Include) -> Reply {
+    let shaped = match accepted.form {
+        Form::Plain => return value(200, scale, accepted.encoding),
+        Form::Partial | Form::PartialList => api::table::partial(scale),
+        Form::Table => api::table::scale(scale, included(scale, include), Timestamp::now()),
+    };
+    value(200, &shaped, accepted.encoding)
+}
+
+/// What a row has of its object.
+fn included(object: &Value, include: Include) -> Option<Value> {
+    match include {
         Include::None => None,
         Include::Metadata => Some(api::table::partial(object)),
         Include::Object => Some(object.clone()),
-    };
-    api::table::row(kind, object, included, now)
+    }
+}
+
+pub fn row(kind: &Kind, object: &Value, include: Include, now: Timestamp) -> Value {
+    api::table::row(kind, object, included(object, include), now)
 }
 
 /// A list in the form asked for.
