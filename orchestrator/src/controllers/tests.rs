@@ -469,6 +469,39 @@ async fn a_deployment_takes_over_what_the_one_before_it_left() {
     }
 }
 
+/// A Service whose selector goes is its owner's to fill: the endpoints that it had stay.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_service_that_loses_its_selector_keeps_its_endpoints() {
+    const SERVICES: Resource = super::views::SERVICES;
+    const SLICES: Resource = Resource::new("discovery.k8s.io", "endpointslices");
+    let world = World::new().await;
+    let labels = json!({"app": "web"});
+    let spec = json!({"nodeName": "n", "containers": [{"name": "c", "image": "i"}]});
+    world.make(PODS, "default", json!({"metadata": {"name": "p", "labels": labels}, "spec": spec})).await;
+    let status = json!({"phase": "Running", "podIP": "10.1.1.1", "podIPs": [{"ip": "10.1.1.1"}],
+        "conditions": [{"type": "Ready", "status": "True"}]});
+    world.client.patch(&PODS, "default", "p", "status", &json!({"status": status})).await.unwrap();
+    let service =
+        |name: &str| json!({"metadata": {"name": name}, "spec": {"selector": labels, "ports": [{"port": 80}]}});
+    let slices = async |service: &str| -> Result<Vec<Value>, Status> {
+        let of = Selector { labels: format!("kubernetes.io/service-name={service}"), ..Selector::default() };
+        let all = world.client.list(&SLICES, "default", &of).await?;
+        let all: Vec<Value> = all.items.iter().map(client::Item::value).collect();
+        let filled = all.iter().any(|slice| slice["endpoints"][0]["addresses"][0] == "10.1.1.1");
+        if filled { Ok(all) } else { Err(Status::internal("not yet")) }
+    };
+    world.make(SERVICES, "default", service("web")).await;
+    world.until("its slice", || slices("web")).await;
+    world.becomes(Resource::core("endpoints"), ("default", "web"), |found| found["subsets"].is_array()).await;
+    world.client.patch(&SERVICES, "default", "web", "", &json!({"spec": {"selector": null}})).await.unwrap();
+    // Until the controllers are beyond it.
+    world.make(SERVICES, "default", service("other")).await;
+    world.until("the other's slice", || slices("other")).await;
+    slices("web").await.expect("its endpoints are where they were");
+    let endpoints = world.client.get(&Resource::core("endpoints"), "default", "web").await.unwrap();
+    assert_eq!(endpoints["subsets"][0]["addresses"][0]["ip"], "10.1.1.1");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_collector_keeps_what_it_cannot_judge_and_stamps_the_present() {
     let world = World::new().await;
