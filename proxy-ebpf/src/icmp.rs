@@ -3,7 +3,7 @@
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::flow;
+use crate::flow::{self, Seen};
 use crate::mangle::Mangled;
 use crate::packet::{Ipv4Header, Packet};
 
@@ -17,8 +17,7 @@ pub enum Known {
     Mangled,
 }
 
-/// Translates the quote; `to` becomes what the message's own addresses shall be. A function of its own for the kernel too: it is
-/// rare, and verified apart.
+/// Translates the quote; `to` becomes what the message's own addresses shall be. A function of its own: it is rare.
 #[inline(never)]
 pub fn translate(ctx: &TcContext, packet: &Packet, to: &mut Tuple) -> Known {
     let at = packet.offset + ICMP_HEADER;
@@ -28,7 +27,10 @@ pub fn translate(ctx: &TcContext, packet: &Packet, to: &mut Tuple) -> Known {
     }
     let Some(quoted) = quoted_tuple(ctx, at + 20, &header) else { return Known::NotOurs };
     // The error about a packet goes where a reply to it would.
-    let Some(reply) = flow::peek(&quoted.reversed()) else { return Known::NotOurs };
+    let mut reply = quoted;
+    if flow::peek(&quoted.reversed(), &mut reply) == Seen::Unknown {
+        return Known::NotOurs;
+    }
     let original = reply.reversed();
     if quote_addresses(ctx, at, &header, &original).is_err()
         || quote_ports(ctx, packet, at + 20, &quoted, &original).is_err()
@@ -60,7 +62,8 @@ fn quoted_tuple(ctx: &TcContext, at: usize, header: &Ipv4Header) -> Option<Tuple
         sport: Port(sport),
         dport: Port(dport),
         protocol: header.protocol,
-        pad: [0; 3],
+        pad: 0,
+        rest: 0,
     })
 }
 

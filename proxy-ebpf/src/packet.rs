@@ -10,6 +10,7 @@ pub const IP: usize = 14;
 /// Where the transport header begins without IP options.
 pub const PLAIN: usize = IP + 20;
 const PLAIN_VERSION_IHL: u8 = 0x45;
+const LONGEST_VERSION_IHL: u8 = 0x4f;
 /// The length of what every transport header begins with: both ports, or ICMP's fixed part.
 const PORTS: usize = 8;
 const TCP_FLAGS: usize = 13;
@@ -75,6 +76,13 @@ pub fn claims_ip4(ctx: &TcContext) -> bool {
     ctx.skb.protocol() == ETHERTYPE_IPV4
 }
 
+/// The kernel has taken the tag off before any program sees the packet.
+#[inline(always)]
+fn has_vlan(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { (*ctx.skb.skb).vlan_present != 0 }
+}
+
 #[derive(Clone, Copy)]
 pub struct Packet {
     pub tuple: Tuple,
@@ -89,10 +97,10 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// `None`: not IPv4, or cut short; none of ours.
+    /// `None`: not IPv4, cut short, or of another network on the same wire; none of ours.
     #[inline(always)]
     pub fn parse(ctx: &TcContext) -> Option<Self> {
-        if !claims_ip4(ctx) {
+        if !claims_ip4(ctx) || has_vlan(ctx) {
             return None;
         }
         let mut packet = Self { tuple: NO_TUPLE, layer4: Layer4::Other, flags: 0, offset: 0, ttl: 0, length: 0 };
@@ -134,10 +142,13 @@ impl Packet {
         Some(Self { tuple, layer4, flags, offset: PLAIN, ttl: header.ttl, length: u16::from_be(header.length) })
     }
 
-    /// Everything else, wherever the kernel keeps it. Rare, so a function of its own for the kernel too.
+    /// Everything else, wherever the kernel keeps it. Rare, so a function of its own.
     #[inline(never)]
     fn parse_any(ctx: &TcContext, packet: &mut Self) -> bool {
         let Ok(header) = ctx.load::<Ipv4Header>(IP) else { return false };
+        if header.version_ihl < PLAIN_VERSION_IHL || header.version_ihl > LONGEST_VERSION_IHL {
+            return false;
+        }
         packet.offset = IP + (header.version_ihl & 15) as usize * 4;
         packet.tuple = addresses(&header);
         packet.ttl = header.ttl;
@@ -165,9 +176,6 @@ impl Packet {
     }
 }
 
-const NO_TUPLE: Tuple =
-    Tuple { src: Ip4::UNSPECIFIED, dst: Ip4::UNSPECIFIED, sport: Port(0), dport: Port(0), protocol: 0, pad: [0; 3] };
-
 #[inline(always)]
 fn addresses(header: &Ipv4Header) -> Tuple {
     Tuple {
@@ -176,7 +184,8 @@ fn addresses(header: &Ipv4Header) -> Tuple {
         sport: Port(0),
         dport: Port(0),
         protocol: header.protocol,
-        pad: [0; 3],
+        pad: 0,
+        rest: 0,
     }
 }
 

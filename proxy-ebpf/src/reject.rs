@@ -16,6 +16,7 @@ use crate::packet::{ACK, FIN, IP, Ipv4Header, Layer4, PLAIN, Packet, RST, SYN, U
 pub const PORT_UNREACHABLE: u8 = 3;
 pub const HOST_UNREACHABLE: u8 = 1;
 const RECOMPUTE: u64 = 1;
+const TCP_CHECK: usize = 16;
 const IP_HEADER: usize = 20;
 /// An ICMP error quotes the header and eight bytes.
 const QUOTE: usize = IP_HEADER + 8;
@@ -44,8 +45,7 @@ struct PseudoHeader {
     length: u16,
 }
 
-/// Answers the packet, or drops it where no answer is possible; the program's result. A function of its own for the kernel too:
-/// it is rare, and verified once.
+/// Answers the packet, or drops it where no answer is possible; the program's result. A function of its own: it is rare.
 #[inline(never)]
 pub fn reject(ctx: &TcContext, packet: &Packet, from: From, code: u8) -> i32 {
     match node().and_then(|node| answer(ctx, packet, from, node, code)) {
@@ -64,7 +64,7 @@ fn answer(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig, code:
         return None;
     }
     let answered = match packet.layer4 {
-        Layer4::Tcp if packet.flags & RST == 0 => reset(ctx, packet, packet.flags),
+        Layer4::Tcp if packet.flags & RST == 0 => reset(ctx, packet, packet.flags, from),
         Layer4::Udp | Layer4::EchoRequest => unreachable(ctx, packet, code, node),
         _ => None,
     }?;
@@ -73,7 +73,7 @@ fn answer(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig, code:
 }
 
 #[inline(always)]
-fn reset(ctx: &TcContext, packet: &Packet, flags: u8) -> Option<Counter> {
+fn reset(ctx: &TcContext, packet: &Packet, flags: u8, from: From) -> Option<Counter> {
     let asked: TcpHeader = ctx.load(packet.offset).ok()?;
     let header_length = (asked.offset >> 4) as u16 * 4;
     let payload = packet.length.wrapping_sub(IP_HEADER as u16).wrapping_sub(header_length);
@@ -106,7 +106,22 @@ fn reset(ctx: &TcContext, packet: &Packet, flags: u8) -> Option<Counter> {
     cut(ctx, PLAIN + size_of::<TcpHeader>())?;
     store_ip(ctx, packet, packet.tuple.dst, TCP, size_of::<TcpHeader>())?;
     ctx.store(PLAIN, &tcp, RECOMPUTE).ok()?;
+    if from == From::Uplink && device_sums_up(ctx)? {
+        // What it adds to: the part that it does not see.
+        tcp.check = !fold(sum);
+    }
+    ctx.store(PLAIN, &tcp, RECOMPUTE).ok()?;
     Some(Counter::Reset)
+}
+
+/// Whether the device that sends the packet will put a sum over the transport header into it, as it was to do for the question. The
+/// kernel's helper leaves such a sum alone unless told that addresses changed, which is how to see it.
+#[inline(always)]
+fn device_sums_up(ctx: &TcContext) -> Option<bool> {
+    let before: u16 = ctx.load(PLAIN + TCP_CHECK).ok()?;
+    ctx.l4_csum_replace(PLAIN + TCP_CHECK, 0, 1, 2).ok()?;
+    let after: u16 = ctx.load(PLAIN + TCP_CHECK).ok()?;
+    Some(before == after)
 }
 
 #[inline(always)]

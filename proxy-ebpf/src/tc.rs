@@ -7,26 +7,52 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::choose::{Choice, choose, find_service};
-use crate::flow::{self, Source};
+use crate::choose::{Caller, Choice, Endpoint, choose, find_service};
+use crate::flow::{self, Begun, Seen, Source};
 use crate::forward::{
-    Exit, From, Place, TC_ACT_SHOT, TC_ACT_UNSPEC, Way, ifindex, place_beyond, place_of, route, send,
+    Exit, From, Place, TC_ACT_SHOT, TC_ACT_UNSPEC, Way, ifindex, is_marked, place_beyond, place_of, route, send,
 };
 use crate::icmp::{self, Known};
 use crate::mangle::{Hop, rewrite};
-use crate::maps::{count, flows_are_carried, local_pod, node};
+use crate::maps::{count, count_number, flows_are_carried, local_pod, node};
 use crate::packet::{Layer4, Packet, claims_ip4};
 use crate::reject::{HOST_UNREACHABLE, PORT_UNREACHABLE, reject};
 
-/// What shall become of a packet. Not ours is `Next`, which leaves it to other programs and the stack.
+/// What shall become of a packet; words only, for the reason that [`Place`] gives.
 #[must_use]
 #[derive(Clone, Copy)]
-enum Verdict {
+struct Verdict {
+    act: Act,
+    /// An exit, an ICMP code, or a counter.
+    value: u32,
+}
+
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Act {
+    /// Not ours: left to other programs and the stack.
     Next,
-    Send(Tuple, Exit),
-    /// Answer with a TCP reset, or ICMP unreachable of this code.
-    Reject(u8),
-    Drop(Counter),
+    /// On with the addresses that were decided.
+    Send,
+    /// Answered with a TCP reset, or ICMP unreachable.
+    Reject,
+    Drop,
+}
+
+impl Verdict {
+    const NEXT: Self = Self { act: Act::Next, value: 0 };
+
+    const fn send(exit: Exit) -> Self {
+        Self { act: Act::Send, value: exit.word() }
+    }
+
+    const fn reject(code: u8) -> Self {
+        Self { act: Act::Reject, value: code as u32 }
+    }
+
+    const fn drop(reason: Counter) -> Self {
+        Self { act: Act::Drop, value: reason as u32 }
+    }
 }
 
 /// Everything a pod sends.
@@ -66,23 +92,29 @@ fn amphi_from_uplink(ctx: TcContext) -> i32 {
 /// Addresses that only this node's own pods and programs send with; what shows one from outside is forged.
 #[inline(always)]
 fn is_of_this_node(addr: Ip4, node: &NodeConfig) -> bool {
-    addr.is_within(node.pod_net, node.pod_mask) || addr.is_within(node.service_net, node.service_mask) || addr == GATEWAY
+    addr.is_within(node.pod_net, node.pod_mask)
+        || addr.is_within(node.service_net, node.service_mask)
+        || addr == GATEWAY
 }
 
 /// What the host itself sends to the network: only replies of its own endpoints need translating back.
 #[classifier]
 fn amphi_from_stack(ctx: TcContext) -> i32 {
-    let Some(packet) = Packet::parse(&ctx) else { return TC_ACT_UNSPEC };
-    let mut to = packet.tuple;
-    let known = match packet.layer4 {
-        Layer4::IcmpError => icmp::translate(&ctx, &packet, &mut to),
-        _ => find(&packet, &mut to),
-    };
-    if known == Known::NotOurs {
+    if is_marked(&ctx) {
+        // It went through a program of ours, which sent it here.
         return TC_ACT_UNSPEC;
     }
-    if known == Known::Mangled {
-        return drop(Counter::DropMangle);
+    let Some(packet) = Packet::parse(&ctx) else { return TC_ACT_UNSPEC };
+    let Some(node) = node() else { return TC_ACT_UNSPEC };
+    let (mut to, mut place) = (packet.tuple, Place::NOBODY);
+    match packet.layer4 {
+        Layer4::IcmpError => match icmp::translate(&ctx, &packet, &mut to) {
+            Known::NotOurs => return TC_ACT_UNSPEC,
+            Known::Mangled => return drop(Counter::DropMangle),
+            Known::Translated => {}
+        },
+        _ if flow::find_reply(&packet, &mut to, &mut place, node) == Seen::Unknown => return TC_ACT_UNSPEC,
+        _ => {}
     }
     match rewrite(&ctx, &packet, &to, Hop::NONE) {
         Ok(()) => TC_ACT_UNSPEC,
@@ -98,75 +130,89 @@ fn drop(reason: Counter) -> i32 {
 #[inline(always)]
 fn handle(ctx: &TcContext, packet: &Packet, from: From) -> i32 {
     let Some(node) = node() else { return TC_ACT_UNSPEC };
-    match decide(ctx, packet, from, node) {
-        Verdict::Next => TC_ACT_UNSPEC,
-        Verdict::Send(to, exit) => match send(ctx, packet, &to, exit, from, node) {
+    let mut to = packet.tuple;
+    let verdict = decide(ctx, packet, &mut to, from, node);
+    match verdict.act {
+        Act::Next => TC_ACT_UNSPEC,
+        Act::Send => match send(ctx, packet, &to, Exit::from_word(verdict.value), from, node) {
             Ok(action) => action,
             Err(_) => drop(Counter::DropMangle),
         },
-        Verdict::Reject(code) => reject(ctx, packet, from, code),
-        Verdict::Drop(reason) => drop(reason),
-    }
-}
-
-#[inline(always)]
-fn decide(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig) -> Verdict {
-    let mut to = packet.tuple;
-    let known = match packet.layer4 {
-        Layer4::Unknown => Known::NotOurs,
-        // An error about a flow goes where the flow's replies go; others are ordinary packets.
-        Layer4::IcmpError => icmp::translate(ctx, packet, &mut to),
-        _ => find(packet, &mut to),
-    };
-    match known {
-        Known::Translated => exit(packet, to, place_of(to.dst, node), from),
-        Known::Mangled => Verdict::Drop(Counter::DropMangle),
-        Known::NotOurs => begin(ctx, packet, from, node),
-    }
-}
-
-#[inline(always)]
-fn find(packet: &Packet, to: &mut Tuple) -> Known {
-    match flow::find(packet) {
-        Some(known) => {
-            *to = known;
-            Known::Translated
+        Act::Reject => reject(ctx, packet, from, verdict.value as u8),
+        Act::Drop => {
+            count_number(verdict.value);
+            TC_ACT_SHOT
         }
-        None => Known::NotOurs,
     }
+}
+
+#[inline(always)]
+fn decide(ctx: &TcContext, packet: &Packet, to: &mut Tuple, from: From, node: &NodeConfig) -> Verdict {
+    let mut place = Place::NOBODY;
+    match packet.layer4 {
+        Layer4::Unknown => return begin(ctx, packet, to, from, node),
+        // An error about a flow goes where the flow's replies go; others are ordinary packets.
+        Layer4::IcmpError => match icmp::translate(ctx, packet, to) {
+            Known::Translated => place = place_of(to.dst, node),
+            Known::Mangled => return Verdict::drop(Counter::DropMangle),
+            Known::NotOurs => return begin(ctx, packet, to, from, node),
+        },
+        _ if flow::find(packet, to, &mut place, node) == Seen::Unknown => {
+            *to = packet.tuple;
+            return begin(ctx, packet, to, from, node);
+        }
+        _ => {}
+    }
+    exit(packet, to, place, from)
 }
 
 /// A packet of no known flow: to a service, or straight to where its address says. A pod's address is never a service's.
 #[inline(always)]
-fn begin(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig) -> Verdict {
+fn begin(ctx: &TcContext, packet: &Packet, to: &mut Tuple, from: From, node: &NodeConfig) -> Verdict {
     let tuple = &packet.tuple;
     if let Some(pod) = local_pod(tuple.dst) {
-        return Verdict::Send(*tuple, Exit::Pod(pod));
+        if from == From::Uplink && is_of_flows(packet) && !is_of_cluster(tuple.src, node) {
+            flow::note_direct(tuple);
+        }
+        return Verdict::send(Exit::pod(pod.ifindex));
     }
     let scope = if from == From::Uplink { Scope::External } else { Scope::Internal };
     let transport = matches!(packet.layer4, Layer4::Tcp | Layer4::Udp);
-    if transport && let Some(service) = find_service(tuple.dst, tuple.dport, tuple.protocol, scope, false) {
-        return match choose(service, tuple.src) {
-            Choice::Endpoint(backend) => to_endpoint(ctx, packet, backend, service.slot, from, node),
+    let service = |ip| find_service(ip, tuple.dport, tuple.protocol, scope, Caller::Elsewhere);
+    if transport && let Some(service) = service(Ip::v4(tuple.dst)) {
+        return match choose(service, Ip::v4(tuple.src)) {
+            Choice::Endpoint(endpoint) => to_endpoint(ctx, packet, to, &endpoint, service.slot, from),
             Choice::Refuse => refuse(packet, from, node),
-            Choice::Drop => Verdict::Drop(Counter::DropPolicy),
+            Choice::Drop => Verdict::drop(Counter::DropPolicy),
         };
     }
     if tuple.dst.is_within(node.service_net, node.service_mask) {
         return match from {
-            From::Uplink => Verdict::Drop(Counter::DropClusterIpOutside),
-            From::Pod | From::Host => Verdict::Reject(PORT_UNREACHABLE),
+            From::Uplink => Verdict::drop(Counter::DropClusterIpOutside),
+            From::Pod | From::Host => Verdict::reject(PORT_UNREACHABLE),
         };
     }
-    untranslated(ctx, packet, from, node)
+    untranslated(ctx, packet, to, from, node)
+}
+
+/// Whether answers to the packet can be told from what a pod begins itself.
+#[inline(always)]
+fn is_of_flows(packet: &Packet) -> bool {
+    matches!(packet.layer4, Layer4::Tcp | Layer4::Udp | Layer4::EchoRequest)
+}
+
+/// Whether pods answer an address under their own without more ado.
+#[inline(always)]
+fn is_of_cluster(addr: Ip4, node: &NodeConfig) -> bool {
+    !matches!(place_beyond(addr, node), Place::OUTSIDE)
 }
 
 /// On a node's own address the host refuses for itself: nothing may listen on a NodePort.
 #[inline(always)]
 fn refuse(packet: &Packet, from: From, node: &NodeConfig) -> Verdict {
     match place_beyond(packet.tuple.dst, node) {
-        Place::ThisNode if from != From::Host => Verdict::Next,
-        _ => Verdict::Reject(PORT_UNREACHABLE),
+        Place::THIS_NODE if from != From::Host => Verdict::NEXT,
+        _ => Verdict::reject(PORT_UNREACHABLE),
     }
 }
 
@@ -174,25 +220,32 @@ fn refuse(packet: &Packet, from: From, node: &NodeConfig) -> Verdict {
 fn to_endpoint(
     ctx: &TcContext,
     packet: &Packet,
-    backend: Backend,
+    to: &mut Tuple,
+    endpoint: &Endpoint,
     slot: Slot,
     from: From,
-    node: &NodeConfig,
 ) -> Verdict {
+    let Some(node) = node() else { return Verdict::NEXT };
     if !packet.is_opening() {
         // The middle of a connection that nobody remembers: the client shall know at once.
-        return if flows_are_carried() { Verdict::Drop(Counter::DropCarried) } else { Verdict::Reject(PORT_UNREACHABLE) };
+        return if flows_are_carried() {
+            Verdict::drop(Counter::DropCarried)
+        } else {
+            Verdict::reject(PORT_UNREACHABLE)
+        };
     }
     if flow::share_is_spent(packet.tuple.src) {
-        return Verdict::Drop(Counter::DropFlowShare);
+        return Verdict::drop(Counter::DropFlowShare);
     }
-    let place = place_of(backend.addr, node);
-    let source = source_for(packet, backend.addr, place, slot, from);
-    let mut to = Tuple { dst: backend.addr, dport: backend.port, ..packet.tuple };
-    if !flow::begin(ctx, &packet.tuple, &mut to, source) {
-        return Verdict::Drop(Counter::DropSnatExhausted);
+    let Some(addr) = endpoint.ip.to_v4() else { return Verdict::drop(Counter::Unanswerable) };
+    let place = place_of(addr, node);
+    let source = source_for(packet, addr, place, slot, from);
+    (to.dst, to.dport) = (addr, endpoint.port);
+    match flow::begin(ctx, &packet.tuple, to, source, endpoint.member) {
+        Begun::Yes => count(Counter::ServiceFlow),
+        Begun::NoPort => return Verdict::drop(Counter::DropSnatExhausted),
+        Begun::Full => return Verdict::drop(Counter::FlowsFull),
     }
-    count(Counter::ServiceFlow);
     exit(packet, to, place, from)
 }
 
@@ -200,12 +253,12 @@ fn to_endpoint(
 #[inline(always)]
 fn source_for(packet: &Packet, backend: Ip4, place: Place, slot: Slot, from: From) -> Source {
     match (from, place) {
-        (From::Pod, Place::Outside) => Source::Node,
+        (From::Pod, Place::OUTSIDE) => Source::Node,
         (From::Pod, _) if backend == packet.tuple.src => Source::Gateway,
-        (From::Pod | From::Host, Place::ThisNode) => Source::Gateway,
+        (From::Pod | From::Host, Place::THIS_NODE) => Source::Gateway,
         (From::Pod | From::Host, _) if packet.tuple.protocol == UDP => Source::OtherPort,
         (From::Pod | From::Host, _) => Source::Keep,
-        (From::Uplink, Place::ThisNode) => Source::Keep,
+        (From::Uplink, Place::THIS_NODE) => Source::Keep,
         (From::Uplink, _) if slot.has(Slot::KEEP_SOURCE) => Source::Keep,
         (From::Uplink, _) => Source::Node,
     }
@@ -213,15 +266,21 @@ fn source_for(packet: &Packet, backend: Ip4, place: Place, slot: Slot, from: Fro
 
 /// Sends a translated packet on. Its addresses are those of `to`; `packet` says how it came.
 #[inline(always)]
-fn exit(packet: &Packet, to: Tuple, place: Place, from: From) -> Verdict {
+fn exit(packet: &Packet, to: &Tuple, place: Place, from: From) -> Verdict {
     match place {
-        Place::LocalPod(pod) => Verdict::Send(to, Exit::Pod(pod)),
-        Place::ThisNode if from == From::Host || to.src != packet.tuple.src => Verdict::Send(to, Exit::HostAsService),
-        Place::ThisNode => Verdict::Send(to, Exit::Stack),
+        Place::THIS_NODE if from == From::Host || to.src != packet.tuple.src => Verdict::send(Exit::HOST_AS_SERVICE),
+        Place::THIS_NODE => Verdict::send(Exit::STACK),
         // The client knows the address it used, not the endpoint that is gone.
-        Place::Nobody => Verdict::Reject(HOST_UNREACHABLE),
-        Place::Cluster | Place::Outside => Verdict::Send(to, Exit::Uplink),
+        Place::NOBODY => Verdict::reject(nobody(packet)),
+        Place::CLUSTER | Place::OUTSIDE => Verdict::send(Exit::UPLINK),
+        pod => Verdict::send(Exit::to(pod)),
     }
+}
+
+/// Whose address nobody has: of the two answers a connected UDP socket hears only the one.
+#[inline(always)]
+fn nobody(packet: &Packet) -> u8 {
+    if packet.layer4 == Layer4::Udp { PORT_UNREACHABLE } else { HOST_UNREACHABLE }
 }
 
 /// A packet of a connection that was opened before.
@@ -232,40 +291,45 @@ fn is_middle(packet: &Packet) -> bool {
 
 /// A packet whose addresses stay, unless it leaves the cluster. Its destination is no local pod.
 #[inline(always)]
-fn untranslated(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig) -> Verdict {
+fn untranslated(ctx: &TcContext, packet: &Packet, to: &mut Tuple, from: From, node: &NodeConfig) -> Verdict {
     match place_beyond(packet.tuple.dst, node) {
-        Place::Nobody => Verdict::Reject(HOST_UNREACHABLE),
+        Place::NOBODY => Verdict::reject(nobody(packet)),
         // An answer to who hides behind the node's address: the host knows nothing of him.
-        Place::ThisNode if from == From::Pod && is_middle(packet) && flows_are_carried() => {
-            Verdict::Drop(Counter::DropCarried)
+        Place::THIS_NODE if from == From::Pod && is_middle(packet) && flows_are_carried() => {
+            Verdict::drop(Counter::DropCarried)
         }
-        Place::Cluster if from == From::Pod => Verdict::Send(packet.tuple, Exit::Uplink),
-        Place::Outside if from == From::Pod => leave(ctx, packet, node),
-        _ => Verdict::Next,
+        Place::CLUSTER if from == From::Pod => Verdict::send(Exit::UPLINK),
+        Place::OUTSIDE if from == From::Pod => leave(ctx, packet, to, node),
+        _ => Verdict::NEXT,
     }
 }
 
 /// Out of the cluster, behind the node's address. Destinations on other devices of this node are left to its routes.
 #[inline(always)]
-fn leave(ctx: &TcContext, packet: &Packet, node: &NodeConfig) -> Verdict {
+fn leave(ctx: &TcContext, packet: &Packet, to: &mut Tuple, node: &NodeConfig) -> Verdict {
     let tuple = &packet.tuple;
     match route(ctx, tuple) {
         Way::Device(device) if device == node.uplink => {}
-        Way::Device(_) | Way::Stack => return Verdict::Next,
-        Way::Nowhere => return Verdict::Reject(HOST_UNREACHABLE),
+        Way::Device(_) | Way::Stack => return Verdict::NEXT,
+        Way::Nowhere => return Verdict::reject(HOST_UNREACHABLE),
+    }
+    // An answer to somebody who knows the pod's own address.
+    let (mut same, mut place) = (*tuple, Place::OUTSIDE);
+    if flow::reply(packet, &tuple.reversed(), &mut same, &mut place, node) == Seen::Known {
+        return Verdict::send(Exit::UPLINK);
     }
     match packet.layer4 {
-        Layer4::Unknown => return Verdict::Drop(Counter::DropFragment),
-        Layer4::Tcp if !packet.is_opening() && flows_are_carried() => return Verdict::Drop(Counter::DropCarried),
-        // An answer to somebody who knows the pod's own address.
-        Layer4::Tcp if !packet.is_opening() => return Verdict::Send(*tuple, Exit::Uplink),
-        _ if flow::share_is_spent(tuple.src) => return Verdict::Drop(Counter::DropFlowShare),
+        Layer4::Unknown => return Verdict::drop(Counter::DropFragment),
+        Layer4::Tcp if !packet.is_opening() && flows_are_carried() => return Verdict::drop(Counter::DropCarried),
+        // Of a connection that nobody remembers: its far end knows the node's address, not the pod's.
+        Layer4::Tcp if !packet.is_opening() => return Verdict::reject(PORT_UNREACHABLE),
+        _ if flow::share_is_spent(tuple.src) => return Verdict::drop(Counter::DropFlowShare),
         _ => {}
     }
-    let mut to = *tuple;
-    if !flow::begin(ctx, tuple, &mut to, Source::Node) {
-        return Verdict::Drop(Counter::DropSnatExhausted);
+    match flow::begin(ctx, tuple, to, Source::Node, Member::NONE.bits()) {
+        Begun::Yes => count(Counter::MasqueradedFlow),
+        Begun::NoPort => return Verdict::drop(Counter::DropSnatExhausted),
+        Begun::Full => return Verdict::drop(Counter::FlowsFull),
     }
-    count(Counter::MasqueradedFlow);
-    Verdict::Send(to, Exit::Uplink)
+    Verdict::send(Exit::UPLINK)
 }

@@ -7,9 +7,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use proxy_common::{Backend, Flow, Ip4, NodeConfig, PodLink, Port, Scope, Slot, TCP, Tuple};
+use proxy_common::{Flow, Ip4, Member, NodeConfig, PodLink, Port, Scope, Slot, TCP, Tuple};
 
-use crate::desired::{Contents, EndpointSet, Entry, Frontend};
+use crate::desired::{Contents, EndpointSet, Entry, Frontend, Target};
 use crate::object::{self, PacketHook, Pins};
 use crate::proxy::{LIMITS, Maps, Result, written};
 use crate::sys::{self, Put};
@@ -85,7 +85,7 @@ fn cost(what: &'static str, program: &OwnedFd, make: impl Fn(u16) -> Vec<u8>) ->
 }
 
 fn tuple(src: Ip4, sport: u16, dst: Ip4, dport: u16) -> Tuple {
-    Tuple { src, dst, sport: Port::new(sport), dport: Port::new(dport), protocol: TCP, pad: [0; 3] }
+    Tuple { src, dst, sport: Port::new(sport), dport: Port::new(dport), protocol: TCP, pad: 0, rest: 0 }
 }
 
 /// Two flows, each of whose packets become the other's: everything that can change changes.
@@ -111,6 +111,8 @@ fn fill(maps: &Maps) -> Result<()> {
         service_mask: Ip4::new([255, 240, 0, 0]),
         snat_first: 50_000,
         snat_count: 15_000,
+        epoch: 1,
+        ..NodeConfig::default()
     };
     maps.node.put(&0, &node, Put::Any).map_err(written("NODE"))?;
     for ip in PODS {
@@ -118,7 +120,8 @@ fn fill(maps: &Maps) -> Result<()> {
     }
     let [a, b] = flow_ring();
     for (key, to) in [(a, b), (b, a)] {
-        let flow = Flow { to, flags: Flow::CONFIRMED, seen: sys::monotonic_nanoseconds() };
+        let (seen, tag) = (sys::monotonic_nanoseconds(), Flow::tag_of(&key, &to));
+        let flow = Flow { to, seen, tag, member: Member::NONE.bits(), replied: 1, assured: 1, ..Flow::default() };
         maps.flows.put(&key, &flow, Put::Any).map_err(written("FLOWS"))?;
     }
     let mut table = Table::new(LIMITS);
@@ -131,7 +134,7 @@ fn fill(maps: &Maps) -> Result<()> {
 
 fn ring_entry(kept: bool, index: u8) -> Entry {
     let addr = service(kept, index).octets().into();
-    let next = Backend::new(service(kept, index.wrapping_add(1)), Port::new(80)).bits();
+    let next = Target { ip: service(kept, index.wrapping_add(1)).octets().into(), port: 80 };
     let flags = if kept { Slot::KEEP_SOURCE } else { 0 };
     let frontends = vec![Frontend { addr, port: 80, protocol: TCP, scope: Scope::External }];
     Entry { port: 80, protocol: TCP, frontends, set: EndpointSet { backends: vec![next], flags, affinity_seconds: 0 } }

@@ -38,6 +38,7 @@ macro_rules! plain {
 
 plain!(u32, u64, proxy_common::FrontendKey, proxy_common::AffinityKey, proxy_common::AffinityValue);
 plain!(proxy_common::NodeConfig, proxy_common::Tuple, proxy_common::Flow, proxy_common::FragmentKey);
+plain!(proxy_common::SnatPort);
 
 #[repr(C)]
 struct ElementAttr {
@@ -122,13 +123,14 @@ impl<K: Plain, V: Plain> Map<K, V> {
         unsafe { bpf(MAP_UPDATE, &mut attr) }.map(drop)
     }
 
-    /// Removing what is not there is no error.
-    pub fn remove(&self, key: &K) -> io::Result<()> {
+    /// Removing what is not there is no error; whether it was.
+    pub fn remove(&self, key: &K) -> io::Result<bool> {
         let mut attr = self.attr(address(key), 0, 0);
         // SAFETY: as for `get`.
         match unsafe { bpf(MAP_DELETE, &mut attr) } {
-            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
-            _ => Ok(()),
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -159,7 +161,7 @@ impl<V: Plain> Map<u32, V> {
     }
 }
 
-/// The values of a mmapable array, written by plain atomic stores that programs see at once and whole.
+/// The values of a mmapable array as words, written by plain atomic stores that programs see at once and whole.
 #[derive(Debug)]
 pub struct SharedArray {
     values: NonNull<std::sync::atomic::AtomicU64>,
@@ -172,6 +174,7 @@ unsafe impl Send for SharedArray {}
 unsafe impl Sync for SharedArray {}
 
 impl SharedArray {
+    /// `length` is in words.
     pub fn open(path: &Path, length: usize) -> io::Result<Self> {
         let fd = object_get(path)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;

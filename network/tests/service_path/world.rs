@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use network::{Config, Network};
+use network::{Config, Network, PortRange};
 use proxy_userspace::desired::{HostPort, LocalServer, NodeFacts, desired, desired_host_ports};
 use proxy_userspace::layout::{CURRENT, Layout};
 use proxy_userspace::{Proxy, SocketHooks};
@@ -70,7 +70,7 @@ impl World {
         let (node, client) = (Namespace::new(), Namespace::new());
         join(&node, &client);
         let runtime = Arc::new(tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
-        let (proxy, network) = start(&node, &runtime, folder.path(), hooks, CURRENT);
+        let (proxy, network) = start(&node, &runtime, folder.path(), hooks, CURRENT, Config::DEFAULT_SNAT_PORTS);
         let mut world = Self { node, client, pods: Vec::new(), proxy, network: Some(network), runtime, folder };
         for (index, ip) in PODS.iter().enumerate() {
             let pod = Namespace::new();
@@ -88,8 +88,17 @@ impl World {
 
     /// The same by another version.
     pub fn restart_in_layouts(&mut self, hooks: SocketHooks, layouts: &'static [Layout]) {
+        self.restart_as(hooks, layouts, Config::DEFAULT_SNAT_PORTS);
+    }
+
+    /// With another range of ports for translated sources.
+    pub fn restart_with_ports(&mut self, hooks: SocketHooks, first: u16, last: u16) {
+        self.restart_as(hooks, CURRENT, PortRange { first, last });
+    }
+
+    fn restart_as(&mut self, hooks: SocketHooks, layouts: &'static [Layout], ports: PortRange) {
         self.network = None;
-        let (proxy, network) = start(&self.node, &self.runtime, self.folder.path(), hooks, layouts);
+        let (proxy, network) = start(&self.node, &self.runtime, self.folder.path(), hooks, layouts, ports);
         (self.proxy, self.network) = (proxy, Some(network));
     }
 
@@ -189,6 +198,7 @@ fn start(
     folder: &Path,
     hooks: SocketHooks,
     layouts: &'static [Layout],
+    ports: PortRange,
 ) -> (Arc<Proxy>, Arc<Network>) {
     let (folder, runtime) = (folder.to_owned(), Arc::clone(runtime));
     node.run(move || {
@@ -199,20 +209,20 @@ fn start(
         };
         let proxy = Arc::new(Proxy::start_in_layouts(&config, layouts).unwrap_or_else(|error| panic!("{error:?}")));
         let network = runtime
-            .block_on(Network::start(&self::config(&folder), Arc::clone(&proxy)))
+            .block_on(Network::start(&self::config(&folder, ports), Arc::clone(&proxy)))
             .unwrap_or_else(|error| panic!("{error:?}"));
         (proxy, Arc::new(network))
     })
 }
 
-fn config(folder: &Path) -> Config {
+fn config(folder: &Path, snat_ports: PortRange) -> Config {
     Config {
         node_ip: NODE.parse().unwrap(),
         pod_cidr: "10.244.0.0/24".parse().unwrap(),
         cluster_cidr: "10.244.0.0/16".parse().unwrap(),
         service_cidr: "10.96.0.0/12".parse().unwrap(),
         node_ports: network::PortRange { first: 30_000, last: 32_767 },
-        snat_ports: Config::DEFAULT_SNAT_PORTS,
+        snat_ports,
         state_file: folder.join("state"),
     }
 }
@@ -241,6 +251,7 @@ fn join(node: &Namespace, client: &Namespace) {
 pub struct Service {
     name: &'static str,
     spec: Value,
+    status: Value,
     protocol: &'static str,
     endpoints: Vec<(String, u16)>,
 }
@@ -253,7 +264,7 @@ impl Service {
             spec["ports"][0]["nodePort"] = port.clone();
         }
         spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-        Self { name, spec, protocol, endpoints: Vec::new() }
+        Self { name, spec, status: json!({}), protocol, endpoints: Vec::new() }
     }
 
     pub fn to(mut self, endpoints: &[(&str, u16)]) -> Self {
@@ -261,8 +272,14 @@ impl Service {
         self
     }
 
+    /// It has an address of a load balancer.
+    pub fn balanced(mut self, ip: &str) -> Self {
+        self.status = json!({"loadBalancer": {"ingress": [{"ip": ip}]}});
+        self
+    }
+
     fn object(&self) -> Value {
-        json!({"metadata": {"namespace": "default", "name": self.name}, "spec": self.spec})
+        json!({"metadata": {"namespace": "default", "name": self.name}, "spec": self.spec, "status": self.status})
     }
 
     fn slice(&self) -> Value {

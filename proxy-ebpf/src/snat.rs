@@ -1,0 +1,231 @@
+//! The ports that connections show in place of their own: who has which, and how one is had from a flood of openings.
+//!
+//! A port has a way for every kind of far end, and serves one connection in each: so an answer's port and sender lead to exactly one
+//! place, and taking it is one operation. Whoever has taken a flow out of `FLOWS` gives its place back, so no place is given back twice.
+
+use core::ffi::c_void;
+use core::ptr::{read_volatile, write_volatile};
+
+use aya_ebpf::bindings::{
+    __sk_buff, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
+use proxy_common::*;
+
+use crate::atomic::swap;
+use crate::maps::{FLOWS, SNAT, local_pod};
+
+const CURRENT_NETNS: u64 = u64::MAX;
+/// Spreads addresses that differ in few bits: 2³² divided by the golden ratio.
+const SPREAD: u32 = 0x9e37_79b9;
+/// Draws of a port before the range counts as exhausted.
+const ATTEMPTS: u32 = 16;
+const WAYS: u32 = SNAT_WAYS as u32;
+
+/// The range's number of a port, if it is one of the range.
+#[inline(always)]
+fn number(port: Port, node: &NodeConfig) -> Option<u32> {
+    let number = port.get().wrapping_sub(node.snat_first);
+    (number < node.snat_count).then_some(number as u32)
+}
+
+/// Finds the key of the connection that an answer belongs to.
+#[inline(always)]
+pub fn asking(answer: &Tuple, asking: &mut Tuple, node: &NodeConfig) -> bool {
+    let Some(entry) = number(answer.dport, node).and_then(|number| SNAT.get_ptr(number)) else { return false };
+    let remote = answer.reversed().remote();
+    let way = SnatPort::way(remote);
+    if user(entry, way) != remote {
+        return false;
+    }
+    // One that is just being replaced leads to a flow that does not fit the answer.
+    *asking = key(entry, way);
+    true
+}
+
+/// The search for a source port. A loop of the kernel's: the verifier walks its body once.
+struct Search {
+    skb: *mut __sk_buff,
+    from: Tuple,
+    to: Tuple,
+    first: u16,
+    count: u16,
+    /// Replies come to the node's own address, where its programs may listen.
+    behind_node: bool,
+    probe_all: bool,
+    /// The place found.
+    place: u32,
+    /// The place of the oldest connection met that is not assured, and how old.
+    victim: u32,
+    seen: u64,
+}
+
+/// Finds a port for packets that become `to`, whose source port it sets. Gives the place, or 0.
+#[inline(always)]
+pub fn find_port(skb: *mut __sk_buff, from: &Tuple, to: &mut Tuple, behind_node: bool, node: &NodeConfig) -> u32 {
+    let mut search = Search {
+        skb,
+        from: *from,
+        to: *to,
+        first: node.snat_first,
+        count: if node.snat_count < 2 { 2 } else { node.snat_count },
+        behind_node,
+        probe_all: node.probe_ports != 0,
+        place: 0,
+        victim: 0,
+        seen: 0,
+    };
+    // SAFETY: the callback takes what it is given here, which outlives the call.
+    unsafe { bpf_loop(ATTEMPTS, try_port as *mut c_void, (&raw mut search).cast(), 0) };
+    if search.place == 0 && search.victim != 0 {
+        search.place = take_over(search.victim, &search.to, &search.from);
+    }
+    let (number, _) = SnatPort::parts(search.place);
+    to.sport = Port::new(search.first.wrapping_add(number as u16));
+    search.place
+}
+
+/// One draw; 1 ends the search.
+unsafe extern "C" fn try_port(_index: u32, search: *mut Search) -> i64 {
+    // SAFETY: `find_port` passes its own.
+    let search = unsafe { &mut *search };
+    let number = draw(search.from.src, search.count);
+    let Some(entry) = SNAT.get_ptr_mut(number) else { return 0 };
+    search.to.sport = Port::new(search.first.wrapping_add(number as u16));
+    // SAFETY: a map element.
+    let bound = search.probe_all || unsafe { read_volatile(&raw const (*entry).bound) } != 0;
+    if search.behind_node && bound && taken_by_host(search.skb, &search.to) {
+        return 0;
+    }
+    let remote = search.to.remote();
+    let way = SnatPort::way(remote) & (WAYS - 1);
+    // SAFETY: within a map element.
+    if unsafe { swap(&raw mut (*entry).remotes[way as usize], 0, remote) } {
+        set_key(entry, way, &search.from);
+        search.place = SnatPort::place(number, way);
+        return 1;
+    }
+    consider(search, entry, number, way);
+    0
+}
+
+#[inline(always)]
+fn user(entry: *const SnatPort, way: u32) -> u64 {
+    // SAFETY: within a map element.
+    unsafe { read_volatile(&raw const (*entry).remotes[(way & (WAYS - 1)) as usize]) }
+}
+
+#[inline(always)]
+fn key(entry: *const SnatPort, way: u32) -> Tuple {
+    let key = (way & (WAYS - 1)) as usize;
+    // SAFETY: within a map element.
+    Tuple::from_words(unsafe {
+        [read_volatile(&raw const (*entry).keys[key][0]), read_volatile(&raw const (*entry).keys[key][1])]
+    })
+}
+
+#[inline(always)]
+fn set_key(entry: *mut SnatPort, way: u32, flow: &Tuple) {
+    let key = (way & (WAYS - 1)) as usize;
+    let [first, second] = flow.words();
+    // SAFETY: within a map element.
+    unsafe {
+        write_volatile(&raw mut (*entry).keys[key][0], first);
+        write_volatile(&raw mut (*entry).keys[key][1], second);
+    }
+}
+
+/// Notes the user of a port if it is the oldest so far of those that are not assured.
+#[inline(always)]
+fn consider(search: &mut Search, entry: *const SnatPort, number: u32, way: u32) {
+    let Some(flow) = FLOWS.get_ptr(key(entry, way)) else { return };
+    // SAFETY: a map element; one that was recycled is looked at again before it goes.
+    let (assured, seen) = unsafe { ((*flow).assured, (*flow).seen) };
+    if assured == 0 && (search.victim == 0 || seen < search.seen) {
+        (search.victim, search.seen) = (SnatPort::place(number, way), seen);
+    }
+}
+
+/// Ends the connection that has a place, unless it got assured meanwhile; the place then is `from`'s, whose packets become `to`: gives it, or 0.
+#[inline(never)]
+fn take_over(place: u32, to: &Tuple, from: &Tuple) -> u32 {
+    let (number, way) = SnatPort::parts(place);
+    let Some(entry) = SNAT.get_ptr_mut(number) else { return 0 };
+    let key = key(entry, way);
+    let Some(flow) = FLOWS.get_ptr(key) else { return 0 };
+    // SAFETY: a map element.
+    let (assured, its) = unsafe { ((*flow).assured, (*flow).snat) };
+    if assured != 0 || its != place || FLOWS.remove(key).is_err() {
+        return 0;
+    }
+    // The flow that had the place is gone, and by our hand.
+    set_key(entry, way, from);
+    // SAFETY: within a map element.
+    unsafe { write_volatile(&raw mut (*entry).remotes[(way & (WAYS - 1)) as usize], to.remote()) };
+    place
+}
+
+/// Gives the place of a flow back that is gone.
+#[inline(always)]
+pub fn release(place: u32) {
+    if place == 0 {
+        return;
+    }
+    let (number, way) = SnatPort::parts(place);
+    if let Some(entry) = SNAT.get_ptr_mut(number) {
+        // SAFETY: within a map element.
+        unsafe { write_volatile(&raw mut (*entry).remotes[(way & (WAYS - 1)) as usize], 0) };
+    }
+}
+
+/// Notes that a program of the node binds a port: from now on it is looked up before it is used.
+#[inline(always)]
+pub fn note_bound(port: Port, node: &NodeConfig) {
+    if let Some(entry) = number(port, node).and_then(|number| SNAT.get_ptr_mut(number)) {
+        // SAFETY: within a map element.
+        unsafe { write_volatile(&raw mut (*entry).bound, 1) };
+    }
+}
+
+/// A port of the range; for a pod, of its half of it. Halves begin at a place that the pod's address gives, so that one pod that
+/// takes all it can towards a server leaves some to every other.
+#[inline(always)]
+fn draw(client: Ip4, count: u16) -> u32 {
+    // SAFETY: the helper has no preconditions.
+    let random = unsafe { bpf_get_prandom_u32() };
+    let count = count as u32;
+    let place = match local_pod(client) {
+        Some(_) => (client.0.wrapping_mul(SPREAD) >> 16) + random % (count / 2),
+        None => random,
+    };
+    place % count
+}
+
+/// Whether a socket of the host itself would get the replies.
+#[inline(always)]
+fn taken_by_host(skb: *mut __sk_buff, to: &Tuple) -> bool {
+    let mut tuple = bpf_sock_tuple {
+        __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 {
+            ipv4: bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+                saddr: to.dst.0,
+                daddr: to.src.0,
+                sport: to.dport.0,
+                dport: to.sport.0,
+            },
+        },
+    };
+    let size = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>() as u32;
+    // SAFETY: the tuple is of the stated size; a socket found is released before the end.
+    unsafe {
+        let socket = match to.protocol {
+            TCP => bpf_skc_lookup_tcp(skb.cast(), &mut tuple, size, CURRENT_NETNS, 0),
+            UDP => bpf_sk_lookup_udp(skb.cast(), &mut tuple, size, CURRENT_NETNS, 0),
+            _ => core::ptr::null_mut(),
+        };
+        if socket.is_null() {
+            return false;
+        }
+        bpf_sk_release(socket.cast());
+        true
+    }
+}

@@ -1,0 +1,135 @@
+//! Ends what has ended: flows past their deadline, places among shared ports that nobody has, endpoints that nobody is sent to.
+//!
+//! Programs begin and use flows meanwhile. What looks ended in a snapshot is read again right before it is removed, and whoever has
+//! removed a flow gives its port back.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
+
+use proxy_common::*;
+
+use super::maps::{Maps, SNAT_WORDS};
+use super::{Result, written};
+use crate::flows;
+use crate::migrate::Migration;
+use crate::sys::{self, Put};
+
+/// Places that no flow had at the last sweep, with their user: a flow that was just beginning has its place by the next.
+pub(super) type Suspects = HashMap<u32, u64>;
+
+impl Maps {
+    pub fn sweep(&self, suspects: &mut Suspects) -> Result<()> {
+        let now = sys::monotonic_nanoseconds();
+        let flows = self.flows.entries().map_err(written("FLOWS"))?;
+        for (key, flow) in &flows {
+            if flow.has_expired(key.protocol, now) {
+                self.end_if_expired(key, now)?;
+            }
+        }
+        self.sweep_exposed(&flows, now)?;
+        *suspects = self.sweep_ports(&flows, suspects)?;
+        self.recount(&flows)
+    }
+
+    pub(super) fn end_if_expired(&self, key: &Tuple, now: u64) -> Result<()> {
+        let flow = self.flows.get(key).map_err(written("FLOWS"))?;
+        if let Some(flow) = flow.filter(|flow| flow.has_expired(key.protocol, now))
+            && self.flows.remove(key).map_err(written("FLOWS"))?
+            && flow.snat != 0
+        {
+            self.user(flow.snat).store(0, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Endpoints whose clients are gone may be exposed under another address.
+    fn sweep_exposed(&self, flows: &[(Tuple, Flow)], now: u64) -> Result<()> {
+        let used: BTreeSet<u64> = flows::exposed(flows).collect();
+        let is_old = |bits: u64| Exposed::epoch_of(now).wrapping_sub(Exposed::from_bits(bits).epoch) >= 2;
+        for (endpoint, bits) in self.exposed.entries().map_err(written("EXPOSED"))? {
+            if !used.contains(&endpoint)
+                && is_old(bits)
+                && self.exposed.get(&endpoint).map_err(written("EXPOSED"))?.is_some_and(is_old)
+            {
+                self.exposed.remove(&endpoint).map_err(written("EXPOSED"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Two processors that begin one flow at once, or a kill in between, may leave a place without a flow. Gives the suspects.
+    fn sweep_ports(&self, flows: &[(Tuple, Flow)], suspects: &Suspects) -> Result<Suspects> {
+        let had: BTreeSet<u32> = flows.iter().map(|(_, flow)| flow.snat).filter(|place| *place != 0).collect();
+        let mut left = Suspects::new();
+        for number in 0..MAX_SNAT_PORTS as u32 {
+            for way in 0..SNAT_WAYS as u32 {
+                let place = SnatPort::place(number, way);
+                let user = self.user(place).load(Ordering::Acquire);
+                if user == 0 || had.contains(&place) {
+                    continue;
+                }
+                if suspects.get(&place) != Some(&user) {
+                    left.insert(place, user);
+                } else if !self.is_had(place)? {
+                    // A program that took it over meanwhile has changed nothing here, but has a flow by now.
+                    let _ = self.user(place).compare_exchange(user, 0, Ordering::AcqRel, Ordering::Relaxed);
+                }
+            }
+        }
+        Ok(left)
+    }
+
+    /// Whether the flow whose key a place holds has that place.
+    fn is_had(&self, place: u32) -> Result<bool> {
+        let flow = self.flows.get(&self.key(place)).map_err(written("FLOWS"))?;
+        Ok(flow.is_some_and(|flow| flow.snat == place))
+    }
+
+    /// The word that says who has a place.
+    fn user(&self, place: u32) -> &std::sync::atomic::AtomicU64 {
+        let (number, way) = SnatPort::parts(place);
+        &self.snat.values()[number as usize * SNAT_WORDS + way as usize]
+    }
+
+    fn key_words(&self, place: u32) -> &[std::sync::atomic::AtomicU64] {
+        let (number, way) = SnatPort::parts(place);
+        &self.snat.values()[number as usize * SNAT_WORDS + SNAT_WAYS + 2 * way as usize..][..2]
+    }
+
+    fn key(&self, place: u32) -> Tuple {
+        let words = self.key_words(place);
+        Tuple::from_words([words[0].load(Ordering::Relaxed), words[1].load(Ordering::Relaxed)])
+    }
+
+    /// Flows of another layout bring their ports with them.
+    pub fn rebuild_ports(&self, migration: &Migration) -> Result<()> {
+        if !migration.has("FLOWS", None) && !migration.has("SNAT", None) {
+            return Ok(());
+        }
+        for (key, flow) in self.flows.entries().map_err(written("FLOWS"))? {
+            let (number, _) = SnatPort::parts(flow.snat);
+            if flow.snat == 0 || number as usize >= MAX_SNAT_PORTS {
+                continue;
+            }
+            if self.user(flow.snat).load(Ordering::Acquire) == 0 {
+                for (word, value) in self.key_words(flow.snat).iter().zip(key.words()) {
+                    word.store(value, Ordering::Relaxed);
+                }
+                let free =
+                    self.user(flow.snat).compare_exchange(0, flow.to.remote(), Ordering::AcqRel, Ordering::Relaxed);
+                if free.is_err() {
+                    tracing::debug!(place = flow.snat, "a new connection was faster than one of an earlier layout");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the programs how many flows each pod has: they only count up.
+    fn recount(&self, flows: &[(Tuple, Flow)]) -> Result<()> {
+        let pods = self.pods.entries().map_err(written("PODS"))?;
+        let shares: BTreeMap<u32, u64> = flows::shares(flows, pods.iter().map(|(address, _)| *address));
+        let mut rows = shares.iter();
+        rows.try_for_each(|(address, flows)| self.shares.put(address, flows, Put::Any)).map_err(written("SHARES"))
+    }
+}
