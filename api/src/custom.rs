@@ -4,6 +4,7 @@
 //! once, into a type like those of the table ([`crate::schema::structural`]) and the rules of its values ([`rules`]).
 
 mod check;
+pub(crate) mod embedded;
 mod extra;
 pub(crate) mod formats;
 mod path;

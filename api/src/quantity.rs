@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use serde_json::Value;
 use thiserror::Error;
 
 /// How an amount was written, which decides how it is written back.
@@ -49,6 +50,15 @@ impl Quantity {
         Ok(Quantity { nanos: if text.starts_with('-') { -nanos } else { nanos }, format })
     }
 
+    /// As an object has it: text, or a number. What is neither, or cannot be read, is none.
+    pub fn of(value: &Value) -> Option<Quantity> {
+        match value {
+            Value::String(text) => Quantity::parse(text).ok(),
+            Value::Number(number) => Quantity::parse(&number.to_string()).ok(),
+            _ => None,
+        }
+    }
+
     pub fn from_int(value: i64) -> Quantity {
         Quantity { nanos: i128::from(value) * NANO, format: Format::DecimalSi }
     }
@@ -65,6 +75,11 @@ impl Quantity {
     /// Thousandths, rounded up.
     pub fn milli_value(self) -> i64 {
         ceil(self.nanos, NANO / 1000)
+    }
+
+    /// How many of a unit it takes to have as much; none where the unit is nothing, or less.
+    pub fn in_units_of(self, unit: Quantity) -> Option<i64> {
+        (unit.nanos > 0).then(|| ceil(self.nanos, unit.nanos))
     }
 
     pub fn is_zero(self) -> bool {
@@ -239,9 +254,30 @@ fn ceil(nanos: i128, unit: i128) -> i64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use serde_json::json;
 
     fn canonical(text: &str) -> String {
         Quantity::parse(text).unwrap().to_string()
+    }
+
+    #[test]
+    fn objects_have_amounts_as_texts_and_as_numbers() {
+        let of = |value: Value| Quantity::of(&value).map(|amount| amount.milli_value());
+        for (value, milli) in [
+            (json!("1"), 1000),
+            (json!("100m"), 100),
+            (json!("0.5"), 500),
+            (json!("1Ki"), 1_024_000),
+            (json!("2E-1"), 200),
+            (json!("1n"), 1),
+            (json!(2), 2000),
+            (json!(1.5), 1500),
+        ] {
+            assert_eq!(of(value.clone()), Some(milli), "{value}");
+        }
+        assert_eq!((of(json!("x")), of(json!(null)), of(json!([]))), (None, None, None));
+        let units = |text: &str, unit: &str| Quantity::parse(text).unwrap().in_units_of(Quantity::parse(unit).unwrap());
+        assert_eq!((units("1500m", "1"), units("1Gi", "1Mi"), units("1", "0")), (Some(2), Some(1024), None));
     }
 
     #[test]

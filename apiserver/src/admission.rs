@@ -21,6 +21,7 @@ use crate::reader::Reader;
 use crate::request::{Context, DeleteOptions, Target, WriteOptions};
 
 mod certificates;
+mod claim_resize;
 mod default_class;
 mod default_toleration_seconds;
 mod limit_ranger;

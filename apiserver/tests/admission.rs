@@ -454,3 +454,109 @@ async fn certificates_take_a_permission_for_their_signer() {
     let approved = send(&mut ann, "PATCH", &format!("{requests}/r/approval"), approve).await;
     assert_eq!(approved.code, 200, "{}", approved.message());
 }
+
+#[tokio::test]
+async fn a_node_asks_for_its_own_certificates_and_tells_of_its_own_devices() {
+    let mut world = World::new().await;
+    let mut node = world.server.client("system:node:a", "system:nodes");
+    // A role that nodes do not have, so that what is refused is refused by admission.
+    let role = json!({"kind": "ClusterRoleBinding", "apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "wide"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:nodes"}]});
+    assert_eq!(world.admin("POST", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", role).await.code, 201);
+    let requests = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    let pem = |name: &str| {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:nodes");
+        params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap()
+    };
+    let encode = |text: &str| base64::Engine::encode(&base64::prelude::BASE64_STANDARD, text);
+    const SERVING: &str = "kubernetes.io/kubelet-serving";
+    const CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
+    let (own, other, nobody) = (pem("system:node:a"), pem("system:node:b"), pem("somebody"));
+    let refused = "can only create a CSR with CN=system:node:a";
+    for (name, signer, request, code, why) in [
+        ("own", CLIENT, &own, 201, ""),
+        ("own-serving", SERVING, &own, 201, ""),
+        ("other", CLIENT, &other, 403, refused),
+        ("other-serving", SERVING, &other, 403, refused),
+        ("nobody", CLIENT, &nobody, 201, ""),
+        ("elsewhere", "example.com/s", &other, 201, ""),
+    ] {
+        let body = json!({"kind": "CertificateSigningRequest", "apiVersion": "certificates.k8s.io/v1", "metadata": {"name": name},
+            "spec": {"request": encode(request), "signerName": signer, "usages": ["client auth"]}});
+        let answer = send(&mut node, "POST", requests, body).await;
+        let message = if code == 201 { "" } else { answer.message() };
+        let want = format!("certificatesigningrequests.certificates.k8s.io {name:?} is forbidden: {why}");
+        assert_eq!((answer.code, message), (code, if code == 201 { "" } else { &*want }), "{name}: {}", answer.body);
+    }
+    let slices = "/apis/resource.k8s.io/v1/resourceslices";
+    let slice = |name: &str, on: Value| {
+        let mut slice = json!({"kind": "ResourceSlice", "apiVersion": "resource.k8s.io/v1", "metadata": {"name": name},
+            "spec": {"driver": "d.example.com", "pool": {"name": "p", "resourceSliceCount": 1}}});
+        slice["spec"].as_object_mut().unwrap().extend(on.as_object().unwrap().clone());
+        slice
+    };
+    assert_eq!(world.admin("POST", slices, slice("theirs", json!({"nodeName": "b"}))).await.code, 201);
+    for (name, on, code) in [
+        ("mine", json!({"nodeName": "a"}), 201),
+        ("b", json!({"nodeName": "b"}), 403),
+        ("all", json!({"allNodes": true}), 403),
+    ] {
+        let answer = send(&mut node, "POST", slices, slice(name, on)).await;
+        assert_eq!(answer.code, code, "{name}: {}", answer.body);
+        if code == 403 {
+            let why = "can only create ResourceSlice with the same NodeName as the requesting node";
+            assert_eq!(answer.message(), format!("resourceslices.resource.k8s.io {name:?} is forbidden: {why}"));
+        }
+    }
+    let theirs = send(&mut node, "DELETE", &format!("{slices}/theirs"), Value::Null).await;
+    let why = "can only delete ResourceSlice with the same NodeName as the requesting node";
+    assert_eq!(
+        (theirs.code, theirs.message()),
+        (403, &*format!("resourceslices.resource.k8s.io \"theirs\" is forbidden: {why}"))
+    );
+    assert_eq!(send(&mut node, "DELETE", &format!("{slices}/mine"), Value::Null).await.code, 200);
+}
+
+#[tokio::test]
+async fn a_claim_grows_where_its_class_lets_volumes_grow() {
+    let mut world = World::new().await;
+    let classes = "/apis/storage.k8s.io/v1/storageclasses";
+    for (name, grows) in [("grows", json!(true)), ("stays", json!(false)), ("silent", Value::Null)] {
+        let class = json!({"kind": "StorageClass", "apiVersion": "storage.k8s.io/v1", "provisioner": "a.b/c",
+            "metadata": {"name": name}, "allowVolumeExpansion": grows});
+        assert_eq!(world.admin("POST", classes, class).await.code, 201);
+    }
+    let claims = "/api/v1/namespaces/default/persistentvolumeclaims";
+    let size = |storage: &str| json!({"spec": {"resources": {"requests": {"storage": storage}}}});
+    let refused = "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize";
+    for (class, name, why) in [
+        ("grows", "grows", ""),
+        ("stays", "stays", refused),
+        ("silent", "silent", refused),
+        ("gone", "gone", refused),
+        ("", "none", refused),
+    ] {
+        let claim = json!({"kind": "PersistentVolumeClaim", "apiVersion": "v1", "metadata": {"name": name}, "spec": {
+            "storageClassName": class, "accessModes": ["ReadWriteOnce"], "volumeName": "v", "resources": {"requests": {"storage": "1Gi"}}}});
+        assert_eq!(world.admin("POST", claims, claim).await.code, 201);
+        let path = format!("{claims}/{name}");
+        let early = world.admin("PATCH", &path, size("2Gi")).await;
+        assert_eq!(early.code, 422, "not bound yet: {}", early.message());
+        let bound =
+            json!({"status": {"phase": "Bound", "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"]}});
+        assert_eq!(world.admin("PATCH", &format!("{path}/status"), bound).await.code, 200);
+        let grown = world.admin("PATCH", &path, size("2Gi")).await;
+        let message = if why.is_empty() { String::new() } else { grown.message().to_owned() };
+        let want = match why {
+            "" => (200, String::new()),
+            why => (403, format!("persistentvolumeclaims {name:?} is forbidden: {why}")),
+        };
+        assert_eq!((grown.code, message), want, "{name}: {}", grown.body);
+        let shrunk = world.admin("PATCH", &path, size("512Mi")).await;
+        let end = "spec.resources.requests.storage: Forbidden: field can not be less than status.capacity";
+        assert!(shrunk.code == 422 && shrunk.message().ends_with(end), "{}", shrunk.message());
+    }
+}

@@ -3,13 +3,13 @@
 
 use std::error::Error;
 
-use dns::{Config, Server, Snapshot};
+use dns::{Config, QueryLog, Server, Snapshot, Sockets};
 use serde_json::json;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let listen = arguments.next().ok_or("where to listen?")?.parse()?;
+    let listen: std::net::SocketAddr = arguments.next().ok_or("where to listen?")?.parse()?;
     let count: u32 = arguments.next().ok_or("how many services?")?.parse()?;
     let service = |index: u32| {
         let ip = std::net::Ipv4Addr::from(0x0a60_0001 + index);
@@ -17,15 +17,18 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let services: Vec<_> = (0..count).map(|index| serde_json::from_value(service(index))).collect::<Result<_, _>>()?;
     let clients = vec!["127.0.0.0/8".parse()?];
-    let server = Server::start(Config {
-        listen,
+    let config = Config {
         domain: "cluster.local".into(),
+        node: "example".into(),
         pods: Vec::new(),
+        servers: Vec::new(),
         upstreams: Vec::new(),
+        stubs: Vec::new(),
         clients,
-    })
-    .await?;
-    server.publish(Snapshot::compute(&services, &[]));
+        log: QueryLog::Off,
+    };
+    let server = Server::start(config, Sockets::bind(listen)?)?;
+    server.publish(Snapshot::compute(["default".to_owned()], &services, &[]));
     println!("{count} services on {}", server.address());
     server.broken().await;
     Err("the server ended".into())

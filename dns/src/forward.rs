@@ -1,29 +1,79 @@
-//! Questions about other names go to the node's own name servers, one after the other, and their answers are kept.
+//! Questions about other names go to the node's own name servers, or to those of the zone they are in, and their answers are kept.
+//!
+//! Asking, choosing among servers, joining equal questions and keeping answers are hickory-resolver's. Its lookups are not used:
+//! they follow aliases themselves and give records, where clients are to get the very message that the server gave, with its code
+//! and authority. What one client may hold of what all share ([`Quota`]) it does not know, so that stays ours.
 
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
-use tokio::time::{Instant, timeout};
+use hickory_proto::op::{DnsRequest, DnsRequestOptions, Edns, Message, Query, ResponseCode};
+use hickory_proto::rr::{Name, Record};
+use hickory_resolver::config::{NameServerConfig, ResolverOpts};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::xfer::{DnsHandle, FirstAnswer};
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::{NameServerPool, PoolContext, ResponseCache, TlsConfig, TtlConfig};
+use hickory_server::server::Request;
 
-use crate::cache::{Cache, Question};
 use crate::clients::Quota;
+use crate::message::Source;
+use crate::udp::PAYLOAD;
 
-/// One server's time to answer.
+/// The time that servers have to answer a question, all those asked together.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Servers asked at once.
+const TOGETHER: usize = 2;
 /// Questions under way at once, and those of one client; more are refused, not queued.
 const AT_ONCE: (usize, usize) = (1000, 100);
-const PAYLOAD: u16 = 1232;
+/// Answers kept, of each sort.
+pub(crate) const CAPACITY: u64 = 10_000;
+const LONGEST: Duration = Duration::from_secs(3600);
+/// Names that do not exist are asked for again sooner.
+const LONGEST_NEGATIVE: Duration = Duration::from_secs(30);
 
-/// Which way a question came, and so how long its answer may be.
+/// Name servers of one zone and all names below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stub {
+    pub zone: Name,
+    pub servers: Vec<SocketAddr>,
+}
+
+impl Stub {
+    /// Without servers yet; none where this is no domain name.
+    pub fn of(zone: &str) -> Option<Self> {
+        let zone = Name::from_ascii(format!("{}.", zone.strip_suffix('.').unwrap_or(zone))).ok()?;
+        Some(Self { zone: zone.to_lowercase(), servers: Vec::new() })
+    }
+}
+
+/// What of a question, beside its name and type, an answer depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Transport {
-    Udp,
-    Tcp,
+pub(crate) struct Flags {
+    pub dnssec: bool,
+    pub checking_disabled: bool,
+}
+
+impl Flags {
+    pub fn of(request: &Request) -> Self {
+        Self {
+            dnssec: request.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok),
+            checking_disabled: request.metadata.checking_disabled,
+        }
+    }
+}
+
+/// Another server's answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub code: ResponseCode,
+    pub authentic: bool,
+    pub answers: Vec<Record>,
+    pub authorities: Vec<Record>,
+    pub additionals: Vec<Record>,
+    pub source: Source,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -33,140 +83,206 @@ pub(crate) enum ForwardError {
     #[error("too many questions of {0}, or of all, are under way")]
     Busy(IpAddr),
     #[error("no name server answered")]
-    Unanswered,
+    Unanswered(#[source] NetError),
 }
 
-#[derive(Debug)]
 pub(crate) struct Forwarder {
-    upstreams: Vec<SocketAddr>,
-    cache: Mutex<Cache>,
+    /// The longest zone first; the node's own servers last.
+    routes: Vec<Route>,
+    /// Answers without and with signatures. What was asked with checking disabled is not kept.
+    caches: [ResponseCache; 2],
     places: Quota,
+    pub hits: AtomicU64,
+    pub misses: AtomicU64,
+}
+
+/// The servers of a zone.
+pub(crate) struct Route {
+    pub zone: Name,
+    servers: RwLock<Servers>,
+    pub asked: AtomicU64,
+    pub failed: AtomicU64,
+}
+
+struct Servers {
+    addresses: Vec<SocketAddr>,
+    pool: NameServerPool<TokioRuntimeProvider>,
+}
+
+impl std::fmt::Debug for Forwarder {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_list().entries(self.routes.iter().map(|route| (&route.zone, route.addresses()))).finish()
+    }
+}
+
+impl Servers {
+    fn new(addresses: Vec<SocketAddr>) -> Result<Self, NetError> {
+        Ok(Self { pool: pool(&addresses)?, addresses })
+    }
+}
+
+impl Route {
+    fn new(zone: Name, servers: Vec<SocketAddr>) -> Result<Self, NetError> {
+        let (asked, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { zone, servers: RwLock::new(Servers::new(servers)?), asked, failed })
+    }
+
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.servers.read().unwrap_or_else(PoisonError::into_inner).addresses.clone()
+    }
+
+    fn source(&self) -> Source {
+        match self.zone.is_root() {
+            true => Source::Forward,
+            false => Source::Stub(self.zone.clone()),
+        }
+    }
+
+    /// The servers to ask and their number; none if there are none left.
+    fn pool(&self) -> Option<(NameServerPool<TokioRuntimeProvider>, usize)> {
+        let servers = self.servers.read().unwrap_or_else(PoisonError::into_inner);
+        (!servers.addresses.is_empty()).then(|| (servers.pool.clone(), servers.addresses.len()))
+    }
 }
 
 impl Forwarder {
-    pub fn new(upstreams: Vec<SocketAddr>) -> Self {
-        Self { upstreams, cache: Mutex::default(), places: Quota::new(AT_ONCE.0, AT_ONCE.1) }
+    /// `upstreams` answer for all names that no stub's zone holds.
+    pub fn new(upstreams: Vec<SocketAddr>, stubs: Vec<Stub>) -> Result<Self, NetError> {
+        let mut stubs = stubs;
+        stubs.push(Stub { zone: Name::root(), servers: upstreams });
+        stubs.sort_by_key(|stub| std::cmp::Reverse(stub.zone.num_labels()));
+        let routes = stubs.into_iter().map(|stub| Route::new(stub.zone.to_lowercase(), stub.servers));
+        Ok(Self {
+            routes: routes.collect::<Result<_, _>>()?,
+            caches: [(); 2].map(|()| cache()),
+            places: Quota::new(AT_ONCE.0, AT_ONCE.1),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        })
+    }
+
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// Asks this server no more. Whether the zone has others.
+    pub fn give_up(&self, zone: &Name, server: SocketAddr) -> Result<(), NetError> {
+        for route in self.routes.iter().filter(|route| route.zone == *zone) {
+            let mut servers = route.servers.write().unwrap_or_else(PoisonError::into_inner);
+            let rest = servers.addresses.iter().copied().filter(|address| *address != server).collect();
+            *servers = Servers::new(rest)?;
+        }
+        Ok(())
     }
 
     /// The answer if it is kept.
-    pub fn cached(&self, query: &Query, asked: &Message) -> Option<Message> {
-        self.lock().get(&question(query, asked), Instant::now())
+    pub fn cached(&self, query: &Query, flags: Flags) -> Option<Found> {
+        let kept = self.cache(flags)?.get(query, Instant::now());
+        let found = kept.and_then(|kept| found(kept, Source::Cache).ok())?;
+        self.hits.fetch_add(1, Ordering::Relaxed);
+        Some(found)
     }
 
-    pub fn cached_len(&self) -> usize {
-        self.lock().len()
+    /// Where answers about this name come from.
+    pub fn source_for(&self, name: &Name) -> Source {
+        self.route(name).map_or(Source::Forward, Route::source)
     }
 
-    /// Asks the name servers. The answer has the id and question of `asked`.
-    pub async fn ask(
-        &self,
-        query: &Query,
-        asked: &Message,
-        client: IpAddr,
-        transport: Transport,
-    ) -> Result<Message, ForwardError> {
-        if let Some(kept) = self.cached(query, asked) {
-            return Ok(kept);
-        }
-        if self.upstreams.is_empty() {
-            return Err(ForwardError::NoUpstream);
-        }
+    /// Asks the name servers what is not kept.
+    pub async fn ask(&self, query: &Query, flags: Flags, client: IpAddr) -> Result<Found, ForwardError> {
+        self.misses.fetch_add(1, Ordering::Relaxed);
+        let route = self.route(query.name()).ok_or(ForwardError::NoUpstream)?;
+        let (pool, servers) = route.pool().ok_or(ForwardError::NoUpstream)?;
         let _place = self.places.take(client).ok_or(ForwardError::Busy(client))?;
-        let outgoing = outgoing(query, asked);
-        for upstream in &self.upstreams {
-            let answer = match timeout(PATIENCE, exchange(*upstream, &outgoing, transport)).await {
-                Ok(Ok(answer)) => answer,
-                Ok(Err(error)) => {
-                    tracing::debug!(%upstream, %error, name = %query.name(), "name server failed");
-                    continue;
-                }
-                Err(_) => {
-                    tracing::debug!(%upstream, name = %query.name(), "name server is silent");
-                    continue;
-                }
-            };
-            self.lock().put(question(query, asked), &answer, Instant::now());
-            return Ok(answer);
+        route.asked.fetch_add(1, Ordering::Relaxed);
+        let mut answer = exchange(&pool, query, flags).await;
+        // Those that were silent come last now.
+        if servers > TOGETHER && matches!(answer, Err(NetError::Timeout)) {
+            answer = exchange(&pool, query, flags).await;
         }
-        Err(ForwardError::Unanswered)
+        if let Some(cache) = self.cache(flags) {
+            cache.insert(query.clone(), answer.clone(), Instant::now());
+        }
+        let found = found(answer, route.source());
+        if found.is_err() {
+            route.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        found
     }
 
-    /// The cache stays usable after a panic: no change to it is ever half done.
-    fn lock(&self) -> std::sync::MutexGuard<'_, Cache> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    fn route(&self, name: &Name) -> Option<&Route> {
+        self.routes.iter().find(|route| route.zone.zone_of(name))
+    }
+
+    fn cache(&self, flags: Flags) -> Option<&ResponseCache> {
+        (!flags.checking_disabled).then(|| &self.caches[usize::from(flags.dnssec)])
     }
 }
 
-fn question(query: &Query, asked: &Message) -> Question {
-    Question {
-        name: query.name().to_lowercase().to_ascii(),
-        kind: query.query_type().into(),
-        class: query.query_class().into(),
-        dnssec: asked.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok),
-        checking_disabled: asked.metadata.checking_disabled,
-    }
+fn cache() -> ResponseCache {
+    let mut options = ResolverOpts::default();
+    options.positive_max_ttl = Some(LONGEST);
+    options.negative_max_ttl = Some(LONGEST_NEGATIVE);
+    ResponseCache::new(CAPACITY, TtlConfig::from_opts(&options))
 }
 
-fn outgoing(query: &Query, asked: &Message) -> Message {
-    let mut message = Message::new(random_id(), MessageType::Query, OpCode::Query);
+pub(crate) fn pool(servers: &[SocketAddr]) -> Result<NameServerPool<TokioRuntimeProvider>, NetError> {
+    let mut options = ResolverOpts::default();
+    options.timeout = PATIENCE;
+    options.num_concurrent_reqs = TOGETHER;
+    options.max_active_requests = AT_ONCE.0;
+    // The kernel keeps node ports and ports of translated connections out of its choice.
+    options.os_port_selection = true;
+    let context = PoolContext::new(options, TlsConfig::new()?);
+    let servers = servers.iter().map(|address| {
+        let mut config = NameServerConfig::udp_and_tcp(address.ip());
+        config.connections.iter_mut().for_each(|connection| connection.port = address.port());
+        config
+    });
+    Ok(NameServerPool::from_config(servers, Arc::new(context), TokioRuntimeProvider::default()))
+}
+
+pub(crate) async fn exchange(
+    pool: &NameServerPool<TokioRuntimeProvider>,
+    query: &Query,
+    flags: Flags,
+) -> Result<Message, NetError> {
+    let mut message = Message::query();
     message.metadata.recursion_desired = true;
-    message.metadata.checking_disabled = asked.metadata.checking_disabled;
+    message.metadata.checking_disabled = flags.checking_disabled;
     message.queries.push(query.clone());
     let mut edns = Edns::new();
-    edns.set_max_payload(PAYLOAD).set_version(0);
-    edns.set_dnssec_ok(asked.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok));
+    edns.set_max_payload(PAYLOAD).set_version(0).set_dnssec_ok(flags.dnssec);
     message.edns = Some(edns);
-    message
+    let request = DnsRequest::new(message, DnsRequestOptions::default());
+    pool.send(request).first_answer().await.map(|response| response.into_message())
 }
 
-/// Together with the kernel's choice of source port this is what a forger has to guess.
-fn random_id() -> u16 {
-    use std::hash::{BuildHasher, RandomState};
-    // A fresh `RandomState` is keyed by the system's randomness and a counter.
-    RandomState::new().hash_one(0u8) as u16
-}
-
-async fn exchange(upstream: SocketAddr, outgoing: &Message, transport: Transport) -> io::Result<Message> {
-    let bytes = outgoing.to_vec().map_err(io::Error::other)?;
-    match transport {
-        Transport::Udp => exchange_udp(upstream, &bytes, outgoing).await,
-        Transport::Tcp => exchange_tcp(upstream, &bytes, outgoing).await,
-    }
-}
-
-async fn exchange_udp(upstream: SocketAddr, bytes: &[u8], outgoing: &Message) -> io::Result<Message> {
-    let any: SocketAddr = match upstream {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+/// A server's answer, of whatever code; anything else is none.
+fn found(answer: Result<Message, NetError>, source: Source) -> Result<Found, ForwardError> {
+    let nothing = |code| Found {
+        code,
+        authentic: false,
+        answers: Vec::new(),
+        authorities: Vec::new(),
+        additionals: Vec::new(),
+        source: source.clone(),
     };
-    let socket = UdpSocket::bind(any).await?;
-    socket.connect(upstream).await?;
-    socket.send(bytes).await?;
-    let mut buffer = vec![0; usize::from(PAYLOAD)];
-    loop {
-        let length = socket.recv(&mut buffer).await?;
-        // Anything else is a forgery or another question's late answer: the real one may still come.
-        if let Some(answer) = matching(&buffer[..length], outgoing) {
-            return Ok(answer);
-        }
+    match answer {
+        Ok(message) => Ok(Found {
+            authentic: message.metadata.authentic_data,
+            answers: message.answers,
+            authorities: message.authorities,
+            additionals: message.additionals,
+            ..nothing(message.metadata.response_code)
+        }),
+        Err(NetError::Dns(DnsError::NoRecordsFound(no_records))) => Ok(Found {
+            authorities: no_records.authorities.iter().flat_map(|records| records.iter().cloned()).collect(),
+            ..nothing(no_records.response_code)
+        }),
+        Err(NetError::Dns(DnsError::ResponseCode(code))) => Ok(nothing(code)),
+        Err(error) => Err(ForwardError::Unanswered(error)),
     }
-}
-
-async fn exchange_tcp(upstream: SocketAddr, bytes: &[u8], outgoing: &Message) -> io::Result<Message> {
-    let mut stream = TcpStream::connect(upstream).await?;
-    let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
-    stream.write_all(&[&length.to_be_bytes()[..], bytes].concat()).await?;
-    let length = stream.read_u16().await?;
-    let mut buffer = vec![0; length.into()];
-    stream.read_exact(&mut buffer).await?;
-    matching(&buffer, outgoing).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
-}
-
-/// The message, if it answers this question.
-fn matching(bytes: &[u8], outgoing: &Message) -> Option<Message> {
-    let answer = Message::from_vec(bytes).ok()?;
-    let is_reply = answer.metadata.id == outgoing.metadata.id && answer.metadata.message_type == MessageType::Response;
-    (is_reply && answer.queries == outgoing.queries).then_some(answer)
 }
 
 /// The name servers of a resolv.conf, without those in `own`, which would ask us again.
@@ -192,9 +308,18 @@ mod tests {
         assert!(upstreams_of("", &[]).is_empty());
     }
 
-    #[test]
-    fn ids_differ() {
-        let ids: std::collections::HashSet<u16> = (0..100).map(|_| random_id()).collect();
-        assert!(ids.len() > 90);
+    #[tokio::test]
+    async fn the_longest_zone_that_holds_a_name_answers_for_it() {
+        let stub =
+            |zone: &str| Stub { zone: Name::from_ascii(zone).unwrap(), servers: vec!["192.0.2.1:53".parse().unwrap()] };
+        let forwarder = Forwarder::new(Vec::new(), vec![stub("corp."), stub("Lab.Corp.")]).unwrap();
+        for (name, expected) in [
+            ("a.lab.corp.", "stub lab.corp."),
+            ("LAB.corp.", "stub lab.corp."),
+            ("xlab.corp.", "stub corp."),
+            ("example.org.", "forward"),
+        ] {
+            assert_eq!(forwarder.source_for(&Name::from_ascii(name).unwrap()).to_string(), expected, "{name}");
+        }
     }
 }

@@ -8,11 +8,11 @@ use std::net::IpAddr;
 use hickory_proto::rr::Name;
 use hickory_proto::serialize::binary::BinEncodable;
 
+use crate::message::SOURCE_OPTION;
 use crate::snapshot::{Records, Snapshot};
+use crate::udp::PAYLOAD;
 use crate::zone::{SOA_TIMES, TTL};
 
-/// Longest datagram sent: what passes every path unfragmented.
-pub(crate) const PAYLOAD: u16 = 1232;
 const HEADER: usize = 12;
 const TYPE_A: u16 = 1;
 const TYPE_SOA: u16 = 6;
@@ -27,6 +27,13 @@ const NO_NAME: u8 = 3;
 const QUESTION_NAME: u16 = 0xc000 | HEADER as u16;
 /// Of an OPT record with nothing in it.
 const OPT: usize = 11;
+
+/// What was asked and what was said, as numbers of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Said {
+    pub kind: u16,
+    pub code: u8,
+}
 
 /// What is the same for all answers of a zone.
 #[derive(Debug, Clone)]
@@ -58,26 +65,27 @@ impl Quick {
         Self { suffix: below(&["svc"]), soa }
     }
 
-    /// Puts the answer into `answer` and says so; false leaves the question to the general code. `longest` bounds any answer.
-    pub fn answer(&self, snapshot: &Snapshot, asked: &[u8], longest: u16, answer: &mut Vec<u8>) -> bool {
-        let Some(question) = Question::read(asked) else { return false };
-        let Some((service, below)) = self.service_labels(&question.name) else { return false };
+    /// Puts the answer into `answer`; none leaves the question to the general code.
+    pub fn answer(&self, snapshot: &Snapshot, asked: &[u8], answer: &mut Vec<u8>) -> Option<Said> {
+        let question = Question::read(asked)?;
+        let (service, below) = self.service_labels(&question.name)?;
         let records = snapshot.service_by_labels(service);
         if records.is_some() && below {
-            return false;
+            return None;
         }
         let mut writer = Writer { answer, question: &question, asked };
-        match records {
-            None => writer.nothing(NO_NAME, &self.soa, snapshot.serial()),
-            Some(Records::External { .. }) => return false,
-            Some(Records::ClusterIp { addresses, .. }) => {
-                writer.addresses(addresses.iter(), &self.soa, snapshot.serial());
+        let code = match records {
+            Some(Records::External { .. }) => return None,
+            Some(Records::ClusterIp { addresses, .. } | Records::Headless { addresses, .. })
+                if !addresses.is_empty() =>
+            {
+                writer.addresses(addresses.iter(), &self.soa, snapshot.serial())
             }
-            Some(Records::Headless { endpoints }) => {
-                writer.addresses(endpoints.iter().map(|host| &host.address), &self.soa, snapshot.serial());
-            }
-        }
-        answer.len() <= usize::from(question.limit.min(longest))
+            // A headless service has a name while it has endpoints.
+            _ => writer.nothing(NO_NAME, &self.soa, snapshot.serial()),
+        };
+        let fits = answer.len() <= usize::from(question.limit.min(PAYLOAD));
+        fits.then_some(Said { kind: question.kind, code })
     }
 
     /// The two labels of a service in a name of the zone, and whether others stand before them.
@@ -152,8 +160,9 @@ impl Question {
         if edns {
             let opt = asked.get(end..)?;
             let length = usize::from(word(end + 9)?);
-            // Root name, type, and version 0; what options there are asks for nothing that this server does.
-            if opt[0] != 0 || word(end + 1)? != TYPE_OPT || opt[6] != 0 || opt.len() != OPT + length {
+            // Root name, type, and version 0; one option alone asks for something that this server does.
+            let plain = opt[0] == 0 && word(end + 1)? == TYPE_OPT && opt[6] == 0 && opt.len() == OPT + length;
+            if !plain || has_option(&opt[OPT..], SOURCE_OPTION) {
                 return None;
             }
             limit = word(end + 3)?.max(512);
@@ -162,6 +171,18 @@ impl Question {
         }
         Some(Self { name, kind, end, edns, limit })
     }
+}
+
+/// Whether these options hold this one, or are no options at all.
+fn has_option(mut options: &[u8], wanted: u16) -> bool {
+    while let Some((head, rest)) = options.split_first_chunk::<4>() {
+        let [code, length] = [[head[0], head[1]], [head[2], head[3]]].map(u16::from_be_bytes);
+        match rest.get(usize::from(length)..) {
+            Some(next) if code != wanted => options = next,
+            _ => return true,
+        }
+    }
+    !options.is_empty()
 }
 
 fn read_name(bytes: &[u8]) -> Option<Labels> {
@@ -195,8 +216,8 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Addresses of the family asked for, each client with another one first; or that there are none.
-    fn addresses<'a>(&mut self, all: impl Iterator<Item = &'a IpAddr> + Clone, soa: &[u8], serial: u32) {
+    /// Addresses of the family asked for, each client with another one first; or that there are none. The answer's code.
+    fn addresses<'a>(&mut self, all: impl Iterator<Item = &'a IpAddr> + Clone, soa: &[u8], serial: u32) -> u8 {
         let wanted = all.filter(|address| match self.question.kind {
             TYPE_A => address.is_ipv4(),
             _ => address.is_ipv6(),
@@ -224,14 +245,16 @@ impl Writer<'_> {
             }
         }
         self.end();
+        NO_ERROR
     }
 
-    fn nothing(&mut self, code: u8, soa: &[u8], serial: u32) {
+    fn nothing(&mut self, code: u8, soa: &[u8], serial: u32) -> u8 {
         self.begin(code, 0, 1);
         self.answer.extend_from_slice(soa);
         self.answer.extend(serial.to_be_bytes());
         self.answer.extend(SOA_TIMES.iter().flat_map(|time| time.to_be_bytes()));
         self.end();
+        code
     }
 
     fn begin(&mut self, code: u8, answers: u16, authorities: u16) {

@@ -1,117 +1,153 @@
-//! Sockets, and from a question to its answer.
+//! The running server: its sockets, its threads and tasks, and what its owner may ask of it.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Instant;
 
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{DNSClass, Name, RecordType};
+use hickory_proto::rr::{Name, Record};
+use hickory_proto::serialize::binary::BinEncoder;
+use hickory_resolver::net::NetError;
+use hickory_server::net::runtime::TokioTime;
+use hickory_server::net::xfer::Protocol;
+use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
+use hickory_server::zone_handler::MessageResponse;
 use ipnetwork::IpNetwork;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 
-use crate::clients::{Clients, Quota};
-use crate::forward::{Forwarder, Transport};
-use crate::quick::{PAYLOAD, Quick};
+use crate::clients::Clients;
+use crate::forward::{CAPACITY, Forwarder, Route, Stub};
+use crate::kept::Listening;
+use crate::message;
+use crate::metrics::Counters;
+use crate::names::{Names, QueryLog};
+use crate::quick::{Quick, Said};
 use crate::snapshot::Snapshot;
-use crate::udp::{self, Batch};
-use crate::zone::{Outcome, Zone};
-
-const PLAIN_PAYLOAD: u16 = 512;
-/// How long a TCP client may be silent.
-const IDLE: Duration = Duration::from_secs(10);
-/// TCP connections at once, and those of one client.
-const CONNECTIONS: (usize, usize) = (256, 32);
-/// Threads for datagrams, where there are as many CPUs: one answers more than a node's pods ask.
-const THREADS: usize = 4;
+use crate::tcp;
+use crate::udp::{self, Batch, PAYLOAD};
+use crate::zone::Zone;
 
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// UDP and TCP; port 0 lets the kernel choose one for both.
-    pub listen: SocketAddr,
     /// Such as `cluster.local`.
     pub domain: String,
+    /// Name of this node, which `hostname.bind` of class CHAOS says.
+    pub node: String,
     /// Where pods have their addresses: these are answered for by names such as `10-244-0-5.default.pod.cluster.local`.
     pub pods: Vec<IpNetwork>,
+    /// Where clients reach the cluster's name servers: the addresses of `ns.dns.cluster.local`.
+    pub servers: Vec<IpAddr>,
     /// Where other names are asked for.
     pub upstreams: Vec<SocketAddr>,
+    /// Zones that are asked for elsewhere.
+    pub stubs: Vec<Stub>,
     /// Who is answered: the addresses of the node and of its pods.
     pub clients: Vec<IpNetwork>,
+    pub log: QueryLog,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     #[error("{0:?} is no domain name")]
     Domain(String),
-    #[error("DNS cannot listen on {address}")]
-    Listen { address: SocketAddr, source: io::Error },
+    #[error("DNS cannot serve its sockets")]
+    Sockets(#[source] io::Error),
+    #[error("DNS cannot prepare to ask other servers")]
+    Forwarding(#[source] NetError),
 }
 
-/// A running server; it stops when dropped.
+/// A running server. It takes no question before it has content: what is asked earlier waits in its sockets, for an answer
+/// from an empty zone would be a lie. It stops when dropped, unless its sockets are to outlive it: then it answers as long as
+/// its process lives.
 #[derive(Debug)]
 pub struct Server {
-    shared: Arc<Shared>,
+    names: Arc<Names>,
+    clients: Arc<Clients>,
+    has_content: watch::Sender<bool>,
+    stopping: Arc<AtomicBool>,
     address: SocketAddr,
     datagrams: Vec<Arc<UdpSocket>>,
+    /// Whether the sockets are others' as well.
+    is_kept: bool,
     tasks: Mutex<JoinSet<()>>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    zone: Zone,
-    quick: Quick,
-    stopping: AtomicBool,
-    snapshot: RwLock<Arc<Snapshot>>,
-    forwarder: Forwarder,
-    clients: Clients,
-    connections: Quota,
+    /// They may end by themselves, and end with the server.
+    _helpers: JoinSet<()>,
 }
 
 impl Server {
-    pub async fn start(config: Config) -> Result<Self, ServerError> {
+    /// Serves these sockets. Within a runtime.
+    pub fn start(config: Config, listening: impl Into<Listening>) -> Result<Self, ServerError> {
+        let Listening { sockets, kept } = listening.into();
         let domain = Name::from_ascii(format!("{}.", config.domain.trim_end_matches('.')));
         let domain = domain.map_err(|_| ServerError::Domain(config.domain.clone()))?;
-        let failed = |source| ServerError::Listen { address: config.listen, source };
-        let (datagrams, tcp) = listen(config.listen).await.map_err(failed)?;
-        let address = tcp.local_addr().map_err(failed)?;
-        let shared = Arc::new(Shared {
+        let forwarder = Forwarder::new(config.upstreams, config.stubs).map_err(ServerError::Forwarding)?;
+        let clients = Arc::new(Clients::new(config.clients));
+        let names = Arc::new(Names {
             quick: Quick::new(&domain),
-            zone: Zone::new(domain, config.pods),
-            stopping: AtomicBool::new(false),
+            zone: Zone::new(domain, config.pods, config.servers),
             snapshot: RwLock::default(),
-            forwarder: Forwarder::new(config.upstreams),
-            clients: Clients::new(config.clients),
-            connections: Quota::new(CONNECTIONS.0, CONNECTIONS.1),
+            forwarder: Arc::new(forwarder),
+            loops: Arc::default(),
+            counters: Counters::new(sockets.datagrams.len()),
+            log: config.log,
+            node: config.node,
         });
+        let address = sockets.address().map_err(ServerError::Sockets)?;
+        let datagrams: Vec<_> = sockets.datagrams.into_iter().map(Arc::new).collect();
+        let listener = sockets.listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(sockets.listener));
+        let listener = listener.map_err(ServerError::Sockets)?;
+        let (has_content, content) = watch::channel(false);
+        let stopping = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
-        for socket in &datagrams {
-            let ended = start_thread(&shared, socket).map_err(failed)?;
+        for (shard, socket) in datagrams.iter().enumerate() {
+            let thread = Thread {
+                shard,
+                names: Arc::clone(&names),
+                clients: Arc::clone(&clients),
+                content: content.clone(),
+                stopping: Arc::clone(&stopping),
+                socket: Arc::clone(socket),
+                runtime: Handle::current(),
+            };
+            let ended = thread.start().map_err(ServerError::Sockets)?;
             // An end by itself is an error of the sender, which a thread holds as long as it runs.
             tasks.spawn(async move { drop(ended.await) });
         }
-        tasks.spawn(serve_tcp(Arc::clone(&shared), tcp));
-        Ok(Self { shared, address, datagrams, tasks: Mutex::new(tasks) })
+        let connections = tcp::serve(Arc::clone(&names), Arc::clone(&clients), listener);
+        let mut content = content;
+        tasks.spawn(async move {
+            if content.wait_for(|there| *there).await.is_ok() {
+                connections.await;
+            }
+        });
+        let mut helpers = JoinSet::new();
+        names.loops.start(&names.forwarder, &mut helpers);
+        let is_kept = kept.is_some();
+        if let Some(kept) = kept {
+            helpers.spawn(kept.watch());
+        }
+        let tasks = Mutex::new(tasks);
+        Ok(Self { names, clients, has_content, stopping, address, datagrams, is_kept, tasks, _helpers: helpers })
     }
 
-    /// Where it listens, with the port that was chosen.
+    /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Answers from this content from now on.
     pub fn publish(&self, snapshot: Snapshot) {
-        *self.shared.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+        self.names.publish(snapshot);
+        self.has_content.send_replace(true);
     }
 
     /// The content answered from now.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.shared.snapshot()
+        self.names.snapshot()
     }
 
     /// Waits for the end of a task that should have none: the server is broken then, and its owner must not go on without it.
@@ -120,336 +156,156 @@ impl Server {
         tracing::error!(?ended, "a DNS task ended");
     }
 
-    /// Questions and connections of strangers, dropped without a word.
-    pub fn refused(&self) -> u64 {
-        self.shared.clients.refused()
-    }
-
-    /// Answers of other servers kept now.
-    pub fn cached_answers(&self) -> usize {
-        self.shared.forwarder.cached_len()
+    /// What it counts, in Prometheus' text form.
+    pub fn metrics(&self) -> String {
+        let (forwarder, mut out) = (&self.names.forwarder, self.names.counters.text());
+        let mut one = |kind: &str, name: &str, value: u64| {
+            out += &format!("# TYPE amphipod_dns_{name} {kind}\namphipod_dns_{name} {value}\n");
+        };
+        one("counter", "refused_total", self.clients.refused());
+        one("counter", "cache_hits_total", forwarder.hits.load(Ordering::Relaxed));
+        one("counter", "cache_misses_total", forwarder.misses.load(Ordering::Relaxed));
+        one("gauge", "cache_limit", CAPACITY);
+        one("gauge", "forward_loops", self.names.loops.count() as u64);
+        for (name, pick) in
+            [("requests", (|route| &route.asked) as fn(&Route) -> &AtomicU64), ("failures", |route| &route.failed)]
+        {
+            out += &format!("# TYPE amphipod_dns_forward_{name}_total counter\n");
+            for route in forwarder.routes() {
+                let count = pick(route).load(Ordering::Relaxed);
+                out += &format!("amphipod_dns_forward_{name}_total{{zone=\"{}\"}} {count}\n", route.zone);
+            }
+        }
+        out
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.shared.stopping.store(true, Ordering::Release);
-        self.datagrams.iter().for_each(|socket| udp::stop(socket));
-    }
-}
-
-/// Both protocols on one port. With port 0 the kernel's choice for UDP may be taken for TCP: then another is tried.
-async fn listen(address: SocketAddr) -> io::Result<(Vec<Arc<UdpSocket>>, TcpListener)> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS);
-    let mut attempts = if address.port() == 0 { 16 } else { 1 };
-    loop {
-        let datagrams = udp::listen(address, threads)?;
-        attempts -= 1;
-        match TcpListener::bind(datagrams[0].local_addr()?).await {
-            Ok(tcp) => return Ok((datagrams.into_iter().map(Arc::new).collect(), tcp)),
-            Err(error) if attempts == 0 => return Err(error),
-            Err(_) => {}
+        // Sockets that outlive the process are others' too, and would be closed for them as well.
+        if !self.is_kept {
+            self.stopping.store(true, Ordering::Release);
+            self.datagrams.iter().for_each(|socket| udp::stop(socket));
         }
     }
 }
 
-/// Serves a socket on a thread of its own, which sleeps in the kernel while nobody asks. What is returned ends with it.
-fn start_thread(shared: &Arc<Shared>, socket: &Arc<UdpSocket>) -> io::Result<oneshot::Receiver<()>> {
-    let (running, ended) = oneshot::channel::<()>();
-    let (shared, socket, runtime) = (Arc::clone(shared), Arc::clone(socket), Handle::current());
-    std::thread::Builder::new().name("dns".into()).spawn(move || {
-        if let Err(error) = serve_udp(&shared, &socket, &runtime) {
-            tracing::error!(%error, "receiving questions failed");
-        }
-        drop(running);
-    })?;
-    Ok(ended)
+/// One socket's thread, which sleeps in the kernel while nobody asks.
+struct Thread {
+    shard: usize,
+    names: Arc<Names>,
+    clients: Arc<Clients>,
+    content: watch::Receiver<bool>,
+    stopping: Arc<AtomicBool>,
+    socket: Arc<UdpSocket>,
+    runtime: Handle,
 }
 
-fn serve_udp(shared: &Arc<Shared>, socket: &Arc<UdpSocket>, runtime: &Handle) -> io::Result<()> {
-    let mut batch = Batch::new();
-    loop {
-        let count = match batch.receive(socket) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        if shared.stopping.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let snapshot = shared.snapshot();
-        for index in 0..count {
-            let client = batch.client(index).filter(|client| shared.clients.admits(client.ip()));
-            let Some(client) = client else { continue };
-            let quick =
-                |question: &[u8], answer: &mut Vec<u8>| shared.quick.answer(&snapshot, question, PAYLOAD, answer);
-            if !batch.answer(index, quick) {
-                answer_slowly(shared, socket, runtime, &mut batch, (index, client));
-            }
-        }
-        batch.send(socket);
-    }
-}
-
-/// With the general code: at once if it can, else as a task.
-fn answer_slowly(
-    shared: &Arc<Shared>,
-    socket: &Arc<UdpSocket>,
-    runtime: &Handle,
-    batch: &mut Batch,
-    (index, client): (usize, SocketAddr),
-) {
-    let Some(asked) = question(batch.question(index)) else { return };
-    if let Some(answer) = shared.answer_now(&asked) {
-        let Some(bytes) = encode(answer, datagram_limit(&asked)) else { return };
-        batch.answer(index, |_, buffer| {
-            *buffer = bytes;
-            true
-        });
-        return;
-    }
-    let (shared, socket) = (Arc::clone(shared), Arc::clone(socket));
-    runtime.spawn(async move {
-        let answer = shared.answer(&asked, client.ip(), Transport::Udp).await;
-        let Some(bytes) = encode(answer, datagram_limit(&asked)) else { return };
-        if let Err(error) = udp::send_now(&socket, &bytes, client) {
-            tracing::debug!(%client, %error, "sending an answer failed");
-        }
-    });
-}
-
-/// The longest datagram that a client takes and every path lets through.
-fn datagram_limit(asked: &Message) -> usize {
-    asked.edns.as_ref().map_or(PLAIN_PAYLOAD, |edns| edns.max_payload().clamp(PLAIN_PAYLOAD, PAYLOAD)).into()
-}
-
-async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {
-    loop {
-        let (stream, client) = match listener.accept().await {
-            Ok((stream, client)) => (stream, client.ip()),
-            Err(error) => {
-                tracing::warn!(%error, "accepting a DNS connection failed");
-                // Out of descriptors: they need a moment to come back.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        if !shared.clients.admits(client) {
-            continue;
-        }
-        let shared = Arc::clone(&shared);
-        tokio::spawn(async move {
-            let Some(_place) = shared.connections.take(client) else {
-                tracing::debug!(%client, "too many DNS connections: one was closed");
+impl Thread {
+    /// What is returned ends with it.
+    fn start(mut self) -> io::Result<oneshot::Receiver<()>> {
+        let (running, ended) = oneshot::channel::<()>();
+        std::thread::Builder::new().name("dns".into()).spawn(move || {
+            // Without its sender the server is gone.
+            if self.runtime.block_on(self.content.wait_for(|there| *there)).is_err() {
                 return;
+            }
+            if let Err(error) = self.run() {
+                tracing::error!(%error, "receiving questions failed");
+            }
+            drop(running);
+        })?;
+        Ok(ended)
+    }
+
+    fn run(&self) -> io::Result<()> {
+        let (mut batch, mut said) = (Batch::new(), Vec::new());
+        loop {
+            let count = match batch.receive(&self.socket) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
             };
-            if let Err(error) = serve_stream(&shared, stream, client).await {
-                tracing::debug!(%error, "DNS connection ended");
+            if self.stopping.load(Ordering::Acquire) {
+                return Ok(());
             }
-        });
-    }
-}
-
-async fn serve_stream(shared: &Shared, mut stream: TcpStream, client: IpAddr) -> io::Result<()> {
-    loop {
-        let Ok(length) = timeout(IDLE, stream.read_u16()).await else { return Ok(()) };
-        let length = match length {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            other => other?,
-        };
-        let mut buffer = vec![0; length.into()];
-        timeout(IDLE, stream.read_exact(&mut buffer)).await??;
-        let Some(asked) = question(&buffer) else { return Ok(()) };
-        let answer = shared.answer(&asked, client, Transport::Tcp).await;
-        let Some(bytes) = encode(answer, usize::from(u16::MAX)) else { return Ok(()) };
-        let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
-        timeout(IDLE, stream.write_all(&[&length.to_be_bytes()[..], &bytes].concat())).await??;
-    }
-}
-
-/// A readable question. What is not even a message, or is an answer, gets none.
-fn question(bytes: &[u8]) -> Option<Message> {
-    match Message::from_vec(bytes) {
-        Ok(message) if message.metadata.message_type == MessageType::Query => Some(message),
-        Ok(_) => None,
-        Err(error) => {
-            tracing::debug!(%error, "unreadable question");
-            None
-        }
-    }
-}
-
-/// A message, who sent it and how.
-type Asked<'a> = (&'a Message, IpAddr, Transport);
-
-impl Shared {
-    fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The answer when it takes no other server.
-    fn answer_now(&self, asked: &Message) -> Option<Message> {
-        let query = match only_query(asked) {
-            Ok(query) => query,
-            Err(code) => return Some(reply(asked, code)),
-        };
-        match self.zone.lookup(&self.snapshot(), query.name(), query.query_type()) {
-            Outcome::Alias(record, _) if query.query_type() == RecordType::CNAME => {
-                let mut answer = authoritative(asked, ResponseCode::NoError);
-                answer.answers.push(*record);
-                Some(answer)
+            let since = Instant::now();
+            let snapshot = self.names.snapshot();
+            said.clear();
+            for index in 0..count {
+                let client = batch.client(index).filter(|client| self.clients.admits(client.ip()));
+                let Some(client) = client else { continue };
+                match self.quickly(&snapshot, &mut batch, index) {
+                    Some(answered) => said.push(answered),
+                    None => self.slowly(&mut batch, (index, client), since),
+                }
             }
-            Outcome::Alias(..) => None,
-            Outcome::Elsewhere => self.forwarder.cached(query, asked).map(|kept| adopt(asked, kept)),
-            outcome => Some(own(asked, outcome)),
+            self.names.counters.count_batch(self.shard, &said, since.elapsed());
+            batch.send(&self.socket);
         }
     }
 
-    async fn answer(&self, asked: &Message, client: IpAddr, transport: Transport) -> Message {
-        if let Some(answer) = self.answer_now(asked) {
-            return answer;
-        }
-        let query = match only_query(asked) {
-            Ok(query) => query,
-            Err(code) => return reply(asked, code),
-        };
-        match self.zone.lookup(&self.snapshot(), query.name(), query.query_type()) {
-            Outcome::Alias(record, target) => {
-                let mut answer = authoritative(asked, ResponseCode::NoError);
-                answer.answers.push(*record);
-                self.follow((asked, client, transport), query, target, &mut answer).await;
-                answer
-            }
-            _ => self.forward((asked, client, transport), query).await,
+    /// A log of all questions is kept by the general code alone.
+    fn quickly(&self, snapshot: &Snapshot, batch: &mut Batch, index: usize) -> Option<Said> {
+        match self.names.log {
+            QueryLog::Off => batch.answer(index, |asked, answer| self.names.quick.answer(snapshot, asked, answer)),
+            QueryLog::On => None,
         }
     }
 
-    /// Adds what an alias leads to: stub resolvers do not ask again.
-    async fn follow(&self, asked: Asked<'_>, query: &Query, target: Name, answer: &mut Message) {
-        let mut onward = Query::query(target, query.query_type());
-        onward.set_query_class(query.query_class());
-        match self.zone.lookup(&self.snapshot(), onward.name(), onward.query_type()) {
-            Outcome::Found(found) => answer.answers.extend(found.answers),
-            Outcome::Elsewhere => {
-                let found = self.forward(asked, &onward).await;
-                answer.metadata.response_code = found.metadata.response_code;
-                answer.metadata.authoritative = false;
-                answer.answers.extend(found.answers);
-            }
-            // An alias of an alias may be a circle, and nothing behind it changes what was found so far.
-            Outcome::Alias(record, _) => answer.answers.push(*record),
-            Outcome::NoData(_) | Outcome::NoName(_) => {}
-        }
-    }
-
-    async fn forward(&self, (asked, client, transport): Asked<'_>, query: &Query) -> Message {
-        match self.forwarder.ask(query, asked, client, transport).await {
-            Ok(answer) => adopt(asked, answer),
+    /// With the general code: at once if it can, else as a task.
+    fn slowly(&self, batch: &mut Batch, (index, client): (usize, SocketAddr), since: Instant) {
+        let bytes = batch.question(index).to_vec();
+        let Some(malformed) = message::malformed(&bytes) else { return };
+        let request = match Request::from_bytes(bytes, client, Protocol::Udp) {
+            Ok(request) => request,
             Err(error) => {
-                tracing::debug!(%error, name = %query.name(), "question not answered");
-                reply(asked, ResponseCode::ServFail)
+                tracing::debug!(%client, %error, "unreadable question");
+                return give(batch, index, malformed);
             }
+        };
+        if let Some(answer) = self.names.answer_now(&request) {
+            let mut answer = self.names.finish(self.shard, &request, answer, since);
+            return answer.fit(&request).into_iter().for_each(|bytes| give(batch, index, bytes));
         }
+        let (names, reply) = (Arc::clone(&self.names), Datagram { socket: Arc::clone(&self.socket), client });
+        self.runtime.spawn(async move { names.handle_request::<_, TokioTime>(&request, reply).await });
     }
 }
 
-/// The one question of a message, or the code to refuse it with.
-fn only_query(asked: &Message) -> Result<&Query, ResponseCode> {
-    if asked.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
-        return Err(ResponseCode::BADVERS);
-    }
-    match (asked.metadata.op_code, asked.queries.as_slice()) {
-        (OpCode::Query, [query]) if query.query_type() == RecordType::AXFR => Err(ResponseCode::Refused),
-        (OpCode::Query, [query]) if query.query_class() == DNSClass::IN => Ok(query),
-        (OpCode::Query, [_]) => Err(ResponseCode::Refused),
-        (OpCode::Query, _) => Err(ResponseCode::FormErr),
-        _ => Err(ResponseCode::NotImp),
-    }
-}
-
-fn reply(asked: &Message, code: ResponseCode) -> Message {
-    let mut answer = Message::response(asked.metadata.id, asked.metadata.op_code);
-    answer.metadata.recursion_desired = asked.metadata.recursion_desired;
-    answer.metadata.checking_disabled = asked.metadata.checking_disabled;
-    answer.metadata.recursion_available = true;
-    answer.metadata.response_code = code;
-    answer.queries.clone_from(&asked.queries);
-    answer.edns = asked.edns.as_ref().map(|_| {
-        let mut edns = Edns::new();
-        edns.set_max_payload(PAYLOAD).set_version(0).set_rcode_high((u16::from(code) >> 4) as u8);
-        edns
+fn give(batch: &mut Batch, index: usize, bytes: Vec<u8>) {
+    batch.answer(index, |_, answer| {
+        *answer = bytes;
+        Some(())
     });
-    answer
 }
 
-fn authoritative(asked: &Message, code: ResponseCode) -> Message {
-    let mut answer = reply(asked, code);
-    answer.metadata.authoritative = true;
-    answer
+/// Sends an answer by itself.
+#[derive(Clone)]
+struct Datagram {
+    socket: Arc<UdpSocket>,
+    client: SocketAddr,
 }
 
-fn own(asked: &Message, outcome: Outcome) -> Message {
-    match outcome {
-        Outcome::Found(found) => {
-            let mut answer = authoritative(asked, ResponseCode::NoError);
-            answer.answers = found.answers;
-            answer.additionals = found.additionals;
-            rotate(&mut answer);
-            answer
-        }
-        Outcome::NoData(soa) => {
-            let mut answer = authoritative(asked, ResponseCode::NoError);
-            answer.authorities.push(*soa);
-            answer
-        }
-        Outcome::NoName(soa) => {
-            let mut answer = authoritative(asked, ResponseCode::NXDomain);
-            answer.authorities.push(*soa);
-            answer
-        }
-        Outcome::Alias(..) | Outcome::Elsewhere => reply(asked, ResponseCode::ServFail),
-    }
-}
-
-/// Clients take the first address: each gets another one first.
-fn rotate(answer: &mut Message) {
-    if answer.answers.len() > 1 {
-        let by = usize::from(answer.metadata.id) % answer.answers.len();
-        answer.answers.rotate_left(by);
-    }
-}
-
-/// Another server's answer as ours.
-fn adopt(asked: &Message, found: Message) -> Message {
-    let mut answer = reply(asked, found.metadata.response_code);
-    answer.metadata.truncation = found.metadata.truncation;
-    answer.metadata.authentic_data = found.metadata.authentic_data;
-    answer.answers = found.answers;
-    answer.authorities = found.authorities;
-    answer.additionals = found.additionals;
-    answer
-}
-
-/// The message in at most `limit` bytes: what does not fit is left out and, where it is part of the answer, said to be.
-fn encode(mut answer: Message, limit: usize) -> Option<Vec<u8>> {
-    loop {
-        match answer.to_vec() {
-            Ok(bytes) if bytes.len() <= limit => return Some(bytes),
-            Ok(_) if !answer.additionals.is_empty() => answer.additionals.clear(),
-            Ok(_) if !answer.authorities.is_empty() && !answer.answers.is_empty() => answer.authorities.clear(),
-            Ok(_) if !answer.answers.is_empty() => {
-                answer.metadata.truncation = true;
-                answer.answers.truncate(answer.answers.len() * 3 / 4);
-            }
-            Ok(bytes) => {
-                tracing::warn!(length = bytes.len(), limit, "an answer cannot be made to fit");
-                return None;
-            }
-            Err(error) => {
-                tracing::warn!(%error, "an answer cannot be encoded");
-                return None;
-            }
-        }
+#[async_trait::async_trait]
+impl ResponseHandler for Datagram {
+    async fn send_response<'a>(
+        &mut self,
+        response: MessageResponse<
+            '_,
+            'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+        >,
+    ) -> Result<ResponseInfo, NetError> {
+        let mut bytes = Vec::new();
+        let mut encoder = BinEncoder::new(&mut bytes);
+        encoder.set_max_size(PAYLOAD);
+        let info = response.destructive_emit(&mut encoder)?;
+        udp::send_now(&self.socket, &bytes, self.client)?;
+        Ok(info)
     }
 }
 

@@ -1,6 +1,6 @@
-//! What the cluster zone holds: a pure function of Services and EndpointSlices, updated one service at a time.
+//! What the cluster zone holds: a pure function of namespaces, Services and EndpointSlices, updated one object at a time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -11,15 +11,19 @@ use crate::shards::Shards;
 /// `(namespace, name)` of a Service.
 pub(crate) type Key = (String, String);
 
+/// What marks a Service that no proxy serves, whatever address it has: its names lead to its endpoints.
+const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
 /// The zone's content. Cloning is cheap: what did not change is shared.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     /// By [`wire_key`].
     services: Shards<Box<[u8]>, Arc<Records>>,
-    /// Services by namespace, which exists in the zone while it has one.
-    namespaces: Arc<HashMap<String, usize>>,
-    /// Address → whose it is.
-    reverse: Shards<IpAddr, Owner>,
+    namespaces: Arc<HashSet<String>>,
+    /// Number of services by namespace: one that has a service is there, even if its own object is still on the way.
+    inhabited: Arc<HashMap<String, usize>>,
+    /// Address → whose it is; an endpoint may be of several services.
+    reverse: Shards<IpAddr, Vec<Owner>>,
     serial: u32,
 }
 
@@ -33,8 +37,8 @@ fn wire_key(namespace: &str, name: &str) -> Box<[u8]> {
     key.into()
 }
 
-/// Whose an address is: a service, or one endpoint of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Whose an address is: a service's, or that of one endpoint of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Owner {
     pub service: Key,
     pub endpoint: Option<String>,
@@ -43,9 +47,18 @@ pub(crate) struct Owner {
 /// The names of one service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Records {
-    ClusterIp { addresses: Vec<IpAddr>, ports: Vec<Port> },
-    Headless { endpoints: Vec<Host> },
-    External { target: String },
+    ClusterIp {
+        addresses: Vec<IpAddr>,
+        ports: Vec<Port>,
+    },
+    /// Endpoints by address and name, and their addresses, each once.
+    Headless {
+        endpoints: Vec<Host>,
+        addresses: Vec<IpAddr>,
+    },
+    External {
+        target: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,14 +78,18 @@ pub(crate) struct Host {
 }
 
 impl Snapshot {
-    pub fn compute(services: &[Service], slices: &[EndpointSlice]) -> Self {
+    pub fn compute(
+        namespaces: impl IntoIterator<Item = String>,
+        services: &[Service],
+        slices: &[EndpointSlice],
+    ) -> Self {
         let mut by_service: HashMap<(&str, &str), Vec<&EndpointSlice>> = HashMap::new();
         for slice in slices {
             if let Some(name) = slice.service_name() {
                 by_service.entry((&slice.metadata.namespace, name)).or_default().push(slice);
             }
         }
-        let mut snapshot = Self::default();
+        let mut snapshot = Self { namespaces: Arc::new(namespaces.into_iter().collect()), ..Self::default() };
         for service in services {
             let key = (service.metadata.namespace.as_str(), service.metadata.name.as_str());
             snapshot.set(service, by_service.get(&key).map_or(&[][..], Vec::as_slice));
@@ -90,31 +107,53 @@ impl Snapshot {
         self.remove(&key.0, &key.1);
         let Some(records) = records else { return };
         for (address, endpoint) in owned(&records) {
-            if self.reverse.get(&address).is_none() {
-                self.reverse.insert(address, Owner { service: key.clone(), endpoint });
-            }
+            let mut owners = self.reverse.get(&address).cloned().unwrap_or_default();
+            owners.push(Owner { service: key.clone(), endpoint });
+            owners.sort();
+            owners.dedup();
+            self.reverse.insert(address, owners);
         }
         self.services.insert(wire_key(&key.0, &key.1), Arc::new(records));
-        *Arc::make_mut(&mut self.namespaces).entry(key.0).or_default() += 1;
+        *Arc::make_mut(&mut self.inhabited).entry(key.0).or_default() += 1;
         self.serial = self.serial.wrapping_add(1);
     }
 
     pub fn remove(&mut self, namespace: &str, name: &str) {
         let Some(records) = self.services.remove(&*wire_key(namespace, name)) else { return };
         for (address, _) in owned(&records) {
-            let owner = self.reverse.get(&address).map(|owner| &owner.service);
-            if owner.is_some_and(|(owner, service)| owner == namespace && service == name) {
-                self.reverse.remove(&address);
-            }
+            self.disown(&address, |(owner, service)| owner == namespace && service == name);
         }
-        let namespaces = Arc::make_mut(&mut self.namespaces);
-        if let Some(count) = namespaces.get_mut(namespace) {
+        let inhabited = Arc::make_mut(&mut self.inhabited);
+        if let Some(count) = inhabited.get_mut(namespace) {
             *count -= 1;
             if *count == 0 {
-                namespaces.remove(namespace);
+                inhabited.remove(namespace);
             }
         }
         self.serial = self.serial.wrapping_add(1);
+    }
+
+    fn disown(&mut self, address: &IpAddr, of: impl Fn(&Key) -> bool) {
+        let Some(owners) = self.reverse.get(address) else { return };
+        let rest: Vec<Owner> = owners.iter().filter(|owner| !of(&owner.service)).cloned().collect();
+        match rest.is_empty() {
+            true => drop(self.reverse.remove(address)),
+            false => drop(self.reverse.insert(*address, rest)),
+        }
+    }
+
+    pub fn set_namespace(&mut self, name: &str) {
+        if !self.namespaces.contains(name) {
+            Arc::make_mut(&mut self.namespaces).insert(name.to_owned());
+            self.serial = self.serial.wrapping_add(1);
+        }
+    }
+
+    pub fn remove_namespace(&mut self, name: &str) {
+        if self.namespaces.contains(name) {
+            Arc::make_mut(&mut self.namespaces).remove(name);
+            self.serial = self.serial.wrapping_add(1);
+        }
     }
 
     pub(crate) fn service(&self, namespace: &str, name: &str) -> Option<&Records> {
@@ -127,11 +166,12 @@ impl Snapshot {
     }
 
     pub(crate) fn has_namespace(&self, namespace: &str) -> bool {
-        self.namespaces.contains_key(namespace)
+        self.namespaces.contains(namespace) || self.inhabited.contains_key(namespace)
     }
 
-    pub(crate) fn owner(&self, address: &IpAddr) -> Option<&Owner> {
-        self.reverse.get(address)
+    /// In their order; none for an address of nobody here.
+    pub(crate) fn owners(&self, address: &IpAddr) -> &[Owner] {
+        self.reverse.get(address).map_or(&[], Vec::as_slice)
     }
 
     /// Grows with every change.
@@ -144,7 +184,7 @@ impl Snapshot {
 fn owned(records: &Records) -> Vec<(IpAddr, Option<String>)> {
     match records {
         Records::ClusterIp { addresses, .. } => addresses.iter().map(|address| (*address, None)).collect(),
-        Records::Headless { endpoints } => {
+        Records::Headless { endpoints, .. } => {
             endpoints.iter().map(|host| (host.address, Some(host.name.clone()))).collect()
         }
         Records::External { .. } => Vec::new(),
@@ -154,10 +194,16 @@ fn owned(records: &Records) -> Vec<(IpAddr, Option<String>)> {
 fn records(service: &Service, slices: &[&EndpointSlice]) -> Option<Records> {
     let spec = &service.spec;
     if spec.type_ == "ExternalName" {
-        return Some(Records::External { target: spec.external_name.trim_end_matches('.').to_lowercase() });
+        let target = spec.external_name.trim_end_matches('.').to_lowercase();
+        // An alias cannot lead to an address: such a service has no name, as with CoreDNS.
+        return target.parse::<IpAddr>().is_err().then_some(Records::External { target });
     }
-    if spec.cluster_ips.first().is_some_and(|ip| ip == "None") {
-        return Some(Records::Headless { endpoints: hosts(slices, spec.publish_not_ready_addresses) });
+    let labelled = service.metadata.labels.contains_key(HEADLESS_LABEL);
+    if labelled || spec.cluster_ips.first().is_some_and(|ip| ip == "None") {
+        let endpoints = hosts(slices, spec.publish_not_ready_addresses);
+        let mut addresses: Vec<IpAddr> = endpoints.iter().map(|host| host.address).collect();
+        addresses.dedup();
+        return Some(Records::Headless { endpoints, addresses });
     }
     let addresses: Vec<IpAddr> = spec.cluster_ips.iter().filter_map(|ip| ip.parse().ok()).collect();
     let ports = spec.ports.iter().map(|port| Port {
@@ -224,9 +270,40 @@ mod tests {
         assert_eq!(snapshot.serial(), serial);
         assert!(snapshot.has_namespace("default"));
         snapshot.set(&service("a", "10.96.0.2"), &[]);
-        assert!(snapshot.owner(&"10.96.0.1".parse().unwrap()).is_none());
+        assert!(snapshot.owners(&"10.96.0.1".parse().unwrap()).is_empty());
         snapshot.remove("default", "a");
-        assert!(snapshot.reverse.is_empty() && snapshot.namespaces.is_empty() && snapshot.services.is_empty());
+        assert!(snapshot.reverse.is_empty() && snapshot.inhabited.is_empty() && snapshot.services.is_empty());
+    }
+
+    #[test]
+    fn a_namespace_is_there_by_itself_or_by_its_services() {
+        let mut snapshot = Snapshot::default();
+        snapshot.set_namespace("empty");
+        snapshot.set(&service("a", "10.96.0.1"), &[]);
+        assert!(snapshot.has_namespace("empty") && snapshot.has_namespace("default"));
+        snapshot.remove_namespace("empty");
+        snapshot.remove("default", "a");
+        assert!(!snapshot.has_namespace("empty") && !snapshot.has_namespace("default"));
+    }
+
+    #[test]
+    fn an_endpoint_of_two_services_stays_the_other_ones() {
+        let slice: EndpointSlice = serde_json::from_value(json!({"metadata": {"namespace": "default"},
+            "endpoints": [{"addresses": ["10.244.0.1"]}]}))
+        .unwrap();
+        let mut snapshot = Snapshot::default();
+        for name in ["b", "a"] {
+            snapshot.set(&service(name, "None"), &[&slice]);
+        }
+        let owners = |snapshot: &Snapshot| -> Vec<String> {
+            let owners = snapshot.owners(&"10.244.0.1".parse().unwrap());
+            owners.iter().map(|owner| owner.service.1.clone()).collect()
+        };
+        assert_eq!(owners(&snapshot), ["a", "b"]);
+        snapshot.remove("default", "a");
+        assert_eq!(owners(&snapshot), ["b"]);
+        snapshot.remove("default", "b");
+        assert!(snapshot.reverse.is_empty());
     }
 
     #[test]

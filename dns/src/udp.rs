@@ -9,6 +9,8 @@ use std::os::fd::{AsRawFd, FromRawFd};
 const BATCH: usize = 32;
 /// No question is longer.
 const LONGEST: usize = 2048;
+/// Longest datagram sent: what passes every path unfragmented.
+pub(crate) const PAYLOAD: u16 = 1232;
 
 /// Several sockets on one address, among which the kernel spreads the clients. Port 0 lets it choose one for all.
 pub(crate) fn listen(address: SocketAddr, sockets: usize) -> io::Result<Vec<UdpSocket>> {
@@ -33,7 +35,8 @@ fn share(socket: &UdpSocket) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn bind_shared(address: SocketAddr) -> io::Result<UdpSocket> {
+/// One more socket at an address whose sockets share it.
+pub(crate) fn bind_shared(address: SocketAddr) -> io::Result<UdpSocket> {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: integers only; the descriptor is owned at once.
     let socket = unsafe {
@@ -136,14 +139,12 @@ impl Batch {
         from_raw(&self.names[index])
     }
 
-    /// Answers a question: `write` fills the buffer, or says that there is no answer yet.
-    pub fn answer(&mut self, index: usize, write: impl FnOnce(&[u8], &mut Vec<u8>) -> bool) -> bool {
+    /// Answers a question: `write` fills the buffer, or gives nothing because there is no answer yet.
+    pub fn answer<T>(&mut self, index: usize, write: impl FnOnce(&[u8], &mut Vec<u8>) -> Option<T>) -> Option<T> {
         let question = &self.questions[index][..self.received[index].0];
-        let written = write(question, &mut self.answers[self.targets.len()]);
-        if written {
-            self.targets.push(index);
-        }
-        written
+        let written = write(question, &mut self.answers[self.targets.len()])?;
+        self.targets.push(index);
+        Some(written)
     }
 
     /// Sends all answers. One that cannot be sent is its client's loss alone.

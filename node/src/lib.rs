@@ -8,8 +8,8 @@
 //! *Architecture invariant:* it knows a `client::Client`, not where the server is, and asks for nothing that a node may not
 //! see.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use agent::Agent;
@@ -35,6 +35,10 @@ pub mod services;
 pub mod status;
 pub mod upstream;
 
+/// In the run folder: the way to whoever keeps the sockets of DNS, and their address.
+const DNS_SOCKETS: &str = "dns.sock";
+const DNS_ADDRESS: &str = "dns.address";
+
 /// Validated settings of a node.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -57,6 +61,18 @@ pub struct Settings {
     pub external_ips: ExternalIps,
     pub pod_max_pids: Option<u64>,
     pub allowed_unsafe_sysctls: Vec<String>,
+    pub names: Names,
+}
+
+/// Where names outside the cluster are asked for.
+#[derive(Debug, Clone)]
+pub struct Names {
+    /// [default: those of the machine's resolv.conf]
+    pub upstreams: Option<Vec<SocketAddr>>,
+    pub stubs: Vec<dns::Stub>,
+    pub log: dns::QueryLog,
+    /// The command that becomes the keeper of the sockets; without it, they end with the process.
+    pub keeper: Option<(PathBuf, Vec<String>)>,
 }
 
 /// A started node; its tasks run in the set it was given.
@@ -77,7 +93,7 @@ pub async fn start(settings: &Settings, client: Client, tasks: &mut JoinSet<()>)
     let facts = status::facts(settings)?;
     let (proxy, node_cidr) = tokio::try_join!(load(settings), place(settings, &client, &outlook, &facts))?;
     let network = Network::start(&network_config(settings, node_cidr), proxy.clone()).await?;
-    let dns = Arc::new(dns::Server::start(dns_config(settings, node_cidr)?).await.context("cannot start DNS")?);
+    let dns = Arc::new(start_dns(settings, node_cidr)?);
     let feed = services::Feed::new(settings, proxy.clone(), dns.clone(), recorder.clone());
     let settled = feed.start(&outlook.views, tasks);
     let upstream = upstream::ApiUpstream::new(client.clone(), recorder.clone(), outlook.clone(), tasks);
@@ -125,16 +141,64 @@ fn node_reference(name: &str) -> Reference {
     Reference::new("v1", "Node", &meta)
 }
 
-fn dns_config(settings: &Settings, node_cidr: Ipv4Network) -> Result<dns::Config> {
-    Ok(dns::Config {
-        listen: SocketAddr::from((settings.ip, 0)),
+fn start_dns(settings: &Settings, node_cidr: Ipv4Network) -> Result<dns::Server> {
+    let listening = dns_listening(settings).context("DNS cannot listen")?;
+    let own = [SocketAddr::from((settings.cluster_dns, 53)), listening.address()?];
+    let upstreams = match &settings.names.upstreams {
+        Some(servers) => servers.clone(),
+        None => dns::upstreams_of(&resolv_conf(), &own),
+    };
+    let config = dns::Config {
         domain: settings.domain.clone(),
+        node: settings.name.clone(),
         pods: vec![settings.pod_cidr.into()],
-        upstreams: dns::upstreams_of(
-            &std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
-            &[SocketAddr::from((settings.cluster_dns, 53))],
-        ),
+        servers: vec![settings.cluster_dns.into()],
+        upstreams,
+        stubs: settings.names.stubs.clone(),
         clients: dns_clients(settings.ip, node_cidr)?,
+        log: settings.names.log,
+    };
+    dns::Server::start(config, listening).context("cannot start DNS")
+}
+
+fn dns_listening(settings: &Settings) -> Result<dns::Listening> {
+    let ip = IpAddr::from(settings.ip);
+    let open = || dns::Sockets::open(ip);
+    let listening = match settings.names.keeper.clone() {
+        Some((program, arguments)) => {
+            let path = settings.run_dir.join(DNS_SOCKETS);
+            dns::Listening::keep(ip, open, dns::Keeper { path, program, arguments })?
+        }
+        None => open()?.into(),
+    };
+    let file = settings.run_dir.join(DNS_ADDRESS);
+    std::fs::write(&file, listening.address()?.to_string())
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(listening)
+}
+
+/// Where the node's DNS listens, for `amphipod dns`.
+pub fn dns_address(run_dir: &Path) -> Result<SocketAddr> {
+    let file = run_dir.join(DNS_ADDRESS);
+    let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    text.parse().with_context(|| format!("{} holds no address", file.display()))
+}
+
+/// For `reset`: the sockets of DNS are closed, and nothing in the run folder tells of them.
+pub fn forget_dns(run_dir: &Path) -> Result<()> {
+    dns::let_go(&run_dir.join(DNS_SOCKETS)).context("the keeper of DNS' sockets does not let go")?;
+    match std::fs::remove_file(run_dir.join(DNS_ADDRESS)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("cannot remove DNS' address"),
+        _ => Ok(()),
+    }
+}
+
+/// A machine without one has no name servers, and names outside the cluster fail.
+fn resolv_conf() -> String {
+    const PATH: &str = "/etc/resolv.conf";
+    std::fs::read_to_string(PATH).unwrap_or_else(|error| {
+        tracing::warn!(%error, "{PATH} cannot be read: names outside the cluster need --dns-upstream");
+        String::new()
     })
 }
 

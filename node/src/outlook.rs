@@ -1,12 +1,13 @@
-//! What a node sees of the cluster: itself, its pods, single objects that these refer to, Services, EndpointSlices and
-//! peers. Nothing else is asked for, and nothing else would be answered.
+//! What a node sees of the cluster: itself, its pods, single objects that these refer to, Services, EndpointSlices, peers and
+//! the names of namespaces. Nothing else is asked for, and nothing else would be answered.
 
 use std::sync::Arc;
 
-use api::view::{EndpointSlice, Peer, Service};
+use api::view::{EndpointSlice, Meta, Peer, Service};
 use client::follow::{self, Scope, Step};
 use client::views::NODES;
-use client::{Caches, Client, Kept};
+use client::{Caches, Client, Kept, Resource, View};
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -14,7 +15,22 @@ use tokio::task::JoinSet;
 use crate::content::Content;
 
 /// Of these a node sees all objects.
-const VIEWS: [Kept; 3] = [Kept::of::<Service>(), Kept::of::<EndpointSlice>(), Kept::of::<Peer>()];
+const VIEWS: [Kept; 4] =
+    [Kept::of::<Service>(), Kept::of::<EndpointSlice>(), Kept::of::<Peer>(), Kept::of::<Namespace>()];
+
+/// `v1` Namespace: DNS tells one without services from one that is not there.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Namespace {
+    pub metadata: Meta,
+}
+
+impl View for Namespace {
+    const RESOURCE: Resource = Resource::core("namespaces");
+
+    fn uid(&self) -> &str {
+        &self.metadata.uid
+    }
+}
 
 /// This node's own object; `None` while it is not known, and when it is not there.
 pub type Own = watch::Receiver<Option<Arc<Value>>>;

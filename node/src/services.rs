@@ -13,27 +13,36 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::Settings;
+use crate::outlook::Namespace;
 
 const DNS_PORT: u16 = 53;
 
-/// Keys of services that changed, each once.
+/// What a change is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Subject {
+    /// A Service or its slices.
+    Service(Key),
+    Namespace(String),
+}
+
+/// What changed, each once.
 #[derive(Default)]
 pub struct Changed {
-    state: Mutex<(VecDeque<Key>, HashSet<Key>)>,
+    state: Mutex<(VecDeque<Subject>, HashSet<Subject>)>,
     wake: Notify,
 }
 
 impl Changed {
-    fn add(&self, key: Key) {
+    fn add(&self, subject: Subject) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.1.insert(key.clone()) {
-            state.0.push_back(key);
+        if state.1.insert(subject.clone()) {
+            state.0.push_back(subject);
         }
         drop(state);
         self.wake.notify_one();
     }
 
-    fn take(&self) -> Vec<Key> {
+    fn take(&self) -> Vec<Subject> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.1.clear();
         state.0.drain(..).collect()
@@ -89,15 +98,22 @@ impl Feed {
         let services = self.changed.clone();
         caches.of::<Service>().on_change(move |old, new| {
             if let Some(service) = new.or(old) {
-                services.add(Key::of(&service.metadata));
+                services.add(Subject::Service(Key::of(&service.metadata)));
             }
         });
         let slices = self.changed.clone();
         caches.of::<EndpointSlice>().on_change(move |old, new| {
             for slice in [old, new].into_iter().flatten() {
                 if let Some(name) = slice.service_name() {
-                    slices.add(Key::new(&slice.metadata.namespace, name));
+                    slices.add(Subject::Service(Key::new(&slice.metadata.namespace, name)));
                 }
+            }
+        });
+        let namespaces = self.changed.clone();
+        caches.of::<Namespace>().on_change(move |old, new| {
+            // Nothing of one that stays tells DNS more.
+            if let (None, Some(namespace)) | (Some(namespace), None) = (old, new) {
+                namespaces.add(Subject::Namespace(namespace.metadata.name.clone()));
             }
         });
         tasks.spawn(self.run(caches.clone()));
@@ -112,11 +128,17 @@ impl Feed {
             self.changed.wake.notified().await;
             // Taken before the keys: what was seen by now is among them.
             let seen = caches.of::<EndpointSlice>().seen();
-            let keys = self.changed.take();
-            for key in &keys {
-                self.one(&caches, key, &mut snapshot).await;
+            let subjects = self.changed.take();
+            for subject in &subjects {
+                match subject {
+                    Subject::Service(key) => self.one(&caches, key, &mut snapshot).await,
+                    Subject::Namespace(name) => match caches.of::<Namespace>().get("", name) {
+                        Some(_) => snapshot.set_namespace(name),
+                        None => snapshot.remove_namespace(name),
+                    },
+                }
             }
-            if !keys.is_empty() {
+            if !subjects.is_empty() {
                 self.dns.publish(snapshot.clone());
             }
             self.settled.send_replace(seen);
@@ -130,7 +152,9 @@ impl Feed {
             caches.of::<EndpointSlice>().all().iter().map(|slice| (**slice).clone()).collect();
         let applied = self.proxy.apply(&desired(&services, &slices, &self.facts));
         self.report(caches, applied).await;
-        let snapshot = Snapshot::compute(&services, &slices);
+        let namespaces = caches.of::<Namespace>().all();
+        let names = namespaces.iter().map(|namespace| namespace.metadata.name.clone());
+        let snapshot = Snapshot::compute(names, &services, &slices);
         self.dns.publish(snapshot.clone());
         snapshot
     }

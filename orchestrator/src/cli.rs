@@ -20,7 +20,7 @@ use serde_yaml::Value;
 use crate::control_plane::{self, ControlPlane};
 use crate::controllers::Selection;
 use crate::pod_ranges::PodRanges;
-use crate::{doctor, reset, store_command, up};
+use crate::{doctor, names, reset, store_command, up};
 
 #[derive(Parser)]
 #[command(
@@ -45,6 +45,12 @@ enum Command {
     /// Say what this machine lacks for `up` with the same flags, with the remedies
     #[command(args_override_self = true)]
     Doctor(UpArguments),
+    /// Ask the node's DNS
+    #[command(subcommand)]
+    Dns(names::Command),
+    /// Keep the sockets of DNS while the server is away; `up` starts this itself
+    #[command(name = names::KEEPER, hide = true)]
+    KeepDnsSockets,
     /// Check, compact, back up or restore the store
     Store(store_command::Arguments),
     /// Remove everything that `up` ever made, data included
@@ -161,6 +167,15 @@ struct UpArguments {
     /// Kernel settings that pods may choose beside the safe ones; a trailing * stands for any end
     #[arg(long, value_delimiter = ',')]
     allowed_unsafe_sysctls: Vec<String>,
+    /// Name servers for names outside the cluster: ADDRESS[:PORT] [default: those of /etc/resolv.conf]
+    #[arg(long, value_delimiter = ',', value_name = "ADDRESS")]
+    dns_upstream: Vec<String>,
+    /// Name servers of one zone and all names below it; may be given again for others
+    #[arg(long, value_delimiter = ',', value_name = "ZONE=ADDRESS[,ADDRESS…]")]
+    dns_stub: Vec<String>,
+    /// Write every question to DNS into the log
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", action = ArgAction::Set)]
+    dns_log: bool,
 }
 
 /// Parses the command line and runs what it says.
@@ -180,6 +195,8 @@ pub fn run() -> Result<()> {
             let (control, node) = arguments.settings()?;
             doctor::run(&control, &node)
         }
+        Command::Dns(command) => names::run(&command),
+        Command::KeepDnsSockets => names::keep_sockets(),
         Command::Store(arguments) => store_command::run(&arguments),
         Command::Reset { data_dir } => runtime()?.block_on(reset::run(&data_dir)),
     }
@@ -310,6 +327,7 @@ impl UpArguments {
             },
             pod_max_pids: pod_max_pids(self.pod_max_pids)?,
             allowed_unsafe_sysctls: self.allowed_unsafe_sysctls()?,
+            names: names::settings(&self.dns_upstream, &self.dns_stub, self.dns_log)?,
         };
         Ok((control, settings))
     }

@@ -12,6 +12,7 @@ mod doctor;
 mod fleet;
 mod inherited;
 mod leader;
+mod names;
 mod pod_ranges;
 mod reset;
 mod scheduler;

@@ -99,7 +99,8 @@ async fn remove_node(data_dir: &Path, places: &Places) -> Result<()> {
     agent::remove_everything(config, Arc::new(LinksGoLast)).await.context("cannot remove the pods")?;
     Proxy::unload(&places.bpf_root)
         .with_context(|| format!("cannot unload the programs of {}", places.bpf_root.display()))?;
-    Network::reset(&node::state_file(data_dir)).await.context("cannot undo the network set-up")
+    Network::reset(&node::state_file(data_dir)).await.context("cannot undo the network set-up")?;
+    node::forget_dns(&places.run_dir)
 }
 
 /// Reset removes all links at once, after the pods.

@@ -273,11 +273,22 @@ impl Scheduler {
 
     /// A pod is on a node now, which those may have waited for that ask for its company.
     fn place(&mut self, resident: Resident, node: &str, now: Instant) {
-        if self.snapshot.home(&resident.uid) == Some(node) && self.snapshot.is_same(&resident) {
+        if self.snapshot.has(&resident, node) {
             return;
         }
+        let kept = self.snapshot.withdraw(&resident.uid).filter(|other| other != node);
         self.snapshot.put(resident.clone(), node);
         self.stir_around(&resident, now);
+        if let Some(other) = kept {
+            self.help(&other, now);
+        }
+    }
+
+    /// No room is kept for a pod any more, which may help others.
+    fn withdraw(&mut self, uid: &str, now: Instant) {
+        if let Some(node) = self.snapshot.withdraw(uid) {
+            self.help(&node, now);
+        }
     }
 
     /// Wakes one pod of each demand for which it matters where this one is.
@@ -297,9 +308,7 @@ impl Scheduler {
     /// A pod waits no longer; room that was kept for it may help others.
     fn dismiss(&mut self, key: &Key, now: Instant) {
         let Some(candidate) = self.pending.remove(key) else { return };
-        if let Some(node) = self.snapshot.withdraw(&candidate.uid) {
-            self.help(&node, now);
-        }
+        self.withdraw(&candidate.uid, now);
     }
 
     /// A pod counts no longer: what it had may help others.
@@ -334,7 +343,7 @@ impl Scheduler {
             let key = &candidate.key;
             // News of its end is under way.
             let Some(pod) = self.pod(key).filter(|pod| pod.metadata.meta.uid == candidate.uid) else { continue };
-            return Some(match self.choose(&candidate) {
+            return Some(match self.choose(&candidate, now) {
                 Verdict::Goes(node) => {
                     let Candidate { key, uid, demand, .. } = candidate;
                     let resident =
@@ -362,7 +371,7 @@ impl Scheduler {
         self.caches.of::<Pod>().get(&key.namespace, &key.name)
     }
 
-    fn choose(&mut self, candidate: &Candidate) -> Verdict {
+    fn choose(&mut self, candidate: &Candidate, now: Instant) -> Verdict {
         let Candidate { uid, demand, .. } = candidate;
         let nominated = self.snapshot.nomination(uid).is_some();
         if let Some(why) = self.hopeless.get(demand).filter(|_| !nominated) {
@@ -393,7 +402,7 @@ impl Scheduler {
         if nominated && matches!(declined, Some(Declined::NotEligible(_))) {
             return Verdict::Stays(why, Nomination::Stands);
         }
-        self.snapshot.withdraw(uid);
+        self.withdraw(uid, now);
         self.hopeless.insert(demand.clone(), why.clone());
         Verdict::Stays(why, Nomination::Ends)
     }
@@ -424,7 +433,7 @@ impl Scheduler {
                 for victim in &victims {
                     self.ending.remove(&victim.metadata.meta.uid);
                 }
-                self.snapshot.withdraw(&pod.metadata.meta.uid);
+                self.withdraw(&pod.metadata.meta.uid, now);
                 return self.pending.failed(&Key::of(&pod.metadata.meta), now);
             }
         };

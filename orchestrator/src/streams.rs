@@ -109,14 +109,11 @@ fn metrics(node: &Node) -> String {
         "# TYPE amphipod_service_frontends gauge\namphipod_service_frontends {held}\n\
          # TYPE amphipod_service_frontends_limit gauge\namphipod_service_frontends_limit {limit}\n\
          # TYPE amphipod_services_refused gauge\namphipod_services_refused {}\n\
-         # TYPE amphipod_watched_objects gauge\namphipod_watched_objects {}\n\
-         # TYPE amphipod_dns_refused_total counter\namphipod_dns_refused_total {}\n\
-         # TYPE amphipod_dns_cached_answers gauge\namphipod_dns_cached_answers {}\n",
+         # TYPE amphipod_watched_objects gauge\namphipod_watched_objects {}\n",
         node.proxy.refused(),
         node.content.watched(),
-        node.dns.refused(),
-        node.dns.cached_answers(),
     );
+    out += &node.dns.metrics();
     out
 }
 

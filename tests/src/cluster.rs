@@ -96,6 +96,16 @@ impl Cluster {
         &self.node().ip
     }
 
+    /// Runs a command of this release on the node.
+    pub fn amphipod(&self, arguments: &[&str]) -> Result<String> {
+        self.node().run(&workspace().join("target/release/amphipod").display().to_string(), arguments)
+    }
+
+    /// The node's folder of sockets.
+    pub fn run_dir(&self) -> String {
+        format!("/run/amphipod-{}/{}", self.name, self.node().name)
+    }
+
     pub fn data_dir(&self) -> &str {
         &self.node().data_dir
     }

@@ -36,6 +36,24 @@ pub fn names(space: &Space<'_>) -> Result<()> {
     until("a headless service gives its pods", || {
         Ok(dig(&[&format!("headless.{domain}")])?.lines().map(str::to_owned).collect::<BTreeSet<_>>() == pods)
     })?;
+    // Names that are only above others, and ones that are not there.
+    let code = |arguments: &[&str]| -> Result<String> {
+        let mut all = vec!["+time=2", "+tries=2", "@10.96.0.10"];
+        all.extend_from_slice(arguments);
+        let told = space.cluster.node().run("dig", &all)?;
+        let status = told.split_once("status: ").and_then(|(_, rest)| rest.split(',').next());
+        Ok(status.unwrap_or_default().to_owned())
+    };
+    ensure!(code(&[&domain])? == "NOERROR", "a namespace");
+    ensure!(code(&["nonesuch.svc.cluster.local"])? == "NXDOMAIN", "no namespace");
+    space.apply_text("{apiVersion: v1, kind: Service, metadata: {name: vacant}, spec: {clusterIP: None, selector: {app: nobody}, ports: [{port: 80}]}}")?;
+    ensure!(code(&[&format!("vacant.{domain}")])? == "NXDOMAIN", "a headless service without endpoints");
+    ensure!(dig(&["NS", "cluster.local"])? == "ns.dns.cluster.local.", "NS");
+    ensure!(dig(&["ns.dns.cluster.local"])? == "10.96.0.10", "the name server's address");
+    for (name, expected) in [(&format!("{CLUSTER_IP}.{domain}"), &ip), (&ip, &format!("{CLUSTER_IP}.{domain}."))] {
+        let said = space.cluster.amphipod(&["dns", "query", name, "--run-dir", &space.cluster.run_dir()])?;
+        ensure!(said.trim() == expected, "amphipod dns query {name}: {said}");
+    }
     let inside = space.ask(&["nslookup", &format!("{CLUSTER_IP}.{domain}")])?;
     ensure!(inside.contains(&ip), "from a pod: {inside}");
     let search = space.ask(&["cat", "/etc/resolv.conf"])?;

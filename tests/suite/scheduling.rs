@@ -10,7 +10,7 @@ const PORT: &str = "18099";
 /// The more important pod has the other sent away, and its events say so.
 pub fn preemption(space: &Space<'_>) -> Result<()> {
     space.apply_text(&pod("lesser", ""))?;
-    space.wait_ready(&["lesser"])?;
+    space.wait_ready(&["pod/lesser"])?;
     space.kubectl(&["create", "priorityclass", CLASS, "--value=1000"])?;
     let outcome = preempted(space);
     space.kubectl(&["delete", "priorityclass", CLASS])?;
@@ -22,7 +22,7 @@ fn preempted(space: &Space<'_>) -> Result<()> {
     let refused = "it waits";
     until(refused, || Ok(space.get(&["pod", "equal"], "{.status.conditions[0].reason}")? == "Unschedulable"))?;
     space.apply_text(&pod("greater", &format!("priorityClassName: {CLASS}, ")))?;
-    space.wait_ready(&["greater"])?;
+    space.wait_ready(&["pod/greater"])?;
     let left = space.kubectl_fails(&["get", "pod", "lesser"])?;
     ensure!(left.contains("\"lesser\" not found"), "{left}");
     let uid = space.get(&["pod", "greater"], "{.metadata.uid}")?;

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -86,7 +86,9 @@ impl Traffic {
         }
         let backends: BTreeSet<&str> = echo.iter().map(|echo| echo.backend.as_str()).collect();
         ensure!(backends.len() == 2, "the echo service has two endpoints, and {backends:?} answer");
-        let load = ways.web.into_iter().map(|(netns, address)| connect_and_close(netns, address)).collect();
+        let names = ask_names(netns_of(space, "asker")?);
+        let load = ways.web.into_iter().map(|(netns, address)| connect_and_close(netns, address));
+        let load = load.chain([names]).collect();
         Ok(Traffic { web, echo, servers, load })
     }
 
@@ -97,7 +99,7 @@ impl Traffic {
         echo.try_for_each(Echo::goes_on).with_context(|| format!("UDP {when}"))
     }
 
-    /// Ends it all; tells how many short connections were made. None may have failed.
+    /// Ends it all; tells how many short connections were made and names asked for. None may have failed.
     pub fn close(self) -> Result<u64> {
         drop((self.web, self.echo));
         let made = self.load.into_iter().map(Background::end).sum::<Result<u64>>().context("short connections")?;
@@ -161,6 +163,50 @@ impl Web {
         self.stream.read_exact(&mut body).context("read an answer")?;
         Ok(String::from_utf8(body)?.trim().to_owned())
     }
+}
+
+/// Asks for one name again and again, each time as a resolver does: once more after five seconds without an answer, and not
+/// at all after a refusal.
+fn ask_names(netns: File) -> Background {
+    const SERVER: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 10), 53);
+    const PATIENCE: Duration = Duration::from_secs(5);
+    Background::start(move |stopped| {
+        let socket = inside(&netns, || UdpSocket::bind("0.0.0.0:0")).context("a socket")?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let mut made = 0;
+        while !stopped(Duration::from_millis(5)) {
+            let question = question(made as u16);
+            let once = || -> std::io::Result<Vec<u8>> {
+                // Connected anew each time, so that it is translated anew.
+                socket.connect(SERVER)?;
+                socket.send(&question)?;
+                let mut answer = [0; 512];
+                let length = socket.recv(&mut answer)?;
+                Ok(answer[..length].to_vec())
+            };
+            let answer = match once() {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => once(),
+                other => other,
+            };
+            let answer = answer.context("a name")?;
+            ensure!(answer.ends_with(&[10, 96, 0, 1]), "a name's answer: {answer:?}");
+            made += 1;
+        }
+        Ok(made)
+    })
+}
+
+/// For the address of the API server's name.
+fn question(id: u16) -> Vec<u8> {
+    const RECURSION_DESIRED: u8 = 1;
+    let mut bytes = id.to_be_bytes().to_vec();
+    bytes.extend([RECURSION_DESIRED, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    for label in ["kubernetes", "default", "svc", "cluster", "local", ""] {
+        bytes.push(label.len() as u8);
+        bytes.extend(label.as_bytes());
+    }
+    bytes.extend([0, 1, 0, 1]);
+    bytes
 }
 
 /// New connections, one after the other, until told to stop.

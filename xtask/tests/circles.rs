@@ -144,7 +144,7 @@ struct Crate {
 impl Crate {
     fn read(root: &Path) -> Self {
         let mut files = BTreeMap::new();
-        read(root, root.parent().unwrap().to_owned(), Vec::new(), &mut files);
+        read(root, root.parent().expect("src/ is in a crate").to_owned(), Vec::new(), &mut files);
         Self { files }
     }
 

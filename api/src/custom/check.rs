@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::{Custom, Scale};
+use super::{Custom, Scale, embedded};
 use crate::kind::{Kind, Part};
-use crate::names::dns_1035_label;
 use crate::schema::{Field, ListType, Shape, Type};
 use crate::status::FieldError;
-use crate::validate::{Errors, meta};
+use crate::validate::Errors;
 
 /// Of a new object, metadata apart.
 pub fn create(kind: &Kind, custom: &Custom, object: &Value, errors: &mut Errors) {
@@ -137,7 +136,7 @@ fn below(shape: &Shape, value: &Value, path: &str, look: Look, errors: &mut Erro
         (Shape::Made(ty), Value::Object(map)) => {
             let is_object = ty.field("metadata").is_some_and(|field| matches!(field.shape, Shape::Struct(_)));
             if look == Look::Embedded && is_object {
-                embedded(value, path, errors);
+                embedded::check(value, path, errors);
             }
             structure(ty, map, path, look, errors);
         }
@@ -153,31 +152,6 @@ fn below(shape: &Shape, value: &Value, path: &str, look: Look, errors: &mut Erro
         }
         _ => {}
     }
-}
-
-fn embedded(object: &Value, path: &str, errors: &mut Errors) {
-    for field in ["apiVersion", "kind"] {
-        let at = format!("{path}.{field}");
-        match &object[field] {
-            Value::Null => errors.push(FieldError::required(at, "")),
-            Value::String(text) if text.is_empty() => errors.push(FieldError::invalid(at, "", "must not be empty")),
-            Value::String(text) if field == "apiVersion" && text.matches('/').count() > 1 => {
-                errors.push(FieldError::invalid(at, &**text, format!("unexpected GroupVersion string: {text}")));
-            }
-            Value::String(text) if field == "kind" => {
-                let complaints = dns_1035_label(&text.to_lowercase());
-                if !complaints.is_empty() {
-                    let why = format!("may have mixed case, but should otherwise match: {}", complaints.join(","));
-                    errors.push(FieldError::invalid(at, &**text, why));
-                }
-            }
-            Value::String(_) => {}
-            other => errors.push(FieldError::invalid(at, other.clone(), "must be a string")),
-        }
-    }
-    let mut inner = Vec::new();
-    meta::common(&object["metadata"], meta::Finalizers::Any, &mut inner);
-    errors.extend(inner.into_iter().map(|error| FieldError { path: format!("{path}.{}", error.path), ..error }));
 }
 
 fn keyed(field: &Field, items: &[Value], path: &str, errors: &mut Errors) {

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::conditions::{self, Stamp};
 use crate::time::rfc3339;
 use crate::value::{items, text};
 use crate::write::section;
@@ -79,20 +80,15 @@ impl Condition {
 
     /// Into a definition's status; its time is that of its last change of state.
     pub fn put(self, definition: &mut Value, now: Timestamp) {
-        let mut next = json!({"type": self.name, "status": self.state, "reason": self.reason, "message": self.message});
-        let same = find(definition, self.name).filter(|old| old["status"] == self.state);
-        let since = same.map(|old| old["lastTransitionTime"].clone()).filter(|time| !time.is_null());
-        next["lastTransitionTime"] = since.unwrap_or_else(|| json!(rfc3339(now)));
-        let status = section(definition, "status");
-        let conditions = status.entry("conditions").or_insert_with(|| json!([]));
-        if !conditions.is_array() {
-            *conditions = json!([]);
-        }
-        let Some(list) = conditions.as_array_mut() else { return };
-        match list.iter_mut().find(|old| old["type"] == self.name) {
-            Some(old) => *old = next,
-            None => list.push(next),
-        }
+        let next = json!({"type": self.name, "status": self.state, "reason": self.reason, "message": self.message});
+        let merged = conditions::merge(
+            &definition["status"]["conditions"],
+            &[],
+            vec![next],
+            &[Stamp::Transition],
+            &rfc3339(now),
+        );
+        section(definition, "status").insert("conditions".into(), json!(merged));
     }
 }
 

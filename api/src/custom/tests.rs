@@ -241,3 +241,87 @@ fn a_pattern_that_is_none_is_refused() {
         )]
     );
 }
+
+/// What creation says of a definition whose `spec` has this property.
+fn with_property(property: &Value) -> Vec<String> {
+    let definition = definition_with(property);
+    let kind = crate::kind::Registry::builtin().find(GROUP, "v1", PLURAL).unwrap();
+    crate::validate::create(&kind, &definition).iter().map(ToString::to_string).collect()
+}
+
+fn definition_with(property: &Value) -> Value {
+    let mut definition = definition();
+    definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["x"] =
+        property.clone();
+    definition["status"]["storedVersions"] = json!(["v1"]);
+    definition
+}
+
+#[test]
+fn defaults_are_held_against_their_schema() {
+    let path = "spec.validation.openAPIV3Schema.properties[spec].properties[x]";
+    let object = |default: Value| {
+        json!({"type": "object", "default": default, "required": ["a"], "properties": {
+            "a": {"type": "string", "maxLength": 2},
+            "list": {"type": "array", "items": {"type": "object", "properties": {"b": {"type": "integer"}}}},
+            "any": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+            "map": {"type": "object", "additionalProperties": {"type": "integer"}},
+        }})
+    };
+    for (property, want) in [
+        (json!({"type": "integer", "default": 1}), vec![]),
+        (json!({"type": "integer", "default": null}), vec![]),
+        (
+            json!({"type": "integer", "default": "1"}),
+            vec![r#".default: Invalid value: "string":  in body must be of type integer: "string""#],
+        ),
+        (
+            json!({"type": "integer", "minimum": 2, "default": 1}),
+            vec![".default: Invalid value: 1:  in body should be greater than or equal to 2"],
+        ),
+        (
+            json!({"type": "string", "enum": ["a", "b"], "default": "c"}),
+            vec![r#".default: Unsupported value: "c": supported values: "a", "b""#],
+        ),
+        (object(json!({"a": "x", "list": [{"b": 1}], "any": {"free": 1}, "map": {"free": 1}})), vec![]),
+        (object(json!({})), vec![".default.a: Required value"]),
+        (object(json!({"a": "long"})), vec![".default.a: Too long: may not be more than 2 bytes"]),
+        (
+            object(json!({"a": "x", "more": 1})),
+            vec![r#".default: Invalid value: {"a":"x","more":1}: must not have unknown fields"#],
+        ),
+        (
+            object(json!({"a": "x", "list": [{"c": 1}]})),
+            vec![r#".default: Invalid value: {"a":"x","list":[{"c":1}]}: must not have unknown fields"#],
+        ),
+        (
+            json!({"type": "array", "items": {"type": "string", "default": 1}}),
+            vec![r#".items.default: Invalid value: "integer":  in body must be of type string: "integer""#],
+        ),
+        (
+            json!({"type": "object", "x-kubernetes-embedded-resource": true, "x-kubernetes-preserve-unknown-fields": true,
+                "default": {"kind": "Pod", "metadata": {"name": "p"}}}),
+            vec![".default.apiVersion: Required value"],
+        ),
+    ] {
+        let want: Vec<String> = want.into_iter().map(|why| format!("{path}{why}")).collect();
+        assert_eq!(with_property(&property), want, "{property}");
+    }
+}
+
+#[test]
+fn an_update_holds_defaults_against_their_schema_and_lets_unknown_fields_be_that_stand() {
+    let kind = crate::kind::Registry::builtin().find(GROUP, "v1", PLURAL).unwrap();
+    let property =
+        |default: Value| json!({"type": "object", "default": default, "properties": {"a": {"type": "string"}}});
+    let told = |old: Value, new: Value| -> Vec<String> {
+        let (old, new) = (definition_with(&property(old)), definition_with(&property(new)));
+        let told = crate::validate::update(&kind, None, &new, &old);
+        told.iter().map(|error| error.detail.clone()).filter(|detail| !detail.is_empty()).collect()
+    };
+    let (fine, unknown, wrong) = (json!({"a": "x"}), json!({"a": "x", "b": 1}), json!({"a": 1}));
+    assert_eq!(told(fine.clone(), fine.clone()), Vec::<String>::new());
+    assert_eq!(told(fine.clone(), unknown.clone()), ["must not have unknown fields"]);
+    assert_eq!(told(unknown.clone(), unknown), Vec::<String>::new());
+    assert_eq!(told(fine, wrong), [r#"a in body must be of type string: "integer""#]);
+}

@@ -1,11 +1,13 @@
 //! CustomResourceDefinitions: their form. Expressions are not read here.
 
+mod defaults;
 mod schema;
 
 use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
+use self::defaults::Unknown;
 use super::webhooks::{client, review_versions};
 use super::{Aspect, Behaviour, DEFAULT, Deletion, Generation, Part, Version};
 use crate::custom::status::{begin_deletion, is_protected_group};
@@ -22,13 +24,13 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
             let name = At::of(object, "metadata").at("name");
             name.invalid("must be spec.names.plural+\".\"+spec.group", errors);
         }
-        spec(&At::of(object, "spec"), errors);
+        spec(&At::of(object, "spec"), Unknown::Refused, errors);
         status(object, errors);
         approval(object, None, errors);
     }),
     validate_update: Some(|new, old, errors| {
         let (now, was) = (At::of(new, "spec"), At::of(old, "spec"));
-        spec(&now, errors);
+        spec(&now, unknown(&was), errors);
         if items(&old["status"]["conditions"]).any(|c| c["type"] == "Established" && c["status"] == "True") {
             now.at("scope").unchanged(&was.at("scope"), errors);
             now.at("names").at("kind").unchanged(&was.at("names").at("kind"), errors);
@@ -74,7 +76,7 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     update: Some(|new, _| remember_storage(new)),
     warnings: Some(warnings),
     delete: Deletion { begin: Some(begin_deletion), ..Deletion::DEFAULT },
-    missing: &[(Aspect::Validation, "expressions, defaults against their schema")],
+    missing: &[(Aspect::Validation, "expressions, defaults inside of metadata")],
     ..DEFAULT
 };
 
@@ -128,7 +130,14 @@ fn each(versions: &At<'_>, field: &str, errors: &mut Errors, check: impl Fn(&At<
     }
 }
 
-fn spec(spec: &At<'_>, errors: &mut Errors) {
+/// What defaults may have after an update: what stands is let be.
+fn unknown(before: &At<'_>) -> Unknown {
+    let schemas = items(&before.value["versions"]).map(|version| &version["schema"]["openAPIV3Schema"]);
+    let stands = schemas.into_iter().any(defaults::any_unknown);
+    if stands { Unknown::Stays } else { Unknown::Refused }
+}
+
+fn spec(spec: &At<'_>, unknown: Unknown, errors: &mut Errors) {
     let group = spec.at("group");
     let complaints = dns_subdomain(group.text());
     match group.text() {
@@ -182,7 +191,7 @@ fn spec(spec: &At<'_>, errors: &mut Errors) {
         names.at(field).needs_text(errors);
     }
     self::names(&names, errors);
-    each(&versions, "schema", errors, |schema, errors| schema::check(&schema.at("openAPIV3Schema"), errors));
+    each(&versions, "schema", errors, |schema, errors| schema::check(&schema.at("openAPIV3Schema"), unknown, errors));
     each(&versions, "subresources", errors, subresources);
     for version in versions.items() {
         let schema = version.at("schema").at("openAPIV3Schema");

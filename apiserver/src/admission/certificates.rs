@@ -70,9 +70,9 @@ impl Member for SubjectRestriction {
 
     async fn validate(&self, _: Cluster<'_>, review: &Review<'_>) -> Result<Vec<String>, Status> {
         let request = review.object["spec"]["request"].as_str().unwrap_or_default();
-        match organizations(request) {
+        match subject(request) {
             Err(why) => Err(review.forbidden(&format!("failed to parse CSR: {why}"))),
-            Ok(groups) if groups.iter().any(|group| group == MASTERS) => {
+            Ok(subject) if subject.groups.iter().any(|group| group == MASTERS) => {
                 let why = format!("use of {CLIENT_SIGNER} signer with {MASTERS} group is not allowed");
                 Err(review.forbidden(&why))
             }
@@ -81,12 +81,22 @@ impl Member for SubjectRestriction {
     }
 }
 
-/// The groups that a request asks for, from its PEM text in base64.
-fn organizations(request: &str) -> Result<Vec<String>, String> {
+/// Whom a request is to be a certificate of.
+#[derive(Debug)]
+pub(super) struct Subject {
+    pub common_name: Option<String>,
+    pub groups: Vec<String>,
+}
+
+/// From the PEM text in base64.
+pub(super) fn subject(request: &str) -> Result<Subject, String> {
     let pem = base64::prelude::BASE64_STANDARD.decode(request).map_err(|error| error.to_string())?;
     let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).map_err(|error| error.to_string())?;
     let (_, parsed) = X509CertificationRequest::from_der(&pem.contents).map_err(|error| error.to_string())?;
     let subject = &parsed.certification_request_info.subject;
-    // One that is no text is no group's name either.
-    Ok(subject.iter_organization().filter_map(|name| name.as_str().ok()).map(str::to_owned).collect())
+    // What is no text is nobody's name either. Of several names the last one counts, as Go reads them.
+    Ok(Subject {
+        common_name: subject.iter_common_name().filter_map(|name| name.as_str().ok()).last().map(str::to_owned),
+        groups: subject.iter_organization().filter_map(|name| name.as_str().ok()).map(str::to_owned).collect(),
+    })
 }

@@ -10,11 +10,15 @@ use api::status::Status;
 use async_trait::async_trait;
 use serde_json::Value;
 
+use super::certificates;
 use super::service_account::MIRROR;
 use super::{Cluster, Member, Operation, Review};
 use crate::object::Object;
 
 const LEASES: &str = "kube-node-lease";
+/// Of a node's certificates, for what it serves and for what it asks.
+const KUBELET_SIGNERS: [&str; 2] = ["kubernetes.io/kubelet-serving", "kubernetes.io/kube-apiserver-client-kubelet"];
+const NODE_USER: &str = "system:node:";
 
 /// Labels with Kubernetes' own prefixes that an agent sets about its machine.
 const OWN_LABELS: [&str; 12] = [
@@ -85,6 +89,8 @@ impl Member for NodeRestriction {
             ("persistentvolumeclaims", _) => mine.refused("may only update PVC status".into()),
             ("serviceaccounts", Some(Part::Token)) => mine.token(),
             ("leases", _) => mine.lease(),
+            ("certificatesigningrequests", None) => mine.certificate_request(),
+            ("resourceslices", _) => mine.resource_slice(),
             ("csinodes", _) => mine.named("can only access CSINode with the same name as the requesting node"),
             _ => Ok(()),
         }
@@ -296,6 +302,42 @@ impl Mine<'_> {
         match self.runs(&pod.value()) {
             true => Ok(()),
             false => self.refused("node requested token bound to a pod scheduled on a different node".into()),
+        }
+    }
+
+    /// A node asks its signers for its own certificates only; what else a request has to be, they say.
+    fn certificate_request(&self) -> Result<(), Status> {
+        let spec = &self.review.object["spec"];
+        let of_kubelets = spec["signerName"].as_str().is_some_and(|signer| KUBELET_SIGNERS.contains(&signer));
+        if self.review.operation != Operation::Create || !of_kubelets {
+            return Ok(());
+        }
+        let request = spec["request"].as_str().unwrap_or_default();
+        let subject = match certificates::subject(request) {
+            Ok(subject) => subject,
+            Err(why) => return self.refused(format!("unable to parse CSR: {why}")),
+        };
+        let own = format!("{NODE_USER}{}", self.node);
+        match subject.common_name {
+            Some(name) if name.starts_with(NODE_USER) && name != own => {
+                self.refused(format!("can only create a CSR with CN={own}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What devices are on this machine; which slices a node sees and changes is for the authorizer to say.
+    fn resource_slice(&self) -> Result<(), Status> {
+        let (verb, slice) = match (self.review.operation, self.review.old) {
+            (Operation::Create, _) => ("create", &self.review.object),
+            (Operation::Delete, Some(old)) => ("delete", old),
+            _ => return Ok(()),
+        };
+        match slice["spec"]["nodeName"] == self.node {
+            true => Ok(()),
+            false => {
+                self.refused(format!("can only {verb} ResourceSlice with the same NodeName as the requesting node"))
+            }
         }
     }
 

@@ -7,8 +7,9 @@ use api::kind::Part;
 use super::Operation::{Create, Delete, Update};
 use super::{Acts, Parts, Resources, Row};
 use super::{
-    certificates, default_class, default_toleration_seconds, limit_ranger, namespace_lifecycle, node_restriction,
-    pod_security, priority, runtime_class, service_account, service_external_ips, taint_nodes_by_condition,
+    certificates, claim_resize, default_class, default_toleration_seconds, limit_ranger, namespace_lifecycle,
+    node_restriction, pod_security, priority, runtime_class, service_account, service_external_ips,
+    taint_nodes_by_condition,
 };
 
 const PODS: Resources = Resources::Of(&[("", "pods", Parts::Itself)]);
@@ -57,6 +58,8 @@ pub(super) const BUILTIN: &[Row] = &[
             ("", "serviceaccounts", Parts::All),
             ("coordination.k8s.io", "leases", Parts::All),
             ("storage.k8s.io", "csinodes", Parts::All),
+            (CERTIFICATES, REQUESTS, Parts::Itself),
+            ("resource.k8s.io", "resourceslices", Parts::All),
         ]),
         acts: Acts::Mutates,
         member: &node_restriction::NodeRestriction,
@@ -102,6 +105,13 @@ pub(super) const BUILTIN: &[Row] = &[
         resources: Resources::Of(&[("", "persistentvolumeclaims", Parts::Itself)]),
         acts: Acts::Mutates,
         member: &default_class::DefaultStorageClass,
+    },
+    Row {
+        name: "PersistentVolumeClaimResize",
+        operations: &[Update],
+        resources: Resources::Of(&[("", "persistentvolumeclaims", Parts::Itself)]),
+        acts: Acts::Validates,
+        member: &claim_resize::ClaimResize,
     },
     Row {
         name: "RuntimeClass",

@@ -11,8 +11,9 @@ use crate::reader::Reader;
 const READS: [&str; 3] = ["get", "list", "watch"];
 
 /// What a node reads that the `system:node` role does not grant: upstream's proxy and network agents have identities of
-/// their own, here they are part of the node.
-const OWN: [(&str, &str); 2] = [("discovery.k8s.io", "endpointslices"), ("node.amphipod.io", "peers")];
+/// their own (and so has CoreDNS, which reads namespaces), here they are part of the node.
+const OWN: [(&str, &str); 3] =
+    [("", "namespaces"), ("discovery.k8s.io", "endpointslices"), ("node.amphipod.io", "peers")];
 
 fn is_own(asked: &Attributes) -> bool {
     let kind = (&*asked.group, &*asked.resource);
@@ -150,6 +151,7 @@ mod tests {
             "list services - - -",
             "watch services - - -",
             "watch discovery.k8s.io/endpointslices - - -",
+            "watch namespaces - - -",
             "list node.amphipod.io/peers - - -",
             "get node.k8s.io/runtimeclasses - x -",
             "create events default - -",
@@ -188,7 +190,7 @@ mod tests {
             ("create node.amphipod.io/peers - a -", ""),
             ("update node.amphipod.io/peers - a -", ""),
             ("list apps/deployments - - -", ""),
-            ("list namespaces - - -", ""),
+            ("create namespaces - - -", ""),
         ] {
             let refused = check(line).expect_err(line);
             let end = if why.is_empty() { asked(line).refusal(&User::node("a")) } else { format!(": {why}") };

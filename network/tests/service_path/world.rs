@@ -124,16 +124,23 @@ impl World {
     /// The node's DNS server; cluster DNS is translated to it.
     pub fn start_dns(&self, objects: &[Service]) -> dns::Server {
         let config = dns::Config {
-            listen: DNS.parse().unwrap(),
             domain: "cluster.local".into(),
+            node: "n1".into(),
             pods: Vec::new(),
+            servers: Vec::new(),
             upstreams: Vec::new(),
+            stubs: Vec::new(),
             clients: vec!["0.0.0.0/0".parse().unwrap()],
+            log: dns::QueryLog::Off,
         };
         let objects: Vec<_> = objects.iter().map(|service| serde_json::from_value(service.object()).unwrap()).collect();
         let runtime = Arc::clone(&self.runtime);
-        let server = self.node.run(move || runtime.block_on(dns::Server::start(config)).unwrap());
-        server.publish(dns::Snapshot::compute(&objects, &[]));
+        let server = self.node.run(move || {
+            let sockets = dns::Sockets::bind(DNS.parse().unwrap()).unwrap();
+            let _runtime = runtime.enter();
+            dns::Server::start(config, sockets).unwrap()
+        });
+        server.publish(dns::Snapshot::compute(["default".to_owned()], &objects, &[]));
         server
     }
 

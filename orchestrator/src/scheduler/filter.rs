@@ -114,7 +114,7 @@ pub fn obstacle(asker: &Asker<'_>, place: &Place) -> Option<Obstacle> {
 }
 
 /// A place, and what is around, with those that were promised a part of it.
-pub fn promised(asker: &Asker<'_>, place: &Place, first: &[&Resident]) -> (Place, Surroundings) {
+fn promised(asker: &Asker<'_>, place: &Place, first: &[&Resident]) -> (Place, Surroundings) {
     let (mut with, mut around) = (place.clone(), asker.around.clone().into_owned());
     for other in first {
         around.shift(other, place, 1);

@@ -165,9 +165,9 @@ impl Snapshot {
         self.nominations.get(uid).map(String::as_str)
     }
 
-    /// A pod counts already, as what it is now.
-    pub fn is_same(&self, pod: &Resident) -> bool {
-        let known = self.home(&pod.uid).and_then(|node| self.get(node)).and_then(|place| place.pods.get(&pod.uid));
+    /// A pod counts on this node already, as what it is now.
+    pub fn has(&self, pod: &Resident, node: &str) -> bool {
+        let known = self.get(node).and_then(|place| place.pods.get(&pod.uid));
         known.is_some_and(|known| Arc::ptr_eq(&known.demand, &pod.demand))
     }
 

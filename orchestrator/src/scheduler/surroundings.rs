@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::company::{Company, Identity, Namespaces, Policy, Spread, Uneven};
+use super::company::{Company, Identity, Namespaces, PodTerm, Policy, Spread, Uneven};
 use super::demand::Demand;
 use super::filter;
 use super::snapshot::{Place, Resident, Snapshot};
@@ -110,19 +110,24 @@ impl Surroundings {
         self.apart = vec![Counts::new(); company.apart.len()];
         self.own_near = company.near.iter().all(|term| term.means(&self.demand.identity, &self.namespaces));
         for (identity, nodes) in all.crowds() {
-            let near =
-                !company.near.is_empty() && company.near.iter().all(|term| term.means(identity, &self.namespaces));
-            let near = company.near.iter().zip(&mut self.near).filter(|_| near);
-            let apart = company.apart.iter().zip(&mut self.apart);
-            for (term, counts) in near.chain(apart.filter(|(term, _)| term.means(identity, &self.namespaces))) {
-                tally(counts, all, nodes.iter().map(|(node, crowd)| (node, crowd.all)), &term.key);
-            }
+            self.for_each_meant(company, identity, |counts, key| {
+                tally(counts, all, nodes.iter().map(|(node, crowd)| (node, crowd.all)), key);
+            });
             for (weight, term) in company.likes.iter().filter(|(_, term)| term.means(identity, &self.namespaces)) {
                 let weighed = nodes.iter().map(|(node, crowd)| (node, weight * crowd.all));
                 tally(self.liked.entry(term.key.clone()).or_default(), all, weighed, &term.key);
             }
         }
         self.even = company.spread.iter().map(|spread| self.evenness(company, spread, all)).collect();
+    }
+
+    /// The counts of required terms, with their labels, in which such a pod counts.
+    fn for_each_meant(&mut self, company: &Company, other: &Identity, mut count: impl FnMut(&mut Counts, &str)) {
+        let means = |term: &PodTerm| term.means(other, &self.namespaces);
+        let near = company.near.iter().all(means);
+        let near = company.near.iter().zip(&mut self.near).filter(|_| near);
+        let apart = company.apart.iter().zip(&mut self.apart).filter(|(term, _)| means(term));
+        near.chain(apart).for_each(|(term, counts)| count(counts, &term.key));
     }
 
     fn count_others(&mut self, company: &Company, nodes: &HashMap<String, i64>, all: &Snapshot) {
@@ -149,12 +154,7 @@ impl Surroundings {
         }
         let mut counts = Counts::new();
         for place in all.places().iter().filter(|place| counts_for(&self.demand, company, spread, place)) {
-            let Some(value) = place.label(&spread.key) else { continue };
-            let count = by_node.get(place.name()).copied().unwrap_or(0);
-            match counts.get_mut(value) {
-                Some(known) => *known += count,
-                None => drop(counts.insert(value.to_owned(), count)),
-            }
+            add(&mut counts, place.label(&spread.key), by_node.get(place.name()).copied().unwrap_or(0));
         }
         let mut levels = BTreeMap::new();
         for count in counts.values() {
@@ -168,12 +168,7 @@ impl Surroundings {
         let (demand, namespaces) = (self.demand.clone(), self.namespaces.clone());
         let other = &resident.demand.identity;
         if let Some(company) = &demand.company {
-            let near = !company.near.is_empty() && company.near.iter().all(|term| term.means(other, &namespaces));
-            let near = company.near.iter().zip(&mut self.near).filter(|_| near);
-            let apart = company.apart.iter().zip(&mut self.apart);
-            for (term, counts) in near.chain(apart.filter(|(term, _)| term.means(other, &namespaces))) {
-                add(counts, place.label(&term.key), by);
-            }
+            self.for_each_meant(company, other, |counts, key| add(counts, place.label(key), by));
             for (spread, even) in company.spread.iter().zip(&mut self.even) {
                 let counted = spread.means(&demand.identity, other)
                     && !resident.ending

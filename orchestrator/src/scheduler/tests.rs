@@ -187,6 +187,21 @@ async fn the_more_important_pod_has_others_sent_away_and_waits_for_that() {
 }
 
 #[tokio::test]
+async fn a_promise_that_was_not_needed_helps_others() {
+    let mut world = World::new();
+    world.node("n", "1", 0);
+    world.pod(pod("low", "1", json!({"nodeName": "n"})));
+    world.pod(pod("high", "1", json!({"priority": 5})));
+    world.pod(pod("next", "1", json!({})));
+    assert_eq!(world.steps(), ["high ✗ n -low", "next ✗"]);
+    world.later();
+    world.gone("low");
+    // Somebody else has found it a place.
+    world.pod(pod("high", "1", json!({"priority": 5, "nodeName": "elsewhere"})));
+    assert_eq!(world.steps(), ["next → n"]);
+}
+
+#[tokio::test]
 async fn a_promise_ends_with_the_pod_or_the_node_or_a_write_that_failed() {
     let mut world = World::new();
     world.node("n", "1", 0);
@@ -312,6 +327,20 @@ impl Cluster {
         self.client.create(&PODS, "default", pod).await.unwrap();
     }
 
+    /// Waits for events.
+    async fn tells(&self, patience: Duration, holds: impl Fn(&[Value]) -> bool) {
+        let told = async {
+            loop {
+                let all = self.client.list(&Resource::core("events"), "default", &Selector::default()).await.unwrap();
+                if holds(&all.items.iter().map(|event| event.value()).collect::<Vec<_>>()) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(patience, told).await.unwrap();
+    }
+
     /// Starts the scheduler; gives its caches.
     async fn schedule(&mut self) -> Arc<Caches> {
         let caches = Arc::new(Caches::new(READS.iter().copied()));
@@ -360,20 +389,13 @@ async fn pods_get_their_nodes_and_the_others_are_told_why_not() {
     assert_eq!((&*condition.status, &*condition.reason), ("False", "Unschedulable"));
     let why = "0/3 nodes are available: 3 Insufficient cpu. no new claims to deallocate, preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling.";
     assert_eq!(condition.message, why);
-    let told = async {
-        loop {
-            let events = cluster.client.list(&Resource::core("events"), "default", &Selector::default()).await.unwrap();
-            let events: Vec<Value> = events.items.iter().map(|event| event.value()).collect();
-            let is =
-                |event: &Value, reason: &str, message: &str| event["reason"] == reason && event["message"] == message;
+    let is = |event: &Value, reason: &str, message: &str| event["reason"] == reason && event["message"] == message;
+    cluster
+        .tells(patience, |events| {
             let assigned = events.iter().filter(|event| event["reason"] == "Scheduled").count();
-            if assigned == 30 && events.iter().any(|event| is(event, "FailedScheduling", why)) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(patience, told).await.unwrap();
+            assigned == 30 && events.iter().any(|event| is(event, "FailedScheduling", why))
+        })
+        .await;
     // A node that is large enough comes: the pod is bound without anything else happening.
     cluster.make_node("large".into(), "32").await;
     until(&caches, patience, |pods| bound(pods) == 31).await;
@@ -404,17 +426,8 @@ async fn what_goes_for_a_more_important_pod_is_told_why() {
     cluster.client.delete(&PODS, "default", "low", &options).await.unwrap();
     until(&caches, patience, |pods| pods.iter().any(|pod| pod.spec.node_name == "n0000")).await;
     let message = format!("Preempted by pod {} on node n0000", high["metadata"]["uid"].as_str().unwrap());
-    let told = async {
-        loop {
-            let events = cluster.client.list(&Resource::core("events"), "default", &Selector::default()).await.unwrap();
-            let is = |event: &Value| event["reason"] == "Preempted" && event["message"] == *message;
-            if events.items.iter().any(|event| is(&event.value())) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(patience, told).await.unwrap();
+    let is = |event: &Value| event["reason"] == "Preempted" && event["message"] == *message;
+    cluster.tells(patience, |events| events.iter().any(is)).await;
 }
 
 /// CPU time of this process so far, to a hundredth of a second.

@@ -341,7 +341,8 @@ extern "C" fn on_child(_signal: libc::c_int) {
 
 extern "C" fn ignore(_signal: libc::c_int) {}
 
-/// Handlers, not masks and not SIG_IGN: exec resets handlers, so containers start with default signals.
+/// Handlers, not masks and not SIG_IGN: exec resets handlers, so containers start with default signals. What whoever started
+/// us ignores (a shell's background job SIGQUIT, with which nginx is stopped) would outlast exec, so it is not ignored here.
 /// Returns the reading end of the pipe that a dead child wakes.
 pub fn install_signals() -> io::Result<OwnedFd> {
     let (reader, writer) = pipe()?;
@@ -349,6 +350,13 @@ pub fn install_signals() -> io::Result<OwnedFd> {
     set_nonblocking(writer.as_raw_fd())?;
     WAKE.store(writer.as_raw_fd(), Ordering::Relaxed);
     mem::forget(writer); // lives as long as the process
+    for signal in (1..32).filter(|signal| !matches!(*signal, libc::SIGKILL | libc::SIGSTOP)) {
+        // SAFETY: no handler is installed, the number is a signal's.
+        let before = unsafe { libc::signal(signal, libc::SIG_DFL) };
+        if before == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+    }
     handle(libc::SIGCHLD, on_child)?;
     for signal in [libc::SIGPIPE, libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
         handle(signal, ignore)?;

@@ -192,7 +192,11 @@ fn standard_input_reaches_the_container() {
 }
 
 #[test]
+#[expect(unsafe_code, reason = "std ignores no signals")]
 fn container_and_exec_get_what_runc_gives() {
+    // As in a shell's background job.
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGQUIT, libc::SIG_IGN) };
     let mut pod = TestPod::start("runc", |_| {});
     for (name, change) in variants() {
         let mut config = pod.config(name, &format!("{PROBE}; echo done; sleep 1000"));

@@ -30,11 +30,20 @@ sleeper() {
 EOF
 }
 
+# A unit of a file, not a transient one: what a killed server leaves in its cgroup (the keeper of DNS' sockets) would keep
+# the name of that from being given again.
 start() {
-    systemctl reset-failed amphipod 2> /dev/null
-    systemd-run --quiet --unit=amphipod -p Delegate=yes -p KillMode=process -p LimitNOFILE=65536 -p TasksMax=infinity \
-        -p StandardError=append:/run/vm/amphipod.log --setenv="PATH=$PATH" \
-        amphipod up --node-ip "$NODE_IP" --registries /run/vm/registries.yaml "$@"
+    cat > /run/systemd/system/amphipod.service <<EOF
+[Service]
+ExecStart=$(command -v amphipod) up --node-ip $NODE_IP --registries /run/vm/registries.yaml $*
+Environment="PATH=$PATH"
+Delegate=yes
+KillMode=process
+LimitNOFILE=65536
+TasksMax=infinity
+StandardError=append:/run/vm/amphipod.log
+EOF
+    systemctl daemon-reload && systemctl start amphipod
 }
 
 node_ready() { kubectl get nodes --no-headers 2> /dev/null | grep -q ' Ready '; }

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::defaults::{self, Unknown};
 use crate::custom::{formats, rules};
 use crate::kinds::MARK;
 use crate::validate::{At, Errors};
@@ -14,7 +15,7 @@ enum Level {
     Field,
 }
 
-pub fn check(schema: &At<'_>, errors: &mut Errors) {
+pub fn check(schema: &At<'_>, unknown: Unknown, errors: &mut Errors) {
     if !schema.is_given() {
         return;
     }
@@ -28,6 +29,9 @@ pub fn check(schema: &At<'_>, errors: &mut Errors) {
     }
     let mut found = Vec::new();
     structure(schema, Level::Root, &mut found);
+    if found.is_empty() {
+        defaults::check(schema, unknown, &mut found);
+    }
     found.sort_by_cached_key(ToString::to_string);
     errors.append(&mut found);
 }
