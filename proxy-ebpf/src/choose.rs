@@ -87,7 +87,7 @@ pub fn choose(service: Service, client: Ip) -> Choice {
     else {
         return any(slot);
     };
-    endpoint(sticky(slot.bits(), &AffinityKey { client, id: affinity.id, pad: 0 }, affinity.seconds))
+    endpoint(sticky(slot, AffinityKey { client, id: affinity.id, pad: 0 }, affinity.seconds))
 }
 
 /// A random endpoint.
@@ -130,10 +130,18 @@ pub fn is_gone(member: u64) -> bool {
     })
 }
 
-/// The endpoint of the client's last visit while it is in the set and the visit recent, else a new one; 0 when there is none. A
-/// function of its own: its search is long, and most services have no use for it.
+/// The endpoint of the client's last visit while it is in the set and the visit recent, else a new one; 0 when there is none.
+#[inline(always)]
+fn sticky(slot: Slot, mut key: AffinityKey, seconds: u32) -> u64 {
+    amphi_sticky(slot.bits(), &raw mut key, seconds)
+}
+
+/// `sticky`, verified by itself: its search is long, and most services have no use for it.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn sticky(slot: u64, key: &AffinityKey, seconds: u32) -> u64 {
+pub extern "C" fn amphi_sticky(slot: u64, key: *mut AffinityKey, seconds: u32) -> u64 {
+    // SAFETY: callers give a key of their own.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
     let slot = Slot::from_bits(slot);
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
@@ -153,19 +161,27 @@ fn sticky(slot: u64, key: &AffinityKey, seconds: u32) -> u64 {
     member
 }
 
-/// Binary search: sets are sorted by their bits.
+/// Whether an endpoint is in a set.
 #[inline(always)]
 pub fn contains(slot: Slot, member: u64) -> bool {
+    amphi_contains(slot.bits(), member) != 0
+}
+
+/// `contains`, verified by itself: a binary search, for sets are sorted by their bits.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn amphi_contains(slot: u64, member: u64) -> u32 {
+    let slot = Slot::from_bits(slot);
     let mut low = 0u32;
     let mut high = slot.count as u32;
     for _ in 0..17 {
         if low >= high {
-            return false;
+            return 0;
         }
         let middle = (low + high) / 2;
         let found = member_at(slot.base.wrapping_add(middle));
         if found == member {
-            return true;
+            return 1;
         }
         if found < member {
             low = middle + 1;
@@ -173,7 +189,7 @@ pub fn contains(slot: Slot, member: u64) -> bool {
             high = middle;
         }
     }
-    false
+    0
 }
 
 #[inline(always)]

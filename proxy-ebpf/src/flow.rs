@@ -3,23 +3,24 @@
 //! The client's packets are the key. Answers lead to it by the port they go to (`snat`) or by the endpoint they come from
 //! (`EXPOSED`). How far a connection has come is kept as marks, each a byte that one direction sets and nobody clears.
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
 use crate::atomic;
 use crate::choose::is_gone;
-use crate::forward::{Place, place_of};
+use crate::forward::{From, Place, is_pod_address, place_of};
 use crate::maps::{BEGUN, EXPOSED, FLOWS, NEWEST, SHARES, node, whole};
-use crate::packet::{FIN, Layer4, Packet, RST, hide};
+use crate::packet::{FIN, Layer4, Packet, RST};
 use crate::snat;
 
 const NOEXIST: u64 = 1;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// Which source the packets of a new flow show.
-#[repr(u8)]
-#[derive(Clone, Copy)]
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// The client's own; another port only where its own is taken.
     Keep,
@@ -31,7 +32,19 @@ pub enum Source {
     Node,
 }
 
+impl Source {
+    const fn from_word(word: u32) -> Self {
+        match word {
+            0 => Self::Keep,
+            1 => Self::OtherPort,
+            2 => Self::Gateway,
+            _ => Self::Node,
+        }
+    }
+}
+
 /// Whether a flow began.
+#[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Begun {
     Yes,
@@ -41,6 +54,16 @@ pub enum Begun {
     Full,
 }
 
+impl Begun {
+    const fn from_word(word: u32) -> Self {
+        match word {
+            0 => Self::Yes,
+            1 => Self::NoPort,
+            _ => Self::Full,
+        }
+    }
+}
+
 /// Whether a packet's flow is known.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Seen {
@@ -48,27 +71,48 @@ pub enum Seen {
     Unknown,
 }
 
-/// Finds what becomes of this packet and where that lies, if its flow is known.
+/// Finds what becomes of this packet and where that lies, if its flow is known. What a pod sends to a pod is nobody's but an
+/// endpoint's answer.
 #[inline(always)]
-pub fn find(packet: &Packet, to: &mut Tuple, place: &mut Place, node: &NodeConfig) -> Seen {
-    if forward(packet, to, place, node) == Seen::Known {
-        return Seen::Known;
+pub fn find(packet: &mut Packet, from: From, node: &NodeConfig) -> Place {
+    if from != From::Pod || !is_pod_address(packet.tuple.dst, node) {
+        let place = forward(packet, node);
+        if place != Place::NO_FLOW {
+            return place;
+        }
     }
-    find_reply(packet, to, place, node)
+    find_answered(packet, node)
 }
 
 /// The same for what the host sends: only its endpoints' answers are of flows.
 #[inline(always)]
-pub fn find_reply(packet: &Packet, to: &mut Tuple, place: &mut Place, node: &NodeConfig) -> Seen {
+pub fn find_reply(packet: &mut Packet) -> Place {
+    Place::from_word(amphi_find_reply(packet))
+}
+
+/// `find_reply`, verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn amphi_find_reply(packet: *mut Packet) -> u32 {
+    // SAFETY: callers give a packet of their own.
+    let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, node()) else { return Place::NO_FLOW.word() };
+    find_answered(packet, node).word()
+}
+
+#[inline(always)]
+fn find_answered(packet: &mut Packet, node: &NodeConfig) -> Place {
     let mut asking = packet.tuple;
     // A client may have by itself a port that somebody else shows to the same endpoint: then only its own flow fits.
-    if snat::asking(&packet.tuple, &mut asking, node) && reply(packet, &asking, to, place, node) == Seen::Known {
-        return Seen::Known;
+    if snat::asking(&packet.tuple, &mut asking, node) {
+        let place = reply(packet, &mut asking);
+        if place != Place::NO_FLOW {
+            return place;
+        }
     }
     if !exposed(&packet.tuple, &mut asking) {
-        return Seen::Unknown;
+        return Place::NO_FLOW;
     }
-    reply(packet, &asking, to, place, node)
+    reply(packet, &mut asking)
 }
 
 /// The translation of a tuple, without touching its flow: for errors that quote it.
@@ -92,12 +136,22 @@ pub fn peek(tuple: &Tuple, to: &mut Tuple) -> Seen {
     Seen::Unknown
 }
 
-#[inline(never)]
+#[inline(always)]
 fn is_answer(asking: &Tuple, answer: &Tuple) -> bool {
-    let Some(flow) = FLOWS.get_ptr(asking) else { return false };
+    let (mut asking, mut answer) = (*asking, *answer);
+    amphi_is_answer(&raw mut asking, &raw mut answer) != 0
+}
+
+/// `is_answer`, verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn amphi_is_answer(asking: *mut Tuple, answer: *mut Tuple) -> u32 {
+    // SAFETY: callers give tuples of their own.
+    let (Some(asking), Some(answer)) = (unsafe { asking.as_ref() }, unsafe { answer.as_ref() }) else { return 0 };
+    let Some(flow) = FLOWS.get_ptr(asking) else { return 0 };
     let mut to = *answer;
     // SAFETY: a map element.
-    unsafe { contents(flow, asking, &mut to) == Seen::Known && to.reversed() == *answer }
+    unsafe { (contents(flow, asking, &mut to) == Seen::Known && to.reversed() == *answer) as u32 }
 }
 
 /// What a flow's packets become, unless its element was recycled for another.
@@ -126,19 +180,18 @@ fn exposed(answer: &Tuple, asking: &mut Tuple) -> bool {
 }
 
 #[inline(always)]
-fn forward(packet: &Packet, to: &mut Tuple, at: &mut Place, node: &NodeConfig) -> Seen {
-    let key = &packet.tuple;
-    let Some(flow) = FLOWS.get_ptr_mut(key) else { return Seen::Unknown };
+fn forward(packet: &mut Packet, node: &NodeConfig) -> Place {
+    let Some(flow) = FLOWS.get_ptr_mut(&packet.tuple) else { return Place::NO_FLOW };
     // SAFETY: a map element.
-    if unsafe { contents(flow, key, to) } == Seen::Unknown {
-        return Seen::Unknown;
+    if unsafe { contents(flow, &packet.tuple, &mut packet.to) } == Seen::Unknown {
+        return Place::NO_FLOW;
     }
     // SAFETY: a map element; one that is recycled from now on may get a mark that is not its own, which shortens or lengthens its
     // idle life.
     let flow = unsafe { &mut *flow };
     if packet.is_opening() && is_over(flow) {
-        forget(key, flow.snat);
-        return Seen::Unknown;
+        forget(&packet.tuple, flow.snat);
+        return Place::NO_FLOW;
     }
     touch(flow);
     if flow.assured == 0 && flow.replied != 0 && !(packet.layer4 == Layer4::Tcp && packet.is_opening()) {
@@ -147,8 +200,7 @@ fn forward(packet: &Packet, to: &mut Tuple, at: &mut Place, node: &NodeConfig) -
     if packet.is_closing() {
         mark_closing(packet, &mut flow.client_fin, &mut flow.reset);
     }
-    *at = place(flow, Direction::Forward, to.dst, node);
-    Seen::Known
+    place(flow, Direction::Forward, packet.to.dst, node)
 }
 
 /// The client's port came round again after the connection's end, or the endpoint is gone. Datagrams ask each time, openings of
@@ -159,14 +211,31 @@ fn is_over(flow: &Flow) -> bool {
     ended || (flow.member != Member::NONE.bits() && is_gone(flow.member))
 }
 
-/// The same for an answer of the connection with this key, if it is one.
+/// What becomes of an answer of the connection with this key, and where that lies, if it is one.
+#[inline(always)]
+pub fn reply(packet: &mut Packet, asking: &mut Tuple) -> Place {
+    Place::from_word(amphi_reply(packet, asking))
+}
+
+/// `reply`, verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn reply(packet: &Packet, asking: &Tuple, to: &mut Tuple, at: &mut Place, node: &NodeConfig) -> Seen {
-    let Some(flow) = FLOWS.get_ptr_mut(asking) else { return Seen::Unknown };
+pub extern "C" fn amphi_reply(packet: *mut Packet, asking: *mut Tuple) -> u32 {
+    // SAFETY: callers give a packet and a tuple of their own.
+    let (Some(packet), Some(asking)) = (unsafe { packet.as_mut() }, unsafe { asking.as_ref() }) else {
+        return Place::NO_FLOW.word();
+    };
+    let Some(node) = node() else { return Place::NO_FLOW.word() };
+    answer(packet, asking, node).word()
+}
+
+#[inline(always)]
+fn answer(packet: &mut Packet, asking: &Tuple, node: &NodeConfig) -> Place {
+    let Some(flow) = FLOWS.get_ptr_mut(asking) else { return Place::NO_FLOW };
     let mut shown = packet.tuple;
     // SAFETY: a map element.
     if unsafe { contents(flow, asking, &mut shown) } == Seen::Unknown || shown.reversed() != packet.tuple {
-        return Seen::Unknown;
+        return Place::NO_FLOW;
     }
     // SAFETY: as for `forward`.
     let flow = unsafe { &mut *flow };
@@ -178,9 +247,8 @@ pub fn reply(packet: &Packet, asking: &Tuple, to: &mut Tuple, at: &mut Place, no
     if packet.is_closing() {
         mark_closing(packet, &mut flow.server_fin, &mut flow.reset);
     }
-    *to = asking.reversed();
-    *at = place(flow, Direction::Reply, asking.src, node);
-    Seen::Known
+    packet.to = asking.reversed();
+    place(flow, Direction::Reply, asking.src, node)
 }
 
 /// Writes the time at most once a second, to leave the cache line alone otherwise.
@@ -229,32 +297,43 @@ fn count_share(client: Ip4) {
 }
 
 /// Whether a client is a pod that has as many flows as one may have.
-#[inline(never)]
-pub fn share_is_spent(client: Ip4) -> bool {
+#[inline(always)]
+pub fn share_is_spent(client: Ip4, node: &NodeConfig) -> bool {
     // SAFETY: the pointer is to a map element.
-    SHARES.get_ptr(client.0).is_some_and(|flows| unsafe { core::ptr::read_volatile(flows) } >= MAX_POD_FLOWS)
+    is_pod_address(client, node)
+        && SHARES.get_ptr(client.0).is_some_and(|flows| unsafe { core::ptr::read_volatile(flows) } >= MAX_POD_FLOWS)
 }
 
-/// Begins a flow from a packet to an endpoint: `to` has the endpoint, and gets the rest.
+/// Begins a flow from a packet to the endpoint that its `to` has; the rest of `to` is found here.
+#[inline(always)]
+pub fn begin(ctx: &TcContext, packet: &mut Packet, source: Source, member: u64) -> Begun {
+    Begun::from_word(amphi_begin_flow(ctx.skb.skb, packet, source as u32, member))
+}
+
+/// `begin`, verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn begin(ctx: &TcContext, from: &Tuple, to: &mut Tuple, source: Source, member: u64) -> Begun {
-    let Some(node) = node() else { return Begun::Full };
-    // SAFETY: a value of the type, which hiding does not change.
-    let source = unsafe { core::mem::transmute::<u8, Source>(hide(ctx, source as u8)) };
-    to.src = match source {
-        Source::Keep | Source::OtherPort => from.src,
+pub extern "C" fn amphi_begin_flow(skb: *mut __sk_buff, packet: *mut Packet, source: u32, member: u64) -> u32 {
+    // SAFETY: callers give a packet of their own.
+    let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, node()) else { return Begun::Full as u32 };
+    track(skb, packet, Source::from_word(source), member, node) as u32
+}
+
+#[inline(always)]
+fn track(skb: *mut __sk_buff, packet: &mut Packet, source: Source, member: u64, node: &NodeConfig) -> Begun {
+    packet.to.src = match source {
+        Source::Keep | Source::OtherPort => packet.tuple.src,
         Source::Gateway => GATEWAY,
         Source::Node => node.node_ip,
     };
     let mut place = 0;
-    if !(matches!(source, Source::Keep) && expose(from, to)) {
-        place = snat::find_port(ctx.skb.skb, from, to, matches!(source, Source::Node), node);
+    if !(source == Source::Keep && expose(&packet.tuple, &packet.to)) {
+        place = snat::find_port(skb, packet, source == Source::Node, node);
         if place == 0 {
             return Begun::NoPort;
         }
     }
-    if record(from, to, member, place) {
-        note_newest(from);
+    if record(packet, member, place) {
         return Begun::Yes;
     }
     snat::release(place);
@@ -263,11 +342,9 @@ pub fn begin(ctx: &TcContext, from: &Tuple, to: &mut Tuple, source: Source, memb
 
 /// Notes a packet from outside to a pod's own address, so that its answers are known for what they are. Without a note they show
 /// the node's address.
-#[inline(never)]
-pub fn note_direct(tuple: &Tuple) {
-    if record(tuple, tuple, Member::NONE.bits(), 0) {
-        note_newest(tuple);
-    }
+#[inline(always)]
+pub fn note_direct(packet: &mut Packet) {
+    record(packet, Member::NONE.bits(), 0);
 }
 
 /// Makes sure that answers of an endpoint lead to this service. False: they lead to another, under which its clients know it too.
@@ -290,14 +367,28 @@ fn expose(from: &Tuple, to: &Tuple) -> bool {
     true
 }
 
+#[inline(always)]
+fn record(packet: &mut Packet, member: u64, place: u32) -> bool {
+    if amphi_record(packet, member, place) == 0 {
+        return false;
+    }
+    amphi_note_newest(&raw mut packet.tuple);
+    true
+}
+
+/// Writes a flow down, unless its key has one; 0 if it has. Apart from what follows it, so that their needs of the stack do not
+/// add up.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn record(from: &Tuple, to: &Tuple, member: u64, place: u32) -> bool {
+pub extern "C" fn amphi_record(packet: *mut Packet, member: u64, place: u32) -> u32 {
+    // SAFETY: callers give a packet of their own.
+    let Some(Packet { tuple, to, .. }) = (unsafe { packet.as_ref() }) else { return 0 };
     // SAFETY: the helper has no preconditions.
     let seen = unsafe { bpf_ktime_get_coarse_ns() };
     let flow = Flow {
         to: *to,
         seen,
-        tag: Flow::tag_of(from, to),
+        tag: Flow::tag_of(tuple, to),
         member,
         exits: [0; 2],
         snat: place,
@@ -312,22 +403,24 @@ fn record(from: &Tuple, to: &Tuple, member: u64, place: u32) -> bool {
         pad: 0,
         rest: 0,
     };
-    FLOWS.insert(from, flow, NOEXIST).is_ok()
+    FLOWS.insert(tuple, &flow, NOEXIST).is_ok() as u32
 }
 
-/// Takes the place of the connection that began longest ago. One that is not assured by now ends with it. Apart from `record`, so
-/// that their needs of the stack do not add up.
+/// Takes the place of the connection that began longest ago. One that is not assured by now ends with it.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn note_newest(key: &Tuple) {
-    let Some(begun) = BEGUN.get_ptr_mut(0) else { return };
+pub extern "C" fn amphi_note_newest(key: *mut Tuple) -> u32 {
+    // SAFETY: callers give a tuple of their own.
+    let (Some(key), Some(begun)) = (unsafe { key.as_ref() }, BEGUN.get_ptr_mut(0)) else { return 0 };
     // SAFETY: an element of a map.
     let number = unsafe { atomic::next(begun) };
-    let Some(place) = NEWEST.get_ptr_mut(number as u32 & (MAX_NEW_FLOWS as u32 - 1)) else { return };
+    let Some(place) = NEWEST.get_ptr_mut(number as u32 & (MAX_NEW_FLOWS as u32 - 1)) else { return 0 };
     // SAFETY: an element of a map, which is only this program's until as many flows as there are places have begun.
     let old = unsafe { core::mem::replace(&mut *place, *key) };
     if old.protocol != 0 && old != *key {
         end_unless_assured(&old);
     }
+    0
 }
 
 #[inline(always)]
@@ -340,7 +433,7 @@ fn end_unless_assured(key: &Tuple) {
     }
 }
 
-#[inline(never)]
+#[inline(always)]
 fn forget(key: &Tuple, place: u32) {
     if FLOWS.remove(key).is_ok() {
         snat::release(place);

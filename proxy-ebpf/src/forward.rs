@@ -19,11 +19,26 @@ pub const TC_ACT_UNSPEC: i32 = -1;
 pub const TC_ACT_SHOT: i32 = 2;
 
 /// Where a packet came from, which decides how it may be answered and which frontends it sees.
+#[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum From {
     Pod,
     Host,
     Uplink,
+}
+
+impl From {
+    pub const fn word(self) -> u32 {
+        self as u32
+    }
+
+    pub const fn from_word(word: u32) -> Self {
+        match word {
+            0 => Self::Pod,
+            1 => Self::Host,
+            _ => Self::Uplink,
+        }
+    }
 }
 
 /// Where an address lies, seen from this node. One word, like every verdict here: of a choice with contents the compiler copies
@@ -38,6 +53,16 @@ impl Place {
     /// Other nodes and their pods.
     pub const CLUSTER: Self = Self(u32::MAX - 1);
     pub const OUTSIDE: Self = Self(u32::MAX - 2);
+    /// Of no flow that is known: nothing was looked for.
+    pub const NO_FLOW: Self = Self(u32::MAX - 3);
+
+    pub const fn word(self) -> u32 {
+        self.0
+    }
+
+    pub const fn from_word(word: u32) -> Self {
+        Self(word)
+    }
 
     /// In a pod on this node, behind this device: no device has one of the numbers above.
     pub const fn pod(ifindex: u32) -> Self {
@@ -60,10 +85,22 @@ impl Place {
 
 #[inline(always)]
 pub fn place_of(addr: Ip4, node: &NodeConfig) -> Place {
-    match local_pod(addr) {
+    match local_pod_of(addr, node) {
         Some(pod) => Place::pod(pod.ifindex),
         None => place_beyond(addr, node),
     }
+}
+
+/// The host end of a pod on this node: no address beyond the cluster's pods is looked up.
+#[inline(always)]
+pub fn local_pod_of(addr: Ip4, node: &NodeConfig) -> Option<PodLink> {
+    if is_pod_address(addr, node) { local_pod(addr) } else { None }
+}
+
+/// Whether an address is of the range that all the cluster's pods have theirs of.
+#[inline(always)]
+pub fn is_pod_address(addr: Ip4, node: &NodeConfig) -> bool {
+    addr.is_within(node.cluster_net, node.cluster_mask)
 }
 
 /// The place of what is no local pod.
@@ -75,7 +112,7 @@ pub fn place_beyond(addr: Ip4, node: &NodeConfig) -> Place {
     match node_address(addr) {
         Some(THIS_NODE) => Place::THIS_NODE,
         Some(_) => Place::CLUSTER,
-        None if addr.is_within(node.cluster_net, node.cluster_mask) => Place::CLUSTER,
+        None if is_pod_address(addr, node) => Place::CLUSTER,
         None => Place::OUTSIDE,
     }
 }
@@ -109,9 +146,9 @@ impl Exit {
     }
 }
 
-/// Gives the packet the addresses of `to` and sends it on; the program's result.
+/// Gives the packet the addresses it shall have and sends it on; the program's result.
 #[inline(always)]
-pub fn send(ctx: &TcContext, packet: &Packet, to: &Tuple, exit: Exit, from: From, node: &NodeConfig) -> Result<i32> {
+pub fn send(ctx: &TcContext, packet: &Packet, exit: Exit, from: From, node: &NodeConfig) -> Result<i32> {
     // What has no hop left is the stack's to answer for, which to a pod it does with the addresses that the pod used. From outside
     // it must not be taken for the host's own.
     let dead = packet.ttl <= 1;
@@ -124,9 +161,9 @@ pub fn send(ctx: &TcContext, packet: &Packet, to: &Tuple, exit: Exit, from: From
         Exit::HOST_AS_SERVICE => Hop { counted: false, macs: Some((HOST_MAC, SERVICE_MAC)) },
         _ if dead => Hop::NONE,
         Exit::UPLINK => Hop { counted: true, macs: None },
-        _ => Hop { counted: true, macs: Some((pod_mac(to.dst), HOST_MAC)) },
+        _ => Hop { counted: true, macs: Some((pod_mac(packet.to.dst), HOST_MAC)) },
     };
-    rewrite(ctx, packet, to, hop)?;
+    rewrite(ctx, packet, hop)?;
     if exit == Exit::STACK || (dead && onwards) {
         return Ok(TC_ACT_UNSPEC);
     }

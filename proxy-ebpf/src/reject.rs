@@ -3,7 +3,7 @@
 //! The packet is cut and turned into its own answer. Answers to a pod or the host are put in on the receiving side, never sent
 //! through a device, so that no device completes a checksum where the question's transport header used to be.
 
-use aya_ebpf::bindings::BPF_F_INGRESS;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS};
 use aya_ebpf::helpers::{bpf_csum_diff, bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail};
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
@@ -45,10 +45,19 @@ struct PseudoHeader {
     length: u16,
 }
 
-/// Answers the packet, or drops it where no answer is possible; the program's result. A function of its own: it is rare.
+/// Answers the packet, or drops it where no answer is possible; the program's result.
+#[inline(always)]
+pub fn reject(ctx: &TcContext, packet: &mut Packet, from: From, code: u8) -> i32 {
+    amphi_reject(ctx.skb.skb, packet, from.word(), code as u32)
+}
+
+/// `reject`, for every caller at once: it is rare.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn reject(ctx: &TcContext, packet: &Packet, from: From, code: u8) -> i32 {
-    match node().and_then(|node| answer(ctx, packet, from, node, code)) {
+pub extern "C" fn amphi_reject(skb: *mut __sk_buff, packet: *mut Packet, from: u32, code: u32) -> i32 {
+    // SAFETY: callers give a packet of their own.
+    let (Some(packet), Some(node)) = (unsafe { packet.as_ref() }, node()) else { return TC_ACT_SHOT };
+    match answer(&TcContext::new(skb), packet, From::from_word(from), node, code as u8) {
         Some(action) => action,
         None => {
             count(Counter::Unanswerable);
@@ -60,7 +69,7 @@ pub fn reject(ctx: &TcContext, packet: &Packet, from: From, code: u8) -> i32 {
 #[inline(always)]
 fn answer(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig, code: u8) -> Option<i32> {
     // With IP options a packet is not worth the stack space.
-    if packet.offset != PLAIN {
+    if packet.transport() != PLAIN {
         return None;
     }
     let answered = match packet.layer4 {
@@ -74,7 +83,7 @@ fn answer(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig, code:
 
 #[inline(always)]
 fn reset(ctx: &TcContext, packet: &Packet, flags: u8, from: From) -> Option<Counter> {
-    let asked: TcpHeader = ctx.load(packet.offset).ok()?;
+    let asked: TcpHeader = ctx.load(PLAIN).ok()?;
     let header_length = (asked.offset >> 4) as u16 * 4;
     let payload = packet.length.wrapping_sub(IP_HEADER as u16).wrapping_sub(header_length);
     let controls = (flags & SYN != 0) as u32 + (flags & FIN != 0) as u32;

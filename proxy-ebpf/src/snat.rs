@@ -13,7 +13,9 @@ use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop, bpf_sk_lookup_udp, bpf_sk
 use proxy_common::*;
 
 use crate::atomic::swap;
-use crate::maps::{FLOWS, SNAT, local_pod};
+use crate::forward::local_pod_of;
+use crate::maps::{FLOWS, SNAT, node};
+use crate::packet::Packet;
 
 const CURRENT_NETNS: u64 = u64::MAX;
 /// Spreads addresses that differ in few bits: 2³² divided by the golden ratio.
@@ -60,13 +62,13 @@ struct Search {
     seen: u64,
 }
 
-/// Finds a port for packets that become `to`, whose source port it sets. Gives the place, or 0.
+/// Finds the source port that a packet shall have, and sets it. Gives the place, or 0.
 #[inline(always)]
-pub fn find_port(skb: *mut __sk_buff, from: &Tuple, to: &mut Tuple, behind_node: bool, node: &NodeConfig) -> u32 {
+pub fn find_port(skb: *mut __sk_buff, packet: &mut Packet, behind_node: bool, node: &NodeConfig) -> u32 {
     let mut search = Search {
         skb,
-        from: *from,
-        to: *to,
+        from: packet.tuple,
+        to: packet.to,
         first: node.snat_first,
         count: if node.snat_count < 2 { 2 } else { node.snat_count },
         behind_node,
@@ -81,7 +83,7 @@ pub fn find_port(skb: *mut __sk_buff, from: &Tuple, to: &mut Tuple, behind_node:
         search.place = take_over(search.victim, &search.to, &search.from);
     }
     let (number, _) = SnatPort::parts(search.place);
-    to.sport = Port::new(search.first.wrapping_add(number as u16));
+    packet.to.sport = Port::new(search.first.wrapping_add(number as u16));
     search.place
 }
 
@@ -194,7 +196,7 @@ fn draw(client: Ip4, count: u16) -> u32 {
     // SAFETY: the helper has no preconditions.
     let random = unsafe { bpf_get_prandom_u32() };
     let count = count as u32;
-    let place = match local_pod(client) {
+    let place = match node().and_then(|node| local_pod_of(client, node)) {
         Some(_) => (client.0.wrapping_mul(SPREAD) >> 16) + random % (count / 2),
         None => random,
     };

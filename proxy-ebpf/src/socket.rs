@@ -11,7 +11,7 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 use proxy_common::*;
 
 use crate::atomic::swap_half;
-use crate::choose::{Caller, Choice, Endpoint, any, choose, contains, find_service, node_port};
+use crate::choose::{Caller, Choice, any, choose, contains, find_service, node_port};
 use crate::maps::{CONNECTED, LOCAL_NETNS, ORIGINS, PEERS, SENDERS, count, node, whole};
 use crate::snat;
 
@@ -21,6 +21,8 @@ const ECONNREFUSED: i32 = 111;
 const EADDRINUSE: i32 = 98;
 /// A peer unused for so long may give its place to another.
 const PEER_IDLE_NS: u64 = 120_000_000_000;
+/// The place of no sender.
+const NONE: u32 = PEERS_PER_SOCKET as u32;
 /// Looks at a lock before the call goes the packet path. Whoever holds it may have lost the processor.
 const PATIENCE: u32 = 64;
 
@@ -234,24 +236,23 @@ fn translate(
     senders.head.version = Head::NOW.version;
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
-    if let Some(backend) = same_as_before(senders, slot, given, now) {
-        set_address(ctx, form, backend);
+    let mut service = given;
+    let place = amphi_same_as_before(senders, slot.bits(), &raw mut service, now);
+    if let Some(sender) = senders.list.get(place as usize) {
+        set_address(ctx, form, sender.backend);
         return Verdict::Pass;
     }
     match choose() {
         Choice::Refuse => Verdict::Refuse,
         Choice::Drop => Verdict::Pass,
         Choice::Endpoint(first) => {
-            let backend = match remember(senders, given, first, now) {
-                true => Some(first),
-                false => another(senders, slot, given, now),
-            };
-            match backend {
-                Some(backend) => {
-                    set_address(ctx, form, Address::new(backend.ip, backend.port));
-                    count(Counter::SocketTranslated);
-                }
-                None => count(Counter::SocketLeft),
+            let mut sender =
+                Sender { service, backend: Address::new(first.ip, first.port), member: first.member, used: now };
+            if amphi_remember(senders, &raw mut sender) != 0 || another(senders, slot, &mut sender) {
+                set_address(ctx, form, sender.backend);
+                count(Counter::SocketTranslated);
+            } else {
+                count(Counter::SocketLeft);
             }
             Verdict::Pass
         }
@@ -268,51 +269,60 @@ fn is_idle(sender: &Sender, now: u64) -> bool {
     sender.used == 0 || now.wrapping_sub(sender.used) >= PEER_IDLE_NS
 }
 
-/// The endpoint this socket already uses for the service, as a connection table would keep it, while it is in the set.
-#[inline(always)]
-fn same_as_before(senders: &mut Senders, slot: Slot, service: Address, now: u64) -> Option<Address> {
-    for sender in &mut senders.list {
-        if sender.used != 0 && is_same(sender.service, service) {
-            if !is_idle(sender, now) && contains(slot, sender.member) {
+/// The place of the endpoint that a socket already uses for a service, as a connection table would keep it, while it is in the set;
+/// `PEERS_PER_SOCKET`: none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn amphi_same_as_before(senders: *mut Senders, slot: u64, service: *mut Address, now: u64) -> u32 {
+    // SAFETY: callers give values of their own.
+    let (Some(senders), Some(service)) = (unsafe { senders.as_mut() }, unsafe { service.as_ref() }) else {
+        return NONE;
+    };
+    for (place, sender) in senders.list.iter_mut().enumerate() {
+        if sender.used != 0 && is_same(sender.service, *service) {
+            if !is_idle(sender, now) && contains(Slot::from_bits(slot), sender.member) {
                 sender.used = now;
-                return Some(sender.backend);
+                return place as u32;
             }
-            return None;
+            return NONE;
         }
     }
-    None
+    NONE
 }
 
-/// Notes that replies of `backend` are the service's. False when they already mean another service, or there is no room.
-#[inline(always)]
-fn remember(senders: &mut Senders, service: Address, endpoint: Endpoint, now: u64) -> bool {
-    let backend = Address::new(endpoint.ip, endpoint.port);
+/// Notes that replies of a backend are its service's; 0 when they already mean another service, or there is no room.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn amphi_remember(senders: *mut Senders, sender: *mut Sender) -> u32 {
+    // SAFETY: callers give values of their own.
+    let (Some(senders), Some(new)) = (unsafe { senders.as_mut() }, unsafe { sender.as_ref() }) else { return 0 };
     for sender in &senders.list {
-        if is_same(sender.backend, backend) && !is_same(sender.service, service) && !is_idle(sender, now) {
-            return false;
+        if is_same(sender.backend, new.backend) && !is_same(sender.service, new.service) && !is_idle(sender, new.used) {
+            return 0;
         }
     }
     for sender in &mut senders.list {
-        let mine = is_same(sender.service, service) || is_same(sender.backend, backend);
-        if mine || is_idle(sender, now) {
-            *sender = Sender { service, backend, member: endpoint.member, used: now };
-            return true;
+        let mine = is_same(sender.service, new.service) || is_same(sender.backend, new.backend);
+        if mine || is_idle(sender, new.used) {
+            *sender = *new;
+            return 1;
         }
     }
-    false
+    0
 }
 
 /// A few more draws when the first endpoint was taken by another service of the same socket.
 #[inline(always)]
-fn another(senders: &mut Senders, slot: Slot, service: Address, now: u64) -> Option<Endpoint> {
+fn another(senders: &mut Senders, slot: Slot, sender: &mut Sender) -> bool {
     for _ in 0..3 {
-        if let Choice::Endpoint(endpoint) = any(slot)
-            && remember(senders, service, endpoint, now)
-        {
-            return Some(endpoint);
+        if let Choice::Endpoint(endpoint) = any(slot) {
+            (sender.backend, sender.member) = (Address::new(endpoint.ip, endpoint.port), endpoint.member);
+            if amphi_remember(senders, sender) != 0 {
+                return true;
+            }
         }
     }
-    None
+    false
 }
 
 /// Shows the address that the program used in place of the endpoint's.
@@ -333,19 +343,34 @@ fn restore(ctx: &SockAddrContext, form: Form) {
     if !senders.is_null() {
         // Whether or not the lock is had: what is just being replaced belongs to no answer that is on its way.
         let locked = lock(senders);
-        // SAFETY: not null, so a value of this socket's storage.
-        let found = unsafe { &(*senders).list }.iter().find(|sender| sender.used != 0 && is_same(sender.backend, seen));
-        let service = found.map(|sender| sender.service);
+        let mut backend = seen;
+        let place = amphi_sender_of(senders, &raw mut backend) as usize;
+        if place < PEERS_PER_SOCKET {
+            // SAFETY: not null, so a value of this socket's storage; the place is within its list.
+            set_address(ctx, form, unsafe { (*senders).list[place].service });
+        }
         if locked {
             unlock(senders);
         }
-        if let Some(service) = service {
-            return set_address(ctx, form, service);
+        if place < PEERS_PER_SOCKET {
+            return;
         }
     }
     if let Some(service) = of_earlier_layout(ctx, seen) {
         set_address(ctx, form, service);
     }
+}
+
+/// The place of a backend among a socket's senders; `PEERS_PER_SOCKET`: none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn amphi_sender_of(senders: *mut Senders, backend: *mut Address) -> u32 {
+    // SAFETY: callers give values of their own.
+    let (Some(senders), Some(backend)) = (unsafe { senders.as_ref() }, unsafe { backend.as_ref() }) else {
+        return NONE;
+    };
+    let found = senders.list.iter().position(|sender| sender.used != 0 && is_same(sender.backend, *backend));
+    found.map_or(NONE, |place| place as u32)
 }
 
 /// The service behind an endpoint for sockets that were translated before there was layout 2.

@@ -1,16 +1,19 @@
 //! Hooks on packets: pods' host ends, the uplink, and the service link that the host's own packets to services take.
 //!
 //! A program decides first, without touching the packet, and acts last and in one place: so it stays small, which the verifier
-//! thanks with its time and every packet with its own.
+//! thanks with its time and every packet with its own. The steps between are exported functions: those the verifier walks once by
+//! themselves, whoever calls them with whatever, and their callers go on in one state.
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
 use crate::choose::{Caller, Choice, Endpoint, choose, find_service};
-use crate::flow::{self, Begun, Seen, Source};
+use crate::flow::{self, Begun, Source};
 use crate::forward::{
-    Exit, From, Place, TC_ACT_SHOT, TC_ACT_UNSPEC, Way, ifindex, is_marked, place_beyond, place_of, route, send,
+    Exit, From, Place, TC_ACT_SHOT, TC_ACT_UNSPEC, Way, ifindex, is_marked, local_pod_of, place_beyond, place_of,
+    route, send,
 };
 use crate::icmp::{self, Known};
 use crate::mangle::{Hop, rewrite};
@@ -18,61 +21,69 @@ use crate::maps::{count, count_number, flows_are_carried, local_pod, node};
 use crate::packet::{Layer4, Packet, claims_ip4};
 use crate::reject::{HOST_UNREACHABLE, PORT_UNREACHABLE, reject};
 
-/// What shall become of a packet; words only, for the reason that [`Place`] gives.
+/// What shall become of a packet, in one word: an act, and an exit, ICMP code or counter above it.
 #[must_use]
-#[derive(Clone, Copy)]
-struct Verdict {
-    act: Act,
-    /// An exit, an ICMP code, or a counter.
-    value: u32,
-}
-
-#[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Act {
-    /// Not ours: left to other programs and the stack.
-    Next,
-    /// On with the addresses that were decided.
-    Send,
-    /// Answered with a TCP reset, or ICMP unreachable.
-    Reject,
-    Drop,
-}
+struct Verdict(u64);
 
 impl Verdict {
-    const NEXT: Self = Self { act: Act::Next, value: 0 };
+    /// Not ours: left to other programs and the stack.
+    const NEXT: Self = Self(0);
+    /// No flow is known: where it goes is still to be found out.
+    const BEGIN: Self = Self(1);
+    const SEND: u32 = 2;
+    const REJECT: u32 = 3;
+    const DROP: u32 = 4;
 
-    const fn send(exit: Exit) -> Self {
-        Self { act: Act::Send, value: exit.word() }
+    const fn of(act: u32, value: u32) -> Self {
+        Self(act as u64 | (value as u64) << 32)
     }
 
+    /// On with the addresses that were decided.
+    const fn send(exit: Exit) -> Self {
+        Self::of(Self::SEND, exit.word())
+    }
+
+    /// Answered with a TCP reset, or ICMP unreachable.
     const fn reject(code: u8) -> Self {
-        Self { act: Act::Reject, value: code as u32 }
+        Self::of(Self::REJECT, code as u32)
     }
 
     const fn drop(reason: Counter) -> Self {
-        Self { act: Act::Drop, value: reason as u32 }
+        Self::of(Self::DROP, reason as u32)
+    }
+
+    const fn act(self) -> u32 {
+        self.0 as u32
+    }
+
+    const fn value(self) -> u32 {
+        (self.0 >> 32) as u32
     }
 }
 
 /// Everything a pod sends.
 #[classifier]
 fn amphi_from_pod(ctx: TcContext) -> i32 {
-    let Some(packet) = Packet::parse(&ctx) else {
+    let mut packet = Packet::UNREAD;
+    if !packet.read(&ctx) {
         // What claims to be IPv4 and cannot be read cannot show whose it is either.
         return if claims_ip4(&ctx) { drop(Counter::DropSpoofed) } else { TC_ACT_UNSPEC };
-    };
+    }
     if local_pod(packet.tuple.src).is_none_or(|pod| pod.ifindex != ifindex(&ctx)) {
         return drop(Counter::DropSpoofed);
     }
-    handle(&ctx, &packet, From::Pod)
+    handle(&ctx, &mut packet, From::Pod)
 }
 
 /// What the host sends to services, where no socket hook saw it: it comes out at the far end of the service link.
 #[classifier]
 fn amphi_from_host(ctx: TcContext) -> i32 {
-    let Some(packet) = Packet::parse(&ctx) else { return TC_ACT_SHOT };
-    match handle(&ctx, &packet, From::Host) {
+    let mut packet = Packet::UNREAD;
+    if !packet.read(&ctx) {
+        return TC_ACT_SHOT;
+    }
+    match handle(&ctx, &mut packet, From::Host) {
         // The far end is no place to receive anything.
         TC_ACT_UNSPEC => drop(Counter::Unanswerable),
         action => action,
@@ -82,11 +93,14 @@ fn amphi_from_host(ctx: TcContext) -> i32 {
 /// What comes in from the network.
 #[classifier]
 fn amphi_from_uplink(ctx: TcContext) -> i32 {
-    let Some(packet) = Packet::parse(&ctx) else { return TC_ACT_UNSPEC };
+    let mut packet = Packet::UNREAD;
+    if !packet.read(&ctx) {
+        return TC_ACT_UNSPEC;
+    }
     if node().is_some_and(|node| is_of_this_node(packet.tuple.src, node)) {
         return drop(Counter::DropSpoofed);
     }
-    handle(&ctx, &packet, From::Uplink)
+    handle(&ctx, &mut packet, From::Uplink)
 }
 
 /// Addresses that only this node's own pods and programs send with; what shows one from outside is forged.
@@ -104,19 +118,20 @@ fn amphi_from_stack(ctx: TcContext) -> i32 {
         // It went through a program of ours, which sent it here.
         return TC_ACT_UNSPEC;
     }
-    let Some(packet) = Packet::parse(&ctx) else { return TC_ACT_UNSPEC };
-    let Some(node) = node() else { return TC_ACT_UNSPEC };
-    let (mut to, mut place) = (packet.tuple, Place::NOBODY);
-    match packet.layer4 {
-        Layer4::IcmpError => match icmp::translate(&ctx, &packet, &mut to) {
+    let mut packet = Packet::UNREAD;
+    if !packet.read(&ctx) {
+        return TC_ACT_UNSPEC;
+    }
+    if packet.layer4 == Layer4::IcmpError {
+        match icmp::translate(&ctx, &mut packet) {
             Known::NotOurs => return TC_ACT_UNSPEC,
             Known::Mangled => return drop(Counter::DropMangle),
             Known::Translated => {}
-        },
-        _ if flow::find_reply(&packet, &mut to, &mut place, node) == Seen::Unknown => return TC_ACT_UNSPEC,
-        _ => {}
+        }
+    } else if flow::find_reply(&mut packet) == Place::NO_FLOW {
+        return TC_ACT_UNSPEC;
     }
-    match rewrite(&ctx, &packet, &to, Hop::NONE) {
+    match rewrite(&ctx, &packet, Hop::NONE) {
         Ok(()) => TC_ACT_UNSPEC,
         Err(_) => drop(Counter::DropMangle),
     }
@@ -128,71 +143,88 @@ fn drop(reason: Counter) -> i32 {
 }
 
 #[inline(always)]
-fn handle(ctx: &TcContext, packet: &Packet, from: From) -> i32 {
-    let Some(node) = node() else { return TC_ACT_UNSPEC };
-    let mut to = packet.tuple;
-    let verdict = decide(ctx, packet, &mut to, from, node);
-    match verdict.act {
-        Act::Next => TC_ACT_UNSPEC,
-        Act::Send => match send(ctx, packet, &to, Exit::from_word(verdict.value), from, node) {
-            Ok(action) => action,
-            Err(_) => drop(Counter::DropMangle),
-        },
-        Act::Reject => reject(ctx, packet, from, verdict.value as u8),
-        Act::Drop => {
-            count_number(verdict.value);
+fn handle(ctx: &TcContext, packet: &mut Packet, from: From) -> i32 {
+    let mut verdict = Verdict(amphi_decide(ctx.skb.skb, packet, from.word()));
+    if verdict == Verdict::BEGIN {
+        verdict = Verdict(amphi_begin(ctx.skb.skb, packet, from.word()));
+    }
+    match verdict.act() {
+        Verdict::SEND => {
+            let Some(node) = node() else { return TC_ACT_UNSPEC };
+            match send(ctx, packet, Exit::from_word(verdict.value()), from, node) {
+                Ok(action) => action,
+                Err(_) => drop(Counter::DropMangle),
+            }
+        }
+        Verdict::REJECT => reject(ctx, packet, from, verdict.value() as u8),
+        Verdict::DROP => {
+            count_number(verdict.value());
             TC_ACT_SHOT
         }
+        _ => TC_ACT_UNSPEC,
     }
 }
 
+/// What is known about a packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn amphi_decide(skb: *mut __sk_buff, packet: *mut Packet, from: u32) -> u64 {
+    // SAFETY: `handle` gives its own.
+    let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, node()) else { return Verdict::NEXT.0 };
+    decide(&TcContext::new(skb), packet, From::from_word(from), node).0
+}
+
 #[inline(always)]
-fn decide(ctx: &TcContext, packet: &Packet, to: &mut Tuple, from: From, node: &NodeConfig) -> Verdict {
-    let mut place = Place::NOBODY;
-    match packet.layer4 {
-        Layer4::Unknown => return begin(ctx, packet, to, from, node),
+fn decide(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) -> Verdict {
+    let place = match packet.layer4 {
+        Layer4::Unknown => Place::NO_FLOW,
         // An error about a flow goes where the flow's replies go; others are ordinary packets.
-        Layer4::IcmpError => match icmp::translate(ctx, packet, to) {
-            Known::Translated => place = place_of(to.dst, node),
+        Layer4::IcmpError => match icmp::translate(ctx, packet) {
+            Known::Translated => place_of(packet.to.dst, node),
             Known::Mangled => return Verdict::drop(Counter::DropMangle),
-            Known::NotOurs => return begin(ctx, packet, to, from, node),
+            Known::NotOurs => Place::NO_FLOW,
         },
-        _ if flow::find(packet, to, &mut place, node) == Seen::Unknown => {
-            *to = packet.tuple;
-            return begin(ctx, packet, to, from, node);
-        }
-        _ => {}
-    }
-    exit(packet, to, place, from)
+        _ => flow::find(packet, from, node),
+    };
+    if place == Place::NO_FLOW { Verdict::BEGIN } else { exit(packet, place, from) }
+}
+
+/// Where a packet goes that nothing is known about.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn amphi_begin(skb: *mut __sk_buff, packet: *mut Packet, from: u32) -> u64 {
+    // SAFETY: `handle` gives its own.
+    let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, node()) else { return Verdict::NEXT.0 };
+    packet.to = packet.tuple;
+    begin(&TcContext::new(skb), packet, From::from_word(from), node).0
 }
 
 /// A packet of no known flow: to a service, or straight to where its address says. A pod's address is never a service's.
 #[inline(always)]
-fn begin(ctx: &TcContext, packet: &Packet, to: &mut Tuple, from: From, node: &NodeConfig) -> Verdict {
-    let tuple = &packet.tuple;
-    if let Some(pod) = local_pod(tuple.dst) {
-        if from == From::Uplink && is_of_flows(packet) && !is_of_cluster(tuple.src, node) {
-            flow::note_direct(tuple);
+fn begin(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) -> Verdict {
+    if let Some(pod) = local_pod_of(packet.tuple.dst, node) {
+        if from == From::Uplink && is_of_flows(packet) && !is_of_cluster(packet.tuple.src, node) {
+            flow::note_direct(packet);
         }
         return Verdict::send(Exit::pod(pod.ifindex));
     }
     let scope = if from == From::Uplink { Scope::External } else { Scope::Internal };
     let transport = matches!(packet.layer4, Layer4::Tcp | Layer4::Udp);
-    let service = |ip| find_service(ip, tuple.dport, tuple.protocol, scope, Caller::Elsewhere);
-    if transport && let Some(service) = service(Ip::v4(tuple.dst)) {
-        return match choose(service, Ip::v4(tuple.src)) {
-            Choice::Endpoint(endpoint) => to_endpoint(ctx, packet, to, &endpoint, service.slot, from),
+    let Tuple { src, dst, dport, protocol, .. } = packet.tuple;
+    if transport && let Some(service) = find_service(Ip::v4(dst), dport, protocol, scope, Caller::Elsewhere) {
+        return match choose(service, Ip::v4(src)) {
+            Choice::Endpoint(endpoint) => to_endpoint(ctx, packet, &endpoint, service.slot, from, node),
             Choice::Refuse => refuse(packet, from, node),
             Choice::Drop => Verdict::drop(Counter::DropPolicy),
         };
     }
-    if tuple.dst.is_within(node.service_net, node.service_mask) {
+    if dst.is_within(node.service_net, node.service_mask) {
         return match from {
             From::Uplink => Verdict::drop(Counter::DropClusterIpOutside),
             From::Pod | From::Host => Verdict::reject(PORT_UNREACHABLE),
         };
     }
-    untranslated(ctx, packet, to, from, node)
+    untranslated(ctx, packet, from, node)
 }
 
 /// Whether answers to the packet can be told from what a pod begins itself.
@@ -219,13 +251,12 @@ fn refuse(packet: &Packet, from: From, node: &NodeConfig) -> Verdict {
 #[inline(always)]
 fn to_endpoint(
     ctx: &TcContext,
-    packet: &Packet,
-    to: &mut Tuple,
+    packet: &mut Packet,
     endpoint: &Endpoint,
     slot: Slot,
     from: From,
+    node: &NodeConfig,
 ) -> Verdict {
-    let Some(node) = node() else { return Verdict::NEXT };
     if !packet.is_opening() {
         // The middle of a connection that nobody remembers: the client shall know at once.
         return if flows_are_carried() {
@@ -234,19 +265,19 @@ fn to_endpoint(
             Verdict::reject(PORT_UNREACHABLE)
         };
     }
-    if flow::share_is_spent(packet.tuple.src) {
+    if flow::share_is_spent(packet.tuple.src, node) {
         return Verdict::drop(Counter::DropFlowShare);
     }
     let Some(addr) = endpoint.ip.to_v4() else { return Verdict::drop(Counter::Unanswerable) };
     let place = place_of(addr, node);
     let source = source_for(packet, addr, place, slot, from);
-    (to.dst, to.dport) = (addr, endpoint.port);
-    match flow::begin(ctx, &packet.tuple, to, source, endpoint.member) {
+    (packet.to.dst, packet.to.dport) = (addr, endpoint.port);
+    match flow::begin(ctx, packet, source, endpoint.member) {
         Begun::Yes => count(Counter::ServiceFlow),
         Begun::NoPort => return Verdict::drop(Counter::DropSnatExhausted),
         Begun::Full => return Verdict::drop(Counter::FlowsFull),
     }
-    exit(packet, to, place, from)
+    exit(packet, place, from)
 }
 
 /// Replies must pass here again: so a client that would answer itself, or that an endpoint could reach by another way, is hidden.
@@ -264,11 +295,13 @@ fn source_for(packet: &Packet, backend: Ip4, place: Place, slot: Slot, from: Fro
     }
 }
 
-/// Sends a translated packet on. Its addresses are those of `to`; `packet` says how it came.
+/// Sends a translated packet on.
 #[inline(always)]
-fn exit(packet: &Packet, to: &Tuple, place: Place, from: From) -> Verdict {
+fn exit(packet: &Packet, place: Place, from: From) -> Verdict {
     match place {
-        Place::THIS_NODE if from == From::Host || to.src != packet.tuple.src => Verdict::send(Exit::HOST_AS_SERVICE),
+        Place::THIS_NODE if from == From::Host || packet.to.src != packet.tuple.src => {
+            Verdict::send(Exit::HOST_AS_SERVICE)
+        }
         Place::THIS_NODE => Verdict::send(Exit::STACK),
         // The client knows the address it used, not the endpoint that is gone.
         Place::NOBODY => Verdict::reject(nobody(packet)),
@@ -291,7 +324,7 @@ fn is_middle(packet: &Packet) -> bool {
 
 /// A packet whose addresses stay, unless it leaves the cluster. Its destination is no local pod.
 #[inline(always)]
-fn untranslated(ctx: &TcContext, packet: &Packet, to: &mut Tuple, from: From, node: &NodeConfig) -> Verdict {
+fn untranslated(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) -> Verdict {
     match place_beyond(packet.tuple.dst, node) {
         Place::NOBODY => Verdict::reject(nobody(packet)),
         // An answer to who hides behind the node's address: the host knows nothing of him.
@@ -299,23 +332,22 @@ fn untranslated(ctx: &TcContext, packet: &Packet, to: &mut Tuple, from: From, no
             Verdict::drop(Counter::DropCarried)
         }
         Place::CLUSTER if from == From::Pod => Verdict::send(Exit::UPLINK),
-        Place::OUTSIDE if from == From::Pod => leave(ctx, packet, to, node),
+        Place::OUTSIDE if from == From::Pod => leave(ctx, packet, node),
         _ => Verdict::NEXT,
     }
 }
 
 /// Out of the cluster, behind the node's address. Destinations on other devices of this node are left to its routes.
 #[inline(always)]
-fn leave(ctx: &TcContext, packet: &Packet, to: &mut Tuple, node: &NodeConfig) -> Verdict {
-    let tuple = &packet.tuple;
-    match route(ctx, tuple) {
+fn leave(ctx: &TcContext, packet: &mut Packet, node: &NodeConfig) -> Verdict {
+    match route(ctx, &packet.tuple) {
         Way::Device(device) if device == node.uplink => {}
         Way::Device(_) | Way::Stack => return Verdict::NEXT,
         Way::Nowhere => return Verdict::reject(HOST_UNREACHABLE),
     }
     // An answer to somebody who knows the pod's own address.
-    let (mut same, mut place) = (*tuple, Place::OUTSIDE);
-    if flow::reply(packet, &tuple.reversed(), &mut same, &mut place, node) == Seen::Known {
+    let mut asking = packet.tuple.reversed();
+    if flow::reply(packet, &mut asking) != Place::NO_FLOW {
         return Verdict::send(Exit::UPLINK);
     }
     match packet.layer4 {
@@ -323,10 +355,10 @@ fn leave(ctx: &TcContext, packet: &Packet, to: &mut Tuple, node: &NodeConfig) ->
         Layer4::Tcp if !packet.is_opening() && flows_are_carried() => return Verdict::drop(Counter::DropCarried),
         // Of a connection that nobody remembers: its far end knows the node's address, not the pod's.
         Layer4::Tcp if !packet.is_opening() => return Verdict::reject(PORT_UNREACHABLE),
-        _ if flow::share_is_spent(tuple.src) => return Verdict::drop(Counter::DropFlowShare),
+        _ if flow::share_is_spent(packet.tuple.src, node) => return Verdict::drop(Counter::DropFlowShare),
         _ => {}
     }
-    match flow::begin(ctx, tuple, to, Source::Node, Member::NONE.bits()) {
+    match flow::begin(ctx, packet, Source::Node, Member::NONE.bits()) {
         Begun::Yes => count(Counter::MasqueradedFlow),
         Begun::NoPort => return Verdict::drop(Counter::DropSnatExhausted),
         Begun::Full => return Verdict::drop(Counter::FlowsFull),
