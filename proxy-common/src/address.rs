@@ -66,6 +66,11 @@ impl Ip {
         [a, b, c, d]
     }
 
+    /// The two words that it is.
+    pub const fn halves(self) -> [u64; 2] {
+        [self.high, self.low]
+    }
+
     pub const fn from_octets(octets: [u8; 16]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
         Self { high: u64::from_ne_bytes([a, b, c, d, e, f, g, h]), low: u64::from_ne_bytes([i, j, k, l, m, n, o, p]) }

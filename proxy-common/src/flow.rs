@@ -43,6 +43,12 @@ impl Tuple {
         }
     }
 
+    /// The words of the tuple that goes the other way.
+    pub const fn reversed_words(words: [u64; 2]) -> [u64; 2] {
+        let [addresses, second] = words;
+        [addresses.rotate_left(32), (second & !0xffff_ffff) | (second as u32).rotate_left(16) as u64]
+    }
+
     const fn addresses(&self) -> u64 {
         self.src.0 as u64 | (self.dst.0 as u64) << 32
     }
@@ -147,8 +153,12 @@ pub enum Stage {
 
 impl Flow {
     pub const fn tag_of(key: &Tuple, to: &Tuple) -> u64 {
-        let first = (key.addresses() ^ to.second().rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let second = (key.second() ^ to.addresses().rotate_left(17)).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+        Self::tag_of_words(key.words(), to.words())
+    }
+
+    pub const fn tag_of_words(key: [u64; 2], to: [u64; 2]) -> u64 {
+        let first = (key[0] ^ to[1].rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let second = (key[1] ^ to[0].rotate_left(17)).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
         first ^ second.rotate_left(32)
     }
 
@@ -274,6 +284,7 @@ mod tests {
         let words = unsafe { core::mem::transmute::<Tuple, [u64; 2]>(tuple()) };
         assert_eq!(words, tuple().words());
         assert_eq!(Tuple::from_words(words), tuple());
+        assert_eq!(Tuple::reversed_words(words), tuple().reversed().words());
     }
 
     #[test]

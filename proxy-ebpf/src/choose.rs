@@ -55,8 +55,14 @@ pub fn find_service(ip: Ip, port: Port, protocol: u8, scope: Scope, caller: Call
 
 #[inline(always)]
 fn find_frontend(key: &FrontendKey) -> Option<u32> {
+    let [high, low] = key.addr.halves();
+    let rest = key.port.0 as u64 | (key.protocol as u64) << 16 | (key.scope as u64) << 24;
+    let words = [high, low, rest];
+    // Written in words, for it is read in words at once.
+    // SAFETY: a key has this size and alignment, and these are its bytes as they lie on the target.
+    let value = FRONTENDS.get_ptr(unsafe { &*words.as_ptr().cast::<FrontendKey>() })?;
     // SAFETY: the pointer is to a map element; the tag shows whether it still belongs to this key.
-    key.slot_of(unsafe { whole(FRONTENDS.get_ptr(key)?) })
+    key.slot_of(unsafe { whole(value) })
 }
 
 /// What a port of the node leads to.

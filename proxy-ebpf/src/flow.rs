@@ -3,6 +3,8 @@
 //! The client's packets are the key. Answers lead to it by the port they go to (`snat`) or by the endpoint they come from
 //! (`EXPOSED`). How far a connection has come is kept as marks, each a byte that one direction sets and nobody clears.
 
+use core::mem::offset_of;
+
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
@@ -12,7 +14,7 @@ use crate::atomic;
 use crate::choose::is_gone;
 use crate::forward::{From, Place, is_pod_address, place_of};
 use crate::maps::{BEGUN, EXPOSED, FLOWS, NEWEST, SHARES, node, whole};
-use crate::packet::{FIN, Layer4, Packet, RST};
+use crate::packet::{FIN, Layer4, Packet, RST, set_words, words};
 use crate::snat;
 
 const NOEXIST: u64 = 1;
@@ -101,7 +103,7 @@ pub extern "C" fn amphi_find_reply(packet: *mut Packet) -> u32 {
 
 #[inline(always)]
 fn find_answered(packet: &mut Packet, node: &NodeConfig) -> Place {
-    let mut asking = packet.tuple;
+    let mut asking = NO_TUPLE;
     // A client may have by itself a port that somebody else shows to the same endpoint: then only its own flow fits.
     if snat::asking(&packet.tuple, &mut asking, node) {
         let place = reply(packet, &mut asking);
@@ -161,11 +163,11 @@ pub extern "C" fn amphi_is_answer(asking: *mut Tuple, answer: *mut Tuple) -> u32
 #[inline(always)]
 unsafe fn contents(flow: *const Flow, key: &Tuple, to: &mut Tuple) -> Seen {
     // SAFETY: the caller vouches for the pointer.
-    let (found, tag) = unsafe { ((*flow).to, whole(&raw const (*flow).tag)) };
-    if tag != Flow::tag_of(key, &found) {
+    let (found, tag) = unsafe { (words(&(*flow).to), whole(&raw const (*flow).tag)) };
+    if tag != Flow::tag_of_words(words(key), found) {
         return Seen::Unknown;
     }
-    *to = found;
+    set_words(to, found);
     Seen::Known
 }
 
@@ -175,7 +177,9 @@ fn exposed(answer: &Tuple, asking: &mut Tuple) -> bool {
     let Some(word) = EXPOSED.get_ptr(answer.answering()) else { return false };
     // SAFETY: the pointer is to a map element.
     let service = Exposed::from_bits(unsafe { whole(word) });
-    *asking = Tuple { src: answer.dst, sport: answer.dport, dst: service.addr, dport: service.port, ..*answer };
+    let [addresses, second] = Tuple::reversed_words(words(answer));
+    let addresses = (addresses & 0xffff_ffff) | (service.addr.0 as u64) << 32;
+    set_words(asking, [addresses, (second & !0xffff_0000) | (service.port.0 as u64) << 16]);
     true
 }
 
@@ -232,9 +236,10 @@ pub extern "C" fn amphi_reply(packet: *mut Packet, asking: *mut Tuple) -> u32 {
 #[inline(always)]
 fn answer(packet: &mut Packet, asking: &Tuple, node: &NodeConfig) -> Place {
     let Some(flow) = FLOWS.get_ptr_mut(asking) else { return Place::NO_FLOW };
-    let mut shown = packet.tuple;
-    // SAFETY: a map element.
-    if unsafe { contents(flow, asking, &mut shown) } == Seen::Unknown || shown.reversed() != packet.tuple {
+    // SAFETY: a map element; the tag shows whether it still is this flow's.
+    let (shown, tag) = unsafe { (words(&(*flow).to), whole(&raw const (*flow).tag)) };
+    let asked = words(asking);
+    if tag != Flow::tag_of_words(asked, shown) || Tuple::reversed_words(shown) != words(&packet.tuple) {
         return Place::NO_FLOW;
     }
     // SAFETY: as for `forward`.
@@ -247,7 +252,7 @@ fn answer(packet: &mut Packet, asking: &Tuple, node: &NodeConfig) -> Place {
     if packet.is_closing() {
         mark_closing(packet, &mut flow.server_fin, &mut flow.reset);
     }
-    packet.to = asking.reversed();
+    set_words(&mut packet.to, Tuple::reversed_words(asked));
     place(flow, Direction::Reply, asking.src, node)
 }
 
@@ -336,7 +341,7 @@ fn track(skb: *mut __sk_buff, packet: &mut Packet, source: Source, member: u64, 
     if record(packet, member, place) {
         return Begun::Yes;
     }
-    snat::release(place);
+    snat::release(place, &packet.tuple);
     Begun::Full
 }
 
@@ -385,25 +390,16 @@ pub extern "C" fn amphi_record(packet: *mut Packet, member: u64, place: u32) -> 
     let Some(Packet { tuple, to, .. }) = (unsafe { packet.as_ref() }) else { return 0 };
     // SAFETY: the helper has no preconditions.
     let seen = unsafe { bpf_ktime_get_coarse_ns() };
-    let flow = Flow {
-        to: *to,
-        seen,
-        tag: Flow::tag_of(tuple, to),
-        member,
-        exits: [0; 2],
-        snat: place,
-        epoch: 0,
-        identity: 0,
-        verdict: 0,
-        replied: 0,
-        assured: 0,
-        client_fin: 0,
-        server_fin: 0,
-        reset: 0,
-        pad: 0,
-        rest: 0,
-    };
-    FLOWS.insert(tuple, &flow, NOEXIST).is_ok() as u32
+    let (to, mut flow) = (words(to), [0u64; size_of::<Flow>() / 8]);
+    (flow[0], flow[1]) = (to[0], to[1]);
+    flow[offset_of!(Flow, seen) / 8] = seen;
+    flow[offset_of!(Flow, tag) / 8] = Flow::tag_of_words(words(tuple), to);
+    flow[offset_of!(Flow, member) / 8] = member;
+    flow[offset_of!(Flow, snat) / 8] = place as u64;
+    // SAFETY: a flow has this size and alignment, and no byte that is not a field's; `to` is its first, and the place lies in the
+    // lower half of its word, as bytes lie on the target.
+    let flow = unsafe { &*flow.as_ptr().cast::<Flow>() };
+    FLOWS.insert(tuple, flow, NOEXIST).is_ok() as u32
 }
 
 /// Takes the place of the connection that began longest ago. One that is not assured by now ends with it.
@@ -416,9 +412,14 @@ pub extern "C" fn amphi_note_newest(key: *mut Tuple) -> u32 {
     let number = unsafe { atomic::next(begun) };
     let Some(place) = NEWEST.get_ptr_mut(number as u32 & (MAX_NEW_FLOWS as u32 - 1)) else { return 0 };
     // SAFETY: an element of a map, which is only this program's until as many flows as there are places have begun.
-    let old = unsafe { core::mem::replace(&mut *place, *key) };
-    if old.protocol != 0 && old != *key {
-        end_unless_assured(&old);
+    let place = unsafe { &mut *place };
+    let (old, new) = (words(place), words(key));
+    set_words(place, new);
+    // No connection of protocol 0 is noted: nobody was here before.
+    if old[1] != 0 && old != new {
+        let mut key = NO_TUPLE;
+        set_words(&mut key, old);
+        end_unless_assured(&key);
     }
     0
 }
@@ -436,6 +437,6 @@ fn end_unless_assured(key: &Tuple) {
 #[inline(always)]
 fn forget(key: &Tuple, place: u32) {
     if FLOWS.remove(key).is_ok() {
-        snat::release(place);
+        snat::release(place, key);
     }
 }

@@ -5,14 +5,12 @@ use aya_ebpf::helpers::bpf_skb_pull_data;
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::packet::{IP, Layer4, PLAIN, Packet};
+use crate::packet::{IP, IP_SRC, Layer4, PLAIN, Packet, words};
 
 const PSEUDO_HEADER: u64 = 0x10;
 const MARK_MANGLED_0: u64 = 0x20;
 const IP_TTL: usize = IP + 8;
 const IP_CHECK: usize = IP + 10;
-const IP_SRC: usize = IP + 12;
-const IP_DST: usize = IP + 16;
 
 /// The packet could not be changed: it must not go on.
 pub struct Mangled;
@@ -51,8 +49,7 @@ pub fn rewrite(ctx: &TcContext, packet: &Packet, hop: Hop) -> Result<()> {
     let check = (data + IP_CHECK) as *mut u16;
     unsafe {
         core::ptr::write(check, !fold(sum + !core::ptr::read(check) as u64));
-        core::ptr::write((data + IP_SRC) as *mut u32, to.src.0);
-        core::ptr::write((data + IP_DST) as *mut u32, to.dst.0);
+        core::ptr::write_volatile((data + IP_SRC) as *mut u64, words(to)[0]);
     }
     if let Some((dst, src)) = hop.macs {
         let [a, b, c, d, e, f] = dst;

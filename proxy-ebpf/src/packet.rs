@@ -1,5 +1,7 @@
 //! Reads what the decisions need out of a packet, once, before anything is changed.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
@@ -8,6 +10,8 @@ use crate::maps::FRAGMENTS;
 
 /// The network header follows the Ethernet header.
 pub const IP: usize = 14;
+/// The addresses in it: source and destination.
+pub const IP_SRC: usize = IP + 12;
 /// Where the transport header begins without IP options.
 pub const PLAIN: usize = IP + 20;
 const PLAIN_VERSION_IHL: u8 = 0x45;
@@ -91,27 +95,59 @@ pub struct Packet {
     /// Of TCP; else none.
     pub flags: u8,
     pub ttl: u8,
-    pub pad: [u8; 7],
+    pub pad: u8,
+    pub rest: u16,
+    pub more: u32,
 }
 
 const _: () = assert!(size_of::<Packet>() == 48);
 
-impl Packet {
-    pub const UNREAD: Self = Self {
-        tuple: NO_TUPLE,
-        to: NO_TUPLE,
-        offset: 0,
-        length: 0,
-        layer4: Layer4::Other,
-        flags: 0,
-        ttl: 0,
-        pad: [0; 7],
-    };
+const UNREAD: Packet = Packet {
+    tuple: NO_TUPLE,
+    to: NO_TUPLE,
+    offset: 0,
+    length: 0,
+    layer4: Layer4::Other,
+    flags: 0,
+    ttl: 0,
+    pad: 0,
+    rest: 0,
+    more: 0,
+};
 
-    /// False: not IPv4, cut short, or of another network on the same wire; none of ours.
+/// A tuple's words. What was written in words is read in words or parts of them: a processor that has to put a word together from
+/// parts just written waits for them, at each packet.
+#[inline(always)]
+pub fn words(tuple: &Tuple) -> [u64; 2] {
+    let first = core::ptr::from_ref(tuple).cast::<u64>();
+    // SAFETY: a tuple is two aligned words.
+    unsafe { [core::ptr::read_volatile(first), core::ptr::read_volatile(first.add(1))] }
+}
+
+#[inline(always)]
+pub fn set_words(tuple: &mut Tuple, words: [u64; 2]) {
+    let first = core::ptr::from_mut(tuple).cast::<u64>();
+    // SAFETY: as above, and every word is one of a tuple.
+    unsafe {
+        core::ptr::write_volatile(first, words[0]);
+        core::ptr::write_volatile(first.add(1), words[1]);
+    }
+}
+
+impl Packet {
+    /// `None`: not IPv4, cut short, or of another network on the same wire; none of ours.
     #[inline(always)]
-    pub fn read(&mut self, ctx: &TcContext) -> bool {
-        claims_ip4(ctx) && !has_vlan(ctx) && (self.read_plain(ctx) || amphi_read_any(ctx.skb.skb, self) != 0)
+    pub fn read<'a>(ctx: &TcContext, room: &'a mut MaybeUninit<Self>) -> Option<&'a mut Self> {
+        if !claims_ip4(ctx) || has_vlan(ctx) {
+            return None;
+        }
+        // SAFETY: written whole by `read_plain`, or below; all its fields are integers.
+        let packet = unsafe { &mut *room.as_mut_ptr() };
+        if packet.read_plain(ctx) {
+            return Some(packet);
+        }
+        *packet = UNREAD;
+        if amphi_read_any(ctx.skb.skb, packet) != 0 { Some(packet) } else { None }
     }
 
     /// TCP and UDP without IP options and fragmentation, whose headers lie in one piece: read in place.
@@ -127,7 +163,7 @@ impl Packet {
         {
             return false;
         }
-        (self.layer4, self.flags) = match header.protocol {
+        let (layer4, flags) = match header.protocol {
             UDP => (Layer4::Udp, 0),
             // SAFETY: as just checked.
             TCP if data + PLAIN + TCP_FLAGS < end => {
@@ -137,10 +173,14 @@ impl Packet {
         };
         // SAFETY: as above.
         let ports = unsafe { core::ptr::read((data + PLAIN) as *const u32) };
-        self.tuple = addresses(&header);
-        (self.tuple.sport, self.tuple.dport) = (Port(ports as u16), Port((ports >> 16) as u16));
-        self.to = self.tuple;
-        (self.offset, self.length, self.ttl) = (PLAIN as u32, u16::from_be(header.length), header.ttl);
+        // SAFETY: as above.
+        let addresses = unsafe { core::ptr::read_volatile((data + IP_SRC) as *const u64) };
+        let words = [addresses, ports as u64 | (header.protocol as u64) << 32];
+        set_words(&mut self.tuple, words);
+        set_words(&mut self.to, words);
+        (self.offset, self.length) = (PLAIN as u32, u16::from_be(header.length));
+        (self.layer4, self.flags, self.ttl) = (layer4, flags, header.ttl);
+        (self.pad, self.rest, self.more) = (0, 0, 0);
         true
     }
 

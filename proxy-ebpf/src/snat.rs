@@ -15,7 +15,7 @@ use proxy_common::*;
 use crate::atomic::swap;
 use crate::forward::local_pod_of;
 use crate::maps::{FLOWS, SNAT, node};
-use crate::packet::Packet;
+use crate::packet::{Packet, set_words, words};
 
 const CURRENT_NETNS: u64 = u64::MAX;
 /// Spreads addresses that differ in few bits: 2³² divided by the golden ratio.
@@ -41,7 +41,7 @@ pub fn asking(answer: &Tuple, asking: &mut Tuple, node: &NodeConfig) -> bool {
         return false;
     }
     // One that is just being replaced leads to a flow that does not fit the answer.
-    *asking = key(entry, way);
+    set_words(asking, key(entry, way));
     true
 }
 
@@ -67,8 +67,8 @@ struct Search {
 pub fn find_port(skb: *mut __sk_buff, packet: &mut Packet, behind_node: bool, node: &NodeConfig) -> u32 {
     let mut search = Search {
         skb,
-        from: packet.tuple,
-        to: packet.to,
+        from: tuple(words(&packet.tuple)),
+        to: tuple(words(&packet.to)),
         first: node.snat_first,
         count: if node.snat_count < 2 { 2 } else { node.snat_count },
         behind_node,
@@ -118,18 +118,23 @@ fn user(entry: *const SnatPort, way: u32) -> u64 {
 }
 
 #[inline(always)]
-fn key(entry: *const SnatPort, way: u32) -> Tuple {
+fn key(entry: *const SnatPort, way: u32) -> [u64; 2] {
     let key = (way & (WAYS - 1)) as usize;
     // SAFETY: within a map element.
-    Tuple::from_words(unsafe {
-        [read_volatile(&raw const (*entry).keys[key][0]), read_volatile(&raw const (*entry).keys[key][1])]
-    })
+    unsafe { [read_volatile(&raw const (*entry).keys[key][0]), read_volatile(&raw const (*entry).keys[key][1])] }
+}
+
+#[inline(always)]
+fn tuple(words: [u64; 2]) -> Tuple {
+    let mut tuple = NO_TUPLE;
+    set_words(&mut tuple, words);
+    tuple
 }
 
 #[inline(always)]
 fn set_key(entry: *mut SnatPort, way: u32, flow: &Tuple) {
     let key = (way & (WAYS - 1)) as usize;
-    let [first, second] = flow.words();
+    let [first, second] = words(flow);
     // SAFETY: within a map element.
     unsafe {
         write_volatile(&raw mut (*entry).keys[key][0], first);
@@ -140,7 +145,7 @@ fn set_key(entry: *mut SnatPort, way: u32, flow: &Tuple) {
 /// Notes the user of a port if it is the oldest so far of those that are not assured.
 #[inline(always)]
 fn consider(search: &mut Search, entry: *const SnatPort, number: u32, way: u32) {
-    let Some(flow) = FLOWS.get_ptr(key(entry, way)) else { return };
+    let Some(flow) = FLOWS.get_ptr(tuple(key(entry, way))) else { return };
     // SAFETY: a map element; one that was recycled is looked at again before it goes.
     let (assured, seen) = unsafe { ((*flow).assured, (*flow).seen) };
     if assured == 0 && (search.victim == 0 || seen < search.seen) {
@@ -153,7 +158,7 @@ fn consider(search: &mut Search, entry: *const SnatPort, number: u32, way: u32) 
 fn take_over(place: u32, to: &Tuple, from: &Tuple) -> u32 {
     let (number, way) = SnatPort::parts(place);
     let Some(entry) = SNAT.get_ptr_mut(number) else { return 0 };
-    let key = key(entry, way);
+    let key = tuple(key(entry, way));
     let Some(flow) = FLOWS.get_ptr(key) else { return 0 };
     // SAFETY: a map element.
     let (assured, its) = unsafe { ((*flow).assured, (*flow).snat) };
@@ -167,14 +172,17 @@ fn take_over(place: u32, to: &Tuple, from: &Tuple) -> u32 {
     place
 }
 
-/// Gives the place of a flow back that is gone.
+/// Gives the place of a flow back that is gone. What the flow was taken for may have been another by then, with a place of its own:
+/// so nobody's is given back but the one with this key.
 #[inline(always)]
-pub fn release(place: u32) {
+pub fn release(place: u32, flow: &Tuple) {
     if place == 0 {
         return;
     }
     let (number, way) = SnatPort::parts(place);
-    if let Some(entry) = SNAT.get_ptr_mut(number) {
+    if let Some(entry) = SNAT.get_ptr_mut(number)
+        && key(entry, way) == words(flow)
+    {
         // SAFETY: within a map element.
         unsafe { write_volatile(&raw mut (*entry).remotes[(way & (WAYS - 1)) as usize], 0) };
     }

@@ -4,6 +4,8 @@
 //! thanks with its time and every packet with its own. The steps between are exported functions: those the verifier walks once by
 //! themselves, whoever calls them with whatever, and their callers go on in one state.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -18,7 +20,7 @@ use crate::forward::{
 use crate::icmp::{self, Known};
 use crate::mangle::{Hop, rewrite};
 use crate::maps::{count, count_number, flows_are_carried, local_pod, node};
-use crate::packet::{Layer4, Packet, claims_ip4};
+use crate::packet::{Layer4, Packet, claims_ip4, set_words, words};
 use crate::reject::{HOST_UNREACHABLE, PORT_UNREACHABLE, reject};
 
 /// What shall become of a packet, in one word: an act, and an exit, ICMP code or counter above it.
@@ -65,25 +67,23 @@ impl Verdict {
 /// Everything a pod sends.
 #[classifier]
 fn amphi_from_pod(ctx: TcContext) -> i32 {
-    let mut packet = Packet::UNREAD;
-    if !packet.read(&ctx) {
+    let mut room = MaybeUninit::uninit();
+    let Some(packet) = Packet::read(&ctx, &mut room) else {
         // What claims to be IPv4 and cannot be read cannot show whose it is either.
         return if claims_ip4(&ctx) { drop(Counter::DropSpoofed) } else { TC_ACT_UNSPEC };
-    }
+    };
     if local_pod(packet.tuple.src).is_none_or(|pod| pod.ifindex != ifindex(&ctx)) {
         return drop(Counter::DropSpoofed);
     }
-    handle(&ctx, &mut packet, From::Pod)
+    handle(&ctx, packet, From::Pod)
 }
 
 /// What the host sends to services, where no socket hook saw it: it comes out at the far end of the service link.
 #[classifier]
 fn amphi_from_host(ctx: TcContext) -> i32 {
-    let mut packet = Packet::UNREAD;
-    if !packet.read(&ctx) {
-        return TC_ACT_SHOT;
-    }
-    match handle(&ctx, &mut packet, From::Host) {
+    let mut room = MaybeUninit::uninit();
+    let Some(packet) = Packet::read(&ctx, &mut room) else { return TC_ACT_SHOT };
+    match handle(&ctx, packet, From::Host) {
         // The far end is no place to receive anything.
         TC_ACT_UNSPEC => drop(Counter::Unanswerable),
         action => action,
@@ -93,14 +93,12 @@ fn amphi_from_host(ctx: TcContext) -> i32 {
 /// What comes in from the network.
 #[classifier]
 fn amphi_from_uplink(ctx: TcContext) -> i32 {
-    let mut packet = Packet::UNREAD;
-    if !packet.read(&ctx) {
-        return TC_ACT_UNSPEC;
-    }
+    let mut room = MaybeUninit::uninit();
+    let Some(packet) = Packet::read(&ctx, &mut room) else { return TC_ACT_UNSPEC };
     if node().is_some_and(|node| is_of_this_node(packet.tuple.src, node)) {
         return drop(Counter::DropSpoofed);
     }
-    handle(&ctx, &mut packet, From::Uplink)
+    handle(&ctx, packet, From::Uplink)
 }
 
 /// Addresses that only this node's own pods and programs send with; what shows one from outside is forged.
@@ -118,20 +116,18 @@ fn amphi_from_stack(ctx: TcContext) -> i32 {
         // It went through a program of ours, which sent it here.
         return TC_ACT_UNSPEC;
     }
-    let mut packet = Packet::UNREAD;
-    if !packet.read(&ctx) {
-        return TC_ACT_UNSPEC;
-    }
+    let mut room = MaybeUninit::uninit();
+    let Some(packet) = Packet::read(&ctx, &mut room) else { return TC_ACT_UNSPEC };
     if packet.layer4 == Layer4::IcmpError {
-        match icmp::translate(&ctx, &mut packet) {
+        match icmp::translate(&ctx, packet) {
             Known::NotOurs => return TC_ACT_UNSPEC,
             Known::Mangled => return drop(Counter::DropMangle),
             Known::Translated => {}
         }
-    } else if flow::find_reply(&mut packet) == Place::NO_FLOW {
+    } else if flow::find_reply(packet) == Place::NO_FLOW {
         return TC_ACT_UNSPEC;
     }
-    match rewrite(&ctx, &packet, Hop::NONE) {
+    match rewrite(&ctx, packet, Hop::NONE) {
         Ok(()) => TC_ACT_UNSPEC,
         Err(_) => drop(Counter::DropMangle),
     }
@@ -195,7 +191,7 @@ fn decide(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) -
 extern "C" fn amphi_begin(skb: *mut __sk_buff, packet: *mut Packet, from: u32) -> u64 {
     // SAFETY: `handle` gives its own.
     let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, node()) else { return Verdict::NEXT.0 };
-    packet.to = packet.tuple;
+    set_words(&mut packet.to, words(&packet.tuple));
     begin(&TcContext::new(skb), packet, From::from_word(from), node).0
 }
 
@@ -346,7 +342,8 @@ fn leave(ctx: &TcContext, packet: &mut Packet, node: &NodeConfig) -> Verdict {
         Way::Nowhere => return Verdict::reject(HOST_UNREACHABLE),
     }
     // An answer to somebody who knows the pod's own address.
-    let mut asking = packet.tuple.reversed();
+    let mut asking = NO_TUPLE;
+    set_words(&mut asking, Tuple::reversed_words(words(&packet.tuple)));
     if flow::reply(packet, &mut asking) != Place::NO_FLOW {
         return Verdict::send(Exit::UPLINK);
     }

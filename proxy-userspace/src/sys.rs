@@ -19,6 +19,7 @@ use call::{address, bpf};
 const MAP_LOOKUP: u32 = 1;
 const MAP_UPDATE: u32 = 2;
 const MAP_DELETE: u32 = 3;
+const MAP_LOOKUP_AND_DELETE: u32 = 21;
 const PROG_TEST_RUN: u32 = 10;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
@@ -106,11 +107,20 @@ impl<K: Plain, V: Plain> Map<K, V> {
     }
 
     pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        self.read(MAP_LOOKUP, key)
+    }
+
+    /// Takes an element out: what is given is what was there when it went.
+    pub fn take(&self, key: &K) -> io::Result<Option<V>> {
+        self.read(MAP_LOOKUP_AND_DELETE, key)
+    }
+
+    fn read(&self, command: u32, key: &K) -> io::Result<Option<V>> {
         // SAFETY: any bit pattern is a value.
         let mut value: V = unsafe { zeroed() };
         let mut attr = self.attr(address(key), ptr::from_mut(&mut value) as u64, 0);
         // SAFETY: key and value have the sizes the map was made with, and outlive the call.
-        match unsafe { bpf(MAP_LOOKUP, &mut attr) } {
+        match unsafe { bpf(command, &mut attr) } {
             Ok(_) => Ok(Some(value)),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),

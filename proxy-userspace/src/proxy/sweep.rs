@@ -1,7 +1,7 @@
 //! Ends what has ended: flows past their deadline, places among shared ports that nobody has, endpoints that nobody is sent to.
 //!
-//! Programs begin and use flows meanwhile. What looks ended in a snapshot is read again right before it is removed, and whoever has
-//! removed a flow gives its port back.
+//! Programs begin and use flows meanwhile. What looks ended in a snapshot is read again right before it is taken out, and looked at
+//! once more when it is out; whoever has taken a flow out gives its port back.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
@@ -32,11 +32,26 @@ impl Maps {
     }
 
     pub(super) fn end_if_expired(&self, key: &Tuple, now: u64) -> Result<()> {
-        let flow = self.flows.get(key).map_err(written("FLOWS"))?;
-        if let Some(flow) = flow.filter(|flow| flow.has_expired(key.protocol, now))
-            && self.flows.remove(key).map_err(written("FLOWS"))?
-            && flow.snat != 0
-        {
+        let ended = |flow: &Flow| flow.has_expired(key.protocol, now);
+        if self.flows.get(key).map_err(written("FLOWS"))?.as_ref().is_some_and(ended) {
+            self.take_out(key, ended)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a flow out that had ended when it was looked at. One that has begun under its key since then goes back: its packets
+    /// met a moment without it at worst.
+    pub(super) fn take_out(&self, key: &Tuple, ended: impl Fn(&Flow) -> bool) -> Result<()> {
+        let Some(flow) = self.flows.take(key).map_err(written("FLOWS"))? else { return Ok(()) };
+        if !ended(&flow) {
+            match self.flows.put(key, &flow, Put::New) {
+                Ok(()) => return Ok(()),
+                // Yet another has begun in that moment.
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+                Err(error) => return Err(written("FLOWS")(error)),
+            }
+        }
+        if flow.snat != 0 {
             self.user(flow.snat).store(0, Ordering::Release);
         }
         Ok(())

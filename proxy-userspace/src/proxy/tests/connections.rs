@@ -242,6 +242,20 @@ fn the_sweep_takes_no_flow_that_was_used_since_it_looked() {
 }
 
 #[test]
+fn a_flow_that_begins_while_the_sweep_removes_its_forerunner_goes_back() {
+    let world = World::new();
+    let shown = world.open(CLIENT_SIDE);
+    let key = tuple(TCP, CLIENT_SIDE, (NODE, NODE_PORT));
+    // The sweep has seen an ended flow here; by now the client's port has come round again.
+    world.kernel.maps.take_out(&key, |flow| flow.stage() == Stage::Closed).unwrap();
+    assert_eq!(world.client_sends(CLIENT_SIDE, ACK).tuple, shown);
+    assert_eq!(world.endpoint_sends(&shown, ACK).tuple.dst, Ip4::new(CLIENT_SIDE.0));
+    world.client_sends(CLIENT_SIDE, RST);
+    world.kernel.maps.take_out(&key, |flow| flow.stage() == Stage::Closed).unwrap();
+    assert_eq!((world.flow(CLIENT_SIDE), world.users()), (None, 0));
+}
+
+#[test]
 fn a_place_without_a_flow_is_free_again_after_two_sweeps() {
     let world = World::new();
     let shown = world.open(CLIENT_SIDE);
