@@ -137,7 +137,8 @@ pub struct Flow {
     pub server_fin: u8,
     pub reset: u8,
     pub pad: u16,
-    pub rest: u32,
+    /// The kernel's ticks when `seen` was written: they cost a packet nothing to read, the time does.
+    pub tick: u32,
 }
 
 /// How far a connection has come.

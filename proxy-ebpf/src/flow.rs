@@ -6,19 +6,20 @@
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
 use crate::atomic;
 use crate::choose::is_gone;
 use crate::forward::{From, Place, is_pod_address, place_of};
-use crate::maps::{BEGUN, EXPOSED, FLOWS, NEWEST, SHARES, node, whole};
+use crate::maps::{BEGUN, EXPOSED, FLOWS, NEWEST, SHARES, node, of_map, whole};
 use crate::packet::{FIN, Layer4, Packet, RST, set_words, words};
 use crate::snat;
 
 const NOEXIST: u64 = 1;
-const SECOND_NS: u64 = 1_000_000_000;
+/// A second or a tenth of it, as the kernel was built.
+const TICKS: u32 = 100;
 
 /// Which source the packets of a new flow show.
 #[repr(u32)]
@@ -106,7 +107,7 @@ fn find_answered(packet: &mut Packet, node: &NodeConfig) -> Place {
     let mut asking = NO_TUPLE;
     // A client may have by itself a port that somebody else shows to the same endpoint: then only its own flow fits.
     if snat::asking(&packet.tuple, &mut asking, node) {
-        let place = reply(packet, &mut asking);
+        let place = reply(packet, &mut asking, node);
         if place != Place::NO_FLOW {
             return place;
         }
@@ -114,7 +115,7 @@ fn find_answered(packet: &mut Packet, node: &NodeConfig) -> Place {
     if !exposed(&packet.tuple, &mut asking) {
         return Place::NO_FLOW;
     }
-    reply(packet, &mut asking)
+    reply(packet, &mut asking, node)
 }
 
 /// The translation of a tuple, without touching its flow: for errors that quote it.
@@ -217,19 +218,17 @@ fn is_over(flow: &Flow) -> bool {
 
 /// What becomes of an answer of the connection with this key, and where that lies, if it is one.
 #[inline(always)]
-pub fn reply(packet: &mut Packet, asking: &mut Tuple) -> Place {
-    Place::from_word(amphi_reply(packet, asking))
+pub fn reply(packet: &mut Packet, asking: &mut Tuple, node: &NodeConfig) -> Place {
+    Place::from_word(amphi_reply(packet, asking, of_map(node)))
 }
 
 /// `reply`, verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn amphi_reply(packet: *mut Packet, asking: *mut Tuple) -> u32 {
-    // SAFETY: callers give a packet and a tuple of their own.
-    let (Some(packet), Some(asking)) = (unsafe { packet.as_mut() }, unsafe { asking.as_ref() }) else {
-        return Place::NO_FLOW.word();
-    };
-    let Some(node) = node() else { return Place::NO_FLOW.word() };
+pub extern "C" fn amphi_reply(packet: *mut Packet, asking: *mut Tuple, node: *mut NodeConfig) -> u32 {
+    // SAFETY: callers give a packet and a tuple of their own, and the node.
+    let (packet, asking, node) = unsafe { (packet.as_mut(), asking.as_ref(), node.as_ref()) };
+    let (Some(packet), Some(asking), Some(node)) = (packet, asking, node) else { return Place::NO_FLOW.word() };
     answer(packet, asking, node).word()
 }
 
@@ -256,13 +255,15 @@ fn answer(packet: &mut Packet, asking: &Tuple, node: &NodeConfig) -> Place {
     place(flow, Direction::Reply, asking.src, node)
 }
 
-/// Writes the time at most once a second, to leave the cache line alone otherwise.
+/// Writes the time now and then, to leave clock and cache line alone otherwise.
 #[inline(always)]
 fn touch(flow: &mut Flow) {
     // SAFETY: the helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
-    if now > flow.seen.wrapping_add(SECOND_NS) {
-        flow.seen = now;
+    let tick = unsafe { bpf_jiffies64() } as u32;
+    if tick.wrapping_sub(flow.tick) >= TICKS {
+        flow.tick = tick;
+        // SAFETY: as above.
+        flow.seen = unsafe { bpf_ktime_get_coarse_ns() };
     }
 }
 
@@ -311,16 +312,24 @@ pub fn share_is_spent(client: Ip4, node: &NodeConfig) -> bool {
 
 /// Begins a flow from a packet to the endpoint that its `to` has; the rest of `to` is found here.
 #[inline(always)]
-pub fn begin(ctx: &TcContext, packet: &mut Packet, source: Source, member: u64) -> Begun {
-    Begun::from_word(amphi_begin_flow(ctx.skb.skb, packet, source as u32, member))
+pub fn begin(ctx: &TcContext, packet: &mut Packet, source: Source, member: u64, node: &NodeConfig) -> Begun {
+    Begun::from_word(amphi_begin_flow(ctx.skb.skb, packet, source as u32, member, of_map(node)))
 }
 
 /// `begin`, verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn amphi_begin_flow(skb: *mut __sk_buff, packet: *mut Packet, source: u32, member: u64) -> u32 {
-    // SAFETY: callers give a packet of their own.
-    let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, node()) else { return Begun::Full as u32 };
+pub extern "C" fn amphi_begin_flow(
+    skb: *mut __sk_buff,
+    packet: *mut Packet,
+    source: u32,
+    member: u64,
+    node: *mut NodeConfig,
+) -> u32 {
+    // SAFETY: callers give a packet of their own, and the node.
+    let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, unsafe { node.as_ref() }) else {
+        return Begun::Full as u32;
+    };
     track(skb, packet, Source::from_word(source), member, node) as u32
 }
 

@@ -19,7 +19,7 @@ use crate::forward::{
 };
 use crate::icmp::{self, Known};
 use crate::mangle::{Hop, rewrite};
-use crate::maps::{count, count_number, flows_are_carried, local_pod, node};
+use crate::maps::{count, count_number, flows_are_carried, local_pod, node, of_map};
 use crate::packet::{Layer4, Packet, claims_ip4, set_words, words};
 use crate::reject::{HOST_UNREACHABLE, PORT_UNREACHABLE, reject};
 
@@ -75,7 +75,8 @@ fn amphi_from_pod(ctx: TcContext) -> i32 {
     if local_pod(packet.tuple.src).is_none_or(|pod| pod.ifindex != ifindex(&ctx)) {
         return drop(Counter::DropSpoofed);
     }
-    handle(&ctx, packet, From::Pod)
+    let Some(node) = node() else { return TC_ACT_UNSPEC };
+    handle(&ctx, packet, From::Pod, node)
 }
 
 /// What the host sends to services, where no socket hook saw it: it comes out at the far end of the service link.
@@ -83,7 +84,8 @@ fn amphi_from_pod(ctx: TcContext) -> i32 {
 fn amphi_from_host(ctx: TcContext) -> i32 {
     let mut room = MaybeUninit::uninit();
     let Some(packet) = Packet::read(&ctx, &mut room) else { return TC_ACT_SHOT };
-    match handle(&ctx, packet, From::Host) {
+    let Some(node) = node() else { return TC_ACT_SHOT };
+    match handle(&ctx, packet, From::Host, node) {
         // The far end is no place to receive anything.
         TC_ACT_UNSPEC => drop(Counter::Unanswerable),
         action => action,
@@ -95,10 +97,11 @@ fn amphi_from_host(ctx: TcContext) -> i32 {
 fn amphi_from_uplink(ctx: TcContext) -> i32 {
     let mut room = MaybeUninit::uninit();
     let Some(packet) = Packet::read(&ctx, &mut room) else { return TC_ACT_UNSPEC };
-    if node().is_some_and(|node| is_of_this_node(packet.tuple.src, node)) {
+    let Some(node) = node() else { return TC_ACT_UNSPEC };
+    if is_of_this_node(packet.tuple.src, node) {
         return drop(Counter::DropSpoofed);
     }
-    handle(&ctx, packet, From::Uplink)
+    handle(&ctx, packet, From::Uplink, node)
 }
 
 /// Addresses that only this node's own pods and programs send with; what shows one from outside is forged.
@@ -139,19 +142,16 @@ fn drop(reason: Counter) -> i32 {
 }
 
 #[inline(always)]
-fn handle(ctx: &TcContext, packet: &mut Packet, from: From) -> i32 {
-    let mut verdict = Verdict(amphi_decide(ctx.skb.skb, packet, from.word()));
+fn handle(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) -> i32 {
+    let mut verdict = Verdict(amphi_decide(ctx.skb.skb, packet, from.word(), of_map(node)));
     if verdict == Verdict::BEGIN {
-        verdict = Verdict(amphi_begin(ctx.skb.skb, packet, from.word()));
+        verdict = Verdict(amphi_begin(ctx.skb.skb, packet, from.word(), of_map(node)));
     }
     match verdict.act() {
-        Verdict::SEND => {
-            let Some(node) = node() else { return TC_ACT_UNSPEC };
-            match send(ctx, packet, Exit::from_word(verdict.value()), from, node) {
-                Ok(action) => action,
-                Err(_) => drop(Counter::DropMangle),
-            }
-        }
+        Verdict::SEND => match send(ctx, packet, Exit::from_word(verdict.value()), from, node) {
+            Ok(action) => action,
+            Err(_) => drop(Counter::DropMangle),
+        },
         Verdict::REJECT => reject(ctx, packet, from, verdict.value() as u8),
         Verdict::DROP => {
             count_number(verdict.value());
@@ -164,9 +164,11 @@ fn handle(ctx: &TcContext, packet: &mut Packet, from: From) -> i32 {
 /// What is known about a packet.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn amphi_decide(skb: *mut __sk_buff, packet: *mut Packet, from: u32) -> u64 {
-    // SAFETY: `handle` gives its own.
-    let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, node()) else { return Verdict::NEXT.0 };
+extern "C" fn amphi_decide(skb: *mut __sk_buff, packet: *mut Packet, from: u32, node: *mut NodeConfig) -> u64 {
+    // SAFETY: `handle` gives its own, and the node.
+    let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, unsafe { node.as_ref() }) else {
+        return Verdict::NEXT.0;
+    };
     decide(&TcContext::new(skb), packet, From::from_word(from), node).0
 }
 
@@ -188,9 +190,11 @@ fn decide(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) -
 /// Where a packet goes that nothing is known about.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn amphi_begin(skb: *mut __sk_buff, packet: *mut Packet, from: u32) -> u64 {
-    // SAFETY: `handle` gives its own.
-    let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, node()) else { return Verdict::NEXT.0 };
+extern "C" fn amphi_begin(skb: *mut __sk_buff, packet: *mut Packet, from: u32, node: *mut NodeConfig) -> u64 {
+    // SAFETY: `handle` gives its own, and the node.
+    let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, unsafe { node.as_ref() }) else {
+        return Verdict::NEXT.0;
+    };
     set_words(&mut packet.to, words(&packet.tuple));
     begin(&TcContext::new(skb), packet, From::from_word(from), node).0
 }
@@ -268,7 +272,7 @@ fn to_endpoint(
     let place = place_of(addr, node);
     let source = source_for(packet, addr, place, slot, from);
     (packet.to.dst, packet.to.dport) = (addr, endpoint.port);
-    match flow::begin(ctx, packet, source, endpoint.member) {
+    match flow::begin(ctx, packet, source, endpoint.member, node) {
         Begun::Yes => count(Counter::ServiceFlow),
         Begun::NoPort => return Verdict::drop(Counter::DropSnatExhausted),
         Begun::Full => return Verdict::drop(Counter::FlowsFull),
@@ -344,7 +348,7 @@ fn leave(ctx: &TcContext, packet: &mut Packet, node: &NodeConfig) -> Verdict {
     // An answer to somebody who knows the pod's own address.
     let mut asking = NO_TUPLE;
     set_words(&mut asking, Tuple::reversed_words(words(&packet.tuple)));
-    if flow::reply(packet, &mut asking) != Place::NO_FLOW {
+    if flow::reply(packet, &mut asking, node) != Place::NO_FLOW {
         return Verdict::send(Exit::UPLINK);
     }
     match packet.layer4 {
@@ -355,7 +359,7 @@ fn leave(ctx: &TcContext, packet: &mut Packet, node: &NodeConfig) -> Verdict {
         _ if flow::share_is_spent(packet.tuple.src, node) => return Verdict::drop(Counter::DropFlowShare),
         _ => {}
     }
-    match flow::begin(ctx, packet, Source::Node, Member::NONE.bits()) {
+    match flow::begin(ctx, packet, Source::Node, Member::NONE.bits(), node) {
         Begun::Yes => count(Counter::MasqueradedFlow),
         Begun::NoPort => return Verdict::drop(Counter::DropSnatExhausted),
         Begun::Full => return Verdict::drop(Counter::FlowsFull),

@@ -101,7 +101,7 @@ impl World {
     fn pass_seconds(&self, seconds: u64) {
         for (key, flow) in self.flows() {
             let seen = flow.seen.saturating_sub(seconds * SECOND);
-            self.kernel.maps.flows.put(&key, &Flow { seen, ..flow }, Put::Any).unwrap();
+            self.kernel.maps.flows.put(&key, &Flow { seen, tick: 0, ..flow }, Put::Any).unwrap();
         }
         self.kernel.maps.sweep(&mut Suspects::default()).unwrap();
     }
