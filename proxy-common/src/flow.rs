@@ -122,7 +122,7 @@ pub struct Flow {
     pub member: u64,
     /// Where packets of each direction go, once known, with the address that lies there.
     pub exits: [u64; 2],
-    /// The place among the shared ports that is this flow's, counted from one.
+    /// The index of the place among the shared ports that is this flow's, plus one.
     pub snat: u32,
     /// As of when `exits` are right.
     pub epoch: u32,
@@ -199,33 +199,32 @@ impl Flow {
 pub const SNAT_WAYS: usize = 8;
 const _: () = assert!(SNAT_WAYS == 1 << (32 - 29));
 
-/// A port of the range for translated sources.
+/// One of the ways of a port of the range for translated sources. Half a line of a processor's cache, and so never in two.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SnatPort {
-    /// `Tuple::remote` of each user, in the way that it gives; zero is free. Claimed by compare-and-swap.
-    pub remotes: [u64; SNAT_WAYS],
-    /// The flows' keys, as words.
-    pub keys: [[u64; 2]; SNAT_WAYS],
-    /// Not zero: a program of the node may have bound it.
+pub struct SnatPlace {
+    /// `Tuple::remote` of the user; zero is free. Claimed by compare-and-swap.
+    pub remote: u64,
+    /// The flow's key, as words.
+    pub key: [u64; 2],
+    /// Not zero: a program of the node may have bound the port.
     pub bound: u64,
 }
 
-impl SnatPort {
+impl SnatPlace {
     /// The one way that a far end has on every port: so a port is free towards it, or taken, at one look.
     pub const fn way(remote: u64) -> u32 {
         (remote as u32 ^ (remote >> 29) as u32).wrapping_mul(0x9e37_79b9) >> 29
     }
 
-    /// The number of a place, as flows hold it.
-    pub const fn place(port: u32, way: u32) -> u32 {
-        1 + port * SNAT_WAYS as u32 + way
+    /// The index of a place, by the port's number within the range.
+    pub const fn index(port: u32, way: u32) -> u32 {
+        port * SNAT_WAYS as u32 + way
     }
 
-    /// Port and way of a place.
-    pub const fn parts(place: u32) -> (u32, u32) {
-        let number = place.wrapping_sub(1);
-        (number / SNAT_WAYS as u32, number % SNAT_WAYS as u32)
+    /// The port's number of a place.
+    pub const fn port(index: u32) -> u32 {
+        index / SNAT_WAYS as u32
     }
 }
 
@@ -252,7 +251,7 @@ pub struct FragmentKey {
 const _: () = {
     assert!(size_of::<Tuple>() == 16);
     assert!(size_of::<Flow>() == 80);
-    assert!(size_of::<SnatPort>() == 200);
+    assert!(size_of::<SnatPlace>() == 32);
     assert!(size_of::<FragmentKey>() == 12);
 };
 
@@ -329,7 +328,7 @@ mod tests {
     fn packed_ends_and_places_survive_a_round_trip() {
         let exposed = Exposed { addr: Ip4::new([10, 96, 0, 1]), port: Port::new(443), epoch: 65_535 };
         assert_eq!(Exposed::from_bits(exposed.bits()), exposed);
-        assert_eq!(SnatPort::parts(SnatPort::place(14_999, 7)), (14_999, 7));
+        assert_eq!(SnatPlace::port(SnatPlace::index(14_999, 7)), 14_999);
         assert_ne!(tuple().remote(), 0);
         assert_eq!(tuple().reversed().answering(), end(tuple().dst, tuple().dport, TCP));
     }

@@ -17,7 +17,7 @@ mod socket;
 
 pub use address::{Family, Ip, Ip4, Port};
 pub use counter::Counter;
-pub use flow::{Direction, Exposed, Flow, FragmentKey, NO_TUPLE, SNAT_WAYS, SnatPort, Stage, Tuple, end};
+pub use flow::{Direction, Exposed, Flow, FragmentKey, NO_TUPLE, SNAT_WAYS, SnatPlace, Stage, Tuple, end};
 pub use node::{Netns, NodeConfig, PodLink, pod_mac};
 pub use service::{
     Affinity, AffinityKey, AffinityValue, Backend, FrontendKey, Member, NodePort, Scope, Slot, generation_of,
@@ -47,6 +47,8 @@ pub const MAX_POD_FLOWS: u64 = MAX_FLOWS as u64 / 8;
 pub const MAX_NEW_FLOWS: usize = 32_768;
 /// Ports of the range for translated sources that can be used.
 pub const MAX_SNAT_PORTS: usize = 16_384;
+/// The ways of all of them: 4 MiB.
+pub const MAX_SNAT_PLACES: usize = MAX_SNAT_PORTS * SNAT_WAYS;
 /// Endpoints whose clients keep their address and port.
 pub const MAX_EXPOSED: usize = 16_384;
 pub const MAX_AFFINITY: usize = 65_536;

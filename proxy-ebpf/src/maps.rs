@@ -64,7 +64,7 @@ pub static FLOWS: HashMap<Tuple, Flow, MAX_FLOWS> = HashMap::new();
 
 /// Who shows the ports of the range for translated sources; by it answers find their connection.
 #[btf_map]
-pub static SNAT: Array<SnatPort, MAX_SNAT_PORTS, MMAPABLE> = Array::new();
+pub static SNAT: Array<SnatPlace, MAX_SNAT_PLACES, MMAPABLE> = Array::new();
 
 /// Endpoint (`end` bits) → `Exposed` bits; by it answers to clients that kept their own address and port find their connection.
 #[btf_map]

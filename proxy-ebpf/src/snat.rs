@@ -22,7 +22,6 @@ const CURRENT_NETNS: u64 = u64::MAX;
 const SPREAD: u32 = 0x9e37_79b9;
 /// Draws of a port before the range counts as exhausted.
 const ATTEMPTS: u32 = 16;
-const WAYS: u32 = SNAT_WAYS as u32;
 
 /// The range's number of a port, if it is one of the range.
 #[inline(always)]
@@ -34,14 +33,15 @@ fn number(port: Port, node: &NodeConfig) -> Option<u32> {
 /// Finds the key of the connection that an answer belongs to.
 #[inline(always)]
 pub fn asking(answer: &Tuple, asking: &mut Tuple, node: &NodeConfig) -> bool {
-    let Some(entry) = number(answer.dport, node).and_then(|number| SNAT.get_ptr(number)) else { return false };
+    let Some(number) = number(answer.dport, node) else { return false };
     let remote = answer.reversed().remote();
-    let way = SnatPort::way(remote);
-    if user(entry, way) != remote {
+    let Some(place) = SNAT.get_ptr(SnatPlace::index(number, SnatPlace::way(remote))) else { return false };
+    // SAFETY: a map element.
+    if unsafe { read_volatile(&raw const (*place).remote) } != remote {
         return false;
     }
     // One that is just being replaced leads to a flow that does not fit the answer.
-    set_words(asking, key(entry, way));
+    set_words(asking, key(place));
     true
 }
 
@@ -55,9 +55,9 @@ struct Search {
     /// Replies come to the node's own address, where its programs may listen.
     behind_node: bool,
     probe_all: bool,
-    /// The place found.
+    /// The place found, as flows have it.
     place: u32,
-    /// The place of the oldest connection met that is not assured, and how old.
+    /// That of the oldest connection met that is not assured, and how old.
     victim: u32,
     seen: u64,
 }
@@ -82,7 +82,7 @@ pub fn find_port(skb: *mut __sk_buff, packet: &mut Packet, behind_node: bool, no
     if search.place == 0 && search.victim != 0 {
         search.place = take_over(search.victim, &search.to, &search.from);
     }
-    let (number, _) = SnatPort::parts(search.place);
+    let number = SnatPlace::port(search.place.wrapping_sub(1));
     packet.to.sport = Port::new(search.first.wrapping_add(number as u16));
     search.place
 }
@@ -92,36 +92,29 @@ unsafe extern "C" fn try_port(_index: u32, search: *mut Search) -> i64 {
     // SAFETY: `find_port` passes its own.
     let search = unsafe { &mut *search };
     let number = draw(search.from.src, search.count);
-    let Some(entry) = SNAT.get_ptr_mut(number) else { return 0 };
+    let remote = search.to.remote();
+    let index = SnatPlace::index(number, SnatPlace::way(remote));
+    let Some(place) = SNAT.get_ptr_mut(index) else { return 0 };
     search.to.sport = Port::new(search.first.wrapping_add(number as u16));
     // SAFETY: a map element.
-    let bound = search.probe_all || unsafe { read_volatile(&raw const (*entry).bound) } != 0;
+    let bound = search.probe_all || unsafe { read_volatile(&raw const (*place).bound) } != 0;
     if search.behind_node && bound && taken_by_host(search.skb, &search.to) {
         return 0;
     }
-    let remote = search.to.remote();
-    let way = SnatPort::way(remote) & (WAYS - 1);
     // SAFETY: within a map element.
-    if unsafe { swap(&raw mut (*entry).remotes[way as usize], 0, remote) } {
-        set_key(entry, way, &search.from);
-        search.place = SnatPort::place(number, way);
+    if unsafe { swap(&raw mut (*place).remote, 0, remote) } {
+        set_key(place, &search.from);
+        search.place = index + 1;
         return 1;
     }
-    consider(search, entry, number, way);
+    consider(search, place, index);
     0
 }
 
 #[inline(always)]
-fn user(entry: *const SnatPort, way: u32) -> u64 {
+fn key(place: *const SnatPlace) -> [u64; 2] {
     // SAFETY: within a map element.
-    unsafe { read_volatile(&raw const (*entry).remotes[(way & (WAYS - 1)) as usize]) }
-}
-
-#[inline(always)]
-fn key(entry: *const SnatPort, way: u32) -> [u64; 2] {
-    let key = (way & (WAYS - 1)) as usize;
-    // SAFETY: within a map element.
-    unsafe { [read_volatile(&raw const (*entry).keys[key][0]), read_volatile(&raw const (*entry).keys[key][1])] }
+    unsafe { [read_volatile(&raw const (*place).key[0]), read_volatile(&raw const (*place).key[1])] }
 }
 
 #[inline(always)]
@@ -132,68 +125,69 @@ fn tuple(words: [u64; 2]) -> Tuple {
 }
 
 #[inline(always)]
-fn set_key(entry: *mut SnatPort, way: u32, flow: &Tuple) {
-    let key = (way & (WAYS - 1)) as usize;
+fn set_key(place: *mut SnatPlace, flow: &Tuple) {
     let [first, second] = words(flow);
     // SAFETY: within a map element.
     unsafe {
-        write_volatile(&raw mut (*entry).keys[key][0], first);
-        write_volatile(&raw mut (*entry).keys[key][1], second);
+        write_volatile(&raw mut (*place).key[0], first);
+        write_volatile(&raw mut (*place).key[1], second);
     }
 }
 
-/// Notes the user of a port if it is the oldest so far of those that are not assured.
+/// Notes the user of a place if it is the oldest so far of those that are not assured.
 #[inline(always)]
-fn consider(search: &mut Search, entry: *const SnatPort, number: u32, way: u32) {
-    let Some(flow) = FLOWS.get_ptr(tuple(key(entry, way))) else { return };
+fn consider(search: &mut Search, place: *const SnatPlace, index: u32) {
+    let Some(flow) = FLOWS.get_ptr(tuple(key(place))) else { return };
     // SAFETY: a map element; one that was recycled is looked at again before it goes.
     let (assured, seen) = unsafe { ((*flow).assured, (*flow).seen) };
     if assured == 0 && (search.victim == 0 || seen < search.seen) {
-        (search.victim, search.seen) = (SnatPort::place(number, way), seen);
+        (search.victim, search.seen) = (index + 1, seen);
     }
 }
 
-/// Ends the connection that has a place, unless it got assured meanwhile; the place then is `from`'s, whose packets become `to`: gives it, or 0.
+/// Ends the connection that has a place, unless it got assured meanwhile; the place then is `from`'s, whose packets become `to`: gives
+/// it, or 0.
 #[inline(never)]
-fn take_over(place: u32, to: &Tuple, from: &Tuple) -> u32 {
-    let (number, way) = SnatPort::parts(place);
-    let Some(entry) = SNAT.get_ptr_mut(number) else { return 0 };
-    let key = tuple(key(entry, way));
+fn take_over(number: u32, to: &Tuple, from: &Tuple) -> u32 {
+    let Some(place) = SNAT.get_ptr_mut(number.wrapping_sub(1)) else { return 0 };
+    let key = tuple(key(place));
     let Some(flow) = FLOWS.get_ptr(key) else { return 0 };
     // SAFETY: a map element.
     let (assured, its) = unsafe { ((*flow).assured, (*flow).snat) };
-    if assured != 0 || its != place || FLOWS.remove(key).is_err() {
+    if assured != 0 || its != number || FLOWS.remove(key).is_err() {
         return 0;
     }
     // The flow that had the place is gone, and by our hand.
-    set_key(entry, way, from);
+    set_key(place, from);
     // SAFETY: within a map element.
-    unsafe { write_volatile(&raw mut (*entry).remotes[(way & (WAYS - 1)) as usize], to.remote()) };
-    place
+    unsafe { write_volatile(&raw mut (*place).remote, to.remote()) };
+    number
 }
 
 /// Gives the place of a flow back that is gone. What the flow was taken for may have been another by then, with a place of its own:
 /// so nobody's is given back but the one with this key.
 #[inline(always)]
-pub fn release(place: u32, flow: &Tuple) {
-    if place == 0 {
+pub fn release(number: u32, flow: &Tuple) {
+    if number == 0 {
         return;
     }
-    let (number, way) = SnatPort::parts(place);
-    if let Some(entry) = SNAT.get_ptr_mut(number)
-        && key(entry, way) == words(flow)
+    if let Some(place) = SNAT.get_ptr_mut(number.wrapping_sub(1))
+        && key(place) == words(flow)
     {
         // SAFETY: within a map element.
-        unsafe { write_volatile(&raw mut (*entry).remotes[(way & (WAYS - 1)) as usize], 0) };
+        unsafe { write_volatile(&raw mut (*place).remote, 0) };
     }
 }
 
 /// Notes that a program of the node binds a port: from now on it is looked up before it is used.
 #[inline(always)]
 pub fn note_bound(port: Port, node: &NodeConfig) {
-    if let Some(entry) = number(port, node).and_then(|number| SNAT.get_ptr_mut(number)) {
-        // SAFETY: within a map element.
-        unsafe { write_volatile(&raw mut (*entry).bound, 1) };
+    let Some(number) = number(port, node) else { return };
+    for way in 0..SNAT_WAYS as u32 {
+        if let Some(place) = SNAT.get_ptr_mut(SnatPlace::index(number, way)) {
+            // SAFETY: within a map element.
+            unsafe { write_volatile(&raw mut (*place).bound, 1) };
+        }
     }
 }
 

@@ -3,16 +3,18 @@
 
 mod call;
 mod raw;
+mod shared;
 
 use std::fs::File;
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::ptr::{self, NonNull};
+use std::ptr;
 
 pub use call::{object_get, object_pin};
 pub use raw::{RawMap, Shape};
+pub use shared::{SharedArray, Words};
 
 use call::{address, bpf};
 
@@ -39,7 +41,7 @@ macro_rules! plain {
 
 plain!(u32, u64, proxy_common::FrontendKey, proxy_common::AffinityKey, proxy_common::AffinityValue);
 plain!(proxy_common::NodeConfig, proxy_common::Tuple, proxy_common::Flow, proxy_common::FragmentKey);
-plain!(proxy_common::SnatPort);
+plain!(proxy_common::SnatPlace);
 
 #[repr(C)]
 struct ElementAttr {
@@ -168,46 +170,6 @@ impl<V: Plain> Map<u32, V> {
         // SAFETY: the kernel writes one value, rounded up to eight bytes, for each possible CPU.
         unsafe { bpf(MAP_LOOKUP, &mut attr) }?;
         Ok(values)
-    }
-}
-
-/// The values of a mmapable array as words, written by plain atomic stores that programs see at once and whole.
-#[derive(Debug)]
-pub struct SharedArray {
-    values: NonNull<std::sync::atomic::AtomicU64>,
-    length: usize,
-}
-
-// SAFETY: the memory is only ever accessed atomically.
-unsafe impl Send for SharedArray {}
-// SAFETY: as above.
-unsafe impl Sync for SharedArray {}
-
-impl SharedArray {
-    /// `length` is in words.
-    pub fn open(path: &Path, length: usize) -> io::Result<Self> {
-        let fd = object_get(path)?;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a fresh shared mapping of the map's values; the kernel checks length and flags.
-        let memory =
-            unsafe { libc::mmap(ptr::null_mut(), length * 8, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let values = NonNull::new(memory.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { values, length })
-    }
-
-    pub fn values(&self) -> &[std::sync::atomic::AtomicU64] {
-        // SAFETY: the mapping is this long, aligned to a page, and lives as long as self.
-        unsafe { std::slice::from_raw_parts(self.values.as_ptr(), self.length) }
-    }
-}
-
-impl Drop for SharedArray {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `open` made; no reference outlives self.
-        unsafe { libc::munmap(self.values.as_ptr().cast(), self.length * 8) };
     }
 }
 

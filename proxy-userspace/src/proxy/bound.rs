@@ -6,17 +6,18 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use proxy_common::{NodeConfig, SnatPort};
+use proxy_common::{NodeConfig, SNAT_WAYS, SnatPlace};
 
 use super::maps::{Maps, SNAT_WORDS};
 use super::{Result, written};
 
-const BOUND: usize = std::mem::offset_of!(SnatPort, bound) / 8;
+const BOUND: usize = std::mem::offset_of!(SnatPlace, bound) / 8;
 const LISTS: [&str; 4] = ["tcp", "tcp6", "udp", "udp6"];
 
 impl Maps {
     /// Marks the ports of the range that sockets of the caller's network namespace have.
     pub fn note_bound(&self, node: &NodeConfig) -> Result<()> {
+        let words = self.snat.whole().map_err(written("SNAT"))?;
         for list in LISTS {
             let text = match std::fs::read_to_string(Path::new("/proc/thread-self/net").join(list)) {
                 // A kernel without the family.
@@ -24,11 +25,11 @@ impl Maps {
                 read => read.map_err(written("SNAT"))?,
             };
             for port in local_ports(&text) {
-                let number = usize::from(port.wrapping_sub(node.snat_first));
-                if number < usize::from(node.snat_count)
-                    && let Some(word) = self.snat.values().get(number * SNAT_WORDS + BOUND)
-                {
-                    word.store(1, Ordering::Relaxed);
+                let number = port.wrapping_sub(node.snat_first);
+                if number < node.snat_count {
+                    let first = SnatPlace::index(number.into(), 0) as usize * SNAT_WORDS;
+                    let places = words.iter().skip(first).take(SNAT_WAYS * SNAT_WORDS);
+                    places.skip(BOUND).step_by(SNAT_WORDS).for_each(|word| word.store(1, Ordering::Relaxed));
                 }
             }
         }

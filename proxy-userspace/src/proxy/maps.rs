@@ -3,21 +3,21 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use proxy_common::*;
 
 use super::{LIMITS, ProxyError, Result};
 use crate::desired::{Frontend, Target};
 use crate::object::{self, LoadError, Pins};
-use crate::sys::{Map, Put, SharedArray};
+use crate::sys::{Map, Put, SharedArray, Words};
 use crate::table::{Generation, Left, Op, Table};
 
 /// Words of a backend, and where its state is among them.
 const BACKEND_WORDS: usize = size_of::<Backend>() / 8;
 const STATE: usize = std::mem::offset_of!(Backend, state) / 8;
-/// Words of a port for translated sources, whose first are its users.
-pub(super) const SNAT_WORDS: usize = size_of::<SnatPort>() / 8;
+/// Words of a place among the ports for translated sources.
+pub(super) const SNAT_WORDS: usize = size_of::<SnatPlace>() / 8;
 
 #[derive(Debug)]
 pub(crate) struct Maps {
@@ -53,7 +53,7 @@ impl Maps {
             node_addresses: object::open(pins, "NODE_ADDRESSES")?,
             node: object::open(pins, "NODE")?,
             flows: object::open(pins, "FLOWS")?,
-            snat: object::open_shared(pins, "SNAT", MAX_SNAT_PORTS * SNAT_WORDS)?,
+            snat: object::open_shared(pins, "SNAT", MAX_SNAT_PLACES * SNAT_WORDS)?,
             exposed: object::open(pins, "EXPOSED")?,
             counters: object::open(pins, "COUNTERS")?,
         })
@@ -61,72 +61,72 @@ impl Maps {
 
     pub fn run(&self, op: &Op) -> Result<()> {
         match op {
-            Op::WriteBackend { member, target, protocol } => self.write_backend(*member, target, *protocol),
+            Op::WriteBackend { member, target, protocol } => {
+                self.write_backend(*member, target, *protocol).map_err(written("BACKENDS"))?;
+            }
             Op::WriteSet { base, members } => {
-                for (place, member) in self.sets.values().iter().skip(*base as usize).zip(members) {
-                    place.store(member.bits(), Ordering::Relaxed);
+                for (place, member) in (*base as usize..).zip(members) {
+                    self.sets.word(place).map_err(written("SETS"))?.store(member.bits(), Ordering::Relaxed);
                 }
             }
             Op::WriteAffinity { slot, bits } => {
-                self.affinity_of.values()[*slot as usize].store(*bits, Ordering::Release)
+                let word = self.affinity_of.word(*slot as usize).map_err(written("AFFINITY_OF"))?;
+                word.store(*bits, Ordering::Release);
             }
-            Op::FlipSlot { slot, bits } => self.slots.values()[*slot as usize].store(*bits, Ordering::Release),
+            Op::FlipSlot { slot, bits } => {
+                self.slots.word(*slot as usize).map_err(written("SLOTS"))?.store(*bits, Ordering::Release);
+            }
             Op::PutFrontend { frontend, slot } => match node_port(frontend) {
-                Some(index) => self.set_node_port(index, frontend.scope, Some(*slot)),
+                Some(index) => self.set_node_port(index, frontend.scope, Some(*slot))?,
                 None => {
                     let key = frontend_key(frontend);
                     self.frontends.put(&key, &key.value(*slot), Put::Any).map_err(written("FRONTENDS"))?;
                 }
             },
             Op::RemoveFrontend { frontend } => match node_port(frontend) {
-                Some(index) => self.set_node_port(index, frontend.scope, None),
+                Some(index) => self.set_node_port(index, frontend.scope, None)?,
                 None => {
                     self.frontends.remove(&frontend_key(frontend)).map_err(written("FRONTENDS"))?;
                 }
             },
             Op::RetireBackend { index } => {
-                let backend = self.backend(*index);
-                self.backend_words(*index)[STATE].store(backend.retired(), Ordering::Release);
+                let state = &self.backend_words(*index).map_err(written("BACKENDS"))?[STATE];
+                let backend = Backend { state: state.load(Ordering::Acquire), ..Backend::default() };
+                state.store(backend.retired(), Ordering::Release);
             }
         }
         Ok(())
     }
 
-    fn backend_words(&self, index: u32) -> &[std::sync::atomic::AtomicU64] {
-        &self.backends.values()[index as usize * BACKEND_WORDS..][..BACKEND_WORDS]
+    fn backend_words(&self, index: u32) -> io::Result<&[AtomicU64]> {
+        self.backends.words(index as usize * BACKEND_WORDS, BACKEND_WORDS)
     }
 
-    pub fn backend(&self, index: u32) -> Backend {
-        let words = self.backend_words(index);
-        let state = words[STATE].load(Ordering::Acquire);
-        let mut octets = [0; 16];
-        octets[..8].copy_from_slice(&words[0].load(Ordering::Relaxed).to_ne_bytes());
-        octets[8..].copy_from_slice(&words[1].load(Ordering::Relaxed).to_ne_bytes());
-        Backend { addr: Ip::from_octets(octets), state, ..Backend::default() }
-    }
-
-    fn write_backend(&self, member: Member, target: &Target, protocol: u8) {
+    fn write_backend(&self, member: Member, target: &Target, protocol: u8) -> io::Result<()> {
         let backend = Backend::new(ip(target.ip), Port::new(target.port), protocol, member.generation);
-        let words = self.backend_words(member.index);
-        for (word, octets) in words.iter().zip(backend.addr.octets().chunks_exact(8)) {
-            word.store(u64::from_ne_bytes(octets.try_into().expect("chunks of eight")), Ordering::Relaxed);
+        let words = self.backend_words(member.index)?;
+        for (word, half) in words.iter().zip(backend.addr.halves()) {
+            word.store(half, Ordering::Relaxed);
         }
         words[STATE + 1].store(0, Ordering::Relaxed);
         words[STATE].store(backend.state, Ordering::Release);
+        Ok(())
     }
 
-    fn set_node_port(&self, index: u32, scope: Scope, slot: Option<u32>) {
-        let word = &self.node_ports.values()[index as usize];
+    fn set_node_port(&self, index: u32, scope: Scope, slot: Option<u32>) -> Result<()> {
+        let word = self.node_ports.word(index as usize).map_err(written("NODE_PORTS"))?;
         // Only this process writes them, one change at a time.
         let before = NodePort(word.load(Ordering::Relaxed));
         word.store(before.with(scope, slot).0, Ordering::Release);
+        Ok(())
     }
 
     /// The table of what an earlier process left.
     pub fn adopt(&self) -> Result<Table> {
         let entries = self.frontends.entries().map_err(written("FRONTENDS"))?;
         let by_address = entries.iter().filter_map(|(key, value)| Some((frontend(key)?, key.slot_of(*value)?)));
-        let ports = (0u32..).zip(self.node_ports.values()).flat_map(|(index, word)| {
+        let words = self.node_ports.whole().map_err(written("NODE_PORTS"))?;
+        let ports = (0u32..).zip(words.iter()).flat_map(|(index, word)| {
             let ports = NodePort(word.load(Ordering::Acquire));
             [Scope::Internal, Scope::External]
                 .into_iter()
@@ -134,23 +134,48 @@ impl Maps {
         });
         let frontends: BTreeMap<Frontend, u32> = by_address.chain(ports).collect();
         let frontends: Vec<_> = frontends.into_iter().filter(|(_, slot)| (*slot as usize) < MAX_SLOTS).collect();
-        Ok(Table::adopt(LIMITS, &frontends, |number| self.left(number), self.generations()))
+        let sets = Sets {
+            slots: self.slots.whole().map_err(written("SLOTS"))?,
+            affinity_of: self.affinity_of.whole().map_err(written("AFFINITY_OF"))?,
+            members: self.sets.whole().map_err(written("SETS"))?,
+            backends: self.backends.whole().map_err(written("BACKENDS"))?,
+        };
+        Ok(Table::adopt(LIMITS, &frontends, |number| sets.left(number), sets.generations()))
     }
+}
 
+/// What an earlier process left, while it is read.
+struct Sets {
+    slots: Words,
+    affinity_of: Words,
+    members: Words,
+    backends: Words,
+}
+
+impl Sets {
     fn left(&self, number: u32) -> Left {
-        let slot = Slot::from_bits(self.slots.values()[number as usize].load(Ordering::Acquire));
-        let places = self.sets.values().iter().skip(slot.base as usize).take(slot.count as usize);
+        let slot = Slot::from_bits(self.slots[number as usize].load(Ordering::Acquire));
+        let places = self.members.iter().skip(slot.base as usize).take(slot.count as usize);
         let members = places.map(|place| Member::from_bits(place.load(Ordering::Relaxed)));
         let known = members.filter(|member| (member.index as usize) < MAX_BACKENDS).map(|member| {
             let backend = self.backend(member.index);
             (member, Target { ip: address(backend.addr), port: backend.port().get() })
         });
-        let affinity = Affinity::from_bits(self.affinity_of.values()[number as usize].load(Ordering::Acquire));
+        let affinity = Affinity::from_bits(self.affinity_of[number as usize].load(Ordering::Acquire));
         Left { slot, members: known.collect(), affinity }
     }
 
+    fn backend(&self, index: u32) -> Backend {
+        let words = &self.backends[index as usize * BACKEND_WORDS..][..BACKEND_WORDS];
+        let state = words[STATE].load(Ordering::Acquire);
+        let mut octets = [0; 16];
+        octets[..8].copy_from_slice(&words[0].load(Ordering::Relaxed).to_ne_bytes());
+        octets[8..].copy_from_slice(&words[1].load(Ordering::Relaxed).to_ne_bytes());
+        Backend { addr: Ip::from_octets(octets), state, ..Backend::default() }
+    }
+
     fn generations(&self) -> Vec<Generation> {
-        let states = self.backends.values().iter().skip(STATE).step_by(BACKEND_WORDS);
+        let states = self.backends.iter().skip(STATE).step_by(BACKEND_WORDS);
         let states = (0u32..).zip(states.map(|word| word.load(Ordering::Acquire)));
         states
             .filter(|(_, state)| *state != 0)

@@ -108,8 +108,9 @@ impl World {
 
     /// Places among the shared ports that somebody has.
     fn users(&self) -> usize {
-        let ports = self.kernel.maps.snat.values().chunks_exact(size_of::<SnatPort>() / 8);
-        ports.flat_map(|port| &port[..SNAT_WAYS]).filter(|user| user.load(Ordering::Relaxed) != 0).count()
+        let words = self.kernel.maps.snat.whole().unwrap();
+        let places = words.chunks_exact(size_of::<SnatPlace>() / 8);
+        places.filter(|place| place[0].load(Ordering::Relaxed) != 0).count()
     }
 }
 
@@ -232,10 +233,10 @@ fn the_sweep_takes_no_flow_that_was_used_since_it_looked() {
     let looked = world.flows();
     // The port comes round again between the look and the removal.
     world.open(CLIENT_SIDE);
-    let now = sys::monotonic_nanoseconds();
+    let (now, places) = (sys::monotonic_nanoseconds(), world.kernel.maps.places().unwrap());
     for (key, flow) in looked {
         assert!(flow.has_expired(TCP, now));
-        world.kernel.maps.end_if_expired(&key, now).unwrap();
+        world.kernel.maps.end_if_expired(&places, &key, now).unwrap();
     }
     assert!(world.flow(CLIENT_SIDE).is_some());
     assert_eq!(world.users(), 1);
@@ -247,11 +248,19 @@ fn a_flow_that_begins_while_the_sweep_removes_its_forerunner_goes_back() {
     let shown = world.open(CLIENT_SIDE);
     let key = tuple(TCP, CLIENT_SIDE, (NODE, NODE_PORT));
     // The sweep has seen an ended flow here; by now the client's port has come round again.
-    world.kernel.maps.take_out(&key, |flow| flow.stage() == Stage::Closed).unwrap();
+    world
+        .kernel
+        .maps
+        .take_out(&world.kernel.maps.places().unwrap(), &key, |flow| flow.stage() == Stage::Closed)
+        .unwrap();
     assert_eq!(world.client_sends(CLIENT_SIDE, ACK).tuple, shown);
     assert_eq!(world.endpoint_sends(&shown, ACK).tuple.dst, Ip4::new(CLIENT_SIDE.0));
     world.client_sends(CLIENT_SIDE, RST);
-    world.kernel.maps.take_out(&key, |flow| flow.stage() == Stage::Closed).unwrap();
+    world
+        .kernel
+        .maps
+        .take_out(&world.kernel.maps.places().unwrap(), &key, |flow| flow.stage() == Stage::Closed)
+        .unwrap();
     assert_eq!((world.flow(CLIENT_SIDE), world.users()), (None, 0));
 }
 
