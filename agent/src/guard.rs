@@ -1,9 +1,9 @@
 //! Keeps the node's reserve of the disk from its pods: the store lies on it too. While there is room it only asks how
 //! much, the more often the less there is; when the reserve is being used, pods are weighed, and one is evicted.
 
-use std::io;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -28,26 +28,49 @@ const HELPLESS: Duration = Duration::from_secs(30);
 
 type Workers = Vec<mpsc::UnboundedSender<Command>>;
 
+/// A disk that is being used up, and where to say how long to wait before the next look.
+type Alarm = (Level, Want, std::sync::mpsc::Sender<Duration>);
+
 /// Never ends; `workers` are those of the pods that are here by then.
 pub async fn watch(node: Arc<Node>, workers: impl Fn() -> Workers + Send) {
-    loop {
-        let wait = match look(node.config.data_dir.clone()).await {
+    let (alarms, mut raised) = mpsc::channel(1);
+    let path = node.config.data_dir.clone();
+    let (running, stop) = std::sync::mpsc::channel::<()>();
+    // A thread of its own: a disk in trouble may take its time to answer, and one that is well costs a single wake-up.
+    let looking = move || look_until_stopped(&path, &alarms, &stop);
+    if let Err(error) = std::thread::Builder::new().name("disk-guard".into()).spawn(looking) {
+        tracing::error!(%error, "nothing keeps the node's reserve of the disk");
+        return;
+    }
+    while let Some((level, want, next)) = raised.recv().await {
+        let wait = relieve(level, want, workers()).await;
+        // Its thread has ended only if this future is being dropped.
+        let _ = next.send(wait);
+    }
+    drop(running);
+}
+
+fn look_until_stopped(path: &Path, alarms: &mpsc::Sender<Alarm>, stop: &Receiver<()>) {
+    let mut wait = Duration::ZERO;
+    while stop.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+        wait = match Level::at(path) {
             Ok(level) => match level.want() {
                 None => next_look(level),
-                Some(want) => relieve(level, want, workers()).await,
+                Some(want) => {
+                    let (next, told) = std::sync::mpsc::channel();
+                    let raised = alarms.blocking_send((level, want, next));
+                    match raised.ok().and_then(|()| told.recv().ok()) {
+                        Some(wait) => wait,
+                        None => return,
+                    }
+                }
             },
             Err(error) => {
-                tracing::warn!(%error, path = %node.config.data_dir.display(), "ask how full the disk is");
+                tracing::warn!(%error, path = %path.display(), "ask how full the disk is");
                 LOOK.1
             }
         };
-        tokio::time::sleep(wait).await;
     }
-}
-
-/// A disk in trouble may take its time to answer.
-async fn look(path: PathBuf) -> io::Result<Level> {
-    tokio::task::spawn_blocking(move || Level::at(&path)).await.map_err(io::Error::other)?
 }
 
 /// Before the room can be used up.

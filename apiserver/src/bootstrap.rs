@@ -6,6 +6,7 @@
 
 use api::kind::Part;
 use api::status::Status;
+use futures::{StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 
 use crate::engine::{Context, Draft, Engine, Target, WriteOptions};
@@ -16,25 +17,37 @@ const OBJECTS: &str = concat!(include_str!("../data/bootstrap.jsonl"), include_s
 const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 const AUTO_UPDATE_SPEC: &str = "apf.kubernetes.io/autoupdate-spec";
 
+/// Objects on their way at a time: the store commits in one go what waits for it.
+const AT_ONCE: usize = 64;
+
 /// Creates what is missing and brings default roles back to their rules; safe at every start.
 pub async fn run(engine: &Engine) -> Result<(), Status> {
     let context = Context { user: User::new("system:apiserver", &[MASTERS]), now: jiff::Timestamp::now() };
     let options = WriteOptions { manager: "kube-apiserver".into(), dry_run: false };
     let parsed = |line| serde_json::from_str(line).map_err(|why| Status::internal(format!("built-in object: {why}")));
-    for object in OBJECTS.lines().map(parsed).chain([Ok(service_range(engine))]) {
-        let object: Value = object?;
-        let target = target(engine, &object)?;
-        match engine.find(&target) {
-            Err(_) => match engine.create(&context, &target, &options, object.clone()).await {
-                // Another server starts too.
-                Err(status) if status.reason == "AlreadyExists" => {}
-                created => drop(created?),
-            },
-            Ok(found) => reconcile(engine, &context, &target, &options, &found.value(), &object).await?,
-        }
-        report(engine, &context, &target, &options, &object).await?;
+    let objects: Vec<Value> = OBJECTS.lines().map(parsed).collect::<Result<_, _>>()?;
+    // Others live in them.
+    let (namespaces, others): (Vec<_>, Vec<_>) = objects.into_iter().partition(|object| object["kind"] == "Namespace");
+    for objects in [namespaces, others] {
+        let kept = objects.iter().map(|object| keep(engine, &context, &options, object));
+        futures::stream::iter(kept).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     }
+    keep(engine, &context, &options, &service_range(engine)).await?;
     crate::aggregation::aggregate(engine).await
+}
+
+/// An object is there, and has what the server wants of it.
+async fn keep(engine: &Engine, context: &Context, options: &WriteOptions, object: &Value) -> Result<(), Status> {
+    let target = target(engine, object)?;
+    match engine.find(&target) {
+        Err(_) => match engine.create(context, &target, options, object.clone()).await {
+            // Another server starts too.
+            Err(status) if status.reason == "AlreadyExists" => {}
+            created => drop(created?),
+        },
+        Ok(found) => reconcile(engine, context, &target, options, &found.value(), object).await?,
+    }
+    report(engine, context, &target, options, object).await
 }
 
 fn service_range(engine: &Engine) -> Value {

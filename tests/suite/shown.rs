@@ -23,9 +23,11 @@ pub fn shown(space: &Space<'_>) -> Result<()> {
     for part in ["sidecar-container", "Scheduled", "Pulled", "Created", "Started", "Status:", "Running"] {
         ensure!(pod.contains(part), "{part} is missing:\n{pod}");
     }
-    for what in ["deployment", "replicaset", "service", "node", "namespace"] {
+    for what in ["deployment", "replicaset", "service", "node"] {
         space.kubectl(&["describe", what])?;
     }
+    // By its name: those of other cases come and go between kubectl's list and its look at each.
+    space.kubectl(&["describe", "namespace", space.namespace()])?;
     let node = space.kubectl(&["describe", "node"])?;
     for part in ["Starting kubelet.", "status is now: NodeReady"] {
         ensure!(node.contains(part), "{part} is missing:\n{node}");

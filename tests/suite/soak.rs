@@ -119,13 +119,25 @@ fn disturb(
             .and_then(|()| until("the deployments are whole", || whole(space)))
             .and_then(|()| traffic.goes_on("after it"))
             .and_then(|()| ledgers.iter().try_for_each(|ledger| lock(ledger).check(space)));
-        come_together.with_context(|| format!("disturbance {round}, {disturbance:?}"))?;
+        come_together.with_context(|| format!("disturbance {round}, {disturbance:?}; {}", kernel_says(space)))?;
         println!("  {round}: {disturbance:?}, whole again after {:.1} s", began.elapsed().as_secs_f32());
         std::thread::sleep(PAUSE);
     }
     let made = traffic.close()?;
     println!("  {made} short connections, none failed");
     Ok(round)
+}
+
+/// What the programs of the service path have counted.
+fn kernel_says(space: &Space<'_>) -> String {
+    let counters = space.cluster.node().kernel().and_then(|kernel| Ok(kernel.counters()?));
+    match counters {
+        Ok(counters) => {
+            let counted = counters.iter().filter(|(_, count)| *count > 0);
+            counted.map(|(name, count)| format!("{name}={count}")).collect::<Vec<_>>().join(" ")
+        }
+        Err(error) => format!("{error:#}"),
+    }
 }
 
 fn apply(space: &Space<'_>, disturbance: Disturbance, round: usize, choice: &mut Choice) -> Result<()> {

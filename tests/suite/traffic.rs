@@ -13,9 +13,10 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use e2e::{NODE_PORT, Space, until};
 use proxy_userspace::sys::inside;
+use socket2::{Domain, Socket, Type};
 
 /// How long an answer may take on this machine.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -92,8 +93,10 @@ impl Traffic {
         Ok(Traffic { web, echo, servers, load })
     }
 
-    /// Every open connection carries a request, to the same backend as before.
+    /// Every open connection carries a request, to the same backend as before; no short one has failed.
     pub fn goes_on(&mut self, when: &str) -> Result<()> {
+        self.load.iter_mut().try_for_each(Background::goes_on).with_context(|| format!("short connections {when}"))?;
+        self.servers.iter_mut().try_for_each(Background::goes_on).context("the datagrams' servers")?;
         let (mut web, mut echo) = (self.web.iter_mut(), self.echo.iter_mut());
         web.try_for_each(Web::goes_on).with_context(|| format!("TCP {when}"))?;
         echo.try_for_each(Echo::goes_on).with_context(|| format!("UDP {when}"))
@@ -209,13 +212,24 @@ fn question(id: u16) -> Vec<u8> {
     bytes
 }
 
+/// A new connection; one that fails tells the port it came from.
+fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    let connected = socket.connect_timeout(&address.into(), PATIENCE);
+    connected.map_err(|error| {
+        let port = socket.local_addr().ok().and_then(|from| from.as_socket()).map_or(0, |from| from.port());
+        std::io::Error::new(error.kind(), format!("from port {port}: {error}"))
+    })?;
+    Ok(socket.into())
+}
+
 /// New connections, one after the other, until told to stop.
 fn connect_and_close(netns: File, address: SocketAddr) -> Background {
     Background::start(move |stopped| {
         let made = AtomicU64::new(0);
         let connect = || {
             while !stopped(Duration::from_millis(5)) {
-                let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+                let stream = connect(address)?;
                 stream.set_read_timeout(Some(PATIENCE))?;
                 let asked = Web { stream: BufReader::new(stream), backend: String::new() }.ask("close");
                 asked.map_err(|error| std::io::Error::other(format!("{error:#}")))?;
@@ -323,6 +337,15 @@ impl Background {
             work(&stopped)
         });
         Background { stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// What has ended unasked has failed.
+    fn goes_on(&mut self) -> Result<()> {
+        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
+            let made = self.join()?;
+            bail!("ended unasked after {made}");
+        }
+        Ok(())
     }
 
     fn end(mut self) -> Result<u64> {

@@ -1,8 +1,8 @@
 //! The store of one server: a file, written by one thread, which commits what waits in one go.
 //!
 //! A transaction is acknowledged after its batch is on the disk. Those that may be lost ([`Durability::Soon`]) are
-//! acknowledged at once and go to the disk with the next batch, or after [`SOON`]: renewing leases then costs no sync of its
-//! own. Revisions are reserved on the disk in blocks, so that one given to a lost write is never given again.
+//! acknowledged at once and go to the disk with the next batch, or by themselves, but not within [`SOON`] of the last one: renewing
+//! leases then costs two syncs a second at most, and one that is alone does not wake the writer again. Revisions are reserved on the disk in blocks, so that one given to a lost write is never given again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -24,7 +24,7 @@ use crate::object::Revision;
 
 /// Transactions in one batch: bounds the latency a late comer adds to the first.
 const BATCH: usize = 512;
-/// How long an acknowledged write may wait for the disk, where it says that it may.
+/// How long an acknowledged write may wait for the disk, where it says that it may: until so long after the sync before.
 pub const SOON: Duration = Duration::from_millis(500);
 /// Revisions reserved at a time: what a restart after a power cut skips at most.
 const BLOCK: Revision = 10_000;
@@ -124,19 +124,22 @@ struct Accepted {
 #[derive(Default)]
 struct Unsynced {
     records: BTreeMap<String, Record>,
-    /// Since when the oldest of them waits.
-    since: Option<Instant>,
+    /// When the disk was tried last.
+    tried: Option<Instant>,
 }
 
 impl Unsynced {
     fn add(&mut self, records: Vec<Record>) {
-        self.since.get_or_insert_with(Instant::now);
         self.records.extend(records.into_iter().map(|record| (record.key.clone(), record)));
     }
 
-    /// How long the writer may wait for more to do.
-    fn patience(&self) -> Option<Duration> {
-        self.since.map(|since| SOON.saturating_sub(since.elapsed()))
+    /// How long the writer may wait for more to do; for ever when nothing waits for it.
+    fn patience(&self, now: Instant) -> Option<Duration> {
+        if self.records.is_empty() {
+            return None;
+        }
+        let since = self.tried.map_or(SOON, |tried| now.saturating_duration_since(tried));
+        Some(SOON.saturating_sub(since))
     }
 }
 
@@ -155,7 +158,7 @@ struct Writer<V> {
 impl<V: Values> Writer<V> {
     fn run(mut self, incoming: &Receiver<Waiting>) {
         loop {
-            let first = match self.unsynced.patience() {
+            let first = match self.unsynced.patience(Instant::now()) {
                 None => incoming.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(patience) => incoming.recv_timeout(patience),
             };
@@ -240,10 +243,12 @@ impl<V: Values> Writer<V> {
         if self.last > self.reserved {
             self.reserved = self.last + BLOCK;
         }
-        match self.values.commit(&all, self.last, self.reserved) {
+        let outcome = self.values.commit(&all, self.last, self.reserved);
+        self.unsynced.tried = Some(Instant::now());
+        match outcome {
             Ok(()) => {
                 self.refusing = false;
-                self.unsynced = Unsynced::default();
+                self.unsynced.records.clear();
                 accepted.into_iter().for_each(|accepted| self.publish(accepted));
             }
             Err(error) => self.refuse_all(accepted.into_iter().map(|accepted| accepted.waiting).collect(), error),
@@ -259,8 +264,6 @@ impl<V: Values> Writer<V> {
         if !self.refusing {
             self.failed.send_replace(Some(error.clone()));
         }
-        // What was acknowledged before waits on.
-        self.unsynced.since = self.unsynced.since.map(|_| Instant::now());
         batch.into_iter().for_each(|waiting| waiting.refuse(CommitError::Store(error.clone())));
     }
 
@@ -386,6 +389,22 @@ mod tests {
         let records: usize = commits.iter().map(|(records, _)| records).sum();
         assert!(commits.len() <= 4 && records <= 6, "{commits:?}");
         assert_eq!(commits.last().unwrap().1, revision + 1, "an orderly end skips no revision");
+    }
+
+    #[test]
+    fn one_alone_goes_to_the_disk_at_once_and_a_crowd_twice_a_second() {
+        let began = Instant::now();
+        let key = "/lease".to_owned();
+        let mut unsynced = Unsynced::default();
+        assert_eq!(unsynced.patience(began), None);
+        unsynced.add(vec![Record { key: key.clone(), revision: 1, value: None }]);
+        assert_eq!(unsynced.patience(began), Some(Duration::ZERO));
+        unsynced.tried = Some(began);
+        let after = |elapsed| unsynced.patience(began + elapsed);
+        assert_eq!(after(SOON / 5), Some(SOON - SOON / 5));
+        assert_eq!(after(SOON * 3), Some(Duration::ZERO));
+        unsynced.records.clear();
+        assert_eq!(unsynced.patience(began + SOON), None);
     }
 
     #[tokio::test]
