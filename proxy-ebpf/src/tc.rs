@@ -214,7 +214,8 @@ fn begin(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) ->
     if transport && let Some(service) = find_service(Ip::v4(dst), dport, protocol, scope, Caller::Elsewhere) {
         return match choose(service, Ip::v4(src)) {
             Choice::Endpoint(endpoint) => to_endpoint(ctx, packet, &endpoint, service.slot, from, node),
-            Choice::Refuse => refuse(packet, from, node),
+            // On the node's own address too: the host would refuse it as well, but not where its firewall drops what it gets.
+            Choice::Refuse => Verdict::reject(PORT_UNREACHABLE),
             Choice::Drop => Verdict::drop(Counter::DropPolicy),
         };
     }
@@ -237,15 +238,6 @@ fn is_of_flows(packet: &Packet) -> bool {
 #[inline(always)]
 fn is_of_cluster(addr: Ip4, node: &NodeConfig) -> bool {
     !matches!(place_beyond(addr, node), Place::OUTSIDE)
-}
-
-/// On a node's own address the host refuses for itself: nothing may listen on a NodePort.
-#[inline(always)]
-fn refuse(packet: &Packet, from: From, node: &NodeConfig) -> Verdict {
-    match place_beyond(packet.tuple.dst, node) {
-        Place::THIS_NODE if from != From::Host => Verdict::NEXT,
-        _ => Verdict::reject(PORT_UNREACHABLE),
-    }
 }
 
 #[inline(always)]

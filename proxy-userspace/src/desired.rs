@@ -12,6 +12,8 @@ use proxy_common::{Family, Scope, Slot, TCP, UDP};
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 /// A service with this label is some other proxy's business.
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// And one with this is nobody's, whatever addresses it has.
+const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 /// `namespace/name`.
 pub type ServiceName = String;
@@ -108,7 +110,9 @@ pub fn desired(services: &[Service], slices: &[EndpointSlice], facts: &NodeFacts
 
 /// The entries of one service; none for headless, ExternalName and other proxies' services.
 pub fn desired_service(service: &Service, slices: &[&EndpointSlice], facts: &NodeFacts) -> Vec<Entry> {
-    if service.spec.type_ == "ExternalName" || service.metadata.labels.contains_key(PROXY_NAME_LABEL) {
+    let labels = &service.metadata.labels;
+    let is_others = [PROXY_NAME_LABEL, HEADLESS_LABEL].iter().any(|label| labels.contains_key(*label));
+    if service.spec.type_ == "ExternalName" || is_others {
         return Vec::new();
     }
     let cluster_ips: Vec<IpAddr> = service.spec.cluster_ips.iter().filter_map(|ip| ip.parse().ok()).collect();

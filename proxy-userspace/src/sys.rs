@@ -196,13 +196,22 @@ pub fn possible_cpus() -> usize {
     last.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |last| last + 1)
 }
 
+/// Whether programs that others attached come before a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rank {
+    Last,
+    /// Only packet hooks have an order.
+    First,
+}
+
 /// Attaches a program: `target` is a cgroup's descriptor or a device index, as the attach type demands.
-pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
+pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32, rank: Rank) -> io::Result<OwnedFd> {
+    const BEFORE: u32 = 1 << 3;
     let mut attr = LinkCreateAttr {
         program: program.as_raw_fd() as u32,
         target,
         attach_type,
-        flags: 0,
+        flags: if rank == Rank::First { BEFORE } else { 0 },
         relative: 0,
         pad: 0,
         revision: 0,
@@ -210,6 +219,31 @@ pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io
     };
     // SAFETY: integers only; the result is a new descriptor of ours.
     unsafe { bpf(LINK_CREATE, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}
+
+/// The programs of a packet hook of a device in the order in which packets meet them, by the kernel's numbers.
+#[cfg(test)]
+pub fn attached_programs(device: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+    const PROG_QUERY: u32 = 16;
+    /// `union bpf_attr` of the call.
+    #[repr(C)]
+    struct QueryAttr {
+        target: u32,
+        attach_type: u32,
+        flags: [u32; 2],
+        programs: u64,
+        count: u32,
+        pad: u32,
+        rest: [u64; 4],
+    }
+    let mut programs = vec![0u32; 16];
+    let (list, count) = (programs.as_mut_ptr() as u64, programs.len() as u32);
+    let mut attr =
+        QueryAttr { target: device, attach_type, flags: [0; 2], programs: list, count, pad: 0, rest: [0; 4] };
+    // SAFETY: the list is as long as stated and outlives the call.
+    unsafe { bpf(PROG_QUERY, &mut attr) }?;
+    programs.truncate(attr.count as usize);
+    Ok(programs)
 }
 
 /// Replaces the program of a link without a gap.

@@ -164,8 +164,12 @@ fn no_endpoint_is_refused_at_once() {
             assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{hooks:?}");
         }
         assert_eq!(ask_tcp(&world.client, "192.168.77.1:30080").unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(ask_tcp(&world.pods[0], "192.168.77.1:30080").unwrap_err().kind(), ErrorKind::ConnectionRefused);
         // A port that the service does not have.
         assert_eq!(ask_tcp(&world.pods[0], "10.96.0.80:81").unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        // The host's firewall has no say in it.
+        world.node.command("iptables -P INPUT DROP");
+        assert_eq!(ask_tcp(&world.client, "192.168.77.1:30080").unwrap_err().kind(), ErrorKind::ConnectionRefused);
     }
 }
 
@@ -845,6 +849,14 @@ fn reset_leaves_the_node_as_it_was() {
     assert_eq!(world.node.command("cat /proc/sys/net/ipv4/ip_local_reserved_ports").trim(), "");
     let routes = world.node.command("ip route show");
     assert_eq!(routes.lines().count(), 2, "{routes}");
+}
+
+#[test]
+fn routes_are_of_the_kind_that_network_managers_leave_alone() {
+    let world = World::new(SocketHooks::Absent);
+    assert_eq!(world.node.command("ip route show proto static"), "");
+    let kept = world.node.command("ip route show proto kernel");
+    assert!(PODS.iter().chain(&["10.96.0.0/12"]).all(|to| kept.contains(to)), "{kept}");
 }
 
 #[test]

@@ -110,6 +110,9 @@ fn headless_external_name_and_foreign_proxies_have_no_entries() {
     }
     let mut foreign = node_port(json!({}));
     foreign.metadata.labels.insert(PROXY_NAME_LABEL.into(), "other".into());
+    let mut headless = node_port(json!({}));
+    headless.metadata.labels.insert(HEADLESS_LABEL.into(), String::new());
+    assert!(desired_service(&headless, &[&slice(TWO)], &facts()).is_empty());
     assert!(desired_service(&foreign, &[], &facts()).is_empty());
 }
 
