@@ -194,7 +194,7 @@ fn forward(packet: &mut Packet, node: &NodeConfig) -> Place {
     // SAFETY: a map element; one that is recycled from now on may get a mark that is not its own, which shortens or lengthens its
     // idle life.
     let flow = unsafe { &mut *flow };
-    if packet.is_opening() && is_over(flow) {
+    if packet.is_opening() && (is_over(flow) || (packet.layer4 == Layer4::Tcp && is_lost(packet, flow))) {
         forget(&packet.tuple, flow.snat);
         return Place::NO_FLOW;
     }
@@ -214,6 +214,32 @@ fn forward(packet: &mut Packet, node: &NodeConfig) -> Place {
 fn is_over(flow: &Flow) -> bool {
     let ended = flow.reset != 0 || flow.client_fin & flow.server_fin != 0;
     ended || (flow.member != Member::NONE.bits() && is_gone(flow.member))
+}
+
+/// Whether answers would not find a flow whose opening came again: then it begins anew instead of never. That takes a sweep, a kill
+/// or a recycled element at the wrong moment, but whoever waits for an answer has nothing else to bring it back.
+#[inline(always)]
+fn is_lost(packet: &mut Packet, flow: &Flow) -> bool {
+    amphi_is_lost(packet, flow.member, flow.snat) != 0
+}
+
+/// `is_lost`, verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn amphi_is_lost(packet: *mut Packet, member: u64, snat: u32) -> u32 {
+    // SAFETY: callers give a packet of their own.
+    let Some(Packet { tuple, to, .. }) = (unsafe { packet.as_ref() }) else { return 0 };
+    let leads_back = match snat {
+        // The far end of the answers' own packets is the key itself.
+        0 if member == Member::NONE.bits() => true,
+        0 => EXPOSED.get_ptr(end(to.dst, to.dport, to.protocol)).is_some_and(|word| {
+            // SAFETY: the pointer is to a map element.
+            let service = Exposed::from_bits(unsafe { whole(word) });
+            service.addr == tuple.dst && service.port == tuple.dport
+        }),
+        _ => snat::has_place(snat, tuple, to),
+    };
+    !leads_back as u32
 }
 
 /// What becomes of an answer of the connection with this key, and where that lies, if it is one.

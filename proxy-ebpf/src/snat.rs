@@ -164,6 +164,15 @@ fn take_over(number: u32, to: &Tuple, from: &Tuple) -> u32 {
     number
 }
 
+/// Whether a place is a flow's, and leads answers to it.
+#[inline(always)]
+pub fn has_place(number: u32, flow: &Tuple, to: &Tuple) -> bool {
+    SNAT.get_ptr(number.wrapping_sub(1)).is_some_and(|place| {
+        // SAFETY: a map element.
+        unsafe { read_volatile(&raw const (*place).remote) == to.remote() && key(place) == words(flow) }
+    })
+}
+
 /// Gives the place of a flow back that is gone. What the flow was taken for may have been another by then, with a place of its own:
 /// so nobody's is given back but the one with this key.
 #[inline(always)]

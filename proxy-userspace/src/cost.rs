@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn programs_are_verified_quickly() {
         const EACH: u32 = 25_000;
-        const TOGETHER: u32 = 140_000;
+        const TOGETHER: u32 = 125_000;
         let root = tempfile::tempdir().unwrap();
         let root = root.path().join("bpf");
         object::prepare_root(&root).unwrap();

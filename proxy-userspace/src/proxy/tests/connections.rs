@@ -39,8 +39,13 @@ impl World {
 
     /// TCP and UDP of the port lead to these endpoints from now on.
     fn lead_to(&self, endpoints: &[[u8; 4]]) {
+        self.lead(endpoints, 0);
+    }
+
+    /// The same with flags of the set.
+    fn lead(&self, endpoints: &[[u8; 4]], flags: u16) {
         let backends = endpoints.iter().map(|ip| Target { ip: (*ip).into(), port: 8080 }).collect();
-        let set = EndpointSet { backends, ..Default::default() };
+        let set = EndpointSet { backends, flags, affinity_seconds: 0 };
         let entry = |protocol| {
             let addr = [0; 4].into();
             let frontends = vec![Frontend { addr, port: NODE_PORT, protocol, scope: Scope::External }];
@@ -197,6 +202,28 @@ fn an_opening_after_the_end_begins_anew() {
         let again = world.open(CLIENT_SIDE);
         assert_ne!(again, shown, "the endpoint may still remember the port");
         assert_eq!((world.flows().len(), world.users()), (1, 1));
+    }
+}
+
+#[test]
+fn an_opening_that_comes_again_finds_its_answers() {
+    for flags in [0, Slot::KEEP_SOURCE] {
+        let world = World::new();
+        world.lead(&[ENDPOINT], flags);
+        let shown = world.client_sends(CLIENT_SIDE, SYN).tuple;
+        assert_eq!(shown.src == Ip4::new(CLIENT_SIDE.0), flags == Slot::KEEP_SOURCE);
+        // The way back is gone, however that came to be.
+        world.kernel.maps.snat.whole().unwrap().iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        for (endpoint, _) in world.kernel.maps.exposed.entries().unwrap() {
+            world.kernel.maps.exposed.remove(&endpoint).unwrap();
+        }
+        world.open(CLIENT_SIDE);
+        assert_eq!((world.flows().len(), world.users()), (1, usize::from(flags == 0)));
+        // And while it is there, an opening that comes again goes the same way.
+        let world = World::new();
+        world.lead(&[ENDPOINT], flags);
+        let shown = world.client_sends(CLIENT_SIDE, SYN);
+        assert_eq!(world.client_sends(CLIENT_SIDE, SYN), shown);
     }
 }
 
