@@ -40,7 +40,7 @@ pub const MAX_PODS: usize = 4_096;
 /// Addresses of all nodes of the cluster.
 pub const MAX_NODE_ADDRESSES: usize = 16_384;
 /// Connections on the packet path.
-pub const MAX_FLOWS: usize = 204_800;
+pub const MAX_FLOWS: usize = 131_072;
 /// Answered flows of one pod, an eighth of all: whoever opens more is refused, and its neighbours go on.
 pub const MAX_POD_FLOWS: u64 = MAX_FLOWS as u64 / 8;
 /// Flows that are not assured yet; the oldest give way. A power of two.
