@@ -81,29 +81,8 @@ pub fn is_mounted(path: &Path) -> io::Result<bool> {
 }
 
 pub fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let table = fs::read("/proc/self/mountinfo")?;
-    let points = table.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
-    let points = points.map(|point| PathBuf::from(std::ffi::OsStr::from_bytes(&unescape(point))));
+    let points = pod::mounts::read()?.into_iter().map(|mount| mount.point);
     Ok(points.filter(|point| point.starts_with(path)).collect())
-}
-
-/// mountinfo writes blanks and backslashes as three octal digits.
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let (mut out, mut rest) = (Vec::with_capacity(text.len()), text);
-    while let Some((first, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|digits| *first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
-        match octal {
-            Some(digits) => {
-                out.push(digits.iter().fold(0_u8, |value, digit| value.wrapping_mul(8) + (digit - b'0')));
-                rest = &tail[3..];
-            }
-            None => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    out
 }
 
 /// A small file system for a test; it goes when the test ends, however it ends.
@@ -143,11 +122,6 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    }
-
-    #[test]
-    fn octal_escapes() {
-        assert_eq!(unescape(br"/a\040b\134c"), b"/a b\\c");
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use api::quantity::Quantity;
 use serde_json::Value;
 
 use crate::boundary::{PodRef, Upstream, UpstreamError};
-use crate::model::{Container, EnvSource, KeyRef, Metadata, Pod, ResourceFieldRef, quantity_milli};
+use crate::model::{Container, EnvSource, KeyRef, Metadata, Pod, ResourceFieldRef};
 
 #[derive(Debug, thiserror::Error)]
 pub enum EnvError {
@@ -228,22 +229,24 @@ pub fn resource_value(pod: &Pod, own: &Container, reference: &ResourceFieldRef) 
         "requests" => &container.resources.requests,
         _ => return Err(unsupported()),
     };
-    let milli = match map.get(resource) {
-        Some(value) => quantity_milli(value).ok_or_else(unsupported)?,
-        None if kind == "limits" => node_capacity(resource).ok_or_else(unsupported)?,
-        None => 0,
+    let amount = match map.get(resource) {
+        Some(value) => Quantity::of(value).ok_or_else(unsupported)?,
+        None if kind == "limits" => node_capacity(resource).map(Quantity::from_int).ok_or_else(unsupported)?,
+        None => Quantity::ZERO,
     };
-    let divisor = reference.divisor.as_ref().and_then(quantity_milli).filter(|divisor| *divisor > 0).unwrap_or(1000);
-    Ok((milli / divisor + i128::from(milli % divisor > 0)).to_string())
+    let divisor = reference.divisor.as_ref().and_then(Quantity::of).unwrap_or(Quantity::ZERO);
+    // A divisor of nothing is none, and one is meant.
+    Ok(amount.in_units_of(divisor).unwrap_or_else(|| amount.value()).to_string())
 }
 
-fn node_capacity(resource: &str) -> Option<i128> {
+/// Processors, or bytes.
+fn node_capacity(resource: &str) -> Option<i64> {
     match resource {
-        "cpu" => std::thread::available_parallelism().ok().map(|count| count.get() as i128 * 1000),
+        "cpu" => i64::try_from(std::thread::available_parallelism().ok()?.get()).ok(),
         "memory" => {
             let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-            let kilobytes: i128 = text.lines().next()?.split_whitespace().nth(1)?.parse().ok()?;
-            Some(kilobytes * 1024 * 1000)
+            let kilobytes: i64 = text.lines().next()?.split_whitespace().nth(1)?.parse().ok()?;
+            Some(kilobytes * 1024)
         }
         _ => None,
     }

@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use api::quantity::Quantity;
 use pod::protocol::{CreateContainer, Failure, FailureKind, LogTarget, Op, Outcome};
 use serde_json::Value;
 
@@ -302,10 +303,30 @@ fn oom_score_adjustment(qos: &str, container: &Container) -> i32 {
         "Guaranteed" => -997,
         "BestEffort" => 1000,
         _ => {
-            let request = container.resources.requests.get("memory").and_then(crate::model::quantity).unwrap_or(0);
+            let request = container.resources.requests.get("memory").and_then(Quantity::of).map_or(0, Quantity::value);
             let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-            let total = text.split_whitespace().nth(1).and_then(|kb| kb.parse::<i64>().ok()).unwrap_or(1) * 1024;
-            (1000 - 1000 * request / total.max(1)).clamp(3, 999) as i32
+            let total = text.split_whitespace().nth(1).and_then(|kb| kb.parse::<i64>().ok()).unwrap_or(1);
+            share_of_memory(request, total.saturating_mul(1024))
         }
+    }
+}
+
+/// The more of the machine's bytes are asked for, the later; between both other classes. A request may be beyond all bounds.
+fn share_of_memory(request: i64, total: i64) -> i32 {
+    let thousandths = i128::from(request) * 1000 / i128::from(total.max(1));
+    i32::try_from((1000 - thousandths).clamp(3, 999)).unwrap_or(999)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_of_any_size_has_a_score() {
+        let (gigabyte, machine) = (1 << 30, 10 << 30);
+        let scores = [0, 1, gigabyte, machine, i64::MAX / 1000, i64::MAX, -1, i64::MIN];
+        let expected = [999, 999, 900, 3, 3, 3, 999, 999];
+        assert_eq!(scores.map(|request| share_of_memory(request, machine)), expected);
+        assert_eq!((share_of_memory(1, 0), share_of_memory(i64::MAX, i64::MAX)), (3, 3));
     }
 }

@@ -476,75 +476,10 @@ impl PodSpec {
     }
 }
 
-/// A Kubernetes quantity in thousandths (`100m` is 100, `1` is 1000, `1Ki` is 1024000), rounded up.
-pub fn quantity_milli(value: &Value) -> Option<i128> {
-    let text = match value {
-        Value::String(text) => text.trim().to_owned(),
-        Value::Number(number) => number.to_string(),
-        _ => return None,
-    };
-    let end = text.find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-')).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(end);
-    let (numerator, denominator): (i128, i128) = match suffix {
-        "" => (1000, 1),
-        "n" => (1, 1_000_000),
-        "u" => (1, 1000),
-        "m" => (1, 1),
-        "k" => (1_000_000, 1),
-        "M" => (1_000_000_000, 1),
-        "G" => (1_000_000_000_000, 1),
-        "T" => (1_000_000_000_000_000, 1),
-        "P" => (1_000_000_000_000_000_000, 1),
-        "E" => (1_000_000_000_000_000_000_000, 1),
-        "Ki" => (1000 << 10, 1),
-        "Mi" => (1000 << 20, 1),
-        "Gi" => (1000 << 30, 1),
-        "Ti" => (1000 << 40, 1),
-        "Pi" => (1000 << 50, 1),
-        "Ei" => (1000 << 60, 1),
-        exponent => {
-            let power: i32 = exponent.strip_prefix(['e', 'E'])?.parse().ok()?;
-            let scale = 10_i128.checked_pow(power.unsigned_abs())?;
-            if power >= 0 { (1000_i128.checked_mul(scale)?, 1) } else { (1000, scale) }
-        }
-    };
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
-    let denominator = denominator.checked_mul(10_i128.checked_pow(fraction.len() as u32)?)?;
-    let scaled = digits.checked_mul(numerator)?;
-    Some(scaled.div_euclid(denominator) + i128::from(scaled.rem_euclid(denominator) > 0))
-}
-
-/// A quantity in whole units, rounded up.
-pub fn quantity(value: &Value) -> Option<i64> {
-    let milli = quantity_milli(value)?;
-    i64::try_from(milli.div_euclid(1000) + i128::from(milli.rem_euclid(1000) > 0)).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn quantities() {
-        for (text, milli) in [
-            ("1", 1000),
-            ("100m", 100),
-            ("0.5", 500),
-            ("1.5", 1500),
-            ("1Ki", 1_024_000),
-            ("128Mi", 134_217_728_000),
-            ("1e3", 1_000_000),
-            ("2E-1", 200),
-            ("1n", 1),
-        ] {
-            assert_eq!(quantity_milli(&json!(text)), Some(milli), "{text}");
-        }
-        assert_eq!(quantity(&json!("100m")), Some(1));
-        assert_eq!(quantity(&json!(2)), Some(2));
-        assert_eq!(quantity_milli(&json!("x")), None);
-    }
 
     #[test]
     fn both_spellings_of_an_object_source() {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::sysctl::Allowed;
+use pod::mounts::Mount;
 use serde_json::Value;
 
 use crate::apparmor::AppArmor;
@@ -143,22 +144,14 @@ const QOS_FOLDERS: [&str; 3] = ["", "burstable", "besteffort"];
 
 impl Cgroups {
     pub fn discover(root: &str, pod_root: &str) -> Result<Cgroups, CgroupError> {
-        let table = std::fs::read_to_string("/proc/self/mounts").map_err(CgroupError::Mounts)?;
+        let hierarchies = pod::mounts::read().map_err(CgroupError::Mounts)?.into_iter().filter(Mount::is_cgroup);
         let (mut mounts, mut cgroup2, mut pids) = (Vec::new(), None, None);
-        for line in table.lines() {
-            let fields: Vec<&str> = line.split(' ').collect();
-            match fields.get(2) {
-                Some(&"cgroup2") => {
-                    cgroup2 = cgroup2.or(Some(PathBuf::from(fields[1])));
-                    mounts.push(PathBuf::from(fields[1]));
-                }
-                Some(&"cgroup") => {
-                    let counts = fields.get(3).is_some_and(|options| options.split(',').any(|option| option == "pids"));
-                    pids = pids.or(counts.then(|| PathBuf::from(fields[1])));
-                    mounts.push(PathBuf::from(fields[1]));
-                }
-                _ => {}
+        for mount in hierarchies {
+            match mount.kind.as_str() {
+                "cgroup2" => cgroup2 = cgroup2.or(Some(mount.point.clone())),
+                _ => pids = pids.or(mount.has("pids").then(|| mount.point.clone())),
             }
+            mounts.push(mount.point);
         }
         let cgroup2 = cgroup2.ok_or(CgroupError::NoCgroup2)?;
         let trim = |text: &str| text.trim_matches('/').to_owned();

@@ -6,10 +6,11 @@ pub mod user;
 
 use std::path::{Path, PathBuf};
 
+use api::quantity::Quantity;
 use serde_json::{Value, json};
 
 use crate::image::ImageConfig;
-use crate::model::{Container, PodSpec, Resources, SeccompProfile, Security, quantity, quantity_milli};
+use crate::model::{Container, PodSpec, Resources, SeccompProfile, Security};
 use user::User;
 
 /// Everything a container's configuration depends on.
@@ -299,10 +300,10 @@ fn resources(resources: &Resources, privileged: bool) -> Result<Value, SpecError
         let value = map.get(name);
         value.map(|value| parse(value).ok_or_else(|| SpecError::Quantity(name.to_owned()))).transpose()
     };
-    let milli = |value: &Value| quantity_milli(value).and_then(|milli| i64::try_from(milli).ok());
+    let milli = |value: &Value| Quantity::of(value).map(Quantity::milli_value);
     let cpu_limit = read(&resources.limits, "cpu", milli)?;
     let cpu_request = read(&resources.requests, "cpu", milli)?.or(cpu_limit);
-    let memory = read(&resources.limits, "memory", quantity)?;
+    let memory = read(&resources.limits, "memory", |value| Quantity::of(value).map(Quantity::value))?;
     let mut out = json!({"cpu": {"shares": cpu_shares(cpu_request.unwrap_or(0))}});
     if let Some(limit) = cpu_limit {
         out["cpu"]["period"] = json!(CPU_PERIOD);

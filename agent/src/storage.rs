@@ -7,7 +7,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use api::quantity::Quantity;
-use serde_json::Value;
 
 use crate::door::{Folder, Weight};
 use crate::model::{Container, Pod, PodSpec, Volume};
@@ -57,7 +56,7 @@ impl Limits {
             return Limits::default();
         }
         let volumes = spec.volumes.iter().filter(|volume| on_disk(volume)).filter_map(|volume| {
-            let limit = amount(volume.empty_dir.as_ref()?.size_limit.as_ref()?)?;
+            let limit = Quantity::of(volume.empty_dir.as_ref()?.size_limit.as_ref()?)?;
             Some((volume.name.clone(), limit))
         });
         let containers = spec.containers.iter().filter_map(|c| Some((c.name.clone(), limit(c)?)));
@@ -102,20 +101,12 @@ pub fn is_critical(spec: &PodSpec) -> bool {
     spec.priority.is_some_and(|priority| priority >= CRITICAL)
 }
 
-fn amount(value: &Value) -> Option<Quantity> {
-    match value {
-        Value::String(text) => Quantity::parse(text).ok(),
-        Value::Number(number) => Quantity::parse(&number.to_string()).ok(),
-        _ => None,
-    }
-}
-
 fn limit(container: &Container) -> Option<Quantity> {
-    amount(container.resources.limits.get(RESOURCE)?)
+    Quantity::of(container.resources.limits.get(RESOURCE)?)
 }
 
 fn request(container: &Container) -> Option<Quantity> {
-    amount(container.resources.requests.get(RESOURCE)?)
+    Quantity::of(container.resources.requests.get(RESOURCE)?)
 }
 
 /// Containers run beside each other and beside sidecars; init containers one at a time, beside the sidecars before them.
@@ -255,7 +246,7 @@ fn weigh(path: &Path, deadline: Instant) -> io::Result<Weight> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn pod(spec: Value) -> Pod {
         serde_json::from_value(json!({"spec": spec})).unwrap()

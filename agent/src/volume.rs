@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use api::quantity::Quantity;
 use jiff::Timestamp;
 
 use crate::admit::absent_kind;
@@ -19,7 +20,7 @@ use crate::door::Folder;
 use crate::env::{EnvError, Facts, field_value, object_data, resource_value};
 use crate::model::{
     DownwardSource, EmptyDir, HostPath, KeyRef, KeyToPath, ObjectSource, Pod, Projected, ProjectedSource, TokenSource,
-    Volume, quantity,
+    Volume,
 };
 use crate::room::{NoRoom, Room};
 pub use content::Files;
@@ -136,7 +137,7 @@ impl Volumes<'_> {
     fn empty_dir(&self, name: &str, empty: &EmptyDir) -> Result<PathBuf, ContentError> {
         let path = if empty.medium == "Memory" {
             let path = self.volatile.join(name);
-            let size = empty.size_limit.as_ref().and_then(quantity).map(|bytes| format!("size={bytes}"));
+            let size = empty.size_limit.as_ref().and_then(Quantity::of).map(|size| format!("size={}", size.value()));
             self.mount_memory(&path, &size.unwrap_or_default())?;
             path
         } else {

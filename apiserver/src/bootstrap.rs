@@ -4,6 +4,7 @@
 //! `data/bootstrap.jsonl` holds one object a line, as a v1.34.3 server shows them after its first start (without what
 //! it generates); `data/own.jsonl` what Amphipod adds. To renew the first, list those kinds from a fresh server of the newer version and drop the generated fields.
 
+use api::conditions::{self, Condition};
 use api::kind::Part;
 use api::status::Status;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -29,25 +30,25 @@ pub async fn run(engine: &Engine) -> Result<(), Status> {
     // Others live in them.
     let (namespaces, others): (Vec<_>, Vec<_>) = objects.into_iter().partition(|object| object["kind"] == "Namespace");
     for objects in [namespaces, others] {
-        let kept = objects.iter().map(|object| keep(engine, &context, &options, object));
+        let kept = objects.into_iter().map(|object| keep(engine, &context, &options, object));
         futures::stream::iter(kept).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     }
-    keep(engine, &context, &options, &service_range(engine)).await?;
+    keep(engine, &context, &options, service_range(engine)).await?;
     crate::aggregation::aggregate(engine).await
 }
 
 /// An object is there, and has what the server wants of it.
-async fn keep(engine: &Engine, context: &Context, options: &WriteOptions, object: &Value) -> Result<(), Status> {
-    let target = target(engine, object)?;
+async fn keep(engine: &Engine, context: &Context, options: &WriteOptions, object: Value) -> Result<(), Status> {
+    let target = target(engine, &object)?;
     match engine.find(&target) {
         Err(_) => match engine.create(context, &target, options, object.clone()).await {
             // Another server starts too.
             Err(status) if status.reason == "AlreadyExists" => {}
             created => drop(created?),
         },
-        Ok(found) => reconcile(engine, context, &target, options, &found.value(), object).await?,
+        Ok(found) => reconcile(engine, context, &target, options, &found.value(), &object).await?,
     }
-    report(engine, context, &target, options, object).await
+    report(engine, context, &target, options, &object).await
 }
 
 fn service_range(engine: &Engine) -> Value {
@@ -64,11 +65,9 @@ async fn report(
     options: &WriteOptions,
     object: &Value,
 ) -> Result<(), Status> {
-    let Some(conditions) = object.pointer("/status/conditions").and_then(Value::as_array) else { return Ok(()) };
-    let mut conditions = conditions.clone();
-    for condition in &mut conditions {
-        condition["lastTransitionTime"] = json!(api::time::rfc3339(context.now));
-    }
+    let Some(said) = object.pointer("/status/conditions").and_then(Value::as_array) else { return Ok(()) };
+    let said: Vec<Condition> = said.iter().map(Condition::said_by).collect();
+    let conditions = conditions::stamped(&Value::Null, &said, conditions::PLAIN, &api::time::rfc3339(context.now));
     let place = Target { part: Some(Part::Status), ..target.clone() };
     if engine.find(target).is_ok_and(|found| !found.value()["status"]["conditions"].is_null()) {
         return Ok(());

@@ -13,11 +13,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::by_node::ByNode;
 use self::history::History;
 use self::topics::{Marks, Shared, Topic, Topics};
 use crate::memory;
 use crate::object::{Collection, Object, ObjectKey, Revision};
 
+pub mod by_node;
 mod history;
 pub mod topics;
 
@@ -328,6 +330,10 @@ fn range<'a>(state: &'a State, namespace: &str) -> impl Iterator<Item = (&'a Obj
         .take_while(move |(key, _)| namespace.is_empty() || key.namespace() == namespace)
 }
 
+fn is_pods(collection: &Collection) -> bool {
+    collection.group.is_empty() && *collection.plural == *"pods"
+}
+
 /// What became of one key; `None` when it went.
 #[derive(Debug)]
 pub struct Published {
@@ -348,6 +354,7 @@ pub struct Cache {
     history: Mutex<History>,
     /// Stored objects that this release cannot read: shown to nobody, kept as they are, and their names are taken.
     quarantine: RwLock<HashMap<(Collection, ObjectKey), Revision>>,
+    by_node: ByNode,
 }
 
 impl Cache {
@@ -360,6 +367,7 @@ impl Cache {
             floor,
             history: Mutex::default(),
             quarantine: RwLock::default(),
+            by_node: ByNode::default(),
         }
     }
 
@@ -409,8 +417,17 @@ impl Cache {
     }
 
     pub fn put_loaded(&self, collection: &Collection, object: Object) {
-        let size = self.collection(collection).put_loaded(Arc::new(object));
+        let object = Arc::new(object);
+        if is_pods(collection) {
+            self.by_node.comes(&object);
+        }
+        let size = self.collection(collection).put_loaded(object);
         self.history().objects += size;
+    }
+
+    /// What is on each node.
+    pub fn by_node(&self) -> &ByNode {
+        &self.by_node
     }
 
     fn history(&self) -> MutexGuard<'_, History> {
@@ -475,9 +492,14 @@ impl Cache {
     /// Publishes one committed transaction; called in revision order.
     pub fn publish(&self, revision: Revision, changes: Vec<Published>) {
         let mut by_collection: Vec<(Arc<CollectionCache>, Vec<_>)> = Vec::with_capacity(changes.len());
+        let mut pods = None;
         for Published { collection, key, object } in changes {
             self.release(&collection, &key);
             let cache = self.collection(&collection);
+            if is_pods(&collection) {
+                object.iter().for_each(|pod| self.by_node.comes(pod));
+                pods = Some(cache.clone());
+            }
             match by_collection.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &cache)) {
                 Some((_, changes)) => changes.push((key, object)),
                 None => by_collection.push((cache, vec![(key, object)])),
@@ -486,6 +508,9 @@ impl Cache {
         let (mut touched, mut topics) = (Vec::with_capacity(by_collection.len()), Vec::new());
         for (cache, changes) in by_collection {
             let applied = cache.apply(revision, changes);
+            if pods.as_ref().is_some_and(|pods| Arc::ptr_eq(pods, &cache)) {
+                applied.iter().for_each(|applied| self.by_node.changed(&applied.change));
+            }
             let mut history = self.history();
             for Applied { change, touched } in applied {
                 history.note(&cache, &change);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use api::conditions::{self, Stamp};
+use api::conditions::{self, Condition};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -110,40 +110,32 @@ pub fn merged(stored: &Value, facts: &Facts, readiness: Readiness) -> Value {
             _ => status[key] = value.clone(),
         }
     }
-    let stamps = [Stamp::Heartbeat, Stamp::Transition];
     let now = api::time::rfc3339(Timestamp::now());
-    status["conditions"] = json!(conditions::merge(&stored["conditions"], &[], said(readiness), &stamps, &now));
+    let merged = conditions::merge(&stored["conditions"], &[], &said(readiness), conditions::OF_NODES, &now);
+    status["conditions"] = json!(merged);
     status
 }
 
-/// The four conditions of a node in order, without times.
-fn said(readiness: Readiness) -> Vec<Value> {
+/// The four conditions of a node in order.
+fn said(readiness: Readiness) -> [Condition; 4] {
     let ready = match readiness {
-        Readiness::Ready => ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
-        Readiness::Starting => (
-            "Ready",
-            "False",
-            "KubeletNotReady",
-            "container runtime network not ready: the node waits for its pod range",
-        ),
+        Readiness::Ready => ("Ready", true, "KubeletReady", "kubelet is posting ready status"),
+        Readiness::Starting => {
+            ("Ready", false, "KubeletNotReady", "container runtime network not ready: the node waits for its pod range")
+        }
     };
     let all = [
-        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ("MemoryPressure", false, "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
         ready,
     ];
-    let condition = |(type_, status, reason, message)| json!({"type": type_, "status": status, "reason": reason, "message": message});
-    all.into_iter().map(condition).collect()
+    all.map(|(type_, holds, reason, message)| Condition::new(type_, holds).because(reason, message))
 }
 
 /// Somebody else has written over what this node says of how it is.
 fn is_contradicted(stored: &Value, readiness: Readiness) -> bool {
-    let stored = stored["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    said(readiness).iter().any(|own| {
-        let found = stored.iter().find(|condition| condition["type"] == own["type"]);
-        found.is_none_or(|found| ["status", "reason", "message"].iter().any(|field| found[*field] != own[*field]))
-    })
+    said(readiness).iter().any(|own| !own.is_said_in(&stored["conditions"]))
 }
 
 /// How often a status is written.

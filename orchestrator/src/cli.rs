@@ -391,9 +391,8 @@ fn is_subdomain(name: &str) -> bool {
 }
 
 fn cgroup2_mount() -> Result<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").context("cannot read the mount table")?;
-    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let found = fields.find(|fields| fields.get(2) == Some(&"cgroup2")).map(|fields| PathBuf::from(fields[1]));
+    let mounts = pod::mounts::read().context("cannot read the mount table")?;
+    let found = mounts.into_iter().find(|mount| mount.kind == "cgroup2").map(|mount| mount.point);
     found.context("no cgroup2 hierarchy is mounted: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`")
 }
 

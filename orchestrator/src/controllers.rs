@@ -16,10 +16,12 @@ pub mod namespaces;
 pub mod node_ipam;
 pub mod ownership;
 pub mod peers;
+pub mod pods;
 pub mod replicaset;
 pub mod replication_controller;
 pub mod runtime;
 pub mod table;
+pub mod taint_eviction;
 pub mod views;
 
 use table::TABLE;

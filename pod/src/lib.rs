@@ -14,6 +14,7 @@ pub mod capability;
 pub mod devices;
 pub mod faults;
 pub mod frame;
+pub mod mounts;
 pub mod protocol;
 pub mod step;
 

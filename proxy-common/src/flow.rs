@@ -130,7 +130,8 @@ pub struct Flow {
     pub identity: u32,
     /// For policies: what was decided about it.
     pub verdict: u8,
-    /// This and the four after it are only ever set: so both directions may write at once.
+    /// This and the four after it are bytes, each set by one direction: so both may write at once. The last four are taken back when
+    /// the endpoint accepts a connection anew.
     pub replied: u8,
     pub assured: u8,
     pub client_fin: u8,
@@ -163,8 +164,13 @@ impl Flow {
         first ^ second.rotate_left(32)
     }
 
+    /// Both sides have closed it, or one has reset it.
+    pub const fn is_over(&self) -> bool {
+        self.reset != 0 || self.client_fin & self.server_fin != 0
+    }
+
     pub const fn stage(&self) -> Stage {
-        if self.reset != 0 || self.client_fin & self.server_fin != 0 {
+        if self.is_over() {
             Stage::Closed
         } else if self.assured == 0 {
             if self.replied == 0 { Stage::New } else { Stage::Replied }
@@ -175,13 +181,18 @@ impl Flow {
         }
     }
 
+    /// Longer than an endpoint remembers a connection that it closed (60 s, by a timer that may be 4 s late, and our times are up to
+    /// 1 s old): the port it showed must not be another's before.
+    const CLOSED_PATIENCE: u64 = 75;
+
     /// How long it may be silent, in seconds.
     pub const fn patience(&self, protocol: u8) -> u64 {
         match (self.stage(), protocol) {
             (Stage::HalfClosed, _) => 3600,
             (Stage::Assured, TCP) => 24 * 3600,
             (Stage::Assured, UDP) => 180,
-            (Stage::New | Stage::Replied | Stage::Closed, _) => 60,
+            (Stage::New | Stage::Replied, _) => 60,
+            (Stage::Closed, _) => Self::CLOSED_PATIENCE,
             (Stage::Assured, _) => 30,
         }
     }
@@ -301,8 +312,8 @@ mod tests {
             (replied, TCP, 60),
             (assured, TCP, 24 * 3600),
             (half, TCP, 3600),
-            (closed, TCP, 60),
-            (reset, TCP, 60),
+            (closed, TCP, 75),
+            (reset, TCP, 75),
             (replied, UDP, 60),
             (assured, UDP, 180),
             (assured, crate::ICMP, 30),

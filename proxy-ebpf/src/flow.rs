@@ -1,7 +1,8 @@
 //! Flows of translated packets: one entry per connection, found by what is on the wire in either direction.
 //!
 //! The client's packets are the key. Answers lead to it by the port they go to (`snat`) or by the endpoint they come from
-//! (`EXPOSED`). How far a connection has come is kept as marks, each a byte that one direction sets and nobody clears.
+//! (`EXPOSED`). How far a connection has come is kept as marks, each a byte that one direction sets. Only an endpoint that
+//! accepts a connection anew takes them back.
 
 use core::mem::offset_of;
 
@@ -11,7 +12,7 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
 use crate::atomic;
-use crate::choose::is_gone;
+use crate::choose::{Caller, contains, find_service, is_gone};
 use crate::forward::{From, Place, is_pod_address, place_of};
 use crate::maps::{BEGUN, EXPOSED, FLOWS, NEWEST, SHARES, node, of_map, whole};
 use crate::packet::{FIN, Layer4, Packet, RST, set_words, words};
@@ -79,7 +80,7 @@ pub enum Seen {
 #[inline(always)]
 pub fn find(packet: &mut Packet, from: From, node: &NodeConfig) -> Place {
     if from != From::Pod || !is_pod_address(packet.tuple.dst, node) {
-        let place = forward(packet, node);
+        let place = forward(packet, from, node);
         if place != Place::NO_FLOW {
             return place;
         }
@@ -185,7 +186,7 @@ fn exposed(answer: &Tuple, asking: &mut Tuple) -> bool {
 }
 
 #[inline(always)]
-fn forward(packet: &mut Packet, node: &NodeConfig) -> Place {
+fn forward(packet: &mut Packet, from: From, node: &NodeConfig) -> Place {
     let Some(flow) = FLOWS.get_ptr_mut(&packet.tuple) else { return Place::NO_FLOW };
     // SAFETY: a map element.
     if unsafe { contents(flow, &packet.tuple, &mut packet.to) } == Seen::Unknown {
@@ -194,7 +195,7 @@ fn forward(packet: &mut Packet, node: &NodeConfig) -> Place {
     // SAFETY: a map element; one that is recycled from now on may get a mark that is not its own, which shortens or lengthens its
     // idle life.
     let flow = unsafe { &mut *flow };
-    if packet.is_opening() && (is_over(flow) || (packet.layer4 == Layer4::Tcp && is_lost(packet, flow))) {
+    if packet.is_opening() && !leads_on(packet, flow, from) {
         forget(&packet.tuple, flow.snat);
         return Place::NO_FLOW;
     }
@@ -208,28 +209,42 @@ fn forward(packet: &mut Packet, node: &NodeConfig) -> Place {
     place(flow, Direction::Forward, packet.to.dst, node)
 }
 
-/// The client's port came round again after the connection's end, or the endpoint is gone. Datagrams ask each time, openings of
-/// connections once.
+/// Whether what may open a connection follows a flow that exists. Datagrams ask each time, openings of connections once.
 #[inline(always)]
-fn is_over(flow: &Flow) -> bool {
-    let ended = flow.reset != 0 || flow.client_fin & flow.server_fin != 0;
-    ended || (flow.member != Member::NONE.bits() && is_gone(flow.member))
+fn leads_on(packet: &mut Packet, flow: &Flow, from: From) -> bool {
+    match packet.layer4 {
+        Layer4::Tcp => amphi_leads_on(packet, flow.member, flow.snat, from.word()) != 0,
+        _ => flow.member == Member::NONE.bits() || !is_gone(flow.member),
+    }
 }
 
-/// Whether answers would not find a flow whose opening came again: then it begins anew instead of never. That takes a sweep, a kill
-/// or a recycled element at the wrong moment, but whoever waits for an answer has nothing else to bring it back.
-#[inline(always)]
-fn is_lost(packet: &mut Packet, flow: &Flow) -> bool {
-    amphi_is_lost(packet, flow.member, flow.snat) != 0
-}
-
-/// `is_lost`, verified by itself.
+/// Whether an opening follows a flow that exists: one that was sent again, or one of a client whose port came round again. That one
+/// keeps its port behind the node, too: so the endpoint sees one client with one clock. With another port it might take the opening
+/// for a packet of somebody's old connection. Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn amphi_is_lost(packet: *mut Packet, member: u64, snat: u32) -> u32 {
+pub extern "C" fn amphi_leads_on(packet: *mut Packet, member: u64, snat: u32, from: u32) -> u32 {
     // SAFETY: callers give a packet of their own.
     let Some(Packet { tuple, to, .. }) = (unsafe { packet.as_ref() }) else { return 0 };
-    let leads_back = match snat {
+    (is_served(tuple, member, From::from_word(from).scope()) && finds_answers(tuple, to, member, snat)) as u32
+}
+
+/// Whether an endpoint is one of those that the client's address has now. What goes to no service needs none.
+#[inline(always)]
+fn is_served(asked: &Tuple, member: u64, scope: Scope) -> bool {
+    if member == Member::NONE.bits() {
+        return true;
+    }
+    let Tuple { dst, dport, protocol, .. } = *asked;
+    find_service(Ip::v4(dst), dport, protocol, scope, Caller::Elsewhere)
+        .is_some_and(|service| contains(service.slot, member))
+}
+
+/// Whether answers find a flow. It takes a sweep, a kill or a recycled element at the wrong moment that they do not, but whoever waits
+/// for one has nothing else to bring it back.
+#[inline(always)]
+fn finds_answers(tuple: &Tuple, to: &Tuple, member: u64, snat: u32) -> bool {
+    match snat {
         // The far end of the answers' own packets is the key itself.
         0 if member == Member::NONE.bits() => true,
         0 => EXPOSED.get_ptr(end(to.dst, to.dport, to.protocol)).is_some_and(|word| {
@@ -238,8 +253,7 @@ pub extern "C" fn amphi_is_lost(packet: *mut Packet, member: u64, snat: u32) -> 
             service.addr == tuple.dst && service.port == tuple.dport
         }),
         _ => snat::has_place(snat, tuple, to),
-    };
-    !leads_back as u32
+    }
 }
 
 /// What becomes of an answer of the connection with this key, and where that lies, if it is one.
@@ -274,6 +288,9 @@ fn answer(packet: &mut Packet, asking: &Tuple, node: &NodeConfig) -> Place {
         flow.replied = 1;
         count_share(asking.src);
     }
+    if packet.accepts() && (flow.client_fin | flow.server_fin | flow.reset) != 0 {
+        live_again(flow);
+    }
     if packet.is_closing() {
         mark_closing(packet, &mut flow.server_fin, &mut flow.reset);
     }
@@ -301,6 +318,13 @@ fn mark_closing(packet: &Packet, fin: &mut u8, reset: &mut u8) {
     if packet.flags & RST != 0 {
         *reset = 1;
     }
+}
+
+/// The endpoint has taken a connection whose client's port came round again. An opening alone changes nothing: one that nobody
+/// answers lives no longer than what it follows.
+#[inline(always)]
+fn live_again(flow: &mut Flow) {
+    (flow.assured, flow.client_fin, flow.server_fin, flow.reset) = (0, 0, 0, 0);
 }
 
 /// Where an address lies, from memory while nothing has changed.

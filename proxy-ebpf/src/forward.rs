@@ -39,6 +39,13 @@ impl From {
             _ => Self::Uplink,
         }
     }
+
+    pub const fn scope(self) -> Scope {
+        match self {
+            Self::Pod | Self::Host => Scope::Internal,
+            Self::Uplink => Scope::External,
+        }
+    }
 }
 
 /// Where an address lies, seen from this node. One word, like every verdict here: of a choice with contents the compiler copies

@@ -217,6 +217,11 @@ impl Packet {
         self.layer4 != Layer4::Tcp || self.flags & (SYN | ACK) == SYN
     }
 
+    /// The second packet of a connection.
+    pub fn accepts(&self) -> bool {
+        self.layer4 == Layer4::Tcp && self.flags & (SYN | ACK) == SYN | ACK
+    }
+
     pub fn is_closing(&self) -> bool {
         self.flags & (FIN | RST) != 0
     }

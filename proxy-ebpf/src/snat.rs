@@ -2,6 +2,9 @@
 //!
 //! A port has a way for every kind of far end, and serves one connection in each: so an answer's port and sender lead to exactly one
 //! place, and taking it is one operation. Whoever has taken a flow out of `FLOWS` gives its place back, so no place is given back twice.
+//!
+//! Where no port is unused, one is had from a connection that is over or not assured. The oldest gives way: an endpoint that closed a
+//! connection remembers it for a minute and may answer another client late, and a client that is just opening one has its answer soon.
 
 use core::ffi::c_void;
 use core::ptr::{read_volatile, write_volatile};
@@ -20,8 +23,8 @@ use crate::packet::{Packet, set_words, words};
 const CURRENT_NETNS: u64 = u64::MAX;
 /// Spreads addresses that differ in few bits: 2³² divided by the golden ratio.
 const SPREAD: u32 = 0x9e37_79b9;
-/// Draws of a port before the range counts as exhausted.
-const ATTEMPTS: u32 = 16;
+/// Draws of a port before none counts as unused.
+const ATTEMPTS: u32 = 32;
 
 /// The range's number of a port, if it is one of the range.
 #[inline(always)]
@@ -57,7 +60,7 @@ struct Search {
     probe_all: bool,
     /// The place found, as flows have it.
     place: u32,
-    /// That of the oldest connection met that is not assured, and how old.
+    /// That of the oldest connection met that may give way, and when it was last heard of.
     victim: u32,
     seen: u64,
 }
@@ -134,18 +137,29 @@ fn set_key(place: *mut SnatPlace, flow: &Tuple) {
     }
 }
 
-/// Notes the user of a place if it is the oldest so far of those that are not assured.
+/// Notes the user of a place if it is the oldest so far of those that may give way.
 #[inline(always)]
 fn consider(search: &mut Search, place: *const SnatPlace, index: u32) {
     let Some(flow) = FLOWS.get_ptr(tuple(key(place))) else { return };
     // SAFETY: a map element; one that was recycled is looked at again before it goes.
-    let (assured, seen) = unsafe { ((*flow).assured, (*flow).seen) };
-    if assured == 0 && (search.victim == 0 || seen < search.seen) {
+    let (gives_way, seen) = unsafe { (gives_way(flow), (*flow).seen) };
+    if gives_way && (search.victim == 0 || seen < search.seen) {
         (search.victim, search.seen) = (index + 1, seen);
     }
 }
 
-/// Ends the connection that has a place, unless it got assured meanwhile; the place then is `from`'s, whose packets become `to`: gives
+/// Whether a connection is over, or not assured.
+///
+/// # Safety
+/// `flow` points to an element of `FLOWS`.
+#[inline(always)]
+unsafe fn gives_way(flow: *const Flow) -> bool {
+    // SAFETY: the caller vouches for the pointer.
+    let flow = unsafe { &*flow };
+    flow.assured == 0 || flow.is_over()
+}
+
+/// Ends the connection that has a place, unless it lives by now; the place then is `from`'s, whose packets become `to`: gives
 /// it, or 0.
 #[inline(never)]
 fn take_over(number: u32, to: &Tuple, from: &Tuple) -> u32 {
@@ -153,8 +167,8 @@ fn take_over(number: u32, to: &Tuple, from: &Tuple) -> u32 {
     let key = tuple(key(place));
     let Some(flow) = FLOWS.get_ptr(key) else { return 0 };
     // SAFETY: a map element.
-    let (assured, its) = unsafe { ((*flow).assured, (*flow).snat) };
-    if assured != 0 || its != number || FLOWS.remove(key).is_err() {
+    let (gives_way, its) = unsafe { (gives_way(flow), (*flow).snat) };
+    if !gives_way || its != number || FLOWS.remove(key).is_err() {
         return 0;
     }
     // The flow that had the place is gone, and by our hand.

@@ -208,10 +208,9 @@ fn begin(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) ->
         }
         return Verdict::send(Exit::pod(pod.ifindex));
     }
-    let scope = if from == From::Uplink { Scope::External } else { Scope::Internal };
     let transport = matches!(packet.layer4, Layer4::Tcp | Layer4::Udp);
     let Tuple { src, dst, dport, protocol, .. } = packet.tuple;
-    if transport && let Some(service) = find_service(Ip::v4(dst), dport, protocol, scope, Caller::Elsewhere) {
+    if transport && let Some(service) = find_service(Ip::v4(dst), dport, protocol, from.scope(), Caller::Elsewhere) {
         return match choose(service, Ip::v4(src)) {
             Choice::Endpoint(endpoint) => to_endpoint(ctx, packet, &endpoint, service.slot, from, node),
             // On the node's own address too: the host would refuse it as well, but not where its firewall drops what it gets.

@@ -173,13 +173,22 @@ fn apply(space: &Space<'_>, disturbance: Disturbance, round: usize, choice: &mut
     }
 }
 
-/// One of the pods that may be disturbed.
+/// One of the pods that were disturbed least: others may be in a back-off of minutes. Those that are leaving may be gone when they
+/// are.
 fn victim(space: &Space<'_>, choice: &mut Choice) -> Result<String> {
-    let names = space
-        .get(&["pods", "-l", &format!("app={VICTIM}")], "{.items[?(@.status.phase==\"Running\")].metadata.name}")?;
-    let names: Vec<&str> = names.split_whitespace().collect();
-    ensure!(!names.is_empty(), "no pod of {VICTIM} runs");
-    Ok(names[choice.below(names.len())].to_owned())
+    let fields = "{.metadata.name}/{.status.containerStatuses[0].restartCount}/{.metadata.deletionTimestamp}";
+    let shown = format!("{{range .items[?(@.status.phase==\"Running\")]}}{fields} {{end}}");
+    let running = space.get(&["pods", "-l", &format!("app={VICTIM}")], &shown)?;
+    let staying = running.split_whitespace().filter_map(|pod| pod.strip_suffix('/'));
+    let mut pods: Vec<(u32, &str)> = staying
+        .map(|pod| {
+            let (name, restarts) = pod.split_once('/').context("a name and a count")?;
+            Ok((restarts.parse()?, name))
+        })
+        .collect::<Result<_>>()?;
+    let least = pods.iter().map(|(restarts, _)| *restarts).min().with_context(|| format!("no pod of {VICTIM} runs"))?;
+    pods.retain(|(restarts, _)| *restarts == least);
+    Ok(pods[choice.below(pods.len())].1.to_owned())
 }
 
 fn kill(pid: u32) -> Result<()> {

@@ -2,10 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::resize::{NO_RESIZE, resize_pending};
+use api::conditions::{self, Condition};
 use api::time::rfc3339;
 
 use super::Inputs;
+use super::resize::{NO_RESIZE, resize_pending};
 use crate::model::Container;
 use crate::record::Cause;
 
@@ -15,9 +16,10 @@ pub const OWN_CONDITIONS: [&str; 6] =
 pub(super) const RESIZE: &str = "PodResizePending";
 /// Of whoever ends a pod for reasons that are not its own; the node is one of them.
 pub(super) const DISRUPTED: &str = "DisruptionTarget";
+
 /// Conditions of the kubelet, with those of others kept.
 pub(super) fn conditions(inputs: &Inputs<'_>, statuses: &[Value], terminal: bool) -> Value {
-    let old = inputs.pod.status["conditions"].as_array().cloned().unwrap_or_default();
+    let old = &inputs.pod.status["conditions"];
     let unready = |statuses: &[Value]| -> Vec<String> {
         let not = statuses.iter().filter(|status| status["ready"] != true);
         not.filter_map(|status| status["name"].as_str().map(str::to_owned)).collect()
@@ -26,7 +28,7 @@ pub(super) fn conditions(inputs: &Inputs<'_>, statuses: &[Value], terminal: bool
     let containers = condition_of(!terminal && not_ready.is_empty(), terminal, inputs, "ContainersNotReady", || {
         format!("containers with unready status: [{}]", not_ready.join(" "))
     });
-    let gates = missing_gates(inputs, &old);
+    let gates = missing_gates(inputs, old);
     let ready = if containers.0 && !gates.is_empty() {
         (false, Some("ReadinessGatesNotReady"), Some(gates.join(", ")))
     } else {
@@ -40,19 +42,17 @@ pub(super) fn conditions(inputs: &Inputs<'_>, statuses: &[Value], terminal: bool
         ("ContainersReady", containers),
         ("PodScheduled", (true, None, None)),
     ];
-    let is_own = |condition: &Value| OWN_CONDITIONS.iter().any(|kind| condition["type"] == *kind);
-    let mut list: Vec<Value> = old.iter().filter(|condition| !is_own(condition)).cloned().collect();
+    let mut said: Vec<Condition> = Vec::new();
     if resize_pending(&inputs.pod.spec, inputs.record) {
-        let pending = (true, Some("Infeasible"), Some(NO_RESIZE.to_owned()));
-        list.push(condition(inputs, &old, RESIZE, &pending));
+        said.push(condition(inputs, RESIZE, (true, Some("Infeasible"), Some(NO_RESIZE.to_owned()))));
     }
-    list.extend(own.iter().map(|(kind, found)| condition(inputs, &old, kind, found)));
+    said.extend(own.map(|(kind, found)| condition(inputs, kind, found)));
     if let Some(finished) = inputs.record.finished.as_ref().filter(|finished| finished.cause == Cause::Pressure) {
-        list.retain(|condition| condition["type"] != DISRUPTED);
-        let found = (true, Some("TerminationByKubelet"), finished.message.clone());
-        list.push(condition(inputs, &old, DISRUPTED, &found));
+        said.push(condition(inputs, DISRUPTED, (true, Some("TerminationByKubelet"), finished.message.clone())));
     }
-    Value::Array(list)
+    let others = conditions::others(old, &OWN_CONDITIONS, &said);
+    let own = conditions::stamped(old, &said, conditions::OF_PODS, &rfc3339(inputs.now));
+    json!([others, own].concat())
 }
 
 /// A pod that once began its containers was initialised; one that failed before never is.
@@ -96,34 +96,18 @@ fn condition_of(
     }
 }
 
-fn missing_gates(inputs: &Inputs<'_>, old: &[Value]) -> Vec<String> {
+fn missing_gates(inputs: &Inputs<'_>, old: &Value) -> Vec<String> {
     let gates = inputs.pod.spec.readiness_gates.iter().filter_map(|gate| gate["conditionType"].as_str());
-    let good = |gate: &str| old.iter().any(|condition| condition["type"] == gate && condition["status"] == "True");
+    let old = || old.as_array().into_iter().flatten();
+    let good = |gate: &str| old().any(|condition| condition["type"] == gate && condition["status"] == "True");
     gates
         .filter(|gate| !good(gate))
         .map(|gate| format!("corresponding condition of pod readiness gate {gate:?} does not exist."))
         .collect()
 }
 
-fn condition(inputs: &Inputs<'_>, old: &[Value], kind: &str, found: &Found) -> Value {
-    let (good, reason, message) = found;
-    let value = if *good { "True" } else { "False" };
-    let before = old.iter().find(|condition| condition["type"] == kind);
-    let since = before.filter(|before| before["status"] == value).map(|before| before["lastTransitionTime"].clone());
-    let mut out = json!({
-        "type": kind,
-        "status": value,
-        "lastProbeTime": null,
-        "lastTransitionTime": since.filter(Value::is_string).unwrap_or_else(|| json!(rfc3339(inputs.now))),
-    });
-    if let Some(generation) = inputs.pod.metadata.generation {
-        out["observedGeneration"] = json!(generation);
-    }
-    if let Some(reason) = reason {
-        out["reason"] = json!(reason);
-    }
-    if let Some(message) = message {
-        out["message"] = json!(message);
-    }
-    out
+fn condition(inputs: &Inputs<'_>, kind: &str, (good, reason, message): Found) -> Condition {
+    Condition::new(kind, good)
+        .because(reason.unwrap_or_default(), message.unwrap_or_default())
+        .of_generation(inputs.pod.metadata.generation)
 }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::conditions::{self, Stamp};
+use crate::conditions::{self, Condition};
 use crate::time::rfc3339;
 use crate::value::{items, text};
 use crate::write::section;
@@ -20,7 +20,7 @@ pub fn begin_deletion(definition: &mut Value, now: Timestamp) {
     {
         list.push(json!(CLEANUP));
     }
-    Condition::pending().put(definition, now);
+    say(definition, pending(), now);
 }
 
 /// A group of Kubernetes itself.
@@ -38,58 +38,37 @@ fn find<'v>(definition: &'v Value, condition: &str) -> Option<&'v Value> {
     items(&definition["status"]["conditions"]).find(|found| found["type"] == condition)
 }
 
-/// What a condition says.
-#[derive(Debug)]
-pub struct Condition {
-    pub name: &'static str,
-    pub state: &'static str,
-    pub reason: &'static str,
-    pub message: String,
+/// Its objects will be deleted.
+pub fn pending() -> Condition {
+    let message = "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
+    Condition::new("Terminating", true).because("InstanceDeletionPending", message)
 }
 
-impl Condition {
-    fn new(name: &'static str, state: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { name, state, reason, message: message.into() }
-    }
+/// Its objects are being deleted.
+pub fn terminating() -> Condition {
+    Condition::new("Terminating", true).because("InstanceDeletionInProgress", "CustomResource deletion is in progress")
+}
 
-    /// Its objects will be deleted.
-    pub fn pending() -> Self {
-        let message = "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
-        Self::new("Terminating", "True", "InstanceDeletionPending", message)
-    }
+/// They could not be.
+pub fn not_deleted(why: &str) -> Condition {
+    let message = format!("could not issue all deletes: {why}");
+    Condition::new("Terminating", true).because("InstanceDeletionFailed", message)
+}
 
-    /// Its objects are being deleted.
-    pub fn terminating() -> Self {
-        let message = "CustomResource deletion is in progress";
-        Self::new("Terminating", "True", "InstanceDeletionInProgress", message)
+/// They are gone.
+pub fn deleted(definition: &Value) -> Condition {
+    let gone = Condition::new("Terminating", false);
+    match holds(definition, "Established") {
+        true => gone.because("InstanceDeletionCompleted", "removed all instances"),
+        false => gone.because("NeverEstablished", "resource was never established"),
     }
+}
 
-    /// They could not be.
-    pub fn not_deleted(why: &str) -> Self {
-        let message = format!("could not issue all deletes: {why}");
-        Self::new("Terminating", "True", "InstanceDeletionFailed", message)
-    }
-
-    /// They are gone.
-    pub fn deleted(definition: &Value) -> Self {
-        match holds(definition, "Established") {
-            true => Self::new("Terminating", "False", "InstanceDeletionCompleted", "removed all instances"),
-            false => Self::new("Terminating", "False", "NeverEstablished", "resource was never established"),
-        }
-    }
-
-    /// Into a definition's status; its time is that of its last change of state.
-    pub fn put(self, definition: &mut Value, now: Timestamp) {
-        let next = json!({"type": self.name, "status": self.state, "reason": self.reason, "message": self.message});
-        let merged = conditions::merge(
-            &definition["status"]["conditions"],
-            &[],
-            vec![next],
-            &[Stamp::Transition],
-            &rfc3339(now),
-        );
-        section(definition, "status").insert("conditions".into(), json!(merged));
-    }
+/// Says something in a definition's status.
+pub fn say(definition: &mut Value, said: Condition, now: Timestamp) {
+    let stored = &definition["status"]["conditions"];
+    let merged = conditions::merge(stored, &[], &[said], conditions::PLAIN, &rfc3339(now));
+    section(definition, "status").insert("conditions".into(), json!(merged));
 }
 
 /// The definition with the status that it should have, beside the others of its group; the same where it is settled.
@@ -97,32 +76,24 @@ pub fn settled(definition: &Value, others: &[&Value], now: Timestamp) -> Value {
     let mut next = definition.clone();
     let (accepted, named) = names(definition, others);
     section(&mut next, "status").insert("acceptedNames".into(), accepted);
-    let fine = named.state == "True";
-    if !is(definition, &named) {
-        named.put(&mut next, now);
-    }
-    if !holds(definition, "Established") {
-        let established = match fine {
-            true => {
-                let message = "the initial names have been accepted";
-                Condition::new("Established", "True", "InitialNamesAccepted", message)
-            }
-            false => Condition::new("Established", "False", "NotAccepted", "not all names are accepted"),
-        };
-        if !is(definition, &established) {
-            established.put(&mut next, now);
+    let fine = named == fine_names();
+    let established = || match fine {
+        true => {
+            Condition::new("Established", true).because("InitialNamesAccepted", "the initial names have been accepted")
         }
-    }
-    if let Some(approved) = approval(definition).filter(|approved| !is(definition, approved)) {
-        approved.put(&mut next, now);
+        false => Condition::new("Established", false).because("NotAccepted", "not all names are accepted"),
+    };
+    let established = (!holds(definition, "Established")).then(established);
+    for said in [Some(named), established, approval(definition)].into_iter().flatten() {
+        if !said.is_said_in(&definition["status"]["conditions"]) {
+            say(&mut next, said, now);
+        }
     }
     next
 }
 
-fn is(definition: &Value, condition: &Condition) -> bool {
-    find(definition, condition.name).is_some_and(|old| {
-        old["status"] == condition.state && old["reason"] == condition.reason && old["message"] == condition.message
-    })
+fn fine_names() -> Condition {
+    Condition::new("NamesAccepted", true).because("NoConflicts", "no conflicts found")
 }
 
 /// The names that it gets: those asked for, but for those that others of its group have.
@@ -162,8 +133,8 @@ fn names(definition: &Value, others: &[&Value]) -> (Value, Condition) {
     }
     put(&mut accepted, "categories", &asked["categories"]);
     let named = match conflict {
-        None => Condition::new("NamesAccepted", "True", "NoConflicts", "no conflicts found"),
-        Some((reason, message)) => Condition::new("NamesAccepted", "False", reason, message),
+        None => fine_names(),
+        Some((reason, message)) => Condition::new("NamesAccepted", false).because(reason, message),
     };
     (accepted, named)
 }
@@ -186,16 +157,16 @@ fn approval(definition: &Value) -> Option<Condition> {
     let see = "see https://github.com/kubernetes/enhancements/pull/1111";
     let must = "protected groups must have approval annotation \"api-approved.kubernetes.io\"";
     Some(match given {
-        "" => Condition::new(NAME, "False", "MissingAnnotation", format!("{must}, {see}")),
+        "" => Condition::new(NAME, false).because("MissingAnnotation", format!("{must}, {see}")),
         text if text.starts_with("unapproved") => {
-            Condition::new(NAME, "False", "UnapprovedAnnotation", format!("not approved: {text:?}"))
+            Condition::new(NAME, false).because("UnapprovedAnnotation", format!("not approved: {text:?}"))
         }
         text if text.contains("://") => {
-            Condition::new(NAME, "True", "ApprovedAnnotation", format!("approved in {text}"))
+            Condition::new(NAME, true).because("ApprovedAnnotation", format!("approved in {text}"))
         }
         _ => {
             let message = format!("{must} with either a URL or a reason starting with \"unapproved\", {see}");
-            Condition::new(NAME, "False", "InvalidAnnotation", message)
+            Condition::new(NAME, false).because("InvalidAnnotation", message)
         }
     })
 }

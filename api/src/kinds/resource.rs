@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Aspect, Behaviour, DEFAULT, Deletion, Generation, Shows};
 use crate::default::{Object, set};
+use crate::selector::field;
 use crate::value::text;
 
 const COMMON: Behaviour = Behaviour { delete: Deletion { shows: Shows::Object, ..Deletion::DEFAULT }, ..DEFAULT };
@@ -16,6 +17,7 @@ pub const CLASS: Behaviour = Behaviour {
 };
 pub const SLICE: Behaviour = Behaviour {
     generation: Generation::Spec,
+    selectable: &[field("spec.nodeName"), field("spec.driver")],
     cells: Some(|o, _| {
         let spec = &o["spec"];
         vec![

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::custom::status::{self, Condition};
+use api::custom::status;
 use api::custom::{self, CLEANUP};
 use api::kind::Part;
 use api::status::Status;
@@ -108,7 +108,7 @@ async fn end(engine: &Engine, target: &Target) {
                 tracing::warn!(name = target.name, %status, "cannot delete the objects of a definition yet");
                 let said = write(engine, target, |current| {
                     let mut next = current.clone();
-                    Condition::not_deleted(&status.message).put(&mut next, Timestamp::now());
+                    status::say(&mut next, status::not_deleted(&status.message), Timestamp::now());
                     next
                 });
                 if let Err(status) = said.await {
@@ -123,7 +123,7 @@ async fn end(engine: &Engine, target: &Target) {
 async fn empty(engine: &Engine, target: &Target) -> Result<(), Status> {
     write(engine, target, |current| {
         let mut next = current.clone();
-        Condition::terminating().put(&mut next, Timestamp::now());
+        status::say(&mut next, status::terminating(), Timestamp::now());
         next
     })
     .await?;
@@ -147,7 +147,7 @@ async fn empty(engine: &Engine, target: &Target) -> Result<(), Status> {
     }
     write(engine, target, |current| {
         let mut next = current.clone();
-        Condition::deleted(current).put(&mut next, Timestamp::now());
+        status::say(&mut next, status::deleted(current), Timestamp::now());
         let left = next["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
         next["metadata"]["finalizers"] = left.into_iter().filter(|own| own != CLEANUP).collect();
         if next["metadata"]["finalizers"] == json!([]) {

@@ -1,5 +1,6 @@
 //! Subresources that are not a slice of their object: scale, binding, eviction.
 
+use api::conditions::{self, Condition};
 use api::kind::Part;
 use api::managed::{self, Writer};
 use api::status::{Cause, FieldError, Status};
@@ -282,18 +283,9 @@ fn bound_pod(current: &Value, node: &str, binding: &Value, context: &Context) ->
     for (key, value) in binding["metadata"]["annotations"].as_object().into_iter().flatten() {
         pod["metadata"]["annotations"][key] = value.clone();
     }
-    let scheduled = json!({
-        "type": "PodScheduled",
-        "status": "True",
-        "lastProbeTime": null,
-        "lastTransitionTime": api::time::rfc3339(context.now),
-    });
-    match pod["status"]["conditions"].as_array_mut() {
-        Some(conditions) => {
-            conditions.retain(|condition| condition["type"] != "PodScheduled");
-            conditions.push(scheduled);
-        }
-        None => pod["status"]["conditions"] = json!([scheduled]),
-    }
+    let now = api::time::rfc3339(context.now);
+    let scheduled = [Condition::new("PodScheduled", true)];
+    let stored = &current["status"]["conditions"];
+    pod["status"]["conditions"] = json!(conditions::merge(stored, &[], &scheduled, conditions::OF_PODS, &now));
     pod
 }

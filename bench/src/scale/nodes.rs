@@ -161,14 +161,22 @@ pub fn run(report: &mut Report, nodes: usize) -> Result<()> {
         let before = seen.running.load(Ordering::Relaxed);
         let deleter = Client::new(client::https::Https::new(api.client("bench", None))?);
         let all = (STEADY.as_secs_f64() * REPLACEMENTS * share) as usize;
+        let mut deletions = JoinSet::new();
         for count in 0..all {
             let due = Duration::from_secs_f64(count as f64 / (REPLACEMENTS * share));
             tokio::time::sleep_until((since + due).into()).await;
             // Whichever comes first: the order of a set is nobody's.
             let Some(key) = seen.pods().iter().next().cloned() else { continue };
             seen.pods().remove(&key);
-            seen.call(deleter.delete(&PODS, &key.namespace, &key.name, &DeleteOptions::default())).await;
+            // None waits for the one before: a slow answer must not lower the rate.
+            let (deleter, seen) = (deleter.clone(), seen.clone());
+            deletions.spawn(async move {
+                let options = DeleteOptions::default();
+                seen.call(deleter.delete(&PODS, &key.namespace, &key.name, &options)).await;
+            });
+            while deletions.try_join_next().is_some() {}
         }
+        deletions.join_all().await;
         tokio::time::sleep(Duration::from_secs(5)).await;
         let replaced = (seen.running.load(Ordering::Relaxed) - before) as f64;
         let steady = (replaced / all as f64, cores(start, since)?, quantile(&seen.calls(), 0.99));

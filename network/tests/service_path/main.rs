@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod netns;
+mod ports;
 mod shares;
 mod upgrade;
 mod world;
@@ -14,6 +15,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use network::PortRange;
 use proxy_userspace::SocketHooks;
 use serde_json::json;
 use world::*;
@@ -281,7 +283,8 @@ fn ports_that_programs_of_the_node_use_are_left_to_them() {
         let mut world = World::new(hooks);
         udp_server(&world.client, "far", 9000);
         let range = 50_000..50_016;
-        let restarted = |world: &mut World| world.restart_with_ports(hooks, range.start, range.end - 1);
+        let ports = PortRange { first: range.start, last: range.end - 1 };
+        let restarted = |world: &mut World| world.restart_with_ports(hooks, ports);
         if !before {
             restarted(&mut world);
         }
@@ -857,25 +860,6 @@ fn routes_are_of_the_kind_that_network_managers_leave_alone() {
     assert_eq!(world.node.command("ip route show proto static"), "");
     let kept = world.node.command("ip route show proto kernel");
     assert!(PODS.iter().chain(&["10.96.0.0/12"]).all(|to| kept.contains(to)), "{kept}");
-}
-
-#[test]
-fn a_clients_port_may_come_round_again() {
-    let world = World::new(SocketHooks::Attached);
-    tcp_server(&world.pods[0], "a", 8080);
-    world.serve(&[Service::new("np", "10.96.0.81", "TCP", json!({"nodePort": 30080})).to(&[(PODS[0], 8080)])]);
-    let mut sources = BTreeSet::new();
-    for _ in 0..5 {
-        let answer = world.client.run(|| {
-            let mut stream = connect_from(12_345, "192.168.77.1:30080");
-            let answer = ask_on(&mut stream).unwrap();
-            reset_on_close(&stream);
-            answer
-        });
-        sources.insert(answer);
-    }
-    // Each connection was a flow of its own.
-    assert_eq!(sources.len(), 5, "{sources:?}");
 }
 
 #[test]

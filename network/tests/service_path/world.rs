@@ -37,6 +37,7 @@ pub struct World {
     network: Option<Arc<Network>>,
     runtime: Arc<Runtime>,
     folder: Folder,
+    snat_ports: PortRange,
 }
 
 /// Pins and state of a node; gone when the test ends, however it ends.
@@ -66,12 +67,18 @@ fn cgroup_root() -> &'static Path {
 
 impl World {
     pub fn new(hooks: SocketHooks) -> Self {
+        Self::with_ports(hooks, Config::DEFAULT_SNAT_PORTS)
+    }
+
+    /// With so many ports behind the node's address.
+    pub fn with_ports(hooks: SocketHooks, snat_ports: PortRange) -> Self {
         let folder = Folder(tempfile::tempdir().unwrap());
         let (node, client) = (Namespace::new(), Namespace::new());
         join(&node, &client);
         let runtime = Arc::new(tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
-        let (proxy, network) = start(&node, &runtime, folder.path(), hooks, CURRENT, Config::DEFAULT_SNAT_PORTS);
-        let mut world = Self { node, client, pods: Vec::new(), proxy, network: Some(network), runtime, folder };
+        let (proxy, network) = start(&node, &runtime, config(folder.path(), snat_ports), hooks, CURRENT);
+        let network = Some(network);
+        let mut world = Self { node, client, pods: Vec::new(), proxy, network, runtime, folder, snat_ports };
         for (index, ip) in PODS.iter().enumerate() {
             let pod = Namespace::new();
             world.attach(&format!("pod-{index}"), ip, &pod.path());
@@ -88,18 +95,16 @@ impl World {
 
     /// The same by another version.
     pub fn restart_in_layouts(&mut self, hooks: SocketHooks, layouts: &'static [Layout]) {
-        self.restart_as(hooks, layouts, Config::DEFAULT_SNAT_PORTS);
-    }
-
-    /// With another range of ports for translated sources.
-    pub fn restart_with_ports(&mut self, hooks: SocketHooks, first: u16, last: u16) {
-        self.restart_as(hooks, CURRENT, PortRange { first, last });
-    }
-
-    fn restart_as(&mut self, hooks: SocketHooks, layouts: &'static [Layout], ports: PortRange) {
         self.network = None;
-        let (proxy, network) = start(&self.node, &self.runtime, self.folder.path(), hooks, layouts, ports);
+        let config = config(self.folder.path(), self.snat_ports);
+        let (proxy, network) = start(&self.node, &self.runtime, config, hooks, layouts);
         (self.proxy, self.network) = (proxy, Some(network));
+    }
+
+    /// With another range of ports behind the node's address.
+    pub fn restart_with_ports(&mut self, hooks: SocketHooks, snat_ports: PortRange) {
+        self.snat_ports = snat_ports;
+        self.restart(hooks);
     }
 
     fn network(&self) -> Arc<Network> {
@@ -202,21 +207,20 @@ impl World {
 fn start(
     node: &Namespace,
     runtime: &Arc<Runtime>,
-    folder: &Path,
+    node_config: Config,
     hooks: SocketHooks,
     layouts: &'static [Layout],
-    ports: PortRange,
 ) -> (Arc<Proxy>, Arc<Network>) {
-    let (folder, runtime) = (folder.to_owned(), Arc::clone(runtime));
+    let runtime = Arc::clone(runtime);
     node.run(move || {
         let config = proxy_userspace::Config {
-            bpf_root: folder.join("bpf"),
+            bpf_root: node_config.state_file.with_file_name("bpf"),
             cgroup_root: cgroup_root().to_owned(),
             socket_hooks: hooks,
         };
         let proxy = Arc::new(Proxy::start_in_layouts(&config, layouts).unwrap_or_else(|error| panic!("{error:?}")));
         let network = runtime
-            .block_on(Network::start(&self::config(&folder, ports), Arc::clone(&proxy)))
+            .block_on(Network::start(&node_config, Arc::clone(&proxy)))
             .unwrap_or_else(|error| panic!("{error:?}"));
         (proxy, Arc::new(network))
     })
@@ -301,7 +305,7 @@ impl Service {
     }
 }
 
-/// Answers each connection with its name and the client's address.
+/// Answers each connection with its name and the client's address; says goodbye first to who asks for it.
 pub fn tcp_server(place: &Namespace, name: &'static str, port: u16) {
     let listener = place.run(move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
     std::thread::spawn(move || {
@@ -311,6 +315,9 @@ pub fn tcp_server(place: &Namespace, name: &'static str, port: u16) {
                 while let Ok(length @ 1..) = stream.read(&mut ask) {
                     let padding = if ask[..length].starts_with(b"much") { "x".repeat(200_000) } else { String::new() };
                     if stream.write_all(format!("{name} {peer}{padding}\n").as_bytes()).is_err() {
+                        return;
+                    }
+                    if ask[..length].starts_with(b"bye") {
                         return;
                     }
                 }

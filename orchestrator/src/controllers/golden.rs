@@ -42,6 +42,10 @@ fn show(plan: &[Action], indent: &str, out: &mut String) {
                 let way = propagation.map(|way| format!(", {}", way.as_str())).unwrap_or_default();
                 writeln!(out, "{indent}delete {} {key} ({uid}){way}", resource.plural).unwrap();
             }
+            Action::SendAway { pod, reason, message } => {
+                writeln!(out, "{indent}send away {}/{} ({}): {reason}: {message}", pod.namespace, pod.name, pod.uid)
+                    .unwrap();
+            }
             Action::Again { key, after } => writeln!(out, "{indent}again {key} in {after:?}").unwrap(),
             Action::Event { about, type_, reason, message } => {
                 let type_ = type_.as_str();

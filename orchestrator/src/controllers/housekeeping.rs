@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use api::conditions::{self, Condition, State};
 use client::{Caches, Kept, Key};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -177,7 +178,8 @@ fn plan_node(node: &Node, age: Duration, now: Timestamp) -> Plan {
             resource: NODES,
             key: key.clone(),
             subresource: "status",
-            version: None,
+            // The list is written whole: not over what the node has said meanwhile.
+            version: Some(node.metadata.meta.resource_version.clone()),
             patch: json!({"status": {"conditions": unknown_conditions(node, now)}}),
         });
     }
@@ -203,11 +205,27 @@ fn plan_node(node: &Node, age: Duration, now: Timestamp) -> Plan {
     plan
 }
 
+/// The conditions that a node says of itself.
+const OF_NODE: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
+
+/// The node's conditions, of which nobody knows now whether they hold.
 fn unknown_conditions(node: &Node, now: Timestamp) -> Vec<Value> {
-    let now = api::time::rfc3339(now);
-    let silent = |type_: &str| json!({"type": type_, "status": "Unknown", "reason": "NodeStatusUnknown", "message": "Kubelet stopped posting node status.", "lastHeartbeatTime": now, "lastTransitionTime": now});
-    let known: Vec<&str> = node.status.conditions.iter().map(|condition| &*condition.type_).collect();
-    if known.is_empty() { vec![silent("Ready")] } else { known.into_iter().map(silent).collect() }
+    let stored = json!(node.status.conditions);
+    let said = OF_NODE.map(|type_| {
+        let old = node.status.conditions.iter().find(|condition| condition.type_ == type_);
+        let (reason, message) = match old {
+            Some(old) if old.status == "Unknown" => (&*old.reason, &*old.message),
+            Some(_) => ("NodeStatusUnknown", "Kubelet stopped posting node status."),
+            None => ("NodeStatusNeverUpdated", "Kubelet never posted node status."),
+        };
+        Condition::new(type_, State::Unknown).because(reason, message)
+    });
+    let mut all = conditions::merge(&stored, &[], &said, conditions::OF_SILENT_NODES, &api::time::rfc3339(now));
+    // Of what was never said, nothing was heard since the node was made.
+    for new in &mut all[node.status.conditions.len()..] {
+        new["lastHeartbeatTime"] = json!(node.metadata.owned.creation_timestamp);
+    }
+    all
 }
 
 /// The taints with ours set right; `None` when they are.
@@ -252,6 +270,33 @@ mod tests {
         assert_eq!(plan.len(), 2, "{plan:?}");
         let Action::Patch { patch, .. } = &plan[1] else { panic!() };
         assert_eq!(patch["spec"]["taints"][0]["key"], UNREACHABLE);
+    }
+
+    #[test]
+    fn of_a_silent_node_only_its_own_conditions_become_unknown() {
+        let (heard, now) = ("2020-01-01T00:00:00Z", "1970-01-01T00:00:00Z");
+        let stored = json!([
+            {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": heard, "lastTransitionTime": heard},
+            {"type": "Foreign", "status": "True", "lastTransitionTime": heard},
+            {"type": "DiskPressure", "status": "Unknown", "reason": "r", "lastHeartbeatTime": heard, "lastTransitionTime": heard},
+        ]);
+        let mut node = node("True", json!([]));
+        node.metadata.owned.creation_timestamp = "2019-01-01T00:00:00Z".into();
+        node.metadata.meta.resource_version = "7".into();
+        node.status.conditions = serde_json::from_value(stored.clone()).unwrap();
+        let plan = plan_node(&node, GRACE, Timestamp::UNIX_EPOCH);
+        let Action::Patch { version, patch, .. } = &plan[0] else { panic!("{plan:?}") };
+        assert_eq!(version.as_deref(), Some("7"), "not over what the node has said meanwhile");
+        let never = |type_: &str| {
+            json!({"type": type_, "status": "Unknown", "reason": "NodeStatusNeverUpdated",
+            "message": "Kubelet never posted node status.", "lastHeartbeatTime": "2019-01-01T00:00:00Z", "lastTransitionTime": now})
+        };
+        let expected = json!([
+            {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "message": "Kubelet stopped posting node status.",
+                "lastHeartbeatTime": heard, "lastTransitionTime": now},
+            stored[1], stored[2], never("MemoryPressure"), never("PIDPressure"),
+        ]);
+        assert_eq!(patch["status"]["conditions"], expected);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use api::conditions::{self, Stamp};
+use api::conditions::{self, Condition};
 use api::status::Status;
 use client::queue::{Outcome, Queue};
 use client::{
@@ -227,11 +227,8 @@ impl Emptier {
 
 /// The conditions of a namespace that is being emptied, in upstream's words; foreign ones stay.
 fn conditions(stored: &Value, left: &Left, now: &str) -> Vec<Value> {
-    let own = states(left).map(|(type_, bad, reason, message)| {
-        let status = if bad { "True" } else { "False" };
-        json!({"type": type_, "status": status, "reason": reason, "message": message})
-    });
-    conditions::merge(stored, &[], own.into(), &[Stamp::Transition], now)
+    let own = states(left).map(|(type_, bad, reason, message)| Condition::new(type_, bad).because(reason, message));
+    conditions::merge(stored, &[], &own, conditions::PLAIN, now)
 }
 
 type State = (&'static str, bool, &'static str, String);

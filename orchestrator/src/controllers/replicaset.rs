@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use api::conditions::{self, Stamp};
+use api::conditions::{self, Condition};
 use api::selector::Labels;
 use client::events::{EventType, Reference};
 use client::{Caches, Kept, Key, Resource, View};
@@ -259,8 +259,8 @@ fn say_failure(set: Set<'_>, failure: &Failure, now: Timestamp) -> Plan {
         return vec![said];
     }
     let time = api::time::rfc3339(now);
-    let failed = json!({"type": REPLICA_FAILURE, "status": "True", "reason": reason, "message": message});
-    let conditions = conditions::merge(&json!(set.status.conditions), &[], vec![failed], &[Stamp::Transition], &time);
+    let failed = [Condition::new(REPLICA_FAILURE, true).because(reason, message)];
+    let conditions = conditions::merge(&json!(set.status.conditions), &[], &failed, conditions::PLAIN, &time);
     vec![said, write_status(set, json!({"conditions": conditions}))]
 }
 
@@ -279,7 +279,7 @@ const REPLICA_FAILURE: &str = "ReplicaFailure";
 /// Conditions once the set is as large as it should be: a failure is over then.
 fn settled_conditions(set: Set<'_>) -> Option<Vec<Value>> {
     set.status.condition(REPLICA_FAILURE)?;
-    Some(conditions::merge(&json!(set.status.conditions), &[REPLICA_FAILURE], Vec::new(), &[], ""))
+    Some(conditions::merge(&json!(set.status.conditions), &[REPLICA_FAILURE], &[], &[], ""))
 }
 
 fn status(set: Set<'_>, active: &[Arc<Pod>], now: Timestamp) -> Option<Action> {
@@ -352,6 +352,7 @@ mod tests {
             Action::Delete { .. } => "delete",
             Action::Patch { subresource: "status", .. } => "status",
             Action::Patch { .. } => "patch",
+            Action::SendAway { .. } => "send away",
             Action::Again { .. } => "again",
             Action::Event { .. } => "event",
             Action::Slowly(_) => "slowly",

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::status::Status;
+use api::view::Meta;
 use client::events::{EventType, Recorder, Reference};
 use client::queue::Outcome;
 use client::{Caches, Client, DeleteOptions, Kept, Key, Propagation, Resource, Wrote};
@@ -14,6 +15,8 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 
 use super::given::{Account, Given};
+use super::pods;
+use super::views::PODS;
 
 /// Workers of one controller: different keys at the same time, never one key twice.
 const WORKERS: usize = 4;
@@ -43,6 +46,12 @@ pub enum Action {
         key: Key,
         uid: Option<String>,
         propagation: Option<Propagation>,
+    },
+    /// The end of a pod for others' sake, with the reason and message of the condition that says so.
+    SendAway {
+        pod: Meta,
+        reason: &'static str,
+        message: String,
     },
     /// Reconcile this key again after a while.
     Again {
@@ -212,6 +221,11 @@ impl Hands {
                     Err(status) if status.code == 404 => Ok(None),
                     Err(status) => Err(Failure { act: Act::Delete, status }),
                 }
+            }
+            Action::SendAway { pod, reason, message } => {
+                let sent = pods::send_away(&self.client, &pod, reason, message).await;
+                let wrote = |wrote: Option<Wrote>| wrote.map(|wrote| (PODS, wrote));
+                sent.map(wrote).map_err(|status| Failure { act: Act::Delete, status })
             }
             Action::Again { key, after } => {
                 self.queue.add_after(key, after);

@@ -12,7 +12,7 @@ use super::given::{Account, Facts, Given};
 use super::runtime::{self, Controller};
 use super::{
     Selection, deployment, endpoints, gc, housekeeping, namespaces, node_ipam, peers, replicaset,
-    replication_controller,
+    replication_controller, taint_eviction,
 };
 use crate::{scheduler, system_objects};
 
@@ -34,7 +34,7 @@ pub struct Row {
     start: fn(Given) -> BoxFuture<'static, ()>,
 }
 
-pub static TABLE: [Row; 15] = [
+pub static TABLE: [Row; 16] = [
     row::<replicaset::ReplicaSets>(),
     row::<replication_controller::ReplicationControllers>(),
     row::<deployment::Deployments>(),
@@ -44,6 +44,7 @@ pub static TABLE: [Row; 15] = [
     row::<housekeeping::ServiceAccounts>(),
     row::<housekeeping::RootCa>(),
     row::<housekeeping::NodeLifecycle>(),
+    row::<taint_eviction::TaintEviction>(),
     row::<node_ipam::NodeIpam>(),
     row::<peers::Peers>(),
     Row {

@@ -106,12 +106,23 @@ pub struct Resources {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Toleration {
     pub key: String,
     pub operator: String,
     pub value: String,
     pub effect: String,
+    /// For ever where nothing is said; not at all from 0 down.
+    pub toleration_seconds: Option<i64>,
+}
+
+impl Toleration {
+    pub fn tolerates(&self, taint: &Taint) -> bool {
+        let effect = self.effect.is_empty() || self.effect == taint.effect;
+        let key = self.key.is_empty() && self.operator == "Exists" || self.key == taint.key;
+        let value = self.operator == "Exists" || self.value == taint.value;
+        effect && key && value
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -149,7 +160,6 @@ pub struct Condition {
     pub reason: String,
     pub message: String,
     pub last_transition_time: String,
-    pub last_update_time: String,
 }
 
 impl Pod {
@@ -287,7 +297,24 @@ pub struct NodeAddress {
 pub struct NodeStatus {
     pub addresses: Vec<NodeAddress>,
     pub allocatable: BTreeMap<String, String>,
-    pub conditions: Vec<Condition>,
+    pub conditions: Vec<NodeCondition>,
+}
+
+/// All that a node's condition has, since whoever changes one writes all of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeCondition {
+    #[serde(rename = "type")]
+    pub type_: String,
+    pub status: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_heartbeat_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_transition_time: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -398,12 +425,17 @@ views! {
     Budget => BUDGETS;
 }
 
+/// The index entry of the pods of a node.
+pub fn node_entry(node: &str) -> String {
+    format!("node/{node}")
+}
+
 /// By owner, node and each label ([`label_entry`]).
 fn pod_indexes(pod: &Pod) -> Vec<String> {
     let meta = &pod.metadata.meta;
     let mut all = vec![owner_index(&pod.metadata)];
     if !pod.spec.node_name.is_empty() {
-        all.push(format!("node/{}", pod.spec.node_name));
+        all.push(node_entry(&pod.spec.node_name));
     }
     all.extend(meta.labels.iter().map(|label| label_entry(&meta.namespace, label)));
     all

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ipnetwork::Ipv4Network;
+use pod::mounts::Mount;
 use rustix::fs::statvfs;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Resource, getrlimit};
@@ -108,7 +109,7 @@ pub fn gather(control: &ControlPlane, settings: &Settings, agent_runs: bool) -> 
         bpf_root: settings.bpf_root.clone(),
         cgroup_root: settings.cgroup_root.clone(),
         cgroup_root_is_v2: is_of(&settings.cgroup_root, CGROUP2),
-        hierarchies: hierarchies(&text("/proc/self/mounts"), &settings.pod_cgroup),
+        hierarchies: hierarchies(pod::mounts::read().unwrap_or_default(), &settings.pod_cgroup),
         device_rules_refused: said(try_device_rules(&settings.cgroup_root, &settings.pod_cgroup)),
         data_dir: settings.data_dir.clone(),
         store_exists: store_of(&settings.data_dir).exists(),
@@ -173,20 +174,17 @@ fn features() -> Option<Features> {
     Some(found)
 }
 
-fn hierarchies(mounts: &str, pod_cgroup: &str) -> Vec<Hierarchy> {
-    let of_line = |line: &str| {
-        let fields: Vec<&str> = line.split(' ').collect();
-        let (mount, kind, options) = (*fields.get(1)?, *fields.get(2)?, *fields.get(3)?);
-        let (mount, v2) = (PathBuf::from(mount), kind == "cgroup2");
-        let controllers = match kind {
-            "cgroup2" => text(mount.join("cgroup.controllers")).split_whitespace().map(str::to_owned).collect(),
-            "cgroup" => options.split(',').map(str::to_owned).collect(),
-            _ => return None,
+fn hierarchies(mounts: Vec<Mount>, pod_cgroup: &str) -> Vec<Hierarchy> {
+    let of_mount = |Mount { point: mount, kind, options, .. }: Mount| {
+        let v2 = kind == "cgroup2";
+        let controllers = match v2 {
+            true => text(mount.join("cgroup.controllers")).split_whitespace().map(str::to_owned).collect(),
+            false => options.into_iter().collect(),
         };
         let refused = said(try_folder(nearest(&mount.join(pod_cgroup))));
-        Some(Hierarchy { mount, v2, controllers, refused })
+        Hierarchy { mount, v2, controllers, refused }
     };
-    mounts.lines().filter_map(of_line).collect()
+    mounts.into_iter().filter(Mount::is_cgroup).map(of_mount).collect()
 }
 
 fn probe(place: &Path) -> PathBuf {

@@ -3,19 +3,18 @@
 
 use std::sync::Arc;
 
-use api::conditions::{self, Stamp};
+use api::conditions::Condition;
 use api::status::Status;
+use client::Client;
 use client::events::{Recorder, Reference};
-use client::{Client, DeleteOptions};
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Step;
 use super::decide::Unschedulable;
-use crate::controllers::views::{PODS, Pod};
+use crate::controllers::pods;
+use crate::controllers::views::Pod;
 
 const SCHEDULED: &str = "PodScheduled";
-const DISRUPTED: &str = "DisruptionTarget";
 
 /// What becomes of the node that a pod was nominated for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,33 +83,25 @@ impl Writer {
         Ok(())
     }
 
-    /// Has a pod deleted for a more important one, which is said in its status before.
+    /// Has a pod deleted for a more important one.
     async fn send_away(&self, victim: &Pod, preemptor: &Pod, node: &str) -> Result<(), Status> {
         if victim.is_deleting() {
             return Ok(());
         }
-        let condition = json!({"type": DISRUPTED, "status": "True", "reason": "PreemptionByScheduler",
-            "message": format!("{}: preempting to accommodate a higher priority pod", super::NAME)});
-        let said = self.tell(victim, |_| (), Some(condition)).await;
+        let why = format!("{}: preempting to accommodate a higher priority pod", super::NAME);
         let meta = &victim.metadata.meta;
-        let options = DeleteOptions { uid: Some(meta.uid.clone()), ..DeleteOptions::default() };
-        let deleted = async {
-            said?;
-            self.client.delete(&PODS, &meta.namespace, &meta.name, &options).await
-        };
-        match deleted.await {
-            // Gone by itself, or another of its name by now.
-            Err(error) if matches!(error.code, 404 | 409) => return Ok(()),
-            other => other.map(drop)?,
+        if pods::send_away(&self.client, meta, "PreemptionByScheduler", why).await?.is_some() {
+            let message = format!("Preempted by pod {} on node {node}", preemptor.metadata.meta.uid);
+            self.recorder.normal(&Reference::pod(meta), "Preempted", &message).await;
         }
-        let message = format!("Preempted by pod {} on node {node}", preemptor.metadata.meta.uid);
-        self.recorder.normal(&Reference::pod(meta), "Preempted", &message).await;
         Ok(())
     }
 
     /// Says for which node a pod is nominated, or by an empty name that it is for none.
     async fn nominate(&self, pod: &Pod, node: &str) {
-        if let Err(error) = self.tell(pod, |status| set_nomination(status, node), None).await {
+        if let Err(error) =
+            pods::tell(&self.client, &pod.metadata.meta, |status| set_nomination(status, node), None).await
+        {
             tracing::debug!(pod = pod.metadata.meta.name, %error, "nomination not written");
         }
     }
@@ -122,37 +113,14 @@ impl Writer {
         if known && pod.status.nominated_node_name == nominated {
             return;
         }
-        let condition = json!({"type": SCHEDULED, "status": "False", "reason": "Unschedulable", "message": why});
-        if let Err(error) = self.tell(pod, |status| set_nomination(status, nominated), Some(condition)).await {
+        let condition = Condition::new(SCHEDULED, false).because("Unschedulable", why);
+        if let Err(error) =
+            pods::tell(&self.client, &pod.metadata.meta, |status| set_nomination(status, nominated), Some(condition))
+                .await
+        {
             tracing::debug!(pod = pod.metadata.meta.name, %error, "condition not written");
         }
         self.recorder.warning(&Reference::pod(&pod.metadata.meta), "FailedScheduling", why).await;
-    }
-
-    /// Writes a pod's status: what `change` makes of it, with a condition.
-    async fn tell(
-        &self,
-        pod: &Pod,
-        change: impl Fn(&mut Value) + Send + Sync,
-        condition: Option<Value>,
-    ) -> Result<(), Status> {
-        let meta = &pod.metadata.meta;
-        let now = api::time::rfc3339(Timestamp::now());
-        let write = |current: &Value| {
-            if current["metadata"]["uid"] != meta.uid {
-                return Err(Status::not_found("", "pods", &meta.name));
-            }
-            let mut next = current.clone();
-            change(&mut next["status"]);
-            if let Some(mut condition) = condition.clone() {
-                condition["observedGeneration"] = current["metadata"]["generation"].clone();
-                let stored = &current["status"]["conditions"];
-                let all = conditions::merge(stored, &[], vec![condition], &[Stamp::Transition], &now);
-                next["status"]["conditions"] = json!(all);
-            }
-            Ok(next)
-        };
-        self.client.update(&PODS, &meta.namespace, &meta.name, "status", write).await.map(drop)
     }
 }
 

@@ -17,7 +17,7 @@ mod taints;
 
 pub use affinity::{holds, is_meant};
 pub use resources::Shortage;
-pub use taints::{is_tolerated, tolerates};
+pub use taints::is_tolerated;
 
 /// Who asks for a node.
 pub struct Asker<'a> {

@@ -3,7 +3,7 @@
 //! the node is afterwards.
 
 use super::demand::Demand;
-use super::filter::{Asker, holds, tolerates};
+use super::filter::{Asker, holds};
 use super::snapshot::Place;
 
 const BEST: i64 = 100;
@@ -39,7 +39,7 @@ fn max(all: &[i64]) -> i64 {
 /// Taints that would rather not have the pod.
 fn unwelcome(demand: &Demand, place: &Place) -> i64 {
     let soft = place.node.iter().flat_map(|node| &node.spec.taints).filter(|taint| taint.effect == "PreferNoSchedule");
-    let count = soft.filter(|taint| !demand.tolerations.iter().any(|toleration| tolerates(toleration, taint))).count();
+    let count = soft.filter(|taint| !demand.tolerations.iter().any(|toleration| toleration.tolerates(taint))).count();
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 

@@ -4,6 +4,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::mounts::{self, Mount};
+
 /// The cgroup folders of one process, as absolute paths.
 #[derive(Debug, Default)]
 pub struct Membership {
@@ -21,8 +23,7 @@ impl Membership {
     /// The cgroups of a running process.
     pub fn of(pid: i32) -> io::Result<Membership> {
         let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-        Ok(Membership { folders: folders(&cgroups, &mounts) })
+        Ok(Membership { folders: folders(&cgroups, &mounts::read()?) })
     }
 
     /// The files through which a process joins all of them, opened now and written later.
@@ -70,40 +71,22 @@ fn field(text: &str, name: &str) -> Option<u64> {
     pairs.find(|(key, _)| *key == name).and_then(|(_, value)| value.trim().parse().ok())
 }
 
-/// Joins `/proc/<pid>/cgroup` with the mounts of `/proc/self/mountinfo`.
-fn folders(cgroups: &str, mountinfo: &str) -> Vec<Folder> {
-    let mounts: Vec<Mount<'_>> = mountinfo.lines().filter_map(Mount::parse).collect();
+/// Joins `/proc/<pid>/cgroup` with the mounts.
+fn folders(cgroups: &str, mounts: &[Mount]) -> Vec<Folder> {
     let folder = |line: &str| {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-        let mount = mounts.iter().find(|mount| mount.serves(controllers))?;
-        let below = Path::new(path).strip_prefix(mount.root).ok()?;
+        let mount = mounts.iter().find(|mount| serves(mount, controllers))?;
+        let below = Path::new(path).strip_prefix(&mount.root).ok()?;
         Some(Folder { controllers: controllers.to_owned(), path: mount.point.join(below) })
     };
     cgroups.lines().filter_map(folder).collect()
 }
 
-struct Mount<'a> {
-    root: &'a str,
-    point: &'a Path,
-    kind: &'a str,
-    options: &'a str,
-}
-
-impl<'a> Mount<'a> {
-    fn parse(line: &'a str) -> Option<Mount<'a>> {
-        let (head, tail) = line.split_once(" - ")?;
-        let mut head = head.split(' ').skip(3);
-        let (root, point) = (head.next()?, Path::new(head.next()?));
-        let mut tail = tail.split(' ');
-        let (kind, options) = (tail.next()?, tail.nth(1)?);
-        kind.starts_with("cgroup").then_some(Mount { root, point, kind, options })
-    }
-
-    fn serves(&self, controllers: &str) -> bool {
-        match controllers {
-            "" => self.kind == "cgroup2",
-            names => self.kind == "cgroup" && names.split(',').all(|name| self.options.split(',').any(|o| o == name)),
-        }
+/// Whether a hierarchy is that of these controllers (none: cgroup2).
+fn serves(mount: &Mount, controllers: &str) -> bool {
+    match controllers {
+        "" => mount.kind == "cgroup2",
+        names => mount.kind == "cgroup" && names.split(',').all(|name| mount.has(name)),
     }
 }
 
@@ -121,26 +104,23 @@ pub fn move_into(folder: &Path, pid: i32) -> io::Result<()> {
 /// Makes the folders above a container's on a machine where cgroup2 is all there is. libcgroups looks before it makes
 /// each, so that of two pods that begin at once one would fail on what the other has just made.
 pub fn make_parents(cgroups_path: &Path) -> io::Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let Some(root) = unified_root(&mounts) else { return Ok(()) };
+    let Some(root) = unified_root(&mounts::read()?) else { return Ok(()) };
     let below = cgroups_path.strip_prefix("/").unwrap_or(cgroups_path);
     below.parent().map_or(Ok(()), |parent| fs::create_dir_all(root.join(parent)))
 }
 
 /// The v1 hierarchies: their controllers, and where they are mounted.
-pub fn hierarchies(mountinfo: &str) -> Vec<(Vec<String>, PathBuf)> {
-    let v1 = mountinfo.lines().filter_map(Mount::parse).filter(|mount| mount.kind == "cgroup");
-    let controllers = |mount: &Mount<'_>| -> Vec<String> {
-        mount.options.split(',').filter(|option| !["rw", "ro", "xattr"].contains(option)).map(str::to_owned).collect()
-    };
-    v1.map(|mount| (controllers(&mount), mount.point.to_owned())).collect()
+pub fn hierarchies(mounts: &[Mount]) -> Vec<(Vec<String>, PathBuf)> {
+    let v1 = mounts.iter().filter(|mount| mount.kind == "cgroup");
+    let is_controller = |option: &&String| !["rw", "ro", "xattr"].contains(&option.as_str());
+    v1.map(|mount| (mount.options.iter().filter(is_controller).cloned().collect(), mount.point.clone())).collect()
 }
 
 /// The mount of cgroup2 where no v1 controller is mounted.
-pub fn unified_root(mountinfo: &str) -> Option<PathBuf> {
-    let mounts: Vec<Mount<'_>> = mountinfo.lines().filter_map(Mount::parse).collect();
-    let unified = mounts.iter().all(|mount| mount.kind == "cgroup2");
-    mounts.first().filter(|_| unified).map(|mount| mount.point.to_owned())
+pub fn unified_root(mounts: &[Mount]) -> Option<PathBuf> {
+    let mut cgroups = mounts.iter().filter(|mount| mount.is_cgroup());
+    let first = cgroups.next()?;
+    (first.kind == "cgroup2" && cgroups.all(|mount| mount.kind == "cgroup2")).then(|| first.point.clone())
 }
 
 /// Removes a folder whose processes have been killed: the kernel lets it go when the last has ended.
@@ -172,7 +152,10 @@ mod tests {
 
     #[test]
     fn hybrid_paths() {
-        let found = folders("9:name=systemd:/a\n4:memory:/pods/x\n1:cpu,cpuacct:/pods/x\n0::/amphipod/p\n", MOUNTS);
+        let found = folders(
+            "9:name=systemd:/a\n4:memory:/pods/x\n1:cpu,cpuacct:/pods/x\n0::/amphipod/p\n",
+            &mounts::parse(MOUNTS.as_bytes()),
+        );
         let paths: Vec<_> = found.iter().map(|folder| folder.path.to_str().unwrap()).collect();
         assert_eq!(
             paths,
@@ -188,15 +171,15 @@ mod tests {
     #[test]
     fn a_mount_of_a_subtree_shortens_the_path() {
         let mounts = "30 23 0:26 /docker/abc /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
-        let found = folders("0::/docker/abc/pods/x\n", mounts);
+        let found = folders("0::/docker/abc/pods/x\n", &mounts::parse(mounts.as_bytes()));
         assert_eq!(found[0].path, Path::new("/sys/fs/cgroup/pods/x"));
     }
 
     #[test]
     fn parents_are_made_only_where_cgroup2_is_all_there_is() {
-        assert_eq!(unified_root(MOUNTS), None);
+        assert_eq!(unified_root(&mounts::parse(MOUNTS.as_bytes())), None);
         let pure = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n34 23 0:30 / /tmp rw - tmpfs tmpfs rw\n";
-        assert_eq!(unified_root(pure).as_deref(), Some(Path::new("/sys/fs/cgroup")));
+        assert_eq!(unified_root(&mounts::parse(pure.as_bytes())).as_deref(), Some(Path::new("/sys/fs/cgroup")));
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! its own limits; the first process's own hierarchies it looks up by a process id that means another process, or none,
 //! when the container joins a PID namespace. So its one mount is replaced by plain binds of the container's own folders.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +11,7 @@ use oci_spec::OciSpecError;
 use oci_spec::runtime::{Mount, MountBuilder, Spec};
 
 use super::cgroup;
+use crate::mounts;
 
 /// Controllers for which libcgroups makes a folder.
 const LIMITING: [&str; 12] = [
@@ -31,8 +31,8 @@ const LIMITING: [&str; 12] = [
 
 /// Replaces the configuration's mount of cgroups; whether there was one to replace.
 pub fn show_own(spec: &mut Spec) -> io::Result<bool> {
-    let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
-    if cgroup::unified_root(&mountinfo).is_some() {
+    let table = mounts::read()?;
+    if cgroup::unified_root(&table).is_some() {
         return Ok(false);
     }
     let own = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()).unwrap_or_default();
@@ -40,7 +40,7 @@ pub fn show_own(spec: &mut Spec) -> io::Result<bool> {
     let Some(place) = mounts.iter().position(|mount| mount.typ().as_deref() == Some("cgroup")) else {
         return Ok(false);
     };
-    let binds = binds(&mounts[place], &own, &cgroup::hierarchies(&mountinfo)).map_err(io::Error::other)?;
+    let binds = binds(&mounts[place], &own, &cgroup::hierarchies(&table)).map_err(io::Error::other)?;
     mounts.splice(place..=place, binds);
     Ok(true)
 }

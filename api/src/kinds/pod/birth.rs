@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
+use crate::conditions::{self, Condition};
 use crate::quantity::Quantity;
+use crate::value::text;
 use crate::write::section;
 
 pub fn new_pod(pod: &mut Value) {
@@ -14,9 +16,10 @@ pub fn new_pod(pod: &mut Value) {
     status.insert("phase".into(), json!("Pending"));
     status.insert("qosClass".into(), json!(class));
     if gated {
-        let condition = json!({"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
-            "message": "Scheduling is blocked due to non-empty scheduling gates", "lastProbeTime": null, "lastTransitionTime": born});
-        status.insert("conditions".into(), json!([condition]));
+        let message = "Scheduling is blocked due to non-empty scheduling gates";
+        let held = Condition::new("PodScheduled", false).because("SchedulingGated", message);
+        let said = conditions::stamped(&Value::Null, &[held], conditions::OF_PODS, text(&born));
+        status.insert("conditions".into(), json!(said));
     }
 }
 

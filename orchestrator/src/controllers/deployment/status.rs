@@ -1,6 +1,6 @@
 //! What a Deployment's status says: counts, and conditions with the times at which they changed.
 
-use api::conditions::{self, Stamp};
+use api::conditions::{self, Condition, State};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,8 +48,8 @@ pub(super) fn status(
     let mut said = vec![available_condition(available >= minimum)];
     said.extend(progress);
     said.extend(failure(current, sets));
-    let stamps = [Stamp::Update, Stamp::Transition];
-    let conditions = conditions::merge(&old["conditions"], &OWN, said, &stamps, &api::time::rfc3339(now));
+    let now = api::time::rfc3339(now);
+    let conditions = conditions::merge(&old["conditions"], &OWN, &said, conditions::OF_DEPLOYMENTS, &now);
     let mut patch = counts;
     patch["conditions"] = json!(conditions);
     let same =
@@ -71,34 +71,22 @@ pub(super) fn status(
 /// The types that are this controller's; others' conditions stay.
 const OWN: [&str; 3] = ["Available", "Progressing", "ReplicaFailure"];
 
-fn condition(type_: &str, status: bool, reason: &str, message: String) -> Value {
-    json!({"type": type_, "status": if status { "True" } else { "False" }, "reason": reason, "message": message})
-}
-
-/// Nobody can tell whether a rollout that is held makes progress.
-fn held(reason: &str, message: &str) -> Value {
-    json!({"type": "Progressing", "status": "Unknown", "reason": reason, "message": message})
+fn progress(state: impl Into<State>, reason: &str, message: impl Into<String>) -> Condition {
+    Condition::new("Progressing", state).because(reason, message)
 }
 
 /// What a ReplicaSet says of pods it could not make, the current one's first.
-fn failure(current: Option<&ReplicaSet>, sets: &[Arc<ReplicaSet>]) -> Option<Value> {
+fn failure(current: Option<&ReplicaSet>, sets: &[Arc<ReplicaSet>]) -> Option<Condition> {
     let all = current.into_iter().chain(sets.iter().map(|set| &**set));
-    let found = all.filter_map(|set| set.status.condition("ReplicaFailure")).next()?;
-    Some(
-        json!({"type": found["type"], "status": found["status"], "reason": found["reason"], "message": found["message"]}),
-    )
+    all.filter_map(|set| set.status.condition("ReplicaFailure")).next().map(Condition::said_by)
 }
 
-fn available_condition(enough: bool) -> Value {
-    match enough {
-        true => condition("Available", true, "MinimumReplicasAvailable", "Deployment has minimum availability.".into()),
-        false => condition(
-            "Available",
-            false,
-            "MinimumReplicasUnavailable",
-            "Deployment does not have minimum availability.".into(),
-        ),
-    }
+fn available_condition(enough: bool) -> Condition {
+    let (reason, message) = match enough {
+        true => ("MinimumReplicasAvailable", "Deployment has minimum availability."),
+        false => ("MinimumReplicasUnavailable", "Deployment does not have minimum availability."),
+    };
+    Condition::new("Available", enough).because(reason, message)
 }
 
 /// The Progressing condition, and when to look again for the deadline.
@@ -108,7 +96,7 @@ fn progressing(
     complete: bool,
     progressed: bool,
     now: Timestamp,
-) -> (Option<Value>, Option<Action>) {
+) -> (Option<Condition>, Option<Action>) {
     let seconds = deployment.spec.progress_deadline_seconds.unwrap_or(600);
     if seconds >= i64::from(i32::MAX) {
         return (None, None);
@@ -124,30 +112,24 @@ fn progressing(
     };
     if complete {
         return (
-            Some(condition(
-                "Progressing",
-                true,
-                "NewReplicaSetAvailable",
-                format!("{subject} has successfully progressed."),
-            )),
+            Some(progress(true, "NewReplicaSetAvailable", format!("{subject} has successfully progressed."))),
             None,
         );
     }
     let reason = stored.and_then(|stored| stored["reason"].as_str());
     if deployment.spec.paused {
         return match (reason, stored) {
-            (Some("ProgressDeadlineExceeded"), Some(stored)) => (Some(stored.clone()), None),
-            _ => (Some(held("DeploymentPaused", "Deployment is paused")), None),
+            (Some("ProgressDeadlineExceeded"), Some(stored)) => (Some(Condition::said_by(stored)), None),
+            _ => (Some(progress(State::Unknown, "DeploymentPaused", "Deployment is paused")), None),
         };
     }
     let again = |after: i64| Action::Again {
         key: Key::of(&deployment.metadata.meta),
         after: Duration::from_secs(u64::try_from(after.max(1)).unwrap_or(1)),
     };
-    let moving = || condition("Progressing", true, "ReplicaSetUpdated", format!("{subject} is progressing."));
+    let moving = || progress(true, "ReplicaSetUpdated", format!("{subject} is progressing."));
     let Some(stored) = stored else {
-        let created = condition(
-            "Progressing",
+        let created = progress(
             true,
             "NewReplicaSetCreated",
             format!("Created new replica set {subject}").replace("replica set ReplicaSet", "replica set"),
@@ -155,7 +137,7 @@ fn progressing(
         return (Some(created), Some(again(seconds)));
     };
     if reason == Some("DeploymentPaused") {
-        return (Some(held("DeploymentResumed", "Deployment is resumed")), Some(again(seconds)));
+        return (Some(progress(State::Unknown, "DeploymentResumed", "Deployment is resumed")), Some(again(seconds)));
     }
     // A new template starts a new count.
     let restarted = reason == Some("NewReplicaSetAvailable");
@@ -166,14 +148,9 @@ fn progressing(
     let left = seconds - (now.as_second() - since.as_second());
     if left <= 0 {
         return (
-            Some(condition(
-                "Progressing",
-                false,
-                "ProgressDeadlineExceeded",
-                format!("{subject} has timed out progressing."),
-            )),
+            Some(progress(false, "ProgressDeadlineExceeded", format!("{subject} has timed out progressing."))),
             None,
         );
     }
-    (Some(stored.clone()), Some(again(left)))
+    (Some(Condition::said_by(stored)), Some(again(left)))
 }

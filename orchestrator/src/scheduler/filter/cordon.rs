@@ -1,6 +1,6 @@
 //! Nodes that take no new pods.
 
-use super::{Asker, Obstacle, tolerates};
+use super::{Asker, Obstacle};
 use crate::controllers::views::Taint;
 use crate::scheduler::snapshot::Place;
 
@@ -11,6 +11,6 @@ pub fn check(asker: &Asker<'_>, place: &Place) -> Option<Obstacle> {
     }
     let taint =
         Taint { key: "node.kubernetes.io/unschedulable".into(), effect: "NoSchedule".into(), ..Taint::default() };
-    let tolerated = asker.demand.tolerations.iter().any(|toleration| tolerates(toleration, &taint));
+    let tolerated = asker.demand.tolerations.iter().any(|toleration| toleration.tolerates(&taint));
     (!tolerated).then_some(Obstacle::Cordoned)
 }

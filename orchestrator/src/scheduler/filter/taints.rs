@@ -1,7 +1,7 @@
 //! Taints that a pod does not tolerate.
 
 use super::{Asker, Obstacle};
-use crate::controllers::views::{Taint, Toleration};
+use crate::controllers::views::Taint;
 use crate::scheduler::demand::Demand;
 use crate::scheduler::snapshot::Place;
 
@@ -17,12 +17,5 @@ pub fn is_tolerated(demand: &Demand, place: &Place) -> bool {
 fn untolerated<'a>(demand: &Demand, place: &'a Place) -> Option<&'a Taint> {
     let hard = |taint: &&Taint| matches!(&*taint.effect, "NoSchedule" | "NoExecute");
     let mut taints = place.node.iter().flat_map(|node| &node.spec.taints).filter(hard);
-    taints.find(|taint| !demand.tolerations.iter().any(|toleration| tolerates(toleration, taint)))
-}
-
-pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.is_empty() || toleration.effect == taint.effect;
-    let key = toleration.key.is_empty() && toleration.operator == "Exists" || toleration.key == taint.key;
-    let value = toleration.operator == "Exists" || toleration.value == taint.value;
-    effect && key && value
+    taints.find(|taint| !demand.tolerations.iter().any(|toleration| toleration.tolerates(taint)))
 }

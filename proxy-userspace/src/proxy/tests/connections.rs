@@ -23,6 +23,20 @@ struct Segment {
     flags: u8,
 }
 
+/// The ways in which a connection ends: who sends what.
+const ENDS: [&[(Side, u8)]; 4] = [
+    &[(Side::Client, RST)],
+    &[(Side::Endpoint, RST)],
+    &[(Side::Client, FIN | ACK), (Side::Endpoint, FIN | ACK)],
+    &[(Side::Endpoint, FIN | ACK), (Side::Client, FIN | ACK)],
+];
+
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    Client,
+    Endpoint,
+}
+
 fn tuple(protocol: u8, src: ([u8; 4], u16), dst: ([u8; 4], u16)) -> Tuple {
     let (sport, dport) = (Port::new(src.1), Port::new(dst.1));
     Tuple { src: Ip4::new(src.0), dst: Ip4::new(dst.0), sport, dport, protocol, pad: 0, rest: 0 }
@@ -37,6 +51,14 @@ impl World {
         world
     }
 
+    /// With so many ports behind the node.
+    fn with_ports(count: u16) -> Self {
+        let world = Self::new();
+        let node = NodeConfig { snat_count: count, ..world.kernel.maps.node.get(&0).unwrap().unwrap() };
+        world.kernel.maps.node.put(&0, &node, Put::Any).unwrap();
+        world
+    }
+
     /// TCP and UDP of the port lead to these endpoints from now on.
     fn lead_to(&self, endpoints: &[[u8; 4]]) {
         self.lead(endpoints, 0);
@@ -44,14 +66,18 @@ impl World {
 
     /// The same with flags of the set.
     fn lead(&self, endpoints: &[[u8; 4]], flags: u16) {
+        self.serve("default/web", NODE_PORT, endpoints, flags);
+    }
+
+    fn serve(&self, service: &str, node_port: u16, endpoints: &[[u8; 4]], flags: u16) {
         let backends = endpoints.iter().map(|ip| Target { ip: (*ip).into(), port: 8080 }).collect();
         let set = EndpointSet { backends, flags, affinity_seconds: 0 };
         let entry = |protocol| {
             let addr = [0; 4].into();
-            let frontends = vec![Frontend { addr, port: NODE_PORT, protocol, scope: Scope::External }];
+            let frontends = vec![Frontend { addr, port: node_port, protocol, scope: Scope::External }];
             Entry { port: 80, protocol, frontends, set: set.clone() }
         };
-        let change = self.table.borrow_mut().change("default/web", &[entry(TCP), entry(UDP)]);
+        let change = self.table.borrow_mut().change(service, &[entry(TCP), entry(UDP)]);
         self.kernel.run(&change.ops);
     }
 
@@ -92,6 +118,19 @@ impl World {
         assert_eq!(answer.tuple, tuple(TCP, (NODE, NODE_PORT), client));
         assert_eq!(self.client_sends(client, ACK).tuple, shown.tuple);
         shown.tuple
+    }
+
+    /// A connection that has ended; what its endpoint saw of it.
+    fn end(&self, client: ([u8; 4], u16), ends: &[(Side, u8)]) -> Tuple {
+        let shown = self.open(client);
+        for (side, flags) in ends {
+            match side {
+                Side::Client => self.client_sends(client, *flags),
+                Side::Endpoint => self.endpoint_sends(&shown, *flags),
+            };
+        }
+        assert_eq!(self.flow(client).unwrap().stage(), Stage::Closed, "{ends:?}");
+        shown
     }
 
     fn flows(&self) -> Vec<(Tuple, Flow)> {
@@ -172,37 +211,98 @@ fn a_connection_closed_on_one_side_lives_an_hour() {
         world.client_sends(CLIENT_SIDE, FIN | ACK);
         world.endpoint_sends(&shown, FIN | ACK);
         assert_eq!(world.flow(CLIENT_SIDE).unwrap().stage(), Stage::Closed);
-        world.pass_seconds(61);
+        world.pass_seconds(70);
+        assert_eq!(world.users(), 1, "the endpoint may still remember the port");
+        world.pass_seconds(6);
         assert_eq!((world.flow(CLIENT_SIDE), world.users()), (None, 0));
     }
 }
 
 #[test]
-fn an_open_connection_lives_a_day_and_a_reset_one_a_minute() {
+fn an_open_connection_lives_a_day_and_a_reset_one_little_more_than_a_minute() {
     let world = World::new();
     let shown = world.open(CLIENT_SIDE);
     world.pass_seconds(23 * 3600);
     assert_eq!(world.client_sends(CLIENT_SIDE, ACK).tuple, shown);
     world.endpoint_sends(&shown, RST);
-    world.pass_seconds(61);
+    world.pass_seconds(76);
     assert_eq!(world.flow(CLIENT_SIDE), None);
 }
 
 #[test]
-fn an_opening_after_the_end_begins_anew() {
-    for ends in [vec![(true, RST)], vec![(true, FIN | ACK), (false, FIN | ACK)]] {
+fn a_clients_port_that_comes_round_again_keeps_its_port_behind_the_node() {
+    for ends in ENDS {
         let world = World::new();
-        let shown = world.open(CLIENT_SIDE);
-        for (by_client, flags) in ends {
-            match by_client {
-                true => world.client_sends(CLIENT_SIDE, flags),
-                false => world.endpoint_sends(&shown, flags),
-            };
-        }
-        let again = world.open(CLIENT_SIDE);
-        assert_ne!(again, shown, "the endpoint may still remember the port");
+        let shown = world.end(CLIENT_SIDE, ends);
+        // Accepted, it lives as long as any other; its client has to be heard of for that, too.
+        assert_eq!(world.client_sends(CLIENT_SIDE, SYN).tuple, shown, "{ends:?}");
+        world.endpoint_sends(&shown, SYN | ACK);
+        assert_eq!(world.flow(CLIENT_SIDE).unwrap().stage(), Stage::Replied);
+        world.client_sends(CLIENT_SIDE, ACK);
+        world.pass_seconds(23 * 3600);
+        assert_eq!(world.endpoint_sends(&shown, ACK).tuple.dst, Ip4::new(CLIENT_SIDE.0));
         assert_eq!((world.flows().len(), world.users()), (1, 1));
     }
+}
+
+#[test]
+fn an_opening_after_the_end_that_nobody_accepts_lives_no_longer_than_what_it_follows() {
+    for ends in ENDS {
+        for answer in [None, Some(RST | ACK)] {
+            let world = World::new();
+            let shown = world.end(CLIENT_SIDE, ends);
+            assert_eq!(world.client_sends(CLIENT_SIDE, SYN).tuple, shown);
+            if let Some(flags) = answer {
+                assert_eq!(world.endpoint_sends(&shown, flags).tuple.dst, Ip4::new(CLIENT_SIDE.0));
+            }
+            // What else its client says changes nothing.
+            world.client_sends(CLIENT_SIDE, ACK);
+            world.pass_seconds(76);
+            assert_eq!((world.flow(CLIENT_SIDE), world.users()), (None, 0), "{ends:?} {answer:?}");
+        }
+    }
+}
+
+#[test]
+fn an_opening_after_the_end_follows_no_endpoint_that_its_service_lost() {
+    for ends in ENDS {
+        let world = World::new();
+        world.end(CLIENT_SIDE, ends);
+        world.lead_to(&[[10, 245, 0, 9]]);
+        assert_eq!(world.client_sends(CLIENT_SIDE, SYN).tuple.dst, Ip4::new([10, 245, 0, 9]), "{ends:?}");
+        assert_eq!((world.flows().len(), world.users()), (1, 1));
+    }
+}
+
+#[test]
+fn an_opening_goes_to_whose_port_it_is_now() {
+    let world = World::new();
+    world.end(CLIENT_SIDE, ENDS[0]);
+    // The endpoint goes on serving, by another port of the node.
+    world.serve("default/web", NODE_PORT + 1, &[ENDPOINT], 0);
+    world.serve("default/other", NODE_PORT, &[[10, 245, 0, 9]], 0);
+    assert_eq!(world.client_sends(CLIENT_SIDE, SYN).tuple.dst, Ip4::new([10, 245, 0, 9]));
+}
+
+#[test]
+fn a_port_that_rests_is_taken_over_when_no_other_is_left_and_the_oldest_first() {
+    let world = World::with_ports(2);
+    let client = |number| (CLIENT_SIDE.0, CLIENT_SIDE.1 + number);
+    world.end(client(0), ENDS[2]);
+    world.pass_seconds(10);
+    let second = world.end(client(1), ENDS[2]);
+    assert_eq!((world.flows().len(), world.users()), (2, 2), "what is unused comes first");
+    world.open(client(2));
+    assert_eq!((world.flow(client(0)), world.users()), (None, 2));
+    assert_eq!(world.client_sends(client(1), ACK).tuple, second, "the younger one stays");
+    world.open(client(3));
+    assert_eq!((world.flow(client(1)), world.users()), (None, 2));
+    // What lives does not give way.
+    world.client_sends(client(4), SYN);
+    assert_eq!((world.flow(client(4)), world.users()), (None, 2));
+    world.client_sends(client(2), RST);
+    world.open(client(4));
+    assert_eq!((world.flow(client(2)), world.users()), (None, 2));
 }
 
 #[test]
@@ -255,7 +355,7 @@ fn the_sweep_takes_no_flow_that_was_used_since_it_looked() {
     let world = World::new();
     world.open(CLIENT_SIDE);
     let key = tuple(TCP, CLIENT_SIDE, (NODE, NODE_PORT));
-    let old = Flow { seen: 0, reset: 1, ..world.flow(CLIENT_SIDE).unwrap() };
+    let old = Flow { seen: 0, tick: 0, reset: 1, ..world.flow(CLIENT_SIDE).unwrap() };
     world.kernel.maps.flows.put(&key, &old, Put::Any).unwrap();
     let looked = world.flows();
     // The port comes round again between the look and the removal.
