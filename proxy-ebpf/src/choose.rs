@@ -1,6 +1,8 @@
 //! From an address that a client used to one endpoint. Shared by the socket hooks and the packet path.
 
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
 use proxy_common::*;
 
 use crate::maps::{AFFINITY, AFFINITY_OF, BACKENDS, FRONTENDS, NODE_PORTS, SETS, SLOTS, is_node_address, whole};
@@ -173,27 +175,47 @@ pub fn contains(slot: Slot, member: u64) -> bool {
     amphi_contains(slot.bits(), member) != 0
 }
 
-/// `contains`, verified by itself: a binary search, for sets are sorted by their bits.
+/// A set has at most 2¹⁶ − 1 endpoints.
+const HALVINGS: u32 = 17;
+
+/// The part of a set in which an endpoint may still be.
+struct Search {
+    base: u32,
+    low: u32,
+    high: u32,
+    found: u32,
+    member: u64,
+}
+
+/// `contains`, verified by itself: a binary search, for sets are sorted by their bits. A loop of the kernel's: the verifier walks its
+/// body once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn amphi_contains(slot: u64, member: u64) -> u32 {
     let slot = Slot::from_bits(slot);
-    let mut low = 0u32;
-    let mut high = slot.count as u32;
-    for _ in 0..17 {
-        if low >= high {
-            return 0;
-        }
-        let middle = (low + high) / 2;
-        let found = member_at(slot.base.wrapping_add(middle));
-        if found == member {
-            return 1;
-        }
-        if found < member {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
+    let mut search = Search { base: slot.base, low: 0, high: slot.count as u32, found: 0, member };
+    // SAFETY: the callback takes what it is given here, which outlives the call.
+    unsafe { bpf_loop(HALVINGS, halve as *mut c_void, (&raw mut search).cast(), 0) };
+    search.found
+}
+
+/// One look at the middle; 1 ends the search.
+unsafe extern "C" fn halve(_index: u32, search: *mut Search) -> i64 {
+    // SAFETY: `amphi_contains` passes its own, which outlives the search.
+    let search = unsafe { &mut *search };
+    if search.low >= search.high {
+        return 1;
+    }
+    let middle = (search.low + search.high) / 2;
+    let found = member_at(search.base.wrapping_add(middle));
+    if found == search.member {
+        search.found = 1;
+        return 1;
+    }
+    if found < search.member {
+        search.low = middle + 1;
+    } else {
+        search.high = middle;
     }
     0
 }
