@@ -10,7 +10,7 @@ use ipnetwork::Ipv4Network;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
-use netlink_packet_route::route::RouteScope;
+use netlink_packet_route::route::{RouteProtocol, RouteScope};
 use proxy_userspace::sys::inside;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -161,7 +161,9 @@ impl Netlink {
     pub async fn add_route(&self, route: &Route) -> Result<()> {
         let mut message = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(route.to.network(), route.to.prefix())
-            .output_interface(route.device);
+            .output_interface(route.device)
+            // Of routes that it did not make, systemd-networkd removes all others.
+            .protocol(RouteProtocol::Kernel);
         message = match route.via {
             Some(gateway) => message.gateway(gateway).onlink(),
             None => message.scope(RouteScope::Link),

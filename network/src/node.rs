@@ -101,6 +101,8 @@ fn node_config(config: &Config, uplink: &Link, near: &Link) -> NodeConfig {
         service_mask,
         snat_first: config.snat_ports.first,
         snat_count: config.snat_ports.count(),
+        // The rest is the proxy's.
+        ..NodeConfig::default()
     }
 }
 

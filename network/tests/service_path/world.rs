@@ -101,6 +101,12 @@ impl World {
         (self.proxy, self.network) = (proxy, Some(network));
     }
 
+    /// With another range of ports behind the node's address.
+    pub fn restart_with_ports(&mut self, hooks: SocketHooks, snat_ports: PortRange) {
+        self.snat_ports = snat_ports;
+        self.restart(hooks);
+    }
+
     fn network(&self) -> Arc<Network> {
         Arc::clone(self.network.as_ref().unwrap())
     }
@@ -256,6 +262,7 @@ fn join(node: &Namespace, client: &Namespace) {
 pub struct Service {
     name: &'static str,
     spec: Value,
+    status: Value,
     protocol: &'static str,
     endpoints: Vec<(String, u16)>,
 }
@@ -268,7 +275,7 @@ impl Service {
             spec["ports"][0]["nodePort"] = port.clone();
         }
         spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-        Self { name, spec, protocol, endpoints: Vec::new() }
+        Self { name, spec, status: json!({}), protocol, endpoints: Vec::new() }
     }
 
     pub fn to(mut self, endpoints: &[(&str, u16)]) -> Self {
@@ -276,8 +283,14 @@ impl Service {
         self
     }
 
+    /// It has an address of a load balancer.
+    pub fn balanced(mut self, ip: &str) -> Self {
+        self.status = json!({"loadBalancer": {"ingress": [{"ip": ip}]}});
+        self
+    }
+
     fn object(&self) -> Value {
-        json!({"metadata": {"namespace": "default", "name": self.name}, "spec": self.spec})
+        json!({"metadata": {"namespace": "default", "name": self.name}, "spec": self.spec, "status": self.status})
     }
 
     fn slice(&self) -> Value {
