@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use thiserror::Error;
 
+pub mod certificates;
 pub mod deployment;
 pub mod endpoints;
 pub mod gc;

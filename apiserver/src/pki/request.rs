@@ -124,3 +124,10 @@ impl OtherNames {
         all
     }
 }
+
+/// When the first certificate of a PEM text ends, Unix seconds.
+pub fn ends(pem: &[u8]) -> Option<i64> {
+    let (_, block) = x509_parser::pem::parse_x509_pem(pem).ok()?;
+    let certificate = block.parse_x509().ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}

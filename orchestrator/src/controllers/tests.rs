@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::status::Status;
-use apiserver::identity::{MASTERS, User};
+use apiserver::identity::{AUTHENTICATED, MASTERS, User};
 use apiserver::nodes::NoNodes;
 use apiserver::server::{Config, Server};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use client::{Caches, Client, DeleteOptions, Propagation, Resource, Selector};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -15,7 +17,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::given::Facts;
-use super::views::{CONFIG_MAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS, REPLICA_SETS, SERVICE_ACCOUNTS};
+use super::views::{
+    CONFIG_MAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS, REPLICA_SETS, SERVICE_ACCOUNTS, SIGNING_REQUESTS,
+};
 use super::*;
 use crate::pod_ranges::PodRanges;
 
@@ -25,6 +29,8 @@ const CHOSEN: [&str; 2] = ["*", "-scheduler"];
 /// A control plane without a scheduler or nodes.
 struct World {
     client: Client,
+    /// Of a machine that wants to join.
+    joining: Client,
     _folder: tempfile::TempDir,
     _tasks: JoinSet<()>,
 }
@@ -37,7 +43,7 @@ impl World {
         let chosen = Selection::parse(&CHOSEN.map(str::to_owned)).unwrap();
         let mut tasks = JoinSet::new();
         let facts = Facts {
-            ca_certificate: server.authority().ca_certificate.clone(),
+            authority: server.authority().clone(),
             address: server.address(),
             services: config.services.clone(),
             pods: PodRanges::usual(),
@@ -48,9 +54,10 @@ impl World {
         caches.start(&server.client(User::new("tester", &[MASTERS]), "tester"), &mut tasks);
         table::start(&ready, &caches, &mut tasks);
         let client = server.client(User::new("tester", &[MASTERS]), "tester");
+        let joining = server.client(User::new("system:bootstrap:abcdef", &["joining", AUTHENTICATED]), "tester");
         let serving = server.serve(CancellationToken::new());
         tasks.spawn(async { serving.await.expect("the store does not fail") });
-        let world = Self { client, _folder: folder, _tasks: tasks };
+        let world = Self { client, joining, _folder: folder, _tasks: tasks };
         world.until("the account of pods", || world.account("default")).await;
         world
     }
@@ -430,6 +437,71 @@ fn all_but_one() {
     assert!(parse(&["*", "-nonsense"]).unwrap_err().to_string().contains("there is no controller \"nonsense\""));
 }
 
+fn signing_request(name: &str, signer: &str, purpose: &str, request: &str) -> Value {
+    let usages = ["digital signature", purpose];
+    json!({"metadata": {"name": name}, "spec": {"request": request, "signerName": signer, "usages": usages}})
+}
+
+/// Whom a certificate names: (user, one group).
+fn named(request: &Value) -> (String, String) {
+    let decode = |text: &Value| BASE64_STANDARD.decode(text.as_str().unwrap()).unwrap();
+    let (_, pem) = x509_parser::pem::parse_x509_pem(&decode(&request["status"]["certificate"])).unwrap();
+    let user = apiserver::authn::Certificate::read(&pem.contents).unwrap().user;
+    (user.name, user.groups[0].clone())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_is_given_a_certificate_once_somebody_approves() {
+    let world = World::new().await;
+    let pem = certificates::tests::pem("jane", "dev", &[]);
+    let asked = |name: &str, purpose: &str| signing_request(name, "kubernetes.io/kube-apiserver-client", purpose, &pem);
+    world.make(SIGNING_REQUESTS, "", asked("jane", "client auth")).await;
+    world.make(SIGNING_REQUESTS, "", asked("wrong", "server auth")).await;
+    let approve = |current: &Value| {
+        let mut next = current.clone();
+        let condition = json!({"type": "Approved", "status": "True", "reason": "Known", "message": "we know her"});
+        next["status"]["conditions"] = json!([condition]);
+        Ok(next)
+    };
+    for name in ["jane", "wrong"] {
+        world.client.update(&SIGNING_REQUESTS, "", name, "approval", approve).await.unwrap();
+    }
+    let has = |request: &Value| request["status"]["certificate"].is_string();
+    let signed = world.becomes(SIGNING_REQUESTS, ("", "jane"), has).await;
+    assert_eq!(named(&signed), ("jane".to_owned(), "dev".to_owned()));
+    let failed = |request: &Value| request["status"]["conditions"][1]["type"] == "Failed";
+    let refused = world.becomes(SIGNING_REQUESTS, ("", "wrong"), failed).await;
+    let why = &refused["status"]["conditions"][1];
+    assert_eq!(why["message"], "invalid usage for client certificate: server auth");
+    assert_eq!(why["reason"], "SignerValidationFailure");
+    assert!(refused["status"]["certificate"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_may_join_needs_nobody() {
+    let world = World::new().await;
+    let grant = |name: &str, role: &str| {
+        json!({
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "joining"}],
+        })
+    };
+    let bindings = Resource::new("rbac.authorization.k8s.io", "clusterrolebindings");
+    world.make(bindings.clone(), "", grant("asks", "system:node-bootstrapper")).await;
+    let role = "system:certificates.k8s.io:certificatesigningrequests:nodeclient";
+    world.make(bindings, "", grant("joins", role)).await;
+    let pem = certificates::tests::pem("system:node:new", "system:nodes", &[]);
+    let asked = signing_request("new", "kubernetes.io/kube-apiserver-client-kubelet", "client auth", &pem);
+    world.joining.create(&SIGNING_REQUESTS, "", asked).await.unwrap();
+    let has = |request: &Value| request["status"]["certificate"].is_string();
+    let signed = world.becomes(SIGNING_REQUESTS, ("", "new"), has).await;
+    assert_eq!(named(&signed), ("system:node:new".to_owned(), "system:nodes".to_owned()));
+    let why = &signed["status"]["conditions"][0];
+    assert_eq!((&why["type"], &why["reason"]), (&json!("Approved"), &json!("AutoApproved")));
+    assert_eq!(why["message"], "Auto approving kubelet client certificate after SubjectAccessReview.");
+}
+
 /// Every row lists the views that it reads: alone, over a cluster that has something of everything, none of its tasks ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_controller_runs_alone() {
@@ -438,7 +510,7 @@ async fn each_controller_runs_alone() {
     let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
     let client = server.client(User::new("tester", &[MASTERS]), "tester");
     let facts = Facts {
-        ca_certificate: server.authority().ca_certificate.clone(),
+        authority: server.authority().clone(),
         address: server.address(),
         services: config.services.clone(),
         pods: PodRanges::usual(),
