@@ -31,6 +31,8 @@ struct World {
     client: Client,
     /// Of a machine that wants to join.
     joining: Client,
+    /// Of a node's agent.
+    node: Client,
     _folder: tempfile::TempDir,
     _tasks: JoinSet<()>,
 }
@@ -54,10 +56,14 @@ impl World {
         caches.start(&server.client(User::new("tester", &[MASTERS]), "tester"), &mut tasks);
         table::start(&ready, &caches, &mut tasks);
         let client = server.client(User::new("tester", &[MASTERS]), "tester");
-        let joining = server.client(User::new("system:bootstrap:abcdef", &["joining", AUTHENTICATED]), "tester");
+        let joining = server.client(
+            User::new("system:bootstrap:abcdef", &["system:bootstrappers:amphipod:nodes", AUTHENTICATED]),
+            "tester",
+        );
+        let node = server.client(User::node("n"), "tester");
         let serving = server.serve(CancellationToken::new());
         tasks.spawn(async { serving.await.expect("the store does not fail") });
-        let world = Self { client, joining, _folder: folder, _tasks: tasks };
+        let world = Self { client, joining, node, _folder: folder, _tasks: tasks };
         world.until("the account of pods", || world.account("default")).await;
         world
     }
@@ -480,17 +486,6 @@ async fn a_person_is_given_a_certificate_once_somebody_approves() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_that_may_join_needs_nobody() {
     let world = World::new().await;
-    let grant = |name: &str, role: &str| {
-        json!({
-            "metadata": {"name": name},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
-            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "joining"}],
-        })
-    };
-    let bindings = Resource::new("rbac.authorization.k8s.io", "clusterrolebindings");
-    world.make(bindings.clone(), "", grant("asks", "system:node-bootstrapper")).await;
-    let role = "system:certificates.k8s.io:certificatesigningrequests:nodeclient";
-    world.make(bindings, "", grant("joins", role)).await;
     let pem = certificates::tests::pem("system:node:new", "system:nodes", &[]);
     let asked = signing_request("new", "kubernetes.io/kube-apiserver-client-kubelet", "client auth", &pem);
     world.joining.create(&SIGNING_REQUESTS, "", asked).await.unwrap();
@@ -500,6 +495,37 @@ async fn a_machine_that_may_join_needs_nobody() {
     let why = &signed["status"]["conditions"][0];
     assert_eq!((&why["type"], &why["reason"]), (&json!("Approved"), &json!("AutoApproved")));
     assert_eq!(why["message"], "Auto approving kubelet client certificate after SubjectAccessReview.");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nodes_server_is_given_a_certificate_of_its_own_addresses_and_no_other() {
+    let world = World::new().await;
+    let addresses = json!([{"type": "InternalIP", "address": "10.0.0.1"}]);
+    world.make(super::views::NODES, "", json!({"metadata": {"name": "n"}, "status": {"addresses": addresses}})).await;
+    for (name, address) in [("wrong", "10.0.0.2"), ("right", "10.0.0.1")] {
+        let pem = certificates::tests::pem("system:node:n", "system:nodes", &[address]);
+        let asked = signing_request(name, "kubernetes.io/kubelet-serving", "server auth", &pem);
+        world.node.create(&SIGNING_REQUESTS, "", asked).await.unwrap();
+    }
+    let has = |request: &Value| request["status"]["certificate"].is_string();
+    world.becomes(SIGNING_REQUESTS, ("", "right"), has).await;
+    let wrong = world.client.get(&SIGNING_REQUESTS, "", "wrong").await.unwrap();
+    assert_eq!(wrong["status"]["conditions"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bootstrap_token_goes_when_it_ends() {
+    let world = World::new().await;
+    let end = |seconds: i64| {
+        let at = Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
+        json!({"expiration": BASE64_STANDARD.encode(api::time::rfc3339(at))})
+    };
+    let secrets = Resource::core("secrets");
+    let token = |id: &str, data: Value| json!({"metadata": {"name": format!("bootstrap-token-{id}")}, "type": "bootstrap.kubernetes.io/token", "data": data});
+    world.make(secrets.clone(), "kube-system", token("stays0", end(3600))).await;
+    world.make(secrets.clone(), "kube-system", token("goes00", end(1))).await;
+    world.gone(secrets.clone(), ("kube-system", "bootstrap-token-goes00")).await;
+    world.client.get(&secrets, "kube-system", "bootstrap-token-stays0").await.unwrap();
 }
 
 /// Every row lists the views that it reads: alone, over a cluster that has something of everything, none of its tasks ends.
