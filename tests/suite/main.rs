@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, bail, ensure};
 use e2e::{Cluster, Inventory, Space, until};
 
+mod certificates;
 mod definitions;
 mod deletion;
 mod dns;
@@ -71,6 +72,7 @@ const CASES: &[Case] = &[
     ("pod-process", "a killed pod process is replaced, and describe tells", Beside, restart::pod_process_killed),
     ("adopted", "killed, stopped, upgraded, downgraded: pods, logs and connections go on", Alone, restart::adopted),
     ("definitions", "kinds are defined, used and undefined", Beside, definitions::defined),
+    ("certificates", "a person asks for a certificate and is given it", Beside, certificates::given),
     ("controllers", "a replication controller keeps pods", Beside, definitions::replicated),
 ];
 
