@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnetwork::Ipv4Network;
+use proxy_userspace::desired::HostPort;
+use proxy_userspace::table::Refusal;
 use proxy_userspace::{Proxy, ProxyError};
 use tokio::sync::Mutex;
 
@@ -56,6 +58,18 @@ pub struct PodNetwork {
     pub ip: Ipv4Addr,
     /// The pod's network namespace, as a path that can be opened.
     pub netns: PathBuf,
+    /// Ports of the node that lead to it.
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A host port that does not lead to its pod, and why.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HostPortRefusal {
+    /// Whoever may run a pod would catch what everybody here sends there.
+    #[error("{0} is no address of this node")]
+    Elsewhere(Ipv4Addr),
+    #[error(transparent)]
+    Refused(Refusal),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -99,10 +113,10 @@ impl Network {
         &self.node.uplink
     }
 
-    /// Gives a pod its link. Repeating it repairs what is missing.
-    pub async fn attach(&self, uid: &str, ip: Ipv4Addr, netns: &Path) -> Result<()> {
-        let pod = PodNetwork { uid: uid.to_owned(), ip, netns: netns.to_owned() };
-        self.pods.lock().await.attach(&pod).await
+    /// Gives a pod its link, and the ports of the node that are its own but for those that come back. Repeating it repairs what is
+    /// missing.
+    pub async fn attach(&self, pod: &PodNetwork) -> Result<Vec<HostPortRefusal>> {
+        self.pods.lock().await.attach(pod).await
     }
 
     /// Takes a pod's link away, whichever agent made it. A pod that has none is no error.

@@ -11,10 +11,11 @@ use std::sync::Arc;
 use fnv::FnvHasher;
 use ipnetwork::Ipv4Network;
 use proxy_common::{GATEWAY, HOST_MAC, Ip4, pod_mac};
+use proxy_userspace::desired::HostPort;
 use proxy_userspace::{PacketHook, Proxy};
 
 use crate::netlink::{End, Link, Netlink, Route};
-use crate::{NetworkError, PodNetwork, Result, netns, sysctl};
+use crate::{HostPortRefusal, NetworkError, PodNetwork, PortRange, Result, netns, ports, sysctl};
 
 const PREFIX: &str = "amp";
 const POD_END: &str = "eth0";
@@ -49,7 +50,7 @@ impl Pods {
         Ok(())
     }
 
-    pub async fn attach(&mut self, pod: &PodNetwork) -> Result<()> {
+    pub async fn attach(&mut self, pod: &PodNetwork) -> Result<Vec<HostPortRefusal>> {
         let netns = netns::open(&pod.netns)?;
         let inside = Netlink::in_netns(&netns)?;
         let name = device_name(&pod.uid);
@@ -77,7 +78,19 @@ impl Pods {
         inside.settle(&far.name)?;
         self.attached.insert(pod.uid.clone(), pod.ip);
         tracing::debug!(uid = pod.uid, ip = %pod.ip, device = name, "pod attached");
-        Ok(())
+        self.open_host_ports(pod).await
+    }
+
+    async fn open_host_ports(&self, pod: &PodNetwork) -> Result<Vec<HostPortRefusal>> {
+        let own = match pod.host_ports.iter().any(|port| port.host_ip.is_some()) {
+            true => self.netlink.addresses().await?,
+            false => Vec::new(),
+        };
+        let (here, elsewhere) = by_place(&pod.host_ports, |ip| own.iter().any(|(_, address)| *address == ip));
+        ports::reserve(here.iter().map(|port| PortRange { first: port.host_port, last: port.host_port }))?;
+        let refused = self.proxy.set_host_ports(pod.ip, &here)?;
+        let elsewhere = elsewhere.into_iter().map(HostPortRefusal::Elsewhere);
+        Ok(elsewhere.chain(refused.into_iter().map(HostPortRefusal::Refused)).collect())
     }
 
     async fn set_up_near(&self, near: &Link, ip: Ipv4Addr) -> Result<()> {
@@ -132,12 +145,27 @@ impl Pods {
         }
         let mut failures = Vec::new();
         for pod in known {
-            if let Err(error) = self.attach(pod).await {
-                failures.push((pod.uid.clone(), error));
+            match self.attach(pod).await {
+                Ok(refused) => {
+                    refused.iter().for_each(|why| tracing::warn!(uid = pod.uid, %why, "host port not opened"))
+                }
+                Err(error) => failures.push((pod.uid.clone(), error)),
             }
         }
         Ok(failures)
     }
+}
+
+/// The host ports that this node can have, and the addresses of the others.
+fn by_place(ports: &[HostPort], is_own: impl Fn(Ipv4Addr) -> bool) -> (Vec<HostPort>, Vec<Ipv4Addr>) {
+    let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
+    for port in ports {
+        match port.host_ip {
+            Some(ip) if !ip.is_loopback() && !is_own(ip) => elsewhere.push(ip),
+            _ => here.push(*port),
+        }
+    }
+    (here, elsewhere)
 }
 
 async fn set_up_far(inside: &Netlink, far: &Link, ip: Ipv4Addr) -> Result<()> {
