@@ -1,12 +1,14 @@
 //! The pod network of one node: the node's own set-up, and one link per pod.
 //!
-//! [`Network::start`] finds the uplink by the node's address, makes the service link and tells the packet programs about both.
+//! [`Network::start`] finds the uplink by the node's address, makes the service link and tells the packet programs about both; a task
+//! of it follows what becomes of the uplink.
 //! [`Network::attach`] gives a pod its link, [`Network::detach`] takes it away, [`Network::reconcile`] brings links in line with the
 //! pods that exist. All of it acts in the network namespace of the calling process, writes no firewall rule, and sets per-device
 //! settings of its own devices only, but for the reserved port ranges, which [`Network::reset`] restores.
 
 #[expect(unsafe_code, reason = "a wrapper of an ioctl")]
 mod ethtool;
+mod monitor;
 mod netlink;
 mod netns;
 mod node;
@@ -24,11 +26,12 @@ use proxy_userspace::desired::HostPort;
 use proxy_userspace::table::Refusal;
 use proxy_userspace::{Proxy, ProxyError};
 use tokio::sync::Mutex;
+use tokio::task::AbortHandle;
 
 pub use ports::PortRange;
 
+use monitor::Monitor;
 use netlink::Netlink;
-use node::Node;
 use pods::Pods;
 
 #[derive(Debug, Clone)]
@@ -94,23 +97,29 @@ pub(crate) type Result<T> = std::result::Result<T, NetworkError>;
 
 #[derive(Debug)]
 pub struct Network {
-    pods: Mutex<Pods>,
-    node: Node,
+    pods: Arc<Mutex<Pods>>,
+    monitor: AbortHandle,
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.monitor.abort();
+    }
 }
 
 impl Network {
     /// Sets the node up. Safe to repeat: what an earlier agent made is taken up.
     pub async fn start(config: &Config, proxy: Arc<Proxy>) -> Result<Self> {
+        // What changes from here on is heard of.
+        let (listening, changes) = Netlink::listening()?;
         let netlink = Netlink::here()?;
-        let node = node::set_up(config, &netlink, &proxy).await?;
-        let pods = Pods::new(netlink, proxy, config.node_ip, node.mtu);
+        let (uplink, near) = node::set_up(config, &netlink, &proxy).await?;
+        let pods = Pods::new(netlink, Arc::clone(&proxy), config.node_ip, uplink.link.mtu);
         pods.forget_vanished().await?;
-        Ok(Self { pods: Mutex::new(pods), node })
-    }
-
-    /// The device that carries the node's address.
-    pub fn uplink(&self) -> &str {
-        &self.node.uplink
+        let pods = Arc::new(Mutex::new(pods));
+        let (config, followed) = (config.clone(), Arc::clone(&pods));
+        let monitor = Monitor { config, netlink: listening, changes, proxy, pods: followed, near, uplink };
+        Ok(Self { pods, monitor: tokio::spawn(monitor.follow()).abort_handle() })
     }
 
     /// Gives a pod its link, and the ports of the node that are its own but for those that come back. Repeating it repairs what is

@@ -5,14 +5,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 
-use futures::TryStreamExt;
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::{StreamExt, TryStreamExt};
 use ipnetwork::Ipv4Network;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteProtocol, RouteScope};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use proxy_userspace::sys::inside;
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder};
 
 use crate::ethtool::settle_link;
 use crate::{NetworkError, Result};
@@ -81,6 +83,16 @@ impl Netlink {
         // Ends with the last handle.
         tokio::spawn(connection);
         Ok(Self { handle, plain: UnixDatagram::unbound()? })
+    }
+
+    /// With what happens to devices and addresses here from now on.
+    pub fn listening() -> Result<(Self, Changes)> {
+        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
+        let (connection, handle, messages) =
+            rtnetlink::new_multicast_connection(&groups).map_err(NetworkError::Socket)?;
+        tokio::spawn(connection);
+        let plain = UnixDatagram::unbound().map_err(NetworkError::Socket)?;
+        Ok((Self { handle, plain }, Changes(messages)))
     }
 
     pub async fn link(&self, name: &str) -> Result<Option<Link>> {
@@ -177,6 +189,30 @@ impl Netlink {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// What the kernel says by itself about devices and IPv4 addresses.
+pub(crate) struct Changes(UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)>);
+
+impl Changes {
+    /// Waits for one that may concern a device. False: there will be none.
+    pub async fn concerning(&mut self, device: u32) -> bool {
+        use RouteNetlinkMessage::{DelLink, NewLink};
+        while let Some((message, _)) = self.0.next().await {
+            match message.payload {
+                // Pods' devices come and go all the time.
+                NetlinkPayload::InnerMessage(NewLink(link) | DelLink(link)) if link.header.index != device => {}
+                // Any address may be the node's, and what was lost may be about it.
+                _ => return true,
+            }
+        }
+        false
+    }
+
+    /// What was said so far.
+    pub fn forget(&mut self) {
+        while self.0.try_recv().is_ok() {}
     }
 }
 

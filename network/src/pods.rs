@@ -35,6 +35,11 @@ impl Pods {
         Self { netlink, proxy, node_ip, mtu, attached: HashMap::new() }
     }
 
+    /// Of pods that come from now on.
+    pub fn set_mtu(&mut self, mtu: u32) {
+        self.mtu = mtu;
+    }
+
     /// Forgets pods whose links went while no agent ran: a link goes with its pod's namespace.
     pub async fn forget_vanished(&self) -> Result<()> {
         let links = self.netlink.links().await?;

@@ -7,6 +7,7 @@ mod netns;
 mod ports;
 mod shares;
 mod upgrade;
+mod uplink;
 mod world;
 
 use std::collections::BTreeSet;

@@ -111,6 +111,11 @@ impl World {
         Arc::clone(self.network.as_ref().unwrap())
     }
 
+    /// The node's uplink, as it was when everything began.
+    pub fn plug_in(&self) {
+        plug_in(&self.node, &self.client);
+    }
+
     pub fn pinned_maps(&self) -> BTreeSet<String> {
         let folder = std::fs::read_dir(self.folder.path().join("bpf/maps")).unwrap();
         folder.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
@@ -245,6 +250,16 @@ fn config(folder: &Path, snat_ports: PortRange) -> Config {
 }
 
 fn join(node: &Namespace, client: &Namespace) {
+    plug_in(node, client);
+    client.command(&format!("ip addr add {OUTSIDE}/32 dev lo"));
+    node.command("iptables -P FORWARD DROP");
+    for setting in ["all/rp_filter=1", "default/rp_filter=1"] {
+        node.command(&format!("sysctl -qw net/ipv4/conf/{setting}"));
+    }
+    node.command("sysctl -qw net/ipv4/ip_forward=0");
+}
+
+fn plug_in(node: &Namespace, client: &Namespace) {
     node.command(&format!("ip link add eth0 type veth peer name eth0 netns {}", client.tid()));
     for (end, ip) in [(node, NODE), (client, CLIENT)] {
         end.command(&format!("ip addr add {ip}/24 dev eth0"));
@@ -255,13 +270,7 @@ fn join(node: &Namespace, client: &Namespace) {
     for end in [node, client] {
         end.command("ethtool eth0");
     }
-    client.command(&format!("ip addr add {OUTSIDE}/32 dev lo"));
     node.command(&format!("ip route add default via {CLIENT}"));
-    node.command("iptables -P FORWARD DROP");
-    for setting in ["all/rp_filter=1", "default/rp_filter=1"] {
-        node.command(&format!("sysctl -qw net/ipv4/conf/{setting}"));
-    }
-    node.command("sysctl -qw net/ipv4/ip_forward=0");
 }
 
 pub fn wait_until(is_so: impl Fn() -> bool) {
