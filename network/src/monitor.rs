@@ -83,7 +83,8 @@ impl Monitor {
         if found.link.name != self.uplink.link.name {
             self.proxy.detach_device(&self.uplink.link.name)?;
         }
-        self.pods.lock().await.set_mtu(found.link.mtu);
+        node::service_link(&self.netlink, found.link.mtu).await?;
+        self.pods.lock().await.set_mtu(found.link.mtu).await;
         self.uplink = found;
         Ok(())
     }

@@ -35,6 +35,8 @@ pub(crate) struct Link {
     pub index: u32,
     pub name: String,
     pub mtu: u32,
+    /// None of a device that is not Ethernet's.
+    pub mac: Option<[u8; 6]>,
 }
 
 /// One end of a pair to be made.
@@ -144,6 +146,14 @@ impl Netlink {
         request.execute().await.map_err(failed(format!("setting device {link} up")))
     }
 
+    pub async fn set_mtu(&self, link: &Link, mtu: u32) -> Result<()> {
+        if link.mtu == mtu {
+            return Ok(());
+        }
+        let request = self.handle.link().set(LinkUnspec::new_with_index(link.index).mtu(mtu).build());
+        request.execute().await.map_err(failed(format!("giving device {} its MTU", link.name)))
+    }
+
     /// A device both of whose ends are up carries packets from now on.
     pub fn settle(&self, device: &str) -> Result<()> {
         match settle_link(&self.plain, device) {
@@ -217,11 +227,12 @@ impl Changes {
 }
 
 fn link(message: &LinkMessage) -> Link {
-    let mut link = Link { index: message.header.index, name: String::new(), mtu: 1500 };
+    let mut link = Link { index: message.header.index, name: String::new(), mtu: 1500, mac: None };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Address(mac) => link.mac = mac[..].try_into().ok(),
             _ => {}
         }
     }

@@ -60,7 +60,8 @@ fn find_uplink(node_ip: Ipv4Addr, addresses: &[(u32, Ipv4Addr)], links: &[Link])
     link.cloned().ok_or(NetworkError::NoUplink(node_ip))
 }
 
-async fn service_link(netlink: &Netlink, mtu: u32) -> Result<(Link, Link)> {
+/// Makes the service link, or gives the one that is there this MTU.
+pub(crate) async fn service_link(netlink: &Netlink, mtu: u32) -> Result<(Link, Link)> {
     if netlink.link(NEAR).await?.is_none() {
         let near = End { name: NEAR, mac: HOST_MAC, netns: None };
         let far = End { name: FAR, mac: SERVICE_MAC, netns: None };
@@ -70,6 +71,7 @@ async fn service_link(netlink: &Netlink, mtu: u32) -> Result<(Link, Link)> {
     let far = netlink.link(FAR).await?.ok_or_else(|| NetworkError::Vanished(FAR.into()))?;
     for link in [&near, &far] {
         sysctl::write_if_present(&format!("ipv6/conf/{}/disable_ipv6", link.name), "1")?;
+        netlink.set_mtu(link, mtu).await?;
         netlink.set_up(link.index).await?;
     }
     for link in [&near, &far] {
@@ -145,7 +147,7 @@ mod tests {
 
     #[test]
     fn the_uplink_is_the_device_of_the_node_address() {
-        let link = |index, name: &str| Link { index, name: name.into(), mtu: 1500 };
+        let link = |index, name: &str| Link { index, name: name.into(), mtu: 1500, mac: None };
         let links = [link(1, "lo"), link(2, "eth0")];
         let addresses = [(1, Ipv4Addr::LOCALHOST), (2, [192, 0, 2, 7].into())];
         assert_eq!(find_uplink([192, 0, 2, 7].into(), &addresses, &links).unwrap().name, "eth0");

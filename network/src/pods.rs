@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::Hasher as _;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use fnv::FnvHasher;
@@ -26,8 +27,15 @@ pub(crate) struct Pods {
     proxy: Arc<Proxy>,
     node_ip: Ipv4Addr,
     mtu: u32,
-    /// Addresses by uid.
-    attached: HashMap<String, Ipv4Addr>,
+    /// By uid.
+    attached: HashMap<String, Attached>,
+}
+
+#[derive(Debug)]
+struct Attached {
+    ip: Ipv4Addr,
+    /// Leads to the pod's namespace while the pod is there; afterwards to nothing, or to somebody else's.
+    netns: PathBuf,
 }
 
 impl Pods {
@@ -35,9 +43,24 @@ impl Pods {
         Self { netlink, proxy, node_ip, mtu, attached: HashMap::new() }
     }
 
-    /// Of pods that come from now on.
-    pub fn set_mtu(&mut self, mtu: u32) {
+    /// Of the pods that are there, and of those that come from now on.
+    pub async fn set_mtu(&mut self, mtu: u32) {
         self.mtu = mtu;
+        for (uid, pod) in &self.attached {
+            if let Err(error) = self.fit(uid, pod).await {
+                tracing::warn!(uid, error = &error as &dyn std::error::Error, "pod keeps its MTU");
+            }
+        }
+    }
+
+    async fn fit(&self, uid: &str, pod: &Attached) -> Result<()> {
+        let name = device_name(uid);
+        let near = self.netlink.link(&name).await?.ok_or_else(|| NetworkError::Vanished(name))?;
+        let inside = Netlink::in_netns(&netns::open(&pod.netns)?)?;
+        let far = inside.link(POD_END).await?.filter(|far| far.mac == Some(pod_mac(Ip4::new(pod.ip.octets()))));
+        let far = far.ok_or_else(|| NetworkError::Vanished(POD_END.into()))?;
+        inside.set_mtu(&far, self.mtu).await?;
+        self.netlink.set_mtu(&near, self.mtu).await
     }
 
     /// Forgets pods whose links went while no agent ran: a link goes with its pod's namespace.
@@ -78,10 +101,12 @@ impl Pods {
         // the service link.
         self.proxy.attach_device(&near.name, near.index, PacketHook::FromPod)?;
         self.proxy.add_pod(pod.ip, near.index, &netns)?;
+        self.netlink.set_mtu(&near, self.mtu).await?;
+        inside.set_mtu(&far, self.mtu).await?;
         set_up_far(&inside, &far, pod.ip).await?;
         self.netlink.settle(&near.name)?;
         inside.settle(&far.name)?;
-        self.attached.insert(pod.uid.clone(), pod.ip);
+        self.attached.insert(pod.uid.clone(), Attached { ip: pod.ip, netns: pod.netns.clone() });
         tracing::debug!(uid = pod.uid, ip = %pod.ip, device = name, "pod attached");
         self.open_host_ports(pod).await
     }
@@ -114,7 +139,7 @@ impl Pods {
         let near = self.netlink.link(&name).await?;
         // An earlier agent may have attached it: then only its device tells the address.
         let index = near.as_ref().map(|near| near.index);
-        let attached = self.attached.get(uid).copied();
+        let attached = self.attached.get(uid).map(|pod| pod.ip);
         for (ip, ifindex) in self.proxy.pods()? {
             if attached == Some(ip) || index == Some(ifindex) {
                 self.proxy.remove_pod(ip)?;

@@ -3,6 +3,7 @@
 use proxy_userspace::SocketHooks;
 use serde_json::json;
 
+use crate::netns::Namespace;
 use crate::world::*;
 
 const NODE_PORT: &str = "192.168.77.1:30080";
@@ -64,15 +65,30 @@ fn an_uplink_may_be_replaced() {
 }
 
 #[test]
-fn pods_that_come_later_get_the_uplinks_new_mtu() {
-    let world = World::new(SocketHooks::Attached);
-    let later = crate::netns::Namespace::new();
+fn pods_have_the_uplinks_mtu() {
+    let mut world = World::new(SocketHooks::Attached);
+    let later = Namespace::new();
+    // Of pods' devices and the service link's in the node, of the pod's own in a pod.
+    let have = |place: &Namespace, devices: &str, wanted: u32| {
+        let shown = place.command("ip -o link show");
+        let shown: Vec<&str> = shown.lines().filter(|line| line.contains(devices)).collect();
+        !shown.is_empty() && shown.iter().all(|line| line.contains(&format!(" mtu {wanted} ")))
+    };
+    let all_have = |world: &World, wanted| {
+        have(&world.node, ": amp", wanted) && world.pods.iter().all(|pod| have(pod, ": eth0", wanted))
+    };
     world.meanwhile(|| {
         world.node.command("ip link set eth0 mtu 1400");
-        wait_until(|| {
-            world.detach("pod-9");
-            world.attach("pod-9", "10.244.0.9", &later.path());
-            later.command("cat /sys/class/net/eth0/mtu").trim() == "1400"
-        });
+        wait_until(|| all_have(&world, 1400));
+        world.attach("pod-9", "10.244.0.9", &later.path());
+        assert!(have(&later, ": eth0", 1400));
+        world.detach("pod-9");
     });
+    // It changes while no agent runs, too.
+    world.node.command("ip link set eth0 mtu 1300");
+    world.restart(SocketHooks::Attached);
+    for (index, ip) in PODS.iter().enumerate() {
+        world.attach(&format!("pod-{index}"), ip, &world.pods[index].path());
+    }
+    assert!(all_have(&world, 1300));
 }
