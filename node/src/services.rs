@@ -186,10 +186,12 @@ impl Feed {
                 let refused: HashMap<_, _> = refusals.into_iter().collect();
                 for (name, refusal) in refused {
                     let (namespace, name) = name.split_once('/').unwrap_or(("", &name));
-                    if let Some(service) = caches.of::<Service>().get(namespace, name) {
-                        let about = Reference { kind: "Service".into(), ..Reference::pod(&service.metadata) };
-                        self.complaints.add(Complaint { about, message: refusal.to_string() });
-                    }
+                    let Some(service) = caches.of::<Service>().get(namespace, name) else {
+                        tracing::warn!(name, %refusal, "not in the service path");
+                        continue;
+                    };
+                    let about = Reference { kind: "Service".into(), ..Reference::pod(&service.metadata) };
+                    self.complaints.add(Complaint { about, message: refusal.to_string() });
                 }
             }
             Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "service path not updated"),

@@ -170,6 +170,8 @@ impl Slot {
     pub const KEEP_SOURCE: u16 = 2;
     /// Empty here but not elsewhere: silence instead of a refusal.
     pub const DROP_WHEN_EMPTY: u16 = 4;
+    /// Of a pod, not of a Service: it stays while the pod has its address. Nothing to the programs; it tells the next process.
+    pub const HOST_PORT: u16 = 8;
 
     pub const fn bits(self) -> u64 {
         self.base as u64 | (self.count as u64) << 32 | (self.flags as u64) << 48

@@ -42,6 +42,10 @@ pub enum Caller {
 /// The service behind an address, if there is one.
 #[inline(always)]
 pub fn find_service(ip: Ip, port: Port, protocol: u8, scope: Scope, caller: Caller) -> Option<Service> {
+    // Every caller has a loopback of its own, and only the node's leads to services.
+    if caller == Caller::Elsewhere && ip.is_loopback() {
+        return None;
+    }
     if let Some(number) = find_frontend(&FrontendKey::new(ip, port, protocol, scope)) {
         return at(number);
     }

@@ -4,10 +4,11 @@
 //! (`EXPOSED`). How far a connection has come is kept as marks, each a byte that one direction sets. Only an endpoint that
 //! accepts a connection anew takes them back.
 
+use core::ffi::c_void;
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_loop};
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
@@ -19,6 +20,10 @@ use crate::packet::{FIN, Layer4, Packet, RST, set_words, words};
 use crate::snat;
 
 const NOEXIST: u64 = 1;
+/// What the kernel says when a map has no element left (E2BIG).
+const FULL: i32 = -7;
+/// Flows looked at for one that gives way to a new one.
+const LOOKS: u32 = 16;
 /// A second or a tenth of it, as the kernel was built.
 const TICKS: u32 = 100;
 
@@ -433,20 +438,24 @@ fn expose(from: &Tuple, to: &Tuple) -> bool {
 
 #[inline(always)]
 fn record(packet: &mut Packet, member: u64, place: u32) -> bool {
-    if amphi_record(packet, member, place) == 0 {
+    let mut error = amphi_record(packet, member, place);
+    if error == FULL && amphi_make_room() != 0 {
+        error = amphi_record(packet, member, place);
+    }
+    if error != 0 {
         return false;
     }
     amphi_note_newest(&raw mut packet.tuple);
     true
 }
 
-/// Writes a flow down, unless its key has one; 0 if it has. Apart from what follows it, so that their needs of the stack do not
-/// add up.
+/// Writes a flow down, unless its key has one; else the kernel's error. Apart from what follows it, so that their needs of the stack
+/// do not add up.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn amphi_record(packet: *mut Packet, member: u64, place: u32) -> u32 {
+pub extern "C" fn amphi_record(packet: *mut Packet, member: u64, place: u32) -> i32 {
     // SAFETY: callers give a packet of their own.
-    let Some(Packet { tuple, to, .. }) = (unsafe { packet.as_ref() }) else { return 0 };
+    let Some(Packet { tuple, to, .. }) = (unsafe { packet.as_ref() }) else { return FULL };
     // SAFETY: the helper has no preconditions.
     let seen = unsafe { bpf_ktime_get_coarse_ns() };
     let (to, mut flow) = (words(to), [0u64; size_of::<Flow>() / 8]);
@@ -458,7 +467,50 @@ pub extern "C" fn amphi_record(packet: *mut Packet, member: u64, place: u32) -> 
     // SAFETY: a flow has this size and alignment, and no byte that is not a field's; `to` is its first, and the place lies in the
     // lower half of its word, as bytes lie on the target.
     let flow = unsafe { &*flow.as_ptr().cast::<Flow>() };
-    FLOWS.insert(tuple, flow, NOEXIST).is_ok() as u32
+    FLOWS.insert(tuple, flow, NOEXIST).err().unwrap_or(0)
+}
+
+/// The search for a flow that gives way.
+struct Looking {
+    oldest: Tuple,
+    seen: u64,
+    snat: u32,
+    met: u32,
+}
+
+/// Where all flows are in use, ends the oldest met of those that are over or not assured; 0: it met none. Only the newest flows are
+/// looked at, for there is no list of others.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn amphi_make_room() -> u32 {
+    let mut looking = Looking { oldest: NO_TUPLE, seen: u64::MAX, snat: 0, met: 0 };
+    // SAFETY: the callback takes what it is given here, which outlives the call.
+    unsafe { bpf_loop(LOOKS, look as *mut c_void, (&raw mut looking).cast(), 0) };
+    if looking.met != 0 {
+        forget(&looking.oldest, looking.snat);
+    }
+    looking.met
+}
+
+/// One look at any of the newest flows; the search goes on.
+unsafe extern "C" fn look(_index: u32, looking: *mut Looking) -> i64 {
+    // SAFETY: `amphi_make_room` passes its own.
+    let looking = unsafe { &mut *looking };
+    // SAFETY: the helper has no preconditions.
+    let number = unsafe { bpf_get_prandom_u32() };
+    let Some(place) = NEWEST.get_ptr(number & (MAX_NEW_FLOWS as u32 - 1)) else { return 0 };
+    // SAFETY: an element of a map; halves of two keys are nobody's.
+    let place = unsafe { words(&*place) };
+    let mut key = NO_TUPLE;
+    set_words(&mut key, place);
+    let Some(flow) = FLOWS.get_ptr(key) else { return 0 };
+    // SAFETY: a map element.
+    let (gives_way, seen, snat) = unsafe { (snat::gives_way(flow), (*flow).seen, (*flow).snat) };
+    if gives_way && seen < looking.seen {
+        set_words(&mut looking.oldest, place);
+        (looking.seen, looking.snat, looking.met) = (seen, snat, 1);
+    }
+    0
 }
 
 /// Takes the place of the connection that began longest ago. One that is not assured by now ends with it.

@@ -153,7 +153,7 @@ fn consider(search: &mut Search, place: *const SnatPlace, index: u32) {
 /// # Safety
 /// `flow` points to an element of `FLOWS`.
 #[inline(always)]
-unsafe fn gives_way(flow: *const Flow) -> bool {
+pub unsafe fn gives_way(flow: *const Flow) -> bool {
     // SAFETY: the caller vouches for the pointer.
     let flow = unsafe { &*flow };
     flow.assured == 0 || flow.is_over()

@@ -4,7 +4,8 @@
 //! the local ones apart.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use api::view::{Endpoint, EndpointSlice, Service, ServicePort};
 use proxy_common::{Family, Scope, Slot, TCP, UDP};
@@ -49,6 +50,17 @@ pub struct Frontend {
     pub port: u16,
     pub protocol: u8,
     pub scope: Scope,
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            TCP => "TCP",
+            UDP => "UDP",
+            _ => "SCTP",
+        };
+        write!(f, "{}/{protocol}", SocketAddr::from((self.addr, self.port)))
+    }
 }
 
 /// Where an endpoint listens.
@@ -171,7 +183,12 @@ pub struct HostPort {
     pub protocol: u8,
 }
 
-/// The entries of a pod's host ports. They need a name of their own, such as `hostport/<uid>`, which no Service has.
+/// The name under which a pod's host ports stand among the services; no Service can have it.
+pub fn host_ports_of(pod_ip: Ipv4Addr) -> ServiceName {
+    format!("host ports of {pod_ip}")
+}
+
+/// The entries of a pod's host ports.
 pub fn desired_host_ports(pod_ip: Ipv4Addr, ports: &[HostPort]) -> Vec<Entry> {
     let entry = |host: &HostPort| {
         let addr = host.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED).into();
@@ -179,7 +196,7 @@ pub fn desired_host_ports(pod_ip: Ipv4Addr, ports: &[HostPort]) -> Vec<Entry> {
         // Clients keep their address, as with port mapping by a network plugin.
         let set = EndpointSet {
             backends: vec![Target { ip: pod_ip.into(), port: host.container_port }],
-            flags: Slot::KEEP_SOURCE,
+            flags: Slot::KEEP_SOURCE | Slot::HOST_PORT,
             affinity_seconds: 0,
         };
         let frontends = vec![frontend(Scope::Internal), frontend(Scope::External)];
@@ -189,7 +206,7 @@ pub fn desired_host_ports(pod_ip: Ipv4Addr, ports: &[HostPort]) -> Vec<Entry> {
 }
 
 /// SCTP is not translated: the kernels this runs on lack it and its checksum needs another way.
-fn protocol_number(name: &str) -> Option<u8> {
+pub fn protocol_number(name: &str) -> Option<u8> {
     match name {
         "" | "TCP" => Some(TCP),
         "UDP" => Some(UDP),

@@ -63,9 +63,32 @@ pub fn attach_device(
 ) -> Result<(), LinkError> {
     let program = hook.program();
     let fd = programs.get(program)?;
+    let pin = device_pin(pins, device, hook);
     // Another's program that lets a packet pass for good would keep it from ours.
-    place(&device_pin(pins, device, hook), fd, ifindex, hook.attach_type(), Rank::First)
-        .map_err(|source| LinkError::Attach { program, target: device.to_owned(), source })
+    let attach = || place(&pin, fd, ifindex, hook.attach_type(), Rank::First);
+    let attached = match attach() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            take_new_name(pins, &pin, ifindex, hook)?;
+            attach()
+        }
+        attached => attached,
+    };
+    attached.map_err(|source| LinkError::Attach { program, target: device.to_owned(), source })
+}
+
+/// A device that was given another name has its link still, pinned under the old one.
+fn take_new_name(pins: &Pins, wanted: &Path, ifindex: u32, hook: PacketHook) -> Result<(), LinkError> {
+    let folder = pins.link("");
+    let failed = |source| LinkError::Pin { path: folder.clone(), source };
+    for entry in fs::read_dir(&folder).map_err(failed)? {
+        let pin = entry.map_err(failed)?.path();
+        let name = pin.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let is_of_hook = name.split_once('@').is_some_and(|(program, _)| program == hook.program());
+        if is_of_hook && sys::object_get(&pin).is_ok_and(|link| link_target(&link) == Some(ifindex)) {
+            return fs::rename(&pin, wanted).map_err(|source| LinkError::Pin { path: pin, source });
+        }
+    }
+    Ok(())
 }
 
 /// Forgets a device. Its links may be gone with it already.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use proxy_common::*;
 
-use crate::desired::{Contents, Entry, ServiceName};
+use crate::desired::{Contents, Entry, HostPort, ServiceName, desired_host_ports, host_ports_of};
 use crate::layout::{self, Layout};
 use crate::links::{self, LinkError};
 use crate::migrate::earlier;
@@ -119,7 +119,9 @@ impl Proxy {
         let pins = Pins::in_layouts(&config.bpf_root, layouts);
         let programs = take_over(&pins)?;
         let maps = Maps::open(&pins)?;
-        let table = maps.adopt()?;
+        let mut table = maps.adopt()?;
+        let pods = maps.pods()?.into_iter().map(|(ip, _)| ip).collect();
+        table.take_up_host_ports(&pods).ops.iter().try_for_each(|op| maps.run(op))?;
         match config.socket_hooks {
             SocketHooks::Attached => links::attach_socket_hooks(&pins, &programs, &config.cgroup_root)?,
             SocketHooks::Absent => links::detach_socket_hooks(&pins)?,
@@ -136,7 +138,7 @@ impl Proxy {
         object::remove_root(bpf_root)
     }
 
-    /// Brings all services to `contents`. Unchanged ones cost a comparison.
+    /// Brings all Services to `contents`. Unchanged ones cost a comparison.
     pub fn apply(&self, contents: &Contents) -> Result<Refusals> {
         self.shared.change(|table| table.replace(contents))
     }
@@ -185,7 +187,17 @@ impl Proxy {
         self.shared.places_changed()
     }
 
+    /// The ports of the node that lead to a pod, whatever Services there are. They go with the pod; what is another's already waits
+    /// until it is free.
+    pub fn set_host_ports(&self, pod: Ipv4Addr, ports: &[HostPort]) -> Result<Vec<Refusal>> {
+        let name = host_ports_of(pod);
+        let refusals = self.apply_service(&name, &desired_host_ports(pod, ports))?;
+        Ok(refusals.into_iter().filter(|(whose, _)| *whose == name).map(|(_, refusal)| refusal).collect())
+    }
+
     pub fn remove_pod(&self, ip: Ipv4Addr) -> Result<()> {
+        // As long as the pod is known, a process that comes next takes them up.
+        self.set_host_ports(ip, &[])?;
         let address = Ip4::new(ip.octets());
         let maps = &self.shared.maps;
         maps.pods.remove(&address.0).map_err(written("PODS"))?;
@@ -196,8 +208,7 @@ impl Proxy {
 
     /// Address and host end of every pod that the maps hold, for removing what no pod owns any more.
     pub fn pods(&self) -> Result<Vec<(Ipv4Addr, u32)>> {
-        let pods = self.shared.maps.pods.entries().map_err(written("PODS"))?;
-        Ok(pods.into_iter().map(|(ip, bits)| (Ip4(ip).octets().into(), PodLink::from_bits(bits).ifindex)).collect())
+        self.shared.maps.pods()
     }
 
     /// Whether sockets of the namespace with this cookie are translated.

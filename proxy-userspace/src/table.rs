@@ -8,10 +8,11 @@ mod backends;
 mod space;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
 
 use proxy_common::{Affinity, Member, Slot};
 
-use crate::desired::{Contents, EndpointSet, Entry, Frontend, ServiceName, Target};
+use crate::desired::{Contents, EndpointSet, Entry, Frontend, ServiceName, Target, host_ports_of};
 pub use backends::Generation;
 use backends::{Backends, Port};
 use space::Space;
@@ -63,7 +64,7 @@ pub enum Refusal {
     SlotsFull { limit: u32 },
     #[error("all {limit} service addresses are taken")]
     FrontendsFull { limit: usize },
-    #[error("{frontend:?} belongs to {owner} already")]
+    #[error("{frontend} belongs to {owner} already")]
     Conflict { frontend: Frontend, owner: ServiceName },
 }
 
@@ -193,10 +194,38 @@ impl Table {
         &self.services
     }
 
-    /// Brings everything to `contents`: services that did not change cost a comparison.
+    /// Takes up the host ports that an earlier process left of these pods.
+    pub fn take_up_host_ports(&mut self, pods: &BTreeSet<Ipv4Addr>) -> Change {
+        let mut left: BTreeMap<(Ipv4Addr, u32), Vec<Frontend>> = BTreeMap::new();
+        for (frontend, slot) in &self.frontends {
+            let held = self.slots.get(slot).filter(|held| held.owner.is_none() && is_host_port(&held.set));
+            if let Some([Target { ip: IpAddr::V4(pod), .. }]) = held.map(|held| held.set.backends.as_slice())
+                && pods.contains(pod)
+            {
+                left.entry((*pod, *slot)).or_default().push(*frontend);
+            }
+        }
+        let mut by_pod: BTreeMap<Ipv4Addr, Vec<Entry>> = BTreeMap::new();
+        for ((pod, slot), mut frontends) in left {
+            frontends.sort();
+            let Frontend { port, protocol, .. } = frontends[0];
+            let set = self.slots[&slot].set.clone();
+            by_pod.entry(pod).or_default().push(Entry { port, protocol, frontends, set });
+        }
+        let mut change = Change::default();
+        for (pod, entries) in by_pod {
+            self.set_service(&host_ports_of(pod), &entries, &mut change);
+        }
+        change
+    }
+
+    /// Brings all Services to `contents`: those that did not change cost a comparison. Host ports stay their pods'.
     pub fn replace(&mut self, contents: &Contents) -> Change {
         let mut change = Change::default();
-        let gone: Vec<_> = self.services.keys().filter(|name| !contents.contains_key(*name)).cloned().collect();
+        let is_gone = |(name, entries): &(&ServiceName, &Vec<Entry>)| {
+            !contents.contains_key(*name) && !entries.iter().any(|entry| is_host_port(&entry.set))
+        };
+        let gone: Vec<_> = self.services.iter().filter(is_gone).map(|(name, _)| name.clone()).collect();
         for name in gone {
             self.set_service(&name, &[], &mut change);
         }
@@ -446,6 +475,10 @@ impl Table {
             }
         }
     }
+}
+
+fn is_host_port(set: &EndpointSet) -> bool {
+    set.flags & Slot::HOST_PORT != 0
 }
 
 #[cfg(test)]

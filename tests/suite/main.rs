@@ -55,6 +55,7 @@ const CASES: &[Case] = &[
     ("packet-path", "a NodePort serves the outside on the packet path", Alone, services::packet_path),
     ("balanced", "several endpoints share the load", Beside, services::balanced),
     ("refused", "a service without endpoints refuses at once", Beside, services::refused),
+    ("host-port", "a port of the node is a pod's own, without any service", Beside, services::host_port),
     ("types", "a service changes its type in every direction", Beside, services::type_changes),
     ("names", "names resolve from pods and node, services of every kind", Beside, dns::names),
     ("firewall", "nothing of the firewall is used", Beside, firewall::no_firewall),

@@ -2,10 +2,12 @@
 #![expect(unsafe_code, reason = "entering namespaces")]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod host_ports;
 mod netns;
 mod ports;
 mod shares;
 mod upgrade;
+mod uplink;
 mod world;
 
 use std::collections::BTreeSet;
@@ -863,18 +865,6 @@ fn routes_are_of_the_kind_that_network_managers_leave_alone() {
 }
 
 #[test]
-fn host_ports_lead_to_their_pod_and_keep_the_client() {
-    let world = World::new(SocketHooks::Attached);
-    tcp_server(&world.pods[0], "a", 8080);
-    world.open_host_port();
-    let (answer, _) = ask_tcp(&world.client, "192.168.77.1:8888").unwrap();
-    assert!(answer.starts_with("a 192.168.77.2:"), "{answer}");
-    for client in [&world.node, &world.pods[1]] {
-        assert!(ask_tcp(client, "192.168.77.1:8888").is_ok());
-    }
-}
-
-#[test]
 fn many_short_connections_all_succeed() {
     for hooks in BOTH {
         let world = World::new(hooks);
@@ -904,11 +894,7 @@ fn pods_of_an_earlier_agent_can_be_detached_and_vanished_ones_are_forgotten() {
     assert_eq!(ask_tcp(&world.pods[0], "10.244.0.6:8080").unwrap_err().kind(), ErrorKind::ConnectionRefused);
     drop(vanishing);
     // The kernel takes a namespace apart in its own time.
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while world.node.command("ip -o link show").lines().count() > 5 {
-        assert!(Instant::now() < deadline, "the link of a pod without namespace stays");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until(|| world.node.command("ip -o link show").lines().count() <= 5);
     world.restart(SocketHooks::Attached);
     assert_eq!(world.proxy.pods().unwrap().len(), 1);
     // One hook for the remaining pod, two at the uplink, one at the service link, ten at sockets.

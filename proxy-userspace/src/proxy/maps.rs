@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proxy_common::*;
@@ -119,6 +119,12 @@ impl Maps {
         let before = NodePort(word.load(Ordering::Relaxed));
         word.store(before.with(scope, slot).0, Ordering::Release);
         Ok(())
+    }
+
+    /// Address and host end of every pod.
+    pub fn pods(&self) -> Result<Vec<(Ipv4Addr, u32)>> {
+        let pods = self.pods.entries().map_err(written("PODS"))?;
+        Ok(pods.into_iter().map(|(ip, bits)| (Ip4(ip).octets().into(), PodLink::from_bits(bits).ifindex)).collect())
     }
 
     /// The table of what an earlier process left.

@@ -1,6 +1,7 @@
 use proxy_common::{Scope, TCP};
 
 use super::*;
+use crate::desired::{HostPort, desired_host_ports};
 
 const LIMITS: Limits = Limits { slots: 8, members: 24, backends: 16, frontends: 8 };
 
@@ -153,6 +154,43 @@ fn a_restart_adopts_and_touches_only_differences() {
         !ops.iter().any(|op| matches!(op, Op::WriteSet { .. } | Op::WriteBackend { .. } | Op::PutFrontend { .. })),
         "{ops:?}"
     );
+}
+
+#[test]
+fn host_ports_are_their_pods_whatever_services_there_are() {
+    let pod = Ipv4Addr::new(10, 244, 0, 9);
+    let port = |host_port, host_ip| HostPort { host_ip, host_port, container_port: 8080, protocol: TCP };
+    let entries = desired_host_ports(pod, &[port(8888, None), port(80, Some(Ipv4Addr::new(192, 0, 2, 1)))]);
+    let (mut table, mut memory) = (Table::new(LIMITS), Memory::default());
+    table.change(&host_ports_of(pod), &entries).ops.iter().for_each(|op| memory.run(op));
+    let services = Contents::from([("a".into(), vec![entry(&[1], &[1])])]);
+    table.replace(&services).ops.iter().for_each(|op| memory.run(op));
+    let all: Vec<Frontend> = entries.iter().flat_map(|entry| entry.frontends.clone()).collect();
+    let lead = |memory: &Memory| all.iter().all(|frontend| memory.endpoints(frontend) == Some(targets(&[9])));
+    assert!(lead(&memory) && all.len() == 4);
+
+    // The next process keeps them for pods that are there.
+    let mut next = memory.adopt();
+    next.take_up_host_ports(&BTreeSet::from([pod])).ops.iter().for_each(|op| memory.run(op));
+    next.replace(&Contents::new()).ops.iter().for_each(|op| memory.run(op));
+    assert!(lead(&memory) && memory.frontends.len() == all.len());
+    let again = next.change(&host_ports_of(pod), &entries).ops;
+    assert!(!again.iter().any(|op| matches!(op, Op::WriteSet { .. } | Op::PutFrontend { .. })), "{again:?}");
+    next.change(&host_ports_of(pod), &[]).ops.iter().for_each(|op| memory.run(op));
+    assert!(memory.frontends.is_empty());
+}
+
+#[test]
+fn host_ports_of_a_pod_that_is_gone_go_with_the_first_contents() {
+    let pod = Ipv4Addr::new(10, 244, 0, 9);
+    let port = HostPort { host_ip: None, host_port: 8888, container_port: 8080, protocol: TCP };
+    let (mut table, mut memory) = (Table::new(LIMITS), Memory::default());
+    let entries = desired_host_ports(pod, &[port]);
+    table.change(&host_ports_of(pod), &entries).ops.iter().for_each(|op| memory.run(op));
+    let mut next = memory.adopt();
+    assert_eq!(next.take_up_host_ports(&BTreeSet::new()), Change::default());
+    next.replace(&Contents::new()).ops.iter().for_each(|op| memory.run(op));
+    assert!(memory.frontends.is_empty());
 }
 
 #[test]

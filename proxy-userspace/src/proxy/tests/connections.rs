@@ -197,6 +197,37 @@ fn openings_to_many_endpoints_push_out_the_oldest() {
 }
 
 #[test]
+fn where_all_flows_are_in_use_what_is_over_gives_way_and_nothing_that_lives() {
+    let world = World::new();
+    let endpoints: Vec<[u8; 4]> = (0..8).map(|last| [10, 245, 0, last]).collect();
+    world.lead_to(&endpoints);
+    for number in 0..MAX_NEW_FLOWS as u32 {
+        let shown = world.client_sends(invented(number), SYN).tuple;
+        world.pass(PacketHook::FromUplink, Segment { tuple: shown.reversed(), flags: SYN | ACK });
+        world.client_sends(invented(number), ACK);
+        world.client_sends(invented(number), RST);
+    }
+    // Others that live, so many that none is left.
+    let living = Flow { replied: 1, assured: 1, seen: sys::monotonic_nanoseconds(), ..Flow::default() };
+    let fill = |number: u32| {
+        let [_, a, b, c] = number.to_be_bytes();
+        let key = tuple(TCP, ([100, 64 + a, b, c], 1024), (NODE, NODE_PORT));
+        world.kernel.maps.flows.put(&key, &living, Put::New)
+    };
+    let filled = (0..).take_while(|number| fill(*number).is_ok()).count();
+    assert_eq!(filled, MAX_FLOWS - MAX_NEW_FLOWS);
+    let users = world.users();
+    assert_eq!(world.client_sends(CLIENT_SIDE, SYN).tuple.dst.octets()[..3], [10, 245, 0]);
+    assert_eq!((world.flows().len(), world.users()), (MAX_FLOWS, users), "one for one, and its port");
+    for (key, flow) in world.flows().into_iter().filter(|(_, flow)| flow.reset != 0) {
+        world.kernel.maps.flows.put(&key, &Flow { reset: 0, replied: 1, assured: 1, ..flow }, Put::Any).unwrap();
+    }
+    let another = (CLIENT_SIDE.0, CLIENT_SIDE.1 + 1);
+    world.client_sends(another, SYN);
+    assert_eq!((world.flow(another), world.users()), (None, users), "what lives stays");
+}
+
+#[test]
 fn a_connection_closed_on_one_side_lives_an_hour() {
     for first_to_close in ["client", "endpoint"] {
         let world = World::new();
