@@ -126,9 +126,9 @@ pub fn column(bytes: &[u8]) {
     let Ok(path) = Path::parse(&String::from_utf8_lossy(&bytes[..middle])) else { return };
     let Ok(object) = decode::json::parse(&bytes[middle + 1..]) else { return };
     let object = object.to_value();
-    let mut search = Search::new();
+    let mut search = Search::default();
     let found = path.first(&object, &mut search);
-    assert_eq!(found, path.first(&object, &mut Search::new()));
+    assert_eq!(found, path.first(&object, &mut Search::default()));
 }
 
 /// Frames as they come off a connection, in two pieces.

@@ -64,7 +64,7 @@ impl Custom {
 
     /// The cells of those columns.
     pub fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        let mut search = Search::new();
+        let mut search = Search::default();
         self.columns.iter().map(|column| column.cell(object, &mut search, now)).collect()
     }
 

@@ -79,11 +79,13 @@ pub struct Search {
     left: usize,
 }
 
-impl Search {
-    pub fn new() -> Self {
+impl Default for Search {
+    fn default() -> Self {
         Self { left: LOOKS }
     }
+}
 
+impl Search {
     fn spend(&mut self, looks: usize) -> Result<(), Exhausted> {
         self.left = self.left.checked_sub(looks).ok_or(Exhausted)?;
         Ok(())
@@ -392,7 +394,7 @@ mod tests {
     }
 
     fn first<'v>(path: &str, object: &'v Value) -> Found<'v> {
-        Path::parse(path).unwrap().first(object, &mut Search::new())
+        Path::parse(path).unwrap().first(object, &mut Search::default())
     }
 
     #[test]
@@ -415,7 +417,7 @@ mod tests {
         for path in [everything.as_str(), "..a..deep..er..m..none", "..[?(@..n==$..none)]"] {
             assert_eq!(first(path, &object), Err(Exhausted), "{path}");
         }
-        let mut search = Search::new();
+        let mut search = Search::default();
         assert!(Path::parse(".a[900].n").unwrap().first(&object, &mut search).unwrap().is_some());
         assert!(search.left > LOOKS - 10);
     }

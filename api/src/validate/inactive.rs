@@ -36,23 +36,10 @@ fn pod(spec: &Value) -> Vec<String> {
             tell(format!("{path}.{field}"), why);
         }
     }
-    host_ports(spec).for_each(|path| tell(path, "connections to it on the node are not forwarded to the container"));
     if !spec["resourceClaims"].is_null() {
         tell("spec.resourceClaims".into(), "no device is allocated");
     }
     found
-}
-
-/// On the node's network a container is where its port says anyway.
-fn host_ports(spec: &Value) -> impl Iterator<Item = String> {
-    let shared = spec["hostNetwork"] == true;
-    let lists = ["initContainers", "containers"].into_iter().filter(move |_| !shared);
-    let containers = lists.flat_map(|list| items(&spec[list]).enumerate().map(move |(i, one)| (list, i, one)));
-    containers.flat_map(|(list, i, container)| {
-        let ports = items(&container["ports"]).enumerate();
-        let given = ports.filter(|(_, port)| port["hostPort"].as_i64().is_some_and(|number| number != 0));
-        given.map(move |(j, _)| format!("spec.{list}[{i}].ports[{j}].hostPort"))
-    })
 }
 
 #[cfg(test)]
@@ -80,9 +67,5 @@ mod tests {
         assert!(
             warnings(&pods, &json!({"spec": {"securityContext": strict, "containers": [{"name": "c"}]}})).is_empty()
         );
-        let ports = json!([{"name": "c", "ports": [{"containerPort": 1}, {"containerPort": 80, "hostPort": 80}]}]);
-        let want = "amphipod: spec.containers[0].ports[1].hostPort is not acted on yet: connections to it on the node are not forwarded to the container";
-        assert_eq!(warnings(&pods, &json!({"spec": {"containers": ports}})), [want]);
-        assert!(warnings(&pods, &json!({"spec": {"hostNetwork": true, "containers": ports}})).is_empty());
     }
 }

@@ -608,11 +608,11 @@ mod tests {
                 }),
                 ("an orphan of the template is there under its name", {
                     let orphan = set(&name, "a", 3, 3, 1);
-                    pass(&first, &[orphan.clone()], &|_| false, &|_| Some(orphan.clone()), now)
+                    pass(&first, std::slice::from_ref(&orphan), &|_| false, &|_| Some(orphan.clone()), now)
                 }),
                 ("it was adopted", {
                     let mine = owned(set(&name, "a", 3, 3, 1));
-                    pass(&first, &[mine.clone()], &|_| false, &|_| Some(mine.clone()), now)
+                    pass(&first, std::slice::from_ref(&mine), &|_| false, &|_| Some(mine.clone()), now)
                 }),
                 ("an orphan of another template was adopted, and no room is left", {
                     pass(&first, &[owned(set("old", "b", 4, 0, 1))], &|_| true, &|_| None, now)
