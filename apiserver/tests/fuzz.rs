@@ -116,4 +116,4 @@ macro_rules! replay {
     )*};
 }
 
-replay! { json yaml object patch selector path column spdy }
+replay! { json yaml object patch selector path column spdy websocket }

@@ -5,4 +5,4 @@
 
 mod targets;
 
-pub use targets::{column, json, object, patch, path, selector, spdy, yaml};
+pub use targets::{column, json, object, patch, path, selector, spdy, websocket, yaml};

@@ -10,7 +10,12 @@ use api::patch::{self, PatchType};
 use api::selector::{Fields, Labels};
 use bytes::BytesMut;
 use serde_json::Value;
+use tungstenite::WebSocket;
+use tungstenite::protocol::{Role, WebSocketConfig};
 
+#[path = "../../apiserver/src/http/streams/channels.rs"]
+#[expect(dead_code, reason = "the server uses all of it")]
+mod channels;
 #[path = "../../apiserver/src/http/path.rs"]
 #[expect(dead_code, reason = "the server uses all of it")]
 mod request_path;
@@ -144,5 +149,41 @@ pub fn spdy(bytes: &[u8]) {
                 assert!(size <= 3 * Budget::CLIENT.headers);
             }
         }
+    }
+}
+
+/// A client's WebSocket frames, and what their messages say to a process.
+pub fn websocket(bytes: &[u8]) {
+    let limit = Budget::CLIENT.frame;
+    let config = WebSocketConfig::default().max_message_size(Some(limit)).max_frame_size(Some(limit));
+    // Answers to pings and closes go nowhere.
+    let stream = Client { sent: bytes };
+    let mut socket = WebSocket::from_raw_socket(stream, Role::Server, Some(config));
+    while let Ok(message) = socket.read() {
+        let data = message.into_data();
+        assert!(data.len() <= limit);
+        if let Some(channels::Input::Data(input)) = channels::input(&data) {
+            assert_eq!(input.len() + 1, data.len());
+        }
+    }
+}
+
+struct Client<'a> {
+    sent: &'a [u8],
+}
+
+impl std::io::Read for Client<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.sent.read(buffer)
+    }
+}
+
+impl std::io::Write for Client<'_> {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }

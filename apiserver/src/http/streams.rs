@@ -1,11 +1,13 @@
 //! Logs, port forwarding, and exec and attach over WebSocket (`v5.channel.k8s.io` and its elders) or, for older clients, SPDY.
 
+mod channels;
 mod exit;
 mod portforward;
 mod spdy;
 
 pub use portforward::forward;
 
+use channels::{Input, STATUS, STDERR, STDOUT};
 use exit::exit_status;
 
 use api::budget::Budget;
@@ -17,7 +19,6 @@ use axum::response::IntoResponse;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt, TryStreamExt};
 use hyper::http::request::Parts;
-use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -31,14 +32,6 @@ const PROTOCOLS: [&str; 3] = ["v5.channel.k8s.io", "v4.channel.k8s.io", "channel
 const LOG_PROTOCOL: &str = "binary.k8s.io";
 /// Bytes read from a container at a time.
 const CHUNK: usize = 16 << 10;
-
-/// Channels of the protocol.
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const STATUS: u8 = 3;
-const RESIZE: u8 = 4;
-const CLOSE: u8 = 255;
 
 /// The container a request names, or the only one there is.
 fn container(pod: &Value, asked: Option<&str>) -> Result<String, Status> {
@@ -173,13 +166,6 @@ pub async fn exec(
         .into_response())
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Resize {
-    width: u16,
-    height: u16,
-}
-
 /// Moves bytes until the process ends or the client goes.
 async fn run(socket: WebSocket, session: Session, version: String) {
     let (mut out, mut incoming) = socket.split();
@@ -202,21 +188,21 @@ async fn run(socket: WebSocket, session: Session, version: String) {
                 Message::Close(_) => return,
                 _ => continue,
             };
-            match (bytes.first(), bytes.get(1..)) {
-                (Some(&STDIN), Some(data)) => {
+            match channels::input(&bytes) {
+                Some(Input::Data(data)) => {
                     if let Some(pipe) = &mut stdin
                         && pipe.write_all(data).await.is_err()
                     {
                         stdin = None;
                     }
                 }
-                (Some(&CLOSE), Some(&[STDIN])) => stdin = None,
-                (Some(&RESIZE), Some(data)) => {
-                    if let (Some(resize), Ok(Resize { width, height })) = (&resize, serde_json::from_slice(data)) {
+                Some(Input::End) => stdin = None,
+                Some(Input::Resize { width, height }) => {
+                    if let Some(resize) = &resize {
                         let _ended = resize.send(TerminalSize { width, height }).await;
                     }
                 }
-                _ => {}
+                None => {}
             }
         }
     };

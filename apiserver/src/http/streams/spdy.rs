@@ -16,8 +16,9 @@ use tokio::sync::mpsc;
 
 use super::super::reply::Reply;
 use super::super::spdy::{Frame, Reader, SpdyError, Writer};
+use super::CHUNK;
+use super::channels::Size;
 use super::exit::exit_status;
-use super::{CHUNK, Resize};
 use crate::limits::Seat;
 use crate::nodes::{ExecOptions, Session, TerminalSize};
 
@@ -243,8 +244,8 @@ async fn listen(
 
 /// Sizes come as JSON objects one after the other; only the last one matters.
 fn newest_size(bytes: &[u8]) -> Option<TerminalSize> {
-    let sizes = serde_json::Deserializer::from_slice(bytes).into_iter::<Resize>();
-    sizes.flatten().last().map(|Resize { width, height }| TerminalSize { width, height })
+    let sizes = serde_json::Deserializer::from_slice(bytes).into_iter::<Size>();
+    sizes.flatten().last().map(|Size { width, height }| TerminalSize { width, height })
 }
 
 /// Copies one output to its stream and closes that.
