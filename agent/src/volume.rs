@@ -44,6 +44,8 @@ pub enum ContentError {
     NoKey(String),
     #[error("path {0:?} leads out of the volume")]
     Path(String),
+    #[error("invalid path: must be less than or equal to {} characters", content::LONGEST)]
+    LongPath,
     #[error("hostPath type check failed: {path} is not a {wanted}")]
     HostPath { path: String, wanted: &'static str },
     #[error("this node has no volumes of the kind {0}")]

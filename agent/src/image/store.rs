@@ -218,7 +218,7 @@ impl ImageStore {
             Ok(()) => self.unpack(name, &blob, &descriptor.media_type, diff_id, &unpacked).await,
             Err(error) => Err(error.into()),
         };
-        let cleaned = disk::remove_tree(&work).map_err(|source| self.failed(source));
+        let cleaned = disk::remove_tree_aside(work).await.map_err(|source| self.failed(source));
         outcome.and(cleaned)
     }
 

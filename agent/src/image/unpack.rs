@@ -10,17 +10,16 @@ use std::cell::Cell;
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 use tar::{Entry, EntryType};
 
 use super::digest::Digest;
-use crate::door::Folder;
+use crate::door::{Folder, Stop};
 use crate::room::Room;
 
 #[derive(Debug, thiserror::Error)]
@@ -196,7 +195,7 @@ fn place(root: &Folder, path: &Path, entry: &mut Entry<'_, &mut dyn Read>) -> io
     }
     let kind = entry.header().entry_type();
     let there = at(&parent, &name);
-    make_room(&there, kind)?;
+    make_room(&parent, &name, kind)?;
     let mode = entry.header().mode()? & 0o7777;
     match kind {
         EntryType::Directory => create_folder(&there)?,
@@ -218,14 +217,10 @@ fn place(root: &Folder, path: &Path, entry: &mut Entry<'_, &mut dyn Read>) -> io
 }
 
 /// A later entry of the same name replaces the earlier one; folders are merged.
-fn make_room(there: &Path, kind: EntryType) -> io::Result<()> {
-    match fs::symlink_metadata(there) {
-        Ok(meta) if meta.is_dir() && kind == EntryType::Directory => Ok(()),
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(there),
-        Ok(_) => fs::remove_file(there),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
+fn make_room(parent: &Folder, name: &OsStr, kind: EntryType) -> io::Result<()> {
+    let merged = kind == EntryType::Directory
+        && parent.entry(name).is_ok_and(|there| there.kind == rustix::fs::FileType::Directory);
+    if merged { Ok(()) } else { parent.remove(name, &Stop::default()) }
 }
 
 fn create_folder(there: &Path) -> io::Result<()> {
@@ -306,13 +301,11 @@ impl Whiteout<'_> {
         })
     }
 
-    fn place(&self, parent: &OwnedFd) -> io::Result<()> {
+    fn place(&self, parent: &Folder) -> io::Result<()> {
         match self {
-            Whiteout::Opaque => {
-                xattr::set_deref(format!("/proc/self/fd/{}", parent.as_raw_fd()), "trusted.overlay.opaque", b"y")
-            }
+            Whiteout::Opaque => xattr::set_deref(parent.path(), "trusted.overlay.opaque", b"y"),
             Whiteout::Name(hidden) => {
-                make_room(&at(parent, hidden), EntryType::Char)?;
+                make_room(parent, hidden, EntryType::Char)?;
                 mknod(parent, &CString::new(hidden.as_bytes())?, libc::S_IFCHR, 0)
             }
             Whiteout::Foreign => Ok(()),
@@ -320,7 +313,7 @@ impl Whiteout<'_> {
     }
 }
 
-fn make_node(parent: &OwnedFd, name: &OsStr, entry: &Entry<'_, &mut dyn Read>) -> io::Result<()> {
+fn make_node(parent: &Folder, name: &OsStr, entry: &Entry<'_, &mut dyn Read>) -> io::Result<()> {
     let header = entry.header();
     let device = libc::makedev(header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0));
     let kind = match header.entry_type() {
@@ -331,30 +324,31 @@ fn make_node(parent: &OwnedFd, name: &OsStr, entry: &Entry<'_, &mut dyn Read>) -
     mknod(parent, &CString::new(name.as_bytes())?, kind, device)
 }
 
-fn mknod(parent: &OwnedFd, name: &CString, kind: libc::mode_t, device: libc::dev_t) -> io::Result<()> {
+fn mknod(parent: &Folder, name: &CString, kind: libc::mode_t, device: libc::dev_t) -> io::Result<()> {
     // SAFETY: a valid descriptor and C string.
-    let result = unsafe { libc::mknodat(parent.as_raw_fd(), name.as_ptr(), kind | 0o600, device) };
+    let result = unsafe { libc::mknodat(parent.as_fd().as_raw_fd(), name.as_ptr(), kind | 0o600, device) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn set_time(parent: &OwnedFd, name: &OsStr, seconds: u64) -> io::Result<()> {
+fn set_time(parent: &Folder, name: &OsStr, seconds: u64) -> io::Result<()> {
     let time = libc::timespec { tv_sec: seconds as libc::time_t, tv_nsec: 0 };
     let (times, name) = ([time; 2], CString::new(name.as_bytes())?);
     // SAFETY: valid descriptor, C string and array of two timespecs.
-    let result =
-        unsafe { libc::utimensat(parent.as_raw_fd(), name.as_ptr(), times.as_ptr(), libc::AT_SYMLINK_NOFOLLOW) };
+    let result = unsafe {
+        libc::utimensat(parent.as_fd().as_raw_fd(), name.as_ptr(), times.as_ptr(), libc::AT_SYMLINK_NOFOLLOW)
+    };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn at(parent: &OwnedFd, name: &OsStr) -> PathBuf {
-    Path::new(&format!("/proc/self/fd/{}", parent.as_raw_fd())).join(name)
+fn at(parent: &Folder, name: &OsStr) -> PathBuf {
+    parent.path().join(name)
 }
 
 /// An entry's folder (made when an archive left it out) and its last name.
-fn parent_of<'a>(root: &Folder, path: &'a Path) -> io::Result<(OwnedFd, Cow<'a, OsStr>)> {
+fn parent_of<'a>(root: &Folder, path: &'a Path) -> io::Result<(Folder, Cow<'a, OsStr>)> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let parent = path.parent().unwrap_or(Path::new(""));
-    let open = || root.open_inside(parent, OFlags::PATH | OFlags::DIRECTORY);
+    let open = || root.folder_inside(parent);
     match open() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let (grandparent, parent_name) = parent_of(root, parent)?;
@@ -550,6 +544,23 @@ mod tests {
         assert!(matches!(unpack(&bytes).1, Err(UnpackError::Escape { .. })));
         let (_folder, result) = unpack(&tar_of(|tar| link(tar, EntryType::Link, "copy", "../../etc/passwd")));
         assert!(result.is_err());
+    }
+
+    #[test]
+    fn what_replaces_a_deep_folder_is_placed() {
+        let (folder, result) = unpack(&tar_of(|tar| {
+            let mut above = "deep".to_owned();
+            // Each link lets the archive name what lies deeper than a path may say.
+            for number in 0..5 {
+                let below = format!("{above}/{}", "d/".repeat(800));
+                file(tar, &format!("{below}file"), "x");
+                above = format!("link{number}");
+                link(tar, EntryType::Symlink, &above, below.trim_end_matches('/'));
+            }
+            file(tar, "deep", "a file now");
+        }));
+        result.unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("deep")).unwrap(), "a file now");
     }
 
     #[test]
