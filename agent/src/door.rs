@@ -25,7 +25,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
-use descriptor::{open_at, path_of};
+use descriptor::open_at;
+pub use descriptor::path_of;
 pub use remove::Stop;
 pub use walk::{Found, Links, MAX_PATH, Missing};
 pub use weigh::Weight;
