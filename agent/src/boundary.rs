@@ -90,6 +90,18 @@ pub struct Attachment {
     pub ip: IpAddr,
     /// Any path that opens the pod's network namespace, valid during the call.
     pub netns: PathBuf,
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A port of the node that leads to a container's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// Every address of the node when none.
+    pub host_ip: Option<IpAddr>,
+    pub host_port: u16,
+    pub container_port: u16,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +111,8 @@ pub struct NetworkError(pub String);
 /// The pod network. Both calls may be repeated, also after a restart of the agent.
 #[async_trait]
 pub trait PodNetwork: Send + Sync + 'static {
-    async fn attach(&self, attachment: &Attachment) -> Result<(), NetworkError>;
+    /// Gives what of the host ports the pod has to do without, in words.
+    async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, NetworkError>;
     /// Takes back all that `attach` made; the namespace may be gone already.
     async fn detach(&self, pod_uid: &str, ip: IpAddr) -> Result<(), NetworkError>;
 }

@@ -177,6 +177,11 @@ pub struct Container {
 pub struct ContainerPort {
     pub name: Option<String>,
     pub container_port: u16,
+    /// Zero when none.
+    pub host_port: u16,
+    #[serde(rename = "hostIP")]
+    pub host_ip: String,
+    pub protocol: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -12,11 +13,11 @@ use api::sysctl::dotted;
 use pod::protocol::{Setup, State};
 use tokio::sync::mpsc;
 
-use crate::boundary::{Attachment, NetworkError};
+use crate::boundary::{Attachment, HostPort, NetworkError};
 use crate::disk;
 use crate::env::hostname;
 use crate::link::{LinkError, LinkEvent, PodLink};
-use crate::model::{Pod, PodSpec};
+use crate::model::{ContainerPort, Pod, PodSpec};
 use crate::node::Node;
 use crate::record::Record;
 use crate::step::Step;
@@ -167,13 +168,27 @@ async fn connect(node: &Node, uid: &str) -> Result<Sandbox, LinkError> {
     Ok(Sandbox { link: Arc::new(link), state, events })
 }
 
-/// Attaches the network, or repairs what an earlier agent attached.
-pub async fn attach(node: &Node, record: &Record, sandbox: &Sandbox) -> Result<(), NetworkError> {
-    let Some(ip) = record.ip else { return Ok(()) };
+/// Attaches the network, or repairs what an earlier agent attached. Gives what of the host ports the pod has to do without.
+pub async fn attach(node: &Node, pod: &Pod, record: &Record, sandbox: &Sandbox) -> Result<Vec<String>, NetworkError> {
+    let Some(ip) = record.ip else { return Ok(Vec::new()) };
     let netns = PathBuf::from(format!("/proc/{}/ns/net", sandbox.state.pid));
-    node.network.attach(&Attachment { pod: record.pod.clone(), ip, netns }).await?;
+    let host_ports = host_ports(&pod.spec);
+    let refused = node.network.attach(&Attachment { pod: record.pod.clone(), ip, netns, host_ports }).await?;
     Step::AttachNetwork.done();
-    Ok(())
+    Ok(refused)
+}
+
+/// Of containers that run all the time; what init containers say is for readers only.
+fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
+    let sidecars = spec.init_containers.iter().filter(|container| container.is_sidecar());
+    let ports = sidecars.chain(&spec.containers).flat_map(|container| &container.ports);
+    let host_port = |port: &ContainerPort| HostPort {
+        host_ip: port.host_ip.parse().ok().filter(|ip: &IpAddr| *ip != IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        host_port: port.host_port,
+        container_port: port.container_port,
+        protocol: port.protocol.clone(),
+    };
+    ports.filter(|port| port.host_port != 0).map(host_port).collect()
 }
 
 /// What an earlier agent left of the pod's process.
@@ -197,6 +212,33 @@ fn lives(lock: &std::path::Path) -> bool {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn host_ports_are_those_of_containers_that_run_all_the_time() {
+        let port = |number: u16| json!({"containerPort": 80, "hostPort": number, "protocol": "TCP"});
+        let of_one = json!({"containerPort": 53, "hostPort": 5353, "protocol": "UDP", "hostIP": "192.0.2.1"});
+        let every = json!({"containerPort": 81, "hostPort": 8, "protocol": "TCP", "hostIP": "0.0.0.0"});
+        let spec = json!({
+            "initContainers": [
+                {"name": "init", "ports": [port(1)]},
+                {"name": "sidecar", "restartPolicy": "Always", "ports": [port(2)]},
+            ],
+            "containers": [
+                {"name": "a", "ports": [of_one, {"containerPort": 90, "protocol": "TCP"}]},
+                {"name": "b", "ports": [every]},
+            ],
+        });
+        let found = host_ports(&serde_json::from_value(spec).unwrap());
+        let expected = |host_ip: Option<&str>, host_port, container_port, protocol: &str| HostPort {
+            host_ip: host_ip.map(|ip| ip.parse().unwrap()),
+            host_port,
+            container_port,
+            protocol: protocol.into(),
+        };
+        let expected =
+            [expected(None, 2, 80, "TCP"), expected(Some("192.0.2.1"), 5353, 53, "UDP"), expected(None, 8, 81, "TCP")];
+        assert_eq!(found, expected);
+    }
 
     #[test]
     fn any_user_may_serve_low_ports_and_ping_unless_the_pod_says_otherwise() {

@@ -111,10 +111,10 @@ pub struct FakeNetwork {
 
 #[async_trait::async_trait]
 impl PodNetwork for FakeNetwork {
-    async fn attach(&self, attachment: &Attachment) -> Result<(), NetworkError> {
+    async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, NetworkError> {
         let entry = (attachment.ip, attachment.netns.clone());
         self.attached.lock().unwrap().insert(attachment.pod.uid.clone(), entry);
-        Ok(())
+        Ok(Vec::new())
     }
     async fn detach(&self, pod_uid: &str, _: IpAddr) -> Result<(), NetworkError> {
         self.attached.lock().unwrap().remove(pod_uid);

@@ -173,6 +173,12 @@ impl Transport for Local {
         match asked.subresource {
             "" => {
                 let object = canonical(&target.kind, &object, FieldValidation::Strict)?;
+                if !target.kind.stored() {
+                    let (context, options) = (self.context(), self.options());
+                    let asked =
+                        reviews::answer(self.engine(), &self.shared.tokens, &context, &target, &options, object);
+                    return asked.await.map(|(answer, _)| answer);
+                }
                 let written = self.engine().create(&self.context(), &target, &self.options(), object).await?;
                 Ok(written.object.into_value())
             }

@@ -11,6 +11,10 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 use thiserror::Error;
+use x509_cert::der::DecodePem as _;
+
+pub mod issue;
+pub mod request;
 
 use crate::engine::Engine;
 use crate::object::{Collection, Encoded, Header, INTERNAL, ObjectKey};
@@ -24,6 +28,8 @@ pub const LEAF_DAYS: i64 = 365;
 pub enum PkiError {
     #[error("cannot make a key or certificate")]
     Make(#[from] rcgen::Error),
+    #[error("the CA certificate in the store cannot be read")]
+    Read(#[from] x509_cert::der::Error),
     #[error("the keys in the store cannot be read: {0} is missing")]
     Missing(&'static str),
     #[error("cannot keep the cluster's keys in the store")]
@@ -40,6 +46,7 @@ pub struct Identity {
 /// The cluster's keys.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
+    ca: x509_cert::Certificate,
     pub ca_certificate: String,
     /// PKCS #8 PEM of the ES256 key that signs service account tokens.
     pub token_key: String,
@@ -69,8 +76,9 @@ impl Authority {
         let text = |field: &'static str| data[field].as_str().map(str::to_owned).ok_or(PkiError::Missing(field));
         let (ca_certificate, token_key) = (text("caCertificate")?, text("tokenKey")?);
         let issuer = Issuer::from_ca_cert_pem(&ca_certificate, KeyPair::from_pem(&text("caKey")?)?)?;
+        let ca = x509_cert::Certificate::from_pem(&ca_certificate)?;
         let token_public_key = KeyPair::from_pem(&token_key)?.public_key_pem();
-        Ok(Self { issuer, ca_certificate, token_key, token_public_key })
+        Ok(Self { issuer, ca, ca_certificate, token_key, token_public_key })
     }
 
     /// A serving certificate for these names.

@@ -2,7 +2,7 @@
 //! what nobody can read.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -184,6 +184,32 @@ async fn requests_without_credentials_get_what_the_cluster_was_told() {
         let answer = client.request(Identity::Anonymous, "GET", "/livez", &forged, b"").await;
         assert_eq!(answer.code, 401, "a token that proves nothing is not as good as none");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_bootstrap_token_may_ask_to_join_and_nothing_else() {
+    let world = world(Arc::new(NoNodes), |_| {}).await;
+    let fields = [
+        ("token-id", "abcdef"),
+        ("token-secret", "0123456789abcdef"),
+        ("usage-bootstrap-authentication", "true"),
+        ("auth-extra-groups", "system:bootstrappers:amphipod:nodes"),
+    ];
+    let name = "bootstrap-token-abcdef";
+    let secret = json!({"metadata": {"name": name}, "type": "bootstrap.kubernetes.io/token", "stringData": fields.into_iter().collect::<BTreeMap<_, _>>()});
+    world.master.create(&Resource::core("secrets"), "kube-system", secret).await.unwrap();
+    let mut client = Client::new(world.admin.clone());
+    let mut asks = async |token: &str, path: &str| {
+        let bearer = [("authorization", format!("Bearer {token}"))];
+        client.request(Identity::Anonymous, "GET", path, &bearer, b"").await.code
+    };
+    let requests = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    assert_eq!(asks("abcdef.0123456789abcdef", requests).await, 200);
+    assert_eq!(asks("abcdef.0123456789abcdef", "/api/v1/nodes").await, 403);
+    assert_eq!(asks("abcdef.0123456789abcdee", requests).await, 401);
+    let gone = ::client::DeleteOptions::default();
+    world.master.delete(&Resource::core("secrets"), "kube-system", name, &gone).await.unwrap();
+    assert_eq!(asks("abcdef.0123456789abcdef", requests).await, 401);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

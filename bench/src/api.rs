@@ -26,7 +26,8 @@ pub const PODS: usize = 5000;
 const POD_BYTES: usize = 1960;
 const LISTS: usize = 30;
 
-const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
+/// Where writers have their objects.
+pub const NAMESPACE: &str = "default";
 const POD_LIST: &str = "/api/v1/namespaces/default/pods";
 
 pub fn run(rounds: usize) -> Result<Report> {
@@ -83,7 +84,7 @@ struct Figures {
 async fn writes(api: Api, endpoint: String, rounds: usize) -> Result<Figures> {
     let mut writers = Vec::new();
     for index in 0..CLIENTS {
-        writers.push(Writer::new(&api, &format!("bench-{index}")).await?);
+        writers.push(Writer::new(&api, NAMESPACE, &format!("bench-{index}")).await?);
     }
     let mut putters = etcd::putters(&endpoint, CLIENTS, PAYLOAD).await?;
     let (mut ours, mut theirs, mut gets) = (Vec::new(), Vec::new(), Vec::new());
@@ -93,7 +94,7 @@ async fn writes(api: Api, endpoint: String, rounds: usize) -> Result<Figures> {
         for ours_now in [our_turn_first, !our_turn_first] {
             if ours_now {
                 let stop = Arc::new(AtomicBool::new(false));
-                let reader = tokio::spawn(read_until(api.connect().await?, "bench-0".into(), stop.clone()));
+                let reader = tokio::spawn(read_until(api.connect().await?, NAMESPACE, "bench-0".into(), stop.clone()));
                 let rate;
                 (writers, rate) = race(writers, Writer::write).await?;
                 stop.store(true, Ordering::Relaxed);
@@ -150,16 +151,17 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub async fn new(api: &Api, name: &str) -> Result<Self> {
+    pub async fn new(api: &Api, namespace: &str, name: &str) -> Result<Self> {
         let mut connection = api.connect().await?;
         let object = json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": {"name": name, "namespace": "default"},
+            "metadata": {"name": name, "namespace": namespace},
             "data": {"count": "0", "text": "x".repeat(PAYLOAD)},
         });
-        connection.create(CONFIG_MAPS, &object).await?;
-        Ok(Self { connection, path: format!("{CONFIG_MAPS}/{name}"), object, count: 0 })
+        let path = config_maps(namespace);
+        connection.create(&path, &object).await?;
+        Ok(Self { connection, path: format!("{path}/{name}"), object, count: 0 })
     }
 
     pub async fn write(&mut self) -> Result<()> {
@@ -169,9 +171,18 @@ impl Writer {
     }
 }
 
+fn config_maps(namespace: &str) -> String {
+    format!("/api/v1/namespaces/{namespace}/configmaps")
+}
+
 /// Reads one object again and again; milliseconds of each.
-pub async fn read_until(mut connection: Connection, name: String, stop: Arc<AtomicBool>) -> Result<Vec<f64>> {
-    let path = format!("{CONFIG_MAPS}/{name}");
+pub async fn read_until(
+    mut connection: Connection,
+    namespace: &str,
+    name: String,
+    stop: Arc<AtomicBool>,
+) -> Result<Vec<f64>> {
+    let path = format!("{}/{name}", config_maps(namespace));
     let mut times = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let began = Instant::now();

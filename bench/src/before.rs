@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use e2e::Cluster;
 
 use crate::footprint::{self, From};
@@ -26,7 +27,8 @@ const BURSTS: usize = 4;
 const SERVICES: usize = 100;
 /// Quiet time before idleness counts.
 const SETTLE: Duration = Duration::from_secs(10);
-const IDLE_WINDOW: Duration = Duration::from_secs(10);
+/// Three heartbeats: what comes only with every other one is in each window.
+const IDLE_WINDOW: Duration = Duration::from_secs(30);
 
 /// A release and its cluster.
 struct Side {
@@ -46,7 +48,25 @@ enum Better {
     Less,
 }
 
-pub fn run(before: &Path, rounds: usize) -> Result<Report> {
+/// What is compared, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// The process from nothing, and from its data
+    Starts,
+    /// Memory, CPU time and wake-ups with 10 pods
+    Idle,
+    /// Updates by 32 clients
+    Updates,
+    /// One pod, and 50 at once
+    Pods,
+    /// Connections through Services
+    Services,
+    /// Updates and long lists after all that
+    Used,
+}
+
+/// Compares these parts, or all.
+pub fn run(before: &Path, rounds: usize, parts: &[Part]) -> Result<Report> {
     ensure!(rounds >= 4, "at least 4 rounds are wanted");
     let after = e2e::workspace().join("target/release/amphipod");
     let mut report = Report::new("before")?;
@@ -54,22 +74,34 @@ pub fn run(before: &Path, rounds: usize) -> Result<Report> {
     report.note(
         "ratios: more is better (times and sizes: before / after; rates: after / before); 95 % intervals of pairs",
     );
-    let sides = bring_up(before, &after)?;
-    starts(&mut report, &sides, From::Nothing, rounds)?;
-    take_down(sides)?; // their certificates are other clusters' by now
-    let sides = bring_up(before, &after)?;
-    starts(&mut report, &sides, From::ItsData, rounds)?;
-    for (side, binary) in sides.iter().zip([before, &after]) {
-        let binary = binary.display().to_string();
-        e2e::xtask(&["cluster", "start", side.cluster.name(), "node1", "--binary", &binary])?;
+    let wanted = |part| parts.is_empty() || parts.contains(&part);
+    if wanted(Part::Starts) {
+        for from in [From::Nothing, From::ItsData] {
+            let sides = bring_up(before, &after)?;
+            starts(&mut report, &sides, from, rounds)?;
+            take_down(sides)?;
+        }
     }
-    idleness(&mut report, &sides, rounds)?;
-    updates(&mut report, &sides, rounds, "new")?;
-    workloads(&mut report, &sides, rounds)?;
-    services(&mut report, &sides, rounds)?;
-    // Hundreds of pods came and went, and their events are there.
-    updates(&mut report, &sides, rounds, "used")?;
-    lists(&mut report, &sides, rounds)?;
+    let sides = bring_up(before, &after)?;
+    let processes = [footprint::idle_pods(&sides[0].cluster)?, footprint::idle_pods(&sides[1].cluster)?];
+    if wanted(Part::Idle) {
+        idleness(&mut report, &processes, rounds)?;
+    }
+    if wanted(Part::Updates) {
+        updates(&mut report, &sides, rounds, "kube-public", "new cluster, namespace without pods")?;
+        updates(&mut report, &sides, rounds, api::NAMESPACE, "new cluster, beside pods")?;
+    }
+    if wanted(Part::Pods) {
+        workloads(&mut report, &sides, rounds)?;
+    }
+    if wanted(Part::Services) {
+        services(&mut report, &sides, rounds)?;
+    }
+    if wanted(Part::Used) {
+        // Hundreds of pods came and went, and their events are there.
+        updates(&mut report, &sides, rounds, "kube-system", "used cluster, namespace without pods")?;
+        lists(&mut report, &sides, rounds)?;
+    }
     take_down(sides)?;
     Ok(report)
 }
@@ -141,8 +173,7 @@ fn starts(report: &mut Report, sides: &Sides, from: From, rounds: usize) -> Resu
 }
 
 /// Both at the same time: each is as idle as the other.
-fn idleness(report: &mut Report, sides: &Sides, rounds: usize) -> Result<()> {
-    let processes = [footprint::idle_pods(&sides[0].cluster)?, footprint::idle_pods(&sides[1].cluster)?];
+fn idleness(report: &mut Report, processes: &[Vec<u32>; 2], rounds: usize) -> Result<()> {
     std::thread::sleep(SETTLE);
     let (mut resident, mut cpu, mut wakeups) = (Both::default(), Both::default(), Both::default());
     for _ in 0..rounds {
@@ -230,10 +261,10 @@ fn services(report: &mut Report, sides: &Sides, rounds: usize) -> Result<()> {
     Ok(())
 }
 
-/// Updates by many clients at once, and reads beside them. `state` says what the clusters have behind them.
-fn updates(report: &mut Report, sides: &Sides, rounds: usize, state: &str) -> Result<()> {
+/// Updates by many clients at once, and reads beside them. `place` says what the clusters have behind them, and the
+/// namespace beside the objects.
+fn updates(report: &mut Report, sides: &Sides, rounds: usize, namespace: &'static str, place: &str) -> Result<()> {
     let places = places(sides);
-    let prefix = state.to_owned();
     let (updates, gets) = async_thread(move || async move {
         let (mut updates, mut gets) = (Both::default(), Both::default());
         let mut writers = Vec::new();
@@ -241,7 +272,7 @@ fn updates(report: &mut Report, sides: &Sides, rounds: usize, state: &str) -> Re
             host::enter(netns)?;
             let mut all = Vec::new();
             for index in 0..api::CLIENTS {
-                all.push(api::Writer::new(api, &format!("{prefix}-{index}")).await?);
+                all.push(api::Writer::new(api, namespace, &format!("bench-{index}")).await?);
             }
             writers.push(Some(all));
         }
@@ -250,7 +281,8 @@ fn updates(report: &mut Report, sides: &Sides, rounds: usize, state: &str) -> Re
                 let (netns, api) = &places[side];
                 host::enter(netns)?;
                 let stop = Arc::new(AtomicBool::new(false));
-                let reader = tokio::spawn(api::read_until(api.connect().await?, format!("{prefix}-0"), stop.clone()));
+                let reader =
+                    tokio::spawn(api::read_until(api.connect().await?, namespace, "bench-0".into(), stop.clone()));
                 let (back, rate) = api::race(writers[side].take().unwrap_or_default(), api::Writer::write).await?;
                 writers[side] = Some(back);
                 stop.store(true, Ordering::Relaxed);
@@ -263,8 +295,8 @@ fn updates(report: &mut Report, sides: &Sides, rounds: usize, state: &str) -> Re
         }
         Ok((updates, gets))
     })?;
-    compare(report, &format!("updates, {} clients, {state} cluster", api::CLIENTS), "1/s", Better::More, updates);
-    compare(report, &format!("get under {} writers, p99, {state} cluster", api::CLIENTS), "ms", Better::Less, gets);
+    compare(report, &format!("updates, {} clients, {place}", api::CLIENTS), "1/s", Better::More, updates);
+    compare(report, &format!("get under {} writers, p99, {place}", api::CLIENTS), "ms", Better::Less, gets);
     Ok(())
 }
 

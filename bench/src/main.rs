@@ -39,6 +39,8 @@ enum Bench {
         binary: PathBuf,
         #[arg(long, default_value_t = 10)]
         rounds: usize,
+        /// Only these parts
+        parts: Vec<before::Part>,
     },
     /// Latency through services: a plain bridge, kube-proxy's layouts in iptables and nftables, changes
     Service {
@@ -96,7 +98,7 @@ fn main() -> ExitCode {
 
 fn run(bench: Bench) -> Result<()> {
     let report = match bench {
-        Bench::Before { binary, rounds } => before::run(&binary.canonicalize()?, rounds)?,
+        Bench::Before { binary, rounds, parts } => before::run(&binary.canonicalize()?, rounds, &parts)?,
         Bench::Service { services, rounds } => service::run(services, rounds)?,
         Bench::Pods { pods } => pods::run(pods)?,
         Bench::Api { rounds } => api::run(rounds)?,

@@ -1,12 +1,14 @@
 //! The pod network of one node: the node's own set-up, and one link per pod.
 //!
-//! [`Network::start`] finds the uplink by the node's address, makes the service link and tells the packet programs about both.
+//! [`Network::start`] finds the uplink by the node's address, makes the service link and tells the packet programs about both; a task
+//! of it follows what becomes of the uplink.
 //! [`Network::attach`] gives a pod its link, [`Network::detach`] takes it away, [`Network::reconcile`] brings links in line with the
 //! pods that exist. All of it acts in the network namespace of the calling process, writes no firewall rule, and sets per-device
 //! settings of its own devices only, but for the reserved port ranges, which [`Network::reset`] restores.
 
 #[expect(unsafe_code, reason = "a wrapper of an ioctl")]
 mod ethtool;
+mod monitor;
 mod netlink;
 mod netns;
 mod node;
@@ -20,13 +22,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnetwork::Ipv4Network;
+use proxy_userspace::desired::HostPort;
+use proxy_userspace::table::Refusal;
 use proxy_userspace::{Proxy, ProxyError};
 use tokio::sync::Mutex;
+use tokio::task::AbortHandle;
 
 pub use ports::PortRange;
 
+use monitor::Monitor;
 use netlink::Netlink;
-use node::Node;
 use pods::Pods;
 
 #[derive(Debug, Clone)]
@@ -56,6 +61,18 @@ pub struct PodNetwork {
     pub ip: Ipv4Addr,
     /// The pod's network namespace, as a path that can be opened.
     pub netns: PathBuf,
+    /// Ports of the node that lead to it.
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A host port that does not lead to its pod, and why.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HostPortRefusal {
+    /// Whoever may run a pod would catch what everybody here sends there.
+    #[error("{0} is no address of this node")]
+    Elsewhere(Ipv4Addr),
+    #[error(transparent)]
+    Refused(Refusal),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -80,29 +97,35 @@ pub(crate) type Result<T> = std::result::Result<T, NetworkError>;
 
 #[derive(Debug)]
 pub struct Network {
-    pods: Mutex<Pods>,
-    node: Node,
+    pods: Arc<Mutex<Pods>>,
+    monitor: AbortHandle,
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.monitor.abort();
+    }
 }
 
 impl Network {
     /// Sets the node up. Safe to repeat: what an earlier agent made is taken up.
     pub async fn start(config: &Config, proxy: Arc<Proxy>) -> Result<Self> {
+        // What changes from here on is heard of.
+        let (listening, changes) = Netlink::listening()?;
         let netlink = Netlink::here()?;
-        let node = node::set_up(config, &netlink, &proxy).await?;
-        let pods = Pods::new(netlink, proxy, config.node_ip, node.mtu);
+        let (uplink, near) = node::set_up(config, &netlink, &proxy).await?;
+        let pods = Pods::new(netlink, Arc::clone(&proxy), config.node_ip, uplink.link.mtu);
         pods.forget_vanished().await?;
-        Ok(Self { pods: Mutex::new(pods), node })
+        let pods = Arc::new(Mutex::new(pods));
+        let (config, followed) = (config.clone(), Arc::clone(&pods));
+        let monitor = Monitor { config, netlink: listening, changes, proxy, pods: followed, near, uplink };
+        Ok(Self { pods, monitor: tokio::spawn(monitor.follow()).abort_handle() })
     }
 
-    /// The device that carries the node's address.
-    pub fn uplink(&self) -> &str {
-        &self.node.uplink
-    }
-
-    /// Gives a pod its link. Repeating it repairs what is missing.
-    pub async fn attach(&self, uid: &str, ip: Ipv4Addr, netns: &Path) -> Result<()> {
-        let pod = PodNetwork { uid: uid.to_owned(), ip, netns: netns.to_owned() };
-        self.pods.lock().await.attach(&pod).await
+    /// Gives a pod its link, and the ports of the node that are its own but for those that come back. Repeating it repairs what is
+    /// missing.
+    pub async fn attach(&self, pod: &PodNetwork) -> Result<Vec<HostPortRefusal>> {
+        self.pods.lock().await.attach(pod).await
     }
 
     /// Takes a pod's link away, whichever agent made it. A pod that has none is no error.

@@ -5,14 +5,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 
-use futures::TryStreamExt;
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::{StreamExt, TryStreamExt};
 use ipnetwork::Ipv4Network;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
-use netlink_packet_route::route::RouteScope;
+use netlink_packet_route::route::{RouteProtocol, RouteScope};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use proxy_userspace::sys::inside;
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder};
 
 use crate::ethtool::settle_link;
 use crate::{NetworkError, Result};
@@ -33,6 +35,8 @@ pub(crate) struct Link {
     pub index: u32,
     pub name: String,
     pub mtu: u32,
+    /// None of a device that is not Ethernet's.
+    pub mac: Option<[u8; 6]>,
 }
 
 /// One end of a pair to be made.
@@ -81,6 +85,16 @@ impl Netlink {
         // Ends with the last handle.
         tokio::spawn(connection);
         Ok(Self { handle, plain: UnixDatagram::unbound()? })
+    }
+
+    /// With what happens to devices and addresses here from now on.
+    pub fn listening() -> Result<(Self, Changes)> {
+        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
+        let (connection, handle, messages) =
+            rtnetlink::new_multicast_connection(&groups).map_err(NetworkError::Socket)?;
+        tokio::spawn(connection);
+        let plain = UnixDatagram::unbound().map_err(NetworkError::Socket)?;
+        Ok((Self { handle, plain }, Changes(messages)))
     }
 
     pub async fn link(&self, name: &str) -> Result<Option<Link>> {
@@ -132,6 +146,14 @@ impl Netlink {
         request.execute().await.map_err(failed(format!("setting device {link} up")))
     }
 
+    pub async fn set_mtu(&self, link: &Link, mtu: u32) -> Result<()> {
+        if link.mtu == mtu {
+            return Ok(());
+        }
+        let request = self.handle.link().set(LinkUnspec::new_with_index(link.index).mtu(mtu).build());
+        request.execute().await.map_err(failed(format!("giving device {} its MTU", link.name)))
+    }
+
     /// A device both of whose ends are up carries packets from now on.
     pub fn settle(&self, device: &str) -> Result<()> {
         match settle_link(&self.plain, device) {
@@ -161,7 +183,9 @@ impl Netlink {
     pub async fn add_route(&self, route: &Route) -> Result<()> {
         let mut message = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(route.to.network(), route.to.prefix())
-            .output_interface(route.device);
+            .output_interface(route.device)
+            // Of routes that it did not make, systemd-networkd removes all others.
+            .protocol(RouteProtocol::Kernel);
         message = match route.via {
             Some(gateway) => message.gateway(gateway).onlink(),
             None => message.scope(RouteScope::Link),
@@ -178,12 +202,37 @@ impl Netlink {
     }
 }
 
+/// What the kernel says by itself about devices and IPv4 addresses.
+pub(crate) struct Changes(UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)>);
+
+impl Changes {
+    /// Waits for one that may concern a device. False: there will be none.
+    pub async fn concerning(&mut self, device: u32) -> bool {
+        use RouteNetlinkMessage::{DelLink, NewLink};
+        while let Some((message, _)) = self.0.next().await {
+            match message.payload {
+                // Pods' devices come and go all the time.
+                NetlinkPayload::InnerMessage(NewLink(link) | DelLink(link)) if link.header.index != device => {}
+                // Any address may be the node's, and what was lost may be about it.
+                _ => return true,
+            }
+        }
+        false
+    }
+
+    /// What was said so far.
+    pub fn forget(&mut self) {
+        while self.0.try_recv().is_ok() {}
+    }
+}
+
 fn link(message: &LinkMessage) -> Link {
-    let mut link = Link { index: message.header.index, name: String::new(), mtu: 1500 };
+    let mut link = Link { index: message.header.index, name: String::new(), mtu: 1500, mac: None };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Address(mac) => link.mac = mac[..].try_into().ok(),
             _ => {}
         }
     }

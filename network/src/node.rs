@@ -16,27 +16,42 @@ const NEAR: &str = "amphi-svc";
 /// Its far end, where the packet program takes over.
 const FAR: &str = "amphi-svc-far";
 
-#[derive(Debug)]
-pub(crate) struct Node {
-    pub uplink: String,
-    pub mtu: u32,
+/// The device that carries the node's address, and all that it carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Uplink {
+    pub link: Link,
+    pub addresses: Vec<Ipv4Addr>,
 }
 
-pub(crate) async fn set_up(config: &Config, netlink: &Netlink, proxy: &Proxy) -> Result<Node> {
-    let addresses = netlink.addresses().await?;
-    let uplink = find_uplink(config.node_ip, &addresses, &netlink.links().await?)?;
-    let (near, far) = service_link(netlink, uplink.mtu).await?;
+/// Gives the uplink and the near end of the service link.
+pub(crate) async fn set_up(config: &Config, netlink: &Netlink, proxy: &Proxy) -> Result<(Uplink, Link)> {
+    let uplink = uplink(config, netlink).await?;
+    let (near, far) = service_link(netlink, uplink.link.mtu).await?;
     route_services(config, netlink, &near).await?;
     reserve_ports(config)?;
-
-    proxy.configure_node(&node_config(config, &uplink, &near))?;
-    let own: Vec<Ipv4Addr> = addresses.iter().filter(|(index, _)| *index == uplink.index).map(|(_, ip)| *ip).collect();
-    proxy.set_node_addresses(&own, &[])?;
     proxy.add_node_netns(&netns::open(Path::new("/proc/thread-self/ns/net"))?, config.node_ip)?;
     proxy.attach_device(&far.name, far.index, PacketHook::FromHost)?;
-    proxy.attach_device(&uplink.name, uplink.index, PacketHook::FromUplink)?;
-    proxy.attach_device(&uplink.name, uplink.index, PacketHook::FromStack)?;
-    Ok(Node { uplink: uplink.name, mtu: uplink.mtu })
+    tell(config, proxy, &near, &uplink)?;
+    Ok((uplink, near))
+}
+
+pub(crate) async fn uplink(config: &Config, netlink: &Netlink) -> Result<Uplink> {
+    let addresses = netlink.addresses().await?;
+    let link = find_uplink(config.node_ip, &addresses, &netlink.links().await?)?;
+    let mut own: Vec<Ipv4Addr> =
+        addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, ip)| *ip).collect();
+    own.sort_unstable();
+    Ok(Uplink { link, addresses: own })
+}
+
+/// Tells the programs about the uplink, and gives it its own.
+pub(crate) fn tell(config: &Config, proxy: &Proxy, near: &Link, uplink: &Uplink) -> Result<()> {
+    let Uplink { link, addresses } = uplink;
+    proxy.configure_node(&node_config(config, link, near))?;
+    proxy.set_node_addresses(addresses, &[])?;
+    proxy.attach_device(&link.name, link.index, PacketHook::FromUplink)?;
+    proxy.attach_device(&link.name, link.index, PacketHook::FromStack)?;
+    Ok(())
 }
 
 fn find_uplink(node_ip: Ipv4Addr, addresses: &[(u32, Ipv4Addr)], links: &[Link]) -> Result<Link> {
@@ -45,7 +60,8 @@ fn find_uplink(node_ip: Ipv4Addr, addresses: &[(u32, Ipv4Addr)], links: &[Link])
     link.cloned().ok_or(NetworkError::NoUplink(node_ip))
 }
 
-async fn service_link(netlink: &Netlink, mtu: u32) -> Result<(Link, Link)> {
+/// Makes the service link, or gives the one that is there this MTU.
+pub(crate) async fn service_link(netlink: &Netlink, mtu: u32) -> Result<(Link, Link)> {
     if netlink.link(NEAR).await?.is_none() {
         let near = End { name: NEAR, mac: HOST_MAC, netns: None };
         let far = End { name: FAR, mac: SERVICE_MAC, netns: None };
@@ -55,6 +71,7 @@ async fn service_link(netlink: &Netlink, mtu: u32) -> Result<(Link, Link)> {
     let far = netlink.link(FAR).await?.ok_or_else(|| NetworkError::Vanished(FAR.into()))?;
     for link in [&near, &far] {
         sysctl::write_if_present(&format!("ipv6/conf/{}/disable_ipv6", link.name), "1")?;
+        netlink.set_mtu(link, mtu).await?;
         netlink.set_up(link.index).await?;
     }
     for link in [&near, &far] {
@@ -101,6 +118,8 @@ fn node_config(config: &Config, uplink: &Link, near: &Link) -> NodeConfig {
         service_mask,
         snat_first: config.snat_ports.first,
         snat_count: config.snat_ports.count(),
+        // The rest is the proxy's.
+        ..NodeConfig::default()
     }
 }
 
@@ -128,7 +147,7 @@ mod tests {
 
     #[test]
     fn the_uplink_is_the_device_of_the_node_address() {
-        let link = |index, name: &str| Link { index, name: name.into(), mtu: 1500 };
+        let link = |index, name: &str| Link { index, name: name.into(), mtu: 1500, mac: None };
         let links = [link(1, "lo"), link(2, "eth0")];
         let addresses = [(1, Ipv4Addr::LOCALHOST), (2, [192, 0, 2, 7].into())];
         assert_eq!(find_uplink([192, 0, 2, 7].into(), &addresses, &links).unwrap().name, "eth0");

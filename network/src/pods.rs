@@ -6,15 +6,17 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::Hasher as _;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use fnv::FnvHasher;
 use ipnetwork::Ipv4Network;
 use proxy_common::{GATEWAY, HOST_MAC, Ip4, pod_mac};
+use proxy_userspace::desired::HostPort;
 use proxy_userspace::{PacketHook, Proxy};
 
 use crate::netlink::{End, Link, Netlink, Route};
-use crate::{NetworkError, PodNetwork, Result, netns, sysctl};
+use crate::{HostPortRefusal, NetworkError, PodNetwork, PortRange, Result, netns, ports, sysctl};
 
 const PREFIX: &str = "amp";
 const POD_END: &str = "eth0";
@@ -25,13 +27,40 @@ pub(crate) struct Pods {
     proxy: Arc<Proxy>,
     node_ip: Ipv4Addr,
     mtu: u32,
-    /// Addresses by uid.
-    attached: HashMap<String, Ipv4Addr>,
+    /// By uid.
+    attached: HashMap<String, Attached>,
+}
+
+#[derive(Debug)]
+struct Attached {
+    ip: Ipv4Addr,
+    /// Leads to the pod's namespace while the pod is there; afterwards to nothing, or to somebody else's.
+    netns: PathBuf,
 }
 
 impl Pods {
     pub fn new(netlink: Netlink, proxy: Arc<Proxy>, node_ip: Ipv4Addr, mtu: u32) -> Self {
         Self { netlink, proxy, node_ip, mtu, attached: HashMap::new() }
+    }
+
+    /// Of the pods that are there, and of those that come from now on.
+    pub async fn set_mtu(&mut self, mtu: u32) {
+        self.mtu = mtu;
+        for (uid, pod) in &self.attached {
+            if let Err(error) = self.fit(uid, pod).await {
+                tracing::warn!(uid, error = &error as &dyn std::error::Error, "pod keeps its MTU");
+            }
+        }
+    }
+
+    async fn fit(&self, uid: &str, pod: &Attached) -> Result<()> {
+        let name = device_name(uid);
+        let near = self.netlink.link(&name).await?.ok_or_else(|| NetworkError::Vanished(name))?;
+        let inside = Netlink::in_netns(&netns::open(&pod.netns)?)?;
+        let far = inside.link(POD_END).await?.filter(|far| far.mac == Some(pod_mac(Ip4::new(pod.ip.octets()))));
+        let far = far.ok_or_else(|| NetworkError::Vanished(POD_END.into()))?;
+        inside.set_mtu(&far, self.mtu).await?;
+        self.netlink.set_mtu(&near, self.mtu).await
     }
 
     /// Forgets pods whose links went while no agent ran: a link goes with its pod's namespace.
@@ -49,7 +78,7 @@ impl Pods {
         Ok(())
     }
 
-    pub async fn attach(&mut self, pod: &PodNetwork) -> Result<()> {
+    pub async fn attach(&mut self, pod: &PodNetwork) -> Result<Vec<HostPortRefusal>> {
         let netns = netns::open(&pod.netns)?;
         let inside = Netlink::in_netns(&netns)?;
         let name = device_name(&pod.uid);
@@ -72,12 +101,26 @@ impl Pods {
         // the service link.
         self.proxy.attach_device(&near.name, near.index, PacketHook::FromPod)?;
         self.proxy.add_pod(pod.ip, near.index, &netns)?;
+        self.netlink.set_mtu(&near, self.mtu).await?;
+        inside.set_mtu(&far, self.mtu).await?;
         set_up_far(&inside, &far, pod.ip).await?;
         self.netlink.settle(&near.name)?;
         inside.settle(&far.name)?;
-        self.attached.insert(pod.uid.clone(), pod.ip);
+        self.attached.insert(pod.uid.clone(), Attached { ip: pod.ip, netns: pod.netns.clone() });
         tracing::debug!(uid = pod.uid, ip = %pod.ip, device = name, "pod attached");
-        Ok(())
+        self.open_host_ports(pod).await
+    }
+
+    async fn open_host_ports(&self, pod: &PodNetwork) -> Result<Vec<HostPortRefusal>> {
+        let own = match pod.host_ports.iter().any(|port| port.host_ip.is_some()) {
+            true => self.netlink.addresses().await?,
+            false => Vec::new(),
+        };
+        let (here, elsewhere) = by_place(&pod.host_ports, |ip| own.iter().any(|(_, address)| *address == ip));
+        ports::reserve(here.iter().map(|port| PortRange { first: port.host_port, last: port.host_port }))?;
+        let refused = self.proxy.set_host_ports(pod.ip, &here)?;
+        let elsewhere = elsewhere.into_iter().map(HostPortRefusal::Elsewhere);
+        Ok(elsewhere.chain(refused.into_iter().map(HostPortRefusal::Refused)).collect())
     }
 
     async fn set_up_near(&self, near: &Link, ip: Ipv4Addr) -> Result<()> {
@@ -96,7 +139,7 @@ impl Pods {
         let near = self.netlink.link(&name).await?;
         // An earlier agent may have attached it: then only its device tells the address.
         let index = near.as_ref().map(|near| near.index);
-        let attached = self.attached.get(uid).copied();
+        let attached = self.attached.get(uid).map(|pod| pod.ip);
         for (ip, ifindex) in self.proxy.pods()? {
             if attached == Some(ip) || index == Some(ifindex) {
                 self.proxy.remove_pod(ip)?;
@@ -132,12 +175,27 @@ impl Pods {
         }
         let mut failures = Vec::new();
         for pod in known {
-            if let Err(error) = self.attach(pod).await {
-                failures.push((pod.uid.clone(), error));
+            match self.attach(pod).await {
+                Ok(refused) => {
+                    refused.iter().for_each(|why| tracing::warn!(uid = pod.uid, %why, "host port not opened"))
+                }
+                Err(error) => failures.push((pod.uid.clone(), error)),
             }
         }
         Ok(failures)
     }
+}
+
+/// The host ports that this node can have, and the addresses of the others.
+fn by_place(ports: &[HostPort], is_own: impl Fn(Ipv4Addr) -> bool) -> (Vec<HostPort>, Vec<Ipv4Addr>) {
+    let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
+    for port in ports {
+        match port.host_ip {
+            Some(ip) if !ip.is_loopback() && !is_own(ip) => elsewhere.push(ip),
+            _ => here.push(*port),
+        }
+    }
+    (here, elsewhere)
 }
 
 async fn set_up_far(inside: &Netlink, far: &Link, ip: Ipv4Addr) -> Result<()> {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::{Result, sysctl};
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortRange {
     pub first: u16,
@@ -18,6 +20,15 @@ impl fmt::Display for PortRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}-{}", self.first, self.last) }
     }
+}
+
+/// Keeps the kernel from choosing further ports: what answers there would get the answers to connections that show them.
+pub(crate) fn reserve(ranges: impl Iterator<Item = PortRange>) -> Result<()> {
+    let ranges: Vec<PortRange> = ranges.collect();
+    if ranges.is_empty() {
+        return Ok(());
+    }
+    sysctl::write(sysctl::RESERVED_PORTS, &merge(&sysctl::read(sysctl::RESERVED_PORTS)?, &ranges))
 }
 
 /// Adds ranges to a list such as `8080,30000-32767`; overlapping and touching ones become one.

@@ -94,7 +94,8 @@ pub async fn start(settings: &Settings, client: Client, tasks: &mut JoinSet<()>)
     let (proxy, node_cidr) = tokio::try_join!(load(settings), place(settings, &client, &outlook, &facts))?;
     let network = Network::start(&network_config(settings, node_cidr), proxy.clone()).await?;
     let dns = Arc::new(start_dns(settings, node_cidr)?);
-    let feed = services::Feed::new(settings, proxy.clone(), dns.clone(), recorder.clone());
+    let complaints = services::Complaints::start(recorder.clone(), tasks);
+    let feed = services::Feed::new(settings, proxy.clone(), dns.clone(), complaints);
     let settled = feed.start(&outlook.views, tasks);
     let upstream = upstream::ApiUpstream::new(client.clone(), recorder.clone(), outlook.clone(), tasks);
     let links = Arc::new(links::PodLinks::new(network));

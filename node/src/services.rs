@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use api::view::{EndpointSlice, Service};
-use client::events::{Recorder, Reference};
+use client::events::Reference;
 use client::{Caches, Key, Revision};
 use dns::Snapshot;
 use proxy_userspace::Proxy;
@@ -14,6 +14,10 @@ use tokio::task::JoinSet;
 
 use super::Settings;
 use crate::outlook::Namespace;
+use complaints::Complaint;
+pub use complaints::Complaints;
+
+mod complaints;
 
 const DNS_PORT: u16 = 53;
 
@@ -76,12 +80,12 @@ pub struct Feed {
     proxy: Arc<Proxy>,
     dns: Arc<dns::Server>,
     facts: NodeFacts,
-    recorder: Recorder,
+    complaints: Complaints,
     changed: Arc<Changed>,
 }
 
 impl Feed {
-    pub fn new(settings: &Settings, proxy: Arc<Proxy>, dns: Arc<dns::Server>, recorder: Recorder) -> Self {
+    pub fn new(settings: &Settings, proxy: Arc<Proxy>, dns: Arc<dns::Server>, complaints: Complaints) -> Self {
         let server = (settings.ip, dns.address().port());
         let local = LocalServer { address: (settings.cluster_dns, DNS_PORT), server };
         let facts = NodeFacts {
@@ -89,7 +93,7 @@ impl Feed {
             local_servers: vec![local],
             external_ips: settings.external_ips,
         };
-        Self { settled: watch::channel(0).0, proxy, dns, facts, recorder, changed: Arc::default() }
+        Self { settled: watch::channel(0).0, proxy, dns, facts, complaints, changed: Arc::default() }
     }
 
     /// Subscribes to the caches and starts feeding.
@@ -123,7 +127,7 @@ impl Feed {
     async fn run(self, caches: Arc<Caches>) {
         caches.synced().await;
         self.changed.take();
-        let mut snapshot = self.everything(&caches).await;
+        let mut snapshot = self.everything(&caches);
         loop {
             self.changed.wake.notified().await;
             // Taken before the keys: what was seen by now is among them.
@@ -131,7 +135,7 @@ impl Feed {
             let subjects = self.changed.take();
             for subject in &subjects {
                 match subject {
-                    Subject::Service(key) => self.one(&caches, key, &mut snapshot).await,
+                    Subject::Service(key) => self.one(&caches, key, &mut snapshot),
                     Subject::Namespace(name) => match caches.of::<Namespace>().get("", name) {
                         Some(_) => snapshot.set_namespace(name),
                         None => snapshot.remove_namespace(name),
@@ -146,12 +150,12 @@ impl Feed {
     }
 
     /// The whole state at once: what an earlier agent left is reconciled, not flushed.
-    async fn everything(&self, caches: &Caches) -> Snapshot {
+    fn everything(&self, caches: &Caches) -> Snapshot {
         let services: Vec<Service> = caches.of::<Service>().all().iter().map(|service| (**service).clone()).collect();
         let slices: Vec<EndpointSlice> =
             caches.of::<EndpointSlice>().all().iter().map(|slice| (**slice).clone()).collect();
         let applied = self.proxy.apply(&desired(&services, &slices, &self.facts));
-        self.report(caches, applied).await;
+        self.report(caches, applied);
         let namespaces = caches.of::<Namespace>().all();
         let names = namespaces.iter().map(|namespace| namespace.metadata.name.clone());
         let snapshot = Snapshot::compute(names, &services, &slices);
@@ -159,7 +163,7 @@ impl Feed {
         snapshot
     }
 
-    async fn one(&self, caches: &Caches, key: &Key, snapshot: &mut Snapshot) {
+    fn one(&self, caches: &Caches, key: &Key, snapshot: &mut Snapshot) {
         let service = caches.of::<Service>().get(&key.namespace, &key.name);
         let slices = caches.of::<EndpointSlice>().indexed(&format!("service/{}/{}", key.namespace, key.name));
         let slices: Vec<&EndpointSlice> = slices.iter().map(|slice| &**slice).collect();
@@ -168,7 +172,7 @@ impl Feed {
             None => Vec::new(),
         };
         let applied = self.proxy.apply_service(&format!("{}/{}", key.namespace, key.name), &entries);
-        self.report(caches, applied).await;
+        self.report(caches, applied);
         match &service {
             Some(service) => snapshot.set(service, &slices),
             None => snapshot.remove(&key.namespace, &key.name),
@@ -176,16 +180,18 @@ impl Feed {
     }
 
     /// What the kernel does not hold is said on the Service that misses it.
-    async fn report(&self, caches: &Caches, applied: Result<proxy_userspace::Refusals, proxy_userspace::ProxyError>) {
+    fn report(&self, caches: &Caches, applied: Result<proxy_userspace::Refusals, proxy_userspace::ProxyError>) {
         match applied {
             Ok(refusals) => {
                 let refused: HashMap<_, _> = refusals.into_iter().collect();
                 for (name, refusal) in refused {
                     let (namespace, name) = name.split_once('/').unwrap_or(("", &name));
-                    if let Some(service) = caches.of::<Service>().get(namespace, name) {
-                        let about = Reference { kind: "Service".into(), ..Reference::pod(&service.metadata) };
-                        self.recorder.warning(&about, "ServicePathFull", &refusal.to_string()).await;
-                    }
+                    let Some(service) = caches.of::<Service>().get(namespace, name) else {
+                        tracing::warn!(name, %refusal, "not in the service path");
+                        continue;
+                    };
+                    let about = Reference { kind: "Service".into(), ..Reference::pod(&service.metadata) };
+                    self.complaints.add(Complaint { about, message: refusal.to_string() });
                 }
             }
             Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "service path not updated"),

@@ -31,10 +31,10 @@ struct NoLinks(Mutex<BTreeMap<String, (IpAddr, PathBuf)>>);
 
 #[async_trait::async_trait]
 impl PodNetwork for NoLinks {
-    async fn attach(&self, attachment: &Attachment) -> Result<(), NetworkError> {
+    async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, NetworkError> {
         let link = (attachment.ip, attachment.netns.clone());
         self.0.lock().unwrap().insert(attachment.pod.uid.clone(), link);
-        Ok(())
+        Ok(Vec::new())
     }
 
     async fn detach(&self, uid: &str, _: IpAddr) -> Result<(), NetworkError> {

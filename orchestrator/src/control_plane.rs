@@ -125,7 +125,7 @@ pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Run
     let reader = server.client(User::new("system:kube-controller-manager", &[AUTHENTICATED]), "amphipod");
     let own = || server.client(User::new("system:apiserver", &[MASTERS]), "kube-apiserver");
     let facts = Facts {
-        ca_certificate: server.authority().ca_certificate.clone(),
+        authority: server.authority().clone(),
         address,
         services: settings.services.clone(),
         pods: settings.pods,

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 
 use thiserror::Error;
 
+pub mod bootstrap_tokens;
+pub mod certificates;
 pub mod deployment;
 pub mod endpoints;
 pub mod gc;

@@ -67,7 +67,7 @@ impl ControlPlane {
         };
         let server = soon("the store", opened).await;
         let facts = Facts {
-            ca_certificate: server.authority().ca_certificate.clone(),
+            authority: server.authority().clone(),
             address: server.address(),
             services: config.services.clone(),
             pods: ranges,

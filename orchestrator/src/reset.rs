@@ -108,7 +108,7 @@ struct LinksGoLast;
 
 #[async_trait::async_trait]
 impl PodNetwork for LinksGoLast {
-    async fn attach(&self, _: &Attachment) -> Result<(), NetworkError> {
+    async fn attach(&self, _: &Attachment) -> Result<Vec<String>, NetworkError> {
         Err(NetworkError("the node is being reset".into()))
     }
 

@@ -108,7 +108,9 @@ fn metrics(node: &Node) -> String {
     out += &format!(
         "# TYPE amphipod_service_frontends gauge\namphipod_service_frontends {held}\n\
          # TYPE amphipod_service_frontends_limit gauge\namphipod_service_frontends_limit {limit}\n\
+         # TYPE amphipod_services_refused gauge\namphipod_services_refused {}\n\
          # TYPE amphipod_watched_objects gauge\namphipod_watched_objects {}\n",
+        node.proxy.refused(),
         node.content.watched(),
     );
     out += &node.dns.metrics();

@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
 use proxy_common::*;
 
-use crate::maps::{AFFINITY, AFFINITY_OF, BACKENDS, FRONTENDS, SLOTS, node_address, whole};
+use crate::maps::{AFFINITY, AFFINITY_OF, BACKENDS, FRONTENDS, NODE_PORTS, SETS, SLOTS, is_node_address, whole};
 
 /// A service port found for an address: the slot's number and its content, read once.
 #[derive(Clone, Copy)]
@@ -14,39 +14,79 @@ pub struct Service {
     pub slot: Slot,
 }
 
+/// An endpoint and its place.
+#[derive(Clone, Copy)]
+pub struct Endpoint {
+    pub ip: Ip,
+    pub port: Port,
+    /// `Member` bits.
+    pub member: u64,
+}
+
 /// What to do with a client of a service.
 pub enum Choice {
-    Endpoint(Backend),
+    Endpoint(Endpoint),
     /// Nobody has an endpoint.
     Refuse,
     /// Endpoints exist, only not where the policy allows.
     Drop,
 }
 
-/// The service behind an address, if there is one. `loopback` says that 127.0.0.0/8 means the node itself.
+/// Whether addresses that mean "this host" mean the node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Caller {
+    Node,
+    Elsewhere,
+}
+
+/// The service behind an address, if there is one.
 #[inline(always)]
-pub fn find_service(addr: Ip4, port: Port, protocol: u8, scope: Scope, loopback: bool) -> Option<Service> {
-    let key = FrontendKey { addr, port, protocol, scope: scope as u8 };
-    if let Some(service) = find_frontend(&key) {
-        return Some(service);
+pub fn find_service(ip: Ip, port: Port, protocol: u8, scope: Scope, caller: Caller) -> Option<Service> {
+    // Every caller has a loopback of its own, and only the node's leads to services.
+    if caller == Caller::Elsewhere && ip.is_loopback() {
+        return None;
     }
-    if node_address(addr).is_some() || (loopback && addr.is_loopback()) {
-        return find_frontend(&FrontendKey { addr: Ip4::UNSPECIFIED, ..key });
+    if let Some(number) = find_frontend(&FrontendKey::new(ip, port, protocol, scope)) {
+        return at(number);
     }
-    None
+    let of_node = match caller {
+        Caller::Node => ip.is_unspecified() || ip.is_loopback() || is_node_address(ip),
+        Caller::Elsewhere => is_node_address(ip),
+    };
+    if !of_node {
+        return None;
+    }
+    at(node_port(ip.family(), protocol, port)?.slot(scope)?)
 }
 
 #[inline(always)]
-fn find_frontend(key: &FrontendKey) -> Option<Service> {
+fn find_frontend(key: &FrontendKey) -> Option<u32> {
+    let [high, low] = key.addr.halves();
+    let rest = key.port.0 as u64 | (key.protocol as u64) << 16 | (key.scope as u64) << 24;
+    let words = [high, low, rest];
+    // Written in words, for it is read in words at once.
+    // SAFETY: a key has this size and alignment, and these are its bytes as they lie on the target.
+    let value = FRONTENDS.get_ptr(unsafe { &*words.as_ptr().cast::<FrontendKey>() })?;
     // SAFETY: the pointer is to a map element; the tag shows whether it still belongs to this key.
-    let number = key.slot_of(unsafe { whole(FRONTENDS.get_ptr(key)?) })?;
+    key.slot_of(unsafe { whole(value) })
+}
+
+/// What a port of the node leads to.
+#[inline(always)]
+pub fn node_port(family: Family, protocol: u8, port: Port) -> Option<NodePort> {
+    // SAFETY: the pointer is to a map element.
+    Some(NodePort(unsafe { whole(NODE_PORTS.get_ptr(NodePort::index(family, protocol, port)?)?) }))
+}
+
+#[inline(always)]
+fn at(number: u32) -> Option<Service> {
     // SAFETY: the pointer is to a map element.
     let slot = Slot::from_bits(unsafe { whole(SLOTS.get_ptr(number)?) });
     Some(Service { number, slot })
 }
 
 #[inline(always)]
-pub fn choose(service: Service, client: Ip4) -> Choice {
+pub fn choose(service: Service, client: Ip) -> Choice {
     let slot = service.slot;
     if slot.count == 0 {
         return if slot.has(Slot::DROP_WHEN_EMPTY) { Choice::Drop } else { Choice::Refuse };
@@ -59,82 +99,124 @@ pub fn choose(service: Service, client: Ip4) -> Choice {
     else {
         return any(slot);
     };
-    match sticky(slot.bits(), &AffinityKey { id: affinity.id, client }, affinity.seconds) {
-        0 => Choice::Refuse,
-        bits => Choice::Endpoint(Backend::from_bits(bits)),
-    }
+    endpoint(sticky(slot, AffinityKey { client, id: affinity.id, pad: 0 }, affinity.seconds))
 }
 
 /// A random endpoint.
 #[inline(always)]
 pub fn any(slot: Slot) -> Choice {
+    endpoint(draw(slot))
+}
+
+/// `Member` bits of a random endpoint; 0, which no member has, when there is none.
+#[inline(always)]
+fn draw(slot: Slot) -> u64 {
     if slot.count == 0 {
-        return Choice::Refuse;
+        return 0;
     }
     // SAFETY: the helper has no preconditions.
     let random = unsafe { bpf_get_prandom_u32() };
-    match backend_at(slot.base.wrapping_add(random % slot.count as u32)) {
-        Some(bits) => Choice::Endpoint(Backend::from_bits(bits)),
-        None => Choice::Refuse,
-    }
+    member_at(slot.base.wrapping_add(random % slot.count as u32))
 }
 
-/// The endpoint of the client's last visit while it is in the set and the visit recent, else a new one, as bits; 0 when there is
-/// none. A function of its own for the kernel too: most services have no use for it.
+/// A set that was read a moment ago may name a backend that has just gone: its place keeps the address until no program can have
+/// read that set.
+#[inline(always)]
+fn endpoint(member: u64) -> Choice {
+    if member == 0 {
+        return Choice::Refuse;
+    }
+    let Some(backend) = BACKENDS.get_ptr(Member::from_bits(member).index) else { return Choice::Refuse };
+    // SAFETY: a map element.
+    let (ip, state) = unsafe { ((*backend).addr, whole(&raw const (*backend).state)) };
+    Choice::Endpoint(Endpoint { ip, port: Port(state as u16), member })
+}
+
+/// Whether a flow's or socket's endpoint is one no more.
+#[inline(always)]
+pub fn is_gone(member: u64) -> bool {
+    let member = Member::from_bits(member);
+    BACKENDS.get_ptr(member.index).is_some_and(|backend| {
+        // SAFETY: a map element.
+        generation_of(unsafe { whole(&raw const (*backend).state) }) != member.generation
+    })
+}
+
+/// The endpoint of the client's last visit while it is in the set and the visit recent, else a new one; 0 when there is none.
+#[inline(always)]
+fn sticky(slot: Slot, mut key: AffinityKey, seconds: u32) -> u64 {
+    amphi_sticky(slot.bits(), &raw mut key, seconds)
+}
+
+/// `sticky`, verified by itself: its search is long, and most services have no use for it.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn sticky(slot: u64, key: &AffinityKey, seconds: u32) -> u64 {
+pub extern "C" fn amphi_sticky(slot: u64, key: *mut AffinityKey, seconds: u32) -> u64 {
+    // SAFETY: callers give a key of their own.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
     let slot = Slot::from_bits(slot);
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     if let Some(value) = AFFINITY.get_ptr(key) {
         // SAFETY: a map element; a value recycled for another client at worst fails the checks below.
-        let (backend, used) = unsafe { ((*value).backend, (*value).used) };
-        if now.wrapping_sub(used) < seconds as u64 * 1_000_000_000 && contains(slot, backend) {
-            let _ = AFFINITY.insert(key, AffinityValue { backend, used: now }, 0);
-            return backend;
+        let (member, used) = unsafe { ((*value).member, (*value).used) };
+        if now.wrapping_sub(used) < seconds as u64 * 1_000_000_000 && contains(slot, member) {
+            let _ = AFFINITY.insert(key, AffinityValue { member, used: now }, 0);
+            return member;
         }
     }
-    let Choice::Endpoint(backend) = any(slot) else { return 0 };
-    // A failed insert costs stickiness only.
-    let _ = AFFINITY.insert(key, AffinityValue { backend: backend.bits(), used: now }, 0);
-    backend.bits()
+    let member = draw(slot);
+    if member != 0 {
+        // A failed insert costs stickiness only.
+        let _ = AFFINITY.insert(key, AffinityValue { member, used: now }, 0);
+    }
+    member
 }
 
-/// Binary search: sets are sorted by their bits.
+/// Whether an endpoint is in a set.
 #[inline(always)]
-pub fn contains(slot: Slot, backend: u64) -> bool {
-    let mut search = Search { base: slot.base, low: 0, high: slot.count as u32, backend, found: false };
-    // SAFETY: the callback takes what it is given here, which outlives the call.
-    unsafe { bpf_loop(HALVINGS, halve as *mut c_void, (&raw mut search).cast(), 0) };
-    search.found
+pub fn contains(slot: Slot, member: u64) -> bool {
+    amphi_contains(slot.bits(), member) != 0
 }
 
 /// A set has at most 2¹⁶ − 1 endpoints.
 const HALVINGS: u32 = 17;
 
-/// The part of a set in which an endpoint may still be. A loop of the kernel's: the verifier walks its body once.
+/// The part of a set in which an endpoint may still be.
 struct Search {
     base: u32,
     low: u32,
     high: u32,
-    backend: u64,
-    found: bool,
+    found: u32,
+    member: u64,
+}
+
+/// `contains`, verified by itself: a binary search, for sets are sorted by their bits. A loop of the kernel's: the verifier walks its
+/// body once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn amphi_contains(slot: u64, member: u64) -> u32 {
+    let slot = Slot::from_bits(slot);
+    let mut search = Search { base: slot.base, low: 0, high: slot.count as u32, found: 0, member };
+    // SAFETY: the callback takes what it is given here, which outlives the call.
+    unsafe { bpf_loop(HALVINGS, halve as *mut c_void, (&raw mut search).cast(), 0) };
+    search.found
 }
 
 /// One look at the middle; 1 ends the search.
 unsafe extern "C" fn halve(_index: u32, search: *mut Search) -> i64 {
-    // SAFETY: `contains` passes its own, which outlives the search.
+    // SAFETY: `amphi_contains` passes its own, which outlives the search.
     let search = unsafe { &mut *search };
     if search.low >= search.high {
         return 1;
     }
     let middle = (search.low + search.high) / 2;
-    let Some(bits) = backend_at(search.base.wrapping_add(middle)) else { return 1 };
-    if bits == search.backend {
-        search.found = true;
+    let found = member_at(search.base.wrapping_add(middle));
+    if found == search.member {
+        search.found = 1;
         return 1;
     }
-    if bits < search.backend {
+    if found < search.member {
         search.low = middle + 1;
     } else {
         search.high = middle;
@@ -143,7 +225,7 @@ unsafe extern "C" fn halve(_index: u32, search: *mut Search) -> i64 {
 }
 
 #[inline(always)]
-fn backend_at(index: u32) -> Option<u64> {
+fn member_at(index: u32) -> u64 {
     // SAFETY: the pointer is to a map element.
-    BACKENDS.get_ptr(index).map(|bits| unsafe { whole(bits) })
+    SETS.get_ptr(index).map_or(0, |bits| unsafe { whole(bits) })
 }

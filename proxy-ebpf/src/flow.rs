@@ -1,35 +1,35 @@
-//! Flows of translated packets: found by what is on the wire, begun for new ones, confirmed by the first reply.
+//! Flows of translated packets: one entry per connection, found by what is on the wire in either direction.
 //!
-//! Each flow has two entries, one per direction, and each says what its packets become; the partner's key follows from it.
+//! The client's packets are the key. Answers lead to it by the port they go to (`snat`) or by the endpoint they come from
+//! (`EXPOSED`). How far a connection has come is kept as marks, each a byte that one direction sets. Only an endpoint that
+//! accepts a connection anew takes them back.
 
 use core::ffi::c_void;
+use core::mem::offset_of;
 
-use aya_ebpf::bindings::{
-    __sk_buff, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
-};
-use aya_ebpf::helpers::{
-    bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
-};
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_loop};
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::choose::{contains, find_service};
-use crate::maps::{FLOWS, NEW_FLOWS, SHARES, count, local_pod, node};
-use crate::packet::{Layer4, Packet, hide};
+use crate::atomic;
+use crate::choose::{Caller, contains, find_service, is_gone};
+use crate::forward::{From, Place, is_pod_address, place_of};
+use crate::maps::{BEGUN, EXPOSED, FLOWS, NEWEST, SHARES, node, of_map, whole};
+use crate::packet::{FIN, Layer4, Packet, RST, set_words, words};
+use crate::snat;
 
 const NOEXIST: u64 = 1;
-const SECOND_NS: u64 = 1_000_000_000;
-const CURRENT_NETNS: u64 = u64::MAX;
-/// Spreads addresses that differ in few bits: 2³² divided by the golden ratio.
-const SPREAD: u32 = 0x9e37_79b9;
-/// Draws of a port before the range counts as exhausted. The later ones take a port whose connection is over, too: its endpoint may
-/// still hold the old one, and answer the new one late.
-const ATTEMPTS: u32 = 32;
-const ATTEMPTS_FOR_UNUSED: u32 = ATTEMPTS / 2;
+/// What the kernel says when a map has no element left (E2BIG).
+const FULL: i32 = -7;
+/// Flows looked at for one that gives way to a new one.
+const LOOKS: u32 = 16;
+/// A second or a tenth of it, as the kernel was built.
+const TICKS: u32 = 100;
 
 /// Which source the packets of a new flow show.
-#[repr(u8)]
-#[derive(Clone, Copy)]
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// The client's own; another port only where its own is taken.
     Keep,
@@ -41,130 +41,316 @@ pub enum Source {
     Node,
 }
 
-/// What becomes of this packet, if its flow is known. Openings are for services as clients in `scope` see them.
-#[inline(always)]
-pub fn find(packet: &Packet, scope: Scope) -> Option<Tuple> {
-    match FLOWS.get_ptr_mut(packet.tuple) {
-        // SAFETY: a map element; it stays readable while the program runs.
-        Some(flow) => confirmed(packet, unsafe { &mut *flow }, scope),
-        None => unconfirmed(packet, scope),
-    }
-}
-
-/// The translation of a tuple, without touching its flow: for errors that quote it.
-#[inline(always)]
-pub fn peek(tuple: &Tuple) -> Option<Tuple> {
-    let flow = FLOWS.get_ptr(tuple).or_else(|| NEW_FLOWS.get_ptr(tuple))?;
-    // SAFETY: a map element; it stays readable while the program runs.
-    Some(unsafe { (*flow).to })
-}
-
-#[inline(always)]
-fn confirmed(packet: &Packet, flow: &mut Flow, scope: Scope) -> Option<Tuple> {
-    let to = flow.to;
-    // The client's port came round again. With the same port behind the node the endpoint sees one client with one clock; with
-    // another it might take the opening for a packet of somebody's old connection.
-    if flow.flags & (Flow::CLOSING | Flow::REPLY) == Flow::CLOSING && starts_anew(packet) && !leads_on(packet, &to, scope) {
-        forget(packet, &to);
-        return None;
-    }
-    touch(flow);
-    if packet.is_closing() && flow.flags & Flow::CLOSING == 0 {
-        flow.flags |= Flow::CLOSING;
-        mark_partner(packet, &to, Flow::CLOSING);
-    } else if flow.flags & (Flow::CLOSING | Flow::REPLY) == Flow::CLOSING | Flow::REPLY && packet.accepts() {
-        flow.flags &= !Flow::CLOSING;
-        mark_partner(packet, &to, 0);
-    }
-    Some(to)
-}
-
-/// Whether an opening may follow a flow that exists: what leaves the cluster always, what goes to a service while its endpoint is
-/// one of the service's.
-#[inline(never)]
-fn leads_on(packet: &Packet, to: &Tuple, scope: Scope) -> bool {
-    let asked = &packet.tuple;
-    if asked.dst == to.dst && asked.dport == to.dport {
-        return true;
-    }
-    let Some(service) = find_service(asked.dst, asked.dport, asked.protocol, scope, false) else { return false };
-    contains(service.slot, Backend::new(to.dst, to.dport).bits())
-}
-
-/// Writes the time at most once a second, to leave the cache line alone otherwise.
-#[inline(always)]
-fn touch(flow: &mut Flow) {
-    // SAFETY: the helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
-    if now > flow.seen.wrapping_add(SECOND_NS) {
-        flow.seen = now;
-    }
-}
-
-#[inline(always)]
-fn starts_anew(packet: &Packet) -> bool {
-    packet.layer4 == Layer4::Tcp && packet.is_opening()
-}
-
-/// The deadline of a connection is that of both its entries: they are closing (`Flow::CLOSING`), or neither is (0).
-#[inline(never)]
-fn mark_partner(packet: &Packet, to: &Tuple, closing: u32) {
-    let partner = to.reversed();
-    if let Some(flow) = FLOWS.get_ptr_mut(partner) {
-        // SAFETY: a map element; setting the flag on a recycled one would only shorten its idle life.
-        unsafe {
-            if (*flow).to == packet.tuple.reversed() {
-                (*flow).flags = (*flow).flags & !Flow::CLOSING | closing;
-            }
+impl Source {
+    const fn from_word(word: u32) -> Self {
+        match word {
+            0 => Self::Keep,
+            1 => Self::OtherPort,
+            2 => Self::Gateway,
+            _ => Self::Node,
         }
     }
 }
 
+/// Whether a flow began.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Begun {
+    Yes,
+    /// No port was found for it.
+    NoPort,
+    /// All flows are in use, or another processor has just begun it.
+    Full,
+}
+
+impl Begun {
+    const fn from_word(word: u32) -> Self {
+        match word {
+            0 => Self::Yes,
+            1 => Self::NoPort,
+            _ => Self::Full,
+        }
+    }
+}
+
+/// Whether a packet's flow is known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    Known,
+    Unknown,
+}
+
+/// Finds what becomes of this packet and where that lies, if its flow is known. What a pod sends to a pod is nobody's but an
+/// endpoint's answer.
+#[inline(always)]
+pub fn find(packet: &mut Packet, from: From, node: &NodeConfig) -> Place {
+    if from != From::Pod || !is_pod_address(packet.tuple.dst, node) {
+        let place = forward(packet, from, node);
+        if place != Place::NO_FLOW {
+            return place;
+        }
+    }
+    find_answered(packet, node)
+}
+
+/// The same for what the host sends: only its endpoints' answers are of flows.
+#[inline(always)]
+pub fn find_reply(packet: &mut Packet) -> Place {
+    Place::from_word(amphi_find_reply(packet))
+}
+
+/// `find_reply`, verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn forget(packet: &Packet, to: &Tuple) {
-    // Either may be gone already.
-    let _ = FLOWS.remove(packet.tuple);
-    let _ = FLOWS.remove(to.reversed());
+pub extern "C" fn amphi_find_reply(packet: *mut Packet) -> u32 {
+    // SAFETY: callers give a packet of their own.
+    let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, node()) else { return Place::NO_FLOW.word() };
+    find_answered(packet, node).word()
 }
 
 #[inline(always)]
-fn unconfirmed(packet: &Packet, scope: Scope) -> Option<Tuple> {
-    let flow = NEW_FLOWS.get_ptr_mut(packet.tuple)?;
-    // SAFETY: a map element, copied out before any other map operation.
-    let flow = unsafe {
-        touch(&mut *flow);
-        *flow
-    };
-    if flow.flags & Flow::REPLY != 0 {
-        confirm(packet, &flow);
-    } else if starts_anew(packet) && !leads_on(packet, &flow.to, scope) {
-        // Sent again, and its endpoint is gone: there may be another.
-        let _ = NEW_FLOWS.remove(packet.tuple);
-        let _ = NEW_FLOWS.remove(flow.to.reversed());
-        return None;
+fn find_answered(packet: &mut Packet, node: &NodeConfig) -> Place {
+    let mut asking = NO_TUPLE;
+    // A client may have by itself a port that somebody else shows to the same endpoint: then only its own flow fits.
+    if snat::asking(&packet.tuple, &mut asking, node) {
+        let place = reply(packet, &mut asking, node);
+        if place != Place::NO_FLOW {
+            return place;
+        }
     }
-    Some(flow.to)
+    if !exposed(&packet.tuple, &mut asking) {
+        return Place::NO_FLOW;
+    }
+    reply(packet, &mut asking, node)
 }
 
-/// The first reply moves both entries among the confirmed. A refused one stays where it is and works until it is pushed out.
+/// The translation of a tuple, without touching its flow: for errors that quote it.
+#[inline(always)]
+pub fn peek(tuple: &Tuple, to: &mut Tuple) -> Seen {
+    let Some(node) = node() else { return Seen::Unknown };
+    if let Some(flow) = FLOWS.get_ptr(tuple) {
+        // SAFETY: a map element.
+        return unsafe { contents(flow, tuple, to) };
+    }
+    let mut asking = *tuple;
+    let by_port = snat::asking(tuple, &mut asking, node) && is_answer(&asking, tuple);
+    if by_port || (exposed(tuple, &mut asking) && is_answer(&asking, tuple)) {
+        *to = asking.reversed();
+        return Seen::Known;
+    }
+    if is_answer(&tuple.reversed(), tuple) {
+        *to = *tuple;
+        return Seen::Known;
+    }
+    Seen::Unknown
+}
+
+#[inline(always)]
+fn is_answer(asking: &Tuple, answer: &Tuple) -> bool {
+    let (mut asking, mut answer) = (*asking, *answer);
+    amphi_is_answer(&raw mut asking, &raw mut answer) != 0
+}
+
+/// `is_answer`, verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn confirm(packet: &Packet, reply: &Flow) {
+pub extern "C" fn amphi_is_answer(asking: *mut Tuple, answer: *mut Tuple) -> u32 {
+    // SAFETY: callers give tuples of their own.
+    let (Some(asking), Some(answer)) = (unsafe { asking.as_ref() }, unsafe { answer.as_ref() }) else { return 0 };
+    let Some(flow) = FLOWS.get_ptr(asking) else { return 0 };
+    let mut to = *answer;
+    // SAFETY: a map element.
+    unsafe { (contents(flow, asking, &mut to) == Seen::Known && to.reversed() == *answer) as u32 }
+}
+
+/// What a flow's packets become, unless its element was recycled for another.
+///
+/// # Safety
+/// `flow` points to an element of `FLOWS`.
+#[inline(always)]
+unsafe fn contents(flow: *const Flow, key: &Tuple, to: &mut Tuple) -> Seen {
+    // SAFETY: the caller vouches for the pointer.
+    let (found, tag) = unsafe { (words(&(*flow).to), whole(&raw const (*flow).tag)) };
+    if tag != Flow::tag_of_words(words(key), found) {
+        return Seen::Unknown;
+    }
+    set_words(to, found);
+    Seen::Known
+}
+
+/// The key of the connection whose client kept its address and port.
+#[inline(always)]
+fn exposed(answer: &Tuple, asking: &mut Tuple) -> bool {
+    let Some(word) = EXPOSED.get_ptr(answer.answering()) else { return false };
+    // SAFETY: the pointer is to a map element.
+    let service = Exposed::from_bits(unsafe { whole(word) });
+    let [addresses, second] = Tuple::reversed_words(words(answer));
+    let addresses = (addresses & 0xffff_ffff) | (service.addr.0 as u64) << 32;
+    set_words(asking, [addresses, (second & !0xffff_0000) | (service.port.0 as u64) << 16]);
+    true
+}
+
+#[inline(always)]
+fn forward(packet: &mut Packet, from: From, node: &NodeConfig) -> Place {
+    let Some(flow) = FLOWS.get_ptr_mut(&packet.tuple) else { return Place::NO_FLOW };
+    // SAFETY: a map element.
+    if unsafe { contents(flow, &packet.tuple, &mut packet.to) } == Seen::Unknown {
+        return Place::NO_FLOW;
+    }
+    // SAFETY: a map element; one that is recycled from now on may get a mark that is not its own, which shortens or lengthens its
+    // idle life.
+    let flow = unsafe { &mut *flow };
+    if packet.is_opening() && !leads_on(packet, flow, from) {
+        forget(&packet.tuple, flow.snat);
+        return Place::NO_FLOW;
+    }
+    touch(flow);
+    if flow.assured == 0 && flow.replied != 0 && !(packet.layer4 == Layer4::Tcp && packet.is_opening()) {
+        flow.assured = 1;
+    }
+    if packet.is_closing() {
+        mark_closing(packet, &mut flow.client_fin, &mut flow.reset);
+    }
+    place(flow, Direction::Forward, packet.to.dst, node)
+}
+
+/// Whether what may open a connection follows a flow that exists. Datagrams ask each time, openings of connections once.
+#[inline(always)]
+fn leads_on(packet: &mut Packet, flow: &Flow, from: From) -> bool {
+    match packet.layer4 {
+        Layer4::Tcp => amphi_leads_on(packet, flow.member, flow.snat, from.word()) != 0,
+        _ => flow.member == Member::NONE.bits() || !is_gone(flow.member),
+    }
+}
+
+/// Whether an opening follows a flow that exists: one that was sent again, or one of a client whose port came round again. That one
+/// keeps its port behind the node, too: so the endpoint sees one client with one clock. With another port it might take the opening
+/// for a packet of somebody's old connection. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn amphi_leads_on(packet: *mut Packet, member: u64, snat: u32, from: u32) -> u32 {
+    // SAFETY: callers give a packet of their own.
+    let Some(Packet { tuple, to, .. }) = (unsafe { packet.as_ref() }) else { return 0 };
+    (is_served(tuple, member, From::from_word(from).scope()) && finds_answers(tuple, to, member, snat)) as u32
+}
+
+/// Whether an endpoint is one of those that the client's address has now. What goes to no service needs none.
+#[inline(always)]
+fn is_served(asked: &Tuple, member: u64, scope: Scope) -> bool {
+    if member == Member::NONE.bits() {
+        return true;
+    }
+    let Tuple { dst, dport, protocol, .. } = *asked;
+    find_service(Ip::v4(dst), dport, protocol, scope, Caller::Elsewhere)
+        .is_some_and(|service| contains(service.slot, member))
+}
+
+/// Whether answers find a flow. It takes a sweep, a kill or a recycled element at the wrong moment that they do not, but whoever waits
+/// for one has nothing else to bring it back.
+#[inline(always)]
+fn finds_answers(tuple: &Tuple, to: &Tuple, member: u64, snat: u32) -> bool {
+    match snat {
+        // The far end of the answers' own packets is the key itself.
+        0 if member == Member::NONE.bits() => true,
+        0 => EXPOSED.get_ptr(end(to.dst, to.dport, to.protocol)).is_some_and(|word| {
+            // SAFETY: the pointer is to a map element.
+            let service = Exposed::from_bits(unsafe { whole(word) });
+            service.addr == tuple.dst && service.port == tuple.dport
+        }),
+        _ => snat::has_place(snat, tuple, to),
+    }
+}
+
+/// What becomes of an answer of the connection with this key, and where that lies, if it is one.
+#[inline(always)]
+pub fn reply(packet: &mut Packet, asking: &mut Tuple, node: &NodeConfig) -> Place {
+    Place::from_word(amphi_reply(packet, asking, of_map(node)))
+}
+
+/// `reply`, verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn amphi_reply(packet: *mut Packet, asking: *mut Tuple, node: *mut NodeConfig) -> u32 {
+    // SAFETY: callers give a packet and a tuple of their own, and the node.
+    let (packet, asking, node) = unsafe { (packet.as_mut(), asking.as_ref(), node.as_ref()) };
+    let (Some(packet), Some(asking), Some(node)) = (packet, asking, node) else { return Place::NO_FLOW.word() };
+    answer(packet, asking, node).word()
+}
+
+#[inline(always)]
+fn answer(packet: &mut Packet, asking: &Tuple, node: &NodeConfig) -> Place {
+    let Some(flow) = FLOWS.get_ptr_mut(asking) else { return Place::NO_FLOW };
+    // SAFETY: a map element; the tag shows whether it still is this flow's.
+    let (shown, tag) = unsafe { (words(&(*flow).to), whole(&raw const (*flow).tag)) };
+    let asked = words(asking);
+    if tag != Flow::tag_of_words(asked, shown) || Tuple::reversed_words(shown) != words(&packet.tuple) {
+        return Place::NO_FLOW;
+    }
+    // SAFETY: as for `forward`.
+    let flow = unsafe { &mut *flow };
+    touch(flow);
+    if flow.replied == 0 {
+        flow.replied = 1;
+        count_share(asking.src);
+    }
+    if packet.accepts() && (flow.client_fin | flow.server_fin | flow.reset) != 0 {
+        live_again(flow);
+    }
+    if packet.is_closing() {
+        mark_closing(packet, &mut flow.server_fin, &mut flow.reset);
+    }
+    set_words(&mut packet.to, Tuple::reversed_words(asked));
+    place(flow, Direction::Reply, asking.src, node)
+}
+
+/// Writes the time now and then, to leave clock and cache line alone otherwise.
+#[inline(always)]
+fn touch(flow: &mut Flow) {
     // SAFETY: the helper has no preconditions.
-    let seen = unsafe { bpf_ktime_get_coarse_ns() };
-    let closing = if packet.is_closing() { Flow::CLOSING } else { 0 };
-    let asking = reply.to.reversed();
-    let forward = Flow { to: packet.tuple.reversed(), flags: Flow::CONFIRMED | closing, seen };
-    let back = Flow { to: reply.to, flags: Flow::CONFIRMED | Flow::REPLY | closing, seen };
-    if FLOWS.insert(packet.tuple, back, 0).is_err() {
-        return count(Counter::FlowsFull);
+    let tick = unsafe { bpf_jiffies64() } as u32;
+    if tick.wrapping_sub(flow.tick) >= TICKS {
+        flow.tick = tick;
+        // SAFETY: as above.
+        flow.seen = unsafe { bpf_ktime_get_coarse_ns() };
     }
-    if FLOWS.insert(asking, forward, 0).is_err() {
-        let _ = FLOWS.remove(packet.tuple);
-        return count(Counter::FlowsFull);
+}
+
+#[inline(always)]
+fn mark_closing(packet: &Packet, fin: &mut u8, reset: &mut u8) {
+    if packet.flags & FIN != 0 {
+        *fin = 1;
     }
-    let _ = NEW_FLOWS.remove(packet.tuple);
-    let _ = NEW_FLOWS.remove(asking);
-    if let Some(flows) = SHARES.get_ptr_mut(asking.src.0) {
+    if packet.flags & RST != 0 {
+        *reset = 1;
+    }
+}
+
+/// The endpoint has taken a connection whose client's port came round again. An opening alone changes nothing: one that nobody
+/// answers lives no longer than what it follows.
+#[inline(always)]
+fn live_again(flow: &mut Flow) {
+    (flow.assured, flow.client_fin, flow.server_fin, flow.reset) = (0, 0, 0, 0);
+}
+
+/// Where an address lies, from memory while nothing has changed.
+#[inline(always)]
+fn place(flow: &mut Flow, direction: Direction, addr: Ip4, node: &NodeConfig) -> Place {
+    let exit = direction as usize;
+    if flow.epoch != node.epoch {
+        flow.exits = [0; 2];
+        flow.epoch = node.epoch;
+    }
+    let mut place = Place::recall(flow.exits[exit], addr);
+    if place == Place::NOBODY {
+        place = place_of(addr, node);
+        flow.exits[exit] = place.note(addr);
+    }
+    place
+}
+
+#[inline(always)]
+fn count_share(client: Ip4) {
+    if let Some(flows) = SHARES.get_ptr_mut(client.0) {
         // SAFETY: an aligned element of a map. Two processors at once may lose a flow, and it may be recycled for another pod: the
         // next sweep counts anew.
         unsafe { *flows += 1 };
@@ -172,133 +358,196 @@ fn confirm(packet: &Packet, reply: &Flow) {
 }
 
 /// Whether a client is a pod that has as many flows as one may have.
-#[inline(never)]
-pub fn share_is_spent(client: Ip4) -> bool {
+#[inline(always)]
+pub fn share_is_spent(client: Ip4, node: &NodeConfig) -> bool {
     // SAFETY: the pointer is to a map element.
-    SHARES.get_ptr(client.0).is_some_and(|flows| unsafe { core::ptr::read_volatile(flows) } >= MAX_POD_FLOWS)
+    is_pod_address(client, node)
+        && SHARES.get_ptr(client.0).is_some_and(|flows| unsafe { core::ptr::read_volatile(flows) } >= MAX_POD_FLOWS)
 }
 
-/// Begins a flow from a packet to an endpoint: `to` has the endpoint, and gets the rest. False: no free port was found.
+/// Begins a flow from a packet to the endpoint that its `to` has; the rest of `to` is found here.
+#[inline(always)]
+pub fn begin(ctx: &TcContext, packet: &mut Packet, source: Source, member: u64, node: &NodeConfig) -> Begun {
+    Begun::from_word(amphi_begin_flow(ctx.skb.skb, packet, source as u32, member, of_map(node)))
+}
+
+/// `begin`, verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn begin(ctx: &TcContext, from: &Tuple, to: &mut Tuple, source: Source) -> bool {
-    let Some(node) = node() else { return false };
-    // SAFETY: a value of the type, which hiding does not change.
-    let source = unsafe { core::mem::transmute::<u8, Source>(hide(ctx, source as u8)) };
-    to.src = match source {
-        Source::Keep | Source::OtherPort => from.src,
+pub extern "C" fn amphi_begin_flow(
+    skb: *mut __sk_buff,
+    packet: *mut Packet,
+    source: u32,
+    member: u64,
+    node: *mut NodeConfig,
+) -> u32 {
+    // SAFETY: callers give a packet of their own, and the node.
+    let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, unsafe { node.as_ref() }) else {
+        return Begun::Full as u32;
+    };
+    track(skb, packet, Source::from_word(source), member, node) as u32
+}
+
+#[inline(always)]
+fn track(skb: *mut __sk_buff, packet: &mut Packet, source: Source, member: u64, node: &NodeConfig) -> Begun {
+    packet.to.src = match source {
+        Source::Keep | Source::OtherPort => packet.tuple.src,
         Source::Gateway => GATEWAY,
         Source::Node => node.node_ip,
     };
-    if matches!(source, Source::Keep | Source::Gateway) && record(from, to, Taking::Unused) {
-        return true;
-    }
-    let skb = ctx.skb.skb;
-    let mut search = Search { skb, from, to, behind_node: matches!(source, Source::Node), found: false };
-    // SAFETY: the callback takes what it is given here, which outlives the call.
-    unsafe { bpf_loop(ATTEMPTS, try_port as *mut c_void, (&raw mut search).cast(), 0) };
-    search.found
-}
-
-/// The search for a source port. A loop of the kernel's: the verifier walks its body once.
-struct Search {
-    skb: *mut __sk_buff,
-    from: *const Tuple,
-    to: *mut Tuple,
-    behind_node: bool,
-    found: bool,
-}
-
-/// One draw; 1 ends the search.
-unsafe extern "C" fn try_port(index: u32, search: *mut Search) -> i64 {
-    // SAFETY: `begin` passes its own, with tuples that outlive the search.
-    let (search, from, to) = unsafe { (&mut *search, &*(*search).from, &mut *(*search).to) };
-    to.sport = Port::new(random_port(from.src.0));
-    if search.behind_node && taken_by_host(search.skb, to) {
-        return 0;
-    }
-    let taking = if index < ATTEMPTS_FOR_UNUSED { Taking::Unused } else { Taking::Over };
-    search.found = record(from, to, taking);
-    search.found as i64
-}
-
-/// A port of the range; for a pod, of its half of it. Halves begin at a place that the pod's address gives, so that one pod that
-/// takes all it can towards a server leaves some to every other. Not inlined: what it needs of the stack is free again after it.
-#[inline(never)]
-fn random_port(client: u32) -> u16 {
-    let Some(node) = node() else { return 0 };
-    // SAFETY: the helper has no preconditions.
-    let random = unsafe { bpf_get_prandom_u32() };
-    let count = if node.snat_count < 2 { 2 } else { node.snat_count as u32 };
-    let place = match local_pod(Ip4(client)) {
-        Some(_) => (client.wrapping_mul(SPREAD) >> 16) + random % (count / 2),
-        None => random,
-    };
-    node.snat_first.wrapping_add((place % count) as u16)
-}
-
-/// Whose replies' tuple a new flow may take.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Taking {
-    Unused,
-    /// Also that of a connection which is over.
-    Over,
-}
-
-/// Records both directions, unless the replies' tuple already means another flow.
-#[inline(never)]
-fn record(from: &Tuple, to: &Tuple, taking: Taking) -> bool {
-    // SAFETY: the helper has no preconditions.
-    let seen = unsafe { bpf_ktime_get_coarse_ns() };
-    let answer = to.reversed();
-    if let Some(other) = FLOWS.get_ptr(answer) {
-        // SAFETY: a map element; it stays readable while the program runs.
-        let other = unsafe { *other };
-        if taking == Taking::Unused || other.flags & Flow::CLOSING == 0 {
-            return false;
+    let mut place = 0;
+    if !(source == Source::Keep && expose(&packet.tuple, &packet.to)) {
+        place = snat::find_port(skb, packet, source == Source::Node, node);
+        if place == 0 {
+            return Begun::NoPort;
         }
-        let _ = FLOWS.remove(other.to.reversed());
-        let _ = FLOWS.remove(answer);
     }
-    let mut flow = Flow { to: from.reversed(), flags: Flow::REPLY, seen };
-    if NEW_FLOWS.insert(answer, flow, NOEXIST).is_err() && !is_same(&answer, &flow.to) {
+    if record(packet, member, place) {
+        return Begun::Yes;
+    }
+    snat::release(place, &packet.tuple);
+    Begun::Full
+}
+
+/// Notes a packet from outside to a pod's own address, so that its answers are known for what they are. Without a note they show
+/// the node's address.
+#[inline(always)]
+pub fn note_direct(packet: &mut Packet) {
+    record(packet, Member::NONE.bits(), 0);
+}
+
+/// Makes sure that answers of an endpoint lead to this service. False: they lead to another, under which its clients know it too.
+#[inline(always)]
+fn expose(from: &Tuple, to: &Tuple) -> bool {
+    let key = end(to.dst, to.dport, to.protocol);
+    // SAFETY: the helper has no preconditions.
+    let epoch = Exposed::epoch_of(unsafe { bpf_ktime_get_coarse_ns() });
+    let wanted = Exposed { addr: from.dst, port: from.dport, epoch };
+    let Some(word) = EXPOSED.get_ptr_mut(key) else { return EXPOSED.insert(key, wanted.bits(), NOEXIST).is_ok() };
+    // SAFETY: the pointer is to a map element.
+    let found = Exposed::from_bits(unsafe { whole(word) });
+    if found.addr != wanted.addr || found.port != wanted.port {
         return false;
     }
-    (flow.to, flow.flags) = (*to, 0);
-    NEW_FLOWS.insert(from, flow, 0).is_ok()
+    if found.epoch != epoch {
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(word, wanted.bits()) };
+    }
+    true
 }
 
-/// A retried opening finds its own entry.
 #[inline(always)]
-fn is_same(key: &Tuple, to: &Tuple) -> bool {
-    // SAFETY: a map element; it stays readable while the program runs.
-    NEW_FLOWS.get_ptr(key).is_some_and(|flow| unsafe { (*flow).to == *to })
+fn record(packet: &mut Packet, member: u64, place: u32) -> bool {
+    let mut error = amphi_record(packet, member, place);
+    if error == FULL && amphi_make_room() != 0 {
+        error = amphi_record(packet, member, place);
+    }
+    if error != 0 {
+        return false;
+    }
+    amphi_note_newest(&raw mut packet.tuple);
+    true
 }
 
-/// Whether a socket of the host itself would get the replies.
+/// Writes a flow down, unless its key has one; else the kernel's error. Apart from what follows it, so that their needs of the stack
+/// do not add up.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn amphi_record(packet: *mut Packet, member: u64, place: u32) -> i32 {
+    // SAFETY: callers give a packet of their own.
+    let Some(Packet { tuple, to, .. }) = (unsafe { packet.as_ref() }) else { return FULL };
+    // SAFETY: the helper has no preconditions.
+    let seen = unsafe { bpf_ktime_get_coarse_ns() };
+    let (to, mut flow) = (words(to), [0u64; size_of::<Flow>() / 8]);
+    (flow[0], flow[1]) = (to[0], to[1]);
+    flow[offset_of!(Flow, seen) / 8] = seen;
+    flow[offset_of!(Flow, tag) / 8] = Flow::tag_of_words(words(tuple), to);
+    flow[offset_of!(Flow, member) / 8] = member;
+    flow[offset_of!(Flow, snat) / 8] = place as u64;
+    // SAFETY: a flow has this size and alignment, and no byte that is not a field's; `to` is its first, and the place lies in the
+    // lower half of its word, as bytes lie on the target.
+    let flow = unsafe { &*flow.as_ptr().cast::<Flow>() };
+    FLOWS.insert(tuple, flow, NOEXIST).err().unwrap_or(0)
+}
+
+/// The search for a flow that gives way.
+struct Looking {
+    oldest: Tuple,
+    seen: u64,
+    snat: u32,
+    met: u32,
+}
+
+/// Where all flows are in use, ends the oldest met of those that are over or not assured; 0: it met none. Only the newest flows are
+/// looked at, for there is no list of others.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn amphi_make_room() -> u32 {
+    let mut looking = Looking { oldest: NO_TUPLE, seen: u64::MAX, snat: 0, met: 0 };
+    // SAFETY: the callback takes what it is given here, which outlives the call.
+    unsafe { bpf_loop(LOOKS, look as *mut c_void, (&raw mut looking).cast(), 0) };
+    if looking.met != 0 {
+        forget(&looking.oldest, looking.snat);
+    }
+    looking.met
+}
+
+/// One look at any of the newest flows; the search goes on.
+unsafe extern "C" fn look(_index: u32, looking: *mut Looking) -> i64 {
+    // SAFETY: `amphi_make_room` passes its own.
+    let looking = unsafe { &mut *looking };
+    // SAFETY: the helper has no preconditions.
+    let number = unsafe { bpf_get_prandom_u32() };
+    let Some(place) = NEWEST.get_ptr(number & (MAX_NEW_FLOWS as u32 - 1)) else { return 0 };
+    // SAFETY: an element of a map; halves of two keys are nobody's.
+    let place = unsafe { words(&*place) };
+    let mut key = NO_TUPLE;
+    set_words(&mut key, place);
+    let Some(flow) = FLOWS.get_ptr(key) else { return 0 };
+    // SAFETY: a map element.
+    let (gives_way, seen, snat) = unsafe { (snat::gives_way(flow), (*flow).seen, (*flow).snat) };
+    if gives_way && seen < looking.seen {
+        set_words(&mut looking.oldest, place);
+        (looking.seen, looking.snat, looking.met) = (seen, snat, 1);
+    }
+    0
+}
+
+/// Takes the place of the connection that began longest ago. One that is not assured by now ends with it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn amphi_note_newest(key: *mut Tuple) -> u32 {
+    // SAFETY: callers give a tuple of their own.
+    let (Some(key), Some(begun)) = (unsafe { key.as_ref() }, BEGUN.get_ptr_mut(0)) else { return 0 };
+    // SAFETY: an element of a map.
+    let number = unsafe { atomic::next(begun) };
+    let Some(place) = NEWEST.get_ptr_mut(number as u32 & (MAX_NEW_FLOWS as u32 - 1)) else { return 0 };
+    // SAFETY: an element of a map, which is only this program's until as many flows as there are places have begun.
+    let place = unsafe { &mut *place };
+    let (old, new) = (words(place), words(key));
+    set_words(place, new);
+    // No connection of protocol 0 is noted: nobody was here before.
+    if old[1] != 0 && old != new {
+        let mut key = NO_TUPLE;
+        set_words(&mut key, old);
+        end_unless_assured(&key);
+    }
+    0
+}
+
 #[inline(always)]
-fn taken_by_host(skb: *mut __sk_buff, to: &Tuple) -> bool {
-    let mut tuple = bpf_sock_tuple {
-        __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 {
-            ipv4: bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
-                saddr: to.dst.0,
-                daddr: to.src.0,
-                sport: to.dport.0,
-                dport: to.sport.0,
-            },
-        },
-    };
-    let size = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>() as u32;
-    // SAFETY: the tuple is of the stated size; a socket found is released before the end.
-    unsafe {
-        let socket = match to.protocol {
-            TCP => bpf_skc_lookup_tcp(skb.cast(), &mut tuple, size, CURRENT_NETNS, 0),
-            UDP => bpf_sk_lookup_udp(skb.cast(), &mut tuple, size, CURRENT_NETNS, 0),
-            _ => core::ptr::null_mut(),
-        };
-        if socket.is_null() {
-            return false;
-        }
-        bpf_sk_release(socket.cast());
-        true
+fn end_unless_assured(key: &Tuple) {
+    let Some(flow) = FLOWS.get_ptr(key) else { return };
+    // SAFETY: a map element.
+    let (assured, place) = unsafe { ((*flow).assured, (*flow).snat) };
+    if assured == 0 {
+        forget(key, place);
+    }
+}
+
+#[inline(always)]
+fn forget(key: &Tuple, place: u32) {
+    if FLOWS.remove(key).is_ok() {
+        snat::release(place, key);
     }
 }

@@ -19,6 +19,7 @@ pub const TC_ACT_UNSPEC: i32 = -1;
 pub const TC_ACT_SHOT: i32 = 2;
 
 /// Where a packet came from, which decides how it may be answered and which frontends it sees.
+#[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum From {
     Pod,
@@ -26,82 +27,184 @@ pub enum From {
     Uplink,
 }
 
-/// Where an address lies, seen from this node.
-#[derive(Clone, Copy)]
-pub enum Place {
-    LocalPod(PodLink),
-    ThisNode,
+impl From {
+    pub const fn word(self) -> u32 {
+        self as u32
+    }
+
+    pub const fn from_word(word: u32) -> Self {
+        match word {
+            0 => Self::Pod,
+            1 => Self::Host,
+            _ => Self::Uplink,
+        }
+    }
+
+    pub const fn scope(self) -> Scope {
+        match self {
+            Self::Pod | Self::Host => Scope::Internal,
+            Self::Uplink => Scope::External,
+        }
+    }
+}
+
+/// Where an address lies, seen from this node. One word, like every verdict here: of a choice with contents the compiler copies
+/// registers that it never filled, and the verifier refuses that.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Place(u32);
+
+impl Place {
     /// An address of this node's pod range that no pod has.
-    Nobody,
+    pub const NOBODY: Self = Self(0);
+    pub const THIS_NODE: Self = Self(u32::MAX);
     /// Other nodes and their pods.
-    Cluster,
-    Outside,
+    pub const CLUSTER: Self = Self(u32::MAX - 1);
+    pub const OUTSIDE: Self = Self(u32::MAX - 2);
+    /// Of no flow that is known: nothing was looked for.
+    pub const NO_FLOW: Self = Self(u32::MAX - 3);
+
+    pub const fn word(self) -> u32 {
+        self.0
+    }
+
+    pub const fn from_word(word: u32) -> Self {
+        Self(word)
+    }
+
+    /// In a pod on this node, behind this device: no device has one of the numbers above.
+    pub const fn pod(ifindex: u32) -> Self {
+        Self(ifindex)
+    }
+
+    /// The place of an address as a flow remembers it; 0 is nothing.
+    #[inline(always)]
+    pub fn note(self, addr: Ip4) -> u64 {
+        if self.0 == 0 { 0 } else { PodLink { ifindex: self.0, ip: addr }.bits() }
+    }
+
+    /// `NOBODY`: it remembers nothing about this address.
+    #[inline(always)]
+    pub fn recall(note: u64, addr: Ip4) -> Self {
+        let link = PodLink::from_bits(note);
+        if link.ip == addr { Self(link.ifindex) } else { Self::NOBODY }
+    }
 }
 
 #[inline(always)]
 pub fn place_of(addr: Ip4, node: &NodeConfig) -> Place {
-    match local_pod(addr) {
-        Some(pod) => Place::LocalPod(pod),
+    match local_pod_of(addr, node) {
+        Some(pod) => Place::pod(pod.ifindex),
         None => place_beyond(addr, node),
     }
+}
+
+/// The host end of a pod on this node: no address beyond the cluster's pods is looked up.
+#[inline(always)]
+pub fn local_pod_of(addr: Ip4, node: &NodeConfig) -> Option<PodLink> {
+    if is_pod_address(addr, node) { local_pod(addr) } else { None }
+}
+
+/// Whether an address is of the range that all the cluster's pods have theirs of.
+#[inline(always)]
+pub fn is_pod_address(addr: Ip4, node: &NodeConfig) -> bool {
+    addr.is_within(node.cluster_net, node.cluster_mask)
 }
 
 /// The place of what is no local pod.
 #[inline(always)]
 pub fn place_beyond(addr: Ip4, node: &NodeConfig) -> Place {
     if addr.is_within(node.pod_net, node.pod_mask) {
-        return Place::Nobody;
+        return Place::NOBODY;
     }
     match node_address(addr) {
-        Some(THIS_NODE) => Place::ThisNode,
-        Some(_) => Place::Cluster,
-        None if addr.is_within(node.cluster_net, node.cluster_mask) => Place::Cluster,
-        None => Place::Outside,
+        Some(THIS_NODE) => Place::THIS_NODE,
+        Some(_) => Place::CLUSTER,
+        None if is_pod_address(addr, node) => Place::CLUSTER,
+        None => Place::OUTSIDE,
     }
 }
 
-/// The way a packet leaves this program.
-#[derive(Clone, Copy)]
-pub enum Exit {
+/// The way a packet leaves this program: a pod's device, or one of these.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Exit(u32);
+
+impl Exit {
     /// On with other programs and the stack.
-    Stack,
-    Pod(PodLink),
+    pub const STACK: Self = Self(u32::MAX);
     /// To the host as if the service had sent it: on the service link, where the route back to services lies.
-    HostAsService,
-    Uplink,
+    pub const HOST_AS_SERVICE: Self = Self(u32::MAX - 1);
+    pub const UPLINK: Self = Self(u32::MAX - 2);
+
+    pub const fn pod(ifindex: u32) -> Self {
+        Self(ifindex)
+    }
+
+    pub const fn word(self) -> u32 {
+        self.0
+    }
+
+    pub const fn from_word(word: u32) -> Self {
+        Self(word)
+    }
+
+    /// The exit to a place that is a pod's.
+    pub const fn to(place: Place) -> Self {
+        Self(place.0)
+    }
 }
 
-/// Gives the packet the addresses of `to` and sends it on; the program's result.
+/// Gives the packet the addresses it shall have and sends it on; the program's result.
 #[inline(always)]
-pub fn send(ctx: &TcContext, packet: &Packet, to: &Tuple, exit: Exit, from: From, node: &NodeConfig) -> Result<i32> {
+pub fn send(ctx: &TcContext, packet: &Packet, exit: Exit, from: From, node: &NodeConfig) -> Result<i32> {
     // What has no hop left is the stack's to answer for, which to a pod it does with the addresses that the pod used. From outside
     // it must not be taken for the host's own.
     let dead = packet.ttl <= 1;
-    if dead && from == From::Pod && matches!(exit, Exit::Pod(_) | Exit::Uplink) {
+    let onwards = exit != Exit::STACK && exit != Exit::HOST_AS_SERVICE;
+    if dead && from == From::Pod && onwards {
         return Ok(TC_ACT_UNSPEC);
     }
     let hop = match exit {
-        Exit::Pod(_) | Exit::Uplink if dead => Hop::NONE,
-        Exit::Stack => Hop::NONE,
-        Exit::Pod(pod) => Hop { counted: true, macs: Some((pod_mac(pod.ip), HOST_MAC)) },
-        Exit::HostAsService => Hop { counted: false, macs: Some((HOST_MAC, SERVICE_MAC)) },
-        Exit::Uplink => Hop { counted: true, macs: None },
+        Exit::STACK => Hop::NONE,
+        Exit::HOST_AS_SERVICE => Hop { counted: false, macs: Some((HOST_MAC, SERVICE_MAC)) },
+        _ if dead => Hop::NONE,
+        Exit::UPLINK => Hop { counted: true, macs: None },
+        _ => Hop { counted: true, macs: Some((pod_mac(packet.to.dst), HOST_MAC)) },
     };
-    rewrite(ctx, packet, to, hop)?;
-    if matches!(exit, Exit::Stack) || (dead && !matches!(exit, Exit::HostAsService)) {
+    rewrite(ctx, packet, hop)?;
+    if exit == Exit::STACK || (dead && onwards) {
         return Ok(TC_ACT_UNSPEC);
     }
     ctx.set_mark(0);
+    mark(ctx, exit);
     // SAFETY: ingress hooks of tc, as redirect_peer demands; without parameters redirect_neigh takes next hop and neighbour from
     // the routes.
     let action = unsafe {
         match exit {
-            Exit::Pod(pod) => bpf_redirect_peer(pod.ifindex, 0),
-            Exit::HostAsService => bpf_redirect(node.service_link, BPF_F_INGRESS as u64),
-            Exit::Uplink | Exit::Stack => bpf_redirect_neigh(node.uplink, core::ptr::null_mut(), 0, 0),
+            Exit::HOST_AS_SERVICE => bpf_redirect(node.service_link, BPF_F_INGRESS as u64),
+            Exit::UPLINK => bpf_redirect_neigh(node.uplink, core::ptr::null_mut(), 0, 0),
+            Exit(ifindex) => bpf_redirect_peer(ifindex, 0),
         }
     };
     Ok(action as i32)
+}
+
+/// Set on what leaves by the uplink, where the program for the host's own packets need not look at it again. Nothing else uses the
+/// field on a packet's way out but classful queueing that a filter set up, which reads it after that program.
+const SENT: u32 = 0x616d;
+
+#[inline(always)]
+fn mark(ctx: &TcContext, exit: Exit) {
+    if exit == Exit::UPLINK {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { core::ptr::write_volatile(&raw mut (*ctx.skb.skb).tc_index, SENT) };
+    }
+}
+
+/// Whether a program here sent the packet to the uplink.
+#[inline(always)]
+pub fn is_marked(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).tc_index) == SENT }
 }
 
 /// What the node's routes say about a destination.

@@ -1,15 +1,16 @@
 //! ICMP errors about translated packets: the quoted packet gets back the addresses that its sender knows.
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::flow;
+use crate::flow::{self, Seen};
 use crate::mangle::Mangled;
 use crate::packet::{Ipv4Header, Packet};
 
 const ICMP_HEADER: usize = 8;
 
-/// What is known of a packet, or of the one it quotes.
+/// What is known of the packet that an error quotes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Known {
     NotOurs,
@@ -17,18 +18,41 @@ pub enum Known {
     Mangled,
 }
 
-/// Translates the quote; `to` becomes what the message's own addresses shall be. A function of its own for the kernel too: it is
-/// rare, and verified apart.
+/// Translates the quote, and decides about the message's own addresses.
+#[inline(always)]
+pub fn translate(ctx: &TcContext, packet: &mut Packet) -> Known {
+    match amphi_quoted(ctx.skb.skb, packet) {
+        TRANSLATED => Known::Translated,
+        NOT_OURS => Known::NotOurs,
+        _ => Known::Mangled,
+    }
+}
+
+const NOT_OURS: u32 = Known::NotOurs as u32;
+const TRANSLATED: u32 = Known::Translated as u32;
+
+/// `translate_quote`, for every caller at once: it is rare.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn translate(ctx: &TcContext, packet: &Packet, to: &mut Tuple) -> Known {
-    let at = packet.offset + ICMP_HEADER;
+pub extern "C" fn amphi_quoted(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    // SAFETY: callers give a packet of their own.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return NOT_OURS };
+    translate_quote(&TcContext::new(skb), packet) as u32
+}
+
+#[inline(always)]
+fn translate_quote(ctx: &TcContext, packet: &mut Packet) -> Known {
+    let at = packet.transport() + ICMP_HEADER;
     let Ok(header) = ctx.load::<Ipv4Header>(at) else { return Known::NotOurs };
     if header.version_ihl != 0x45 {
         return Known::NotOurs;
     }
     let Some(quoted) = quoted_tuple(ctx, at + 20, &header) else { return Known::NotOurs };
     // The error about a packet goes where a reply to it would.
-    let Some(reply) = flow::peek(&quoted.reversed()) else { return Known::NotOurs };
+    let mut reply = quoted;
+    if flow::peek(&quoted.reversed(), &mut reply) == Seen::Unknown {
+        return Known::NotOurs;
+    }
     let original = reply.reversed();
     if quote_addresses(ctx, at, &header, &original).is_err()
         || quote_ports(ctx, packet, at + 20, &quoted, &original).is_err()
@@ -37,9 +61,9 @@ pub fn translate(ctx: &TcContext, packet: &Packet, to: &mut Tuple) -> Known {
     }
     // A router on the way keeps its own address; the far end itself shows the one its peer knows.
     if packet.tuple.src == quoted.dst {
-        to.src = reply.src;
+        packet.to.src = reply.src;
     }
-    to.dst = reply.dst;
+    packet.to.dst = reply.dst;
     crate::maps::count(Counter::IcmpTranslated);
     Known::Translated
 }
@@ -60,7 +84,8 @@ fn quoted_tuple(ctx: &TcContext, at: usize, header: &Ipv4Header) -> Option<Tuple
         sport: Port(sport),
         dport: Port(dport),
         protocol: header.protocol,
-        pad: [0; 3],
+        pad: 0,
+        rest: 0,
     })
 }
 
@@ -74,7 +99,7 @@ fn quote_addresses(ctx: &TcContext, at: usize, header: &Ipv4Header, to: &Tuple) 
 
 #[inline(always)]
 fn quote_ports(ctx: &TcContext, packet: &Packet, at: usize, from: &Tuple, to: &Tuple) -> Result<(), Mangled> {
-    let check = packet.offset + 2;
+    let check = packet.transport() + 2;
     if from.protocol == ICMP {
         return quote_port(ctx, check, at + 4, from.sport, to.sport);
     }

@@ -5,7 +5,10 @@
 //! `maps`, which user space fills. A program's body is parse → decide → verdict.
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "atomic operations, which the stable library leaves out for this target")]
 
+mod atomic;
 mod choose;
 mod flow;
 mod forward;
@@ -14,6 +17,7 @@ mod mangle;
 mod maps;
 mod packet;
 mod reject;
+mod snat;
 mod socket;
 mod tc;
 

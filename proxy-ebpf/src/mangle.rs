@@ -5,14 +5,12 @@ use aya_ebpf::helpers::bpf_skb_pull_data;
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::packet::{IP, Layer4, PLAIN, Packet};
+use crate::packet::{IP, IP_SRC, Layer4, PLAIN, Packet, words};
 
 const PSEUDO_HEADER: u64 = 0x10;
 const MARK_MANGLED_0: u64 = 0x20;
 const IP_TTL: usize = IP + 8;
 const IP_CHECK: usize = IP + 10;
-const IP_SRC: usize = IP + 12;
-const IP_DST: usize = IP + 16;
 
 /// The packet could not be changed: it must not go on.
 pub struct Mangled;
@@ -32,13 +30,13 @@ impl Hop {
     pub const NONE: Self = Self { counted: false, macs: None };
 }
 
-/// Gives the packet the addresses and ports of `to`.
+/// Gives the packet the addresses and ports that it shall have.
 #[inline(always)]
-pub fn rewrite(ctx: &TcContext, packet: &Packet, to: &Tuple, hop: Hop) -> Result<()> {
-    let from = &packet.tuple;
+pub fn rewrite(ctx: &TcContext, packet: &Packet, hop: Hop) -> Result<()> {
+    let (from, to) = (&packet.tuple, &packet.to);
     let addresses = difference([from.src.0, from.dst.0], [to.src.0, to.dst.0]);
     if from.src != to.src || from.dst != to.dst || from.sport != to.sport || from.dport != to.dport {
-        rewrite_transport(ctx, packet, to, addresses)?;
+        rewrite_transport(ctx, packet, addresses)?;
     }
     let data = header(ctx)?;
     let mut sum = addresses as u64;
@@ -51,8 +49,7 @@ pub fn rewrite(ctx: &TcContext, packet: &Packet, to: &Tuple, hop: Hop) -> Result
     let check = (data + IP_CHECK) as *mut u16;
     unsafe {
         core::ptr::write(check, !fold(sum + !core::ptr::read(check) as u64));
-        core::ptr::write((data + IP_SRC) as *mut u32, to.src.0);
-        core::ptr::write((data + IP_DST) as *mut u32, to.dst.0);
+        core::ptr::write_volatile((data + IP_SRC) as *mut u64, words(to)[0]);
     }
     if let Some((dst, src)) = hop.macs {
         let [a, b, c, d, e, f] = dst;
@@ -67,11 +64,11 @@ pub fn rewrite(ctx: &TcContext, packet: &Packet, to: &Tuple, hop: Hop) -> Result
 
 /// Ports, and the transport's checksum with all that it covers.
 #[inline(always)]
-fn rewrite_transport(ctx: &TcContext, packet: &Packet, to: &Tuple, addresses: u32) -> Result<()> {
-    let from = &packet.tuple;
+fn rewrite_transport(ctx: &TcContext, packet: &Packet, addresses: u32) -> Result<()> {
+    let (from, to, offset) = (&packet.tuple, &packet.to, packet.transport());
     let (check, flags) = match packet.layer4 {
-        Layer4::Tcp => (packet.offset + 16, 0),
-        Layer4::Udp => (packet.offset + 6, MARK_MANGLED_0),
+        Layer4::Tcp => (offset + 16, 0),
+        Layer4::Udp => (offset + 6, MARK_MANGLED_0),
         Layer4::EchoRequest => return rewrite_echo(ctx, packet, from.sport, to.sport),
         Layer4::EchoReply => return rewrite_echo(ctx, packet, from.dport, to.dport),
         Layer4::IcmpError | Layer4::Continued | Layer4::Unknown | Layer4::Other => return Ok(()),
@@ -79,25 +76,24 @@ fn rewrite_transport(ctx: &TcContext, packet: &Packet, to: &Tuple, addresses: u3
     if from.src != to.src || from.dst != to.dst {
         ctx.l4_csum_replace(check, 0, addresses as u64, flags | PSEUDO_HEADER).map_err(|_| Mangled)?;
     }
-    let ports = |tuple: &Tuple| tuple.sport.0 as u32 | (tuple.dport.0 as u32) << 16;
-    if ports(from) == ports(to) {
+    if from.ports() == to.ports() {
         return Ok(());
     }
-    ctx.l4_csum_replace(check, ports(from) as u64, ports(to) as u64, flags | 4).map_err(|_| Mangled)?;
+    ctx.l4_csum_replace(check, from.ports() as u64, to.ports() as u64, flags | 4).map_err(|_| Mangled)?;
     let (data, end) = (ctx.data(), ctx.data_end());
-    if packet.offset == PLAIN && data + PLAIN + 4 <= end {
+    if offset == PLAIN && data + PLAIN + 4 <= end {
         // SAFETY: within the packet; the helper before has made it writable up to the checksum, which lies behind the ports.
-        unsafe { core::ptr::write((data + PLAIN) as *mut u32, ports(to)) };
+        unsafe { core::ptr::write((data + PLAIN) as *mut u32, to.ports()) };
         return Ok(());
     }
-    ctx.store(packet.offset, &ports(to), 0).map_err(|_| Mangled)
+    ctx.store(offset, &to.ports(), 0).map_err(|_| Mangled)
 }
 
 /// The identifier of an echo stands for its port. No ICMP checksum covers addresses.
 #[inline(always)]
 fn rewrite_echo(ctx: &TcContext, packet: &Packet, from: Port, to: Port) -> Result<()> {
-    ctx.l4_csum_replace(packet.offset + 2, from.0 as u64, to.0 as u64, 2).map_err(|_| Mangled)?;
-    ctx.store(packet.offset + 4, &to.0, 0).map_err(|_| Mangled)
+    ctx.l4_csum_replace(packet.transport() + 2, from.0 as u64, to.0 as u64, 2).map_err(|_| Mangled)?;
+    ctx.store(packet.transport() + 4, &to.0, 0).map_err(|_| Mangled)
 }
 
 /// The address of the packet's first byte; Ethernet and IP header behind it are in one piece.

@@ -11,6 +11,10 @@ const MMAPABLE: usize = 1 << 10;
 #[btf_map]
 pub static FRONTENDS: HashMap<FrontendKey, u64, MAX_FRONTENDS> = HashMap::new();
 
+/// What a port of every address of the node leads to (`NodePort`), by family, protocol and number.
+#[btf_map]
+pub static NODE_PORTS: Array<u64, MAX_NODE_PORTS, MMAPABLE> = Array::new();
+
 /// One endpoint set per slot (`Slot` bits). Mapped into user space, which flips a set with one store.
 #[btf_map]
 pub static SLOTS: Array<u64, MAX_SLOTS, MMAPABLE> = Array::new();
@@ -19,9 +23,13 @@ pub static SLOTS: Array<u64, MAX_SLOTS, MMAPABLE> = Array::new();
 #[btf_map]
 pub static AFFINITY_OF: Array<u64, MAX_SLOTS, MMAPABLE> = Array::new();
 
-/// Endpoints (`Backend` bits), set after set, each set sorted.
+/// Endpoints (`Member` bits), set after set, each set sorted.
 #[btf_map]
-pub static BACKENDS: Array<u64, MAX_BACKENDS, MMAPABLE> = Array::new();
+pub static SETS: Array<u64, MAX_MEMBERS, MMAPABLE> = Array::new();
+
+/// Who the members are.
+#[btf_map]
+pub static BACKENDS: Array<Backend, MAX_BACKENDS, MMAPABLE> = Array::new();
 
 /// Who went where. LRU: losing an entry costs a client its endpoint, not its connection.
 #[btf_map]
@@ -50,13 +58,25 @@ pub static NODE: Array<NodeConfig, 1> = Array::new();
 #[btf_map]
 pub static CARRYING: Array<u64, 1> = Array::new();
 
-/// Flows that were answered. A plain hash, swept by deadline: nothing evicts a live connection.
+/// Connections, by what their clients' packets show. A plain hash, swept by deadline: nothing evicts a live connection.
 #[btf_map]
 pub static FLOWS: HashMap<Tuple, Flow, MAX_FLOWS> = HashMap::new();
 
-/// Flows without an answer so far: a flood of openings only pushes out its like.
+/// Who shows the ports of the range for translated sources; by it answers find their connection.
 #[btf_map]
-pub static NEW_FLOWS: LruHashMap<Tuple, Flow, MAX_NEW_FLOWS> = LruHashMap::new();
+pub static SNAT: Array<SnatPlace, MAX_SNAT_PLACES, MMAPABLE> = Array::new();
+
+/// Endpoint (`end` bits) → `Exposed` bits; by it answers to clients that kept their own address and port find their connection.
+#[btf_map]
+pub static EXPOSED: HashMap<u64, u64, MAX_EXPOSED> = HashMap::new();
+
+/// The connections that began last, in a ring: a flood of openings only pushes out its like.
+#[btf_map]
+pub static NEWEST: Array<Tuple, MAX_NEW_FLOWS> = Array::new();
+
+/// How many connections ever began.
+#[btf_map]
+pub static BEGUN: Array<u64, 1> = Array::new();
 
 /// Ports (source | destination << 16) of fragmented packets, for the fragments that carry none.
 #[btf_map]
@@ -64,9 +84,17 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, u32, MAX_FRAGMENTS> = LruHashMap::
 
 /// Where a connected socket was meant to go. Dies with the socket.
 #[btf_map]
-pub static ORIGINS: SkStorage<Origin> = SkStorage::new();
+pub static CONNECTED: SkStorage<Connected> = SkStorage::new();
 
 /// The services that an unconnected UDP socket sends to. Dies with the socket.
+#[btf_map]
+pub static SENDERS: SkStorage<Senders> = SkStorage::new();
+
+/// What sockets have from layout 1 in place of `CONNECTED`.
+#[btf_map]
+pub static ORIGINS: SkStorage<Origin> = SkStorage::new();
+
+/// And in place of `SENDERS`.
 #[btf_map]
 pub static PEERS: SkStorage<Peers> = SkStorage::new();
 
@@ -75,10 +103,21 @@ pub static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
 
 #[inline(always)]
 pub fn count(counter: Counter) {
-    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+    count_number(counter as u32);
+}
+
+/// The same by the counter's number.
+#[inline(always)]
+pub fn count_number(counter: u32) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter) {
         // SAFETY: a per-CPU element, valid while the program runs; only this CPU writes it.
         unsafe { *value += 1 };
     }
+}
+
+/// The node for a function that is verified by itself, which cannot be told that it only reads.
+pub const fn of_map(node: &NodeConfig) -> *mut NodeConfig {
+    core::ptr::from_ref(node).cast_mut()
 }
 
 pub fn node() -> Option<&'static NodeConfig> {
@@ -103,9 +142,16 @@ pub unsafe fn whole(value: *const u64) -> u64 {
 }
 
 /// What a node address is, if it is one.
+#[inline(always)]
 pub fn node_address(addr: Ip4) -> Option<u32> {
     // SAFETY: see `whole`; a recycled element still says "an address of some node".
     NODE_ADDRESSES.get_ptr(addr.0).map(|kind| unsafe { core::ptr::read_volatile(kind) })
+}
+
+/// Whether any node has an address.
+#[inline(always)]
+pub fn is_node_address(ip: Ip) -> bool {
+    ip.to_v4().is_some_and(|ip| node().is_some_and(|node| node.node_ip == ip) || node_address(ip).is_some())
 }
 
 /// The host end of a pod on this node.

@@ -1,5 +1,8 @@
 //! Reads what the decisions need out of a packet, once, before anything is changed.
 
+use core::mem::MaybeUninit;
+
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
@@ -7,9 +10,12 @@ use crate::maps::FRAGMENTS;
 
 /// The network header follows the Ethernet header.
 pub const IP: usize = 14;
+/// The addresses in it: source and destination.
+pub const IP_SRC: usize = IP + 12;
 /// Where the transport header begins without IP options.
 pub const PLAIN: usize = IP + 20;
 const PLAIN_VERSION_IHL: u8 = 0x45;
+const LONGEST_VERSION_IHL: u8 = 0x4f;
 /// The length of what every transport header begins with: both ports, or ICMP's fixed part.
 const PORTS: usize = 8;
 const TCP_FLAGS: usize = 13;
@@ -61,99 +67,150 @@ pub enum Layer4 {
     Other,
 }
 
-/// The same value, of which the verifier knows nothing: else it walks all code behind a choice once for each constant chosen.
-#[inline(always)]
-pub fn hide(ctx: &TcContext, value: u8) -> u8 {
-    // SAFETY: the context is valid while the program runs.
-    let length = || unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).len) };
-    value ^ (length() ^ length()) as u8
-}
-
 /// What the sender says the packet is.
 #[inline(always)]
 pub fn claims_ip4(ctx: &TcContext) -> bool {
     ctx.skb.protocol() == ETHERTYPE_IPV4
 }
 
+/// The kernel has taken the tag off before any program sees the packet.
+#[inline(always)]
+fn has_vlan(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { (*ctx.skb.skb).vlan_present != 0 }
+}
+
+/// A packet, and what shall become of it. Functions of their own get it by its address, so every byte of it is a field's.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Packet {
     pub tuple: Tuple,
+    /// The addresses and ports it shall have.
+    pub to: Tuple,
+    /// Where the transport header begins.
+    pub offset: u32,
+    /// Length of the IP packet.
+    pub length: u16,
     pub layer4: Layer4,
     /// Of TCP; else none.
     pub flags: u8,
-    /// Where the transport header begins.
-    pub offset: usize,
     pub ttl: u8,
-    /// Length of the IP packet.
-    pub length: u16,
+    pub pad: u8,
+    pub rest: u16,
+    pub more: u32,
+}
+
+const _: () = assert!(size_of::<Packet>() == 48);
+
+const UNREAD: Packet = Packet {
+    tuple: NO_TUPLE,
+    to: NO_TUPLE,
+    offset: 0,
+    length: 0,
+    layer4: Layer4::Other,
+    flags: 0,
+    ttl: 0,
+    pad: 0,
+    rest: 0,
+    more: 0,
+};
+
+/// A tuple's words. What was written in words is read in words or parts of them: a processor that has to put a word together from
+/// parts just written waits for them, at each packet.
+#[inline(always)]
+pub fn words(tuple: &Tuple) -> [u64; 2] {
+    let first = core::ptr::from_ref(tuple).cast::<u64>();
+    // SAFETY: a tuple is two aligned words.
+    unsafe { [core::ptr::read_volatile(first), core::ptr::read_volatile(first.add(1))] }
+}
+
+#[inline(always)]
+pub fn set_words(tuple: &mut Tuple, words: [u64; 2]) {
+    let first = core::ptr::from_mut(tuple).cast::<u64>();
+    // SAFETY: as above, and every word is one of a tuple.
+    unsafe {
+        core::ptr::write_volatile(first, words[0]);
+        core::ptr::write_volatile(first.add(1), words[1]);
+    }
 }
 
 impl Packet {
-    /// `None`: not IPv4, or cut short; none of ours.
+    /// `None`: not IPv4, cut short, or of another network on the same wire; none of ours.
     #[inline(always)]
-    pub fn parse(ctx: &TcContext) -> Option<Self> {
-        if !claims_ip4(ctx) {
+    pub fn read<'a>(ctx: &TcContext, room: &'a mut MaybeUninit<Self>) -> Option<&'a mut Self> {
+        if !claims_ip4(ctx) || has_vlan(ctx) {
             return None;
         }
-        let mut packet = Self { tuple: NO_TUPLE, layer4: Layer4::Other, flags: 0, offset: 0, ttl: 0, length: 0 };
-        match Self::parse_plain(ctx) {
-            Some(plain) => packet = plain,
-            None if Self::parse_any(ctx, &mut packet) => {}
-            None => return None,
+        // SAFETY: written whole by `read_plain`, or below; all its fields are integers.
+        let packet = unsafe { &mut *room.as_mut_ptr() };
+        if packet.read_plain(ctx) {
+            return Some(packet);
         }
-        // SAFETY: a value of the type, which hiding does not change.
-        packet.layer4 = unsafe { core::mem::transmute::<u8, Layer4>(hide(ctx, packet.layer4 as u8)) };
-        Some(packet)
+        *packet = UNREAD;
+        if amphi_read_any(ctx.skb.skb, packet) != 0 { Some(packet) } else { None }
     }
 
     /// TCP and UDP without IP options and fragmentation, whose headers lie in one piece: read in place.
     #[inline(always)]
-    fn parse_plain(ctx: &TcContext) -> Option<Self> {
+    fn read_plain(&mut self, ctx: &TcContext) -> bool {
         let (data, end) = (ctx.data(), ctx.data_end());
         if data + PLAIN + PORTS > end {
-            return None;
+            return false;
         }
         // SAFETY: within the packet, as just checked; the kernels this runs on read words at any address.
         let header = unsafe { core::ptr::read((data + IP) as *const Ipv4Header) };
         if header.version_ihl != PLAIN_VERSION_IHL || header.fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET).to_be() != 0
         {
-            return None;
+            return false;
         }
-        // SAFETY: as above.
-        let ports = unsafe { core::ptr::read((data + PLAIN) as *const u32) };
         let (layer4, flags) = match header.protocol {
             UDP => (Layer4::Udp, 0),
             // SAFETY: as just checked.
             TCP if data + PLAIN + TCP_FLAGS < end => {
                 (Layer4::Tcp, unsafe { core::ptr::read((data + PLAIN + TCP_FLAGS) as *const u8) })
             }
-            _ => return None,
+            _ => return false,
         };
-        let mut tuple = addresses(&header);
-        (tuple.sport, tuple.dport) = (Port(ports as u16), Port((ports >> 16) as u16));
-        Some(Self { tuple, layer4, flags, offset: PLAIN, ttl: header.ttl, length: u16::from_be(header.length) })
+        // SAFETY: as above.
+        let ports = unsafe { core::ptr::read((data + PLAIN) as *const u32) };
+        // SAFETY: as above.
+        let addresses = unsafe { core::ptr::read_volatile((data + IP_SRC) as *const u64) };
+        let words = [addresses, ports as u64 | (header.protocol as u64) << 32];
+        set_words(&mut self.tuple, words);
+        set_words(&mut self.to, words);
+        (self.offset, self.length) = (PLAIN as u32, u16::from_be(header.length));
+        (self.layer4, self.flags, self.ttl) = (layer4, flags, header.ttl);
+        (self.pad, self.rest, self.more) = (0, 0, 0);
+        true
     }
 
-    /// Everything else, wherever the kernel keeps it. Rare, so a function of its own for the kernel too.
-    #[inline(never)]
-    fn parse_any(ctx: &TcContext, packet: &mut Self) -> bool {
+    /// Everything else, wherever the kernel keeps it.
+    #[inline(always)]
+    fn read_any(&mut self, ctx: &TcContext) -> bool {
         let Ok(header) = ctx.load::<Ipv4Header>(IP) else { return false };
-        packet.offset = IP + (header.version_ihl & 15) as usize * 4;
-        packet.tuple = addresses(&header);
-        packet.ttl = header.ttl;
-        packet.length = u16::from_be(header.length);
+        if header.version_ihl < PLAIN_VERSION_IHL || header.version_ihl > LONGEST_VERSION_IHL {
+            return false;
+        }
+        self.offset = IP as u32 + (header.version_ihl & 15) as u32 * 4;
+        self.tuple = addresses(&header);
+        self.ttl = header.ttl;
+        self.length = u16::from_be(header.length);
         let fragment = u16::from_be(header.fragment);
         if fragment & FRAGMENT_OFFSET != 0 {
-            packet.layer4 = continued(&mut packet.tuple, header.id);
+            self.layer4 = continued(&mut self.tuple, header.id);
             return true;
         }
-        if !parse_layer4(ctx, packet) {
+        if !parse_layer4(ctx, self) {
             return false;
         }
         if fragment & MORE_FRAGMENTS != 0 {
-            note_first_fragment(&packet.tuple, header.id);
+            note_first_fragment(&self.tuple, header.id);
         }
         true
+    }
+
+    pub fn transport(&self) -> usize {
+        self.offset as usize
     }
 
     pub fn is_opening(&self) -> bool {
@@ -170,8 +227,16 @@ impl Packet {
     }
 }
 
-const NO_TUPLE: Tuple =
-    Tuple { src: Ip4::UNSPECIFIED, dst: Ip4::UNSPECIFIED, sport: Port(0), dport: Port(0), protocol: 0, pad: [0; 3] };
+/// `Packet::read_any`, verified by itself; 0: none of ours.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn amphi_read_any(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    // SAFETY: callers give a packet of their own.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return 0 };
+    let read = packet.read_any(&TcContext::new(skb));
+    packet.to = packet.tuple;
+    read as u32
+}
 
 #[inline(always)]
 fn addresses(header: &Ipv4Header) -> Tuple {
@@ -181,14 +246,15 @@ fn addresses(header: &Ipv4Header) -> Tuple {
         sport: Port(0),
         dport: Port(0),
         protocol: header.protocol,
-        pad: [0; 3],
+        pad: 0,
+        rest: 0,
     }
 }
 
 /// False: cut short.
 #[inline(always)]
 fn parse_layer4(ctx: &TcContext, packet: &mut Packet) -> bool {
-    let (offset, tuple) = (packet.offset, &mut packet.tuple);
+    let (offset, tuple) = (packet.transport(), &mut packet.tuple);
     packet.layer4 = match tuple.protocol {
         TCP | UDP => {
             let Ok([sport, dport]) = ctx.load::<[u16; 2]>(offset) else { return false };

@@ -3,7 +3,7 @@
 //! The packet is cut and turned into its own answer. Answers to a pod or the host are put in on the receiving side, never sent
 //! through a device, so that no device completes a checksum where the question's transport header used to be.
 
-use aya_ebpf::bindings::BPF_F_INGRESS;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS};
 use aya_ebpf::helpers::{bpf_csum_diff, bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail};
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
@@ -16,6 +16,7 @@ use crate::packet::{ACK, FIN, IP, Ipv4Header, Layer4, PLAIN, Packet, RST, SYN, U
 pub const PORT_UNREACHABLE: u8 = 3;
 pub const HOST_UNREACHABLE: u8 = 1;
 const RECOMPUTE: u64 = 1;
+const TCP_CHECK: usize = 16;
 const IP_HEADER: usize = 20;
 /// An ICMP error quotes the header and eight bytes.
 const QUOTE: usize = IP_HEADER + 8;
@@ -44,11 +45,19 @@ struct PseudoHeader {
     length: u16,
 }
 
-/// Answers the packet, or drops it where no answer is possible; the program's result. A function of its own for the kernel too:
-/// it is rare, and verified once.
+/// Answers the packet, or drops it where no answer is possible; the program's result.
+#[inline(always)]
+pub fn reject(ctx: &TcContext, packet: &mut Packet, from: From, code: u8) -> i32 {
+    amphi_reject(ctx.skb.skb, packet, from.word(), code as u32)
+}
+
+/// `reject`, for every caller at once: it is rare.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn reject(ctx: &TcContext, packet: &Packet, from: From, code: u8) -> i32 {
-    match node().and_then(|node| answer(ctx, packet, from, node, code)) {
+pub extern "C" fn amphi_reject(skb: *mut __sk_buff, packet: *mut Packet, from: u32, code: u32) -> i32 {
+    // SAFETY: callers give a packet of their own.
+    let (Some(packet), Some(node)) = (unsafe { packet.as_ref() }, node()) else { return TC_ACT_SHOT };
+    match answer(&TcContext::new(skb), packet, From::from_word(from), node, code as u8) {
         Some(action) => action,
         None => {
             count(Counter::Unanswerable);
@@ -60,11 +69,11 @@ pub fn reject(ctx: &TcContext, packet: &Packet, from: From, code: u8) -> i32 {
 #[inline(always)]
 fn answer(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig, code: u8) -> Option<i32> {
     // With IP options a packet is not worth the stack space.
-    if packet.offset != PLAIN {
+    if packet.transport() != PLAIN {
         return None;
     }
     let answered = match packet.layer4 {
-        Layer4::Tcp if packet.flags & RST == 0 => reset(ctx, packet, packet.flags),
+        Layer4::Tcp if packet.flags & RST == 0 => reset(ctx, packet, packet.flags, from),
         Layer4::Udp | Layer4::EchoRequest => unreachable(ctx, packet, code, node),
         _ => None,
     }?;
@@ -73,8 +82,8 @@ fn answer(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig, code:
 }
 
 #[inline(always)]
-fn reset(ctx: &TcContext, packet: &Packet, flags: u8) -> Option<Counter> {
-    let asked: TcpHeader = ctx.load(packet.offset).ok()?;
+fn reset(ctx: &TcContext, packet: &Packet, flags: u8, from: From) -> Option<Counter> {
+    let asked: TcpHeader = ctx.load(PLAIN).ok()?;
     let header_length = (asked.offset >> 4) as u16 * 4;
     let payload = packet.length.wrapping_sub(IP_HEADER as u16).wrapping_sub(header_length);
     let controls = (flags & SYN != 0) as u32 + (flags & FIN != 0) as u32;
@@ -106,7 +115,22 @@ fn reset(ctx: &TcContext, packet: &Packet, flags: u8) -> Option<Counter> {
     cut(ctx, PLAIN + size_of::<TcpHeader>())?;
     store_ip(ctx, packet, packet.tuple.dst, TCP, size_of::<TcpHeader>())?;
     ctx.store(PLAIN, &tcp, RECOMPUTE).ok()?;
+    if from == From::Uplink && device_sums_up(ctx)? {
+        // What it adds to: the part that it does not see.
+        tcp.check = !fold(sum);
+    }
+    ctx.store(PLAIN, &tcp, RECOMPUTE).ok()?;
     Some(Counter::Reset)
+}
+
+/// Whether the device that sends the packet will put a sum over the transport header into it, as it was to do for the question. The
+/// kernel's helper leaves such a sum alone unless told that addresses changed, which is how to see it.
+#[inline(always)]
+fn device_sums_up(ctx: &TcContext) -> Option<bool> {
+    let before: u16 = ctx.load(PLAIN + TCP_CHECK).ok()?;
+    ctx.l4_csum_replace(PLAIN + TCP_CHECK, 0, 1, 2).ok()?;
+    let after: u16 = ctx.load(PLAIN + TCP_CHECK).ok()?;
+    Some(before == after)
 }
 
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! Hooks at the socket: a connection to a service is sent to an endpoint before any packet exists.
 //!
-//! They act only on sockets of known network namespaces. IPv4 sockets and IPv6 sockets with mapped addresses share all code, for
-//! the kernel hands one socket's calls to hooks of both families (connect6, then sendmsg4, then recvmsg6).
+//! They act only on sockets of known network namespaces. Both families share all code and every record, for the kernel hands one
+//! socket's calls to hooks of both (connect6, then sendmsg4, then recvmsg6, where an IPv6 socket has a mapped address).
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_ktime_get_coarse_ns, bpf_set_retval};
@@ -10,23 +10,28 @@ use aya_ebpf::programs::SockAddrContext;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 use proxy_common::*;
 
-use crate::choose::{Choice, any, choose, contains, find_service};
-use crate::maps::{FRONTENDS, LOCAL_NETNS, ORIGINS, PEERS, count, node, whole};
+use crate::atomic::swap_half;
+use crate::choose::{Caller, Choice, any, choose, contains, find_service, node_port};
+use crate::maps::{CONNECTED, LOCAL_NETNS, ORIGINS, PEERS, SENDERS, count, node, whole};
+use crate::snat;
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 const EADDRINUSE: i32 = 98;
-/// The third word of ::ffff:0.0.0.0.
-const MAPPED: u32 = 0x0000_ffffu32.to_be();
 /// A peer unused for so long may give its place to another.
 const PEER_IDLE_NS: u64 = 120_000_000_000;
+/// The place of no sender.
+const NONE: u32 = PEERS_PER_SOCKET as u32;
+/// Looks at a lock before the call goes the packet path. Whoever holds it may have lost the processor.
+const PATIENCE: u32 = 64;
 
-/// The address that a call carries, in the two forms that an IPv4 address has.
+/// The form of the address that a call carries.
 #[derive(Clone, Copy)]
 enum Form {
     V4,
-    Mapped,
+    /// IPv6, or IPv4 mapped.
+    V6,
 }
 
 /// What a hook decided about the call.
@@ -43,7 +48,7 @@ fn amphi_connect4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(connect6)]
 fn amphi_connect6(ctx: SockAddrContext) -> i32 {
-    if is_mapped(&ctx) { finish(connect(&ctx, Form::Mapped)) } else { ALLOW }
+    finish(connect(&ctx, Form::V6))
 }
 
 #[cgroup_sock_addr(sendmsg4)]
@@ -53,7 +58,7 @@ fn amphi_sendmsg4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(sendmsg6)]
 fn amphi_sendmsg6(ctx: SockAddrContext) -> i32 {
-    if is_mapped(&ctx) { finish(send(&ctx, Form::Mapped)) } else { ALLOW }
+    finish(send(&ctx, Form::V6))
 }
 
 #[cgroup_sock_addr(recvmsg4)]
@@ -64,9 +69,7 @@ fn amphi_recvmsg4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(recvmsg6)]
 fn amphi_recvmsg6(ctx: SockAddrContext) -> i32 {
-    if is_mapped(&ctx) {
-        restore(&ctx, Form::Mapped);
-    }
+    restore(&ctx, Form::V6);
     ALLOW
 }
 
@@ -78,20 +81,18 @@ fn amphi_getpeername4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(getpeername6)]
 fn amphi_getpeername6(ctx: SockAddrContext) -> i32 {
-    if is_mapped(&ctx) {
-        restore(&ctx, Form::Mapped);
-    }
+    restore(&ctx, Form::V6);
     ALLOW
 }
 
 #[cgroup_sock_addr(bind4)]
 fn amphi_bind4(ctx: SockAddrContext) -> i32 {
-    bind(&ctx)
+    bind(&ctx, Form::V4)
 }
 
 #[cgroup_sock_addr(bind6)]
 fn amphi_bind6(ctx: SockAddrContext) -> i32 {
-    bind(&ctx)
+    bind(&ctx, Form::V6)
 }
 
 fn finish(verdict: Verdict) -> i32 {
@@ -115,19 +116,28 @@ fn connect(ctx: &SockAddrContext, form: Form) -> Verdict {
     let Some(netns) = local_netns(ctx) else { return Verdict::Pass };
     let protocol = protocol(ctx);
     let given = address(ctx, form);
-    let loopback = netns.kind == Netns::NODE;
-    let Some(service) = find_service(given.addr, given.port, protocol, Scope::Internal, loopback) else {
+    let Some(service) = find_service(given.ip, given.port, protocol, Scope::Internal, caller(netns)) else {
         forget_origin(ctx);
         return Verdict::Pass;
     };
-    match choose(service, netns.ip) {
+    match choose(service, Ip::v4(netns.ip)) {
+        // Connecting a datagram socket never fails on Linux, and some programs do it once and for all: what it sends is answered by
+        // the packet program, or translated there once an endpoint exists.
+        Choice::Refuse if protocol == UDP => {
+            forget_origin(ctx);
+            Verdict::Pass
+        }
         Choice::Refuse => Verdict::Refuse,
         // The packet program drops and counts.
-        Choice::Drop => Verdict::Pass,
-        Choice::Endpoint(backend) => {
-            let mut origin = Origin { service: given.bits(), backend: backend.bits() };
+        Choice::Drop => {
+            forget_origin(ctx);
+            Verdict::Pass
+        }
+        Choice::Endpoint(endpoint) => {
+            let backend = Address::new(endpoint.ip, endpoint.port);
+            let mut origin = Connected { head: Head::NOW, service: given, backend, member: endpoint.member };
             // SAFETY: the helper checks the socket of the context.
-            let stored = unsafe { ORIGINS.get_or_insert_ptr_mut(ctx, Some(&mut origin)) };
+            let stored = unsafe { CONNECTED.get_or_insert_ptr_mut(ctx, Some(&mut origin)) };
             if !stored.is_null() {
                 // SAFETY: not null, so a value of this socket's storage. A second connect replaces what the first one left.
                 unsafe { *stored = origin };
@@ -143,148 +153,272 @@ fn connect(ctx: &SockAddrContext, form: Form) -> Verdict {
 #[inline(always)]
 fn forget_origin(ctx: &SockAddrContext) {
     // SAFETY: the helper checks the socket of the context.
-    let stored = unsafe { ORIGINS.get_ptr_mut(ctx) };
+    let (stored, earlier) = unsafe { (CONNECTED.get_ptr_mut(ctx), ORIGINS.get_ptr_mut(ctx)) };
     if !stored.is_null() {
         // SAFETY: not null, so a value of this socket's storage.
-        unsafe { *stored = Origin::default() };
+        unsafe { *stored = Connected::default() };
     }
+    if !earlier.is_null() {
+        // SAFETY: as above.
+        unsafe { *earlier = Origin::default() };
+    }
+}
+
+#[inline(always)]
+fn caller(netns: Netns) -> Caller {
+    if netns.kind == Netns::NODE { Caller::Node } else { Caller::Elsewhere }
 }
 
 #[inline(always)]
 fn send(ctx: &SockAddrContext, form: Form) -> Verdict {
     let Some(netns) = local_netns(ctx) else { return Verdict::Pass };
     let given = address(ctx, form);
-    let loopback = netns.kind == Netns::NODE;
-    let Some(service) = find_service(given.addr, given.port, UDP, Scope::Internal, loopback) else {
+    let Some(service) = find_service(given.ip, given.port, UDP, Scope::Internal, caller(netns)) else {
         return Verdict::Pass;
     };
-    // SAFETY: the helper checks the socket of the context, and makes a zeroed value where there is none.
-    let peers = unsafe { PEERS.get_or_insert_ptr_mut(ctx, None) };
-    if peers.is_null() {
-        count(Counter::SocketLeft);
-        return Verdict::Pass;
-    }
-    // SAFETY: not null, so a value of this socket's storage.
-    let peers = unsafe { &mut *peers };
-    // SAFETY: the helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
-    if let Some(backend) = same_as_before(peers, service.slot, given.bits(), now) {
+    if let Some(backend) = connected_to(ctx, service.slot, given) {
         set_address(ctx, form, backend);
         return Verdict::Pass;
     }
-    match choose(service, netns.ip) {
-        Choice::Refuse => Verdict::Refuse,
-        Choice::Drop => Verdict::Pass,
-        Choice::Endpoint(first) => {
-            let backend = match remember(peers, given.bits(), first, now) {
-                true => Some(first),
-                false => another(peers, service.slot, given.bits(), now),
-            };
-            match backend {
-                Some(backend) => {
-                    set_address(ctx, form, backend);
-                    count(Counter::SocketTranslated);
-                }
-                None => count(Counter::SocketLeft),
-            }
-            Verdict::Pass
-        }
+    // SAFETY: the helper checks the socket of the context, and makes a zeroed value where there is none.
+    let senders = unsafe { SENDERS.get_or_insert_ptr_mut(ctx, None) };
+    if senders.is_null() || !lock(senders) {
+        count(Counter::SocketLeft);
+        return Verdict::Pass;
     }
+    // SAFETY: not null, so a value of this socket's storage, which this thread has locked.
+    let verdict =
+        translate(ctx, form, unsafe { &mut *senders }, service.slot, given, || choose(service, Ip::v4(netns.ip)));
+    unlock(senders);
+    verdict
 }
 
-/// The endpoint this socket already uses for the service, as a connection table would keep it, while it is in the set.
+/// A socket that has connected to a service sends to it where its connection leads.
 #[inline(always)]
-fn same_as_before(peers: &mut Peers, slot: Slot, service: u64, now: u64) -> Option<Backend> {
-    for peer in &mut peers.list {
-        if peer.service == service && peer.backend != 0 {
-            if now.wrapping_sub(peer.used) < PEER_IDLE_NS && contains(slot, peer.backend) {
-                peer.used = now;
-                return Some(Backend::from_bits(peer.backend));
-            }
-            return None;
-        }
+fn connected_to(ctx: &SockAddrContext, slot: Slot, given: Address) -> Option<Address> {
+    // SAFETY: the helper checks the socket of the context.
+    let stored = unsafe { CONNECTED.get_ptr_mut(ctx) };
+    if stored.is_null() {
+        return None;
     }
-    None
+    // SAFETY: not null, so a value of this socket's storage.
+    let stored = unsafe { &*stored };
+    (is_same(stored.service, given) && contains(slot, stored.member)).then_some(stored.backend)
 }
 
-/// Notes that replies of `backend` are the service's. False when they already mean another service, or there is no room.
+/// Several threads may send on one socket at once.
 #[inline(always)]
-fn remember(peers: &mut Peers, service: u64, backend: Backend, now: u64) -> bool {
-    let bits = backend.bits();
-    for peer in &peers.list {
-        if peer.backend == bits && peer.service != service && now.wrapping_sub(peer.used) < PEER_IDLE_NS {
-            return false;
-        }
-    }
-    for peer in &mut peers.list {
-        let mine = peer.service == service || peer.backend == bits;
-        if mine || peer.backend == 0 || now.wrapping_sub(peer.used) >= PEER_IDLE_NS {
-            *peer = Peer { service, backend: bits, used: now };
+fn lock(senders: *mut Senders) -> bool {
+    for _ in 0..PATIENCE {
+        // SAFETY: within a value of a socket's storage.
+        if unsafe { swap_half(&raw mut (*senders).head.lock, 0, 1) } {
             return true;
         }
     }
     false
 }
 
-/// A few more draws when the first endpoint was taken by another service of the same socket.
 #[inline(always)]
-fn another(peers: &mut Peers, slot: Slot, service: u64, now: u64) -> Option<Backend> {
-    for _ in 0..3 {
-        if let Choice::Endpoint(backend) = any(slot)
-            && remember(peers, service, backend, now)
-        {
-            return Some(backend);
+fn unlock(senders: *mut Senders) {
+    // SAFETY: within a value of a socket's storage; whoever has locked it says that it is done.
+    unsafe { write_volatile(&raw mut (*senders).head.lock, 0) };
+}
+
+#[inline(always)]
+fn translate(
+    ctx: &SockAddrContext,
+    form: Form,
+    senders: &mut Senders,
+    slot: Slot,
+    given: Address,
+    choose: impl FnOnce() -> Choice,
+) -> Verdict {
+    senders.head.version = Head::NOW.version;
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let mut service = given;
+    let place = amphi_same_as_before(senders, slot.bits(), &raw mut service, now);
+    if let Some(sender) = senders.list.get(place as usize) {
+        set_address(ctx, form, sender.backend);
+        return Verdict::Pass;
+    }
+    match choose() {
+        Choice::Refuse => Verdict::Refuse,
+        Choice::Drop => Verdict::Pass,
+        Choice::Endpoint(first) => {
+            let mut sender =
+                Sender { service, backend: Address::new(first.ip, first.port), member: first.member, used: now };
+            if amphi_remember(senders, &raw mut sender) != 0 || another(senders, slot, &mut sender) {
+                set_address(ctx, form, sender.backend);
+                count(Counter::SocketTranslated);
+            } else {
+                count(Counter::SocketLeft);
+            }
+            Verdict::Pass
         }
     }
-    None
+}
+
+#[inline(always)]
+fn is_same(one: Address, other: Address) -> bool {
+    one.ip == other.ip && one.port == other.port
+}
+
+#[inline(always)]
+fn is_idle(sender: &Sender, now: u64) -> bool {
+    sender.used == 0 || now.wrapping_sub(sender.used) >= PEER_IDLE_NS
+}
+
+/// The place of the endpoint that a socket already uses for a service, as a connection table would keep it, while it is in the set;
+/// `PEERS_PER_SOCKET`: none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn amphi_same_as_before(senders: *mut Senders, slot: u64, service: *mut Address, now: u64) -> u32 {
+    // SAFETY: callers give values of their own.
+    let (Some(senders), Some(service)) = (unsafe { senders.as_mut() }, unsafe { service.as_ref() }) else {
+        return NONE;
+    };
+    for (place, sender) in senders.list.iter_mut().enumerate() {
+        if sender.used != 0 && is_same(sender.service, *service) {
+            if !is_idle(sender, now) && contains(Slot::from_bits(slot), sender.member) {
+                sender.used = now;
+                return place as u32;
+            }
+            return NONE;
+        }
+    }
+    NONE
+}
+
+/// Notes that replies of a backend are its service's; 0 when they already mean another service, or there is no room.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn amphi_remember(senders: *mut Senders, sender: *mut Sender) -> u32 {
+    // SAFETY: callers give values of their own.
+    let (Some(senders), Some(new)) = (unsafe { senders.as_mut() }, unsafe { sender.as_ref() }) else { return 0 };
+    for sender in &senders.list {
+        if is_same(sender.backend, new.backend) && !is_same(sender.service, new.service) && !is_idle(sender, new.used) {
+            return 0;
+        }
+    }
+    for sender in &mut senders.list {
+        let mine = is_same(sender.service, new.service) || is_same(sender.backend, new.backend);
+        if mine || is_idle(sender, new.used) {
+            *sender = *new;
+            return 1;
+        }
+    }
+    0
+}
+
+/// A few more draws when the first endpoint was taken by another service of the same socket.
+#[inline(always)]
+fn another(senders: &mut Senders, slot: Slot, sender: &mut Sender) -> bool {
+    for _ in 0..3 {
+        if let Choice::Endpoint(endpoint) = any(slot) {
+            (sender.backend, sender.member) = (Address::new(endpoint.ip, endpoint.port), endpoint.member);
+            if amphi_remember(senders, sender) != 0 {
+                return true;
+            }
+        }
+    }
+    false
 }
 
 /// Shows the address that the program used in place of the endpoint's.
 #[inline(always)]
 fn restore(ctx: &SockAddrContext, form: Form) {
-    let seen = address(ctx, form).bits();
+    let seen = address(ctx, form);
+    // SAFETY: the helper checks the socket of the context.
+    let origin = unsafe { CONNECTED.get_ptr_mut(ctx) };
+    if !origin.is_null() {
+        // SAFETY: not null, so a value of this socket's storage.
+        let origin = unsafe { &*origin };
+        if origin.head.version != 0 && is_same(origin.backend, seen) {
+            return set_address(ctx, form, origin.service);
+        }
+    }
+    // SAFETY: as above.
+    let senders = unsafe { SENDERS.get_ptr_mut(ctx) };
+    if !senders.is_null() {
+        // Whether or not the lock is had: what is just being replaced belongs to no answer that is on its way.
+        let locked = lock(senders);
+        let mut backend = seen;
+        let place = amphi_sender_of(senders, &raw mut backend) as usize;
+        if place < PEERS_PER_SOCKET {
+            // SAFETY: not null, so a value of this socket's storage; the place is within its list.
+            set_address(ctx, form, unsafe { (*senders).list[place].service });
+        }
+        if locked {
+            unlock(senders);
+        }
+        if place < PEERS_PER_SOCKET {
+            return;
+        }
+    }
+    if let Some(service) = of_earlier_layout(ctx, seen) {
+        set_address(ctx, form, service);
+    }
+}
+
+/// The place of a backend among a socket's senders; `PEERS_PER_SOCKET`: none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn amphi_sender_of(senders: *mut Senders, backend: *mut Address) -> u32 {
+    // SAFETY: callers give values of their own.
+    let (Some(senders), Some(backend)) = (unsafe { senders.as_ref() }, unsafe { backend.as_ref() }) else {
+        return NONE;
+    };
+    let found = senders.list.iter().position(|sender| sender.used != 0 && is_same(sender.backend, *backend));
+    found.map_or(NONE, |place| place as u32)
+}
+
+/// The service behind an endpoint for sockets that were translated before there was layout 2.
+#[inline(always)]
+fn of_earlier_layout(ctx: &SockAddrContext, seen: Address) -> Option<Address> {
+    let seen = seen.ip.to_v4()?.0 as u64 | (seen.port.0 as u64) << 32;
+    let address = |bits: u64| Address::new(Ip::v4(Ip4(bits as u32)), Port((bits >> 32) as u16));
     // SAFETY: the helper checks the socket of the context.
     let origin = unsafe { ORIGINS.get_ptr_mut(ctx) };
     if !origin.is_null() {
         // SAFETY: not null, so a value of this socket's storage.
         let origin = unsafe { *origin };
         if origin.backend == seen {
-            return set_address(ctx, form, Backend::from_bits(origin.service));
+            return Some(address(origin.service));
         }
     }
     // SAFETY: as above.
     let peers = unsafe { PEERS.get_ptr_mut(ctx) };
     if peers.is_null() {
-        return;
+        return None;
     }
     // SAFETY: not null, so a value of this socket's storage.
-    for peer in unsafe { &(*peers).list } {
-        if peer.backend == seen {
-            return set_address(ctx, form, Backend::from_bits(peer.service));
-        }
-    }
+    let peer = unsafe { &(*peers).list }.iter().find(|peer| peer.backend == seen)?;
+    Some(address(peer.service))
 }
 
-/// Keeps the node's programs off NodePorts and off the range for translated sources.
+/// Keeps the node's programs off NodePorts, and takes note of what they use of the range for translated sources.
 #[inline(always)]
-fn bind(ctx: &SockAddrContext) -> i32 {
+fn bind(ctx: &SockAddrContext, form: Form) -> i32 {
     let Some(netns) = local_netns(ctx) else { return ALLOW };
     let port = Port(port_word(ctx) as u16);
     if netns.kind != Netns::NODE || port.get() == 0 {
         return ALLOW;
     }
-    let key = FrontendKey { addr: Ip4::UNSPECIFIED, port, protocol: protocol(ctx), scope: Scope::Internal as u8 };
-    // SAFETY: the pointer is to a map element.
-    let node_port = FRONTENDS.get_ptr(key).is_some_and(|value| key.slot_of(unsafe { whole(value) }).is_some());
-    if node_port || is_snat_port(port) {
+    let protocol = protocol(ctx);
+    let is_node_port = |family| {
+        node_port(family, protocol, port)
+            .is_some_and(|port| port.slot(Scope::Internal).is_some() || port.slot(Scope::External).is_some())
+    };
+    // An IPv6 socket may serve both families.
+    if is_node_port(Family::V4) || (matches!(form, Form::V6) && is_node_port(Family::V6)) {
         count(Counter::BindRefused);
         return deny(EADDRINUSE);
     }
+    if let Some(node) = node() {
+        snat::note_bound(port, node);
+    }
     ALLOW
-}
-
-fn is_snat_port(port: Port) -> bool {
-    node().is_some_and(|node| port.get().wrapping_sub(node.snat_first) < node.snat_count)
 }
 
 #[inline(always)]
@@ -323,24 +457,30 @@ fn port_word(ctx: &SockAddrContext) -> u32 {
 }
 
 #[inline(always)]
-fn is_mapped(ctx: &SockAddrContext) -> bool {
-    word!(ctx, user_ip6[0]) == 0 && word!(ctx, user_ip6[1]) == 0 && word!(ctx, user_ip6[2]) == MAPPED
-}
-
-#[inline(always)]
-fn address(ctx: &SockAddrContext, form: Form) -> Backend {
-    let addr = match form {
-        Form::V4 => word!(ctx, user_ip4),
-        Form::Mapped => word!(ctx, user_ip6[3]),
+fn address(ctx: &SockAddrContext, form: Form) -> Address {
+    let ip = match form {
+        Form::V4 => Ip::v4(Ip4(word!(ctx, user_ip4))),
+        Form::V6 => Ip::from_words([
+            word!(ctx, user_ip6[0]),
+            word!(ctx, user_ip6[1]),
+            word!(ctx, user_ip6[2]),
+            word!(ctx, user_ip6[3]),
+        ]),
     };
-    Backend::new(Ip4(addr), Port(port_word(ctx) as u16))
+    Address::new(ip, Port(port_word(ctx) as u16))
 }
 
 #[inline(always)]
-fn set_address(ctx: &SockAddrContext, form: Form, to: Backend) {
+fn set_address(ctx: &SockAddrContext, form: Form, to: Address) {
+    let [first, second, third, fourth] = to.ip.words();
     match form {
-        Form::V4 => set_word!(ctx, to.addr.0, user_ip4),
-        Form::Mapped => set_word!(ctx, to.addr.0, user_ip6[3]),
+        Form::V4 => set_word!(ctx, fourth, user_ip4),
+        Form::V6 => {
+            set_word!(ctx, first, user_ip6[0]);
+            set_word!(ctx, second, user_ip6[1]);
+            set_word!(ctx, third, user_ip6[2]);
+            set_word!(ctx, fourth, user_ip6[3]);
+        }
     }
     set_word!(ctx, to.port.0 as u32, user_port);
 }

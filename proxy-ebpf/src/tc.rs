@@ -1,52 +1,91 @@
 //! Hooks on packets: pods' host ends, the uplink, and the service link that the host's own packets to services take.
 //!
 //! A program decides first, without touching the packet, and acts last and in one place: so it stays small, which the verifier
-//! thanks with its time and every packet with its own.
+//! thanks with its time and every packet with its own. The steps between are exported functions: those the verifier walks once by
+//! themselves, whoever calls them with whatever, and their callers go on in one state.
 
+use core::mem::MaybeUninit;
+
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::choose::{Choice, choose, find_service};
-use crate::flow::{self, Source};
+use crate::choose::{Caller, Choice, Endpoint, choose, find_service};
+use crate::flow::{self, Begun, Source};
 use crate::forward::{
-    Exit, From, Place, TC_ACT_SHOT, TC_ACT_UNSPEC, Way, ifindex, place_beyond, place_of, route, send,
+    Exit, From, Place, TC_ACT_SHOT, TC_ACT_UNSPEC, Way, ifindex, is_marked, local_pod_of, place_beyond, place_of,
+    route, send,
 };
 use crate::icmp::{self, Known};
 use crate::mangle::{Hop, rewrite};
-use crate::maps::{count, flows_are_carried, local_pod, node};
-use crate::packet::{Layer4, Packet, claims_ip4};
+use crate::maps::{count, count_number, flows_are_carried, local_pod, node, of_map};
+use crate::packet::{Layer4, Packet, claims_ip4, set_words, words};
 use crate::reject::{HOST_UNREACHABLE, PORT_UNREACHABLE, reject};
 
-/// What shall become of a packet. Not ours is `Next`, which leaves it to other programs and the stack.
+/// What shall become of a packet, in one word: an act, and an exit, ICMP code or counter above it.
 #[must_use]
-#[derive(Clone, Copy)]
-enum Verdict {
-    Next,
-    Send(Tuple, Exit),
-    /// Answer with a TCP reset, or ICMP unreachable of this code.
-    Reject(u8),
-    Drop(Counter),
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Verdict(u64);
+
+impl Verdict {
+    /// Not ours: left to other programs and the stack.
+    const NEXT: Self = Self(0);
+    /// No flow is known: where it goes is still to be found out.
+    const BEGIN: Self = Self(1);
+    const SEND: u32 = 2;
+    const REJECT: u32 = 3;
+    const DROP: u32 = 4;
+
+    const fn of(act: u32, value: u32) -> Self {
+        Self(act as u64 | (value as u64) << 32)
+    }
+
+    /// On with the addresses that were decided.
+    const fn send(exit: Exit) -> Self {
+        Self::of(Self::SEND, exit.word())
+    }
+
+    /// Answered with a TCP reset, or ICMP unreachable.
+    const fn reject(code: u8) -> Self {
+        Self::of(Self::REJECT, code as u32)
+    }
+
+    const fn drop(reason: Counter) -> Self {
+        Self::of(Self::DROP, reason as u32)
+    }
+
+    const fn act(self) -> u32 {
+        self.0 as u32
+    }
+
+    const fn value(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
 }
 
 /// Everything a pod sends.
 #[classifier]
 fn amphi_from_pod(ctx: TcContext) -> i32 {
-    let Some(packet) = Packet::parse(&ctx) else {
+    let mut room = MaybeUninit::uninit();
+    let Some(packet) = Packet::read(&ctx, &mut room) else {
         // What claims to be IPv4 and cannot be read cannot show whose it is either.
         return if claims_ip4(&ctx) { drop(Counter::DropSpoofed) } else { TC_ACT_UNSPEC };
     };
     if local_pod(packet.tuple.src).is_none_or(|pod| pod.ifindex != ifindex(&ctx)) {
         return drop(Counter::DropSpoofed);
     }
-    handle(&ctx, &packet, From::Pod)
+    let Some(node) = node() else { return TC_ACT_UNSPEC };
+    handle(&ctx, packet, From::Pod, node)
 }
 
 /// What the host sends to services, where no socket hook saw it: it comes out at the far end of the service link.
 #[classifier]
 fn amphi_from_host(ctx: TcContext) -> i32 {
-    let Some(packet) = Packet::parse(&ctx) else { return TC_ACT_SHOT };
-    match handle(&ctx, &packet, From::Host) {
+    let mut room = MaybeUninit::uninit();
+    let Some(packet) = Packet::read(&ctx, &mut room) else { return TC_ACT_SHOT };
+    let Some(node) = node() else { return TC_ACT_SHOT };
+    match handle(&ctx, packet, From::Host, node) {
         // The far end is no place to receive anything.
         TC_ACT_UNSPEC => drop(Counter::Unanswerable),
         action => action,
@@ -56,36 +95,42 @@ fn amphi_from_host(ctx: TcContext) -> i32 {
 /// What comes in from the network.
 #[classifier]
 fn amphi_from_uplink(ctx: TcContext) -> i32 {
-    let Some(packet) = Packet::parse(&ctx) else { return TC_ACT_UNSPEC };
-    if node().is_some_and(|node| is_of_this_node(packet.tuple.src, node)) {
+    let mut room = MaybeUninit::uninit();
+    let Some(packet) = Packet::read(&ctx, &mut room) else { return TC_ACT_UNSPEC };
+    let Some(node) = node() else { return TC_ACT_UNSPEC };
+    if is_of_this_node(packet.tuple.src, node) {
         return drop(Counter::DropSpoofed);
     }
-    handle(&ctx, &packet, From::Uplink)
+    handle(&ctx, packet, From::Uplink, node)
 }
 
 /// Addresses that only this node's own pods and programs send with; what shows one from outside is forged.
 #[inline(always)]
 fn is_of_this_node(addr: Ip4, node: &NodeConfig) -> bool {
-    addr.is_within(node.pod_net, node.pod_mask) || addr.is_within(node.service_net, node.service_mask) || addr == GATEWAY
+    addr.is_within(node.pod_net, node.pod_mask)
+        || addr.is_within(node.service_net, node.service_mask)
+        || addr == GATEWAY
 }
 
 /// What the host itself sends to the network: only replies of its own endpoints need translating back.
 #[classifier]
 fn amphi_from_stack(ctx: TcContext) -> i32 {
-    let Some(packet) = Packet::parse(&ctx) else { return TC_ACT_UNSPEC };
-    let mut to = packet.tuple;
-    let known = match packet.layer4 {
-        Layer4::IcmpError => icmp::translate(&ctx, &packet, &mut to),
-        // No client of a service opens here.
-        _ => find(&packet, &mut to, Scope::Internal),
-    };
-    if known == Known::NotOurs {
+    if is_marked(&ctx) {
+        // It went through a program of ours, which sent it here.
         return TC_ACT_UNSPEC;
     }
-    if known == Known::Mangled {
-        return drop(Counter::DropMangle);
+    let mut room = MaybeUninit::uninit();
+    let Some(packet) = Packet::read(&ctx, &mut room) else { return TC_ACT_UNSPEC };
+    if packet.layer4 == Layer4::IcmpError {
+        match icmp::translate(&ctx, packet) {
+            Known::NotOurs => return TC_ACT_UNSPEC,
+            Known::Mangled => return drop(Counter::DropMangle),
+            Known::Translated => {}
+        }
+    } else if flow::find_reply(packet) == Place::NO_FLOW {
+        return TC_ACT_UNSPEC;
     }
-    match rewrite(&ctx, &packet, &to, Hop::NONE) {
+    match rewrite(&ctx, packet, Hop::NONE) {
         Ok(()) => TC_ACT_UNSPEC,
         Err(_) => drop(Counter::DropMangle),
     }
@@ -97,137 +142,169 @@ fn drop(reason: Counter) -> i32 {
 }
 
 #[inline(always)]
-fn handle(ctx: &TcContext, packet: &Packet, from: From) -> i32 {
-    let Some(node) = node() else { return TC_ACT_UNSPEC };
-    match decide(ctx, packet, from, node) {
-        Verdict::Next => TC_ACT_UNSPEC,
-        Verdict::Send(to, exit) => match send(ctx, packet, &to, exit, from, node) {
+fn handle(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) -> i32 {
+    let mut verdict = Verdict(amphi_decide(ctx.skb.skb, packet, from.word(), of_map(node)));
+    if verdict == Verdict::BEGIN {
+        verdict = Verdict(amphi_begin(ctx.skb.skb, packet, from.word(), of_map(node)));
+    }
+    match verdict.act() {
+        Verdict::SEND => match send(ctx, packet, Exit::from_word(verdict.value()), from, node) {
             Ok(action) => action,
             Err(_) => drop(Counter::DropMangle),
         },
-        Verdict::Reject(code) => reject(ctx, packet, from, code),
-        Verdict::Drop(reason) => drop(reason),
-    }
-}
-
-#[inline(always)]
-fn decide(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig) -> Verdict {
-    let mut to = packet.tuple;
-    let known = match packet.layer4 {
-        Layer4::Unknown => Known::NotOurs,
-        // An error about a flow goes where the flow's replies go; others are ordinary packets.
-        Layer4::IcmpError => icmp::translate(ctx, packet, &mut to),
-        _ => find(packet, &mut to, scope_of(from)),
-    };
-    match known {
-        Known::Translated => exit(packet, to, place_of(to.dst, node), from),
-        Known::Mangled => Verdict::Drop(Counter::DropMangle),
-        Known::NotOurs => begin(ctx, packet, from, node),
-    }
-}
-
-#[inline(always)]
-fn find(packet: &Packet, to: &mut Tuple, scope: Scope) -> Known {
-    match flow::find(packet, scope) {
-        Some(known) => {
-            *to = known;
-            Known::Translated
+        Verdict::REJECT => reject(ctx, packet, from, verdict.value() as u8),
+        Verdict::DROP => {
+            count_number(verdict.value());
+            TC_ACT_SHOT
         }
-        None => Known::NotOurs,
+        _ => TC_ACT_UNSPEC,
     }
 }
 
+/// What is known about a packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn amphi_decide(skb: *mut __sk_buff, packet: *mut Packet, from: u32, node: *mut NodeConfig) -> u64 {
+    // SAFETY: `handle` gives its own, and the node.
+    let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, unsafe { node.as_ref() }) else {
+        return Verdict::NEXT.0;
+    };
+    decide(&TcContext::new(skb), packet, From::from_word(from), node).0
+}
+
 #[inline(always)]
-fn scope_of(from: From) -> Scope {
-    if from == From::Uplink { Scope::External } else { Scope::Internal }
+fn decide(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) -> Verdict {
+    let place = match packet.layer4 {
+        Layer4::Unknown => Place::NO_FLOW,
+        // An error about a flow goes where the flow's replies go; others are ordinary packets.
+        Layer4::IcmpError => match icmp::translate(ctx, packet) {
+            Known::Translated => place_of(packet.to.dst, node),
+            Known::Mangled => return Verdict::drop(Counter::DropMangle),
+            Known::NotOurs => Place::NO_FLOW,
+        },
+        _ => flow::find(packet, from, node),
+    };
+    if place == Place::NO_FLOW { Verdict::BEGIN } else { exit(packet, place, from) }
+}
+
+/// Where a packet goes that nothing is known about.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn amphi_begin(skb: *mut __sk_buff, packet: *mut Packet, from: u32, node: *mut NodeConfig) -> u64 {
+    // SAFETY: `handle` gives its own, and the node.
+    let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, unsafe { node.as_ref() }) else {
+        return Verdict::NEXT.0;
+    };
+    set_words(&mut packet.to, words(&packet.tuple));
+    begin(&TcContext::new(skb), packet, From::from_word(from), node).0
 }
 
 /// A packet of no known flow: to a service, or straight to where its address says. A pod's address is never a service's.
 #[inline(always)]
-fn begin(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig) -> Verdict {
-    let tuple = &packet.tuple;
-    if let Some(pod) = local_pod(tuple.dst) {
-        return Verdict::Send(*tuple, Exit::Pod(pod));
+fn begin(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) -> Verdict {
+    if let Some(pod) = local_pod_of(packet.tuple.dst, node) {
+        if from == From::Uplink && is_of_flows(packet) && !is_of_cluster(packet.tuple.src, node) {
+            flow::note_direct(packet);
+        }
+        return Verdict::send(Exit::pod(pod.ifindex));
     }
     let transport = matches!(packet.layer4, Layer4::Tcp | Layer4::Udp);
-    let service = || find_service(tuple.dst, tuple.dport, tuple.protocol, scope_of(from), false);
-    if transport && let Some(service) = service() {
-        return match choose(service, tuple.src) {
-            Choice::Endpoint(backend) => to_endpoint(ctx, packet, backend, service.slot, from, node),
-            Choice::Refuse => refuse(packet, from, node),
-            Choice::Drop => Verdict::Drop(Counter::DropPolicy),
+    let Tuple { src, dst, dport, protocol, .. } = packet.tuple;
+    if transport && let Some(service) = find_service(Ip::v4(dst), dport, protocol, from.scope(), Caller::Elsewhere) {
+        return match choose(service, Ip::v4(src)) {
+            Choice::Endpoint(endpoint) => to_endpoint(ctx, packet, &endpoint, service.slot, from, node),
+            // On the node's own address too: the host would refuse it as well, but not where its firewall drops what it gets.
+            Choice::Refuse => Verdict::reject(PORT_UNREACHABLE),
+            Choice::Drop => Verdict::drop(Counter::DropPolicy),
         };
     }
-    if tuple.dst.is_within(node.service_net, node.service_mask) {
+    if dst.is_within(node.service_net, node.service_mask) {
         return match from {
-            From::Uplink => Verdict::Drop(Counter::DropClusterIpOutside),
-            From::Pod | From::Host => Verdict::Reject(PORT_UNREACHABLE),
+            From::Uplink => Verdict::drop(Counter::DropClusterIpOutside),
+            From::Pod | From::Host => Verdict::reject(PORT_UNREACHABLE),
         };
     }
     untranslated(ctx, packet, from, node)
 }
 
-/// On a node's own address the host refuses for itself: nothing may listen on a NodePort.
+/// Whether answers to the packet can be told from what a pod begins itself.
 #[inline(always)]
-fn refuse(packet: &Packet, from: From, node: &NodeConfig) -> Verdict {
-    match place_beyond(packet.tuple.dst, node) {
-        Place::ThisNode if from != From::Host => Verdict::Next,
-        _ => Verdict::Reject(PORT_UNREACHABLE),
-    }
+fn is_of_flows(packet: &Packet) -> bool {
+    matches!(packet.layer4, Layer4::Tcp | Layer4::Udp | Layer4::EchoRequest)
+}
+
+/// Whether pods answer an address under their own without more ado.
+#[inline(always)]
+fn is_of_cluster(addr: Ip4, node: &NodeConfig) -> bool {
+    !matches!(place_beyond(addr, node), Place::OUTSIDE)
 }
 
 #[inline(always)]
 fn to_endpoint(
     ctx: &TcContext,
-    packet: &Packet,
-    backend: Backend,
+    packet: &mut Packet,
+    endpoint: &Endpoint,
     slot: Slot,
     from: From,
     node: &NodeConfig,
 ) -> Verdict {
     if !packet.is_opening() {
         // The middle of a connection that nobody remembers: the client shall know at once.
-        return if flows_are_carried() { Verdict::Drop(Counter::DropCarried) } else { Verdict::Reject(PORT_UNREACHABLE) };
+        return if flows_are_carried() {
+            Verdict::drop(Counter::DropCarried)
+        } else {
+            Verdict::reject(PORT_UNREACHABLE)
+        };
     }
-    if flow::share_is_spent(packet.tuple.src) {
-        return Verdict::Drop(Counter::DropFlowShare);
+    if flow::share_is_spent(packet.tuple.src, node) {
+        return Verdict::drop(Counter::DropFlowShare);
     }
-    let place = place_of(backend.addr, node);
-    let source = source_for(packet, backend.addr, place, slot, from);
-    let mut to = Tuple { dst: backend.addr, dport: backend.port, ..packet.tuple };
-    if !flow::begin(ctx, &packet.tuple, &mut to, source) {
-        return Verdict::Drop(Counter::DropSnatExhausted);
+    let Some(addr) = endpoint.ip.to_v4() else { return Verdict::drop(Counter::Unanswerable) };
+    let place = place_of(addr, node);
+    let source = source_for(packet, addr, place, slot, from);
+    (packet.to.dst, packet.to.dport) = (addr, endpoint.port);
+    match flow::begin(ctx, packet, source, endpoint.member, node) {
+        Begun::Yes => count(Counter::ServiceFlow),
+        Begun::NoPort => return Verdict::drop(Counter::DropSnatExhausted),
+        Begun::Full => return Verdict::drop(Counter::FlowsFull),
     }
-    count(Counter::ServiceFlow);
-    exit(packet, to, place, from)
+    exit(packet, place, from)
 }
 
 /// Replies must pass here again: so a client that would answer itself, or that an endpoint could reach by another way, is hidden.
 #[inline(always)]
 fn source_for(packet: &Packet, backend: Ip4, place: Place, slot: Slot, from: From) -> Source {
     match (from, place) {
-        (From::Pod, Place::Outside) => Source::Node,
+        (From::Pod, Place::OUTSIDE) => Source::Node,
         (From::Pod, _) if backend == packet.tuple.src => Source::Gateway,
-        (From::Pod | From::Host, Place::ThisNode) => Source::Gateway,
+        (From::Pod | From::Host, Place::THIS_NODE) => Source::Gateway,
         (From::Pod | From::Host, _) if packet.tuple.protocol == UDP => Source::OtherPort,
         (From::Pod | From::Host, _) => Source::Keep,
-        (From::Uplink, Place::ThisNode) => Source::Keep,
+        (From::Uplink, Place::THIS_NODE) => Source::Keep,
         (From::Uplink, _) if slot.has(Slot::KEEP_SOURCE) => Source::Keep,
         (From::Uplink, _) => Source::Node,
     }
 }
 
-/// Sends a translated packet on. Its addresses are those of `to`; `packet` says how it came.
+/// Sends a translated packet on.
 #[inline(always)]
-fn exit(packet: &Packet, to: Tuple, place: Place, from: From) -> Verdict {
+fn exit(packet: &Packet, place: Place, from: From) -> Verdict {
     match place {
-        Place::LocalPod(pod) => Verdict::Send(to, Exit::Pod(pod)),
-        Place::ThisNode if from == From::Host || to.src != packet.tuple.src => Verdict::Send(to, Exit::HostAsService),
-        Place::ThisNode => Verdict::Send(to, Exit::Stack),
+        Place::THIS_NODE if from == From::Host || packet.to.src != packet.tuple.src => {
+            Verdict::send(Exit::HOST_AS_SERVICE)
+        }
+        Place::THIS_NODE => Verdict::send(Exit::STACK),
         // The client knows the address it used, not the endpoint that is gone.
-        Place::Nobody => Verdict::Reject(HOST_UNREACHABLE),
-        Place::Cluster | Place::Outside => Verdict::Send(to, Exit::Uplink),
+        Place::NOBODY => Verdict::reject(nobody(packet)),
+        Place::CLUSTER | Place::OUTSIDE => Verdict::send(Exit::UPLINK),
+        pod => Verdict::send(Exit::to(pod)),
     }
+}
+
+/// Whose address nobody has: of the two answers a connected UDP socket hears only the one.
+#[inline(always)]
+fn nobody(packet: &Packet) -> u8 {
+    if packet.layer4 == Layer4::Udp { PORT_UNREACHABLE } else { HOST_UNREACHABLE }
 }
 
 /// A packet of a connection that was opened before.
@@ -238,40 +315,45 @@ fn is_middle(packet: &Packet) -> bool {
 
 /// A packet whose addresses stay, unless it leaves the cluster. Its destination is no local pod.
 #[inline(always)]
-fn untranslated(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig) -> Verdict {
+fn untranslated(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) -> Verdict {
     match place_beyond(packet.tuple.dst, node) {
-        Place::Nobody => Verdict::Reject(HOST_UNREACHABLE),
+        Place::NOBODY => Verdict::reject(nobody(packet)),
         // An answer to who hides behind the node's address: the host knows nothing of him.
-        Place::ThisNode if from == From::Pod && is_middle(packet) && flows_are_carried() => {
-            Verdict::Drop(Counter::DropCarried)
+        Place::THIS_NODE if from == From::Pod && is_middle(packet) && flows_are_carried() => {
+            Verdict::drop(Counter::DropCarried)
         }
-        Place::Cluster if from == From::Pod => Verdict::Send(packet.tuple, Exit::Uplink),
-        Place::Outside if from == From::Pod => leave(ctx, packet, node),
-        _ => Verdict::Next,
+        Place::CLUSTER if from == From::Pod => Verdict::send(Exit::UPLINK),
+        Place::OUTSIDE if from == From::Pod => leave(ctx, packet, node),
+        _ => Verdict::NEXT,
     }
 }
 
 /// Out of the cluster, behind the node's address. Destinations on other devices of this node are left to its routes.
 #[inline(always)]
-fn leave(ctx: &TcContext, packet: &Packet, node: &NodeConfig) -> Verdict {
-    let tuple = &packet.tuple;
-    match route(ctx, tuple) {
+fn leave(ctx: &TcContext, packet: &mut Packet, node: &NodeConfig) -> Verdict {
+    match route(ctx, &packet.tuple) {
         Way::Device(device) if device == node.uplink => {}
-        Way::Device(_) | Way::Stack => return Verdict::Next,
-        Way::Nowhere => return Verdict::Reject(HOST_UNREACHABLE),
+        Way::Device(_) | Way::Stack => return Verdict::NEXT,
+        Way::Nowhere => return Verdict::reject(HOST_UNREACHABLE),
+    }
+    // An answer to somebody who knows the pod's own address.
+    let mut asking = NO_TUPLE;
+    set_words(&mut asking, Tuple::reversed_words(words(&packet.tuple)));
+    if flow::reply(packet, &mut asking, node) != Place::NO_FLOW {
+        return Verdict::send(Exit::UPLINK);
     }
     match packet.layer4 {
-        Layer4::Unknown => return Verdict::Drop(Counter::DropFragment),
-        Layer4::Tcp if !packet.is_opening() && flows_are_carried() => return Verdict::Drop(Counter::DropCarried),
-        // An answer to somebody who knows the pod's own address.
-        Layer4::Tcp if !packet.is_opening() => return Verdict::Send(*tuple, Exit::Uplink),
-        _ if flow::share_is_spent(tuple.src) => return Verdict::Drop(Counter::DropFlowShare),
+        Layer4::Unknown => return Verdict::drop(Counter::DropFragment),
+        Layer4::Tcp if !packet.is_opening() && flows_are_carried() => return Verdict::drop(Counter::DropCarried),
+        // Of a connection that nobody remembers: its far end knows the node's address, not the pod's.
+        Layer4::Tcp if !packet.is_opening() => return Verdict::reject(PORT_UNREACHABLE),
+        _ if flow::share_is_spent(packet.tuple.src, node) => return Verdict::drop(Counter::DropFlowShare),
         _ => {}
     }
-    let mut to = *tuple;
-    if !flow::begin(ctx, tuple, &mut to, Source::Node) {
-        return Verdict::Drop(Counter::DropSnatExhausted);
+    match flow::begin(ctx, packet, Source::Node, Member::NONE.bits(), node) {
+        Begun::Yes => count(Counter::MasqueradedFlow),
+        Begun::NoPort => return Verdict::drop(Counter::DropSnatExhausted),
+        Begun::Full => return Verdict::drop(Counter::FlowsFull),
     }
-    count(Counter::MasqueradedFlow);
-    Verdict::Send(to, Exit::Uplink)
+    Verdict::send(Exit::UPLINK)
 }

@@ -4,14 +4,17 @@
 //! the local ones apart.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use api::view::{Endpoint, EndpointSlice, Service, ServicePort};
-use proxy_common::{Backend, Ip4, Port, Scope, Slot, TCP, UDP};
+use proxy_common::{Family, Scope, Slot, TCP, UDP};
 
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 /// A service with this label is some other proxy's business.
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// And one with this is nobody's, whatever addresses it has.
+const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 /// `namespace/name`.
 pub type ServiceName = String;
@@ -43,17 +46,35 @@ pub struct LocalServer {
 /// What a client addresses. An unspecified address stands for every node address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frontend {
-    pub addr: Ipv4Addr,
+    pub addr: IpAddr,
     pub port: u16,
     pub protocol: u8,
     pub scope: Scope,
 }
 
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            TCP => "TCP",
+            UDP => "UDP",
+            _ => "SCTP",
+        };
+        write!(f, "{}/{protocol}", SocketAddr::from((self.addr, self.port)))
+    }
+}
+
+/// Where an endpoint listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Target {
+    pub ip: IpAddr,
+    pub port: u16,
+}
+
 /// The endpoints behind a frontend.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EndpointSet {
-    /// `Backend` bits, sorted, each once.
-    pub backends: Vec<u64>,
+    /// Sorted, each once.
+    pub backends: Vec<Target>,
     /// `Slot` flags.
     pub flags: u16,
     pub affinity_seconds: u32,
@@ -101,15 +122,40 @@ pub fn desired(services: &[Service], slices: &[EndpointSlice], facts: &NodeFacts
 
 /// The entries of one service; none for headless, ExternalName and other proxies' services.
 pub fn desired_service(service: &Service, slices: &[&EndpointSlice], facts: &NodeFacts) -> Vec<Entry> {
-    if service.spec.type_ == "ExternalName" || service.metadata.labels.contains_key(PROXY_NAME_LABEL) {
+    let labels = &service.metadata.labels;
+    let is_others = [PROXY_NAME_LABEL, HEADLESS_LABEL].iter().any(|label| labels.contains_key(*label));
+    if service.spec.type_ == "ExternalName" || is_others {
         return Vec::new();
     }
-    let cluster_ips: Vec<Ipv4Addr> = service.spec.cluster_ips.iter().filter_map(|ip| ip.parse().ok()).collect();
-    if cluster_ips.is_empty() {
-        return Vec::new();
+    let cluster_ips: Vec<IpAddr> = service.spec.cluster_ips.iter().filter_map(|ip| ip.parse().ok()).collect();
+    let mut entries = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let own: Vec<IpAddr> = cluster_ips.iter().filter(|ip| family_of(ip) == family).copied().collect();
+        // A service is in the families that it has addresses of.
+        if own.is_empty() {
+            continue;
+        }
+        for port in &service.spec.ports {
+            if let Some(protocol) = protocol_number(&port.protocol) {
+                let port = PortOf { service, port, protocol, family };
+                entries.extend(port_entries(&port, &own, slices, facts));
+            }
+        }
     }
-    let ports = service.spec.ports.iter().filter_map(|port| Some((port, protocol_number(&port.protocol)?)));
-    ports.flat_map(|(port, protocol)| port_entries(service, &cluster_ips, port, protocol, slices, facts)).collect()
+    entries
+}
+
+fn family_of(ip: &IpAddr) -> Family {
+    if ip.is_ipv4() { Family::V4 } else { Family::V6 }
+}
+
+/// One port of a service, in one family.
+#[derive(Clone, Copy)]
+struct PortOf<'a> {
+    service: &'a Service,
+    port: &'a ServicePort,
+    protocol: u8,
+    family: Family,
 }
 
 /// The entries of the node's own servers.
@@ -117,8 +163,10 @@ pub fn desired_local_servers(facts: &NodeFacts) -> Vec<Entry> {
     let both = facts.local_servers.iter().flat_map(|local| [(local, UDP), (local, TCP)]);
     both.map(|(local, protocol)| {
         let (addr, port) = local.address;
-        let set = EndpointSet { backends: vec![backend(local.server.0, local.server.1)], ..Default::default() };
-        let frontends = vec![Frontend { addr, port, protocol, scope: Scope::Internal }];
+        let (ip, server_port) = local.server;
+        let target = Target { ip: ip.into(), port: server_port };
+        let set = EndpointSet { backends: vec![target], ..Default::default() };
+        let frontends = vec![Frontend { addr: addr.into(), port, protocol, scope: Scope::Internal }];
         Entry { port, protocol, frontends, set }
     })
     .collect()
@@ -135,15 +183,20 @@ pub struct HostPort {
     pub protocol: u8,
 }
 
-/// The entries of a pod's host ports. They need a name of their own, such as `hostport/<uid>`, which no Service has.
+/// The name under which a pod's host ports stand among the services; no Service can have it.
+pub fn host_ports_of(pod_ip: Ipv4Addr) -> ServiceName {
+    format!("host ports of {pod_ip}")
+}
+
+/// The entries of a pod's host ports.
 pub fn desired_host_ports(pod_ip: Ipv4Addr, ports: &[HostPort]) -> Vec<Entry> {
     let entry = |host: &HostPort| {
-        let addr = host.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let addr = host.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED).into();
         let frontend = |scope| Frontend { addr, port: host.host_port, protocol: host.protocol, scope };
         // Clients keep their address, as with port mapping by a network plugin.
         let set = EndpointSet {
-            backends: vec![backend(pod_ip, host.container_port)],
-            flags: Slot::KEEP_SOURCE,
+            backends: vec![Target { ip: pod_ip.into(), port: host.container_port }],
+            flags: Slot::KEEP_SOURCE | Slot::HOST_PORT,
             affinity_seconds: 0,
         };
         let frontends = vec![frontend(Scope::Internal), frontend(Scope::External)];
@@ -153,7 +206,7 @@ pub fn desired_host_ports(pod_ip: Ipv4Addr, ports: &[HostPort]) -> Vec<Entry> {
 }
 
 /// SCTP is not translated: the kernels this runs on lack it and its checksum needs another way.
-fn protocol_number(name: &str) -> Option<u8> {
+pub fn protocol_number(name: &str) -> Option<u8> {
     match name {
         "" | "TCP" => Some(TCP),
         "UDP" => Some(UDP),
@@ -161,23 +214,17 @@ fn protocol_number(name: &str) -> Option<u8> {
     }
 }
 
-fn port_entries(
-    service: &Service,
-    cluster_ips: &[Ipv4Addr],
-    port: &ServicePort,
-    protocol: u8,
-    slices: &[&EndpointSlice],
-    facts: &NodeFacts,
-) -> Vec<Entry> {
-    let candidates = candidates(port, protocol, slices, facts);
+fn port_entries(of: &PortOf<'_>, cluster_ips: &[IpAddr], slices: &[&EndpointSlice], facts: &NodeFacts) -> Vec<Entry> {
+    let PortOf { service, port, protocol, .. } = *of;
+    let candidates = candidates(of, slices, facts);
     let all = preferred(&candidates, |_| true);
     let local = preferred(&candidates, |candidate| candidate.local);
     let affinity_seconds = affinity_seconds(service);
-    let frontends = Frontends::of(service, cluster_ips, port, protocol, facts);
+    let frontends = Frontends::of(of, cluster_ips, facts);
     let affinity = if affinity_seconds > 0 { Slot::AFFINITY } else { 0 };
     let drop_when_empty = if all.is_empty() { 0 } else { Slot::DROP_WHEN_EMPTY };
 
-    let entry = |frontends: Vec<Frontend>, backends: &Vec<u64>, flags: u16| Entry {
+    let entry = |frontends: Vec<Frontend>, backends: &Vec<Target>, flags: u16| Entry {
         port: port.port,
         protocol,
         frontends,
@@ -210,19 +257,28 @@ struct Frontends {
 }
 
 impl Frontends {
-    fn of(service: &Service, cluster_ips: &[Ipv4Addr], port: &ServicePort, protocol: u8, facts: &NodeFacts) -> Self {
+    fn of(of: &PortOf<'_>, cluster_ips: &[IpAddr], facts: &NodeFacts) -> Self {
+        let PortOf { service, port, protocol, family } = *of;
         let frontend = |addr, port, scope| Frontend { addr, port, protocol, scope };
         let spec = &service.spec;
-        let mut external: Vec<(Ipv4Addr, u16)> = Vec::new();
+        let mut external: Vec<(IpAddr, u16)> = Vec::new();
         if port.node_port != 0 && matches!(spec.type_.as_str(), "NodePort" | "LoadBalancer") {
-            external.push((Ipv4Addr::UNSPECIFIED, port.node_port));
+            let every = match family {
+                Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+                Family::V6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+            };
+            external.push((every, port.node_port));
         }
         let balanced = service.status.load_balancer.ingress.iter().map(|ingress| ingress.ip.as_str());
         let balanced = balanced.filter(|_| spec.type_ == "LoadBalancer");
         let own = spec.external_ips.iter().map(String::as_str).filter(|_| facts.external_ips == ExternalIps::Served);
-        let addresses = balanced.chain(own).filter_map(|ip| ip.parse().ok());
-        external.extend(addresses.map(|ip: Ipv4Addr| (ip, port.port)));
-        let taken = |ip: &Ipv4Addr| facts.local_servers.iter().any(|local| local.address == (*ip, port.port));
+        let addresses = balanced.chain(own).filter_map(|ip| ip.parse::<IpAddr>().ok());
+        // The unspecified address would be every address of the node.
+        let addresses = addresses.filter(|ip| family_of(ip) == family && !ip.is_unspecified());
+        external.extend(addresses.map(|ip| (ip, port.port)));
+        let taken = |ip: &IpAddr| {
+            facts.local_servers.iter().any(|local| (IpAddr::from(local.address.0), local.address.1) == (*ip, port.port))
+        };
         let cluster = cluster_ips.iter().filter(|ip| !taken(ip));
         Self {
             cluster: cluster.map(|ip| frontend(*ip, port.port, Scope::Internal)).collect(),
@@ -242,32 +298,35 @@ fn affinity_seconds(service: &Service) -> u32 {
 
 /// An endpoint of a service port, with what the choice depends on.
 struct Candidate {
-    bits: u64,
+    target: Target,
     ready: bool,
     /// Terminating, but still answering.
     leaving: bool,
     local: bool,
 }
 
-fn candidates(port: &ServicePort, protocol: u8, slices: &[&EndpointSlice], facts: &NodeFacts) -> Vec<Candidate> {
+fn candidates(of: &PortOf<'_>, slices: &[&EndpointSlice], facts: &NodeFacts) -> Vec<Candidate> {
+    let kind = match of.family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    };
     let mut found = Vec::new();
-    for slice in slices.iter().filter(|slice| slice.address_type == "IPv4") {
-        let numbers = slice
-            .ports
-            .iter()
-            .filter(|candidate| candidate.name == port.name && protocol_number(&candidate.protocol) == Some(protocol));
+    for slice in slices.iter().filter(|slice| slice.address_type == kind) {
+        let numbers = slice.ports.iter().filter(|candidate| {
+            candidate.name == of.port.name && protocol_number(&candidate.protocol) == Some(of.protocol)
+        });
         for number in numbers.filter_map(|candidate| candidate.port) {
             found.extend(slice.endpoints.iter().filter_map(|endpoint| candidate(endpoint, number, facts)));
         }
     }
+    found.retain(|candidate| family_of(&candidate.target.ip) == of.family);
     found
 }
 
 fn candidate(endpoint: &Endpoint, port: u16, facts: &NodeFacts) -> Option<Candidate> {
-    let address: Ipv4Addr = endpoint.addresses.first()?.parse().ok()?;
     let conditions = &endpoint.conditions;
     Some(Candidate {
-        bits: backend(address, port),
+        target: Target { ip: endpoint.addresses.first()?.parse().ok()?, port },
         ready: conditions.is_ready(),
         leaving: conditions.is_serving() && conditions.is_terminating(),
         local: !facts.node_name.is_empty() && endpoint.node_name == facts.node_name,
@@ -275,20 +334,16 @@ fn candidate(endpoint: &Endpoint, port: u16, facts: &NodeFacts) -> Option<Candid
 }
 
 /// Ready ones among those that match; when there are none, those that still serve.
-fn preferred(candidates: &[Candidate], matches: impl Fn(&Candidate) -> bool) -> Vec<u64> {
-    let pick = |wanted: fn(&Candidate) -> bool| -> Vec<u64> {
+fn preferred(candidates: &[Candidate], matches: impl Fn(&Candidate) -> bool) -> Vec<Target> {
+    let pick = |wanted: fn(&Candidate) -> bool| -> Vec<Target> {
         let picked = candidates.iter().filter(|candidate| matches(candidate) && wanted(candidate));
-        let mut bits: Vec<u64> = picked.map(|candidate| candidate.bits).collect();
-        bits.sort_unstable();
-        bits.dedup();
-        bits
+        let mut targets: Vec<Target> = picked.map(|candidate| candidate.target).collect();
+        targets.sort_unstable();
+        targets.dedup();
+        targets
     };
     let ready = pick(|candidate| candidate.ready);
     if ready.is_empty() { pick(|candidate| candidate.leaving) } else { ready }
-}
-
-fn backend(address: Ipv4Addr, port: u16) -> u64 {
-    Backend::new(Ip4::new(address.octets()), Port::new(port)).bits()
 }
 
 #[cfg(test)]

@@ -68,34 +68,70 @@ pub fn renumbered(raw: Raw) -> Option<Raw> {
 /// Every map, in the layout of this version.
 pub const CURRENT: &[Layout] = if cfg!(feature = "next-layout") { NEXT } else { THIS };
 
-const THIS: &[Layout] = &layouts(&[]);
+const THIS: &[Layout] = &layouts(Age::Now);
 /// What a later version may bring, for tests of upgrades: every map that can change is another one.
-pub const NEXT: &[Layout] = &layouts(&[renumbered]);
+pub const NEXT: &[Layout] = &layouts(Age::Later);
 
-/// A map's own steps take the place of `steps` in its row.
-const fn layouts(steps: &'static [Step]) -> [Layout; 17] {
-    use Carry::{Never, Once, Sockets, Twice};
-    const fn row(map: &'static str, carry: Carry, steps: &'static [Step]) -> Layout {
-        Layout { map, carry, steps }
+#[derive(Clone, Copy)]
+enum Age {
+    Now,
+    Later,
+}
+
+/// Elements of layout 1 that have no meaning by themselves: [`earlier`](crate::migrate) takes up what can be had from them.
+fn dropped(_: Raw) -> Option<Raw> {
+    None
+}
+
+/// Layout 1 of the node's settings ended before the epoch, which never is 0.
+fn node_with_epoch(raw: Raw) -> Option<Raw> {
+    const ENDED: usize = 40;
+    let mut value = raw.value;
+    if value.len() != ENDED {
+        return None;
     }
+    value.extend(1u32.to_ne_bytes());
+    value.resize(size_of::<proxy_common::NodeConfig>(), 0);
+    Some(Raw { value, ..raw })
+}
+
+/// A map's own steps stand in its row, and again with one more for the version to come.
+const fn layouts(age: Age) -> [Layout; 24] {
+    use Carry::{Never, Once, Sockets, Twice};
+    const fn row(age: Age, map: &'static str, carry: Carry, steps: [&'static [Step]; 2]) -> Layout {
+        Layout { map, carry, steps: steps[age as usize] }
+    }
+    const SAME: [&[Step]; 2] = [&[], &[renumbered]];
+    const DROPPED: [&[Step]; 2] = [&[dropped], &[dropped, renumbered]];
+    const NODE: [&[Step]; 2] = [&[node_with_epoch], &[node_with_epoch, renumbered]];
+    const FIXED: [&[Step]; 2] = [&[], &[]];
     [
-        row("FRONTENDS", Once, steps),
-        row("SLOTS", Once, steps),
-        row("AFFINITY_OF", Once, steps),
-        row("BACKENDS", Once, steps),
-        row("AFFINITY", Twice, steps),
-        row("LOCAL_NETNS", Once, steps),
-        row("PODS", Once, steps),
-        row("SHARES", Never, steps),
-        row("NODE_ADDRESSES", Once, steps),
-        row("NODE", Once, steps),
-        row("CARRYING", Never, steps),
-        row("FLOWS", Twice, steps),
-        row("NEW_FLOWS", Twice, steps),
-        row("FRAGMENTS", Never, steps),
-        row("COUNTERS", Once, steps),
-        row("ORIGINS", Sockets, &[]),
-        row("PEERS", Sockets, &[]),
+        row(age, "FRONTENDS", Once, DROPPED),
+        row(age, "NODE_PORTS", Once, SAME),
+        row(age, "SLOTS", Once, DROPPED),
+        row(age, "AFFINITY_OF", Once, SAME),
+        row(age, "SETS", Once, SAME),
+        row(age, "BACKENDS", Once, DROPPED),
+        row(age, "AFFINITY", Twice, DROPPED),
+        row(age, "LOCAL_NETNS", Once, SAME),
+        row(age, "PODS", Once, SAME),
+        row(age, "SHARES", Never, SAME),
+        row(age, "NODE_ADDRESSES", Once, SAME),
+        row(age, "NODE", Once, NODE),
+        row(age, "CARRYING", Never, SAME),
+        row(age, "FLOWS", Twice, DROPPED),
+        // Made anew from the flows.
+        row(age, "SNAT", Never, SAME),
+        row(age, "EXPOSED", Twice, SAME),
+        // Without it, what is not assured ends by its own deadline.
+        row(age, "NEWEST", Never, SAME),
+        row(age, "BEGUN", Never, SAME),
+        row(age, "FRAGMENTS", Never, SAME),
+        row(age, "COUNTERS", Once, SAME),
+        row(age, "CONNECTED", Sockets, FIXED),
+        row(age, "SENDERS", Sockets, FIXED),
+        row(age, "ORIGINS", Sockets, FIXED),
+        row(age, "PEERS", Sockets, FIXED),
     ]
 }
 

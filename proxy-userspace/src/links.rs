@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use crate::object::{LoadError, PacketHook, Pins, Programs, SOCKET_HOOKS};
-use crate::sys;
+use crate::sys::{self, Rank};
 
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
@@ -43,11 +43,8 @@ pub fn attach_socket_hooks(pins: &Pins, programs: &Programs, cgroup_root: &Path)
     let cgroup = File::open(cgroup_root).map_err(|source| LinkError::Pin { path: cgroup_root.to_owned(), source })?;
     for &(program, attach_type) in SOCKET_HOOKS {
         let fd = programs.get(program)?;
-        place(&pins.link(program), fd, cgroup.as_raw_fd() as u32, attach_type).map_err(|source| LinkError::Attach {
-            program,
-            target: cgroup_root.display().to_string(),
-            source,
-        })?;
+        place(&pins.link(program), fd, cgroup.as_raw_fd() as u32, attach_type, Rank::Last)
+            .map_err(|source| LinkError::Attach { program, target: cgroup_root.display().to_string(), source })?;
     }
     Ok(())
 }
@@ -66,11 +63,32 @@ pub fn attach_device(
 ) -> Result<(), LinkError> {
     let program = hook.program();
     let fd = programs.get(program)?;
-    place(&device_pin(pins, device, hook), fd, ifindex, hook.attach_type()).map_err(|source| LinkError::Attach {
-        program,
-        target: device.to_owned(),
-        source,
-    })
+    let pin = device_pin(pins, device, hook);
+    // Another's program that lets a packet pass for good would keep it from ours.
+    let attach = || place(&pin, fd, ifindex, hook.attach_type(), Rank::First);
+    let attached = match attach() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            take_new_name(pins, &pin, ifindex, hook)?;
+            attach()
+        }
+        attached => attached,
+    };
+    attached.map_err(|source| LinkError::Attach { program, target: device.to_owned(), source })
+}
+
+/// A device that was given another name has its link still, pinned under the old one.
+fn take_new_name(pins: &Pins, wanted: &Path, ifindex: u32, hook: PacketHook) -> Result<(), LinkError> {
+    let folder = pins.link("");
+    let failed = |source| LinkError::Pin { path: folder.clone(), source };
+    for entry in fs::read_dir(&folder).map_err(failed)? {
+        let pin = entry.map_err(failed)?.path();
+        let name = pin.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let is_of_hook = name.split_once('@').is_some_and(|(program, _)| program == hook.program());
+        if is_of_hook && sys::object_get(&pin).is_ok_and(|link| link_target(&link) == Some(ifindex)) {
+            return fs::rename(&pin, wanted).map_err(|source| LinkError::Pin { path: pin, source });
+        }
+    }
+    Ok(())
 }
 
 /// Forgets a device. Its links may be gone with it already.
@@ -103,7 +121,7 @@ fn pin_part(device: &str) -> String {
 }
 
 /// Gives the pinned link the program, or makes a new link when there is none or its target is gone.
-fn place(pin: &Path, program: &OwnedFd, target: u32, attach_type: u32) -> io::Result<()> {
+fn place(pin: &Path, program: &OwnedFd, target: u32, attach_type: u32, rank: Rank) -> io::Result<()> {
     if let Ok(link) = sys::object_get(pin) {
         if link_target(&link).is_none_or(|ifindex| ifindex == target)
             && sys::link_update(link.as_fd(), program.as_fd()).is_ok()
@@ -112,7 +130,7 @@ fn place(pin: &Path, program: &OwnedFd, target: u32, attach_type: u32) -> io::Re
         }
         fs::remove_file(pin)?;
     }
-    let link = sys::link_create(program.as_fd(), target, attach_type)?;
+    let link = sys::link_create(program.as_fd(), target, attach_type, rank)?;
     sys::object_pin(link.as_fd(), pin)
 }
 
@@ -129,5 +147,41 @@ fn unpin(path: &Path) -> Result<(), LinkError> {
             Err(LinkError::Pin { path: path.to_owned(), source })
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object;
+
+    /// The programs of loopback in a network namespace of its own, in their order, before and after ours came.
+    #[expect(unsafe_code, reason = "a namespace of its own")]
+    fn orders(pins: &Pins, programs: &Programs) -> io::Result<[Vec<u32>; 2]> {
+        const LOOPBACK: u32 = 1;
+        let hook = PacketHook::FromUplink;
+        // SAFETY: only the calling thread moves, which ends with the test.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let foreign = programs.get(PacketHook::FromStack.program()).map_err(io::Error::other)?;
+        let _held = sys::link_create(foreign.as_fd(), LOOPBACK, hook.attach_type(), Rank::Last)?;
+        let before = sys::attached_programs(LOOPBACK, hook.attach_type())?;
+        attach_device(pins, programs, "lo", LOOPBACK, hook).map_err(io::Error::other)?;
+        Ok([before, sys::attached_programs(LOOPBACK, hook.attach_type())?])
+    }
+
+    #[test]
+    fn ours_comes_before_programs_of_others() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().join("bpf");
+        object::prepare_root(&root).unwrap();
+        let pins = Pins::new(&root);
+        let outcome = object::load(&pins)
+            .map(|programs| std::thread::scope(|scope| scope.spawn(|| orders(&pins, &programs)).join().unwrap()));
+        object::remove_root(&root).unwrap();
+        let [before, after] = outcome.unwrap_or_else(|error| panic!("{error:?}")).unwrap();
+        assert_eq!((before.len(), after.len()), (1, 2));
+        assert_eq!(after[1], before[0], "{after:?}");
     }
 }

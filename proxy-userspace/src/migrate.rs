@@ -3,6 +3,8 @@
 //! The order is: new maps beside the old ones, contents over, programs of all links exchanged, what the old programs wrote meanwhile
 //! over too, old pins gone. Killed anywhere in between, the next start does all of it again: elements that are there stay.
 
+pub(crate) mod earlier;
+
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -77,6 +79,12 @@ impl Migration {
             );
         }
         migration
+    }
+
+    /// Whether a map is there in a certain layout, or in any other than this version's.
+    pub fn has(&self, map: &str, version: Option<u32>) -> bool {
+        let mut older = self.older.iter().filter(|older| older.layout.map == map);
+        older.any(|older| version.is_none_or(|version| older.version == version))
     }
 
     /// Whether connections are on their way.

@@ -315,7 +315,8 @@ mod tests {
     #[test]
     fn pins_carry_the_layout() {
         let pins = Pins::in_layouts(Path::new("/x"), layout::NEXT);
-        assert_eq!(pins.map("SLOTS"), Path::new("/x/maps/v2_SLOTS"));
+        assert_eq!(pins.map("SLOTS"), Path::new("/x/maps/v3_SLOTS"));
+        assert_eq!(pins.map("SETS"), Path::new("/x/maps/v2_SETS"));
         assert_eq!(pins.map("ORIGINS"), Path::new("/x/maps/v1_ORIGINS"));
     }
 

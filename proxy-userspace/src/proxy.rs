@@ -1,33 +1,41 @@
 //! The service path of one node: loaded programs, their maps, and the one place that writes them.
 
+mod bound;
+mod maps;
+mod sweep;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proxy_common::*;
 
-use crate::desired::{Contents, Entry, Frontend, ServiceName};
-use crate::flows;
+use crate::desired::{Contents, Entry, HostPort, ServiceName, desired_host_ports, host_ports_of};
 use crate::layout::{self, Layout};
 use crate::links::{self, LinkError};
+use crate::migrate::earlier;
 use crate::migrate::{MigrateError, Migration, Pass};
 use crate::object::{self, LoadError, PacketHook, Pins, Programs};
-use crate::sys::{self, Map, Put, SharedArray};
-use crate::table::{Limits, Op, Refusal, Table};
+use crate::sys::{self, Map, Put};
+use crate::table::{Limits, Refusal, Table};
 
-pub(crate) const LIMITS: Limits =
-    Limits { slots: MAX_SLOTS as u32, backends: MAX_BACKENDS as u32, frontends: MAX_FRONTENDS };
+pub(crate) use maps::{Maps, written};
+use sweep::Suspects;
+
+pub(crate) const LIMITS: Limits = Limits {
+    slots: MAX_SLOTS as u32,
+    members: MAX_MEMBERS as u32,
+    backends: MAX_BACKENDS as u32,
+    frontends: MAX_FRONTENDS,
+};
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// Nanoseconds that carrying flows over takes at most; after that the programs answer for what they do not know.
 const CARRIED_WITHIN: u64 = 3_000_000_000;
-/// Flows looked at while no service can change.
-const SWEPT_AT_ONCE: usize = 1024;
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -80,6 +88,7 @@ struct Shared {
     maps: Maps,
     state: Mutex<State>,
     wake: Condvar,
+    socket_hooks: SocketHooks,
 }
 
 #[derive(Debug)]
@@ -92,98 +101,9 @@ struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tidy {
     Idle,
-    /// Sets changed: reclaim places and drop flows to endpoints that are gone.
+    /// Sets changed: hand places out again.
     Due,
     Stop,
-}
-
-#[derive(Debug)]
-pub(crate) struct Maps {
-    pub frontends: Map<FrontendKey, u64>,
-    pub slots: SharedArray,
-    pub affinity_of: SharedArray,
-    pub backends: SharedArray,
-    pub local_netns: Map<u64, u64>,
-    pub pods: Map<u32, u64>,
-    pub shares: Map<u32, u64>,
-    pub node_addresses: Map<u32, u32>,
-    pub node: Map<u32, NodeConfig>,
-    pub flows: Map<Tuple, Flow>,
-    pub new_flows: Map<Tuple, Flow>,
-    pub counters: Map<u32, u64>,
-}
-
-impl Maps {
-    pub fn open(pins: &Pins) -> std::result::Result<Self, LoadError> {
-        Ok(Self {
-            frontends: object::open(pins, "FRONTENDS")?,
-            slots: object::open_shared(pins, "SLOTS", MAX_SLOTS)?,
-            affinity_of: object::open_shared(pins, "AFFINITY_OF", MAX_SLOTS)?,
-            backends: object::open_shared(pins, "BACKENDS", MAX_BACKENDS)?,
-            local_netns: object::open(pins, "LOCAL_NETNS")?,
-            pods: object::open(pins, "PODS")?,
-            shares: object::open(pins, "SHARES")?,
-            node_addresses: object::open(pins, "NODE_ADDRESSES")?,
-            node: object::open(pins, "NODE")?,
-            flows: object::open(pins, "FLOWS")?,
-            new_flows: object::open(pins, "NEW_FLOWS")?,
-            counters: object::open(pins, "COUNTERS")?,
-        })
-    }
-
-    pub fn run(&self, op: &Op) -> Result<()> {
-        match op {
-            Op::WriteBackends { base, backends } => {
-                for (place, bits) in self.backends.values().iter().skip(*base as usize).zip(backends) {
-                    place.store(*bits, Ordering::Relaxed);
-                }
-            }
-            Op::WriteAffinity { slot, bits } => {
-                self.affinity_of.values()[*slot as usize].store(*bits, Ordering::Release)
-            }
-            Op::FlipSlot { slot, bits } => self.slots.values()[*slot as usize].store(*bits, Ordering::Release),
-            Op::PutFrontend { frontend, slot } => {
-                let key = frontend_key(frontend);
-                self.frontends.put(&key, &key.value(*slot), Put::Any).map_err(written("FRONTENDS"))?;
-            }
-            Op::RemoveFrontend { frontend } => {
-                self.frontends.remove(&frontend_key(frontend)).map_err(written("FRONTENDS"))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The table of what an earlier process left.
-    fn adopt(&self) -> Result<Table> {
-        let entries = self.frontends.entries().map_err(written("FRONTENDS"))?;
-        let frontends: BTreeMap<Frontend, u32> =
-            entries.iter().filter_map(|(key, value)| Some((frontend(key)?, key.slot_of(*value)?))).collect();
-        let frontends: Vec<_> = frontends.into_iter().filter(|(_, slot)| (*slot as usize) < MAX_SLOTS).collect();
-        Ok(Table::adopt(LIMITS, &frontends, |number| {
-            let slot = Slot::from_bits(self.slots.values()[number as usize].load(Ordering::Acquire));
-            let places = self.backends.values().iter().skip(slot.base as usize).take(slot.count as usize);
-            let affinity = self.affinity_of.values()[number as usize].load(Ordering::Acquire);
-            (slot.bits(), places.map(|place| place.load(Ordering::Relaxed)).collect(), affinity)
-        }))
-    }
-}
-
-pub(crate) fn written(map: &'static str) -> impl Fn(io::Error) -> ProxyError {
-    move |source| ProxyError::Write { map, source }
-}
-
-fn frontend_key(frontend: &Frontend) -> FrontendKey {
-    FrontendKey {
-        addr: Ip4::new(frontend.addr.octets()),
-        port: Port::new(frontend.port),
-        protocol: frontend.protocol,
-        scope: frontend.scope as u8,
-    }
-}
-
-fn frontend(key: &FrontendKey) -> Option<Frontend> {
-    let scope = [Scope::Internal, Scope::External].into_iter().find(|scope| *scope as u8 == key.scope)?;
-    Some(Frontend { addr: key.addr.octets().into(), port: key.port.get(), protocol: key.protocol, scope })
 }
 
 impl Proxy {
@@ -199,12 +119,14 @@ impl Proxy {
         let pins = Pins::in_layouts(&config.bpf_root, layouts);
         let programs = take_over(&pins)?;
         let maps = Maps::open(&pins)?;
-        let table = maps.adopt()?;
+        let mut table = maps.adopt()?;
+        let pods = maps.pods()?.into_iter().map(|(ip, _)| ip).collect();
+        table.take_up_host_ports(&pods).ops.iter().try_for_each(|op| maps.run(op))?;
         match config.socket_hooks {
             SocketHooks::Attached => links::attach_socket_hooks(&pins, &programs, &config.cgroup_root)?,
             SocketHooks::Absent => links::detach_socket_hooks(&pins)?,
         }
-        let shared = Arc::new(Shared::new(pins, maps, table));
+        let shared = Arc::new(Shared::new(pins, maps, table, config.socket_hooks));
         let sweeping = Arc::clone(&shared);
         let sweeper =
             std::thread::Builder::new().name("proxy-sweeper".into()).spawn(move || sweeping.sweep_until_stopped());
@@ -216,7 +138,7 @@ impl Proxy {
         object::remove_root(bpf_root)
     }
 
-    /// Brings all services to `contents`. Unchanged ones cost a comparison.
+    /// Brings all Services to `contents`. Unchanged ones cost a comparison.
     pub fn apply(&self, contents: &Contents) -> Result<Refusals> {
         self.shared.change(|table| table.replace(contents))
     }
@@ -226,9 +148,11 @@ impl Proxy {
         self.shared.change(|table| table.change(name, entries))
     }
 
-    /// Tells the packet programs about their node.
+    /// Tells the packet programs about their node, in whose network namespace the caller is.
     pub fn configure_node(&self, node: &NodeConfig) -> Result<()> {
-        self.shared.maps.node.put(&0, node, Put::Any).map_err(written("NODE"))
+        self.shared.maps.note_bound(node)?;
+        let probe_ports = (self.shared.socket_hooks == SocketHooks::Absent).into();
+        self.shared.renew_epoch(|epoch, _| NodeConfig { epoch, probe_ports, ..*node })
     }
 
     /// The addresses that carry NodePorts: this node's and the others'.
@@ -243,7 +167,8 @@ impl Proxy {
             }
         }
         let mut entries = wanted.iter();
-        entries.try_for_each(|(address, kind)| map.put(address, kind, Put::Any)).map_err(written("NODE_ADDRESSES"))
+        entries.try_for_each(|(address, kind)| map.put(address, kind, Put::Any)).map_err(written("NODE_ADDRESSES"))?;
+        self.shared.places_changed()
     }
 
     /// Sockets of the node's own namespace are translated from now on.
@@ -258,21 +183,32 @@ impl Proxy {
         // Before the pod can send: without a row it has no bounds.
         self.shared.maps.shares.put(&address.0, &0, Put::Any).map_err(written("SHARES"))?;
         let link = PodLink { ifindex, ip: address };
-        self.shared.maps.pods.put(&address.0, &link.bits(), Put::Any).map_err(written("PODS"))
+        self.shared.maps.pods.put(&address.0, &link.bits(), Put::Any).map_err(written("PODS"))?;
+        self.shared.places_changed()
+    }
+
+    /// The ports of the node that lead to a pod, whatever Services there are. They go with the pod; what is another's already waits
+    /// until it is free.
+    pub fn set_host_ports(&self, pod: Ipv4Addr, ports: &[HostPort]) -> Result<Vec<Refusal>> {
+        let name = host_ports_of(pod);
+        let refusals = self.apply_service(&name, &desired_host_ports(pod, ports))?;
+        Ok(refusals.into_iter().filter(|(whose, _)| *whose == name).map(|(_, refusal)| refusal).collect())
     }
 
     pub fn remove_pod(&self, ip: Ipv4Addr) -> Result<()> {
+        // As long as the pod is known, a process that comes next takes them up.
+        self.set_host_ports(ip, &[])?;
         let address = Ip4::new(ip.octets());
         let maps = &self.shared.maps;
         maps.pods.remove(&address.0).map_err(written("PODS"))?;
+        self.shared.places_changed()?;
         maps.shares.remove(&address.0).map_err(written("SHARES"))?;
         self.forget_netns(Netns { kind: Netns::POD, ip: address }, None)
     }
 
     /// Address and host end of every pod that the maps hold, for removing what no pod owns any more.
     pub fn pods(&self) -> Result<Vec<(Ipv4Addr, u32)>> {
-        let pods = self.shared.maps.pods.entries().map_err(written("PODS"))?;
-        Ok(pods.into_iter().map(|(ip, bits)| (Ip4(ip).octets().into(), PodLink::from_bits(bits).ifindex)).collect())
+        self.shared.maps.pods()
     }
 
     /// Whether sockets of the namespace with this cookie are translated.
@@ -321,6 +257,20 @@ impl Proxy {
         (self.shared.lock().table.len(), MAX_FRONTENDS)
     }
 
+    /// Services that are not wholly translated because a map is full. They are tried again whenever places come free.
+    pub fn refused(&self) -> usize {
+        self.shared.lock().table.refused()
+    }
+
+    /// Ends every connection of the packet path at once, as if it had never been: for tests of what becomes of their packets.
+    pub fn forget_flows(&self) -> Result<()> {
+        let flows = &self.shared.maps.flows;
+        for (key, _) in flows.entries().map_err(written("FLOWS"))? {
+            flows.remove(&key).map_err(written("FLOWS"))?;
+        }
+        Ok(())
+    }
+
     /// A loaded program, to be tried on packets.
     pub fn program(&self, hook: PacketHook) -> Result<&std::os::fd::OwnedFd> {
         Ok(self.programs.get(hook.program())?)
@@ -331,7 +281,19 @@ impl Proxy {
 fn take_over(pins: &Pins) -> Result<Programs> {
     let migration = Migration::find(pins)?;
     let programs = object::load(pins)?;
+    let maps = Maps::open(pins)?;
     migration.carry(pins, Pass::First)?;
+    maps.rebuild_ports(&migration)?;
+    if migration.has("FRONTENDS", Some(earlier::LAYOUT)) {
+        let ops = maps.adopt()?.replace(&earlier::services(pins)?).ops;
+        ops.iter().try_for_each(|op| maps.run(op))?;
+    }
+    if migration.has("FLOWS", Some(earlier::LAYOUT)) {
+        tracing::warn!(
+            "an earlier version of amphipod ran here, whose connections this one cannot take over where they were translated packet \
+             by packet: they break, and clients with session affinity choose anew"
+        );
+    }
     let carrying: Map<u32, u64> = object::open(pins, "CARRYING")?;
     let say = |until: u64| carrying.put(&0, &until, Put::Any).map_err(written("CARRYING"));
     if migration.has_flows() {
@@ -340,6 +302,7 @@ fn take_over(pins: &Pins) -> Result<Programs> {
     }
     links::renew(pins, &programs)?;
     migration.carry(pins, Pass::Second)?;
+    maps.rebuild_ports(&migration)?;
     say(0)?;
     migration.finish(pins)?;
     Ok(programs)
@@ -388,9 +351,9 @@ fn named(counters: &Map<u32, u64>) -> io::Result<Vec<(&'static str, u64)>> {
 }
 
 impl Shared {
-    /// The first sweep is due at once: processes that end before each other's next sweep would otherwise leave every flow behind.
-    fn new(pins: Pins, maps: Maps, table: Table) -> Self {
-        Self { pins, maps, state: Mutex::new(State { table, tidy: Tidy::Due }), wake: Condvar::new() }
+    fn new(pins: Pins, maps: Maps, table: Table, socket_hooks: SocketHooks) -> Self {
+        let state = Mutex::new(State { table, tidy: Tidy::Due });
+        Self { pins, maps, state, wake: Condvar::new(), socket_hooks }
     }
 
     /// A panic elsewhere leaves the table as it was: every change to it is made before anything can fail.
@@ -409,10 +372,27 @@ impl Shared {
         Ok(change.refusals)
     }
 
+    /// Pods or node addresses came or went: flows look up anew where their packets go.
+    fn places_changed(&self) -> Result<()> {
+        self.renew_epoch(|epoch, before| NodeConfig { epoch, ..before })
+    }
+
+    fn renew_epoch(&self, node: impl FnOnce(u32, NodeConfig) -> NodeConfig) -> Result<()> {
+        // One change at a time, so that no epoch comes twice.
+        let _state = self.lock();
+        let before = self.maps.node.get(&0).map_err(written("NODE"))?.unwrap_or_default();
+        let epoch = before.epoch.wrapping_add(1).max(1);
+        self.maps.node.put(&0, &node(epoch, before), Put::Any).map_err(written("NODE"))
+    }
+
+    /// The first sweep is due at once: processes that end before each other's next sweep would otherwise leave every flow behind.
     fn sweep_until_stopped(&self) {
+        let mut due = Instant::now();
+        let mut suspects = Suspects::default();
         loop {
             let state = self.lock();
-            let waited = self.wake.wait_timeout_while(state, SWEEP_EVERY, |state| state.tidy == Tidy::Idle);
+            let left = due.saturating_duration_since(Instant::now());
+            let waited = self.wake.wait_timeout_while(state, left, |state| state.tidy == Tidy::Idle);
             let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             if state.tidy == Tidy::Stop {
                 return;
@@ -422,65 +402,29 @@ impl Shared {
             drop(state);
             if !waste.is_empty() {
                 match sys::wait_for_programs() {
-                    Ok(()) => self.lock().table.reclaim(waste),
+                    Ok(()) => self.reclaim(waste),
                     Err(error) => tracing::error!(%error, "membarrier failed: places of old endpoint sets stay unused"),
                 }
             }
-            if let Err(error) = self.sweep() {
-                tracing::error!(error = &error as &dyn std::error::Error, "sweeping flows failed");
-            }
-        }
-    }
-
-    /// Drops flows that ended, and datagram flows whose endpoint is gone.
-    fn sweep(&self) -> Result<()> {
-        let now = sys::monotonic_nanoseconds();
-        for (name, map) in [("FLOWS", &self.maps.flows), ("NEW_FLOWS", &self.maps.new_flows)] {
-            let entries = map.entries().map_err(written(name))?;
-            // Changes of services go first: they wait for a piece of the work, never for all of it.
-            for piece in entries.chunks(SWEPT_AT_ONCE) {
-                let stale = self.stale(piece);
-                for (stale, (tuple, flow)) in stale.into_iter().zip(piece) {
-                    if stale || flows::has_expired(tuple, flow, None, now) {
-                        self.drop_flow(map, stale, (tuple, flow), now).map_err(written(name))?;
-                    }
+            if Instant::now() >= due {
+                due = Instant::now() + SWEEP_EVERY;
+                if let Err(error) = self.maps.sweep(&mut suspects) {
+                    tracing::error!(error = &error as &dyn std::error::Error, "sweeping flows failed");
                 }
             }
         }
-        self.recount(&self.maps.flows.entries().map_err(written("FLOWS"))?)
     }
 
-    /// Drops both entries of a flow that looked as if it had ended, unless it is another by now or was used since.
-    fn drop_flow(
-        &self,
-        map: &Map<Tuple, Flow>,
-        stale: bool,
-        (tuple, seen): (&Tuple, &Flow),
-        now: u64,
-    ) -> io::Result<()> {
-        let Some(flow) = map.get(tuple)?.filter(|flow| flow.to == seen.to) else { return Ok(()) };
-        let partner = flow.to.reversed();
-        let other = map.get(&partner)?.filter(|other| other.to.reversed() == *tuple);
-        if stale || flows::has_expired(tuple, &flow, other.as_ref(), now) {
-            map.remove(tuple)?;
-            if other.is_some() {
-                map.remove(&partner)?;
-            }
+    /// Hands places out again, to those first who found none.
+    fn reclaim(&self, waste: crate::table::Waste) {
+        self.lock().table.reclaim(waste);
+        if self.lock().table.refused() == 0 {
+            return;
         }
-        Ok(())
-    }
-
-    /// Tells the programs how many flows each pod has: they only count up.
-    fn recount(&self, flows: &[(Tuple, Flow)]) -> Result<()> {
-        let pods = self.maps.pods.entries().map_err(written("PODS"))?;
-        let shares = flows::shares(flows, pods.iter().map(|(address, _)| *address));
-        let mut rows = shares.iter();
-        rows.try_for_each(|(address, flows)| self.maps.shares.put(address, flows, Put::Any)).map_err(written("SHARES"))
-    }
-
-    fn stale(&self, flows: &[(Tuple, Flow)]) -> Vec<bool> {
-        let state = self.lock();
-        flows.iter().map(|(tuple, flow)| flows::is_stale(tuple, flow, &state.table)).collect()
+        match self.change(Table::retry) {
+            Ok(refusals) => tracing::info!(still_refused = refusals.len(), "services without room were tried again"),
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "trying services again failed"),
+        }
     }
 }
 

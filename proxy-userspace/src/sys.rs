@@ -3,22 +3,25 @@
 
 mod call;
 mod raw;
+mod shared;
 
 use std::fs::File;
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::ptr::{self, NonNull};
+use std::ptr;
 
 pub use call::{object_get, object_pin};
 pub use raw::{RawMap, Shape};
+pub use shared::{SharedArray, Words};
 
 use call::{address, bpf};
 
 const MAP_LOOKUP: u32 = 1;
 const MAP_UPDATE: u32 = 2;
 const MAP_DELETE: u32 = 3;
+const MAP_LOOKUP_AND_DELETE: u32 = 21;
 const PROG_TEST_RUN: u32 = 10;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
@@ -38,6 +41,7 @@ macro_rules! plain {
 
 plain!(u32, u64, proxy_common::FrontendKey, proxy_common::AffinityKey, proxy_common::AffinityValue);
 plain!(proxy_common::NodeConfig, proxy_common::Tuple, proxy_common::Flow, proxy_common::FragmentKey);
+plain!(proxy_common::SnatPlace);
 
 #[repr(C)]
 struct ElementAttr {
@@ -105,11 +109,20 @@ impl<K: Plain, V: Plain> Map<K, V> {
     }
 
     pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        self.read(MAP_LOOKUP, key)
+    }
+
+    /// Takes an element out: what is given is what was there when it went.
+    pub fn take(&self, key: &K) -> io::Result<Option<V>> {
+        self.read(MAP_LOOKUP_AND_DELETE, key)
+    }
+
+    fn read(&self, command: u32, key: &K) -> io::Result<Option<V>> {
         // SAFETY: any bit pattern is a value.
         let mut value: V = unsafe { zeroed() };
         let mut attr = self.attr(address(key), ptr::from_mut(&mut value) as u64, 0);
         // SAFETY: key and value have the sizes the map was made with, and outlive the call.
-        match unsafe { bpf(MAP_LOOKUP, &mut attr) } {
+        match unsafe { bpf(command, &mut attr) } {
             Ok(_) => Ok(Some(value)),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
@@ -122,13 +135,14 @@ impl<K: Plain, V: Plain> Map<K, V> {
         unsafe { bpf(MAP_UPDATE, &mut attr) }.map(drop)
     }
 
-    /// Removing what is not there is no error.
-    pub fn remove(&self, key: &K) -> io::Result<()> {
+    /// Removing what is not there is no error; whether it was.
+    pub fn remove(&self, key: &K) -> io::Result<bool> {
         let mut attr = self.attr(address(key), 0, 0);
         // SAFETY: as for `get`.
         match unsafe { bpf(MAP_DELETE, &mut attr) } {
-            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
-            _ => Ok(()),
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -159,45 +173,6 @@ impl<V: Plain> Map<u32, V> {
     }
 }
 
-/// The values of a mmapable array, written by plain atomic stores that programs see at once and whole.
-#[derive(Debug)]
-pub struct SharedArray {
-    values: NonNull<std::sync::atomic::AtomicU64>,
-    length: usize,
-}
-
-// SAFETY: the memory is only ever accessed atomically.
-unsafe impl Send for SharedArray {}
-// SAFETY: as above.
-unsafe impl Sync for SharedArray {}
-
-impl SharedArray {
-    pub fn open(path: &Path, length: usize) -> io::Result<Self> {
-        let fd = object_get(path)?;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a fresh shared mapping of the map's values; the kernel checks length and flags.
-        let memory =
-            unsafe { libc::mmap(ptr::null_mut(), length * 8, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let values = NonNull::new(memory.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { values, length })
-    }
-
-    pub fn values(&self) -> &[std::sync::atomic::AtomicU64] {
-        // SAFETY: the mapping is this long, aligned to a page, and lives as long as self.
-        unsafe { std::slice::from_raw_parts(self.values.as_ptr(), self.length) }
-    }
-}
-
-impl Drop for SharedArray {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `open` made; no reference outlives self.
-        unsafe { libc::munmap(self.values.as_ptr().cast(), self.length * 8) };
-    }
-}
-
 /// Waits until every program that was running when this was called has ended.
 pub fn wait_for_programs() -> io::Result<()> {
     const GLOBAL: libc::c_int = 1;
@@ -221,13 +196,22 @@ pub fn possible_cpus() -> usize {
     last.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |last| last + 1)
 }
 
+/// Whether programs that others attached come before a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rank {
+    Last,
+    /// Only packet hooks have an order.
+    First,
+}
+
 /// Attaches a program: `target` is a cgroup's descriptor or a device index, as the attach type demands.
-pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
+pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32, rank: Rank) -> io::Result<OwnedFd> {
+    const BEFORE: u32 = 1 << 3;
     let mut attr = LinkCreateAttr {
         program: program.as_raw_fd() as u32,
         target,
         attach_type,
-        flags: 0,
+        flags: if rank == Rank::First { BEFORE } else { 0 },
         relative: 0,
         pad: 0,
         revision: 0,
@@ -235,6 +219,31 @@ pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io
     };
     // SAFETY: integers only; the result is a new descriptor of ours.
     unsafe { bpf(LINK_CREATE, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}
+
+/// The programs of a packet hook of a device in the order in which packets meet them, by the kernel's numbers.
+#[cfg(test)]
+pub fn attached_programs(device: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+    const PROG_QUERY: u32 = 16;
+    /// `union bpf_attr` of the call.
+    #[repr(C)]
+    struct QueryAttr {
+        target: u32,
+        attach_type: u32,
+        flags: [u32; 2],
+        programs: u64,
+        count: u32,
+        pad: u32,
+        rest: [u64; 4],
+    }
+    let mut programs = vec![0u32; 16];
+    let (list, count) = (programs.as_mut_ptr() as u64, programs.len() as u32);
+    let mut attr =
+        QueryAttr { target: device, attach_type, flags: [0; 2], programs: list, count, pad: 0, rest: [0; 4] };
+    // SAFETY: the list is as long as stated and outlives the call.
+    unsafe { bpf(PROG_QUERY, &mut attr) }?;
+    programs.truncate(attr.count as usize);
+    Ok(programs)
 }
 
 /// Replaces the program of a link without a gap.

@@ -2,20 +2,34 @@
 //!
 //! Endpoint sets lie in extents of one flat array. A changed set goes into a fresh extent, then its slot flips with one store;
 //! the old extent, and slots given up, are handed out again only when the caller has seen to it that no program still reads them.
+//! The same holds for the endpoints that the sets are made of, each of which is one service port's.
+
+mod backends;
+mod space;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
 
-use proxy_common::{Affinity, Slot};
+use proxy_common::{Affinity, Member, Slot};
 
-use crate::desired::{Contents, EndpointSet, Entry, Frontend, ServiceName};
+use crate::desired::{Contents, EndpointSet, Entry, Frontend, ServiceName, Target, host_ports_of};
+pub use backends::Generation;
+use backends::{Backends, Port};
+use space::Space;
 
 /// One step, in an order that is safe to stop after anywhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    /// Write these backends from `base` on. Nobody reads there yet.
-    WriteBackends {
+    /// Write an endpoint. Nobody reads there yet.
+    WriteBackend {
+        member: Member,
+        target: Target,
+        protocol: u8,
+    },
+    /// Write the members of a set from `base` on. Nobody reads there yet.
+    WriteSet {
         base: u32,
-        backends: Vec<u64>,
+        members: Vec<Member>,
     },
     WriteAffinity {
         slot: u32,
@@ -33,6 +47,10 @@ pub enum Op {
     RemoveFrontend {
         frontend: Frontend,
     },
+    /// An endpoint is in no set any more: what remembers it shall look for another.
+    RetireBackend {
+        index: u32,
+    },
 }
 
 /// Why a service is not, or not wholly, in the kernel.
@@ -40,11 +58,13 @@ pub enum Op {
 pub enum Refusal {
     #[error("all {limit} endpoint places are taken")]
     BackendsFull { limit: u32 },
+    #[error("all {limit} members of endpoint sets are taken")]
+    SetsFull { limit: u32 },
     #[error("all {limit} endpoint sets are taken")]
     SlotsFull { limit: u32 },
     #[error("all {limit} service addresses are taken")]
     FrontendsFull { limit: usize },
-    #[error("{frontend:?} belongs to {owner} already")]
+    #[error("{frontend} belongs to {owner} already")]
     Conflict { frontend: Frontend, owner: ServiceName },
 }
 
@@ -58,6 +78,8 @@ pub struct Change {
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub slots: u32,
+    /// Members of all sets together.
+    pub members: u32,
     pub backends: u32,
     pub frontends: usize,
 }
@@ -67,19 +89,30 @@ pub struct Limits {
 #[derive(Debug, Default)]
 pub struct Waste {
     slots: Vec<(u32, u32)>,
+    members: Vec<(u32, u32)>,
     backends: Vec<(u32, u32)>,
 }
 
 impl Waste {
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty() && self.backends.is_empty()
+        self.slots.is_empty() && self.members.is_empty() && self.backends.is_empty()
     }
+}
+
+/// What an earlier process left of a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Left {
+    pub slot: Slot,
+    pub members: Vec<(Member, Target)>,
+    pub affinity: Affinity,
 }
 
 #[derive(Debug)]
 struct Held {
     base: u32,
     set: EndpointSet,
+    /// Of each endpoint of the set, in its order.
+    members: Vec<Member>,
     affinity_id: u32,
     /// Frontends that lead here.
     users: u32,
@@ -96,8 +129,11 @@ pub struct Table {
     services: Contents,
     /// Who else asked for a frontend that has an owner.
     contested: HashMap<Frontend, BTreeSet<ServiceName>>,
+    /// Services that found something full: to be tried again when places come free.
+    refused: BTreeSet<ServiceName>,
     slot_space: Space,
-    backend_space: Space,
+    member_space: Space,
+    backends: Backends,
 }
 
 impl Table {
@@ -109,13 +145,21 @@ impl Table {
             slots: HashMap::new(),
             services: Contents::new(),
             contested: HashMap::new(),
+            refused: BTreeSet::new(),
             slot_space: Space::new(limits.slots),
-            backend_space: Space::new(limits.backends),
+            member_space: Space::new(limits.members),
+            backends: Backends::new(limits.backends),
         }
     }
 
-    /// Takes up what an earlier process left in the kernel. Frontends get their owners with the first contents.
-    pub fn adopt(limits: Limits, frontends: &[(Frontend, u32)], slots: impl Fn(u32) -> (u64, Vec<u64>, u64)) -> Self {
+    /// Takes up what an earlier process left in the kernel. Frontends get their owners with the first contents. `generations` are
+    /// of all places that ever held an endpoint.
+    pub fn adopt(
+        limits: Limits,
+        frontends: &[(Frontend, u32)],
+        slots: impl Fn(u32) -> Left,
+        generations: Vec<Generation>,
+    ) -> Self {
         let mut table = Self::new(limits);
         for &(frontend, number) in frontends {
             table.frontends.insert(frontend, number);
@@ -123,18 +167,18 @@ impl Table {
                 held.users += 1;
                 continue;
             }
-            let (bits, backends, affinity) = slots(number);
-            let (slot, affinity) = (Slot::from_bits(bits), Affinity::from_bits(affinity));
-            let whole =
-                backends.len() == slot.count as usize && table.backend_space.claim(slot.base, slot.count.into());
-            let set = EndpointSet {
-                backends: if whole { backends } else { Vec::new() },
-                flags: slot.flags,
-                affinity_seconds: affinity.seconds,
-            };
+            let Left { slot, members, affinity } = slots(number);
+            let whole = members.len() == slot.count as usize && table.member_space.claim(slot.base, slot.count.into());
+            let mut members = if whole { members } else { Vec::new() };
+            members.sort_by_key(|(_, target)| *target);
+            let (members, targets) = members.into_iter().unzip();
+            let set = EndpointSet { backends: targets, flags: slot.flags, affinity_seconds: affinity.seconds };
             table.slot_space.claim(number, 1);
-            table.slots.insert(number, Held { base: slot.base, set, affinity_id: affinity.id, users: 1, owner: None });
+            let held = Held { base: slot.base, set, members, affinity_id: affinity.id, users: 1, owner: None };
+            table.slots.insert(number, held);
         }
+        let held = table.slots.values().flat_map(|held| held.members.iter().map(|member| member.index));
+        table.backends.adopt(held.collect(), generations);
         table
     }
 
@@ -150,10 +194,38 @@ impl Table {
         &self.services
     }
 
-    /// Brings everything to `contents`: services that did not change cost a comparison.
+    /// Takes up the host ports that an earlier process left of these pods.
+    pub fn take_up_host_ports(&mut self, pods: &BTreeSet<Ipv4Addr>) -> Change {
+        let mut left: BTreeMap<(Ipv4Addr, u32), Vec<Frontend>> = BTreeMap::new();
+        for (frontend, slot) in &self.frontends {
+            let held = self.slots.get(slot).filter(|held| held.owner.is_none() && is_host_port(&held.set));
+            if let Some([Target { ip: IpAddr::V4(pod), .. }]) = held.map(|held| held.set.backends.as_slice())
+                && pods.contains(pod)
+            {
+                left.entry((*pod, *slot)).or_default().push(*frontend);
+            }
+        }
+        let mut by_pod: BTreeMap<Ipv4Addr, Vec<Entry>> = BTreeMap::new();
+        for ((pod, slot), mut frontends) in left {
+            frontends.sort();
+            let Frontend { port, protocol, .. } = frontends[0];
+            let set = self.slots[&slot].set.clone();
+            by_pod.entry(pod).or_default().push(Entry { port, protocol, frontends, set });
+        }
+        let mut change = Change::default();
+        for (pod, entries) in by_pod {
+            self.set_service(&host_ports_of(pod), &entries, &mut change);
+        }
+        change
+    }
+
+    /// Brings all Services to `contents`: those that did not change cost a comparison. Host ports stay their pods'.
     pub fn replace(&mut self, contents: &Contents) -> Change {
         let mut change = Change::default();
-        let gone: Vec<_> = self.services.keys().filter(|name| !contents.contains_key(*name)).cloned().collect();
+        let is_gone = |(name, entries): &(&ServiceName, &Vec<Entry>)| {
+            !contents.contains_key(*name) && !entries.iter().any(|entry| is_host_port(&entry.set))
+        };
+        let gone: Vec<_> = self.services.iter().filter(is_gone).map(|(name, _)| name.clone()).collect();
         for name in gone {
             self.set_service(&name, &[], &mut change);
         }
@@ -163,7 +235,24 @@ impl Table {
             }
         }
         self.remove_unowned(&mut change);
+        self.backends.retire_orphans(&mut change.ops);
         change
+    }
+
+    /// Tries services again that found something full.
+    pub fn retry(&mut self) -> Change {
+        let mut change = Change::default();
+        for name in std::mem::take(&mut self.refused) {
+            if let Some(entries) = self.services.get(&name).cloned() {
+                self.set_service(&name, &entries, &mut change);
+            }
+        }
+        change
+    }
+
+    /// Services that are not wholly in the kernel because something is full.
+    pub fn refused(&self) -> usize {
+        self.refused.len()
     }
 
     /// Brings one service to `entries`; none removes it.
@@ -178,24 +267,27 @@ impl Table {
     /// What was given up so far. It may be used again once every program running now has ended.
     pub fn take_waste(&mut self) -> Waste {
         Waste {
-            slots: std::mem::take(&mut self.slot_space.waste),
-            backends: std::mem::take(&mut self.backend_space.waste),
+            slots: self.slot_space.take_waste(),
+            members: self.member_space.take_waste(),
+            backends: self.backends.take_waste(),
         }
     }
 
     /// Hands out again what [`Table::take_waste`] gave.
     pub fn reclaim(&mut self, waste: Waste) {
         self.slot_space.reclaim(waste.slots);
-        self.backend_space.reclaim(waste.backends);
+        self.member_space.reclaim(waste.members);
+        self.backends.reclaim(waste.backends);
     }
 
     /// The endpoints behind a frontend.
-    pub fn endpoints(&self, frontend: &Frontend) -> Option<&[u64]> {
+    pub fn endpoints(&self, frontend: &Frontend) -> Option<&[Target]> {
         let slot = self.frontends.get(frontend)?;
         self.slots.get(slot).map(|held| held.set.backends.as_slice())
     }
 
     fn set_service(&mut self, name: &str, entries: &[Entry], change: &mut Change) {
+        self.refused.remove(name);
         let old = self.services.remove(name).unwrap_or_default();
         if !entries.is_empty() {
             self.services.insert(name.to_owned(), entries.to_vec());
@@ -212,6 +304,7 @@ impl Table {
         let mut affinity_ids: BTreeMap<(u16, u8), u32> = BTreeMap::new();
         for entry in entries {
             if let Err(refusal) = self.set_entry(name, entry, &mut used, &mut affinity_ids, change) {
+                self.refused.insert(name.to_owned());
                 change.refusals.push((name.to_owned(), refusal));
             }
         }
@@ -251,9 +344,9 @@ impl Table {
         used.insert(slot);
         let affinity_id = *affinity_ids.entry((entry.port, entry.protocol)).or_insert(slot);
         let outcome = self
-            .set_endpoints(name, slot, &entry.set, affinity_id, change)
+            .set_endpoints(&Port::of(name, entry), slot, &entry.set, affinity_id, change)
             .and_then(|()| mine.into_iter().try_for_each(|frontend| self.put_frontend(name, frontend, slot, change)));
-        self.release_if_unused(slot);
+        self.release_if_unused(slot, change);
         outcome
     }
 
@@ -263,42 +356,57 @@ impl Table {
 
     fn set_endpoints(
         &mut self,
-        name: &str,
+        port: &Port,
         slot: u32,
         set: &EndpointSet,
         affinity_id: u32,
         change: &mut Change,
     ) -> Result<(), Refusal> {
-        if let Some(held) = self.slots.get_mut(&slot) {
-            held.owner = Some(name.to_owned());
+        if let Some(held) = self.slots.get_mut(&slot)
+            && held.owner.is_none()
+        {
+            held.owner = Some(port.service.clone());
+            self.backends.take_up(port, &held.set.backends, &held.members);
         }
         let held = self.slots.get(&slot);
         let users = held.map_or(0, |held| held.users);
         if held.is_some_and(|held| held.set == *set && held.affinity_id == affinity_id) {
             return Ok(());
         }
-        let old = held.map(|held| (held.base, held.set.backends.len() as u32));
-        let same_place = held.filter(|held| held.set.backends == set.backends).map(|held| held.base);
-        let full = Refusal::BackendsFull { limit: self.limits.backends };
+        let same = held.filter(|held| held.set.backends == set.backends).map(|held| (held.base, held.members.clone()));
+        let full = Refusal::SetsFull { limit: self.limits.members };
         let count = u16::try_from(set.backends.len()).map_err(|_| full.clone())?;
-        let base = match same_place {
-            Some(base) => base,
-            None => self.backend_space.take(count.into()).ok_or(full)?,
-        };
-        if same_place.is_none() {
-            change.ops.push(Op::WriteBackends { base, backends: set.backends.clone() });
-            if let Some((old_base, old_count)) = old {
-                self.backend_space.give_up(old_base, old_count);
+        let (base, members) = match same {
+            Some(same) => same,
+            None => {
+                let base = self.member_space.take(count.into()).ok_or(full)?;
+                let Some(members) = self.backends.add(port, &set.backends, &mut change.ops) else {
+                    // Nobody has seen it.
+                    self.member_space.reclaim(vec![(base, count.into())]);
+                    return Err(Refusal::BackendsFull { limit: self.limits.backends });
+                };
+                let mut sorted = members.clone();
+                sorted.sort();
+                change.ops.push(Op::WriteSet { base, members: sorted });
+                (base, members)
             }
-        }
+        };
         if set.flags & Slot::AFFINITY != 0 {
             let bits = Affinity { id: affinity_id, seconds: set.affinity_seconds }.bits();
             change.ops.push(Op::WriteAffinity { slot, bits });
         }
         change.ops.push(Op::FlipSlot { slot, bits: Slot { base, count, flags: set.flags }.bits() });
-        let owner = Some(name.to_owned());
-        self.slots.insert(slot, Held { base, set: set.clone(), affinity_id, users, owner });
+        let owner = Some(port.service.clone());
+        let old = self.slots.insert(slot, Held { base, set: set.clone(), members, affinity_id, users, owner });
+        if let Some(old) = old.filter(|old| old.base != base || old.set.backends != set.backends) {
+            self.give_up_set(&old, &mut change.ops);
+        }
         Ok(())
+    }
+
+    fn give_up_set(&mut self, held: &Held, ops: &mut Vec<Op>) {
+        self.member_space.give_up(held.base, held.members.len() as u32);
+        self.backends.remove(&held.members, ops);
     }
 
     fn put_frontend(&mut self, name: &str, frontend: Frontend, slot: u32, change: &mut Change) -> Result<(), Refusal> {
@@ -316,7 +424,7 @@ impl Table {
         }
         change.ops.push(Op::PutFrontend { frontend, slot });
         if let Some(old) = old {
-            self.leave_slot(old);
+            self.leave_slot(old, change);
         }
         Ok(())
     }
@@ -325,15 +433,15 @@ impl Table {
         self.owners.remove(frontend);
         if let Some(slot) = self.frontends.remove(frontend) {
             change.ops.push(Op::RemoveFrontend { frontend: *frontend });
-            self.leave_slot(slot);
+            self.leave_slot(slot, change);
         }
     }
 
-    fn leave_slot(&mut self, slot: u32) {
+    fn leave_slot(&mut self, slot: u32, change: &mut Change) {
         if let Some(held) = self.slots.get_mut(&slot) {
             held.users -= 1;
         }
-        self.release_if_unused(slot);
+        self.release_if_unused(slot, change);
     }
 
     /// What an earlier process left and nobody wants any more.
@@ -345,14 +453,12 @@ impl Table {
         }
     }
 
-    fn release_if_unused(&mut self, slot: u32) {
-        match self.slots.get(&slot) {
-            Some(held) if held.users > 0 => return,
-            Some(held) => {
-                self.backend_space.give_up(held.base, held.set.backends.len() as u32);
-                self.slots.remove(&slot);
-            }
-            None => {}
+    fn release_if_unused(&mut self, slot: u32, change: &mut Change) {
+        if self.slots.get(&slot).is_some_and(|held| held.users > 0) {
+            return;
+        }
+        if let Some(held) = self.slots.remove(&slot) {
+            self.give_up_set(&held, &mut change.ops);
         }
         self.slot_space.give_up(slot, 1);
     }
@@ -371,70 +477,8 @@ impl Table {
     }
 }
 
-/// Numbers handed out in runs, first fit; given-up runs wait until they are reclaimed.
-#[derive(Debug)]
-struct Space {
-    /// Start → length of each free run.
-    free: BTreeMap<u32, u32>,
-    waste: Vec<(u32, u32)>,
-}
-
-impl Space {
-    fn new(length: u32) -> Self {
-        Self { free: BTreeMap::from([(0, length)]), waste: Vec::new() }
-    }
-
-    fn take(&mut self, length: u32) -> Option<u32> {
-        if length == 0 {
-            return Some(0);
-        }
-        let (&start, &run) = self.free.iter().find(|(_, run)| **run >= length)?;
-        self.free.remove(&start);
-        if run > length {
-            self.free.insert(start + length, run - length);
-        }
-        Some(start)
-    }
-
-    /// Takes a certain run; false when part of it is taken.
-    fn claim(&mut self, start: u32, length: u32) -> bool {
-        if length == 0 {
-            return true;
-        }
-        let Some((&from, &run)) = self.free.range(..=start).next_back() else { return false };
-        let (end, wanted) = (from + run, start.saturating_add(length));
-        if wanted > end {
-            return false;
-        }
-        self.free.remove(&from);
-        if start > from {
-            self.free.insert(from, start - from);
-        }
-        if end > wanted {
-            self.free.insert(wanted, end - wanted);
-        }
-        true
-    }
-
-    fn give_up(&mut self, start: u32, length: u32) {
-        if length > 0 {
-            self.waste.push((start, length));
-        }
-    }
-
-    fn reclaim(&mut self, waste: Vec<(u32, u32)>) {
-        for (mut start, mut length) in waste {
-            if let Some(next) = self.free.remove(&(start + length)) {
-                length += next;
-            }
-            if let Some((&before, &run)) = self.free.range(..start).next_back()
-                && before + run == start
-            {
-                (start, length) = (before, run + length);
-            }
-            self.free.insert(start, length);
-        }
-    }
+fn is_host_port(set: &EndpointSet) -> bool {
+    set.flags & Slot::HOST_PORT != 0
 }
 
 #[cfg(test)]

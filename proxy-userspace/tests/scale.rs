@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use proxy_common::{Backend, Ip4, Port, Scope, TCP};
-use proxy_userspace::desired::{Contents, EndpointSet, Entry, Frontend};
+use proxy_common::{Scope, TCP};
+use proxy_userspace::desired::{Contents, EndpointSet, Entry, Frontend, Target};
 use proxy_userspace::{Config, Proxy, SocketHooks};
 
 const SERVICES: u32 = 10_000;
@@ -29,10 +29,9 @@ fn start(pins: &Pins) -> Proxy {
 
 fn entry(service: u32, endpoints: u32) -> Entry {
     let address = |base: [u8; 4], offset: u32| Ipv4Addr::from(u32::from_be_bytes(base) + offset);
-    let pod = |index: u32| Ip4::new(address([10, 244, 0, 0], service * 4 + index).octets());
-    let mut backends: Vec<u64> = (0..endpoints).map(|index| Backend::new(pod(index), Port::new(8080)).bits()).collect();
-    backends.sort_unstable();
-    let addr = address([10, 96, 0, 0], service + 1);
+    let pod = |index: u32| address([10, 244, 0, 0], service * 4 + index).into();
+    let backends = (0..endpoints).map(|index| Target { ip: pod(index), port: 8080 }).collect();
+    let addr = address([10, 96, 0, 0], service + 1).into();
     let frontends = vec![Frontend { addr, port: 80, protocol: TCP, scope: Scope::Internal }];
     Entry { port: 80, protocol: TCP, frontends, set: EndpointSet { backends, ..Default::default() } }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, bail, ensure};
 use e2e::{Cluster, Inventory, Space, until};
 
+mod certificates;
 mod definitions;
 mod deletion;
 mod dns;
@@ -54,6 +55,7 @@ const CASES: &[Case] = &[
     ("packet-path", "a NodePort serves the outside on the packet path", Alone, services::packet_path),
     ("balanced", "several endpoints share the load", Beside, services::balanced),
     ("refused", "a service without endpoints refuses at once", Beside, services::refused),
+    ("host-port", "a port of the node is a pod's own, without any service", Beside, services::host_port),
     ("types", "a service changes its type in every direction", Beside, services::type_changes),
     ("names", "names resolve from pods and node, services of every kind", Beside, dns::names),
     ("firewall", "nothing of the firewall is used", Beside, firewall::no_firewall),
@@ -71,6 +73,7 @@ const CASES: &[Case] = &[
     ("pod-process", "a killed pod process is replaced, and describe tells", Beside, restart::pod_process_killed),
     ("adopted", "killed, stopped, upgraded, downgraded: pods, logs and connections go on", Alone, restart::adopted),
     ("definitions", "kinds are defined, used and undefined", Beside, definitions::defined),
+    ("certificates", "a person asks for a certificate and is given it", Beside, certificates::given),
     ("controllers", "a replication controller keeps pods", Beside, definitions::replicated),
 ];
 

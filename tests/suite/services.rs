@@ -90,6 +90,26 @@ pub fn refused(space: &Space<'_>) -> Result<()> {
     Ok(())
 }
 
+pub fn host_port(space: &Space<'_>) -> Result<()> {
+    const PORT: u16 = 18_098;
+    let serve = "echo mine > /tmp/index.html; exec httpd -f -p 8080 -h /tmp";
+    space.apply_text(&format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: own}}, spec: {{terminationGracePeriodSeconds: 1, containers: [{{name: c, image: busybox, command: [sh, -c, '{serve}'], ports: [{{containerPort: 8080, hostPort: {PORT}}}]}}]}}}}"
+    ))?;
+    space.wait_ready(&["pod/own"])?;
+    space.asker()?;
+    let url = format!("http://{}:{PORT}/", space.cluster.node_ip());
+    until("it answers outside", || Ok(space.cluster.client().fetch(&url).is_ok_and(|page| page.trim() == "mine")))?;
+    for place in [&url, &format!("http://127.0.0.1:{PORT}/")] {
+        let page = space.cluster.node().fetch(place)?;
+        ensure!(page.trim() == "mine", "from the node itself at {place}: {page}");
+    }
+    let page = space.ask(&["wget", "-qO-", &url])?;
+    ensure!(page.trim() == "mine", "from a pod: {page}");
+    space.kubectl(&["delete", "pod", "own"])?;
+    until("it is nobody's", || Ok(space.cluster.client().fetch(&url).is_err()))
+}
+
 pub fn type_changes(space: &Space<'_>) -> Result<()> {
     space.web_servers()?;
     space.apply_text("{apiVersion: v1, kind: Service, metadata: {name: changing}, spec: {selector: {app: webserver}, ports: [{port: 80}]}}")?;

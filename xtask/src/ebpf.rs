@@ -73,10 +73,11 @@ fn compile() -> Result<PathBuf> {
     Ok(target.join(TARGET).join("release/amphipod-bpf"))
 }
 
-/// BTF goes in (the kernel needs it for the maps), and no path of the building machine does.
+/// BTF goes in (the kernel needs it for the maps), and no path of the building machine does. Of the instruction set, the version that
+/// has compare-and-swap, which every kernel that can be used has.
 fn flags(folder: &Path) -> Vec<String> {
     let home = std::env::var("CARGO_HOME").or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")));
-    let mut flags = vec!["-Cdebuginfo=2".into(), "-Clink-arg=--btf".into()];
+    let mut flags = vec!["-Cdebuginfo=2".into(), "-Clink-arg=--btf".into(), "-Ctarget-cpu=v3".into()];
     flags.push(format!("--remap-path-prefix={}=proxy-ebpf", folder.display()));
     flags.push(format!("--remap-path-prefix={}=.", workspace_root().display()));
     flags.extend(home.map(|home| format!("--remap-path-prefix={home}=cargo")));

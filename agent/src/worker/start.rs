@@ -161,8 +161,10 @@ impl Worker {
 
     pub(super) async fn attach_network(&mut self) -> Result<(), String> {
         let Presence::Unlinked(sandbox) = &self.presence else { return Ok(()) };
-        let attached = sandbox::attach(&self.node, &self.record, sandbox).await;
-        attached.map_err(|error| format!("failed to set up the pod's network: {error}"))?;
+        let attached = sandbox::attach(&self.node, &self.pod, &self.record, sandbox).await;
+        for refused in attached.map_err(|error| format!("failed to set up the pod's network: {error}"))? {
+            self.event(None, EventKind::Warning, "FailedHostPort", refused).await;
+        }
         if let Presence::Unlinked(sandbox) = std::mem::take(&mut self.presence) {
             self.presence = Presence::Alive(sandbox);
         }

@@ -169,10 +169,11 @@ impl RealNetwork {
 
 #[async_trait::async_trait]
 impl PodNetwork for RealNetwork {
-    async fn attach(&self, attachment: &Attachment) -> Result<(), NetworkError> {
+    async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, NetworkError> {
         let IpAddr::V4(ip) = attachment.ip else { panic!("an IPv4 address") };
-        let attached = self.0.attach(&attachment.pod.uid, ip, &attachment.netns).await;
-        attached.map_err(|error| NetworkError(causes::chain(&error)))
+        let (uid, netns) = (attachment.pod.uid.clone(), attachment.netns.clone());
+        let attached = self.0.attach(&network::PodNetwork { uid, ip, netns, host_ports: Vec::new() }).await;
+        attached.map(|_| Vec::new()).map_err(|error| NetworkError(causes::chain(&error)))
     }
     async fn detach(&self, uid: &str, _: IpAddr) -> Result<(), NetworkError> {
         self.0.detach(uid).await.map_err(|error| NetworkError(causes::chain(&error)))

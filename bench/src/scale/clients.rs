@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::Server;
 use super::resources::{many_files, on_all};
-use crate::api::{Writer, race};
+use crate::api::{NAMESPACE, Writer, race};
 use crate::report::{Goal, Report, Row};
 use crate::stats::{median, paired};
 
@@ -23,7 +23,7 @@ pub fn run(report: &mut Report) -> Result<()> {
         let mut writers = Vec::new();
         for (chunk, some) in identities.chunks(AT_ONCE).enumerate() {
             let made = some.iter().enumerate().map(async |(index, identity)| {
-                Writer::new(&api.of(identity)?, &format!("c-{}", chunk * AT_ONCE + index)).await
+                Writer::new(&api.of(identity)?, NAMESPACE, &format!("c-{}", chunk * AT_ONCE + index)).await
             });
             writers.extend(futures::future::try_join_all(made).await?);
         }

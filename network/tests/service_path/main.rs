@@ -2,10 +2,12 @@
 #![expect(unsafe_code, reason = "entering namespaces")]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod host_ports;
 mod netns;
 mod ports;
 mod shares;
 mod upgrade;
+mod uplink;
 mod world;
 
 use std::collections::BTreeSet;
@@ -15,6 +17,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use network::PortRange;
 use proxy_userspace::SocketHooks;
 use serde_json::json;
 use world::*;
@@ -23,6 +26,15 @@ const BOTH: [SocketHooks; 2] = [SocketHooks::Attached, SocketHooks::Absent];
 
 fn web() -> Service {
     Service::new("web", "10.96.0.80", "TCP", json!({}))
+}
+
+fn connected_udp(place: &netns::Namespace, to: &'static str) -> UdpSocket {
+    place.run(move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.connect(to).unwrap();
+        socket
+    })
 }
 
 fn both_pods(port: u16) -> [(&'static str, u16); 2] {
@@ -156,8 +168,12 @@ fn no_endpoint_is_refused_at_once() {
             assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{hooks:?}");
         }
         assert_eq!(ask_tcp(&world.client, "192.168.77.1:30080").unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(ask_tcp(&world.pods[0], "192.168.77.1:30080").unwrap_err().kind(), ErrorKind::ConnectionRefused);
         // A port that the service does not have.
         assert_eq!(ask_tcp(&world.pods[0], "10.96.0.80:81").unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        // The host's firewall has no say in it.
+        world.node.command("iptables -P INPUT DROP");
+        assert_eq!(ask_tcp(&world.client, "192.168.77.1:30080").unwrap_err().kind(), ErrorKind::ConnectionRefused);
     }
 }
 
@@ -244,10 +260,10 @@ fn node_port_from_inside_and_by_loopback() {
 }
 
 #[test]
-fn node_ports_and_the_snat_range_cannot_be_bound_on_the_host() {
+fn node_ports_cannot_be_bound_on_the_host() {
     let world = World::new(SocketHooks::Attached);
     world.serve(&[Service::new("np", "10.96.0.81", "TCP", json!({"nodePort": 30080})).to(&[(PODS[0], 8080)])]);
-    for (port, refused) in [(30080, true), (30081, false), (50000, true), (64999, true), (65000, false)] {
+    for (port, refused) in [(30080, true), (30081, false), (50000, false), (64999, false), (65000, false)] {
         let outcome = world.node.run(move || std::net::TcpListener::bind(("0.0.0.0", port)).map(drop));
         assert_eq!(
             outcome.map_err(|error| error.kind()),
@@ -258,6 +274,44 @@ fn node_ports_and_the_snat_range_cannot_be_bound_on_the_host() {
     assert!(world.pods[0].run(|| std::net::TcpListener::bind(("0.0.0.0", 30080)).is_ok()));
     let reserved = world.node.command("cat /proc/sys/net/ipv4/ip_local_reserved_ports");
     assert_eq!(reserved.trim(), "30000-32767,50000-64999");
+}
+
+/// A program of the node has a port of the range for translated sources, since before the agent or since later: no pod's connection
+/// shows it towards the same far end.
+#[test]
+fn ports_that_programs_of_the_node_use_are_left_to_them() {
+    for (hooks, before) in [(SocketHooks::Attached, false), (SocketHooks::Attached, true), (SocketHooks::Absent, false)]
+    {
+        let mut world = World::new(hooks);
+        udp_server(&world.client, "far", 9000);
+        let range = 50_000..50_016;
+        let ports = PortRange { first: range.start, last: range.end - 1 };
+        let restarted = |world: &mut World| world.restart_with_ports(hooks, ports);
+        if !before {
+            restarted(&mut world);
+        }
+        let own: Vec<UdpSocket> = range
+            .clone()
+            .skip(1)
+            .map(|port| {
+                world.node.run(move || {
+                    let socket = UdpSocket::bind(("192.168.77.1", port)).unwrap();
+                    socket.connect("192.168.77.2:9000").unwrap();
+                    socket
+                })
+            })
+            .collect();
+        if before {
+            restarted(&mut world);
+        }
+        // With one port left, draws may miss it; none ever takes another.
+        let answers: BTreeSet<String> = (0..20)
+            .filter_map(|_| ask_udp(&world.pods[0], "192.168.77.2:9000").ok())
+            .map(|(answer, _)| answer.split(' ').nth(1).unwrap().to_owned())
+            .collect();
+        assert!(answers.iter().all(|shown| shown == "192.168.77.1:50000"), "{hooks:?} {before} {answers:?}");
+        drop(own);
+    }
 }
 
 #[test]
@@ -367,6 +421,110 @@ fn datagrams_show_the_services_address() {
             let service: SocketAddr = "10.96.0.12:80".parse().unwrap();
             assert_eq!(connected.unwrap(), (service, service));
         }
+    }
+}
+
+/// A resolver may connect for its errors and then send with an address all the same.
+#[test]
+fn a_connected_socket_that_names_the_service_reaches_its_own_endpoint() {
+    let world = World::new(SocketHooks::Attached);
+    for (pod, name) in world.pods.iter().zip(["a", "b"]) {
+        udp_server(pod, name, 8080);
+    }
+    world.serve(&[Service::new("udp", "10.96.0.11", "UDP", json!({})).to(&both_pods(8080))]);
+    for _ in 0..12 {
+        let socket = connected_udp(&world.node, "10.96.0.11:80");
+        ask_udp_on(&socket, &world.node, "10.96.0.11:80").unwrap();
+    }
+    // It follows when the endpoint goes: what it hears then comes from elsewhere, to which it is not connected.
+    let socket = connected_udp(&world.pods[0], "10.96.0.11:80");
+    let (first, _) = ask_udp_on(&socket, &world.pods[0], "10.96.0.11:80").unwrap();
+    let left = if first.starts_with('a') { 1 } else { 0 };
+    world.serve(&[Service::new("udp", "10.96.0.11", "UDP", json!({})).to(&[(PODS[left], 8080)])]);
+    let unconnected = ask_udp(&world.pods[0], "10.96.0.11:80").unwrap();
+    assert_ne!(unconnected.0[..1], first[..1]);
+}
+
+#[test]
+fn connecting_datagrams_never_fails_and_an_endpoint_may_come_later() {
+    for hooks in BOTH {
+        let world = World::new(hooks);
+        udp_server(&world.pods[1], "b", 8080);
+        let udp = || Service::new("udp", "10.96.0.11", "UDP", json!({}));
+        world.serve(&[udp()]);
+        for client in [&world.pods[0], &world.node] {
+            let socket = connected_udp(client, "10.96.0.11:80");
+            socket.send(b"who").unwrap();
+            assert_eq!(socket.recv(&mut [0; 10]).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{hooks:?}");
+            world.serve(&[udp().to(&[(PODS[1], 8080)])]);
+            socket.send(b"who").unwrap();
+            let mut answer = [0; 100];
+            let length = socket.recv(&mut answer).unwrap();
+            assert!(answer[..length].starts_with(b"b "), "{hooks:?}");
+            world.serve(&[udp()]);
+        }
+    }
+}
+
+/// The list of one socket's services is shared by its threads.
+#[test]
+fn threads_of_one_socket_do_not_mix_services() {
+    let world = World::new(SocketHooks::Attached);
+    udp_server(&world.pods[1], "b", 8080);
+    udp_server(&world.pods[1], "c", 8081);
+    world.serve(&[
+        Service::new("one", "10.96.0.11", "UDP", json!({})).to(&[(PODS[1], 8080)]),
+        Service::new("two", "10.96.0.12", "UDP", json!({})).to(&[(PODS[1], 8081)]),
+    ]);
+    let socket = world.pods[0].run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let netns = world.pods[0].file();
+    std::thread::scope(|scope| {
+        for service in ["10.96.0.11:80", "10.96.0.12:80"] {
+            let (socket, netns) = (&socket, &netns);
+            scope.spawn(move || {
+                let send = || (0..500).try_for_each(|_| socket.send_to(b"who", service).map(drop));
+                proxy_userspace::sys::inside(netns, send).unwrap();
+            });
+        }
+        let mut heard = 0;
+        let mut answer = [0; 100];
+        // Buffers are short: some may be lost, none may be somebody else's.
+        while let Ok((length, from)) = socket.recv_from(&mut answer) {
+            let expected = if answer[..length].starts_with(b"b ") { "10.96.0.11:80" } else { "10.96.0.12:80" };
+            assert_eq!(from.to_string(), expected);
+            heard += 1;
+            if heard == 1000 {
+                break;
+            }
+        }
+        assert!(heard > 100, "{heard}");
+    });
+}
+
+/// "This host" is the pod itself, also when the number is a NodePort.
+#[test]
+fn the_unspecified_address_is_the_callers_own() {
+    let world = World::new(SocketHooks::Attached);
+    tcp_server(&world.pods[0], "own", 30080);
+    tcp_server(&world.pods[1], "b", 8080);
+    world.serve(&[Service::new("np", "10.96.0.81", "TCP", json!({"nodePort": 30080})).to(&[(PODS[1], 8080)])]);
+    for own in ["0.0.0.0:30080", "[::ffff:0.0.0.0]:30080"] {
+        assert!(ask_tcp(&world.pods[0], own).unwrap().0.starts_with("own "), "{own}");
+        assert!(ask_tcp(&world.node, own).unwrap().0.starts_with("b "), "{own}");
+    }
+}
+
+/// The device that takes the question may have left its checksum to whoever sends it on.
+#[test]
+fn refusals_are_whole_where_a_device_would_sum_up() {
+    let world = World::new(SocketHooks::Attached);
+    world.serve(&[Service::new("lb", "10.96.0.81", "TCP", json!({"type": "LoadBalancer"})).balanced("192.168.78.1")]);
+    world.client.command("ip route add 192.168.78.1 via 192.168.77.1");
+    for offload in ["on", "off"] {
+        world.client.command(&format!("ethtool -K eth0 tx {offload}"));
+        let error = ask_tcp(&world.client, "192.168.78.1:80").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "tx {offload}");
     }
 }
 
@@ -537,6 +695,44 @@ fn connections_survive_a_restart_of_the_agent() {
     }
 }
 
+/// Who knows a route to the pods speaks with them under their own addresses.
+#[test]
+fn pods_answer_outside_clients_with_their_own_address() {
+    let world = World::new(SocketHooks::Attached);
+    udp_server(&world.pods[0], "a", 8080);
+    tcp_server(&world.pods[0], "a", 8080);
+    world.client.command("ip route add 10.244.0.0/24 via 192.168.77.1");
+    assert!(ping(&world.client, PODS[0]));
+    let (_, from) = ask_udp(&world.client, "10.244.0.5:8080").unwrap();
+    assert_eq!(from.to_string(), "10.244.0.5:8080");
+    assert!(ask_tcp(&world.client, "10.244.0.5:8080").unwrap().0.starts_with("a 192.168.77.2:"));
+    assert_eq!(ask_tcp(&world.client, "10.244.0.5:8081").unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    let refused = world.client.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.connect("10.244.0.5:9")?;
+        socket.send(b"who")?;
+        socket.recv(&mut [0; 10])
+    });
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    // What a pod begins itself still goes behind the node's address.
+    udp_server(&world.client, "far", 9000);
+    let (answer, _) = ask_udp(&world.pods[0], "192.168.77.2:9000").unwrap();
+    assert!(answer.starts_with("far 192.168.77.1:"), "{answer}");
+}
+
+/// An answer without any connection is none of ours to send: a client outside must not learn of a pod's address by it.
+#[test]
+fn the_middle_of_an_unknown_connection_does_not_leave_the_node() {
+    let world = World::new(SocketHooks::Attached);
+    tcp_server(&world.client, "far", 9000);
+    let mut stream =
+        world.pods[0].run(|| TcpStream::connect_timeout(&"203.0.113.5:9000".parse().unwrap(), PATIENCE).unwrap());
+    ask_on(&mut stream).unwrap();
+    world.proxy.forget_flows().unwrap();
+    assert_eq!(ask_on(&mut stream).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
 #[test]
 fn an_absent_pod_is_answered_for() {
     let world = World::new(SocketHooks::Absent);
@@ -546,7 +742,11 @@ fn an_absent_pod_is_answered_for() {
         client.run(|| TcpStream::connect_timeout(&"10.244.0.6:8080".parse().unwrap(), PATIENCE).unwrap())
     });
     open.iter_mut().for_each(|stream| drop(ask_on(stream).unwrap()));
+    let hears = connected_udp(&world.pods[0], "10.244.0.6:9");
     world.detach("pod-1");
+    // A connected socket hears of it without asking for errors.
+    hears.send(b"who").unwrap();
+    assert_eq!(hears.recv(&mut [0; 10]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     for stream in &mut open {
         assert_eq!(ask_on(stream).unwrap_err().kind(), ErrorKind::ConnectionReset);
     }
@@ -657,15 +857,11 @@ fn reset_leaves_the_node_as_it_was() {
 }
 
 #[test]
-fn host_ports_lead_to_their_pod_and_keep_the_client() {
-    let world = World::new(SocketHooks::Attached);
-    tcp_server(&world.pods[0], "a", 8080);
-    world.open_host_port();
-    let (answer, _) = ask_tcp(&world.client, "192.168.77.1:8888").unwrap();
-    assert!(answer.starts_with("a 192.168.77.2:"), "{answer}");
-    for client in [&world.node, &world.pods[1]] {
-        assert!(ask_tcp(client, "192.168.77.1:8888").is_ok());
-    }
+fn routes_are_of_the_kind_that_network_managers_leave_alone() {
+    let world = World::new(SocketHooks::Absent);
+    assert_eq!(world.node.command("ip route show proto static"), "");
+    let kept = world.node.command("ip route show proto kernel");
+    assert!(PODS.iter().chain(&["10.96.0.0/12"]).all(|to| kept.contains(to)), "{kept}");
 }
 
 #[test]
@@ -698,11 +894,7 @@ fn pods_of_an_earlier_agent_can_be_detached_and_vanished_ones_are_forgotten() {
     assert_eq!(ask_tcp(&world.pods[0], "10.244.0.6:8080").unwrap_err().kind(), ErrorKind::ConnectionRefused);
     drop(vanishing);
     // The kernel takes a namespace apart in its own time.
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while world.node.command("ip -o link show").lines().count() > 5 {
-        assert!(Instant::now() < deadline, "the link of a pod without namespace stays");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until(|| world.node.command("ip -o link show").lines().count() <= 5);
     world.restart(SocketHooks::Attached);
     assert_eq!(world.proxy.pods().unwrap().len(), 1);
     // One hook for the remaining pod, two at the uplink, one at the service link, ten at sockets.

@@ -99,7 +99,7 @@ fn connections_survive_an_upgrade_to_other_layouts() {
         let counted = world.counters();
         world.restart_in_layouts(hooks, NEXT);
         assert_eq!(world.pinned_maps(), pins(NEXT));
-        assert!(pins(NEXT).intersection(&pins(CURRENT)).count() == 2, "all but what sockets hold moved");
+        assert!(pins(NEXT).intersection(&pins(CURRENT)).count() == 4, "all but what sockets hold moved");
         assert_eq!(open.ask(), before, "{hooks:?}");
         // What began is known, so nothing began anew; the counts go on.
         assert_eq!(world.rose(&counted).get("service_flow"), None, "{hooks:?}");

@@ -9,10 +9,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::FromRawFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use network::{Config, Network, PortRange};
-use proxy_userspace::desired::{HostPort, LocalServer, NodeFacts, desired, desired_host_ports};
+use network::{Config, HostPortRefusal, Network, PodNetwork, PortRange};
+use proxy_userspace::desired::{HostPort, LocalServer, NodeFacts, desired};
 use proxy_userspace::layout::{CURRENT, Layout};
 use proxy_userspace::{Proxy, SocketHooks};
 use serde_json::{Value, json};
@@ -101,8 +101,19 @@ impl World {
         (self.proxy, self.network) = (proxy, Some(network));
     }
 
+    /// With another range of ports behind the node's address.
+    pub fn restart_with_ports(&mut self, hooks: SocketHooks, snat_ports: PortRange) {
+        self.snat_ports = snat_ports;
+        self.restart(hooks);
+    }
+
     fn network(&self) -> Arc<Network> {
         Arc::clone(self.network.as_ref().unwrap())
+    }
+
+    /// The node's uplink, as it was when everything began.
+    pub fn plug_in(&self) {
+        plug_in(&self.node, &self.client);
     }
 
     pub fn pinned_maps(&self) -> BTreeSet<String> {
@@ -160,9 +171,15 @@ impl World {
     }
 
     pub fn attach(&self, uid: &str, ip: &str, netns: &Path) {
+        assert!(self.attach_with(uid, ip, netns, &[]).is_empty());
+    }
+
+    /// With ports of the node; what of them it does not get.
+    pub fn attach_with(&self, uid: &str, ip: &str, netns: &Path, ports: &[HostPort]) -> Vec<HostPortRefusal> {
         let (network, runtime) = (self.network(), Arc::clone(&self.runtime));
         let (uid, ip, netns) = (uid.to_owned(), ip.parse().unwrap(), netns.to_owned());
-        self.node.run(move || runtime.block_on(network.attach(&uid, ip, &netns))).unwrap();
+        let pod = PodNetwork { uid, ip, netns, host_ports: ports.to_vec() };
+        self.node.run(move || runtime.block_on(network.attach(&pod))).unwrap()
     }
 
     pub fn detach(&self, uid: &str) {
@@ -170,11 +187,11 @@ impl World {
         self.node.run(move || runtime.block_on(network.detach(&uid))).unwrap();
     }
 
-    /// The node's port 8888 leads to the first pod's 8080.
-    pub fn open_host_port(&self) {
-        let port = HostPort { host_ip: None, host_port: 8888, container_port: 8080, protocol: proxy_common::TCP };
-        let entries = desired_host_ports(PODS[0].parse().unwrap(), &[port]);
-        assert!(self.proxy.apply_service("hostport/pod-0", &entries).unwrap().is_empty());
+    /// A port of the node leads to the 8080 of one of the pods.
+    pub fn open_host_port(&self, pod: usize, host_port: u16, host_ip: Option<&str>) -> Vec<HostPortRefusal> {
+        let host_ip = host_ip.map(|ip| ip.parse().unwrap());
+        let port = HostPort { host_ip, host_port, container_port: 8080, protocol: proxy_common::TCP };
+        self.attach_with(&format!("pod-{pod}"), PODS[pod], &self.pods[pod].path(), &[port])
     }
 
     /// Services as (spec, endpoints), each endpoint set on one target port.
@@ -233,6 +250,16 @@ fn config(folder: &Path, snat_ports: PortRange) -> Config {
 }
 
 fn join(node: &Namespace, client: &Namespace) {
+    plug_in(node, client);
+    client.command(&format!("ip addr add {OUTSIDE}/32 dev lo"));
+    node.command("iptables -P FORWARD DROP");
+    for setting in ["all/rp_filter=1", "default/rp_filter=1"] {
+        node.command(&format!("sysctl -qw net/ipv4/conf/{setting}"));
+    }
+    node.command("sysctl -qw net/ipv4/ip_forward=0");
+}
+
+fn plug_in(node: &Namespace, client: &Namespace) {
     node.command(&format!("ip link add eth0 type veth peer name eth0 netns {}", client.tid()));
     for (end, ip) in [(node, NODE), (client, CLIENT)] {
         end.command(&format!("ip addr add {ip}/24 dev eth0"));
@@ -243,19 +270,22 @@ fn join(node: &Namespace, client: &Namespace) {
     for end in [node, client] {
         end.command("ethtool eth0");
     }
-    client.command(&format!("ip addr add {OUTSIDE}/32 dev lo"));
     node.command(&format!("ip route add default via {CLIENT}"));
-    node.command("iptables -P FORWARD DROP");
-    for setting in ["all/rp_filter=1", "default/rp_filter=1"] {
-        node.command(&format!("sysctl -qw net/ipv4/conf/{setting}"));
+}
+
+pub fn wait_until(is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it never came to that");
+        std::thread::sleep(Duration::from_millis(20));
     }
-    node.command("sysctl -qw net/ipv4/ip_forward=0");
 }
 
 /// A Service with one port, and its endpoints.
 pub struct Service {
     name: &'static str,
     spec: Value,
+    status: Value,
     protocol: &'static str,
     endpoints: Vec<(String, u16)>,
 }
@@ -268,7 +298,7 @@ impl Service {
             spec["ports"][0]["nodePort"] = port.clone();
         }
         spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-        Self { name, spec, protocol, endpoints: Vec::new() }
+        Self { name, spec, status: json!({}), protocol, endpoints: Vec::new() }
     }
 
     pub fn to(mut self, endpoints: &[(&str, u16)]) -> Self {
@@ -276,8 +306,14 @@ impl Service {
         self
     }
 
+    /// It has an address of a load balancer.
+    pub fn balanced(mut self, ip: &str) -> Self {
+        self.status = json!({"loadBalancer": {"ingress": [{"ip": ip}]}});
+        self
+    }
+
     fn object(&self) -> Value {
-        json!({"metadata": {"namespace": "default", "name": self.name}, "spec": self.spec})
+        json!({"metadata": {"namespace": "default", "name": self.name}, "spec": self.spec, "status": self.status})
     }
 
     fn slice(&self) -> Value {

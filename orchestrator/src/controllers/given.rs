@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use apiserver::engine::ServiceNetwork;
 use apiserver::identity::{AUTHENTICATED, MASTERS, User};
+use apiserver::pki::Authority;
 use apiserver::server::Server;
 use client::{Caches, Client};
 
@@ -32,9 +33,9 @@ impl Account {
 }
 
 /// What there is to know when controllers start.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Facts {
-    pub ca_certificate: String,
+    pub authority: Arc<Authority>,
     /// Where others reach the API server.
     pub address: SocketAddr,
     pub services: ServiceNetwork,

@@ -51,6 +51,12 @@ fn show(plan: &[Action], indent: &str, out: &mut String) {
                 let type_ = type_.as_str();
                 writeln!(out, "{indent}event {type_} {reason} on {} {}: {message}", about.kind, about.name).unwrap();
             }
+            Action::IfAllowed { review, then, otherwise } => {
+                writeln!(out, "{indent}if allowed {review}:").unwrap();
+                show(then, &format!("{indent}    "), out);
+                writeln!(out, "{indent}otherwise:").unwrap();
+                show(otherwise, &format!("{indent}    "), out);
+            }
             Action::Slowly(actions) => {
                 writeln!(out, "{indent}one, two, four … at once:").unwrap();
                 show(actions, &format!("{indent}    "), out);

@@ -74,7 +74,7 @@ impl Controller for RootCa {
     const READS: &'static [Kept] = &[Kept::of::<Namespace>(), Kept::of::<ConfigMap>()];
 
     fn new(given: &Given) -> Self {
-        Self { certificate: given.facts.ca_certificate.clone() }
+        Self { certificate: given.facts.authority.ca_certificate.clone() }
     }
 
     fn watch(&self, caches: &Caches, queue: &Queue) {

@@ -356,6 +356,7 @@ mod tests {
             Action::Again { .. } => "again",
             Action::Event { .. } => "event",
             Action::Slowly(_) => "slowly",
+            Action::IfAllowed { .. } => "if allowed",
         })
         .collect()
     }

@@ -23,6 +23,8 @@ const WORKERS: usize = 4;
 /// Actions of one plan under way at once; the store commits them in groups.
 const CONCURRENT: usize = 32;
 
+const ACCESS_REVIEWS: Resource = Resource::new("authorization.k8s.io", "subjectaccessreviews");
+
 /// One effect.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
@@ -64,6 +66,12 @@ pub enum Action {
         type_: EventType,
         reason: &'static str,
         message: String,
+    },
+    /// What is done where a review (`spec` of a SubjectAccessReview) says that somebody may do something, and where it says no.
+    IfAllowed {
+        review: Value,
+        then: Plan,
+        otherwise: Plan,
     },
     /// One, then two, then four … at once, until one fails: what refuses one would refuse them all.
     Slowly(Vec<Action>),
@@ -235,12 +243,22 @@ impl Hands {
                 self.recorder.record(&about, type_, reason, &message).await;
                 Ok(None)
             }
+            Action::IfAllowed { review, then, otherwise } => match self.allows(review).await {
+                Ok(true) => return Box::pin(self.apply(then)).await,
+                Ok(false) => return Box::pin(self.apply(otherwise)).await,
+                Err(status) => Err(Failure { act: Act::Create, status }),
+            },
             Action::Slowly(actions) => return Box::pin(self.slowly(actions)).await,
         };
         match outcome {
             Ok(written) => Applied { written: written.into_iter().collect(), failure: None },
             Err(failure) => Applied { written: Vec::new(), failure: Some(failure) },
         }
+    }
+
+    async fn allows(&self, review: Value) -> Result<bool, Status> {
+        let answer = self.client.create(&ACCESS_REVIEWS, "", json!({"spec": review})).await?;
+        Ok(answer["status"]["allowed"] == true)
     }
 
     async fn created(

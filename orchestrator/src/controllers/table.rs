@@ -11,8 +11,8 @@ use tokio::task::JoinSet;
 use super::given::{Account, Facts, Given};
 use super::runtime::{self, Controller};
 use super::{
-    Selection, deployment, endpoints, gc, housekeeping, namespaces, node_ipam, peers, replicaset,
-    replication_controller, taint_eviction,
+    Selection, bootstrap_tokens, certificates, deployment, endpoints, gc, housekeeping, namespaces, node_ipam, peers,
+    replicaset, replication_controller, taint_eviction,
 };
 use crate::{scheduler, system_objects};
 
@@ -34,7 +34,7 @@ pub struct Row {
     start: fn(Given) -> BoxFuture<'static, ()>,
 }
 
-pub static TABLE: [Row; 16] = [
+pub static TABLE: [Row; 20] = [
     row::<replicaset::ReplicaSets>(),
     row::<replication_controller::ReplicationControllers>(),
     row::<deployment::Deployments>(),
@@ -47,6 +47,16 @@ pub static TABLE: [Row; 16] = [
     row::<taint_eviction::TaintEviction>(),
     row::<node_ipam::NodeIpam>(),
     row::<peers::Peers>(),
+    row::<certificates::signing::Signing>(),
+    row::<certificates::approving::Approving>(),
+    row::<certificates::cleaning::Cleaning>(),
+    Row {
+        name: "token-cleaner-controller",
+        runs: Runs::Leading,
+        account: Account::Service("token-cleaner"),
+        reads: &[],
+        start: |given| bootstrap_tokens::run(given.client).boxed(),
+    },
     Row {
         name: "garbage-collector-controller",
         runs: Runs::Leading,

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::status::Status;
-use apiserver::identity::{MASTERS, User};
+use apiserver::identity::{AUTHENTICATED, MASTERS, User};
 use apiserver::nodes::NoNodes;
 use apiserver::server::{Config, Server};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use client::{Caches, Client, DeleteOptions, Propagation, Resource, Selector};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -15,7 +17,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::given::Facts;
-use super::views::{CONFIG_MAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS, REPLICA_SETS, SERVICE_ACCOUNTS};
+use super::views::{
+    CONFIG_MAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS, REPLICA_SETS, SERVICE_ACCOUNTS, SIGNING_REQUESTS,
+};
 use super::*;
 use crate::pod_ranges::PodRanges;
 
@@ -25,6 +29,10 @@ const CHOSEN: [&str; 2] = ["*", "-scheduler"];
 /// A control plane without a scheduler or nodes.
 struct World {
     client: Client,
+    /// Of a machine that wants to join.
+    joining: Client,
+    /// Of a node's agent.
+    node: Client,
     _folder: tempfile::TempDir,
     _tasks: JoinSet<()>,
 }
@@ -37,7 +45,7 @@ impl World {
         let chosen = Selection::parse(&CHOSEN.map(str::to_owned)).unwrap();
         let mut tasks = JoinSet::new();
         let facts = Facts {
-            ca_certificate: server.authority().ca_certificate.clone(),
+            authority: server.authority().clone(),
             address: server.address(),
             services: config.services.clone(),
             pods: PodRanges::usual(),
@@ -48,9 +56,14 @@ impl World {
         caches.start(&server.client(User::new("tester", &[MASTERS]), "tester"), &mut tasks);
         table::start(&ready, &caches, &mut tasks);
         let client = server.client(User::new("tester", &[MASTERS]), "tester");
+        let joining = server.client(
+            User::new("system:bootstrap:abcdef", &["system:bootstrappers:amphipod:nodes", AUTHENTICATED]),
+            "tester",
+        );
+        let node = server.client(User::node("n"), "tester");
         let serving = server.serve(CancellationToken::new());
         tasks.spawn(async { serving.await.expect("the store does not fail") });
-        let world = Self { client, _folder: folder, _tasks: tasks };
+        let world = Self { client, joining, node, _folder: folder, _tasks: tasks };
         world.until("the account of pods", || world.account("default")).await;
         world
     }
@@ -430,6 +443,91 @@ fn all_but_one() {
     assert!(parse(&["*", "-nonsense"]).unwrap_err().to_string().contains("there is no controller \"nonsense\""));
 }
 
+fn signing_request(name: &str, signer: &str, purpose: &str, request: &str) -> Value {
+    let usages = ["digital signature", purpose];
+    json!({"metadata": {"name": name}, "spec": {"request": request, "signerName": signer, "usages": usages}})
+}
+
+/// Whom a certificate names: (user, one group).
+fn named(request: &Value) -> (String, String) {
+    let decode = |text: &Value| BASE64_STANDARD.decode(text.as_str().unwrap()).unwrap();
+    let (_, pem) = x509_parser::pem::parse_x509_pem(&decode(&request["status"]["certificate"])).unwrap();
+    let user = apiserver::authn::Certificate::read(&pem.contents).unwrap().user;
+    (user.name, user.groups[0].clone())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_is_given_a_certificate_once_somebody_approves() {
+    let world = World::new().await;
+    let pem = certificates::tests::pem("jane", "dev", &[]);
+    let asked = |name: &str, purpose: &str| signing_request(name, "kubernetes.io/kube-apiserver-client", purpose, &pem);
+    world.make(SIGNING_REQUESTS, "", asked("jane", "client auth")).await;
+    world.make(SIGNING_REQUESTS, "", asked("wrong", "server auth")).await;
+    let approve = |current: &Value| {
+        let mut next = current.clone();
+        let condition = json!({"type": "Approved", "status": "True", "reason": "Known", "message": "we know her"});
+        next["status"]["conditions"] = json!([condition]);
+        Ok(next)
+    };
+    for name in ["jane", "wrong"] {
+        world.client.update(&SIGNING_REQUESTS, "", name, "approval", approve).await.unwrap();
+    }
+    let has = |request: &Value| request["status"]["certificate"].is_string();
+    let signed = world.becomes(SIGNING_REQUESTS, ("", "jane"), has).await;
+    assert_eq!(named(&signed), ("jane".to_owned(), "dev".to_owned()));
+    let failed = |request: &Value| request["status"]["conditions"][1]["type"] == "Failed";
+    let refused = world.becomes(SIGNING_REQUESTS, ("", "wrong"), failed).await;
+    let why = &refused["status"]["conditions"][1];
+    assert_eq!(why["message"], "invalid usage for client certificate: server auth");
+    assert_eq!(why["reason"], "SignerValidationFailure");
+    assert!(refused["status"]["certificate"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_may_join_needs_nobody() {
+    let world = World::new().await;
+    let pem = certificates::tests::pem("system:node:new", "system:nodes", &[]);
+    let asked = signing_request("new", "kubernetes.io/kube-apiserver-client-kubelet", "client auth", &pem);
+    world.joining.create(&SIGNING_REQUESTS, "", asked).await.unwrap();
+    let has = |request: &Value| request["status"]["certificate"].is_string();
+    let signed = world.becomes(SIGNING_REQUESTS, ("", "new"), has).await;
+    assert_eq!(named(&signed), ("system:node:new".to_owned(), "system:nodes".to_owned()));
+    let why = &signed["status"]["conditions"][0];
+    assert_eq!((&why["type"], &why["reason"]), (&json!("Approved"), &json!("AutoApproved")));
+    assert_eq!(why["message"], "Auto approving kubelet client certificate after SubjectAccessReview.");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nodes_server_is_given_a_certificate_of_its_own_addresses_and_no_other() {
+    let world = World::new().await;
+    let addresses = json!([{"type": "InternalIP", "address": "10.0.0.1"}]);
+    world.make(super::views::NODES, "", json!({"metadata": {"name": "n"}, "status": {"addresses": addresses}})).await;
+    for (name, address) in [("wrong", "10.0.0.2"), ("right", "10.0.0.1")] {
+        let pem = certificates::tests::pem("system:node:n", "system:nodes", &[address]);
+        let asked = signing_request(name, "kubernetes.io/kubelet-serving", "server auth", &pem);
+        world.node.create(&SIGNING_REQUESTS, "", asked).await.unwrap();
+    }
+    let has = |request: &Value| request["status"]["certificate"].is_string();
+    world.becomes(SIGNING_REQUESTS, ("", "right"), has).await;
+    let wrong = world.client.get(&SIGNING_REQUESTS, "", "wrong").await.unwrap();
+    assert_eq!(wrong["status"]["conditions"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bootstrap_token_goes_when_it_ends() {
+    let world = World::new().await;
+    let end = |seconds: i64| {
+        let at = Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
+        json!({"expiration": BASE64_STANDARD.encode(api::time::rfc3339(at))})
+    };
+    let secrets = Resource::core("secrets");
+    let token = |id: &str, data: Value| json!({"metadata": {"name": format!("bootstrap-token-{id}")}, "type": "bootstrap.kubernetes.io/token", "data": data});
+    world.make(secrets.clone(), "kube-system", token("stays0", end(3600))).await;
+    world.make(secrets.clone(), "kube-system", token("goes00", end(1))).await;
+    world.gone(secrets.clone(), ("kube-system", "bootstrap-token-goes00")).await;
+    world.client.get(&secrets, "kube-system", "bootstrap-token-stays0").await.unwrap();
+}
+
 /// Every row lists the views that it reads: alone, over a cluster that has something of everything, none of its tasks ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_controller_runs_alone() {
@@ -438,7 +536,7 @@ async fn each_controller_runs_alone() {
     let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
     let client = server.client(User::new("tester", &[MASTERS]), "tester");
     let facts = Facts {
-        ca_certificate: server.authority().ca_certificate.clone(),
+        authority: server.authority().clone(),
         address: server.address(),
         services: config.services.clone(),
         pods: PodRanges::usual(),

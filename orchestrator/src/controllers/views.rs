@@ -14,6 +14,7 @@ pub const SERVICE_ACCOUNTS: Resource = Resource::core("serviceaccounts");
 pub const REPLICA_SETS: Resource = Resource::new("apps", "replicasets");
 pub const DEPLOYMENTS: Resource = Resource::new("apps", "deployments");
 pub const BUDGETS: Resource = Resource::new("policy", "poddisruptionbudgets");
+pub const SIGNING_REQUESTS: Resource = Resource::new("certificates.k8s.io", "certificatesigningrequests");
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -394,6 +395,43 @@ fn owner_index(metadata: &Metadata) -> String {
     }
 }
 
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct SigningRequest {
+    pub metadata: Metadata,
+    pub spec: SigningRequestSpec,
+    pub status: SigningRequestStatus,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SigningRequestSpec {
+    /// PEM in base64.
+    pub request: String,
+    pub signer_name: String,
+    pub usages: Vec<String>,
+    pub expiration_seconds: Option<i64>,
+    pub username: String,
+    pub uid: String,
+    pub groups: Vec<String>,
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct SigningRequestStatus {
+    /// PEM in base64.
+    pub certificate: String,
+    pub conditions: Vec<Value>,
+}
+
+impl SigningRequest {
+    /// The condition of this type, which holds if it is there.
+    pub fn condition(&self, kind: &str) -> Option<&Value> {
+        self.status.conditions.iter().find(|condition| condition["type"] == kind)
+    }
+}
+
 /// A view of a kind, and the index entries under which its objects are found.
 macro_rules! views {
     ($($view:ty => $resource:expr $(, $indexes:expr)?;)*) => {$(
@@ -423,6 +461,7 @@ views! {
     Endpoints => ENDPOINTS;
     Lease => LEASES;
     Budget => BUDGETS;
+    SigningRequest => SIGNING_REQUESTS;
 }
 
 /// The index entry of the pods of a node.

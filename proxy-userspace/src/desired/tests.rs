@@ -34,10 +34,10 @@ fn node_port(extra: serde_json::Value) -> Service {
     service(spec)
 }
 
-fn bits(addresses: &[&str]) -> Vec<u64> {
-    let mut bits: Vec<u64> = addresses.iter().map(|ip| backend(ip.parse().unwrap(), 8080)).collect();
-    bits.sort_unstable();
-    bits
+fn targets(addresses: &[&str]) -> Vec<Target> {
+    let mut targets: Vec<_> = addresses.iter().map(|ip| Target { ip: ip.parse().unwrap(), port: 8080 }).collect();
+    targets.sort_unstable();
+    targets
 }
 
 fn set_for<'a>(entries: &'a [Entry], addr: &str, port: u16, scope: Scope) -> &'a EndpointSet {
@@ -53,7 +53,7 @@ fn cluster_policy_shares_one_set() {
     let entries = desired_service(&node_port(json!({})), &[&slice(TWO)], &facts());
     assert_eq!(entries.len(), 1);
     assert_eq!(entries[0].frontends.len(), 3);
-    assert_eq!(entries[0].set.backends, bits(&["10.244.0.1", "10.244.1.1"]));
+    assert_eq!(entries[0].set.backends, targets(&["10.244.0.1", "10.244.1.1"]));
     assert_eq!(entries[0].set.flags, 0);
 }
 
@@ -61,7 +61,7 @@ fn cluster_policy_shares_one_set() {
 fn external_local_narrows_only_the_outside_view() {
     let entries = desired_service(&node_port(json!({"externalTrafficPolicy": "Local"})), &[&slice(TWO)], &facts());
     let outside = set_for(&entries, "0.0.0.0", 30080, Scope::External);
-    assert_eq!(outside.backends, bits(&["10.244.0.1"]));
+    assert_eq!(outside.backends, targets(&["10.244.0.1"]));
     assert_eq!(outside.flags, Slot::KEEP_SOURCE | Slot::DROP_WHEN_EMPTY);
     assert_eq!(set_for(&entries, "0.0.0.0", 30080, Scope::Internal).backends.len(), 2);
     assert_eq!(set_for(&entries, "10.96.1.1", 80, Scope::Internal).backends.len(), 2);
@@ -70,7 +70,7 @@ fn external_local_narrows_only_the_outside_view() {
 #[test]
 fn internal_local_governs_the_cluster_ip_only() {
     let entries = desired_service(&node_port(json!({"internalTrafficPolicy": "Local"})), &[&slice(TWO)], &facts());
-    assert_eq!(set_for(&entries, "10.96.1.1", 80, Scope::Internal).backends, bits(&["10.244.0.1"]));
+    assert_eq!(set_for(&entries, "10.96.1.1", 80, Scope::Internal).backends, targets(&["10.244.0.1"]));
     assert_eq!(set_for(&entries, "0.0.0.0", 30080, Scope::Internal).backends.len(), 2);
 }
 
@@ -86,10 +86,10 @@ fn nobody_anywhere_is_a_refusal_not_a_drop() {
 fn terminating_endpoints_serve_when_nobody_else_does() {
     let leaving = slice(&[("10.244.0.1", "n1", false, true, true), ("10.244.0.2", "n1", false, false, true)]);
     let entries = desired_service(&node_port(json!({})), &[&leaving], &facts());
-    assert_eq!(entries[0].set.backends, bits(&["10.244.0.1"]));
+    assert_eq!(entries[0].set.backends, targets(&["10.244.0.1"]));
     let mixed = slice(&[("10.244.0.1", "n1", false, true, true), ("10.244.0.3", "n1", true, true, false)]);
     let entries = desired_service(&node_port(json!({})), &[&mixed], &facts());
-    assert_eq!(entries[0].set.backends, bits(&["10.244.0.3"]));
+    assert_eq!(entries[0].set.backends, targets(&["10.244.0.3"]));
 }
 
 #[test]
@@ -110,6 +110,9 @@ fn headless_external_name_and_foreign_proxies_have_no_entries() {
     }
     let mut foreign = node_port(json!({}));
     foreign.metadata.labels.insert(PROXY_NAME_LABEL.into(), "other".into());
+    let mut headless = node_port(json!({}));
+    headless.metadata.labels.insert(HEADLESS_LABEL.into(), String::new());
+    assert!(desired_service(&headless, &[&slice(TWO)], &facts()).is_empty());
     assert!(desired_service(&foreign, &[], &facts()).is_empty());
 }
 
@@ -149,4 +152,27 @@ fn load_balancer_and_external_addresses_use_the_service_port() {
     let entries = desired_service(&balanced, &[&slice(TWO)], &facts());
     let captured = |entry: &Entry| entry.frontends.iter().any(|to| to.addr == Ipv4Addr::new(203, 0, 113, 9));
     assert!(!entries.iter().any(captured), "nobody takes an address that is not theirs, unless the cluster lets them");
+}
+
+#[test]
+fn each_family_of_a_service_has_endpoints_of_its_own() {
+    let spec = json!({"type": "NodePort", "clusterIPs": ["fd00:96::1", "10.96.1.1"], "externalIPs": ["0.0.0.0"],
+        "ports": [{"name": "http", "protocol": "TCP", "port": 80, "nodePort": 30080}]});
+    let mut six = slice(&[("fd00:244::5", "n1", true, true, false)]);
+    six.address_type = "IPv6".into();
+    // A slice that does not hold what it says adds nothing.
+    let mut wrong = slice(&[("10.244.0.9", "n1", true, true, false)]);
+    wrong.address_type = "IPv6".into();
+    let serving = NodeFacts { external_ips: ExternalIps::Served, ..facts() };
+    let entries = desired_service(&service(spec), &[&slice(TWO), &six, &wrong], &serving);
+    for (addr, port, expected) in [
+        ("10.96.1.1", 80, targets(&["10.244.0.1", "10.244.1.1"])),
+        ("fd00:96::1", 80, targets(&["fd00:244::5"])),
+        ("0.0.0.0", 30080, targets(&["10.244.0.1", "10.244.1.1"])),
+        ("::", 30080, targets(&["fd00:244::5"])),
+    ] {
+        assert_eq!(set_for(&entries, addr, port, Scope::Internal).backends, expected, "{addr}");
+    }
+    // "Every address" is no external address: its port 80 would be the node's own.
+    assert!(!entries.iter().any(|entry| entry.frontends.iter().any(|to| to.addr.is_unspecified() && to.port == 80)));
 }

@@ -1,34 +1,47 @@
 //! What programs choose while user space changes the maps, dies in the midst of it, or both at once: packets through the loaded
 //! program show it.
 
+mod connections;
+
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
-use crate::desired::EndpointSet;
+use crate::desired::{EndpointSet, Frontend, Target};
+use crate::object;
+use crate::table::Op;
 
 const CLIENT: [u8; 4] = [10, 244, 0, 5];
+const NODE: [u8; 4] = [192, 0, 2, 1];
 /// The device that packets of a test run come from.
 const LOOPBACK: u32 = 1;
 
-struct Kernel {
+pub(super) struct Kernel {
     root: tempfile::TempDir,
-    pins: Pins,
-    programs: Programs,
-    maps: Maps,
+    pub pins: Pins,
+    pub programs: Programs,
+    pub maps: Maps,
     /// Each packet is a new connection.
     port: std::sync::atomic::AtomicU16,
 }
 
 impl Kernel {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         object::prepare_root(&root.path().join("bpf")).unwrap();
         let pins = Pins::new(&root.path().join("bpf"));
         let programs = object::load(&pins).unwrap_or_else(|error| panic!("{error:?}"));
         let maps = Maps::open(&pins).unwrap();
         let node = NodeConfig {
+            node_ip: Ip4::new(NODE),
+            uplink: LOOPBACK,
+            service_link: LOOPBACK,
+            snat_first: 50_000,
+            snat_count: 15_000,
+            epoch: 1,
+            cluster_net: Ip4::new([10, 244, 0, 0]),
+            cluster_mask: Ip4::new([255, 254, 0, 0]),
             pod_net: Ip4::new([10, 244, 0, 0]),
             pod_mask: Ip4::new([255, 255, 255, 0]),
             service_net: Ip4::new([10, 96, 0, 0]),
@@ -42,7 +55,7 @@ impl Kernel {
     }
 
     /// Where a new connection to a service goes; none when it is refused.
-    fn choice(&self, service: u8) -> Option<u64> {
+    fn choice(&self, service: u8) -> Option<Target> {
         let port = self.port.fetch_add(1, Ordering::Relaxed).max(1024);
         let mut packet = vec![0u8; 60];
         packet[12..14].copy_from_slice(&[8, 0]);
@@ -54,12 +67,10 @@ impl Kernel {
         packet[46..48].copy_from_slice(&[5 << 4, 2]);
         let program = self.programs.get(PacketHook::FromPod.program()).unwrap();
         let (_, packet, _) = sys::test_run(program.as_fd(), &packet, 1).unwrap();
-        let target = Backend::new(
-            Ip4::new(packet[30..34].try_into().unwrap()),
-            Port(u16::from_ne_bytes([packet[36], packet[37]])),
-        );
+        let ip: [u8; 4] = packet[30..34].try_into().unwrap();
+        let target = Target { ip: ip.into(), port: u16::from_be_bytes([packet[36], packet[37]]) };
         const SYN: u8 = 2;
-        (packet[47] == SYN && target.port.get() == 8080).then_some(target.bits())
+        (packet[47] == SYN && target.port == 8080).then_some(target)
     }
 
     fn run(&self, ops: &[Op]) {
@@ -67,7 +78,7 @@ impl Kernel {
     }
 
     /// What a new process does.
-    fn settle(&self, contents: &Contents) -> Table {
+    pub fn settle(&self, contents: &Contents) -> Table {
         let mut table = self.maps.adopt().unwrap();
         self.run(&table.replace(contents).ops);
         table
@@ -81,8 +92,8 @@ impl Drop for Kernel {
 }
 
 fn entry(service: u8, ports: &[u16], endpoints: &[u8]) -> Entry {
-    let backend = |last: &u8| Backend::new(Ip4::new([10, 245, 0, *last]), Port::new(8080)).bits();
-    let mut backends: Vec<u64> = endpoints.iter().map(backend).collect();
+    let backend = |last: &u8| Target { ip: [10, 245, 0, *last].into(), port: 8080 };
+    let mut backends: Vec<Target> = endpoints.iter().map(backend).collect();
     backends.sort_unstable();
     let addr = [10, 96, 0, service].into();
     let frontends = ports.iter().map(|&port| Frontend { addr, port, protocol: TCP, scope: Scope::Internal }).collect();
@@ -101,7 +112,7 @@ fn name(service: u8) -> String {
 }
 
 /// The endpoints of a service's port 80.
-fn set(contents: &Contents, service: u8) -> Option<&[u64]> {
+fn set(contents: &Contents, service: u8) -> Option<&[Target]> {
     let entry = &contents.get(&name(service))?[0];
     entry.frontends.iter().any(|frontend| frontend.port == 80).then_some(&entry.set.backends)
 }
@@ -109,10 +120,9 @@ fn set(contents: &Contents, service: u8) -> Option<&[u64]> {
 /// Every store by itself.
 fn single_stores(ops: Vec<Op>) -> Vec<Op> {
     let split = |op| match op {
-        Op::WriteBackends { base, backends } => {
-            let single =
-                |(offset, bits): (usize, u64)| Op::WriteBackends { base: base + offset as u32, backends: vec![bits] };
-            backends.into_iter().enumerate().map(single).collect()
+        Op::WriteSet { base, members } => {
+            let single = |(base, member)| Op::WriteSet { base, members: vec![member] };
+            (base..).zip(members).map(single).collect()
         }
         op => vec![op],
     };
@@ -149,9 +159,9 @@ fn killed_after_any_store_programs_choose_whole_sets_and_the_next_process_finish
                     Some(choice) => {
                         contents.get(&name(service)).is_some_and(|entries| entries[0].set.backends.contains(&choice))
                     }
-                    None => set(contents, service).is_none_or(<[u64]>::is_empty),
+                    None => set(contents, service).is_none_or(<[Target]>::is_empty),
                 };
-                assert!(fits(&a) || fits(&b), "service {service} killed after {done} of {ops:?}: {choice:x?}");
+                assert!(fits(&a) || fits(&b), "service {service} killed after {done} of {ops:?}: {choice:?}");
             }
         }
         let table = kernel.settle(&b);
@@ -160,7 +170,7 @@ fn killed_after_any_store_programs_choose_whole_sets_and_the_next_process_finish
             assert_eq!(table.endpoints(&frontend), set(&b, service), "killed after {done}");
             for _ in 0..8 {
                 let choice = kernel.choice(service);
-                assert!(choice.map_or(set(&b, service).is_none_or(<[u64]>::is_empty), |choice| {
+                assert!(choice.map_or(set(&b, service).is_none_or(<[Target]>::is_empty), |choice| {
                     set(&b, service).is_some_and(|set| set.contains(&choice))
                 }));
             }
@@ -177,42 +187,12 @@ fn killed_after_any_store_programs_choose_whole_sets_and_the_next_process_finish
 }
 
 #[test]
-fn what_ended_is_swept_when_a_process_starts() {
-    let kernel = Kernel::new();
-    let address = |last| Ip4::new([10, 244, 0, last]);
-    let asking = Tuple {
-        src: Ip4::new(CLIENT),
-        dst: address(9),
-        sport: Port::new(4000),
-        dport: Port::new(80),
-        protocol: TCP,
-        pad: [0; 3],
-    };
-    let ended = |to, flags| Flow { to, flags: Flow::CONFIRMED | Flow::CLOSING | flags, seen: 0 };
-    kernel.maps.flows.put(&asking, &ended(asking, 0), Put::Any).unwrap();
-    kernel.maps.flows.put(&asking.reversed(), &ended(asking.reversed(), Flow::REPLY), Put::Any).unwrap();
-    let shared =
-        Shared::new(kernel.pins.clone(), Maps::open(&kernel.pins).unwrap(), kernel.settle(&Contents::default()));
-    std::thread::scope(|scope| {
-        let sweeper = scope.spawn(|| shared.sweep_until_stopped());
-        let deadline = std::time::Instant::now() + Duration::from_secs(5);
-        while !kernel.maps.flows.entries().unwrap().is_empty() {
-            assert!(std::time::Instant::now() < deadline, "an ended flow stays");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        shared.lock().tidy = Tidy::Stop;
-        shared.wake.notify_all();
-        sweeper.join().unwrap();
-    });
-}
-
-#[test]
 fn a_flipping_set_is_never_seen_mixed() {
     let kernel = Kernel::new();
     let sets: [&[u8]; 2] = [&[1, 2, 3, 4, 5], &[11, 12]];
     let contents = sets.map(|endpoints| contents(&[(1, &[80], endpoints)]));
     let table = kernel.settle(&contents[0]);
-    let shared = Shared::new(kernel.pins.clone(), Maps::open(&kernel.pins).unwrap(), table);
+    let shared = Shared::new(kernel.pins.clone(), Maps::open(&kernel.pins).unwrap(), table, SocketHooks::Absent);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let sweeper = scope.spawn(|| shared.sweep_until_stopped());

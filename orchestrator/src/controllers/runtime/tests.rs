@@ -47,7 +47,7 @@ impl World {
 
     fn given(&self, caches: &Arc<Caches>) -> Given {
         let facts = super::super::given::Facts {
-            ca_certificate: String::new(),
+            authority: self.server.authority().clone(),
             address: self.server.address(),
             services: Config::on_loopback("unused".into()).services,
             pods: crate::pod_ranges::PodRanges::usual(),

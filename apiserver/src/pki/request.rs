@@ -1,0 +1,133 @@
+//! Certificate signing requests: whom and what they ask a certificate for.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use thiserror::Error;
+use x509_cert::attr::AttributeTypeAndValue;
+use x509_cert::der::Decode;
+use x509_cert::der::asn1::{ObjectIdentifier, PrintableStringRef, Utf8StringRef};
+use x509_cert::der::oid::AssociatedOid;
+use x509_cert::der::oid::db::rfc4519;
+use x509_cert::ext::Extension;
+use x509_cert::ext::pkix::SubjectAltName;
+use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::name::Name;
+use x509_cert::request::{CertReq, CertReqInfo, ExtensionReq};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer;
+
+#[derive(Debug, Error)]
+pub enum RequestError {
+    #[error("PEM block type must be CERTIFICATE REQUEST")]
+    NotARequest,
+    #[error("the request cannot be read: {0}")]
+    Unreadable(String),
+    #[error("the request's signature is not of the key that it names")]
+    Signature,
+}
+
+/// Names beside the subject, by their kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OtherNames {
+    pub dns: Vec<String>,
+    /// Four or sixteen bytes each.
+    pub addresses: Vec<Vec<u8>>,
+    pub emails: Vec<String>,
+    pub uris: Vec<String>,
+}
+
+/// A request whose signature holds.
+#[derive(Debug, Clone)]
+pub struct CertificateRequest {
+    /// As it came: certificates have the subject byte by byte, with each of its groups.
+    pub(super) asked: CertReqInfo,
+    pub(super) alternative_names: Option<SubjectAltName>,
+    pub common_name: String,
+    pub organizations: Vec<String>,
+    pub names: OtherNames,
+}
+
+impl CertificateRequest {
+    /// Reads the PEM text of a request in base64, as `spec.request` has it.
+    ///
+    /// # Errors
+    /// When it is none, or was not signed by the key that it names.
+    pub fn read(request: &str) -> Result<Self, RequestError> {
+        let pem = BASE64_STANDARD.decode(request).map_err(|error| RequestError::Unreadable(error.to_string()))?;
+        let (_, block) =
+            x509_parser::pem::parse_x509_pem(&pem).map_err(|error| RequestError::Unreadable(error.to_string()))?;
+        if block.label != "CERTIFICATE REQUEST" {
+            return Err(RequestError::NotARequest);
+        }
+        let unreadable = |error: x509_cert::der::Error| RequestError::Unreadable(error.to_string());
+        let asked = CertReq::from_der(&block.contents).map_err(unreadable)?;
+        let (_, signed) = X509CertificationRequest::from_der(&block.contents)
+            .map_err(|error| RequestError::Unreadable(error.to_string()))?;
+        signed.verify_signature().map_err(|_| RequestError::Signature)?;
+        let asked = asked.info;
+        let alternative_names = alternative_names(&asked).map_err(unreadable)?;
+        let names = OtherNames::of(alternative_names.as_ref());
+        let subject = |kind| texts(&asked.subject, kind);
+        // Of several names the last one counts, as Go reads them.
+        let common_name = subject(rfc4519::CN).pop().unwrap_or_default();
+        let organizations = subject(rfc4519::O);
+        Ok(Self { asked, alternative_names, common_name, organizations, names })
+    }
+}
+
+/// The attributes of this type, in their order.
+fn texts(name: &Name, kind: ObjectIdentifier) -> Vec<String> {
+    let all = name.0.iter().flat_map(|part| part.0.iter());
+    all.filter(|attribute| attribute.oid == kind).filter_map(text).collect()
+}
+
+fn text(attribute: &AttributeTypeAndValue) -> Option<String> {
+    let value = &attribute.value;
+    let utf8 = value.decode_as::<Utf8StringRef<'_>>().map(|text| text.to_string());
+    utf8.or_else(|_| value.decode_as::<PrintableStringRef<'_>>().map(|text| text.to_string())).ok()
+}
+
+fn alternative_names(asked: &CertReqInfo) -> x509_cert::der::Result<Option<SubjectAltName>> {
+    let requested = asked.attributes.iter().filter(|attribute| attribute.oid == ExtensionReq::OID);
+    for value in requested.flat_map(|attribute| attribute.values.iter()) {
+        let extensions: Vec<Extension> = value.decode_as()?;
+        if let Some(names) = extensions.iter().find(|extension| extension.extn_id == SubjectAltName::OID) {
+            let mut names = SubjectAltName::from_der(names.extn_value.as_bytes())?;
+            // Go knows these four, so nobody's certificate has others.
+            names.0.retain(|name| {
+                matches!(
+                    name,
+                    GeneralName::DnsName(_)
+                        | GeneralName::IpAddress(_)
+                        | GeneralName::Rfc822Name(_)
+                        | GeneralName::UniformResourceIdentifier(_)
+                )
+            });
+            return Ok(Some(names).filter(|names| !names.0.is_empty()));
+        }
+    }
+    Ok(None)
+}
+
+impl OtherNames {
+    fn of(names: Option<&SubjectAltName>) -> Self {
+        let mut all = Self::default();
+        for name in names.into_iter().flat_map(|names| &names.0) {
+            match name {
+                GeneralName::DnsName(name) => all.dns.push(name.to_string()),
+                GeneralName::IpAddress(address) => all.addresses.push(address.as_bytes().to_vec()),
+                GeneralName::Rfc822Name(name) => all.emails.push(name.to_string()),
+                GeneralName::UniformResourceIdentifier(name) => all.uris.push(name.to_string()),
+                _ => {}
+            }
+        }
+        all
+    }
+}
+
+/// When the first certificate of a PEM text ends, Unix seconds.
+pub fn ends(pem: &[u8]) -> Option<i64> {
+    let (_, block) = x509_parser::pem::parse_x509_pem(pem).ok()?;
+    let certificate = block.parse_x509().ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}

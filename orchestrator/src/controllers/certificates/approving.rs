@@ -1,0 +1,102 @@
+//! Approves what nodes ask for themselves, so that they may join and renew by themselves.
+//!
+//! Clients' certificates are approved for whom a role grants `nodeclient` or `selfnodeclient`, as kube-controller-manager does; certificates
+//! of nodes' own servers where they name what the Node object says of itself.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use apiserver::pki::request::CertificateRequest;
+use client::{Caches, Kept, Key};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::super::given::{Account, Given};
+use super::super::runtime::{Action, Controller, Plan, Queue};
+use super::super::views::{Node, SigningRequest};
+use super::{APPROVED, DENIED, find, signers, watch_requests, with_condition};
+
+/// When one is looked at again that nobody may have: a role may grant it by then, or a node know its addresses.
+const LATER: Duration = Duration::from_secs(60);
+
+pub struct Approving;
+
+impl Controller for Approving {
+    const NAME: &'static str = "certificatesigningrequest-approving-controller";
+    const ACCOUNT: Account = Account::Service("certificate-controller");
+    const READS: &'static [Kept] = &[Kept::of::<SigningRequest>(), Kept::of::<Node>()];
+
+    fn new(_: &Given) -> Self {
+        Self
+    }
+
+    fn watch(&self, caches: &Caches, queue: &Queue) {
+        watch_requests(caches, queue);
+    }
+
+    fn reconcile(&self, key: &Key, caches: &Caches) -> Plan {
+        let undecided = |request: &std::sync::Arc<SigningRequest>| {
+            request.status.certificate.is_empty()
+                && [APPROVED, DENIED].iter().all(|kind| request.condition(kind).is_none())
+        };
+        let Some(request) = find(caches, key).filter(undecided) else { return Plan::new() };
+        let Ok(asked) = CertificateRequest::read(&request.spec.request) else { return Plan::new() };
+        let node = asked.common_name.strip_prefix(signers::NODE).and_then(|name| caches.of::<Node>().get("", name));
+        plan(&request, &asked, node.as_deref(), Timestamp::now())
+    }
+}
+
+pub(super) fn plan(request: &SigningRequest, asked: &CertificateRequest, node: Option<&Node>, now: Timestamp) -> Plan {
+    let spec = &request.spec;
+    let own = spec.username == asked.common_name;
+    let approved = |message| vec![with_condition(request, "approval", (APPROVED, "AutoApproved", message), now)];
+    let again = || vec![Action::Again { key: Key::of(&request.metadata.meta), after: LATER }];
+    match spec.signer_name.as_str() {
+        signers::KUBELET_CLIENT if signers::kubelet_client(asked, &spec.usages).is_none() => {
+            let may = |subresource, message, otherwise| {
+                vec![Action::IfAllowed { review: review(request, subresource), then: approved(message), otherwise }]
+            };
+            let any =
+                may("nodeclient", "Auto approving kubelet client certificate after SubjectAccessReview.", again());
+            match own {
+                true => may(
+                    "selfnodeclient",
+                    "Auto approving self kubelet client certificate after SubjectAccessReview.",
+                    any,
+                ),
+                false => any,
+            }
+        }
+        signers::KUBELET_SERVING if own && signers::kubelet_serving(asked, &spec.usages).is_none() => {
+            match node.is_some_and(|node| names_itself(asked, node)) {
+                true => approved("Auto approving kubelet serving certificate of the addresses of its own node."),
+                false => again(),
+            }
+        }
+        _ => Plan::new(),
+    }
+}
+
+fn review(request: &SigningRequest, subresource: &str) -> Value {
+    let spec = &request.spec;
+    json!({
+        "user": spec.username, "uid": spec.uid, "groups": spec.groups, "extra": spec.extra,
+        "resourceAttributes": {
+            "group": "certificates.k8s.io", "resource": "certificatesigningrequests", "verb": "create",
+            "subresource": subresource, "version": "*",
+        },
+    })
+}
+
+/// Whether all names and addresses asked for are those of the node's status.
+fn names_itself(asked: &CertificateRequest, node: &Node) -> bool {
+    let known: BTreeSet<&str> = node.status.addresses.iter().map(|known| known.address.as_str()).collect();
+    let addresses: BTreeSet<IpAddr> = known.iter().filter_map(|text| text.parse().ok()).collect();
+    let address = |bytes: &Vec<u8>| match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes.as_slice()).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(bytes.as_slice()).ok().map(IpAddr::from),
+    };
+    asked.names.dns.iter().all(|name| known.contains(name.as_str()))
+        && asked.names.addresses.iter().all(|bytes| address(bytes).is_some_and(|address| addresses.contains(&address)))
+}

@@ -1,0 +1,123 @@
+use apiserver::pki::request::CertificateRequest;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use jiff::Timestamp;
+use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
+use serde_json::{Value, json};
+
+use super::signing::Outcome;
+use super::{approving, cleaning, signers, signing};
+use crate::controllers::golden;
+use crate::controllers::runtime::Plan;
+use crate::controllers::views::{Node, SigningRequest};
+
+const CLIENT: [&str; 2] = ["digital signature", "client auth"];
+const SERVING: [&str; 2] = ["digital signature", "server auth"];
+
+/// A request in the form of `spec.request`.
+pub fn pem(name: &str, group: &str, names: &[&str]) -> String {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.distinguished_name.push(DnType::OrganizationName, group);
+    let name = |text: &&str| match text.parse() {
+        Ok(address) => SanType::IpAddress(address),
+        Err(_) => SanType::DnsName((*text).try_into().unwrap()),
+    };
+    params.subject_alt_names = names.iter().map(name).collect();
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    BASE64_STANDARD.encode(params.serialize_request(&key).unwrap().pem().unwrap())
+}
+
+fn asked(name: &str, group: &str, names: &[&str]) -> CertificateRequest {
+    CertificateRequest::read(&pem(name, group, names)).unwrap()
+}
+
+fn usages(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn request(spec: &Value, conditions: &Value) -> SigningRequest {
+    serde_json::from_value(json!({
+        "metadata": {"name": "r", "uid": "u", "resourceVersion": "7", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": spec, "status": {"conditions": conditions},
+    }))
+    .unwrap()
+}
+
+fn at(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+#[test]
+fn signers_sign_what_is_theirs() {
+    let node = asked("system:node:n", "system:nodes", &[]);
+    let serving = asked("system:node:n", "system:nodes", &["n", "10.0.0.1"]);
+    let other = asked("jane", "dev", &[]);
+    let rsa = usages(&["key encipherment", "digital signature", "client auth"]);
+    let why = |signer, request: &CertificateRequest, names: &[String]| {
+        signers::refusal(signer, request, names).unwrap_or_default()
+    };
+    assert_eq!(why(signers::API_CLIENT, &other, &usages(&["client auth"])), "");
+    assert_eq!(
+        why(signers::API_CLIENT, &other, &usages(&["server auth"])),
+        "invalid usage for client certificate: server auth"
+    );
+    assert_eq!(
+        why(signers::API_CLIENT, &other, &usages(&["digital signature"])),
+        "missing required usage for client certificate: client auth"
+    );
+    assert_eq!(why(signers::KUBELET_CLIENT, &node, &usages(&CLIENT)), "");
+    assert_eq!(why(signers::KUBELET_CLIENT, &node, &rsa), "");
+    assert_eq!(
+        why(signers::KUBELET_CLIENT, &node, &usages(&SERVING)),
+        "usages did not match [client auth digital signature key encipherment]"
+    );
+    assert_eq!(why(signers::KUBELET_CLIENT, &other, &rsa), "subject organization is not system:nodes");
+    assert_eq!(why(signers::KUBELET_CLIENT, &serving, &rsa), "DNS subjectAltNames are not allowed");
+    assert_eq!(why(signers::KUBELET_SERVING, &serving, &usages(&SERVING)), "");
+    assert_eq!(why(signers::KUBELET_SERVING, &node, &usages(&SERVING)), "DNS or IP subjectAltName is required");
+    let named = asked("jane", "system:nodes", &[]);
+    assert_eq!(why(signers::KUBELET_CLIENT, &named, &rsa), "subject common name does not begin with system:node:");
+    assert!(signers::is_ours("kubernetes.io/legacy-unknown") && !signers::is_ours("example.com/own"));
+}
+
+#[test]
+fn plans_are_as_agreed() {
+    let approved = json!([{"type": "Approved", "status": "True", "lastUpdateTime": "2026-01-01T01:00:00Z"}]);
+    let now = at("2026-01-01T01:00:00Z");
+    let of = |signer: &str, usages: &[&str], user: &str| {
+        request(&json!({"signerName": signer, "usages": usages, "username": user, "groups": ["g"]}), &json!([]))
+    };
+    let bootstrap = of(signers::KUBELET_CLIENT, &CLIENT, "system:bootstrap:abcdef");
+    let own = of(signers::KUBELET_CLIENT, &CLIENT, "system:node:n");
+    let serving = of(signers::KUBELET_SERVING, &SERVING, "system:node:n");
+    let others = of(signers::KUBELET_SERVING, &SERVING, "system:node:m");
+    let client = asked("system:node:n", "system:nodes", &[]);
+    let server = asked("system:node:n", "system:nodes", &["n", "10.0.0.1"]);
+    let node = |address: &str| -> Node {
+        let addresses = json!([{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": address}]);
+        serde_json::from_value(json!({"metadata": {"name": "n"}, "status": {"addresses": addresses}})).unwrap()
+    };
+    let decided = request(&json!({"signerName": signers::API_CLIENT}), &approved);
+    assert!(signing::is_due(&decided) && !signing::is_due(&own));
+    let approve = |request: &SigningRequest, asked: &CertificateRequest, node: Option<&Node>| {
+        approving::plan(request, asked, node, now)
+    };
+    let clean = |conditions: &Value, now: &str| cleaning::plan(&request(&json!({}), conditions), at(now));
+    let plans: [(&str, Plan); 13] = [
+        ("signed", signing::plan(&decided, &Outcome::Signed("PEM".into()), now)),
+        ("refused", signing::plan(&decided, &Outcome::Refused("no usage".into()), now)),
+        ("not yet", signing::plan(&decided, &Outcome::Unable("the CA has ended".into()), now)),
+        ("a node that joins", approve(&bootstrap, &client, None)),
+        ("a node that renews", approve(&own, &client, None)),
+        ("a node's server", approve(&serving, &server, Some(&node("10.0.0.1")))),
+        ("a node's server by another's address", approve(&serving, &server, Some(&node("10.0.0.2")))),
+        ("a server of a node that is not there", approve(&serving, &server, None)),
+        ("another node's server", approve(&others, &server, Some(&node("10.0.0.1")))),
+        ("a person", approve(&of(signers::API_CLIENT, &CLIENT, "jane"), &asked("jane", "dev", &[]), None)),
+        ("approved lately", clean(&approved, "2026-01-01T01:59:59Z")),
+        ("approved an hour ago", clean(&approved, "2026-01-01T02:00:00Z")),
+        ("undecided for a day", clean(&json!([]), "2026-01-02T00:00:01Z")),
+    ];
+    golden::check("certificates", &plans);
+}
