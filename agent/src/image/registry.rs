@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use oci_client::Reference;
-use oci_client::errors::{OciDistributionError, OciEnvelope};
+use oci_client::errors::{DigestError, OciDistributionError, OciEnvelope};
 use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -331,7 +331,8 @@ impl Source {
         if actual == descriptor.digest {
             return Ok(());
         }
-        Err(self.failed(OciDistributionError::SpecViolationError(format!("asked for {digest}, got {actual}"))))
+        let (expected, actual) = (digest.to_owned(), actual.to_string());
+        Err(self.failed(DigestError::VerificationError { expected, actual }.into()))
     }
 
     fn failed(&self, error: OciDistributionError) -> RegistryError {
