@@ -78,6 +78,8 @@ pub enum StartError {
     Users(#[from] UsersError),
     #[error("the pod process's executable")]
     Executable(#[source] io::Error),
+    #[error("open the node's folders")]
+    Ended(#[source] io::Error),
     #[error("another agent uses {path}: one data folder serves one agent")]
     Locked { path: String },
 }
@@ -93,9 +95,8 @@ impl Agent {
         // The client for registries needs a provider; the binary may have chosen one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let lock = lock_data_dir(&config).await?;
-        let node = Arc::new(open_node(config, upstream, network, lock)?);
-        let agent = Agent { node, workers: Arc::default() };
-        let records = load(&agent.node)?;
+        let (node, records) = open_node(config, upstream, network, lock).await?;
+        let agent = Agent { node: Arc::new(node), workers: Arc::default() };
         remove_strangers(&agent.node, &records).await;
         let begun = records.iter().filter(|record| record.sandboxes > 0).map(|record| record.pod.uid.clone());
         agent.node.live().adopting = begun.collect();
@@ -301,7 +302,22 @@ fn is_terminal(object: &Value) -> bool {
     matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
 }
 
-fn open_node(
+/// What an earlier agent was removing when it ended is gone on with here, and may be much.
+async fn open_node(
+    config: Config,
+    upstream: Arc<dyn Upstream>,
+    network: Arc<dyn PodNetwork>,
+    lock: fs::File,
+) -> Result<(Node, Vec<Record>), StartError> {
+    let opened = tokio::task::spawn_blocking(move || {
+        let node = node_at(config, upstream, network, lock)?;
+        let records = load(&node)?;
+        Ok((node, records))
+    });
+    opened.await.map_err(|ended| StartError::Ended(io::Error::other(ended)))?
+}
+
+fn node_at(
     config: Config,
     upstream: Arc<dyn Upstream>,
     network: Arc<dyn PodNetwork>,
@@ -390,8 +406,7 @@ async fn remove_strangers(node: &Node, records: &[Record]) {
 /// Removes everything an agent with this configuration ever made: for `amphipod reset`. No agent may be running.
 pub async fn remove_everything(config: Config, network: Arc<dyn PodNetwork>) -> Result<(), ResetError> {
     let lock = lock_data_dir(&config).await?;
-    let node = open_node(config, Arc::new(Nobody), network, lock)?;
-    let records = load(&node)?;
+    let (node, records) = open_node(config, Arc::new(Nobody), network, lock).await?;
     let ips: HashMap<String, std::net::IpAddr> =
         records.iter().filter_map(|record| Some((record.pod.uid.clone(), record.ip?))).collect();
     let mut uids: BTreeSet<String> = records.into_iter().map(|record| record.pod.uid).collect();
@@ -408,7 +423,7 @@ pub async fn remove_everything(config: Config, network: Arc<dyn PodNetwork>) -> 
     }
     let data = ["pods", "volumes", "containers", "logs", "images"].map(|name| node.config.data_dir.join(name));
     for folder in data.iter().chain([&node.config.run_dir.join("pods")]) {
-        disk::remove_tree(folder).map_err(ResetError::Files)?;
+        disk::remove_tree_aside(folder.clone()).await.map_err(ResetError::Files)?;
     }
     disk::remove_file(&node.config.run_dir.join("boot_id")).map_err(ResetError::Files)
 }

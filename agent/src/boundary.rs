@@ -17,8 +17,9 @@ pub struct PodRef {
 
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
-    /// The object is not there (or, for a pod, has another UID by now).
-    #[error("{0} not found")]
+    /// The object is not there (or, for a pod, has another UID by now): in whole words, as the kubelet has them, such as
+    /// `configmap "x" not found`.
+    #[error("{0}")]
     NotFound(String),
     /// The API server refused; asking again unchanged is useless.
     #[error("{0}")]

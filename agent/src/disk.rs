@@ -8,6 +8,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::door::{Folder, Stop};
+
 /// Replaces a file so that a crash leaves the old or the new content, and the new one once this returns.
 pub fn write_durably(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
@@ -30,10 +32,37 @@ pub fn remove_file(path: &Path) -> io::Result<()> {
 
 /// Removes a folder with all in it; that it isn't there is fine.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    remove_tree_unless(path, &Stop::default())
+}
+
+/// The same until it is stopped.
+pub fn remove_tree_unless(path: &Path, stop: &Stop) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    match Folder::open(parent) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        parent => parent?.remove(name, stop),
     }
+}
+
+/// The same where others' work goes on meanwhile: what pods made may be millions of files.
+pub async fn remove_tree_aside(path: PathBuf) -> io::Result<()> {
+    aside(move |stop| remove_tree_unless(&path, stop)).await
+}
+
+/// Does what takes long on a thread of its own. When nobody waits for it any more it is told to stop, so that a process
+/// that ends does not wait for it either.
+pub async fn aside<T: Send + 'static>(work: impl FnOnce(&Stop) -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    struct Unwanted(Stop);
+    impl Drop for Unwanted {
+        fn drop(&mut self) {
+            self.0.stop();
+        }
+    }
+    let stop = Stop::default();
+    let _unwanted = Unwanted(stop.clone());
+    tokio::task::spawn_blocking(move || work(&stop)).await.map_err(io::Error::other)?
 }
 
 /// Creates a folder (and its parents) with exactly this mode.
@@ -122,6 +151,32 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn a_removal_holds_nobody_up_and_ends_with_its_caller() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = folder.path().join("tree");
+        (0..2000).for_each(|number| fs::create_dir_all(tree.join(format!("{number}/below"))).unwrap());
+        let removal = remove_tree_aside(tree.clone());
+        futures::pin_mut!(removal);
+        assert!(futures::poll!(&mut removal).is_pending(), "this thread went on");
+        removal.await.unwrap();
+        assert!(!tree.exists());
+        let (said, heard) = std::sync::mpsc::channel();
+        let endless = aside(move |stop| {
+            loop {
+                if let Err(stopped) = stop.check() {
+                    said.send(()).unwrap();
+                    return Err::<(), _>(stopped);
+                }
+            }
+        });
+        {
+            futures::pin_mut!(endless);
+            assert!(futures::poll!(&mut endless).is_pending());
+        }
+        heard.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! a root only; volumes need the other rule as well, by which a link may lead anywhere inside and nowhere else.
 
 mod descriptor;
+mod remove;
 mod walk;
 mod weigh;
 
@@ -24,8 +25,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
-use descriptor::{open_at, path_of};
-pub use walk::{Found, Links, Missing};
+use descriptor::open_at;
+pub use descriptor::path_of;
+pub use remove::Stop;
+pub use walk::{Found, Links, MAX_PATH, Missing};
 pub use weigh::Weight;
 
 /// A folder held by its descriptor. Its own path must be nobody else's to shape.
@@ -76,6 +79,11 @@ impl Folder {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         Ok(open_at(self.0.as_fd(), path.as_os_str(), flags, resolve)?)
+    }
+
+    /// A folder below this one, as if this were `/`.
+    pub fn folder_inside(&self, path: &Path) -> io::Result<Folder> {
+        Ok(Folder(self.open_inside(path, OFlags::PATH | OFlags::DIRECTORY)?, self.1))
     }
 
     /// Opens a regular file for reading, as if this folder were `/`.
@@ -130,24 +138,14 @@ impl Folder {
     /// Puts a link with this target at `name`, in place of whatever is there.
     pub fn put_link(&self, target: &OsStr, name: &OsStr) -> io::Result<()> {
         let fresh = OsStr::new("..new");
-        self.remove(fresh)?;
+        self.remove(fresh, &Stop::default())?;
         rustix::fs::symlinkat(target, &self.0, fresh)?;
         match rustix::fs::renameat(&self.0, fresh, &self.0, name) {
             Err(Errno::ISDIR) => {
-                self.remove(name)?;
+                self.remove(name, &Stop::default())?;
                 Ok(rustix::fs::renameat(&self.0, fresh, &self.0, name)?)
             }
             put => Ok(put?),
-        }
-    }
-
-    /// Removes what has this name, a folder with all in it, following no link; that there is nothing is fine.
-    pub fn remove(&self, name: &OsStr) -> io::Result<()> {
-        match rustix::fs::unlinkat(&self.0, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            // The library's own way through a tree holds each folder by its descriptor and follows nothing.
-            Err(Errno::ISDIR | Errno::PERM) => crate::disk::remove_tree(&self.path().join(name)),
-            Err(error) => Err(error.into()),
         }
     }
 }

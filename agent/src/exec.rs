@@ -11,14 +11,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use pod::protocol::{Exec, Failure, FailureKind, Op};
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, Mode, OFlags};
 use serde_json::json;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
-use crate::door::Folder;
+use crate::door::{Folder, path_of};
 use crate::link::{LinkError, PodLink};
 use crate::node::{LiveContainer, LivePod, Node};
 
@@ -228,9 +228,7 @@ pub struct Pty(AsyncFd<OwnedFd>);
 impl Pty {
     fn open(pid: i32) -> io::Result<(Pty, OwnedFd)> {
         let root = Folder::open(Path::new(&format!("/proc/{pid}/root")))?;
-        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK;
-        let controller = root.open_inside(Path::new("dev/pts/ptmx"), flags)?;
-        check_ptmx(&controller)?;
+        let controller = open_ptmx(&root)?;
         let mut unlock: libc::c_int = 0;
         // SAFETY: TIOCSPTLCK reads an int; TIOCGPTPEER returns a new descriptor, which is ours.
         let terminal = unsafe {
@@ -257,16 +255,17 @@ impl Pty {
     }
 }
 
-/// The container could have put anything at that path: it must be the kernel's device 5:2.
-fn check_ptmx(file: &OwnedFd) -> io::Result<()> {
-    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-    let meta = File::from(file.try_clone()?).metadata()?;
-    let genuine = meta.file_type().is_char_device() && meta.rdev() == libc::makedev(5, 2);
-    if genuine {
-        Ok(())
-    } else {
-        Err(io::Error::new(io::ErrorKind::InvalidData, "/dev/pts/ptmx is no terminal device"))
+/// The container could have put anything at that path, which would act when it is opened: it must be the kernel's device
+/// 5:2, and what was looked at is what is opened.
+fn open_ptmx(root: &Folder) -> io::Result<OwnedFd> {
+    let found = root.open_inside(Path::new("dev/pts/ptmx"), OFlags::PATH | OFlags::NOFOLLOW)?;
+    let stat = rustix::fs::fstat(&found)?;
+    let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+    if !is_device || stat.st_rdev != rustix::fs::makedev(5, 2) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "/dev/pts/ptmx is no terminal device"));
     }
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path_of(found.as_fd()), flags, Mode::empty())?)
 }
 
 struct PtyStream(Arc<Pty>);
@@ -316,5 +315,35 @@ impl AsyncWrite for PtyStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// A FIFO waits for whoever writes, or gives the one who waits to write its reader: it is not to be opened at all.
+    #[test]
+    fn what_is_no_terminal_device_is_not_opened() {
+        use rustix::fs::{CWD, makedev, mknodat};
+        let folder = tempfile::tempdir().unwrap();
+        let pts = folder.path().join("dev/pts");
+        std::fs::create_dir_all(&pts).unwrap();
+        let (ptmx, root) = (pts.join("ptmx"), Folder::open(folder.path()).unwrap());
+        for (kind, device) in
+            [(FileType::Fifo, 0), (FileType::CharacterDevice, makedev(1, 3)), (FileType::RegularFile, 0)]
+        {
+            mknodat(CWD, &ptmx, kind, Mode::RUSR | Mode::WUSR, device).unwrap();
+            let watch = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::NONBLOCK).unwrap();
+            rustix::fs::inotify::add_watch(&watch, &ptmx, rustix::fs::inotify::WatchFlags::OPEN).unwrap();
+            let refused = open_ptmx(&root).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidData, "{kind:?}: {refused}");
+            let opened = rustix::io::read(&watch, &mut [0_u8; 1024]);
+            assert_eq!(opened, Err(rustix::io::Errno::AGAIN), "{kind:?} was opened");
+            std::fs::remove_file(&ptmx).unwrap();
+        }
+        symlink("/dev/ptmx", &ptmx).unwrap();
+        assert!(open_ptmx(&root).is_err(), "a link that leads out");
     }
 }

@@ -201,7 +201,9 @@ impl Launch<'_> {
             env.push(("HOME".into(), accounts.home(user.uid)));
         }
         let mut mounts = self.mounts(&env)?;
-        let cwd = Path::new(oci::working_folder(self.container, &self.image.config));
+        let cwd = oci::working_folder(self.container, &self.image.config);
+        self.check_length("workingDir", cwd)?;
+        let cwd = Path::new(cwd);
         let maker = users.as_ref().map_or(Maker::Host, |users| Maker::PodRoot(users.first));
         self.make_places(&rootfs, &mounts, cwd, maker)?;
         if let Some(users) = &users {
@@ -290,11 +292,11 @@ fn within(users: &Users, user: &User) -> Result<(), LaunchError> {
 }
 
 /// Takes away what a run leaves behind, its log apart.
-pub fn remove_run(node: &Node, uid: &str, run: &str) -> io::Result<()> {
+pub async fn remove_run(node: &Node, uid: &str, run: &str) -> io::Result<()> {
     earlier_termination_files(node, uid, run).iter().try_for_each(|file| disk::remove_file(file))?;
     disk::unmount_below(&run_folder(node, uid, run))?;
-    disk::remove_tree(&run_folder(node, uid, run))?;
-    disk::remove_tree(&node.pod_layers(uid).join(run))
+    disk::remove_tree_aside(run_folder(node, uid, run)).await?;
+    disk::remove_tree_aside(node.pod_layers(uid).join(run)).await
 }
 
 /// The kubelet's rule: guaranteed pods last, best-effort ones first.

@@ -307,7 +307,7 @@ fn resources(resources: &Resources, privileged: bool) -> Result<Value, SpecError
     let mut out = json!({"cpu": {"shares": cpu_shares(cpu_request.unwrap_or(0))}});
     if let Some(limit) = cpu_limit {
         out["cpu"]["period"] = json!(CPU_PERIOD);
-        out["cpu"]["quota"] = json!((limit * CPU_PERIOD / 1000).max(1000));
+        out["cpu"]["quota"] = json!(cpu_quota(limit));
     }
     if let Some(limit) = memory.filter(|limit| *limit > 0) {
         out["memory"] = json!({"limit": limit});
@@ -322,9 +322,18 @@ fn resources(resources: &Resources, privileged: bool) -> Result<Value, SpecError
 
 const CPU_PERIOD: i64 = 100_000;
 
+/// How much of each period a limit is: at least a millisecond, and never more than the kernel counts. Somebody may ask
+/// for more processors than numbers have room for.
+fn cpu_quota(milli: i64) -> i64 {
+    milli.saturating_mul(CPU_PERIOD / 1000).clamp(1000, MAX_CPU_QUOTA)
+}
+
+/// The kernel refuses more microseconds than these (`MAX_BW` of its scheduler).
+const MAX_CPU_QUOTA: i64 = (1 << 44) - 1;
+
 /// The kernel's weight for a request: 1024 for a whole processor, at least 2, at most 262144.
 pub fn cpu_shares(milli: i64) -> i64 {
-    (milli * 1024 / 1000).clamp(2, 262_144)
+    (milli.saturating_mul(1024) / 1000).clamp(2, 262_144)
 }
 
 #[cfg(test)]
@@ -415,6 +424,21 @@ mod tests {
         assert_eq!(resources["cpu"], json!({"shares": 256, "period": 100_000, "quota": 50_000}));
         assert_eq!(resources["memory"]["limit"], json!(64 << 20));
         assert_eq!(of(json!({}))["linux"]["resources"]["cpu"]["shares"], json!(2));
+    }
+
+    #[test]
+    fn amounts_beyond_all_machines_are_the_most_there_is() {
+        let cpu =
+            |amount: &str| of(json!({"resources": {"limits": {"cpu": amount}}}))["linux"]["resources"]["cpu"].clone();
+        let most = json!({"shares": 262_144, "period": 100_000, "quota": MAX_CPU_QUOTA});
+        for amount in ["10P", "9223372036854775807", "100E", "1e30"] {
+            assert_eq!(cpu(amount), most, "{amount}");
+        }
+        assert_eq!(cpu("1n"), json!({"shares": 2, "period": 100_000, "quota": 1000}));
+        let [least, most] = [i64::MIN, i64::MAX].map(|milli| (cpu_quota(milli), cpu_shares(milli)));
+        assert_eq!((least, most), ((1000, 2), (MAX_CPU_QUOTA, 262_144)));
+        let memory = of(json!({"resources": {"limits": {"memory": "100E"}}}));
+        assert_eq!(memory["linux"]["resources"]["memory"]["limit"], json!(i64::MAX));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-use crate::exec::{ExecError, ExecRequest, exec};
+use crate::exec::{ExecError, ExecRequest, ExecSession, exec};
 use crate::model::{Container, Handler, Probe};
 use crate::node::Node;
 use words::dial_error;
@@ -226,7 +226,21 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 async fn run_command(target: &Target, command: &[String], timeout: Duration) -> Result<(), Failure> {
     let request = ExecRequest { command: command.to_vec(), stdout: true, stderr: true, ..ExecRequest::default() };
     let deadline = tokio::time::Instant::now() + timeout;
-    let session = exec(&target.node, &target.uid, &target.container.name, &request).await;
+    let late = || Failure::Said(format!("command timed out: {:?} timed out after {timeout:?}", command.join(" ")));
+    // A process that a stuck container never starts is one that takes too long. Should it be started yet, it is killed.
+    let mut starting = tokio::spawn({
+        let target = target.clone();
+        async move { exec(&target.node, &target.uid, &target.container.name, &request).await }
+    });
+    let Ok(started) = tokio::time::timeout_at(deadline, &mut starting).await else {
+        tokio::spawn(async move {
+            if let Ok(Ok(ExecSession { process: Some(process), .. })) = starting.await {
+                process.kill().await;
+            }
+        });
+        return Err(late());
+    };
+    let session = started.map_err(|ended| Failure::NotAsked(ended.to_string()))?;
     let not_asked = |error: &ExecError| Failure::NotAsked(format!("rpc error: code = Unknown desc = {}", chain(error)));
     let mut session = session.map_err(|error| not_asked(&error))?;
     let (Some(exit), process) = (session.exit.take(), session.process.take()) else {
@@ -256,7 +270,7 @@ async fn run_command(target: &Target, command: &[String], timeout: Duration) -> 
             if let Some(process) = process {
                 process.kill().await;
             }
-            Err(Failure::Said(format!("command timed out: {:?} timed out after {timeout:?}", command.join(" "))))
+            Err(late())
         }
     }
 }

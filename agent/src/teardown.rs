@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::boundary::NetworkError;
 use crate::disk;
+use crate::door::{Folder, Stop};
 use crate::node::{Node, remove_cgroup};
 use crate::step::{Part, Step};
 
@@ -41,15 +42,15 @@ async fn run(step: Step, node: &Node, uid: &str, ip: Option<IpAddr>) -> Result<(
         Step::KillProcesses => kill_processes(node, uid).await,
         Step::UnmountRuns => unmount_runs(node, uid),
         Step::RemoveCgroups => node.cgroups.pod_folders(uid).iter().try_for_each(|folder| remove_cgroup(folder)),
-        Step::RemoveSandboxFiles => remove_sandbox_files(node, uid),
-        Step::RemoveLayers => disk::remove_tree(&node.pod_layers(uid)),
+        Step::RemoveSandboxFiles => remove_sandbox_files(node, uid).await,
+        Step::RemoveLayers => disk::remove_tree_aside(node.pod_layers(uid)).await,
         Step::UnmountVolumes => {
             let folders = [node.pod_run(uid), node.pod_volumes(uid)];
             folders.iter().try_for_each(|folder| disk::unmount_below(folder))
         }
-        Step::RemoveRunFolder => disk::remove_tree(&node.pod_run(uid)),
-        Step::RemoveVolumes => disk::remove_tree(&node.pod_volumes(uid)),
-        Step::RemoveLogs => disk::remove_tree(&node.pod_logs(uid)),
+        Step::RemoveRunFolder => disk::remove_tree_aside(node.pod_run(uid)).await,
+        Step::RemoveVolumes => disk::remove_tree_aside(node.pod_volumes(uid)).await,
+        Step::RemoveLogs => disk::remove_tree_aside(node.pod_logs(uid)).await,
         // Its own stage says that nothing else takes a part away.
         _ => Ok(()),
     };
@@ -64,20 +65,18 @@ fn unmount_runs(node: &Node, uid: &str) -> io::Result<()> {
     disk::unmount(&points)
 }
 
-fn remove_sandbox_files(node: &Node, uid: &str) -> io::Result<()> {
-    let volumes = node.volatile_volumes(uid);
-    let items = match fs::read_dir(node.pod_run(uid)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        items => items?,
+async fn remove_sandbox_files(node: &Node, uid: &str) -> io::Result<()> {
+    let (run, volumes) = (node.pod_run(uid), node.volatile_volumes(uid));
+    let remove = move |stop: &Stop| {
+        let folder = match Folder::open(&run) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            folder => folder?,
+        };
+        let kept = volumes.file_name();
+        let others = folder.names()?.into_iter().filter(|name| Some(name.as_os_str()) != kept);
+        others.into_iter().try_for_each(|name| folder.remove(&name, stop))
     };
-    for item in items {
-        let item = item?;
-        if item.path() == volumes {
-            continue;
-        }
-        if item.file_type()?.is_dir() { disk::remove_tree(&item.path())? } else { disk::remove_file(&item.path())? }
-    }
-    Ok(())
+    disk::aside(remove).await
 }
 
 async fn kill_processes(node: &Node, uid: &str) -> io::Result<()> {

@@ -7,7 +7,7 @@ mod token;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use api::quantity::Quantity;
@@ -44,6 +44,8 @@ pub enum ContentError {
     NoKey(String),
     #[error("path {0:?} leads out of the volume")]
     Path(String),
+    #[error("invalid path: must be less than or equal to {} characters", content::LONGEST)]
+    LongPath,
     #[error("hostPath type check failed: {path} is not a {wanted}")]
     HostPath { path: String, wanted: &'static str },
     #[error("this node has no volumes of the kind {0}")]
@@ -134,24 +136,27 @@ impl Volumes<'_> {
         written.then_some(Place { path, access: Access::ReadOnly })
     }
 
+    /// Made once: from then on it is the pod's, with whatever rights its containers give it.
     fn empty_dir(&self, name: &str, empty: &EmptyDir) -> Result<PathBuf, ContentError> {
-        let path = if empty.medium == "Memory" {
+        let group = self.pod.spec.security_context.fs_group;
+        let mode = if group.is_some() { 0o2777 } else { 0o777 };
+        if empty.medium == "Memory" {
             let path = self.volatile.join(name);
-            let size = empty.size_limit.as_ref().and_then(Quantity::of).map(|size| format!("size={}", size.value()));
-            self.mount_memory(&path, &size.unwrap_or_default())?;
-            path
-        } else {
-            let path = self.durable.join(name);
-            if !path.exists() {
-                disk::create_folder(self.durable, 0o755)?;
-                Room::at(self.durable)?.check(&path, 0)?;
-            }
-            path
-        };
-        disk::create_folder(&path, 0o777)?;
-        if let Some(group) = self.pod.spec.security_context.fs_group {
-            std::os::unix::fs::chown(&path, None, Some(group))?;
-            disk::create_folder(&path, 0o2777)?;
+            let size = empty.size_limit.as_ref().and_then(Quantity::of).map(|size| format!(",size={}", size.value()));
+            let options = format!("mode={mode:o},gid={}{}", group.unwrap_or(0), size.unwrap_or_default());
+            self.mount_memory(&path, &options)?;
+            return Ok(path);
+        }
+        let path = self.durable.join(name);
+        if !path.exists() {
+            disk::create_folder(self.durable, 0o755)?;
+            Room::at(self.durable)?.check(&path, 0)?;
+            // What has its name is finished; no volume's name has a dot.
+            let unfinished = self.durable.join(format!("{name}.new"));
+            disk::create_folder(&unfinished, mode)?;
+            std::os::unix::fs::chown(&unfinished, None, group)?;
+            fs::set_permissions(&unfinished, fs::Permissions::from_mode(mode))?;
+            fs::rename(&unfinished, &path)?;
         }
         Ok(path)
     }
@@ -315,6 +320,32 @@ mod tests {
         }
         async fn pod_removed(&self, _: &crate::boundary::PodRef) -> Result<(), UpstreamError> {
             Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_volume_keeps_the_rights_that_its_containers_gave_it() {
+        use std::os::unix::fs::MetadataExt as _;
+        let disk = disk::TestDisk::new("size=8m");
+        let facts = Facts { node_name: "n".into(), host_ip: "1".into(), pod_ip: None };
+        let (mut pod, tokens) = (Pod::default(), Tokens::default());
+        for (group, wanted) in [(None, (0o777, 0)), (Some(7), (0o2777, 7))] {
+            pod.spec.security_context.fs_group = group;
+            let durable = disk.path().join(format!("volumes-{group:?}"));
+            let volatile = disk.path().join(format!("memory-{group:?}"));
+            let (upstream, pod, facts, tokens) = (&Nobody, &pod, &facts, &tokens);
+            let maker = Volumes { upstream, pod, facts, durable: &durable, volatile: &volatile, tokens };
+            for medium in ["", "Memory"] {
+                let empty_dir = Some(EmptyDir { medium: medium.into(), ..EmptyDir::default() });
+                let volume = Volume { name: "v".into(), empty_dir, ..Volume::default() };
+                let path = maker.make(&volume).await.unwrap().place.path;
+                let rights = || fs::metadata(&path).map(|meta| (meta.mode() & 0o7777, meta.gid())).unwrap();
+                assert_eq!(rights(), wanted, "{medium:?}");
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+                std::os::unix::fs::chown(&path, Some(5), Some(6)).unwrap();
+                maker.make(&volume).await.unwrap();
+                assert_eq!(rights(), (0o700, 6), "{medium:?}: a token's renewal");
+            }
         }
     }
 

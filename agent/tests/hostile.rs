@@ -13,6 +13,10 @@ fn waiting(status: &Value) -> &Value {
     &status["containerStatuses"][0]["state"]["waiting"]
 }
 
+fn ready(status: &Value) -> bool {
+    support::condition(status, "Ready") == "True"
+}
+
 async fn gone(node: &TestNode, pod: &Value) {
     node.delete(pod, 1);
     node.wait_removed(uid_of(pod)).await;
@@ -255,5 +259,37 @@ async fn odd_mount_points_and_working_folders() {
     let serve = "nc -l -p 80 -e true >/tmp/nc 2>&1 & sleep 0.3; kill $! || { cat /tmp/nc; exit 1; }";
     let (code, _, err) = node.exec(&uid, "main", &["sh", "-c", serve]).await;
     assert_eq!(code, 0, "a low port: {err}");
+    gone(&node, &pod).await;
+}
+
+/// So many levels that a call for each would need more stack than a thread has.
+fn deepen(folder: &std::path::Path) -> rustix::io::Result<()> {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    let mut folder = openat(CWD, folder, OFlags::PATH, Mode::empty())?;
+    for _ in 0..10_000 {
+        mkdirat(&folder, "d", Mode::RWXU)?;
+        folder = openat(&folder, "d", OFlags::PATH, Mode::empty())?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn folders_of_any_depth_go_with_their_container_and_their_pod() {
+    let node = TestNode::start("deep").await;
+    let until_told = ["sh", "-c", "while [ ! -e /stop ]; do sleep 0.1; done"];
+    let mut pod = pod("deep", json!({"command": until_told, "volumeMounts": [{"name": "v", "mountPath": "/v"}]}));
+    pod["spec"]["volumes"] = json!([{"name": "v", "emptyDir": {}}]);
+    let uid = uid_of(&pod).to_owned();
+    node.agent().sync(Arc::new(pod.clone()));
+    node.wait_ready(&uid).await;
+    let (data, layers) = (&node.config.data_dir, node.config.data_dir.join("containers").join(&uid));
+    let upper = |run: &str| layers.join(run).join("upper");
+    assert_eq!(node.exec(&uid, "main", &["mkdir", "/root-of-it"]).await.0, 0);
+    deepen(&upper("main-0").join("root-of-it")).unwrap();
+    deepen(&data.join("volumes").join(&uid).join("v")).unwrap();
+    assert_eq!(node.exec(&uid, "main", &["touch", "/stop"]).await.0, 0);
+    let again = |status: &Value| status["containerStatuses"][0]["restartCount"] == 1 && ready(status);
+    node.wait_status(&uid, "another run", again).await;
+    assert!(!layers.join("main-0").exists() && layers.join("main-1").exists());
     gone(&node, &pod).await;
 }

@@ -93,6 +93,37 @@ async fn probes_that_talk_or_hang_leave_nothing() {
     gone(&node, &pod).await;
 }
 
+/// The process that runs a pod's containers.
+fn pod_process(name: &str) -> String {
+    let words = format!("default/{name}");
+    let is_it = |pid: &String| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&command).contains(&words)
+    };
+    let items = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = items.filter_map(|item| item.file_name().into_string().ok());
+    pids.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())).find(is_it).unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_whose_process_is_never_started_fails_in_time() {
+    let node = TestNode::start("stuck").await;
+    let name = format!("stuck-{}", std::process::id());
+    let probe = json!({"exec": {"command": ["true"]}, "periodSeconds": 1, "failureThreshold": 100});
+    let pod = pod(&name, json!({"command": ["sh", "-c", SLEEP], "livenessProbe": probe}));
+    start(&node, &pod).await;
+    let signal = |signal: &str| {
+        let sent = std::process::Command::new("kill").args([signal, &pod_process(&name)]).status();
+        assert!(sent.unwrap().success());
+    };
+    signal("-STOP");
+    let timed_out = "Liveness probe failed: command timed out: \"true\" timed out after 1s";
+    let count = |api: &support::Api| api.events.iter().filter(|event| event.message == timed_out).count();
+    node.wait("two time-outs", |api| (count(api) >= 2).then_some(())).await;
+    signal("-CONT");
+    gone(&node, &pod).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hook_that_takes_long_does_not_keep_a_pod_from_going() {
     let node = TestNode::start("hook").await;

@@ -79,11 +79,11 @@ impl Upstream for FakeUpstream {
     }
     async fn config_map(&self, _: &PodRef, name: &str) -> Result<Arc<Value>, UpstreamError> {
         let found = self.api.lock().unwrap().config_maps.get(name).cloned();
-        found.ok_or_else(|| UpstreamError::NotFound(format!("configmap {name:?}")))
+        found.ok_or_else(|| UpstreamError::NotFound(format!("configmap {name:?} not found")))
     }
     async fn secret(&self, _: &PodRef, name: &str) -> Result<Arc<Value>, UpstreamError> {
         let found = self.api.lock().unwrap().secrets.get(name).cloned();
-        found.ok_or_else(|| UpstreamError::NotFound(format!("secret {name:?}")))
+        found.ok_or_else(|| UpstreamError::NotFound(format!("secret {name:?} not found")))
     }
     async fn service_account_token(&self, request: &TokenRequest) -> Result<Token, UpstreamError> {
         self.change(|api| api.tokens += 1);

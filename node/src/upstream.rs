@@ -66,6 +66,14 @@ fn failed(status: Status) -> UpstreamError {
     }
 }
 
+/// What the kubelet looks up in views of its own is told in its words: one object, not a resource of the API's.
+fn absent(what: &'static str, name: &str) -> impl FnOnce(Status) -> UpstreamError {
+    move |status| match failed(status) {
+        UpstreamError::NotFound(_) => UpstreamError::NotFound(format!("{what} {name:?} not found")),
+        other => other,
+    }
+}
+
 #[async_trait]
 impl Upstream for ApiUpstream {
     async fn write_status(&self, pod: &PodRef, status: Value) -> Result<(), UpstreamError> {
@@ -91,11 +99,11 @@ impl Upstream for ApiUpstream {
     }
 
     async fn config_map(&self, pod: &PodRef, name: &str) -> Result<Arc<Value>, UpstreamError> {
-        self.outlook.content.get(Referent::ConfigMap, pod, name).await.map_err(failed)
+        self.outlook.content.get(Referent::ConfigMap, pod, name).await.map_err(absent("configmap", name))
     }
 
     async fn secret(&self, pod: &PodRef, name: &str) -> Result<Arc<Value>, UpstreamError> {
-        self.outlook.content.get(Referent::Secret, pod, name).await.map_err(failed)
+        self.outlook.content.get(Referent::Secret, pod, name).await.map_err(absent("secret", name))
     }
 
     async fn service_account_token(&self, request: &TokenRequest) -> Result<Token, UpstreamError> {
@@ -113,8 +121,8 @@ impl Upstream for ApiUpstream {
     }
 
     async fn runtime_handler(&self, class: &str) -> Result<String, UpstreamError> {
-        let found =
-            self.client.get(&Resource::new("node.k8s.io", "runtimeclasses"), "", class).await.map_err(failed)?;
+        let found = self.client.get(&Resource::new("node.k8s.io", "runtimeclasses"), "", class).await;
+        let found = found.map_err(absent("runtimeclass.node.k8s.io", class))?;
         Ok(found["handler"].as_str().unwrap_or_default().to_owned())
     }
 
@@ -176,6 +184,24 @@ fn environment(service: &Service) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_there_is_said_once_and_of_one_object() {
+        let server = |resource: &str| Status::not_found("", resource, "x");
+        for (error, words) in [
+            (absent("configmap", "x")(server("configmaps")), "configmap \"x\" not found"),
+            (absent("secret", "x")(server("secrets")), "secret \"x\" not found"),
+            (
+                absent("runtimeclass.node.k8s.io", "x")(server("runtimeclasses")),
+                "runtimeclass.node.k8s.io \"x\" not found",
+            ),
+            (failed(server("serviceaccounts")), "serviceaccounts \"x\" not found"),
+        ] {
+            assert_eq!(error.to_string(), words);
+        }
+        let refused = absent("secret", "x")(Status { code: 403, message: "no".into(), ..server("secrets") });
+        assert!(matches!(refused, UpstreamError::Refused(message) if message == "no"));
+    }
 
     #[test]
     fn services_are_told_as_links_did() {

@@ -89,8 +89,46 @@ fn a_link_is_put_in_place_of_anything() {
         door.put_link(OsStr::new("one"), name).unwrap();
         assert_eq!(door.link_target(name).unwrap(), "one");
     }
-    door.remove(name).unwrap();
+    door.remove(name, &Stop::default()).unwrap();
     fs::create_dir_all(folder.path().join("..data/deep")).unwrap();
     door.put_link(OsStr::new("two"), name).unwrap();
     assert_eq!(door.link_target(name).unwrap(), "two");
+}
+
+/// Tells the process that a test starts under limits of its own where to work.
+const WITHIN_LIMITS: &str = "AMPHIPOD_WITHIN_LIMITS";
+
+/// Runs `work` on a disk with what `make` made, in a process with few descriptors and little stack: this test, started
+/// once more.
+pub(super) fn within_limits(test: &str, make: impl FnOnce(&Path), work: impl FnOnce(&Path)) {
+    if let Ok(folder) = std::env::var(WITHIN_LIMITS) {
+        return work(Path::new(&folder));
+    }
+    let disk = crate::disk::TestDisk::new("size=256m,nr_inodes=1m");
+    make(disk.path());
+    let mut limited = std::process::Command::new("sh");
+    limited.args(["-c", "ulimit -n 64 && exec \"$0\" --exact \"$1\""]).arg(std::env::current_exe().unwrap());
+    let ended = limited.arg(test).env(WITHIN_LIMITS, disk.path()).env("RUST_MIN_STACK", "131072").output().unwrap();
+    assert!(ended.status.success(), "{ended:?}");
+}
+
+#[test]
+fn a_path_is_as_long_as_the_kernel_takes_it_and_holds_one_folder() {
+    let test = "door::tests::a_path_is_as_long_as_the_kernel_takes_it_and_holds_one_folder";
+    let work = |folder: &Path| {
+        let root = Folder::open(folder).unwrap();
+        let walk = |path: &str, missing| root.walk(Path::new(path), Links::Rooted, missing);
+        let long = "x/".repeat(2048);
+        assert_eq!(long.len(), MAX_PATH + 1);
+        let refused = walk(&long, Missing::Folders(0o755)).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ENAMETOOLONG));
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "nothing of it is made");
+        walk(&long[..MAX_PATH - 1], Missing::Folders(0o755)).unwrap();
+        let back = walk(&format!("{}{}", "x/".repeat(1000), "../".repeat(500)), Missing::Refuse).unwrap();
+        assert_eq!(inode(&back), inode(&walk(&long[..1000], Missing::Refuse).unwrap()));
+        symlink("/x/x/x/x", folder.join("link")).unwrap();
+        let refused = walk(&format!("link/{}", &long[..MAX_PATH - 5]), Missing::Folders(0o755)).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ENAMETOOLONG), "links count");
+    };
+    within_limits(test, |_| {}, work);
 }

@@ -1,5 +1,8 @@
 //! A path below a folder, step by step: each name opened from the one before it, each link read and followed here.
 //!
+//! One descriptor is held at a time: `..` goes back to what stands now where the path came from. Like the kernel, a walk
+//! takes no path longer than [`MAX_PATH`], before or after links.
+//!
 //! The kernel's `openat2` finds what is there; it can neither make what is missing on the way nor read an absolute link
 //! against the folder's own path. Both are needed for what the API calls a subPath, and for mount points in an image.
 
@@ -20,6 +23,9 @@ use super::descriptor::{open_at, path_of};
 
 /// As many links as the kernel follows.
 const MAX_LINKS: u32 = 40;
+
+/// The kernel's PATH_MAX, whose last byte ends the text.
+pub const MAX_PATH: usize = 4095;
 
 /// What links on the way mean.
 #[derive(Clone, Copy, Debug)]
@@ -74,8 +80,10 @@ struct Walk<'a> {
     root: &'a Folder,
     links: Links<'a>,
     missing: Missing,
-    /// The folders from the root (left out) to here.
-    here: Vec<Found>,
+    /// The names from the root to here, none of them a link when it was passed.
+    names: PathBuf,
+    /// What lies here; `None` at the root.
+    here: Option<Found>,
     todo: VecDeque<(OsString, Author)>,
     followed: u32,
 }
@@ -83,12 +91,13 @@ struct Walk<'a> {
 impl Folder {
     /// Follows a path below this folder to its end.
     pub fn walk(&self, path: &Path, links: Links<'_>, missing: Missing) -> io::Result<Found> {
-        let mut walk = Walk { root: self, links, missing, here: Vec::new(), todo: VecDeque::new(), followed: 0 };
-        walk.push(path, Author::Caller);
+        let (names, todo) = (PathBuf::new(), VecDeque::new());
+        let mut walk = Walk { root: self, links, missing, names, here: None, todo, followed: 0 };
+        walk.push(path, Author::Caller)?;
         while let Some((name, author)) = walk.todo.pop_front() {
             walk.step(&name, author)?;
         }
-        match walk.here.pop() {
+        match walk.here {
             Some(found) => Ok(found),
             None => Ok(Found::of(self.0.try_clone()?)?),
         }
@@ -96,7 +105,10 @@ impl Folder {
 }
 
 impl Walk<'_> {
-    fn push(&mut self, path: &Path, author: Author) {
+    fn push(&mut self, path: &Path, author: Author) -> io::Result<()> {
+        if path.as_os_str().len() > MAX_PATH {
+            return Err(Errno::NAMETOOLONG.into());
+        }
         for component in path.components().rev() {
             match component {
                 Component::Normal(name) => self.todo.push_front((name.to_owned(), author)),
@@ -104,14 +116,15 @@ impl Walk<'_> {
                 Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
             }
         }
+        Ok(())
     }
 
     fn step(&mut self, name: &OsStr, author: Author) -> io::Result<()> {
         if name == ".." {
-            return match (self.here.pop(), self.links) {
-                (None, Links::Contained(_)) => Err(Errno::XDEV.into()),
-                _ => Ok(()),
-            };
+            return self.back();
+        }
+        if self.names.as_os_str().len() + 1 + name.len() > MAX_PATH {
+            return Err(Errno::NAMETOOLONG.into());
         }
         let found = match Found::child(self.last(), name) {
             Err(Errno::NOENT) => self.make(name, author)?,
@@ -120,12 +133,23 @@ impl Walk<'_> {
         if found.kind == FileType::Symlink {
             return self.follow(&found);
         }
-        self.here.push(found);
+        self.names.push(name);
+        self.here = Some(found);
+        Ok(())
+    }
+
+    fn back(&mut self) -> io::Result<()> {
+        match (self.names.pop(), self.links) {
+            (false, Links::Contained(_)) => return Err(Errno::XDEV.into()),
+            (false, Links::Rooted) => {}
+            (true, _) if self.names.as_os_str().is_empty() => self.here = None,
+            (true, _) => self.here = Some(Found::child(self.root.as_fd(), self.names.as_os_str())?),
+        }
         Ok(())
     }
 
     fn last(&self) -> BorrowedFd<'_> {
-        self.here.last().map_or(self.root.as_fd(), |found| found.file.as_fd())
+        self.here.as_ref().map_or(self.root.as_fd(), |found| found.file.as_fd())
     }
 
     fn follow(&mut self, link: &Found) -> io::Result<()> {
@@ -136,16 +160,16 @@ impl Walk<'_> {
         let target = rustix::fs::readlinkat(&link.file, "", Vec::new())?;
         let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
         if target.is_absolute() {
-            self.here.clear();
+            self.names.clear();
+            self.here = None;
         }
         match self.links {
             Links::Contained(own) if target.is_absolute() => {
                 let inside = target.strip_prefix(own).map_err(|_| Errno::XDEV)?;
-                self.push(inside, Author::Link);
+                self.push(inside, Author::Link)
             }
             _ => self.push(&target, Author::Link),
         }
-        Ok(())
     }
 
     fn make(&self, name: &OsStr, author: Author) -> io::Result<Found> {

@@ -1,19 +1,15 @@
 //! Registries: which endpoints serve which names, and reading manifests and blobs from them.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::Path;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use oci_client::client::{Client, ClientConfig, ClientProtocol};
-use oci_client::errors::{OciDistributionError, OciEnvelope};
-use oci_client::manifest::OciDescriptor;
+use oci_client::Reference;
+use oci_client::errors::{DigestError, OciDistributionError, OciEnvelope};
 use oci_client::secrets::RegistryAuth;
-use oci_client::{Reference, RegistryOperation};
 use serde::Deserialize;
-use tokio::io::AsyncWrite;
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use super::credentials::{Credential, matching};
 use super::digest::Digest;
@@ -25,6 +21,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What registries themselves allow for a manifest; configurations are of that order too.
 pub const MAX_MANIFEST: u64 = 4 << 20;
+
+/// Of tokens and refusals: what a registry that says more has to say is of no use.
+const MAX_ANSWER: u64 = 64 << 10;
 
 const MANIFEST_TYPES: [&str; 4] = [
     "application/vnd.oci.image.index.v1+json",
@@ -186,8 +185,7 @@ pub struct Descriptor {
 
 /// One endpoint, ready to serve the blobs of one repository.
 pub struct Source {
-    client: Client,
-    /// For manifests: the other one reads an answer to its end, however long.
+    /// Not oci-client's, which reads tokens, refusals and manifests to their end, however long.
     plain: reqwest::Client,
     scheme: &'static str,
     auth: RegistryAuth,
@@ -198,14 +196,7 @@ pub struct Source {
 
 impl Source {
     fn new(name: &ImageName, endpoint: &Endpoint, auth: RegistryAuth) -> Result<Source, RegistryError> {
-        let (protocol, scheme) =
-            if endpoint.plain_http { (ClientProtocol::Http, "http") } else { (ClientProtocol::Https, "https") };
-        let config = ClientConfig {
-            protocol,
-            read_timeout: Some(READ_TIMEOUT),
-            connect_timeout: Some(CONNECT_TIMEOUT),
-            ..ClientConfig::default()
-        };
+        let scheme = if endpoint.plain_http { "http" } else { "https" };
         let (image, host) = (name.to_string(), endpoint.host.clone());
         let plain = reqwest::Client::builder().read_timeout(READ_TIMEOUT).connect_timeout(CONNECT_TIMEOUT).build();
         let plain = plain.map_err(|error| RegistryError::Pull {
@@ -213,8 +204,8 @@ impl Source {
             endpoint: host.clone(),
             source: Box::new(error.into()),
         })?;
-        let (client, repository) = (Client::new(config), name.repository.clone());
-        Ok(Source { client, plain, scheme, auth, host, repository, image })
+        let repository = name.repository.clone();
+        Ok(Source { plain, scheme, auth, host, repository, image })
     }
 
     fn reference(&self, name: &ImageName) -> Reference {
@@ -243,31 +234,65 @@ impl Source {
     }
 
     async fn manifest_bytes(&self, reference: &Reference) -> Result<bytes::Bytes, RegistryError> {
-        let failed = |error: reqwest::Error| self.failed(error.into());
-        let token = self.client.auth(reference, &self.auth, RegistryOperation::Pull).await;
-        let token = token.map_err(|error| self.failed(error))?;
         let (registry, version) = (reference.resolve_registry(), reference.digest().or(reference.tag()));
         let version = version.unwrap_or("latest");
         let url = format!("{}://{registry}/v2/{}/manifests/{version}", self.scheme, self.repository);
-        let request = self.plain.get(&url).header("Accept", MANIFEST_TYPES.join(", "));
-        let request = match (token, &self.auth) {
-            (Some(token), _) => request.bearer_auth(token),
-            (None, RegistryAuth::Basic(user, password)) => request.basic_auth(user, Some(password)),
-            (None, _) => request,
-        };
-        let mut response = request.send().await.map_err(failed)?;
+        let request = self.authorised(registry, &url).await?.header("Accept", MANIFEST_TYPES.join(", "));
+        let response = request.send().await.map_err(|error| self.failed(error.into()))?;
+        let code = response.status().as_u16();
+        let body = self.whole(response, "the manifest", MAX_MANIFEST).await?;
+        refusal(code, &body, &url).map_or(Ok(body), |error| Err(self.failed(error)))
+    }
+
+    /// An answer that is kept in memory.
+    async fn whole(
+        &self,
+        mut response: reqwest::Response,
+        what: &'static str,
+        limit: u64,
+    ) -> Result<bytes::Bytes, RegistryError> {
         let mut body = bytes::BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if (body.len() + chunk.len()) as u64 > MAX_MANIFEST {
-                let (image, what) = (self.image.clone(), "the manifest");
-                return Err(RegistryError::TooLarge { image, what, limit: MAX_MANIFEST });
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.failed(error.into()))? {
+            if (body.len() + chunk.len()) as u64 > limit {
+                return Err(RegistryError::TooLarge { image: self.image.clone(), what, limit });
             }
             body.extend_from_slice(&chunk);
         }
-        match refusal(response.status().as_u16(), &body, &url) {
-            Some(error) => Err(self.failed(error)),
-            None => Ok(body.freeze()),
+        Ok(body.freeze())
+    }
+
+    /// A request with what the registry wants to see: a token from where it says, or the name and password themselves.
+    async fn authorised(&self, registry: &str, url: &str) -> Result<reqwest::RequestBuilder, RegistryError> {
+        let request = self.plain.get(url);
+        let root = self.plain.get(format!("{}://{registry}/v2/", self.scheme)).send().await;
+        let root = root.map_err(|error| self.failed(error.into()))?;
+        let challenge = root.headers().get("WWW-Authenticate").and_then(|value| bearer_challenge(value.to_str().ok()?));
+        Ok(match (challenge, &self.auth) {
+            (Some(challenge), _) => request.bearer_auth(self.token(&challenge).await?),
+            (None, RegistryAuth::Basic(user, password)) => request.basic_auth(user, Some(password)),
+            (None, _) => request,
+        })
+    }
+
+    async fn token(&self, challenge: &Challenge) -> Result<String, RegistryError> {
+        let scope = format!("repository:{}:pull", self.repository);
+        let service = challenge.service.as_ref().map(|service| ("service", service.as_str()));
+        let query: Vec<_> = [("scope", scope.as_str())].into_iter().chain(service).collect();
+        let request = self.plain.get(&challenge.realm).query(&query);
+        let request = match &self.auth {
+            RegistryAuth::Basic(user, password) => request.basic_auth(user, Some(password)),
+            _ => request,
+        };
+        let response = request.send().await.map_err(|error| self.failed(error.into()))?;
+        let code = response.status().as_u16();
+        let body = self.whole(response, "the answer to a request for a token", MAX_ANSWER).await?;
+        if code != 200 {
+            return Err(self.failed(OciDistributionError::AuthenticationFailure(beginning(&body))));
         }
+        let answer: TokenAnswer = serde_json::from_slice(&body)
+            .map_err(|error| self.failed(OciDistributionError::RegistryTokenDecodeError(error.to_string())))?;
+        let none = || self.failed(OciDistributionError::RegistryTokenDecodeError("no token in it".into()));
+        answer.token.or(answer.access_token).ok_or_else(none)
     }
 
     /// A manifest that an index names.
@@ -276,22 +301,38 @@ impl Source {
     }
 
     /// Writes a blob to `out`, failing when its bytes don't have the digest, or the size, of its descriptor.
-    pub async fn blob(&self, descriptor: &Descriptor, out: impl AsyncWrite + Unpin) -> Result<(), RegistryError> {
-        let reference = self.by_digest(&descriptor.digest);
-        self.client.auth(&reference, &self.auth, RegistryOperation::Pull).await.map_err(|error| self.failed(error))?;
-        let mut measured = Measured { out, count: 0, limit: descriptor.size };
-        let asked = OciDescriptor {
-            media_type: descriptor.media_type.clone(),
-            digest: descriptor.digest.to_string(),
-            size: i64::try_from(descriptor.size).unwrap_or(i64::MAX),
-            ..OciDescriptor::default()
-        };
-        let pulled = self.client.pull_blob(&reference, &asked, &mut measured).await;
-        if measured.count != descriptor.size && (pulled.is_ok() || measured.count > descriptor.size) {
-            let (image, digest, expected) = (self.image.clone(), descriptor.digest.clone(), descriptor.size);
-            return Err(RegistryError::Size { image, digest, expected, actual: measured.count });
+    pub async fn blob(&self, descriptor: &Descriptor, mut out: impl AsyncWrite + Unpin) -> Result<(), RegistryError> {
+        let (reference, digest) = (self.by_digest(&descriptor.digest), descriptor.digest.as_str());
+        let registry = reference.resolve_registry();
+        let url = format!("{}://{registry}/v2/{}/blobs/{digest}", self.scheme, self.repository);
+        let failed = |error: reqwest::Error| self.failed(error.into());
+        let mut response = self.authorised(registry, &url).await?.send().await.map_err(failed)?;
+        let code = response.status().as_u16();
+        if code != 200 {
+            let body = self.whole(response, "a refusal", MAX_ANSWER).await?;
+            let unlike = || OciDistributionError::SpecViolationError(format!("{digest}: answered with status {code}"));
+            return Err(self.failed(refusal(code, &body, &url).unwrap_or_else(unlike)));
         }
-        pulled.map_err(|error| self.failed(error))
+        let (mut count, mut hash) = (0_u64, Sha256::new());
+        while let Some(chunk) = response.chunk().await.map_err(failed)? {
+            count += chunk.len() as u64;
+            if count > descriptor.size {
+                break;
+            }
+            hash.update(&chunk);
+            out.write_all(&chunk).await.map_err(|error| self.failed(error.into()))?;
+        }
+        out.flush().await.map_err(|error| self.failed(error.into()))?;
+        if count != descriptor.size {
+            let (image, digest, expected) = (self.image.clone(), descriptor.digest.clone(), descriptor.size);
+            return Err(RegistryError::Size { image, digest, expected, actual: count });
+        }
+        let actual = Digest::finished(hash);
+        if actual == descriptor.digest {
+            return Ok(());
+        }
+        let (expected, actual) = (digest.to_owned(), actual.to_string());
+        Err(self.failed(DigestError::VerificationError { expected, actual }.into()))
     }
 
     fn failed(&self, error: OciDistributionError) -> RegistryError {
@@ -307,39 +348,37 @@ fn refusal(code: u16, body: &[u8], url: &str) -> Option<OciDistributionError> {
         401 => Some(OciDistributionError::UnauthorizedError { url }),
         _ => Some(match serde_json::from_slice::<OciEnvelope>(body) {
             Ok(envelope) => OciDistributionError::RegistryError { envelope, url },
-            Err(_) => {
-                let message = String::from_utf8_lossy(&body[..body.len().min(1024)]).into_owned();
-                OciDistributionError::ServerError { code, url, message }
-            }
+            Err(_) => OciDistributionError::ServerError { code, url, message: beginning(body) },
         }),
     }
 }
 
-/// Passes on so many bytes and no more.
-struct Measured<W> {
-    out: W,
-    count: u64,
-    limit: u64,
+/// What a status or an event has room for.
+fn beginning(body: &[u8]) -> String {
+    String::from_utf8_lossy(&body[..body.len().min(1024)]).into_owned()
 }
 
-impl<W: AsyncWrite + Unpin> AsyncWrite for Measured<W> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.count + bytes.len() as u64 > self.limit {
-            self.count += bytes.len() as u64;
-            return Poll::Ready(Err(io::ErrorKind::FileTooLarge.into()));
-        }
-        let written = ready!(Pin::new(&mut self.out).poll_write(context, bytes))?;
-        self.count += written as u64;
-        Poll::Ready(Ok(written))
-    }
+/// Where a registry sends those who want a token.
+#[derive(Debug, PartialEq, Eq)]
+struct Challenge {
+    realm: String,
+    service: Option<String>,
+}
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.out).poll_flush(context)
-    }
+#[derive(Deserialize)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+}
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.out).poll_shutdown(context)
-    }
+fn bearer_challenge(header: &str) -> Option<Challenge> {
+    let mut challenges = http_auth::ChallengeParser::new(header).filter_map(Result::ok);
+    let bearer = challenges.find(|challenge| challenge.scheme.eq_ignore_ascii_case("Bearer"))?;
+    let value = |wanted: &str| {
+        let named = bearer.params.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
+        named.map(|(_, value)| value.to_unescaped())
+    };
+    Some(Challenge { realm: value("realm")?, service: value("service") })
 }
 
 #[cfg(test)]

@@ -138,13 +138,29 @@ impl ImageStore {
             let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
             pulls.entry(name.to_string()).or_default().clone()
         };
-        let _pulling = lock.lock().await;
+        let pulled = {
+            let _pulling = lock.lock().await;
+            self.pull_unless_there(&name, policy, credentials).await
+        };
+        drop(lock);
+        // Names are others' to choose: one that nobody pulls is forgotten.
+        let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        pulls.retain(|_, lock| Arc::strong_count(lock) > 1);
+        pulled
+    }
+
+    async fn pull_unless_there(
+        &self,
+        name: &ImageName,
+        policy: PullPolicy,
+        credentials: &[Credential],
+    ) -> Result<Image, ImageError> {
         if policy == PullPolicy::IfNotPresent
             && let Some(image) = self.find(&name.to_string())?
         {
             return Ok(image);
         }
-        self.pull(&name, credentials).await
+        self.pull(name, credentials).await
     }
 
     async fn pull(&self, name: &ImageName, credentials: &[Credential]) -> Result<Image, ImageError> {
@@ -218,7 +234,7 @@ impl ImageStore {
             Ok(()) => self.unpack(name, &blob, &descriptor.media_type, diff_id, &unpacked).await,
             Err(error) => Err(error.into()),
         };
-        let cleaned = disk::remove_tree(&work).map_err(|source| self.failed(source));
+        let cleaned = disk::remove_tree_aside(work).await.map_err(|source| self.failed(source));
         outcome.and(cleaned)
     }
 
@@ -424,6 +440,18 @@ mod tests {
         }
         let index = |digest: &str| json!({"manifests": [{"digest": digest, "platform": {"os": "linux", "architecture": architecture()}}]});
         assert!(matches!(store.load(&name, &keep(index("sha256:/"))), Err(ImageError::Digest { .. })));
+    }
+
+    #[tokio::test]
+    async fn names_that_nobody_pulls_are_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "registries:\n  none.example:\n    endpoints: ['http://127.0.0.1:1']\n";
+        let store = ImageStore::open(folder.path(), serde_yaml::from_str(text).unwrap()).unwrap();
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        for name in ["none.example/a", "none.example/b"] {
+            assert!(store.ensure(name, PullPolicy::Always, &[]).await.is_err());
+        }
+        assert!(store.pulls.lock().unwrap().is_empty());
     }
 
     #[test]

@@ -9,18 +9,17 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::io::{self, BufRead as _, Read, Seek as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 use tar::{Entry, EntryType};
 
 use super::digest::Digest;
-use crate::door::Folder;
+use crate::door::{Folder, Stop};
 use crate::room::Room;
 
 #[derive(Debug, thiserror::Error)]
@@ -120,8 +119,7 @@ impl<R: Read> Read for HashingReader<'_, R> {
 fn unpack_tar(reader: &mut dyn Read, limits: &Limits, target: &Path, room: Room) -> Result<(), UnpackError> {
     let root = Folder::open(target).map_err(|source| UnpackError::Folder { source })?;
     let mut archive = tar::Archive::new(reader);
-    // Times of folders change while they are filled, so they are set last.
-    let mut folder_times = Vec::new();
+    let mut folder_times = FolderTimes::beside(target).map_err(|source| UnpackError::Folder { source })?;
     let Room { mut bytes, mut files } = room;
     let mut unchecked = 0;
     let mut entries = archive.entries().map_err(|source| UnpackError::Archive { source })?;
@@ -147,19 +145,68 @@ fn unpack_tar(reader: &mut dyn Read, limits: &Limits, target: &Path, room: Room)
         if let Some(path) = path {
             let failed = |source| UnpackError::Entry { path: path.display().to_string(), source };
             if place(&root, &path, &mut entry).map_err(failed)? == Placed::Folder {
-                folder_times.push((path.clone(), entry.header().mtime().unwrap_or(0)));
+                let kept = folder_times.keep(&path, entry.header().mtime().unwrap_or(0)).map_err(failed)?;
+                let left = bytes.checked_sub(kept);
+                bytes = left.ok_or_else(|| UnpackError::TooLarge { path: shown(Some(&path)) })?;
             }
         }
         // What nobody wanted is not to count as the next entry's headers.
         io::copy(&mut entry, &mut io::sink()).map_err(|source| UnpackError::Archive { source })?;
     }
     limits.headers.set(u64::MAX);
-    for (path, time) in folder_times.into_iter().rev() {
-        let failed = |source| UnpackError::Entry { path: path.display().to_string(), source };
-        let (parent, name) = parent_of(&root, &path).map_err(failed)?;
-        set_time(&parent, &name, time).map_err(failed)?;
+    folder_times.set(&root).map_err(|source| UnpackError::Folder { source })
+}
+
+/// When folders were changed. Filling them changes that, so it is set last; and since an image may name any number of
+/// folders, what is more than a little waits on the disk, where it counts as a part of the layer.
+struct FolderTimes(io::BufWriter<tempfile::SpooledTempFile>);
+
+/// Enough for the folders of an ordinary layer.
+const KEPT_IN_MEMORY: usize = 1 << 20;
+
+impl FolderTimes {
+    fn beside(target: &Path) -> io::Result<FolderTimes> {
+        let folder = target.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(FolderTimes(io::BufWriter::new(tempfile::spooled_tempfile_in(KEPT_IN_MEMORY, folder))))
     }
-    Ok(())
+
+    /// How many bytes that takes.
+    fn keep(&mut self, path: &Path, time: u64) -> io::Result<u64> {
+        let path = path.as_os_str().as_bytes();
+        let length = u32::try_from(path.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        self.0.write_all(&time.to_le_bytes())?;
+        self.0.write_all(&length.to_le_bytes())?;
+        self.0.write_all(path)?;
+        Ok(12 + u64::from(length))
+    }
+
+    /// In the order of the archive: of two times of one folder the later counts. A folder that the archive has put
+    /// something else in place of has none.
+    fn set(self, root: &Folder) -> io::Result<()> {
+        let mut kept = self.0.into_inner().map_err(io::IntoInnerError::into_error)?;
+        kept.rewind()?;
+        let mut kept = io::BufReader::new(kept);
+        while !kept.fill_buf()?.is_empty() {
+            let (mut time, mut length) = ([0; 8], [0; 4]);
+            kept.read_exact(&mut time)?;
+            kept.read_exact(&mut length)?;
+            let mut path = vec![0; u32::from_le_bytes(length) as usize];
+            kept.read_exact(&mut path)?;
+            set_folder_time(root, Path::new(OsStr::from_bytes(&path)), u64::from_le_bytes(time))?;
+        }
+        Ok(())
+    }
+}
+
+fn set_folder_time(root: &Folder, path: &Path, seconds: u64) -> io::Result<()> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let there = root.folder_inside(path.parent().unwrap_or(Path::new("")));
+    match there.and_then(|parent| Ok((parent.entry(name)?.kind, parent))) {
+        Ok((rustix::fs::FileType::Directory, parent)) => set_time(&parent, name, seconds),
+        Ok(_) => Ok(()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn shown(path: Option<&Path>) -> String {
@@ -196,7 +243,7 @@ fn place(root: &Folder, path: &Path, entry: &mut Entry<'_, &mut dyn Read>) -> io
     }
     let kind = entry.header().entry_type();
     let there = at(&parent, &name);
-    make_room(&there, kind)?;
+    make_room(&parent, &name, kind)?;
     let mode = entry.header().mode()? & 0o7777;
     match kind {
         EntryType::Directory => create_folder(&there)?,
@@ -218,14 +265,10 @@ fn place(root: &Folder, path: &Path, entry: &mut Entry<'_, &mut dyn Read>) -> io
 }
 
 /// A later entry of the same name replaces the earlier one; folders are merged.
-fn make_room(there: &Path, kind: EntryType) -> io::Result<()> {
-    match fs::symlink_metadata(there) {
-        Ok(meta) if meta.is_dir() && kind == EntryType::Directory => Ok(()),
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(there),
-        Ok(_) => fs::remove_file(there),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
+fn make_room(parent: &Folder, name: &OsStr, kind: EntryType) -> io::Result<()> {
+    let merged = kind == EntryType::Directory
+        && parent.entry(name).is_ok_and(|there| there.kind == rustix::fs::FileType::Directory);
+    if merged { Ok(()) } else { parent.remove(name, &Stop::default()) }
 }
 
 fn create_folder(there: &Path) -> io::Result<()> {
@@ -306,13 +349,11 @@ impl Whiteout<'_> {
         })
     }
 
-    fn place(&self, parent: &OwnedFd) -> io::Result<()> {
+    fn place(&self, parent: &Folder) -> io::Result<()> {
         match self {
-            Whiteout::Opaque => {
-                xattr::set_deref(format!("/proc/self/fd/{}", parent.as_raw_fd()), "trusted.overlay.opaque", b"y")
-            }
+            Whiteout::Opaque => xattr::set_deref(parent.path(), "trusted.overlay.opaque", b"y"),
             Whiteout::Name(hidden) => {
-                make_room(&at(parent, hidden), EntryType::Char)?;
+                make_room(parent, hidden, EntryType::Char)?;
                 mknod(parent, &CString::new(hidden.as_bytes())?, libc::S_IFCHR, 0)
             }
             Whiteout::Foreign => Ok(()),
@@ -320,7 +361,7 @@ impl Whiteout<'_> {
     }
 }
 
-fn make_node(parent: &OwnedFd, name: &OsStr, entry: &Entry<'_, &mut dyn Read>) -> io::Result<()> {
+fn make_node(parent: &Folder, name: &OsStr, entry: &Entry<'_, &mut dyn Read>) -> io::Result<()> {
     let header = entry.header();
     let device = libc::makedev(header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0));
     let kind = match header.entry_type() {
@@ -331,30 +372,31 @@ fn make_node(parent: &OwnedFd, name: &OsStr, entry: &Entry<'_, &mut dyn Read>) -
     mknod(parent, &CString::new(name.as_bytes())?, kind, device)
 }
 
-fn mknod(parent: &OwnedFd, name: &CString, kind: libc::mode_t, device: libc::dev_t) -> io::Result<()> {
+fn mknod(parent: &Folder, name: &CString, kind: libc::mode_t, device: libc::dev_t) -> io::Result<()> {
     // SAFETY: a valid descriptor and C string.
-    let result = unsafe { libc::mknodat(parent.as_raw_fd(), name.as_ptr(), kind | 0o600, device) };
+    let result = unsafe { libc::mknodat(parent.as_fd().as_raw_fd(), name.as_ptr(), kind | 0o600, device) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn set_time(parent: &OwnedFd, name: &OsStr, seconds: u64) -> io::Result<()> {
+fn set_time(parent: &Folder, name: &OsStr, seconds: u64) -> io::Result<()> {
     let time = libc::timespec { tv_sec: seconds as libc::time_t, tv_nsec: 0 };
     let (times, name) = ([time; 2], CString::new(name.as_bytes())?);
     // SAFETY: valid descriptor, C string and array of two timespecs.
-    let result =
-        unsafe { libc::utimensat(parent.as_raw_fd(), name.as_ptr(), times.as_ptr(), libc::AT_SYMLINK_NOFOLLOW) };
+    let result = unsafe {
+        libc::utimensat(parent.as_fd().as_raw_fd(), name.as_ptr(), times.as_ptr(), libc::AT_SYMLINK_NOFOLLOW)
+    };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn at(parent: &OwnedFd, name: &OsStr) -> PathBuf {
-    Path::new(&format!("/proc/self/fd/{}", parent.as_raw_fd())).join(name)
+fn at(parent: &Folder, name: &OsStr) -> PathBuf {
+    parent.path().join(name)
 }
 
 /// An entry's folder (made when an archive left it out) and its last name.
-fn parent_of<'a>(root: &Folder, path: &'a Path) -> io::Result<(OwnedFd, Cow<'a, OsStr>)> {
+fn parent_of<'a>(root: &Folder, path: &'a Path) -> io::Result<(Folder, Cow<'a, OsStr>)> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let parent = path.parent().unwrap_or(Path::new(""));
-    let open = || root.open_inside(parent, OFlags::PATH | OFlags::DIRECTORY);
+    let open = || root.folder_inside(parent);
     match open() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let (grandparent, parent_name) = parent_of(root, parent)?;
@@ -550,6 +592,57 @@ mod tests {
         assert!(matches!(unpack(&bytes).1, Err(UnpackError::Escape { .. })));
         let (_folder, result) = unpack(&tar_of(|tar| link(tar, EntryType::Link, "copy", "../../etc/passwd")));
         assert!(result.is_err());
+    }
+
+    #[test]
+    fn what_replaces_a_deep_folder_is_placed() {
+        let (folder, result) = unpack(&tar_of(|tar| {
+            let mut above = "deep".to_owned();
+            // Each link lets the archive name what lies deeper than a path may say.
+            for number in 0..5 {
+                let below = format!("{above}/{}", "d/".repeat(800));
+                file(tar, &format!("{below}file"), "x");
+                above = format!("link{number}");
+                link(tar, EntryType::Symlink, &above, below.trim_end_matches('/'));
+            }
+            file(tar, "deep", "a file now");
+        }));
+        result.unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("deep")).unwrap(), "a file now");
+    }
+
+    #[test]
+    fn times_of_folders_take_no_memory() {
+        let folder = |tar: &mut tar::Builder<Vec<u8>>, path: &str, time: u64| {
+            let mut header = header(EntryType::Directory, 0o755, 0);
+            header.set_mtime(time);
+            tar.append_data(&mut header, path, io::empty()).unwrap();
+        };
+        let path = "x/".repeat(1900);
+        let (count, size) = (600, path.len() as u64);
+        let bytes = tar_of(|tar| (0..count).for_each(|time| folder(tar, &path, time)));
+        let target = tempfile::tempdir().unwrap();
+        let unpack = |bytes_left| unpack_into(&bytes, target.path(), Room { bytes: bytes_left, files: 1 << 20 });
+        let refused = unpack(size * count / 2);
+        assert!(matches!(refused, Err(UnpackError::TooLarge { .. })), "{refused:?}");
+        assert!(size * count > KEPT_IN_MEMORY as u64);
+        unpack((size + 12) * count).unwrap();
+        let time = fs::metadata(target.path().join(&path)).unwrap().mtime();
+        assert_eq!(time, i64::try_from(count).unwrap() - 1, "the last one counts");
+    }
+
+    #[test]
+    fn a_folder_that_is_replaced_later_has_no_time() {
+        let (folder, result) = unpack(&tar_of(|tar| {
+            for path in ["a/b/", "c/d/"] {
+                tar.append_data(&mut header(EntryType::Directory, 0o755, 0), path, io::empty()).unwrap();
+            }
+            file(tar, "a", "a file now");
+            file(tar, ".wh.c", "");
+        }));
+        result.unwrap();
+        assert!(folder.path().join("a").is_file());
+        assert!(!fs::symlink_metadata(folder.path().join("c")).unwrap().is_dir(), "a whiteout");
     }
 
     #[test]

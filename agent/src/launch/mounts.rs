@@ -10,7 +10,7 @@ use rustix::fs::FileType;
 use super::files::{small_files, termination_file};
 use super::{Launch, LaunchError};
 use crate::disk;
-use crate::door::{Folder, Found, Links, Maker, Missing};
+use crate::door::{Folder, Found, Links, MAX_PATH, Maker, Missing};
 use crate::env::expand;
 use crate::files::{Resolver, hosts, resolv_conf};
 use crate::idmap::{MapError, Users};
@@ -30,6 +30,8 @@ pub enum MountsError {
     Absolute(String),
     #[error("unable to provision SubPath `{0}`: must not contain '..'")]
     Backsteps(String),
+    #[error("{field} of container {container:?} has {length} bytes, and a path at most {MAX_PATH}")]
+    TooLong { field: &'static str, container: String, length: usize },
     // What went wrong there may speak of the node's own files: the log has it, the pod's owner does not.
     #[error("failed to create subPath directory for volumeMount {volume:?} of container {container:?}")]
     CreateSubPath { volume: String, container: String },
@@ -49,6 +51,7 @@ impl Launch<'_> {
         }
         let taken: Vec<String> = mounts.iter().map(|mount| mount.destination.clone()).collect();
         let message = self.container.termination_message_path.as_deref().unwrap_or(TERMINATION_LOG);
+        self.check_length("terminationMessagePath", message)?;
         let folder = self.small_files()?;
         let message_file = termination_file(&folder);
         fs::write(&message_file, "")?;
@@ -109,6 +112,7 @@ impl Launch<'_> {
     }
 
     fn volume_mount(&self, mount: &VolumeMount, index: usize, env: &[(String, String)]) -> Result<Mount, LaunchError> {
+        self.check_length("mountPath", &mount.mount_path)?;
         let place = self.volumes.get(&mount.name).ok_or_else(|| MountsError::NoVolume(mount.name.clone()))?;
         let access = mount_access(mount, place)?;
         let variable = |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
@@ -128,9 +132,18 @@ impl Launch<'_> {
         Ok(Mount { source, destination: mount.mount_path.clone(), access, propagation })
     }
 
+    /// The kernel takes no longer path: neither do we, before anything is made of it.
+    pub(super) fn check_length(&self, field: &'static str, path: &str) -> Result<(), MountsError> {
+        match path.len() {
+            0..=MAX_PATH => Ok(()),
+            length => Err(MountsError::TooLong { field, container: self.container.name.clone(), length }),
+        }
+    }
+
     /// A part of a volume, bound by its descriptor to a place of the agent's own: what its names become later does not
     /// matter any more.
     fn sub_path(&self, mount: &VolumeMount, volume: &Path, path: &str, index: usize) -> Result<PathBuf, LaunchError> {
+        self.check_length("subPath", path)?;
         if Path::new(path).is_absolute() {
             return Err(MountsError::Absolute(path.to_owned()).into());
         }

@@ -13,9 +13,11 @@ use std::path::{Component, Path};
 use jiff::Timestamp;
 
 use super::ContentError;
-use crate::door::{Folder, Owner};
+use crate::door::{Folder, Owner, Stop};
 
 const DATA: &str = "..data";
+/// The kubelet's limit for the path of a file in a volume.
+pub(super) const LONGEST: usize = 4096;
 
 /// The files of a volume by relative path.
 #[derive(Debug, Default)]
@@ -39,6 +41,9 @@ impl Files {
 
     /// Adds a file that belongs to a user.
     pub fn add_of(&mut self, path: &str, content: Vec<u8>, mode: u32, user: Option<u32>) -> Result<(), ContentError> {
+        if path.len() > LONGEST {
+            return Err(ContentError::LongPath);
+        }
         let inside = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
         if !inside || path.is_empty() || path.starts_with("..") {
             return Err(ContentError::Path(path.to_owned()));
@@ -81,7 +86,7 @@ impl Files {
         for name in volume.names()? {
             let wanted = self.first_names().any(|first| first == name) || name.as_bytes().starts_with(b"..");
             if !wanted && volume.link_target(&name).is_ok_and(|target| target == through_data(&name)) {
-                volume.remove(&name)?;
+                volume.remove(&name, &Stop::default())?;
             }
         }
         for name in self.first_names() {
@@ -111,7 +116,7 @@ fn is_generation(name: &OsStr) -> bool {
 
 fn remove_others(volume: &Folder, kept: &OsStr) -> io::Result<()> {
     let others = volume.names()?.into_iter().filter(|name| is_generation(name) && name != kept);
-    others.into_iter().try_for_each(|name| volume.remove(&name))
+    others.into_iter().try_for_each(|name| volume.remove(&name, &Stop::default()))
 }
 
 fn through_data(name: &OsStr) -> OsString {
@@ -208,5 +213,10 @@ mod tests {
         for bad in ["../x", "/x", "", "a/../b", "..data"] {
             assert!(Files::default().add(bad, Vec::new(), 0o644).is_err(), "{bad}");
         }
+        let add = |length| {
+            Files::default().add(&"a/".repeat(2049)[..length], Vec::new(), 0o644).map_err(|error| error.to_string())
+        };
+        assert_eq!(add(LONGEST), Ok(()));
+        assert_eq!(add(LONGEST + 1).unwrap_err(), "invalid path: must be less than or equal to 4096 characters");
     }
 }

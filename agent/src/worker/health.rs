@@ -94,7 +94,7 @@ impl Worker {
             let seconds = own.or(pod.spec.termination_grace_period_seconds).unwrap_or(30).max(1);
             let what = kind.name().to_lowercase();
             let message = format!("Container {name} failed {what} probe, will be restarted");
-            let grace = Duration::from_secs(seconds.unsigned_abs());
+            let grace = super::stop::grace_of(seconds);
             self.stop_containers(Some(Kill { container: &name, grace, message })).await;
         }
     }

@@ -389,7 +389,7 @@ impl Worker {
             self.log_failure("delete a container", &error);
         }
         Step::DeleteContainer.done();
-        if let Err(error) = remove_run(&self.node, &self.record.pod.uid, &run.name) {
+        if let Err(error) = remove_run(&self.node, &self.record.pod.uid, &run.name).await {
             self.log_failure("remove a container's files", &error);
         }
         Step::RemoveRun.done();

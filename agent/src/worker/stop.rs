@@ -95,7 +95,7 @@ impl Worker {
         let metadata = &self.pod.metadata;
         let asked = metadata.deletion_grace_period_seconds.or(self.pod.spec.termination_grace_period_seconds);
         let seconds = if self.gone { GONE_GRACE } else { asked.unwrap_or(DEFAULT_GRACE).max(1) };
-        let grace = Duration::from_secs(seconds.unsigned_abs());
+        let grace = grace_of(seconds);
         self.most_grace.map_or(grace, |most| grace.min(most))
     }
 
@@ -283,9 +283,25 @@ fn signal_number(name: &str) -> Option<i32> {
     NAMES.iter().find(|(known, _)| *known == short).map(|(_, number)| *number)
 }
 
+/// Whoever asks for more is not there any more to see it, and the clock has no room for all that can be asked.
+const LONGEST_GRACE: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// A time that pods give their containers to end by themselves.
+pub(super) fn grace_of(seconds: i64) -> Duration {
+    Duration::from_secs(seconds.max(0).unsigned_abs()).min(LONGEST_GRACE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_to_end_is_one_that_comes() {
+        for (seconds, expected) in [(0, 0), (30, 30), (i64::MIN, 0), (i64::MAX, LONGEST_GRACE.as_secs())] {
+            assert_eq!(grace_of(seconds), Duration::from_secs(expected), "{seconds}");
+            let _ = Instant::now() + grace_of(seconds);
+        }
+    }
 
     #[test]
     fn signals_by_name_and_number() {

@@ -123,16 +123,16 @@ impl Upstream for Teller {
         tell(json!({"event": event.reason, "uid": event.pod.uid, "message": event.message, "warning": warning}));
     }
     async fn config_map(&self, _: &PodRef, name: &str) -> Result<Arc<Value>, UpstreamError> {
-        Err(UpstreamError::NotFound(format!("configmap {name:?}")))
+        Err(UpstreamError::NotFound(format!("configmap {name:?} not found")))
     }
     async fn secret(&self, _: &PodRef, name: &str) -> Result<Arc<Value>, UpstreamError> {
-        Err(UpstreamError::NotFound(format!("secret {name:?}")))
+        Err(UpstreamError::NotFound(format!("secret {name:?} not found")))
     }
     async fn service_account_token(&self, _: &TokenRequest) -> Result<Token, UpstreamError> {
         Err(UpstreamError::Refused("no tokens here".into()))
     }
     async fn runtime_handler(&self, class: &str) -> Result<String, UpstreamError> {
-        Err(UpstreamError::NotFound(class.to_owned()))
+        Err(UpstreamError::NotFound(format!("runtimeclass.node.k8s.io {class:?} not found")))
     }
     async fn service_environment(&self, _: &str, _: bool) -> Result<Vec<(String, String)>, UpstreamError> {
         Ok(Vec::new())

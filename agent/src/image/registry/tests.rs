@@ -1,6 +1,7 @@
 //! Registries that send more than they said, or to others than they should: a server of this process answers.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -22,6 +23,10 @@ struct Server {
     bodies: BTreeMap<String, Body>,
     /// The one user that may read.
     user: Option<String>,
+    /// What those who ask for a token get; the one it is to be is `t`.
+    token: Option<Body>,
+    /// What is said instead of any blob.
+    refusal: Option<Body>,
     /// Every authorisation that was sent.
     seen: Mutex<Vec<String>>,
 }
@@ -86,13 +91,26 @@ impl Server {
             let pair = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, format!("{user}:p"));
             format!("Basic {pair}")
         });
+        let wanted = self.token.as_ref().map(|_| "Bearer t".to_owned()).or(wanted);
         let (code, body) = match self.bodies.get(path) {
+            _ if path.starts_with("/token?scope=repository%3Alibrary%2Fapp%3Apull&service=s") => {
+                (200, self.token.as_ref())
+            }
             _ if wanted.is_some() && wanted != sent => (401, None),
             _ if path == "/v2/" => (200, None),
+            _ if path.contains("/blobs/") && self.refusal.is_some() => (503, self.refusal.as_ref()),
             Some(body) => (200, Some(body)),
             None => (404, None),
         };
-        let challenge = if code == 401 { "WWW-Authenticate: Basic realm=\"x\"\r\n" } else { "" };
+        let own = head.lines().find_map(|line| line.to_lowercase().strip_prefix("host: ").map(str::to_owned));
+        let challenge = match (code, &self.token) {
+            (401, None) => "WWW-Authenticate: Basic realm=\"x\"\r\n".to_owned(),
+            (401, Some(_)) => {
+                let realm = format!("http://{}/token", own.unwrap_or_default());
+                format!("WWW-Authenticate: Bearer realm=\"{realm}\",service=\"s\"\r\n")
+            }
+            _ => String::new(),
+        };
         let head = format!("HTTP/1.1 {code} X\r\nConnection: close\r\n{challenge}\r\n");
         stream.write_all(head.as_bytes()).await?;
         while let Some(body) = body {
@@ -128,6 +146,34 @@ async fn a_manifest_without_end() {
     let (_, registries) = server.start().await;
     let refused = pull(registries).await.unwrap_err();
     assert!(matches!(&refused, ImageError::Registry(RegistryError::TooLarge { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn tokens_are_fetched_where_the_registry_says() {
+    for answer in [r#"{"token": "t"}"#, r#"{"access_token": "t", "expires_in": 60}"#] {
+        let mut server = Server::with_image(|_| {});
+        server.token = Some(Body { bytes: answer.into(), endless: false });
+        let (server, registries) = server.start().await;
+        pull(registries).await.unwrap();
+        assert!(server.seen.lock().unwrap().iter().all(|sent| sent == "Bearer t"));
+    }
+}
+
+#[tokio::test]
+async fn tokens_and_refusals_without_end() {
+    let endless = || Some(Body { bytes: vec![b' '; 1 << 12], endless: true });
+    let too_much = |refused: ImageError, wanted: &str| match refused {
+        ImageError::Registry(RegistryError::TooLarge { what, limit: MAX_ANSWER, .. }) => assert_eq!(what, wanted),
+        other => panic!("{other:?}"),
+    };
+    let (_, registries) = Server { token: endless(), ..Server::with_image(|_| {}) }.start().await;
+    too_much(pull(registries).await.unwrap_err(), "the answer to a request for a token");
+    let (_, registries) = Server { refusal: endless(), ..Server::with_image(|_| {}) }.start().await;
+    too_much(pull(registries).await.unwrap_err(), "a refusal");
+    let said = Some(Body { bytes: vec![b'x'; 60_000], endless: false });
+    let (_, registries) = Server { refusal: said, ..Server::with_image(|_| {}) }.start().await;
+    let told = causes::chain(&pull(registries).await.unwrap_err());
+    assert!(told.len() < 2000 && told.contains("503"), "{told}");
 }
 
 #[tokio::test]
