@@ -9,6 +9,8 @@ use std::time::Duration;
 use api::decode::{MediaType, untyped};
 use apiserver::nodes::NoNodes;
 use apiserver::server::{Config, Server};
+use axum::body::Body;
+use hyper::http::Request;
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -92,13 +94,15 @@ impl World {
         made.body
     }
 
-    /// The lines of a watch, once it has ended.
-    fn watch(&self, query: &str) -> tokio::task::JoinHandle<Vec<Value>> {
-        let (mut client, path) =
-            (Client::new(self.credentials.clone()), format!("{TABS}?watch=1&timeoutSeconds=30{query}"));
+    /// The lines of a watch that has begun, once it has ended.
+    async fn watch(&self) -> tokio::task::JoinHandle<Vec<Value>> {
+        let mut connection = self.credentials.connect(Identity::Admin).await;
+        let asked = Request::get(format!("{TABS}?watch=1&timeoutSeconds=30")).header("host", "localhost");
+        let answer = connection.send_request(asked.body(Body::empty()).unwrap()).await.unwrap();
         tokio::spawn(async move {
-            let answer = send(&mut client, "GET", &path, &[], &Value::Null).await;
-            answer.text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+            let text = axum::body::to_bytes(Body::new(answer.into_body()), usize::MAX).await.unwrap();
+            let text = std::str::from_utf8(&text).unwrap();
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
         })
     }
 }
@@ -200,7 +204,7 @@ async fn a_changed_definition_shows_its_objects_anew_and_ends_their_watches() {
     world.define().await;
     let made = world.make("one", json!({"cronSpec": "*", "color": "blue"})).await;
     let version = made["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
-    let watch = world.watch("");
+    let watch = world.watch().await;
     world.wait(&format!("{TABS}?resourceVersion=0"), |answer| answer.code == 200).await;
     let mut changed = world.get(DEFINITION).await.body;
     let schema = changed.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties").unwrap();
@@ -231,7 +235,7 @@ async fn a_deleted_definition_goes_when_its_objects_are_gone() {
     let mut held = crontab("held", json!({"cronSpec": "*"}));
     held["metadata"]["finalizers"] = json!(["example.com/hold"]);
     assert_eq!(world.post(TABS, &held).await.code, 201);
-    let watch = world.watch("");
+    let watch = world.watch().await;
     let going = world.send("DELETE", DEFINITION, &[], &Value::Null).await;
     assert_eq!(going.body["metadata"]["finalizers"], json!(["customresourcecleanup.apiextensions.k8s.io"]));
     assert_eq!(condition(&going.body, "Terminating")["reason"], "InstanceDeletionPending");
