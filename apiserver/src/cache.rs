@@ -283,12 +283,11 @@ impl Follow {
     /// What came since the last call, oldest first.
     ///
     /// # Errors
-    /// When the history has let go of some of it.
+    /// When the history has let go of some of it, or nothing comes any more.
     pub fn next(&mut self) -> Result<Vec<Arc<Change>>, Expired> {
         self.changed.mark_unchanged();
-        if self.is_replaced() {
-            return Err(Expired { oldest: self.objects.current() });
-        }
+        // Looked at first: what came before the end is still told.
+        let last = self.is_replaced();
         let cursor = self.cursor;
         let (reached, changes) = self.objects.read(|state| {
             let changes: Vec<_> = match &self.topic {
@@ -301,6 +300,9 @@ impl Follow {
             };
             Ok((self.objects.revision(state), changes))
         })?;
+        if last && changes.is_empty() {
+            return Err(Expired { oldest: self.objects.current() });
+        }
         self.cursor = cursor.max(reached);
         Ok(changes)
     }

@@ -43,6 +43,15 @@ fn a_watch_continues_exactly_after_its_revision() {
 }
 
 #[test]
+fn what_came_before_a_collection_was_made_anew_is_still_told() {
+    let (cache, pods) = filled();
+    let mut follow = pods.follow(None, 12).unwrap();
+    cache.renew(&Collection::new("", "pods"), 15, Arc::clone);
+    assert_eq!(names(&follow.next().unwrap()), [13, 14]);
+    assert!(follow.next().is_err() && follow.is_replaced());
+}
+
+#[test]
 fn other_collections_move_the_common_revision() {
     let (cache, pods) = filled();
     cache.apply(&Collection::new("", "nodes"), &ObjectKey::new("", "n"), 15, Some(object("n", 15)));
