@@ -30,5 +30,11 @@ pub fn logs_and_exec(space: &Space<'_>) -> Result<()> {
     let status =
         space.kubectl(&["exec", "talker", "--", "grep", "-E", "^(Seccomp|NoNewPrivs|CapEff)", "/proc/self/status"])?;
     ensure!(status.contains("Seccomp:\t2"), "exec runs without a seccomp filter:\n{status}");
+    space.kubectl(&["annotate", "pod", "talker", "exec.amphipod.io/user=1000:50"])?;
+    let other = space.kubectl(&["exec", "talker", "--", "sh", "-c", "id -u; id -g"])?;
+    ensure!(other == "1000\n50\n", "exec as another user: {other:?}");
+    space.kubectl(&["annotate", "--overwrite", "pod", "talker", "exec.amphipod.io/user=root"])?;
+    let refused = space.kubectl_fails(&["exec", "talker", "--", "true"])?;
+    ensure!(refused.contains("\"root\" is neither UID nor UID:GID"), "{refused}");
     Ok(())
 }

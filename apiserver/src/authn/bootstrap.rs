@@ -36,18 +36,18 @@ fn user(object: &Value, id: &str, secret: &str, now: Timestamp) -> Option<User> 
         let text = object["data"][key].as_str()?;
         String::from_utf8(BASE64_STANDARD.decode(text).ok()?).ok()
     };
+    let given = |key: &str| data(key).filter(|text| !text.is_empty());
     let serves = object["type"] == TYPE
         && object["metadata"]["deletionTimestamp"].is_null()
         && is_same(&data("token-secret")?, secret)
         && data("token-id")? == id
         && data("usage-bootstrap-authentication")? == "true"
-        && data("expiration").is_none_or(|text| text.parse::<Timestamp>().is_ok_and(|end| now < end));
+        && given("expiration").is_none_or(|text| text.parse::<Timestamp>().is_ok_and(|end| now < end));
     if !serves {
         return None;
     }
     let mut groups = vec![GROUP.to_owned()];
-    for group in data("auth-extra-groups").unwrap_or_default().split(',').map(str::trim).filter(|text| !text.is_empty())
-    {
+    for group in given("auth-extra-groups").iter().flat_map(|groups| groups.split(',')) {
         // One that is nobody's to give makes the token worth nothing.
         groups.push(is_group(group).then(|| group.to_owned())?);
     }
@@ -102,6 +102,7 @@ mod tests {
         let all = ["system:bootstrappers", "system:bootstrappers:a:1", "system:bootstrappers:b", AUTHENTICATED];
         assert_eq!(groups(&more).unwrap(), all);
         assert!(groups(&token(&[("expiration", "2026-01-01T00:00:01Z")])).is_some());
+        assert!(groups(&token(&[("expiration", ""), ("auth-extra-groups", "")])).is_some());
     }
 
     #[test]
@@ -118,6 +119,7 @@ mod tests {
             token(&[("usage-bootstrap-authentication", "no")]),
             token(&[("auth-extra-groups", "system:masters")]),
             token(&[("auth-extra-groups", "system:bootstrappers:a-")]),
+            token(&[("auth-extra-groups", "system:bootstrappers:a, system:bootstrappers:b")]),
             of_another_type,
             going,
         ];

@@ -61,9 +61,9 @@ fn note(ends: &mut BTreeMap<Key, (Timestamp, String)>, event: Event) {
     }
 }
 
-/// When a token ends, and its UID. What cannot be read as a time has ended.
+/// When a token ends, if it does, and its UID. What cannot be read as a time has ended.
 fn end(secret: &Value) -> Option<(Timestamp, String)> {
-    let text = BASE64_STANDARD.decode(secret["data"]["expiration"].as_str()?).ok()?;
+    let text = BASE64_STANDARD.decode(secret["data"]["expiration"].as_str()?).ok().filter(|text| !text.is_empty())?;
     let end = String::from_utf8_lossy(&text).parse().unwrap_or(Timestamp::UNIX_EPOCH);
     Some((end, secret["metadata"]["uid"].as_str()?.to_owned()))
 }
