@@ -109,6 +109,7 @@ fn amphi_from_uplink(ctx: TcContext) -> i32 {
 fn is_of_this_node(addr: Ip4, node: &NodeConfig) -> bool {
     addr.is_within(node.pod_net, node.pod_mask)
         || addr.is_within(node.service_net, node.service_mask)
+        || addr == node.node_ip
         || addr == GATEWAY
 }
 
