@@ -193,6 +193,7 @@ impl Agent {
             started_at: Timestamp::now(),
             sandboxes: 0,
             boot: String::new(),
+            host_resolv: None,
             containers: BTreeMap::new(),
             finished: None,
             stopping: None,

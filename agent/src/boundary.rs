@@ -91,6 +91,8 @@ pub struct Attachment {
     /// Any path that opens the pod's network namespace, valid during the call.
     pub netns: PathBuf,
     pub host_ports: Vec<HostPort>,
+    /// Where the pod's resolvers look for names, when that is the cluster's own list in all its containers.
+    pub searches: Option<Vec<String>>,
 }
 
 /// A port of the node that leads to a container's.

@@ -1,8 +1,11 @@
 //! The small files every container gets: `/etc/hosts`, `/etc/resolv.conf`. Pure text.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 
-use crate::model::{Pod, PodSpec};
+use crate::config::Config;
+use crate::model::{Pod, PodSpec, VolumeMount};
 
 /// What name resolution on the node looks like, and the cluster's.
 #[derive(Clone, Debug, Default)]
@@ -13,12 +16,43 @@ pub struct Resolver<'a> {
     pub host: &'a str,
 }
 
+impl<'a> Resolver<'a> {
+    pub fn of(config: &'a Config, host: &'a str) -> Self {
+        Self { cluster_dns: config.cluster_dns, cluster_domain: &config.cluster_domain, host }
+    }
+}
+
+/// The node's own resolv.conf; a node without one has no entries.
+pub fn host_resolv() -> String {
+    std::fs::read_to_string(RESOLV_CONF).unwrap_or_default()
+}
+
+const CLUSTER_FIRST: &str = "ClusterFirst";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
 /// `/etc/resolv.conf` by dnsPolicy and dnsConfig.
 pub fn resolv_conf(spec: &PodSpec, namespace: &str, resolver: &Resolver<'_>) -> String {
-    let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
+    conf(spec, namespace, resolver).text()
+}
+
+/// The search list of all containers of a pod that keeps the cluster's as it is, for those who want to know it for certain.
+pub fn cluster_searches(spec: &PodSpec, namespace: &str, resolver: &Resolver<'_>) -> Option<Vec<String>> {
+    let cluster = resolver.cluster_dns.is_some() && policy(spec) == CLUSTER_FIRST && !spec.host_network;
+    let hides = |mount: &VolumeMount| Path::new(RESOLV_CONF).starts_with(&mount.mount_path);
+    let mut mounts = spec.all_containers().chain(&spec.ephemeral_containers).flat_map(|one| &one.volume_mounts);
+    let own = spec.dns_config.is_some() || mounts.any(hides);
+    (cluster && !own).then(|| conf(spec, namespace, resolver).searches)
+}
+
+fn policy(spec: &PodSpec) -> &str {
+    spec.dns_policy.as_deref().unwrap_or(CLUSTER_FIRST)
+}
+
+fn conf(spec: &PodSpec, namespace: &str, resolver: &Resolver<'_>) -> Conf {
+    let policy = policy(spec);
     let cluster = match policy {
         "ClusterFirstWithHostNet" => true,
-        "ClusterFirst" => !spec.host_network,
+        CLUSTER_FIRST => !spec.host_network,
         _ => false,
     };
     let host = parse(resolver.host);
@@ -47,7 +81,9 @@ pub fn resolv_conf(spec: &PodSpec, namespace: &str, resolver: &Resolver<'_>) -> 
             });
         }
     }
-    conf.text()
+    let mut seen = BTreeSet::new();
+    conf.searches.retain(|domain| domain != "." && seen.insert(domain.clone()));
+    conf
 }
 
 #[derive(Debug, Default)]
@@ -72,10 +108,8 @@ fn parse(text: &str) -> Conf {
 }
 
 impl Conf {
-    fn text(mut self) -> String {
+    fn text(self) -> String {
         let mut text = String::new();
-        let mut seen = std::collections::BTreeSet::new();
-        self.searches.retain(|domain| domain != "." && seen.insert(domain.clone()));
         if !self.searches.is_empty() {
             text.push_str(&format!("search {}\n", self.searches.join(" ")));
         }
@@ -140,6 +174,35 @@ mod tests {
         assert_eq!(conf(json!({"dnsPolicy": "Default"})), host);
         assert_eq!(conf(json!({"hostNetwork": true})), host);
         assert!(conf(json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"})).contains("10.96.0.10"));
+    }
+
+    #[test]
+    fn a_search_list_is_told_only_where_it_is_certain() {
+        let searches = |spec: Value| {
+            let resolver = Resolver {
+                cluster_dns: Some("10.96.0.10".parse().unwrap()),
+                cluster_domain: "cluster.local",
+                host: "search example.com . cluster.local\n",
+            };
+            cluster_searches(&serde_json::from_value(spec).unwrap(), "shop", &resolver)
+        };
+        let mounts = |path: &str| json!([{"name": "c", "volumeMounts": [{"name": "v", "mountPath": path}]}]);
+        let known = ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local", "example.com"].map(str::to_owned);
+        for spec in [json!({}), json!({"dnsPolicy": "ClusterFirst", "containers": mounts("/etc/other")})] {
+            assert_eq!(searches(spec.clone()).as_deref(), Some(&known[..]), "{spec}");
+        }
+        for spec in [
+            json!({"hostNetwork": true}),
+            json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}),
+            json!({"dnsPolicy": "Default"}),
+            json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["10.96.0.10"], "searches": known}}),
+            json!({"dnsConfig": {"options": [{"name": "ndots", "value": "1"}]}}),
+            json!({"containers": mounts("/etc/resolv.conf/")}),
+            json!({"initContainers": mounts("/etc")}),
+            json!({"ephemeralContainers": mounts("/etc/resolv.conf")}),
+        ] {
+            assert_eq!(searches(spec.clone()), None, "{spec}");
+        }
     }
 
     #[test]

@@ -35,6 +35,9 @@ pub struct Record {
     /// The boot of the machine in which the last one was begun.
     #[serde(default)]
     pub boot: String,
+    /// The machine's resolv.conf when that one was begun: its containers keep it, whenever they start.
+    #[serde(default)]
+    pub host_resolv: Option<String>,
     #[serde(default)]
     pub containers: BTreeMap<String, ContainerRecord>,
     /// Set once, when the pod may never run again.
@@ -240,6 +243,7 @@ pub(crate) mod tests {
             started_at: "2024-01-01T00:00:00Z".parse().unwrap(),
             sandboxes: 1,
             boot: String::new(),
+            host_resolv: None,
             containers: BTreeMap::new(),
             finished: None,
             stopping: None,

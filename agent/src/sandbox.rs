@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use crate::boundary::{Attachment, HostPort, NetworkError};
 use crate::disk;
 use crate::env::hostname;
+use crate::files::{Resolver, cluster_searches};
 use crate::link::{LinkError, LinkEvent, PodLink};
 use crate::model::{ContainerPort, Pod, PodSpec};
 use crate::node::Node;
@@ -173,9 +174,17 @@ pub async fn attach(node: &Node, pod: &Pod, record: &Record, sandbox: &Sandbox) 
     let Some(ip) = record.ip else { return Ok(Vec::new()) };
     let netns = PathBuf::from(format!("/proc/{}/ns/net", sandbox.state.pid));
     let host_ports = host_ports(&pod.spec);
-    let refused = node.network.attach(&Attachment { pod: record.pod.clone(), ip, netns, host_ports }).await?;
+    let searches = searches(node, pod, record);
+    let attachment = Attachment { pod: record.pod.clone(), ip, netns, host_ports, searches };
+    let refused = node.network.attach(&attachment).await?;
     Step::AttachNetwork.done();
     Ok(refused)
+}
+
+/// Unknown in a sandbox of an earlier version, whose containers may differ.
+fn searches(node: &Node, pod: &Pod, record: &Record) -> Option<Vec<String>> {
+    let resolver = Resolver::of(&node.config, record.host_resolv.as_deref()?);
+    cluster_searches(&pod.spec, &record.pod.namespace, &resolver)
 }
 
 /// Of containers that run all the time; what init containers say is for readers only.

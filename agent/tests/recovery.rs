@@ -72,6 +72,10 @@ async fn a_log_is_followed_from_the_first_moment() {
     }
     node.delete(&pod, 1);
     node.wait_removed(&uid).await;
+    // Known for certain by the next agent too.
+    let searches = node.network.searches.lock().unwrap().remove(&uid).unwrap();
+    let [Some(first), Some(second)] = searches.as_slice() else { panic!("{searches:?}") };
+    assert!(first[0] == "default.svc.cluster.local" && first == second, "{searches:?}");
 }
 
 fn touch_in_container(node: &TestNode, uid: &str, run: &str, path: &str) {

@@ -107,6 +107,8 @@ impl Upstream for FakeUpstream {
 #[derive(Default)]
 pub struct FakeNetwork {
     pub attached: Mutex<BTreeMap<String, (IpAddr, PathBuf)>>,
+    /// What each pod's search list was said to be, each time.
+    pub searches: Mutex<BTreeMap<String, Vec<Option<Vec<String>>>>>,
 }
 
 #[async_trait::async_trait]
@@ -114,6 +116,8 @@ impl PodNetwork for FakeNetwork {
     async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, NetworkError> {
         let entry = (attachment.ip, attachment.netns.clone());
         self.attached.lock().unwrap().insert(attachment.pod.uid.clone(), entry);
+        let mut searches = self.searches.lock().unwrap();
+        searches.entry(attachment.pod.uid.clone()).or_default().push(attachment.searches.clone());
         Ok(Vec::new())
     }
     async fn detach(&self, pod_uid: &str, _: IpAddr) -> Result<(), NetworkError> {

@@ -3,7 +3,7 @@
 
 use std::error::Error;
 
-use dns::{Config, QueryLog, Server, Snapshot, Sockets};
+use dns::{Autopath, Config, QueryLog, Server, Snapshot, Sockets};
 use serde_json::json;
 
 #[tokio::main(flavor = "current_thread")]
@@ -26,6 +26,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         stubs: Vec::new(),
         clients,
         log: QueryLog::Off,
+        autopath: Autopath::Off,
     };
     let server = Server::start(config, Sockets::bind(listen)?)?;
     server.publish(Snapshot::compute(["default".to_owned()], &services, &[]));

@@ -7,6 +7,7 @@
 //! servers and keeps what they say in its cache. Connections have a task, and so has each question that takes another server. All
 //! of them end with the server or by their own deadline.
 
+mod autopath;
 mod clients;
 mod forward;
 mod kept;
@@ -25,6 +26,7 @@ mod tcp;
 mod udp;
 mod zone;
 
+pub use autopath::Autopath;
 pub use forward::{Stub, upstreams_of};
 pub use kept::{Keeper, Listening, keep_sockets, let_go};
 pub use names::QueryLog;

@@ -5,8 +5,9 @@
 
 use std::net::IpAddr;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Header, HeaderCounts, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::TXT;
@@ -14,6 +15,7 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 
+use crate::autopath::{Searches, Verdict, judge};
 use crate::forward::{Flags, Forwarder, Found};
 use crate::loops::Loops;
 use crate::message::Answer;
@@ -21,6 +23,9 @@ use crate::metrics::{Asked, Counters, code_name};
 use crate::quick::Quick;
 use crate::snapshot::Snapshot;
 use crate::zone::{Outcome, Resolved, Zone};
+
+/// The time for all of a search list: resolvers wait five seconds for an answer.
+const WALK: Duration = Duration::from_secs(3);
 
 /// Whether each question is told to the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +41,9 @@ pub(crate) struct Names {
     pub snapshot: RwLock<Arc<Snapshot>>,
     pub forwarder: Arc<Forwarder>,
     pub loops: Arc<Loops>,
+    pub searches: Searches,
+    /// Questions answered from further along a search list.
+    pub walked: AtomicU64,
     pub counters: Counters,
     pub log: QueryLog,
     /// What `hostname.bind` says.
@@ -53,15 +61,23 @@ impl Names {
 
     /// The answer when it takes no other server.
     pub fn answer_now(&self, request: &Request) -> Option<Answer> {
-        self.look(request).break_value()
+        let query = match only_query(request) {
+            Ok(query) => query,
+            Err(code) => return Some(Answer::empty(request, code)),
+        };
+        let denial = self.look(request, query).break_value()?;
+        let Some(places) = self.places(request, query, &denial) else { return Some(denial) };
+        for place in places {
+            let said = self.look(request, &at(query, &place)).break_value()?;
+            if let Verdict::End(answer) = judge(query, &denial, &place, said) {
+                return Some(self.walked(*answer));
+            }
+        }
+        Some(denial)
     }
 
     /// What is answered here, or what has to be asked of others.
-    fn look<'a>(&self, request: &'a Request) -> ControlFlow<Answer, Onward<'a>> {
-        let query = match only_query(request) {
-            Ok(query) => query,
-            Err(code) => return ControlFlow::Break(Answer::empty(request, code)),
-        };
+    fn look<'a>(&self, request: &Request, query: &'a Query) -> ControlFlow<Answer, Onward<'a>> {
         if query.query_class() == DNSClass::CH {
             return ControlFlow::Break(self.about_the_server(request, query));
         }
@@ -78,7 +94,21 @@ impl Names {
     }
 
     async fn answer(&self, request: &Request) -> Answer {
-        let onward = match self.look(request) {
+        let query = match only_query(request) {
+            Ok(query) => query,
+            Err(code) => return Answer::empty(request, code),
+        };
+        let denial = self.ask(request, query).await;
+        let Some(places) = self.places(request, query, &denial) else { return denial };
+        match tokio::time::timeout(WALK, self.walk(request, query, &denial, places)).await {
+            Ok(Some(answer)) => self.walked(answer),
+            // The resolver goes there by itself.
+            Ok(None) | Err(_) => denial,
+        }
+    }
+
+    async fn ask(&self, request: &Request, query: &Query) -> Answer {
+        let onward = match self.look(request, query) {
             ControlFlow::Break(answer) => return answer,
             ControlFlow::Continue(onward) => onward,
         };
@@ -92,6 +122,28 @@ impl Names {
                 answer
             }
         }
+    }
+
+    async fn walk(&self, request: &Request, query: &Query, denial: &Answer, places: Vec<Name>) -> Option<Answer> {
+        for place in places {
+            let said = self.ask(request, &at(query, &place)).await;
+            if let Verdict::End(answer) = judge(query, denial, &place, said) {
+                return Some(*answer);
+            }
+        }
+        None
+    }
+
+    /// Where else the name may be that the zone denies, for a client whose search list is known.
+    fn places(&self, request: &Request, query: &Query, denial: &Answer) -> Option<Vec<Name>> {
+        let denied = denial.metadata.response_code == ResponseCode::NXDomain && denial.answers.is_empty();
+        let path = denied.then(|| self.searches.of(client(request)))?;
+        path?.places(&self.snapshot(), query)
+    }
+
+    fn walked(&self, answer: Answer) -> Answer {
+        self.walked.fetch_add(1, Ordering::Relaxed);
+        answer
     }
 
     /// Names of class CHAOS tell about the server itself.
@@ -175,11 +227,16 @@ struct Onward<'a> {
     next: Query,
 }
 
+/// The same question about another place of a search list, written as the client wrote it.
+fn at(query: &Query, place: &Name) -> Query {
+    let mut there = Query::query(place.clone(), query.query_type());
+    there.set_query_class(query.query_class());
+    there
+}
+
 /// The same question about what an alias leads to.
 fn onward(query: &Query, name: Name) -> Query {
-    let mut onward = Query::query(name.to_lowercase(), query.query_type());
-    onward.set_query_class(query.query_class());
-    onward
+    at(query, &name.to_lowercase())
 }
 
 fn own(request: &Request, aliases: Vec<Record>, end: Outcome) -> Answer {

@@ -22,7 +22,7 @@ const CLASS_IN: u16 = 1;
 const LONGEST_LABEL: u8 = 63;
 const LONGEST_NAME: usize = 255;
 const NO_ERROR: u8 = 0;
-const NO_NAME: u8 = 3;
+pub(crate) const NO_NAME: u8 = 3;
 /// The name at the start of the question.
 const QUESTION_NAME: u16 = 0xc000 | HEADER as u16;
 /// Of an OPT record with nothing in it.

@@ -19,13 +19,14 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::autopath::{Autopath, SearchPath, Searches};
 use crate::clients::Clients;
 use crate::forward::{CAPACITY, Forwarder, Route, Stub};
 use crate::kept::Listening;
 use crate::message;
 use crate::metrics::Counters;
 use crate::names::{Names, QueryLog};
-use crate::quick::{Quick, Said};
+use crate::quick::{NO_NAME, Quick, Said};
 use crate::snapshot::Snapshot;
 use crate::tcp;
 use crate::udp::{self, Batch, PAYLOAD};
@@ -48,6 +49,7 @@ pub struct Config {
     /// Who is answered: the addresses of the node and of its pods.
     pub clients: Vec<IpNetwork>,
     pub log: QueryLog,
+    pub autopath: Autopath,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +94,8 @@ impl Server {
             snapshot: RwLock::default(),
             forwarder: Arc::new(forwarder),
             loops: Arc::default(),
+            searches: Searches::new(config.autopath),
+            walked: AtomicU64::new(0),
             counters: Counters::new(sockets.datagrams.len()),
             log: config.log,
             node: config.node,
@@ -145,6 +149,16 @@ impl Server {
         self.has_content.send_replace(true);
     }
 
+    /// Tells the search list of a pod of this node, whose address is its alone; none where it is not known for certain.
+    pub fn pod_came(&self, client: IpAddr, pod: &str, namespace: &str, searches: Option<&[String]>) {
+        let path = searches.and_then(|searches| SearchPath::of(namespace, searches));
+        self.names.searches.set(client, pod, path);
+    }
+
+    pub fn pod_went(&self, client: IpAddr, pod: &str) {
+        self.names.searches.forget(client, pod);
+    }
+
     /// The content answered from now.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.names.snapshot()
@@ -163,6 +177,7 @@ impl Server {
             out += &format!("# TYPE amphipod_dns_{name} {kind}\namphipod_dns_{name} {value}\n");
         };
         one("counter", "refused_total", self.clients.refused());
+        one("counter", "autopath_answers_total", self.names.walked.load(Ordering::Relaxed));
         one("counter", "cache_hits_total", forwarder.hits.load(Ordering::Relaxed));
         one("counter", "cache_misses_total", forwarder.misses.load(Ordering::Relaxed));
         one("gauge", "cache_limit", CAPACITY);
@@ -235,7 +250,7 @@ impl Thread {
             for index in 0..count {
                 let client = batch.client(index).filter(|client| self.clients.admits(client.ip()));
                 let Some(client) = client else { continue };
-                match self.quickly(&snapshot, &mut batch, index) {
+                match self.quickly(&snapshot, &mut batch, (index, client)) {
                     Some(answered) => said.push(answered),
                     None => self.slowly(&mut batch, (index, client), since),
                 }
@@ -245,10 +260,15 @@ impl Thread {
         }
     }
 
-    /// A log of all questions is kept by the general code alone.
-    fn quickly(&self, snapshot: &Snapshot, batch: &mut Batch, index: usize) -> Option<Said> {
-        match self.names.log {
-            QueryLog::Off => batch.answer(index, |asked, answer| self.names.quick.answer(snapshot, asked, answer)),
+    /// A log of all questions is kept by the general code alone, and so is the search beyond a name that is not there.
+    fn quickly(&self, snapshot: &Snapshot, batch: &mut Batch, (index, client): (usize, SocketAddr)) -> Option<Said> {
+        let names = &self.names;
+        match names.log {
+            QueryLog::Off => batch.answer(index, |asked, answer| {
+                let said = names.quick.answer(snapshot, asked, answer)?;
+                let ends = said.code != NO_NAME || names.searches.of(client.ip()).is_none();
+                ends.then_some(said)
+            }),
             QueryLog::On => None,
         }
     }

@@ -71,6 +71,7 @@ pub struct Names {
     pub upstreams: Option<Vec<SocketAddr>>,
     pub stubs: Vec<dns::Stub>,
     pub log: dns::QueryLog,
+    pub autopath: dns::Autopath,
     /// The command that becomes the keeper of the sockets; without it, they end with the process.
     pub keeper: Option<(PathBuf, Vec<String>)>,
 }
@@ -98,7 +99,7 @@ pub async fn start(settings: &Settings, client: Client, tasks: &mut JoinSet<()>)
     let feed = services::Feed::new(settings, proxy.clone(), dns.clone(), complaints);
     let settled = feed.start(&outlook.views, tasks);
     let upstream = upstream::ApiUpstream::new(client.clone(), recorder.clone(), outlook.clone(), tasks);
-    let links = Arc::new(links::PodLinks::new(network));
+    let links = Arc::new(links::PodLinks::new(network, dns.clone()));
     let agent = Arc::new(Agent::start(agent_config(settings, node_cidr)?, Arc::new(upstream), links).await?);
     let (own, content) = (outlook.own.clone(), outlook.content.clone());
     let (node, runner) = (settings.name.clone(), agent.clone());
@@ -158,6 +159,7 @@ fn start_dns(settings: &Settings, node_cidr: Ipv4Network) -> Result<dns::Server>
         stubs: settings.names.stubs.clone(),
         clients: dns_clients(settings.ip, node_cidr)?,
         log: settings.names.log,
+        autopath: settings.names.autopath,
     };
     dns::Server::start(config, listening).context("cannot start DNS")
 }

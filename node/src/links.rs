@@ -1,6 +1,7 @@
 //! The pod network as the agent asks for it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use agent::boundary::{self, Attachment, NetworkError, PodNetwork};
 use async_trait::async_trait;
@@ -9,11 +10,12 @@ use proxy_userspace::desired::{HostPort, protocol_number};
 
 pub struct PodLinks {
     network: Network,
+    dns: Arc<dns::Server>,
 }
 
 impl PodLinks {
-    pub fn new(network: Network) -> Self {
-        Self { network }
+    pub fn new(network: Network, dns: Arc<dns::Server>) -> Self {
+        Self { network, dns }
     }
 }
 
@@ -55,13 +57,16 @@ impl PodNetwork for PodLinks {
         let (uid, netns) = (attachment.pod.uid.clone(), attachment.netns.clone());
         let pod = network::PodNetwork { uid, ip, netns, host_ports };
         let refused = self.network.attach(&pod).await.map_err(|error| failed(&error))?;
+        let (namespace, searches) = (&attachment.pod.namespace, attachment.searches.as_deref());
+        self.dns.pod_came(attachment.ip, &pod.uid, namespace, searches);
         let mut said: Vec<String> = refused.iter().map(|refusal| format!("host port: {refusal}")).collect();
         // The same for clients inside and outside.
         said.dedup();
         Ok(absent.into_iter().chain(said).collect())
     }
 
-    async fn detach(&self, pod_uid: &str, _ip: IpAddr) -> Result<(), NetworkError> {
+    async fn detach(&self, pod_uid: &str, ip: IpAddr) -> Result<(), NetworkError> {
+        self.dns.pod_went(ip, pod_uid);
         self.network.detach(pod_uid).await.map_err(|error| failed(&error))
     }
 }

@@ -176,6 +176,10 @@ struct UpArguments {
     /// Write every question to DNS into the log
     #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", action = ArgAction::Set)]
     dns_log: bool,
+    /// Answer names that pods find along their search lists in one go; wrong for programs that ask for whole names of services
+    /// that are not there
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", action = ArgAction::Set)]
+    dns_autopath: bool,
 }
 
 /// Parses the command line and runs what it says.
@@ -327,7 +331,12 @@ impl UpArguments {
             },
             pod_max_pids: pod_max_pids(self.pod_max_pids)?,
             allowed_unsafe_sysctls: self.allowed_unsafe_sysctls()?,
-            names: names::settings(&self.dns_upstream, &self.dns_stub, self.dns_log)?,
+            names: names::settings(
+                &self.dns_upstream,
+                &self.dns_stub,
+                names::log(self.dns_log),
+                names::autopath(self.dns_autopath),
+            )?,
         };
         Ok((control, settings))
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
-use dns::{QueryLog, Stub};
+use dns::{Autopath, QueryLog, Stub};
 use node::Names;
 
 const PORT: u16 = 53;
@@ -50,15 +50,24 @@ pub fn keep_sockets() -> Result<()> {
 }
 
 /// `stubs` are the parts between commas: one with a zone begins a stub, one without goes on with it.
-pub fn settings(upstreams: &[String], stubs: &[String], log: bool) -> Result<Names> {
+pub fn settings(upstreams: &[String], stubs: &[String], log: QueryLog, autopath: Autopath) -> Result<Names> {
     let upstreams = upstreams.iter().map(|text| server(text).context("--dns-upstream")).collect::<Result<Vec<_>>>()?;
     Ok(Names {
         upstreams: (!upstreams.is_empty()).then_some(upstreams),
         stubs: parse_stubs(stubs).context("--dns-stub")?,
-        log: if log { QueryLog::On } else { QueryLog::Off },
+        log,
+        autopath,
         // The very binary that runs, wherever its file is by then.
         keeper: Some(("/proc/self/exe".into(), vec![KEEPER.into()])),
     })
+}
+
+pub fn log(wanted: bool) -> QueryLog {
+    if wanted { QueryLog::On } else { QueryLog::Off }
+}
+
+pub fn autopath(wanted: bool) -> Autopath {
+    if wanted { Autopath::On } else { Autopath::Off }
 }
 
 fn parse_stubs(parts: &[String]) -> Result<Vec<Stub>> {
@@ -91,7 +100,7 @@ mod tests {
 
     fn parse(stubs: &[&str]) -> Result<Vec<String>> {
         let stubs: Vec<String> = stubs.iter().map(|text| (*text).to_owned()).collect();
-        let stubs = settings(&[], &stubs, false)?.stubs;
+        let stubs = settings(&[], &stubs, QueryLog::Off, Autopath::Off)?.stubs;
         Ok(stubs.iter().map(|stub| format!("{} {:?}", stub.zone, stub.servers)).collect())
     }
 
@@ -114,7 +123,7 @@ mod tests {
             let error = format!("{:#}", parse(stubs).unwrap_err());
             assert!(error.starts_with("--dns-stub") && error.contains(word), "{error}");
         }
-        let error = settings(&["name".into()], &[], false).map(drop).unwrap_err();
+        let error = settings(&["name".into()], &[], QueryLog::Off, Autopath::Off).map(drop).unwrap_err();
         assert!(format!("{error:#}").starts_with("--dns-upstream"));
     }
 }

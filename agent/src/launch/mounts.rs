@@ -12,7 +12,7 @@ use super::{Launch, LaunchError};
 use crate::disk;
 use crate::door::{Folder, Found, Links, MAX_PATH, Maker, Missing};
 use crate::env::expand;
-use crate::files::{Resolver, hosts, resolv_conf};
+use crate::files::{Resolver, host_resolv, hosts, resolv_conf};
 use crate::idmap::{MapError, Users};
 use crate::model::VolumeMount;
 use crate::oci::{Mount, MountAccess, Propagation};
@@ -85,9 +85,8 @@ impl Launch<'_> {
     fn etc_files(&self) -> [(&'static str, &'static str, String); 3] {
         let config = &self.node.config;
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default(); // a node without one has no entries
-        let host_resolv = read("/etc/resolv.conf");
-        let resolver =
-            Resolver { cluster_dns: config.cluster_dns, cluster_domain: &config.cluster_domain, host: &host_resolv };
+        let host_resolv = self.record.host_resolv.clone().unwrap_or_else(host_resolv);
+        let resolver = Resolver::of(config, &host_resolv);
         let hostname = crate::env::hostname(self.pod);
         let ip = self.record.ip;
         let hosts = hosts(self.pod, hostname.as_deref(), ip, &config.cluster_domain, &read("/etc/hosts"));

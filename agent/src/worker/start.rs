@@ -9,6 +9,7 @@ use pod::protocol::{FailureKind, Op};
 use super::{Wake, Worker};
 use crate::admit::absent_kind;
 use crate::boundary::EventKind;
+use crate::files::host_resolv;
 use crate::image::{Credential, Image, ImageError, PullPolicy, of_secret};
 use crate::launch::{Launch, LaunchError, Launched, remove_run};
 use crate::link::LinkError;
@@ -148,6 +149,7 @@ impl Worker {
         }
         self.record.sandboxes += 1;
         self.record.boot.clone_from(&self.node.boot);
+        self.record.host_resolv = Some(host_resolv());
         self.presence = Presence::Remains; // from here on something may be there
         self.save();
         Step::NoteSandbox.done();

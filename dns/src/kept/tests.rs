@@ -56,6 +56,7 @@ fn serve(folder: &Path) {
         stubs: Vec::new(),
         clients: vec!["127.0.0.0/8".parse().unwrap()],
         log: QueryLog::Off,
+        autopath: crate::Autopath::Off,
     };
     let _entered = runtime.enter();
     let server = Server::start(config, listening).unwrap();

@@ -16,6 +16,8 @@ use crate::forward::{Flags, ForwardError};
 use crate::message::SOURCE_OPTION;
 use crate::sockets::Sockets;
 
+mod autopath;
+
 fn ask(name: &str, kind: &str) -> Message {
     let mut message = Message::new(77, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
@@ -50,6 +52,7 @@ fn config(upstreams: Vec<SocketAddr>) -> Config {
         stubs: Vec::new(),
         clients: vec!["127.0.0.1/32".parse().unwrap()],
         log: QueryLog::Off,
+        autopath: Autopath::Off,
     }
 }
 

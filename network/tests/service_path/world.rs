@@ -142,6 +142,7 @@ impl World {
             stubs: Vec::new(),
             clients: vec!["0.0.0.0/0".parse().unwrap()],
             log: dns::QueryLog::Off,
+            autopath: dns::Autopath::Off,
         };
         let objects: Vec<_> = objects.iter().map(|service| serde_json::from_value(service.object()).unwrap()).collect();
         let runtime = Arc::clone(&self.runtime);
