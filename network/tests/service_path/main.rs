@@ -788,8 +788,8 @@ fn nobody_outside_sends_with_an_address_of_this_node() {
     // Its own address is good, and lets the neighbour be found.
     send("192.168.77.2");
     assert_eq!(receiver.recv(&mut [0; 8]).unwrap(), 1);
-    // A pod's, a service's, and the gateway that pods take the node for.
-    for forged in ["10.244.0.5", "10.96.0.80", "169.254.1.1"] {
+    // A pod's, a service's, the node's own, and the gateway that pods take the node for.
+    for forged in ["10.244.0.5", "10.96.0.80", "192.168.77.1", "169.254.1.1"] {
         world.client.command(&format!("ip addr add {forged}/32 dev lo"));
         let before = world.counters();
         send(forged);

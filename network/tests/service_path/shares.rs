@@ -1,12 +1,13 @@
 //! What one pod may take of what all share: flows, and ports of the node's address.
 
-use std::net::UdpSocket;
+use std::net::{TcpStream, UdpSocket};
 use std::time::Duration;
 
 use proxy_common::MAX_POD_FLOWS;
 use proxy_userspace::SocketHooks;
 
 use crate::netns::Namespace;
+use crate::reset_on_close;
 use crate::world::*;
 
 /// Longest wait for an answer on this machine.
@@ -47,6 +48,21 @@ fn a_pod_has_a_share_of_the_flows_and_no_more() {
     assert!(world.counters()["drop_flow_share"] > 0);
     assert_eq!(ask_from(&world.pods[0], 20_000..20_001, servers.clone()), servers.len(), "what it has goes on");
     assert_eq!(ask_from(&world.pods[1], 20_000..20_010, servers.clone()), 10 * servers.len(), "others go on");
+}
+
+#[test]
+fn connections_that_are_over_do_not_keep_a_pod_from_new_ones() {
+    let world = World::new(SocketHooks::Attached);
+    let servers = 9000..9003;
+    servers.clone().for_each(|port| tcp_server(&world.client, "far", port));
+    let before = world.counters();
+    world.pods[0].run(move || {
+        for server in servers.cycle().take(MAX_POD_FLOWS as usize + 1000) {
+            let stream = TcpStream::connect(("192.168.77.2", server)).unwrap();
+            reset_on_close(&stream);
+        }
+    });
+    assert_eq!(world.rose(&before).get("drop_flow_share"), None);
 }
 
 #[test]
