@@ -6,6 +6,8 @@
 
 mod credentials;
 mod digest;
+#[cfg(test)]
+mod fuzz;
 mod mount;
 mod name;
 mod registry;

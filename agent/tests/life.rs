@@ -284,6 +284,39 @@ async fn readiness_is_told_until_the_end_and_sidecars_go_last_to_first() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hooks_begin_together_and_hold_up_their_own_container_alone() {
+    let node = TestNode::start("together").await;
+    let container = |name: &str, hook: Value| {
+        let script = format!("trap 'touch /shared/{name}; exit 0' TERM; while true; do sleep 0.05; done");
+        json!({
+            "name": name, "image": "busybox", "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script],
+            "volumeMounts": [{"name": "shared", "mountPath": "/shared"}], "lifecycle": hook,
+        })
+    };
+    let hook = |script: &str| json!({"preStop": {"exec": {"command": ["sh", "-c", script]}}});
+    // Through when the sidecar's hook has run and the other container has ended.
+    let slow = hook("until [ -e /shared/hook ] && [ -e /shared/quick ]; do sleep 0.1; done");
+    let mut sidecar = container("sidecar", hook("touch /shared/hook"));
+    sidecar["restartPolicy"] = json!("Always");
+    let mut pod = pod("together", json!({}));
+    pod["spec"]["volumes"] = json!([{"name": "shared", "emptyDir": {}}]);
+    pod["spec"]["initContainers"] = json!([sidecar]);
+    pod["spec"]["containers"] = json!([container("slow", slow), container("quick", json!({}))]);
+    start(&node, &pod).await;
+    let began = std::time::Instant::now();
+    node.delete(&pod, 40);
+    node.wait_removed(uid_of(&pod)).await;
+    assert!(began.elapsed().as_secs() < 30, "a hook waited in vain: {:?}", began.elapsed());
+    let api = node.upstream.api.lock().unwrap();
+    let status = &api.statuses[uid_of(&pod)];
+    for part in ["containerStatuses", "initContainerStatuses"] {
+        for container in status[part].as_array().unwrap() {
+            assert_eq!(container["state"]["terminated"]["exitCode"], 0, "{container}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn content_that_is_gone_does_not_keep_a_container_from_restarting() {
     let mut node = TestNode::start("kept").await;
     let set = |node: &TestNode| {

@@ -10,6 +10,7 @@ use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::Mutex;
 
 use super::credentials::{Credential, matching};
 use super::digest::Digest;
@@ -189,9 +190,25 @@ pub struct Source {
     plain: reqwest::Client,
     scheme: &'static str,
     auth: RegistryAuth,
+    /// Found out with the first request, for all of the pull.
+    access: Mutex<Option<Access>>,
     host: String,
     repository: String,
     image: String,
+}
+
+/// What requests carry.
+#[derive(Clone, PartialEq)]
+enum Access {
+    /// The name and password themselves, if there are any.
+    Own,
+    Token(String),
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Age {
+    New,
+    Kept,
 }
 
 impl Source {
@@ -205,7 +222,7 @@ impl Source {
             source: Box::new(error.into()),
         })?;
         let repository = name.repository.clone();
-        Ok(Source { plain, scheme, auth, host, repository, image })
+        Ok(Source { plain, scheme, auth, access: Mutex::default(), host, repository, image })
     }
 
     fn reference(&self, name: &ImageName) -> Reference {
@@ -237,8 +254,8 @@ impl Source {
         let (registry, version) = (reference.resolve_registry(), reference.digest().or(reference.tag()));
         let version = version.unwrap_or("latest");
         let url = format!("{}://{registry}/v2/{}/manifests/{version}", self.scheme, self.repository);
-        let request = self.authorised(registry, &url).await?.header("Accept", MANIFEST_TYPES.join(", "));
-        let response = request.send().await.map_err(|error| self.failed(error.into()))?;
+        let accept = MANIFEST_TYPES.join(", ");
+        let response = self.authorised(registry, || self.plain.get(&url).header("Accept", &accept)).await?;
         let code = response.status().as_u16();
         let body = self.whole(response, "the manifest", MAX_MANIFEST).await?;
         refusal(code, &body, &url).map_or(Ok(body), |error| Err(self.failed(error)))
@@ -261,16 +278,54 @@ impl Source {
         Ok(body.freeze())
     }
 
-    /// A request with what the registry wants to see: a token from where it says, or the name and password themselves.
-    async fn authorised(&self, registry: &str, url: &str) -> Result<reqwest::RequestBuilder, RegistryError> {
-        let request = self.plain.get(url);
+    /// The answer to a request that carries what the registry wants to see. A token may become too old during a long
+    /// pull: one that is refused and was not fetched just now is fetched anew, once.
+    async fn authorised(
+        &self,
+        registry: &str,
+        request: impl Fn() -> reqwest::RequestBuilder,
+    ) -> Result<reqwest::Response, RegistryError> {
+        let (access, age) = self.access(registry, None).await?;
+        let response = self.send(request(), &access).await?;
+        if response.status() != reqwest::StatusCode::UNAUTHORIZED || age == Age::New {
+            return Ok(response);
+        }
+        let (access, _) = self.access(registry, Some(&access)).await?;
+        self.send(request(), &access).await
+    }
+
+    async fn send(
+        &self,
+        request: reqwest::RequestBuilder,
+        access: &Access,
+    ) -> Result<reqwest::Response, RegistryError> {
+        let request = match (access, &self.auth) {
+            (Access::Token(token), _) => request.bearer_auth(token),
+            (Access::Own, RegistryAuth::Basic(user, password)) => request.basic_auth(user, Some(password)),
+            (Access::Own, _) => request,
+        };
+        request.send().await.map_err(|error| self.failed(error.into()))
+    }
+
+    /// What was found out before, unless that is what was refused. Requests at the same time ask once.
+    async fn access(&self, registry: &str, refused: Option<&Access>) -> Result<(Access, Age), RegistryError> {
+        let mut kept = self.access.lock().await;
+        if let Some(access) = kept.as_ref().filter(|access| refused != Some(*access)) {
+            return Ok((access.clone(), Age::Kept));
+        }
+        let access = self.new_access(registry).await?;
+        *kept = Some(access.clone());
+        Ok((access, Age::New))
+    }
+
+    /// A token from where the registry says, or the name and password themselves.
+    async fn new_access(&self, registry: &str) -> Result<Access, RegistryError> {
         let root = self.plain.get(format!("{}://{registry}/v2/", self.scheme)).send().await;
         let root = root.map_err(|error| self.failed(error.into()))?;
         let challenge = root.headers().get("WWW-Authenticate").and_then(|value| bearer_challenge(value.to_str().ok()?));
-        Ok(match (challenge, &self.auth) {
-            (Some(challenge), _) => request.bearer_auth(self.token(&challenge).await?),
-            (None, RegistryAuth::Basic(user, password)) => request.basic_auth(user, Some(password)),
-            (None, _) => request,
+        Ok(match challenge {
+            Some(challenge) => Access::Token(self.token(&challenge).await?),
+            None => Access::Own,
         })
     }
 
@@ -306,7 +361,7 @@ impl Source {
         let registry = reference.resolve_registry();
         let url = format!("{}://{registry}/v2/{}/blobs/{digest}", self.scheme, self.repository);
         let failed = |error: reqwest::Error| self.failed(error.into());
-        let mut response = self.authorised(registry, &url).await?.send().await.map_err(failed)?;
+        let mut response = self.authorised(registry, || self.plain.get(&url)).await?;
         let code = response.status().as_u16();
         if code != 200 {
             let body = self.whole(response, "a refusal", MAX_ANSWER).await?;

@@ -5,7 +5,6 @@
 //! resolves inside.
 #![expect(unsafe_code, reason = "mknodat and utimensat have no safe form in std")]
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
@@ -144,7 +143,11 @@ fn unpack_tar(reader: &mut dyn Read, limits: &Limits, target: &Path, room: Room)
         }
         if let Some(path) = path {
             let failed = |source| UnpackError::Entry { path: path.display().to_string(), source };
-            if place(&root, &path, &mut entry).map_err(failed)? == Placed::Folder {
+            let placed = place(&root, &path, &mut entry, &mut files).map_err(|error| match error {
+                PlaceError::Entry(source) => failed(source),
+                PlaceError::TooMany => UnpackError::TooMany,
+            })?;
+            if placed == Placed::Folder {
                 let kept = folder_times.keep(&path, entry.header().mtime().unwrap_or(0)).map_err(failed)?;
                 let left = bytes.checked_sub(kept);
                 bytes = left.ok_or_else(|| UnpackError::TooLarge { path: shown(Some(&path)) })?;
@@ -199,7 +202,7 @@ impl FolderTimes {
 }
 
 fn set_folder_time(root: &Folder, path: &Path, seconds: u64) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let name = last_name(path)?;
     let there = root.folder_inside(path.parent().unwrap_or(Path::new("")));
     match there.and_then(|parent| Ok((parent.entry(name)?.kind, parent))) {
         Ok((rustix::fs::FileType::Directory, parent)) => set_time(&parent, name, seconds),
@@ -234,16 +237,34 @@ enum Placed {
     Other,
 }
 
-fn place(root: &Folder, path: &Path, entry: &mut Entry<'_, &mut dyn Read>) -> io::Result<Placed> {
-    let (parent, name) = parent_of(root, path)?;
-    match Whiteout::of(&name) {
+enum PlaceError {
+    Entry(io::Error),
+    TooMany,
+}
+
+impl From<io::Error> for PlaceError {
+    fn from(error: io::Error) -> PlaceError {
+        PlaceError::Entry(error)
+    }
+}
+
+/// `files` is how many may still be made beside the entry itself.
+fn place(
+    root: &Folder,
+    path: &Path,
+    entry: &mut Entry<'_, &mut dyn Read>,
+    files: &mut u64,
+) -> Result<Placed, PlaceError> {
+    let name = last_name(path)?;
+    let parent = folder(root, path.parent().unwrap_or(Path::new("")), files)?;
+    match Whiteout::of(name) {
         None => {}
         Some(Whiteout::Foreign) => return Ok(Placed::Other),
-        Some(whiteout) => return whiteout.place(&parent).map(|()| Placed::Other),
+        Some(whiteout) => return Ok(whiteout.place(&parent).map(|()| Placed::Other)?),
     }
     let kind = entry.header().entry_type();
-    let there = at(&parent, &name);
-    make_room(&parent, &name, kind)?;
+    let there = at(&parent, name);
+    make_room(&parent, name, kind)?;
     let mode = entry.header().mode()? & 0o7777;
     match kind {
         EntryType::Directory => create_folder(&there)?,
@@ -252,15 +273,15 @@ fn place(root: &Folder, path: &Path, entry: &mut Entry<'_, &mut dyn Read>) -> io
             io::copy(entry, &mut options.open(&there)?)?;
         }
         EntryType::Symlink => std::os::unix::fs::symlink(link_target(entry)?, &there)?,
-        EntryType::Link => return hard_link(root, entry, &there),
-        EntryType::Char | EntryType::Block | EntryType::Fifo => make_node(&parent, &name, entry)?,
+        EntryType::Link => return Ok(hard_link(root, entry, &there)?),
+        EntryType::Char | EntryType::Block | EntryType::Fifo => make_node(&parent, name, entry)?,
         _ => return Ok(Placed::Other), // pax records of the whole archive and the like hold no file
     }
     give_identity(&there, entry, mode, kind)?;
     if kind == EntryType::Directory {
         return Ok(Placed::Folder);
     }
-    set_time(&parent, &name, entry.header().mtime().unwrap_or(0))?;
+    set_time(&parent, name, entry.header().mtime().unwrap_or(0))?;
     Ok(Placed::Other)
 }
 
@@ -286,8 +307,8 @@ fn link_target(entry: &Entry<'_, &mut dyn Read>) -> io::Result<PathBuf> {
 fn hard_link(root: &Folder, entry: &Entry<'_, &mut dyn Read>, there: &Path) -> io::Result<Placed> {
     let target = inside(&link_target(entry)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     let target = target.ok_or(io::ErrorKind::InvalidData)?;
-    let (parent, name) = parent_of(root, &target)?;
-    fs::hard_link(at(&parent, &name), there)?;
+    let parent = root.folder_inside(target.parent().unwrap_or(Path::new("")))?;
+    fs::hard_link(at(&parent, last_name(&target)?), there)?;
     Ok(Placed::Other)
 }
 
@@ -392,18 +413,21 @@ fn at(parent: &Folder, name: &OsStr) -> PathBuf {
     parent.path().join(name)
 }
 
-/// An entry's folder (made when an archive left it out) and its last name.
-fn parent_of<'a>(root: &Folder, path: &'a Path) -> io::Result<(Folder, Cow<'a, OsStr>)> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let parent = path.parent().unwrap_or(Path::new(""));
-    let open = || root.folder_inside(parent);
-    match open() {
+fn last_name(path: &Path) -> io::Result<&OsStr> {
+    Ok(path.file_name().ok_or(io::ErrorKind::InvalidInput)?)
+}
+
+/// A folder of the layer. One that the archive left out is made, and so are those above it: each counts as a file.
+fn folder(root: &Folder, path: &Path, files: &mut u64) -> Result<Folder, PlaceError> {
+    match root.folder_inside(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let (grandparent, parent_name) = parent_of(root, parent)?;
-            create_folder(&at(&grandparent, &parent_name))?;
-            Ok((open()?, name.into()))
+            let name = last_name(path)?;
+            let above = folder(root, path.parent().unwrap_or(Path::new("")), files)?;
+            *files = files.checked_sub(1).ok_or(PlaceError::TooMany)?;
+            create_folder(&at(&above, name))?;
+            Ok(root.folder_inside(path)?)
         }
-        opened => Ok((opened?, name.into())),
+        opened => Ok(opened?),
     }
 }
 
@@ -595,8 +619,30 @@ mod tests {
     }
 
     #[test]
+    fn folders_that_a_path_implies_are_files_too() {
+        let deep = "d/".repeat(50);
+        let whiteout = tar_of(|tar| file(tar, &format!("{deep}.wh.x"), ""));
+        let two = tar_of(|tar| ["x", "y"].iter().for_each(|name| file(tar, &format!("{deep}{name}"), "")));
+        for (bytes, needed) in [(whiteout, 51), (two, 52)] {
+            let unpack = |files| {
+                let target = tempfile::tempdir().unwrap();
+                unpack_into(&bytes, target.path(), Room { bytes: 1 << 20, files })
+            };
+            assert!(matches!(unpack(needed - 1), Err(UnpackError::TooMany)));
+            unpack(needed).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_hard_link_makes_no_folders_where_it_leads() {
+        let (folder, result) = unpack(&tar_of(|tar| link(tar, EntryType::Link, "copy", "a/b/c")));
+        assert!(matches!(result, Err(UnpackError::Entry { .. })), "{result:?}");
+        assert!(!folder.path().join("a").exists());
+    }
+
+    #[test]
     fn what_replaces_a_deep_folder_is_placed() {
-        let (folder, result) = unpack(&tar_of(|tar| {
+        let bytes = tar_of(|tar| {
             let mut above = "deep".to_owned();
             // Each link lets the archive name what lies deeper than a path may say.
             for number in 0..5 {
@@ -606,8 +652,9 @@ mod tests {
                 link(tar, EntryType::Symlink, &above, below.trim_end_matches('/'));
             }
             file(tar, "deep", "a file now");
-        }));
-        result.unwrap();
+        });
+        let folder = tempfile::tempdir().unwrap();
+        unpack_into(&bytes, folder.path(), Room { bytes: 1 << 20, files: 5000 }).unwrap();
         assert_eq!(fs::read_to_string(folder.path().join("deep")).unwrap(), "a file now");
     }
 

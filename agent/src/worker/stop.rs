@@ -1,7 +1,12 @@
 //! Taking down: preStop, the stop signal, the grace period, SIGKILL; then the teardown steps and the last word.
 
+mod turns;
+
+use std::collections::HashMap;
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use pod::protocol::Op;
 use tokio::time::Instant;
@@ -12,15 +17,13 @@ use crate::link::LinkEvent;
 use crate::model::Container;
 use crate::probe::Failure;
 use crate::step::{Part, Step};
+use turns::{Ending, Endings, First, Limits, Place, Signal};
 
 const DEFAULT_GRACE: i64 = 30;
 /// A pod whose object is gone has nobody to be graceful for; still it may finish a write.
 const GONE_GRACE: i64 = 1;
 /// What a container gets between its stop signal and SIGKILL, whatever was used up before.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
-/// After SIGKILL only a process stuck in the kernel remains.
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
-
 /// One container that is to stop, and what is said about it.
 pub(super) struct Kill<'a> {
     pub container: &'a str,
@@ -37,6 +40,13 @@ enum Scope<'a> {
 }
 
 impl Scope<'_> {
+    fn has(self, container: &Container) -> bool {
+        match self {
+            Scope::Pod => true,
+            Scope::Container(kill) => container.name == kill.container,
+        }
+    }
+
     fn grace(self, worker: &Worker) -> Duration {
         match self {
             Scope::Pod => worker.grace(),
@@ -99,95 +109,88 @@ impl Worker {
         self.most_grace.map_or(grace, |most| grace.min(most))
     }
 
-    /// Stops all containers, or one. Sidecars go after the main containers, the last one first.
+    /// Stops all containers, or one; `turns` says in which order.
     pub(super) async fn stop_containers(&mut self, only: Option<Kill<'_>>) {
         if self.presence.sandbox().is_none() {
             return;
         }
-        let (began, pod) = (Instant::now(), self.pod.clone());
-        let chosen = |container: &&Container| only.as_ref().is_none_or(|kill| container.name == kill.container);
-        let main = pod.spec.containers.iter().chain(&pod.spec.ephemeral_containers).filter(chosen).collect();
-        let sidecars = pod.spec.init_containers.iter().rev().filter(chosen).map(|container| vec![container]);
-        let scope = only.as_ref().map_or(Scope::Pod, Scope::Container);
-        for group in std::iter::once(main).chain(sidecars) {
-            self.stop_group(&group, began, scope).await;
-        }
-    }
-
-    async fn stop_group(&mut self, group: &[&Container], began: Instant, scope: Scope<'_>) {
-        let running = self.running_runs();
-        let group: Vec<(&Container, String)> = group
-            .iter()
-            .filter_map(|container| {
-                let (_, run) = running.iter().find(|(name, _)| *name == container.name)?;
-                Some((*container, run.clone()))
-            })
-            .collect();
-        if group.is_empty() {
+        let (began, scope) = (Instant::now(), only.as_ref().map_or(Scope::Pod, Scope::Container));
+        let (mut endings, mut hooks) = self.begin_ends(scope).await;
+        if endings.0.is_empty() {
             return;
         }
-        for (container, _) in &group {
-            let message = match scope {
-                Scope::Pod => {
-                    // Services are to know how a pod fares that still serves its last requests.
-                    self.probes.keep_readiness(&container.name);
-                    format!("Stopping container {}", container.name)
-                }
-                Scope::Container(kill) => {
-                    self.probes.stop(&container.name);
-                    kill.message.clone()
-                }
-            };
-            self.event(Some(&container.name), EventKind::Normal, "Killing", message).await;
-        }
-        let runs: Vec<String> = group.iter().map(|(_, run)| run.clone()).collect();
-        let containers: Vec<&Container> = group.iter().map(|(container, _)| *container).collect();
-        self.run_pre_stop(&containers, &runs, |worker| began + scope.grace(worker)).await;
-        for (container, run) in &group {
-            let signal = self.stop_signal(&container.name);
-            self.signal(run, signal).await;
-        }
-        Step::SignalContainers.done();
-        // However long the hooks took.
-        let least = Instant::now() + if self.gone { Duration::ZERO } else { LEAST_GRACE };
-        self.wait_for_ends(&runs, |worker| (began + scope.grace(worker)).max(least)).await;
-        for run in &runs {
-            if self.runs(run) {
-                self.signal(run, libc::SIGKILL).await;
+        loop {
+            let running = if self.presence.sandbox().is_some() { self.running_runs() } else { Vec::new() };
+            endings.see(|run| running.iter().any(|(_, running)| running == run));
+            let least = if self.gone { Duration::ZERO } else { LEAST_GRACE };
+            let limits = Limits { deadline: began + scope.grace(self), least };
+            let now = Instant::now();
+            if now >= limits.deadline {
+                hooks.clear();
             }
-        }
-        let last = Instant::now() + KILL_PATIENCE;
-        self.wait_for_ends(&runs, |_| last).await;
-        Step::AwaitEnds.done();
-        self.save();
-    }
-
-    /// Runs the hooks of containers until all are through, none of the containers runs any more, or time is up.
-    async fn run_pre_stop(&mut self, group: &[&Container], runs: &[String], deadline: impl Fn(&Worker) -> Instant) {
-        let left = deadline(self).saturating_duration_since(Instant::now());
-        let hooks =
-            group.iter().filter_map(|container| Some((container.name.clone(), self.pre_stop(container, left)?)));
-        let hooks: Vec<_> = hooks.map(|(name, hook)| async move { (name, hook.await) }).collect();
-        if hooks.is_empty() {
-            return;
-        }
-        let hooks = futures::future::join_all(hooks);
-        tokio::pin!(hooks);
-        while runs.iter().any(|run| self.runs(run)) {
-            let at = deadline(self);
+            self.send(&endings.step(now, limits), &endings).await;
+            let Some(at) = endings.wake_at(limits) else { break };
             let wake = tokio::select! {
-                outcomes = &mut hooks => {
-                    for (name, outcome) in outcomes {
-                        self.tell_pre_stop(&name, outcome).await;
-                    }
-                    return;
+                Some((number, outcome)) = hooks.next() => {
+                    endings.hook_over(number);
+                    self.tell_pre_stop(&endings.0[number].name, outcome).await;
+                    continue;
                 }
                 wake = self.wait(Some(at)) => wake,
             };
             self.while_stopping(wake, at).await;
-            if Instant::now() >= deadline(self) {
-                return;
+        }
+        Step::AwaitEnds.done();
+        self.save();
+    }
+
+    /// Says which containers end, and gets their hooks ready: these run when they are polled.
+    async fn begin_ends(
+        &mut self,
+        scope: Scope<'_>,
+    ) -> (Endings, FuturesUnordered<impl Future<Output = (usize, Result<(), Failure>)> + use<>>) {
+        let pod = self.pod.clone();
+        let running: HashMap<String, String> = self.running_runs().into_iter().collect();
+        let (mut endings, hooks) = (Vec::new(), FuturesUnordered::new());
+        for (container, place) in Place::of_all(&pod.spec).filter(|(container, _)| scope.has(container)) {
+            let Some(run) = running.get(&container.name) else { continue };
+            self.tell_killing(container, scope).await;
+            let (number, hook) = (endings.len(), self.pre_stop(container, scope.grace(self)));
+            let first = if hook.is_some() { First::Hook } else { First::Turn };
+            if let Some(hook) = hook {
+                hooks.push(async move { (number, hook.await) });
             }
+            endings.push(Ending::new(container.name.clone(), run.clone(), place, first));
+        }
+        (Endings(endings), hooks)
+    }
+
+    async fn tell_killing(&mut self, container: &Container, scope: Scope<'_>) {
+        let message = match scope {
+            Scope::Pod => {
+                // Services are to know how a pod fares that still serves its last requests.
+                self.probes.keep_readiness(&container.name);
+                format!("Stopping container {}", container.name)
+            }
+            Scope::Container(kill) => {
+                self.probes.stop(&container.name);
+                kill.message.clone()
+            }
+        };
+        self.event(Some(&container.name), EventKind::Normal, "Killing", message).await;
+    }
+
+    async fn send(&self, signals: &[(usize, Signal)], endings: &Endings) {
+        for (number, signal) in signals {
+            let ending = &endings.0[*number];
+            let signal = match signal {
+                Signal::Stop => self.stop_signal(&ending.name),
+                Signal::Kill => libc::SIGKILL,
+            };
+            self.signal(&ending.run, signal).await;
+        }
+        if signals.iter().any(|(_, signal)| *signal == Signal::Stop) {
+            Step::SignalContainers.done();
         }
     }
 
@@ -195,21 +198,6 @@ impl Worker {
         if let Err(why) = outcome {
             tracing::warn!(uid = %self.record.pod.uid, container = name, ?why, "preStop hook failed");
             self.event(Some(name), EventKind::Warning, "FailedPreStopHook", "PreStopHook failed".to_owned()).await;
-        }
-    }
-
-    fn runs(&self, run: &str) -> bool {
-        self.presence.sandbox().is_some() && self.running_runs().iter().any(|(_, running)| running == run)
-    }
-
-    async fn wait_for_ends(&mut self, runs: &[String], deadline: impl Fn(&Worker) -> Instant) {
-        while runs.iter().any(|run| self.runs(run)) {
-            let at = deadline(self);
-            let wake = self.wait(Some(at)).await;
-            self.while_stopping(wake, at).await;
-            if Instant::now() >= deadline(self) {
-                return;
-            }
         }
     }
 

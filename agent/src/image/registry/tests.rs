@@ -25,6 +25,10 @@ struct Server {
     user: Option<String>,
     /// What those who ask for a token get; the one it is to be is `t`.
     token: Option<Body>,
+    /// How many requests a token is good for.
+    token_lasts: Option<usize>,
+    token_uses: Mutex<usize>,
+    tokens_given: Mutex<usize>,
     /// What is said instead of any blob.
     refusal: Option<Body>,
     /// Every authorisation that was sent.
@@ -54,6 +58,14 @@ impl Server {
         }
         server.put("manifests", "latest", manifest.to_string().into_bytes());
         server
+    }
+
+    /// A token that is used once too often.
+    fn used_up(&self, sent: Option<&str>) -> bool {
+        let Some(lasts) = self.token_lasts.filter(|_| sent.is_some()) else { return false };
+        let mut uses = self.token_uses.lock().unwrap();
+        *uses += 1;
+        *uses > lasts
     }
 
     async fn start(self) -> (Arc<Server>, Registries) {
@@ -94,9 +106,11 @@ impl Server {
         let wanted = self.token.as_ref().map(|_| "Bearer t".to_owned()).or(wanted);
         let (code, body) = match self.bodies.get(path) {
             _ if path.starts_with("/token?scope=repository%3Alibrary%2Fapp%3Apull&service=s") => {
+                *self.tokens_given.lock().unwrap() += 1;
+                *self.token_uses.lock().unwrap() = 0;
                 (200, self.token.as_ref())
             }
-            _ if wanted.is_some() && wanted != sent => (401, None),
+            _ if wanted.is_some() && wanted != sent || self.used_up(sent.as_deref()) => (401, None),
             _ if path == "/v2/" => (200, None),
             _ if path.contains("/blobs/") && self.refusal.is_some() => (503, self.refusal.as_ref()),
             Some(body) => (200, Some(body)),
@@ -157,6 +171,26 @@ async fn tokens_are_fetched_where_the_registry_says() {
         pull(registries).await.unwrap();
         assert!(server.seen.lock().unwrap().iter().all(|sent| sent == "Bearer t"));
     }
+}
+
+#[tokio::test]
+async fn a_token_is_for_the_whole_pull_and_fetched_anew_when_it_is_too_old() {
+    // The manifest, the configuration and the layer.
+    for (lasts, tokens) in [(None, 1), (Some(3), 1), (Some(2), 2), (Some(1), 3)] {
+        let token = Some(Body { bytes: r#"{"token": "t"}"#.into(), endless: false });
+        let (server, registries) = Server { token, token_lasts: lasts, ..Server::with_image(|_| {}) }.start().await;
+        pull(registries).await.unwrap();
+        assert_eq!(*server.tokens_given.lock().unwrap(), tokens, "{lasts:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_new_token_that_is_refused_is_not_asked_for_again() {
+    let token = Some(Body { bytes: r#"{"token": "t"}"#.into(), endless: false });
+    let (server, registries) = Server { token, token_lasts: Some(0), ..Server::with_image(|_| {}) }.start().await;
+    let told = causes::chain(&pull(registries).await.unwrap_err());
+    assert!(told.contains("Not authorized"), "{told}");
+    assert_eq!(*server.tokens_given.lock().unwrap(), 1);
 }
 
 #[tokio::test]
