@@ -378,11 +378,13 @@ async fn both_ways_name_the_same_kinds() {
         world.clients[0].1.create(&definitions, "", definition).await.unwrap();
     }
     let defined = async {
-        while world.clients[0].1.list(&older, "", &Selector::default()).await.is_err() {
-            tokio::task::yield_now().await;
+        for resource in [older, Resource::new("things.example", "things")] {
+            while world.clients[0].1.list(&resource, "", &Selector::default()).await.is_err() {
+                tokio::task::yield_now().await;
+            }
         }
     };
-    soon("the second definition", defined).await;
+    soon("both definitions", defined).await;
     let mut all = Vec::new();
     for (_, client) in &world.clients {
         let mut kinds: Vec<_> = client.kinds().await.unwrap();
