@@ -18,9 +18,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
+mod user;
+
 use crate::door::{Folder, path_of};
 use crate::link::{LinkError, PodLink};
 use crate::node::{LiveContainer, LivePod, Node};
+
+pub use user::{ExecUser, ExecUserError, asked as asked_user};
 
 #[derive(Clone, Debug, Default)]
 pub struct ExecRequest {
@@ -29,6 +33,8 @@ pub struct ExecRequest {
     pub stdout: bool,
     pub stderr: bool,
     pub tty: bool,
+    /// The container's own where nobody is named.
+    pub user: Option<ExecUser>,
 }
 
 /// Which streams of a running container to join.
@@ -155,6 +161,9 @@ pub async fn exec(node: &Node, uid: &str, container: &str, request: &ExecRequest
     {
         env.push(json!("TERM=xterm"));
     }
+    if let Some(user) = request.user {
+        user.enter(&mut process);
+    }
     let exec = Exec { exec: uuid::Uuid::new_v4().to_string(), container: container.run.clone(), process };
     let mut streams = if request.tty { pty_streams(container.pid, request)? } else { pipe_streams(request)? };
     let given: Vec<BorrowedFd<'_>> = streams.theirs.iter().map(|fd| fd.as_fd()).collect();
@@ -169,7 +178,7 @@ pub async fn attach(node: &Node, uid: &str, container: &str, request: AttachRequ
     let (pod, container) = find(node, uid, container).await?;
     let (AttachRequest { stdin, stdout, stderr }, tty) = (request, container.tty);
     let stderr = stderr && !tty; // a terminal has one output
-    let wanted = ExecRequest { command: Vec::new(), stdin, stdout, stderr, tty: false };
+    let wanted = ExecRequest { command: Vec::new(), stdin, stdout, stderr, tty: false, user: None };
     let mut streams = pipe_streams(&wanted)?;
     let chosen = streams.theirs.iter().zip([stdin, stdout, stderr]).filter(|(_, wanted)| *wanted);
     let given: Vec<BorrowedFd<'_>> = chosen.map(|(fd, _)| fd.as_fd()).collect();

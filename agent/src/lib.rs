@@ -46,7 +46,7 @@ mod worker;
 pub use agent::{Agent, ResetError, StartError, remove_everything};
 pub use config::{Config, PodCidr};
 pub use dial::DialError;
-pub use exec::{AttachRequest, ExecError, ExecRequest, ExecSession, Resizer};
+pub use exec::{AttachRequest, ExecError, ExecRequest, ExecSession, ExecUserError, Resizer, asked_user};
 pub use logs::{LogError, LogOptions};
 pub use pod::devices::try_on as try_device_rules;
 pub use room::reserve_of as disk_reserve;

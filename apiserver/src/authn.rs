@@ -16,6 +16,7 @@ mod bootstrap;
 
 use crate::identity::{AUTHENTICATED, User};
 use crate::pki::Authority;
+use crate::pki::subject::Subject;
 use crate::reader::Reader;
 
 /// The lifetime of a token nobody gave one, and the shortest that may be asked for, seconds.
@@ -184,10 +185,8 @@ impl Certificate {
     /// `None` when it names nobody.
     pub fn read(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        let subject = certificate.subject();
-        let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-        let mut groups: Vec<String> =
-            subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
+        let Subject { common_name: name, organizations: mut groups } =
+            Subject::read(certificate.subject().as_raw()).ok().filter(|subject| !subject.common_name.is_empty())?;
         groups.push(AUTHENTICATED.into());
         let expires = certificate.validity().not_after.timestamp();
         let print: String = Sha256::digest(der).iter().map(|byte| format!("{byte:02x}")).collect();

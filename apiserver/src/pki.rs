@@ -15,6 +15,7 @@ use x509_cert::der::DecodePem as _;
 
 pub mod issue;
 pub mod request;
+pub mod subject;
 
 use crate::engine::Engine;
 use crate::object::{Collection, Encoded, Header, INTERNAL, ObjectKey};

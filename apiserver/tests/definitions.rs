@@ -86,6 +86,8 @@ impl World {
         let made = self.post(DEFINITIONS, &definition()).await;
         assert_eq!((made.code, made.warnings.len()), (201, 0), "{}", made.text);
         self.wait(TABS, |answer| answer.code == 200).await;
+        // Served first, and said then.
+        self.wait(DEFINITION, |answer| condition(&answer.body, "Established")["status"] == "True").await;
     }
 
     async fn make(&mut self, name: &str, spec: Value) -> Value {
@@ -128,8 +130,8 @@ fn crontab(name: &str, spec: Value) -> Value {
 }
 
 fn condition<'a>(definition: &'a Value, name: &str) -> &'a Value {
-    let conditions = definition["status"]["conditions"].as_array().unwrap();
-    conditions.iter().find(|condition| condition["type"] == name).unwrap_or(&Value::Null)
+    let mut conditions = definition["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.find(|condition| condition["type"] == name).unwrap_or(&Value::Null)
 }
 
 #[tokio::test]

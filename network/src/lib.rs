@@ -114,7 +114,8 @@ impl Network {
         let (listening, changes) = Netlink::listening()?;
         let netlink = Netlink::here()?;
         let (uplink, near) = node::set_up(config, &netlink, &proxy).await?;
-        let pods = Pods::new(netlink, Arc::clone(&proxy), config.node_ip, uplink.link.mtu);
+        let reserved = node::reserve_ports(config)?;
+        let pods = Pods::new(netlink, Arc::clone(&proxy), config.node_ip, uplink.link.mtu, reserved);
         pods.forget_vanished().await?;
         let pods = Arc::new(Mutex::new(pods));
         let (config, followed) = (config.clone(), Arc::clone(&pods));

@@ -9,7 +9,7 @@ use proxy_common::{GATEWAY, HOST_MAC, Ip4, NodeConfig, SERVICE_MAC};
 use proxy_userspace::{PacketHook, Proxy};
 
 use crate::netlink::{End, Link, Netlink, Route};
-use crate::{Config, NetworkError, Result, netns, ports, sysctl};
+use crate::{Config, NetworkError, PortRange, Result, netns, ports, sysctl};
 
 /// The host's end of the service link: routes to services lead here, and answers of services come in here.
 const NEAR: &str = "amphi-svc";
@@ -28,7 +28,6 @@ pub(crate) async fn set_up(config: &Config, netlink: &Netlink, proxy: &Proxy) ->
     let uplink = uplink(config, netlink).await?;
     let (near, far) = service_link(netlink, uplink.link.mtu).await?;
     route_services(config, netlink, &near).await?;
-    reserve_ports(config)?;
     proxy.add_node_netns(&netns::open(Path::new("/proc/thread-self/ns/net"))?, config.node_ip)?;
     proxy.attach_device(&far.name, far.index, PacketHook::FromHost)?;
     tell(config, proxy, &near, &uplink)?;
@@ -89,17 +88,21 @@ async fn route_services(config: &Config, netlink: &Netlink, near: &Link) -> Resu
     netlink.add_route(&Route { to: config.service_cidr, via: Some(gateway), device: near.index, source }).await
 }
 
-/// Keeps the kernel from choosing ports that mean something here. What was reserved before stays so, and is noted for `reset`.
-fn reserve_ports(config: &Config) -> Result<()> {
+/// Keeps the kernel from choosing ports that mean something here. What was reserved before stays so, and is noted for `reset`. Gives
+/// the ranges that stay whatever pods come and go.
+pub(crate) fn reserve_ports(config: &Config) -> Result<Vec<PortRange>> {
     let found = sysctl::read(sysctl::RESERVED_PORTS)?;
+    let file_error = |source| NetworkError::File { path: config.state_file.clone(), source };
     if !config.state_file.exists() {
-        let file_error = |source| NetworkError::File { path: config.state_file.clone(), source };
         if let Some(folder) = config.state_file.parent() {
             fs::create_dir_all(folder).map_err(file_error)?;
         }
         fs::write(&config.state_file, found.trim()).map_err(file_error)?;
     }
-    sysctl::write(sysctl::RESERVED_PORTS, &ports::merge(&found, &[config.node_ports, config.snat_ports]))
+    let own = [config.node_ports, config.snat_ports];
+    sysctl::write(sysctl::RESERVED_PORTS, &ports::merge(&found, &own))?;
+    let before = fs::read_to_string(&config.state_file).map_err(file_error)?;
+    Ok(ports::ranges(&ports::merge(&before, &own)))
 }
 
 fn node_config(config: &Config, uplink: &Link, near: &Link) -> NodeConfig {

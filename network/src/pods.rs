@@ -27,6 +27,8 @@ pub(crate) struct Pods {
     proxy: Arc<Proxy>,
     node_ip: Ipv4Addr,
     mtu: u32,
+    /// Ports that the kernel is kept from, whatever pods have.
+    reserved: Vec<PortRange>,
     /// By uid.
     attached: HashMap<String, Attached>,
 }
@@ -36,11 +38,12 @@ struct Attached {
     ip: Ipv4Addr,
     /// Leads to the pod's namespace while the pod is there; afterwards to nothing, or to somebody else's.
     netns: PathBuf,
+    host_ports: Vec<u16>,
 }
 
 impl Pods {
-    pub fn new(netlink: Netlink, proxy: Arc<Proxy>, node_ip: Ipv4Addr, mtu: u32) -> Self {
-        Self { netlink, proxy, node_ip, mtu, attached: HashMap::new() }
+    pub fn new(netlink: Netlink, proxy: Arc<Proxy>, node_ip: Ipv4Addr, mtu: u32, reserved: Vec<PortRange>) -> Self {
+        Self { netlink, proxy, node_ip, mtu, reserved, attached: HashMap::new() }
     }
 
     /// Of the pods that are there, and of those that come from now on.
@@ -106,7 +109,8 @@ impl Pods {
         set_up_far(&inside, &far, pod.ip).await?;
         self.netlink.settle(&near.name)?;
         inside.settle(&far.name)?;
-        self.attached.insert(pod.uid.clone(), Attached { ip: pod.ip, netns: pod.netns.clone() });
+        let host_ports = pod.host_ports.iter().map(|port| port.host_port).collect();
+        self.attached.insert(pod.uid.clone(), Attached { ip: pod.ip, netns: pod.netns.clone(), host_ports });
         tracing::debug!(uid = pod.uid, ip = %pod.ip, device = name, "pod attached");
         self.open_host_ports(pod).await
     }
@@ -149,8 +153,16 @@ impl Pods {
         if let Some(near) = near {
             self.netlink.delete(near.index).await?;
         }
-        self.attached.remove(uid);
-        Ok(())
+        let gone = self.attached.remove(uid);
+        self.release(&gone.map(|pod| pod.host_ports).unwrap_or_default())
+    }
+
+    /// Ports that nobody else has. Those of pods that an earlier agent attached stay reserved until `reset`.
+    fn release(&self, ports: &[u16]) -> Result<()> {
+        let used = |port: u16| self.attached.values().any(|pod| pod.host_ports.contains(&port));
+        let kept = |port: u16| self.reserved.iter().any(|range| range.has(port));
+        let free: Vec<u16> = ports.iter().copied().filter(|port| !used(*port) && !kept(*port)).collect();
+        ports::release(&free)
     }
 
     /// Removal first: an address may have gone from a pod that is no more to one that waits.

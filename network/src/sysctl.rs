@@ -1,6 +1,7 @@
 //! Settings of the network namespace that the calling thread is in.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use crate::{NetworkError, Result};
@@ -8,15 +9,26 @@ use crate::{NetworkError, Result};
 const ROOT: &str = "/proc/sys/net";
 pub(crate) const RESERVED_PORTS: &str = "ipv4/ip_local_reserved_ports";
 
+/// More than the longest setting has: every other port of all.
+const LONGEST: usize = 256 << 10;
+
 pub(crate) fn read(name: &str) -> Result<String> {
     let path = path(name);
-    fs::read_to_string(&path).map_err(|source| NetworkError::File { path, source })
+    text(&path).map_err(|source| NetworkError::File { path, source })
+}
+
+/// In one read: of a list of ports the kernel gives nothing to a second one.
+fn text(path: &Path) -> io::Result<String> {
+    let mut bytes = vec![0; LONGEST];
+    let length = File::open(path)?.read(&mut bytes)?;
+    bytes.truncate(length);
+    String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// Writes only what differs, so that a read-only /proc with the right values will do.
 pub(crate) fn write(name: &str, value: &str) -> Result<()> {
     let path = path(name);
-    if fs::read_to_string(&path).is_ok_and(|found| found.trim() == value.trim()) {
+    if text(&path).is_ok_and(|found| found.trim() == value.trim()) {
         return Ok(());
     }
     // An empty list of ports is written as an empty line.

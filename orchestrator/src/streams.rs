@@ -73,7 +73,8 @@ impl Nodes for AgentSlot {
         let session = if command.is_empty() {
             agent.attach(uid(pod), &container, AttachRequest { stdin, stdout, stderr }).await
         } else {
-            agent.exec(uid(pod), &container, &ExecRequest { command, stdin, stdout, stderr, tty }).await
+            let user = agent::asked_user(pod, &container).map_err(|error| Status::bad_request(error.to_string()))?;
+            agent.exec(uid(pod), &container, &ExecRequest { command, stdin, stdout, stderr, tty, user }).await
         };
         match session {
             Ok(session) => Ok(connect(session)),

@@ -169,6 +169,11 @@ impl Flow {
         self.reset != 0 || self.client_fin & self.server_fin != 0
     }
 
+    /// Counts for the share of the pod that began it: answered, and not over.
+    pub const fn counts(&self) -> bool {
+        self.replied != 0 && !self.is_over()
+    }
+
     pub const fn stage(&self) -> Stage {
         if self.is_over() {
             Stage::Closed

@@ -15,9 +15,9 @@ use proxy_common::*;
 use crate::atomic;
 use crate::choose::{Caller, contains, find_service, is_gone};
 use crate::forward::{From, Place, is_pod_address, place_of};
-use crate::maps::{BEGUN, EXPOSED, FLOWS, NEWEST, SHARES, node, of_map, whole};
+use crate::maps::{BEGUN, EXPOSED, FLOWS, NEWEST, node, of_map, whole};
 use crate::packet::{FIN, Layer4, Packet, RST, set_words, words};
-use crate::snat;
+use crate::{shares, snat};
 
 const NOEXIST: u64 = 1;
 /// What the kernel says when a map has no element left (E2BIG).
@@ -201,7 +201,7 @@ fn forward(packet: &mut Packet, from: From, node: &NodeConfig) -> Place {
     // idle life.
     let flow = unsafe { &mut *flow };
     if packet.is_opening() && !leads_on(packet, flow, from) {
-        forget(&packet.tuple, flow.snat);
+        forget(&packet.tuple);
         return Place::NO_FLOW;
     }
     touch(flow);
@@ -209,7 +209,7 @@ fn forward(packet: &mut Packet, from: From, node: &NodeConfig) -> Place {
         flow.assured = 1;
     }
     if packet.is_closing() {
-        mark_closing(packet, &mut flow.client_fin, &mut flow.reset);
+        shares::change(flow, packet.tuple.src, |flow| mark_closing(packet, &mut flow.client_fin, &mut flow.reset));
     }
     place(flow, Direction::Forward, packet.to.dst, node)
 }
@@ -290,14 +290,13 @@ fn answer(packet: &mut Packet, asking: &Tuple, node: &NodeConfig) -> Place {
     let flow = unsafe { &mut *flow };
     touch(flow);
     if flow.replied == 0 {
-        flow.replied = 1;
-        count_share(asking.src);
+        shares::change(flow, asking.src, |flow| flow.replied = 1);
     }
     if packet.accepts() && (flow.client_fin | flow.server_fin | flow.reset) != 0 {
-        live_again(flow);
+        shares::change(flow, asking.src, live_again);
     }
     if packet.is_closing() {
-        mark_closing(packet, &mut flow.server_fin, &mut flow.reset);
+        shares::change(flow, asking.src, |flow| mark_closing(packet, &mut flow.server_fin, &mut flow.reset));
     }
     set_words(&mut packet.to, Tuple::reversed_words(asked));
     place(flow, Direction::Reply, asking.src, node)
@@ -346,23 +345,6 @@ fn place(flow: &mut Flow, direction: Direction, addr: Ip4, node: &NodeConfig) ->
         flow.exits[exit] = place.note(addr);
     }
     place
-}
-
-#[inline(always)]
-fn count_share(client: Ip4) {
-    if let Some(flows) = SHARES.get_ptr_mut(client.0) {
-        // SAFETY: an aligned element of a map. Two processors at once may lose a flow, and it may be recycled for another pod: the
-        // next sweep counts anew.
-        unsafe { *flows += 1 };
-    }
-}
-
-/// Whether a client is a pod that has as many flows as one may have.
-#[inline(always)]
-pub fn share_is_spent(client: Ip4, node: &NodeConfig) -> bool {
-    // SAFETY: the pointer is to a map element.
-    is_pod_address(client, node)
-        && SHARES.get_ptr(client.0).is_some_and(|flows| unsafe { core::ptr::read_volatile(flows) } >= MAX_POD_FLOWS)
 }
 
 /// Begins a flow from a packet to the endpoint that its `to` has; the rest of `to` is found here.
@@ -474,7 +456,6 @@ pub extern "C" fn amphi_record(packet: *mut Packet, member: u64, place: u32) -> 
 struct Looking {
     oldest: Tuple,
     seen: u64,
-    snat: u32,
     met: u32,
 }
 
@@ -483,11 +464,11 @@ struct Looking {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn amphi_make_room() -> u32 {
-    let mut looking = Looking { oldest: NO_TUPLE, seen: u64::MAX, snat: 0, met: 0 };
+    let mut looking = Looking { oldest: NO_TUPLE, seen: u64::MAX, met: 0 };
     // SAFETY: the callback takes what it is given here, which outlives the call.
     unsafe { bpf_loop(LOOKS, look as *mut c_void, (&raw mut looking).cast(), 0) };
     if looking.met != 0 {
-        forget(&looking.oldest, looking.snat);
+        forget(&looking.oldest);
     }
     looking.met
 }
@@ -505,10 +486,10 @@ unsafe extern "C" fn look(_index: u32, looking: *mut Looking) -> i64 {
     set_words(&mut key, place);
     let Some(flow) = FLOWS.get_ptr(key) else { return 0 };
     // SAFETY: a map element.
-    let (gives_way, seen, snat) = unsafe { (snat::gives_way(flow), (*flow).seen, (*flow).snat) };
+    let (gives_way, seen) = unsafe { (snat::gives_way(flow), (*flow).seen) };
     if gives_way && seen < looking.seen {
         set_words(&mut looking.oldest, place);
-        (looking.seen, looking.snat, looking.met) = (seen, snat, 1);
+        (looking.seen, looking.met) = (seen, 1);
     }
     0
 }
@@ -537,17 +518,19 @@ pub extern "C" fn amphi_note_newest(key: *mut Tuple) -> u32 {
 
 #[inline(always)]
 fn end_unless_assured(key: &Tuple) {
-    let Some(flow) = FLOWS.get_ptr(key) else { return };
     // SAFETY: a map element.
-    let (assured, place) = unsafe { ((*flow).assured, (*flow).snat) };
-    if assured == 0 {
-        forget(key, place);
+    if FLOWS.get_ptr(key).is_some_and(|flow| unsafe { (*flow).assured } == 0) {
+        forget(key);
     }
 }
 
 #[inline(always)]
-fn forget(key: &Tuple, place: u32) {
+fn forget(key: &Tuple) {
+    let Some(flow) = FLOWS.get_ptr(key) else { return };
+    // SAFETY: a map element.
+    let (counts, place) = unsafe { ((*flow).counts(), (*flow).snat) };
     if FLOWS.remove(key).is_ok() {
         snat::release(place, key);
+        shares::moved(key.src, counts, false);
     }
 }

@@ -17,6 +17,7 @@ mod mangle;
 mod maps;
 mod packet;
 mod reject;
+mod shares;
 mod snat;
 mod socket;
 mod tc;

@@ -19,6 +19,7 @@ use crate::atomic::swap;
 use crate::forward::local_pod_of;
 use crate::maps::{FLOWS, SNAT, node};
 use crate::packet::{Packet, set_words, words};
+use crate::shares;
 
 const CURRENT_NETNS: u64 = u64::MAX;
 /// Spreads addresses that differ in few bits: 2³² divided by the golden ratio.
@@ -167,11 +168,12 @@ fn take_over(number: u32, to: &Tuple, from: &Tuple) -> u32 {
     let key = tuple(key(place));
     let Some(flow) = FLOWS.get_ptr(key) else { return 0 };
     // SAFETY: a map element.
-    let (gives_way, its) = unsafe { (gives_way(flow), (*flow).snat) };
+    let (gives_way, its, counts) = unsafe { (gives_way(flow), (*flow).snat, (*flow).counts()) };
     if !gives_way || its != number || FLOWS.remove(key).is_err() {
         return 0;
     }
     // The flow that had the place is gone, and by our hand.
+    shares::moved(key.src, counts, false);
     set_key(place, from);
     // SAFETY: within a map element.
     unsafe { write_volatile(&raw mut (*place).remote, to.remote()) };

@@ -22,6 +22,7 @@ use crate::mangle::{Hop, rewrite};
 use crate::maps::{count, count_number, flows_are_carried, local_pod, node, of_map};
 use crate::packet::{Layer4, Packet, claims_ip4, set_words, words};
 use crate::reject::{HOST_UNREACHABLE, PORT_UNREACHABLE, reject};
+use crate::shares;
 
 /// What shall become of a packet, in one word: an act, and an exit, ICMP code or counter above it.
 #[must_use]
@@ -257,7 +258,7 @@ fn to_endpoint(
             Verdict::reject(PORT_UNREACHABLE)
         };
     }
-    if flow::share_is_spent(packet.tuple.src, node) {
+    if shares::is_spent(packet.tuple.src, node) {
         return Verdict::drop(Counter::DropFlowShare);
     }
     let Some(addr) = endpoint.ip.to_v4() else { return Verdict::drop(Counter::Unanswerable) };
@@ -348,7 +349,7 @@ fn leave(ctx: &TcContext, packet: &mut Packet, node: &NodeConfig) -> Verdict {
         Layer4::Tcp if !packet.is_opening() && flows_are_carried() => return Verdict::drop(Counter::DropCarried),
         // Of a connection that nobody remembers: its far end knows the node's address, not the pod's.
         Layer4::Tcp if !packet.is_opening() => return Verdict::reject(PORT_UNREACHABLE),
-        _ if flow::share_is_spent(packet.tuple.src, node) => return Verdict::drop(Counter::DropFlowShare),
+        _ if shares::is_spent(packet.tuple.src, node) => return Verdict::drop(Counter::DropFlowShare),
         _ => {}
     }
     match flow::begin(ctx, packet, Source::Node, Member::NONE.bits(), node) {

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use proxy_common::{Flow, Member, Tuple, end};
 
-/// How many answered flows each of these pods began, by address.
+/// How many flows that are answered and not over each of these pods began, by address.
 pub fn shares(flows: &[(Tuple, Flow)], pods: impl Iterator<Item = u32>) -> BTreeMap<u32, u64> {
     let mut shares: BTreeMap<u32, u64> = pods.map(|address| (address, 0)).collect();
-    for (tuple, _) in flows.iter().filter(|(_, flow)| flow.replied != 0) {
+    for (tuple, _) in flows.iter().filter(|(_, flow)| flow.counts()) {
         if let Some(count) = shares.get_mut(&tuple.src.0) {
             *count += 1;
         }
@@ -46,9 +46,10 @@ mod tests {
     }
 
     #[test]
-    fn an_answered_flow_counts_for_the_pod_that_began_it() {
+    fn an_answered_flow_counts_for_the_pod_that_began_it_until_it_is_over() {
         let unanswered = Flow { replied: 0, ..flow(1) };
-        let flows = [(tuple(), flow(1)), (tuple().reversed(), flow(1)), (tuple(), unanswered)];
+        let over = Flow { reset: 1, ..flow(1) };
+        let flows = [(tuple(), flow(1)), (tuple().reversed(), flow(1)), (tuple(), unanswered), (tuple(), over)];
         let other = Ip4::new([10, 244, 0, 1]).0;
         let counted = shares(&flows, [tuple().src.0, other].into_iter());
         assert_eq!(counted, BTreeMap::from([(tuple().src.0, 1), (other, 0)]));

@@ -11,6 +11,7 @@ use x509_parser::prelude::FromDer;
 use super::{Cluster, Member, Review};
 use crate::authz::Attributes;
 use crate::identity::MASTERS;
+use crate::pki::subject::Subject;
 
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 
@@ -72,7 +73,7 @@ impl Member for SubjectRestriction {
         let request = review.object["spec"]["request"].as_str().unwrap_or_default();
         match subject(request) {
             Err(why) => Err(review.forbidden(&format!("failed to parse CSR: {why}"))),
-            Ok(subject) if subject.groups.iter().any(|group| group == MASTERS) => {
+            Ok(subject) if subject.organizations.iter().any(|group| group == MASTERS) => {
                 let why = format!("use of {CLIENT_SIGNER} signer with {MASTERS} group is not allowed");
                 Err(review.forbidden(&why))
             }
@@ -81,22 +82,10 @@ impl Member for SubjectRestriction {
     }
 }
 
-/// Whom a request is to be a certificate of.
-#[derive(Debug)]
-pub(super) struct Subject {
-    pub common_name: Option<String>,
-    pub groups: Vec<String>,
-}
-
-/// From the PEM text in base64.
+/// Whom a request is to be a certificate of, from the PEM text in base64.
 pub(super) fn subject(request: &str) -> Result<Subject, String> {
     let pem = base64::prelude::BASE64_STANDARD.decode(request).map_err(|error| error.to_string())?;
     let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).map_err(|error| error.to_string())?;
     let (_, parsed) = X509CertificationRequest::from_der(&pem.contents).map_err(|error| error.to_string())?;
-    let subject = &parsed.certification_request_info.subject;
-    // What is no text is nobody's name either. Of several names the last one counts, as Go reads them.
-    Ok(Subject {
-        common_name: subject.iter_common_name().filter_map(|name| name.as_str().ok()).last().map(str::to_owned),
-        groups: subject.iter_organization().filter_map(|name| name.as_str().ok()).map(str::to_owned).collect(),
-    })
+    Subject::read(parsed.certification_request_info.subject.as_raw()).map_err(|error| error.to_string())
 }

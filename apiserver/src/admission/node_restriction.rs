@@ -318,12 +318,11 @@ impl Mine<'_> {
             Err(why) => return self.refused(format!("unable to parse CSR: {why}")),
         };
         let own = format!("{NODE_USER}{}", self.node);
-        match subject.common_name {
-            Some(name) if name.starts_with(NODE_USER) && name != own => {
-                self.refused(format!("can only create a CSR with CN={own}"))
-            }
-            _ => Ok(()),
+        let name = subject.common_name;
+        if name.starts_with(NODE_USER) && name != own {
+            return self.refused(format!("can only create a CSR with CN={own}"));
         }
+        Ok(())
     }
 
     /// What devices are on this machine; which slices a node sees and changes is for the authorizer to say.

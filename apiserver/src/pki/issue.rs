@@ -314,7 +314,7 @@ mod tests {
         let refused = |request: &str| CertificateRequest::read(request).unwrap_err().to_string();
         assert_eq!(
             refused(&pem("CERTIFICATE REQUEST", &other)),
-            "the request's signature is not of the key that it names"
+            "the request's signature is not of the key that it names, or not of a kind that is known here"
         );
         assert_eq!(refused(&pem("CERTIFICATE", &der)), "PEM block type must be CERTIFICATE REQUEST");
         assert!(refused(&pem("CERTIFICATE REQUEST", &der[..20])).starts_with("the request cannot be read"));

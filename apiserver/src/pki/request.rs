@@ -3,18 +3,16 @@
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use thiserror::Error;
-use x509_cert::attr::AttributeTypeAndValue;
 use x509_cert::der::Decode;
-use x509_cert::der::asn1::{ObjectIdentifier, PrintableStringRef, Utf8StringRef};
 use x509_cert::der::oid::AssociatedOid;
-use x509_cert::der::oid::db::rfc4519;
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
-use x509_cert::name::Name;
 use x509_cert::request::{CertReq, CertReqInfo, ExtensionReq};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
+
+use super::subject::{Subject, SubjectError};
 
 #[derive(Debug, Error)]
 pub enum RequestError {
@@ -22,7 +20,9 @@ pub enum RequestError {
     NotARequest,
     #[error("the request cannot be read: {0}")]
     Unreadable(String),
-    #[error("the request's signature is not of the key that it names")]
+    #[error(transparent)]
+    Subject(#[from] SubjectError),
+    #[error("the request's signature is not of the key that it names, or not of a kind that is known here")]
     Signature,
 }
 
@@ -67,24 +67,9 @@ impl CertificateRequest {
         let asked = asked.info;
         let alternative_names = alternative_names(&asked).map_err(unreadable)?;
         let names = OtherNames::of(alternative_names.as_ref());
-        let subject = |kind| texts(&asked.subject, kind);
-        // Of several names the last one counts, as Go reads them.
-        let common_name = subject(rfc4519::CN).pop().unwrap_or_default();
-        let organizations = subject(rfc4519::O);
+        let Subject { common_name, organizations } = Subject::of(&asked.subject)?;
         Ok(Self { asked, alternative_names, common_name, organizations, names })
     }
-}
-
-/// The attributes of this type, in their order.
-fn texts(name: &Name, kind: ObjectIdentifier) -> Vec<String> {
-    let all = name.0.iter().flat_map(|part| part.0.iter());
-    all.filter(|attribute| attribute.oid == kind).filter_map(text).collect()
-}
-
-fn text(attribute: &AttributeTypeAndValue) -> Option<String> {
-    let value = &attribute.value;
-    let utf8 = value.decode_as::<Utf8StringRef<'_>>().map(|text| text.to_string());
-    utf8.or_else(|_| value.decode_as::<PrintableStringRef<'_>>().map(|text| text.to_string())).ok()
 }
 
 fn alternative_names(asked: &CertReqInfo) -> x509_cert::der::Result<Option<SubjectAltName>> {

@@ -36,6 +36,7 @@ const BLOCK: Revision = 10_000;
 pub fn open(path: &Path) -> Result<Opened, StoreError> {
     let mut store = RedbStore::open(path)?;
     let (_, records) = store.load()?;
+    store.shrink(&records);
     let revision = store.reserved();
     let start = Box::new(move |feed: Box<dyn Feed>| Arc::new(Local::start(store, feed, revision)) as Arc<dyn Store>);
     Ok(Opened { revision, records, place: path.to_owned(), start })

@@ -147,8 +147,8 @@ impl Medium for Machine {
         &self.path
     }
 
-    fn is_empty(&self) -> io::Result<bool> {
-        Ok(self.disk.with(|state| state.bytes.is_empty()))
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.disk.with(|state| state.bytes.len() as u64))
     }
 
     fn open(&self, builder: &Builder) -> Result<Database, DatabaseError> {
@@ -252,6 +252,8 @@ fn run(count: usize) -> Run {
         store.put(batch).unwrap();
         note(done);
     }
+    note(count);
+    store.compact().unwrap();
     note(count);
     let closed = disk.with(|state| state.log.len());
     drop(store);

@@ -11,6 +11,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use causes::chain;
 use redb::backends::FileBackend;
 use redb::{
     Builder, ConcurrencyMode, Database, DatabaseError, Durability, Error, ReadOnlyDatabase, ReadTransaction,
@@ -31,6 +32,10 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const FORMAT: u64 = 2;
 /// Page cache of redb, bytes: reads come from the watch cache, so a small one is enough.
 const PAGE_CACHE: usize = 8 << 20;
+/// Bytes of a file that is left as it is, whatever it holds.
+const WORTH_IT: u64 = 64 << 20;
+/// How many times as large as its contents a file may be.
+const WASTE: u64 = 4;
 /// A full disk is looked at again no sooner: each look verifies the file.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 
@@ -38,8 +43,8 @@ const FULL_PAUSE: Duration = Duration::from_secs(1);
 pub(super) trait Medium: Send + 'static {
     /// For messages, and the place of the mark.
     fn path(&self) -> &Path;
-    /// Whether anything was ever written there.
-    fn is_empty(&self) -> io::Result<bool>;
+    /// Bytes; 0 where nothing was ever written.
+    fn size(&self) -> io::Result<u64>;
     fn open(&self, builder: &Builder) -> Result<Database, DatabaseError>;
 }
 
@@ -50,16 +55,16 @@ impl Medium for PlainFile {
         &self.0
     }
 
-    fn is_empty(&self) -> io::Result<bool> {
+    fn size(&self) -> io::Result<u64> {
         match std::fs::metadata(&self.0) {
-            Ok(found) => Ok(found.len() == 0),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Ok(found) => Ok(found.len()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
             Err(error) => Err(error),
         }
     }
 
     fn open(&self, builder: &Builder) -> Result<Database, DatabaseError> {
-        if self.is_empty()? {
+        if self.size()? == 0 {
             self.create()?;
         }
         let file = OpenOptions::new().read(true).write(true).open(&self.0)?;
@@ -123,7 +128,7 @@ impl RedbStore {
         let path = medium.path().to_owned();
         let unreadable = |source: io::Error| StoreError::Open { path: path.clone(), source: source.into() };
         let marked = mark::read(&path).map_err(unreadable)?.unwrap_or(0);
-        if marked > 0 && medium.is_empty().map_err(unreadable)? {
+        if marked > 0 && medium.size().map_err(unreadable)? == 0 {
             return Err(StoreError::Lost { path, found: 0, acknowledged: marked });
         }
         let database = open_verified(&path, || medium.open(builder().set_check_integrity_on_open(true)))?;
@@ -148,6 +153,42 @@ impl RedbStore {
         let path = self.place();
         let database = self.opened()?;
         verified(&path, || read_all(&database.begin_read()?))
+    }
+
+    /// Gives space back to the file system, where the file is large and little of it is used: a burst of objects that went leaves
+    /// its room behind. As safe as a commit. What fails is told, and the store goes on as it was.
+    pub fn shrink(&mut self, records: &[Record]) {
+        let used: usize =
+            records.iter().map(|record| record.key.len() + record.value.as_ref().map_or(0, Vec::len)).sum();
+        let before = self.medium.size().unwrap_or(0);
+        if !is_wasteful(before, used as u64) {
+            return;
+        }
+        let path = self.place().display().to_string();
+        match self.compact() {
+            Ok(()) => {
+                tracing::info!(path, before, after = self.medium.size().unwrap_or(0), "the store gave space back")
+            }
+            Err(error) => tracing::warn!(path, error = %chain(&error), "the store gives no space back"),
+        }
+    }
+
+    /// Moves everything to the front of the file and cuts the rest off.
+    pub(super) fn compact(&mut self) -> Result<(), StoreError> {
+        self.opened()?;
+        let Some(database) = &mut self.database else { return Ok(()) };
+        let compacted = loop {
+            match database.compact() {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(Error::from(error)),
+            }
+        };
+        compacted.map_err(|error| {
+            // As after a full disk: the file is looked at anew before it is used.
+            self.database = None;
+            StoreError::Open { path: self.place(), source: error.into() }
+        })
     }
 
     pub fn place(&self) -> PathBuf {
@@ -220,6 +261,11 @@ impl Values for RedbStore {
             Err(error) => Err(StoreError::Commit { revision: last, source: error.into() }),
         }
     }
+}
+
+/// A file that is worth the work of making it smaller.
+fn is_wasteful(size: u64, used: u64) -> bool {
+    size > WORTH_IT && size / WASTE > used
 }
 
 /// One process writes, others may read: `amphipod store check` and `backup` work beside a running server.
@@ -367,6 +413,40 @@ mod tests {
 
     fn put(key: &str, revision: u64) -> Record {
         Record { key: key.into(), revision, value: Some(seal(key, revision, b"{}")) }
+    }
+
+    #[test]
+    fn a_burst_that_went_leaves_no_room_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let mut store = RedbStore::open(&path).unwrap();
+        let text = "x".repeat(100_000);
+        let key = |number: u64| format!("/{number}");
+        let batch = |numbers: std::ops::Range<u64>, value: Option<&[u8]>| -> Vec<Record> {
+            let made = |number| Record { key: key(number), revision: number, value: value.map(<[u8]>::to_vec) };
+            numbers.map(made).collect()
+        };
+        (0..8).for_each(|part| store.put(&batch(part * 100..(part + 1) * 100, Some(text.as_bytes()))).unwrap());
+        store.put(&[put("/kept", 900)]).unwrap();
+        let (_, records) = store.load().unwrap();
+        let large = std::fs::metadata(&path).unwrap().len();
+        store.shrink(&records);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), large, "its room is used");
+        store.commit(&batch(0..800, None), 901, 901).unwrap();
+        let (_, records) = store.load().unwrap();
+        store.shrink(&records);
+        let small = std::fs::metadata(&path).unwrap().len();
+        assert!(large > WORTH_IT && small < large / 4, "{large} → {small}");
+        store.put(&[put("/after", 902)]).unwrap();
+        drop(store);
+        let (revision, records) = RedbStore::open(&path).unwrap().load().unwrap();
+        assert_eq!((revision, records), (902, vec![put("/after", 902), put("/kept", 900)]));
+    }
+
+    #[test]
+    fn small_and_well_used_files_are_left_alone() {
+        assert!(!is_wasteful(WORTH_IT, 0) && is_wasteful(WORTH_IT + WASTE, 0));
+        assert!(is_wasteful(200 << 20, 49 << 20) && !is_wasteful(200 << 20, 50 << 20));
     }
 
     #[test]

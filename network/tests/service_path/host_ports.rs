@@ -56,6 +56,30 @@ fn host_ports_lead_to_their_pod_as_long_as_it_is_there_whatever_services_there_a
 }
 
 #[test]
+fn ports_of_pods_are_reserved_as_long_as_they_have_them_however_many_there_are() {
+    let mut world = World::new(SocketHooks::Attached);
+    let reserved = |world: &World| {
+        let list = world.node.command("sysctl -n net.ipv4.ip_local_reserved_ports");
+        list.trim().split(',').map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = reserved(&world);
+    // Longer than what is read at first where a file is read to its end.
+    let ports = [80, 443, 8080, 9100, 10_250, 20_000, 25_000];
+    for port in ports {
+        assert_eq!(world.open_host_ports(0, &[port]), []);
+    }
+    assert_eq!(world.open_host_ports(0, &ports), []);
+    let during = reserved(&world);
+    assert!(
+        ports.iter().all(|port| during.contains(&port.to_string())) && before.iter().all(|own| during.contains(own))
+    );
+    world.restart(SocketHooks::Attached);
+    assert_eq!(world.open_host_ports(0, &ports), []);
+    world.detach("pod-0");
+    assert_eq!(reserved(&world), before);
+}
+
+#[test]
 fn host_ports_go_with_a_pod_that_went_while_no_agent_ran() {
     let mut world = World::new(SocketHooks::Attached);
     assert_eq!(world.open_host_port(0, 8888, None), []);

@@ -195,6 +195,18 @@ impl World {
         self.attach_with(&format!("pod-{pod}"), PODS[pod], &self.pods[pod].path(), &[port])
     }
 
+    /// All host ports of a pod.
+    pub fn open_host_ports(&self, pod: usize, ports: &[u16]) -> Vec<HostPortRefusal> {
+        let port = |host_port: &u16| HostPort {
+            host_ip: None,
+            host_port: *host_port,
+            container_port: 8080,
+            protocol: proxy_common::TCP,
+        };
+        let all: Vec<HostPort> = ports.iter().map(port).collect();
+        self.attach_with(&format!("pod-{pod}"), PODS[pod], &self.pods[pod].path(), &all)
+    }
+
     /// Services as (spec, endpoints), each endpoint set on one target port.
     pub fn serve(&self, services: &[Service]) {
         let facts = NodeFacts { node_name: "n1".into(), local_servers: vec![cluster_dns()], ..NodeFacts::default() };

@@ -277,6 +277,34 @@ fn a_clients_port_that_comes_round_again_keeps_its_port_behind_the_node() {
 }
 
 #[test]
+fn what_is_over_or_gave_way_does_not_count_for_its_clients_share() {
+    for ends in ENDS {
+        let world = World::with_ports(2);
+        let client = Ip4::new(CLIENT_SIDE.0).0;
+        world.kernel.maps.shares.put(&client, &0, Put::Any).unwrap();
+        let share = || world.kernel.maps.shares.get(&client).unwrap().unwrap();
+        let shown = world.open(CLIENT_SIDE);
+        assert_eq!(share(), 1);
+        for (side, flags) in ends {
+            match side {
+                Side::Client => world.client_sends(CLIENT_SIDE, *flags),
+                Side::Endpoint => world.endpoint_sends(&shown, *flags),
+            };
+        }
+        assert_eq!(share(), 0, "{ends:?}");
+        world.client_sends(CLIENT_SIDE, SYN);
+        world.endpoint_sends(&shown, SYN | ACK);
+        assert_eq!(share(), 1, "accepted anew");
+        // Not assured yet, and the oldest: it gives way where others take all ports.
+        world.pass_seconds(10);
+        for other in [1, 2] {
+            world.client_sends(([192, 168, 9, other], 4000), SYN);
+        }
+        assert_eq!((world.flow(CLIENT_SIDE), share()), (None, 0));
+    }
+}
+
+#[test]
 fn an_opening_after_the_end_that_nobody_accepts_lives_no_longer_than_what_it_follows() {
     for ends in ENDS {
         for answer in [None, Some(RST | ACK)] {
