@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 pub const MASTERS: &str = "system:masters";
 pub const AUTHENTICATED: &str = "system:authenticated";
 pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+/// The group of all nodes' agents, and what their names begin with.
+pub const NODES: &str = "system:nodes";
+pub const NODE: &str = "system:node:";
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,7 +35,7 @@ impl User {
 
     /// The agent of a node.
     pub fn node(name: &str) -> Self {
-        Self::new(format!("system:node:{name}"), &["system:nodes", AUTHENTICATED])
+        Self::new(format!("{NODE}{name}"), &[NODES, AUTHENTICATED])
     }
 
     pub fn is_master(&self) -> bool {
@@ -50,7 +53,7 @@ impl User {
 
     /// The node's name, when this is a node's agent.
     pub fn as_node(&self) -> Option<&str> {
-        self.name.strip_prefix("system:node:").filter(|_| self.in_group("system:nodes"))
+        self.name.strip_prefix(NODE).filter(|_| self.in_group(NODES))
     }
 }
 

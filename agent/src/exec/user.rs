@@ -2,7 +2,11 @@
 //!
 //! What is right for the container holds for the command: where the pod says that nothing runs as root, this does not either.
 
+use serde::Deserialize as _;
 use serde_json::{Value, json};
+
+use crate::model::{Container, PodSpec};
+use crate::oci::user;
 
 /// `UID` or `UID:GID`, for commands that are run in any of the pod's containers.
 pub const ANNOTATION: &str = "exec.amphipod.io/user";
@@ -43,13 +47,11 @@ fn read(text: &str) -> Option<ExecUser> {
     Some(ExecUser { uid, gid })
 }
 
+/// What cannot be read allows nothing.
 fn is_non_root(pod: &Value, container: &str) -> bool {
-    let spec = &pod["spec"];
-    let lists = ["containers", "initContainers", "ephemeralContainers"];
-    let mut all = lists.iter().flat_map(|list| spec[*list].as_array().into_iter().flatten());
-    let own = all.find(|found| found["name"] == container).map(|found| &found["securityContext"]["runAsNonRoot"]);
-    let said = own.and_then(Value::as_bool).or_else(|| spec["securityContext"]["runAsNonRoot"].as_bool());
-    said.unwrap_or(false)
+    let Ok(spec) = PodSpec::deserialize(&pod["spec"]) else { return true };
+    let unnamed = Container::default();
+    user::is_non_root(&spec.security_context, spec.container(container).unwrap_or(&unnamed))
 }
 
 impl ExecUser {

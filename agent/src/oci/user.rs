@@ -108,7 +108,7 @@ pub fn resolve(
 ) -> Result<User, UserError> {
     let security = &container.security_context;
     let run_as_user = security.run_as_user.or(pod.run_as_user);
-    let non_root = security.run_as_non_root.or(pod.run_as_non_root).unwrap_or(false);
+    let non_root = is_non_root(pod, container);
     let (user_part, group_part) = image_user.split_once(':').unwrap_or((image_user, ""));
     if non_root {
         match run_as_user {
@@ -141,6 +141,11 @@ pub fn resolve(
     user.groups.sort_unstable();
     user.groups.dedup();
     Ok(user)
+}
+
+/// Whether nothing in a container may run as root.
+pub fn is_non_root(pod: &PodSecurity, container: &Container) -> bool {
+    container.security_context.run_as_non_root.or(pod.run_as_non_root).unwrap_or(false)
 }
 
 fn by_name(name: &str, accounts: &Accounts) -> Result<User, UserError> {

@@ -3,7 +3,6 @@
 
 use api::status::Status;
 use async_trait::async_trait;
-use base64::Engine as _;
 use serde_json::Value;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
@@ -11,9 +10,8 @@ use x509_parser::prelude::FromDer;
 use super::{Cluster, Member, Review};
 use crate::authz::Attributes;
 use crate::identity::MASTERS;
+use crate::pki::request::{API_CLIENT, block};
 use crate::pki::subject::Subject;
-
-const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 
 #[derive(Debug)]
 pub(super) struct Approval;
@@ -66,7 +64,7 @@ pub(super) struct SubjectRestriction;
 #[async_trait]
 impl Member for SubjectRestriction {
     fn concerns(&self, review: &Review<'_>) -> bool {
-        review.object["spec"]["signerName"] == CLIENT_SIGNER
+        review.object["spec"]["signerName"] == API_CLIENT
     }
 
     async fn validate(&self, _: Cluster<'_>, review: &Review<'_>) -> Result<Vec<String>, Status> {
@@ -74,7 +72,7 @@ impl Member for SubjectRestriction {
         match subject(request) {
             Err(why) => Err(review.forbidden(&format!("failed to parse CSR: {why}"))),
             Ok(subject) if subject.organizations.iter().any(|group| group == MASTERS) => {
-                let why = format!("use of {CLIENT_SIGNER} signer with {MASTERS} group is not allowed");
+                let why = format!("use of {API_CLIENT} signer with {MASTERS} group is not allowed");
                 Err(review.forbidden(&why))
             }
             Ok(_) => Ok(Vec::new()),
@@ -84,8 +82,7 @@ impl Member for SubjectRestriction {
 
 /// Whom a request is to be a certificate of, from the PEM text in base64.
 pub(super) fn subject(request: &str) -> Result<Subject, String> {
-    let pem = base64::prelude::BASE64_STANDARD.decode(request).map_err(|error| error.to_string())?;
-    let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).map_err(|error| error.to_string())?;
-    let (_, parsed) = X509CertificationRequest::from_der(&pem.contents).map_err(|error| error.to_string())?;
+    let block = block(request)?;
+    let (_, parsed) = X509CertificationRequest::from_der(&block.contents).map_err(|error| error.to_string())?;
     Subject::read(parsed.certification_request_info.subject.as_raw()).map_err(|error| error.to_string())
 }

@@ -13,12 +13,13 @@ use serde_json::Value;
 use super::certificates;
 use super::service_account::MIRROR;
 use super::{Cluster, Member, Operation, Review};
+use crate::identity::NODE;
 use crate::object::Object;
+use crate::pki::request::{KUBELET_CLIENT, KUBELET_SERVING};
 
 const LEASES: &str = "kube-node-lease";
 /// Of a node's certificates, for what it serves and for what it asks.
-const KUBELET_SIGNERS: [&str; 2] = ["kubernetes.io/kubelet-serving", "kubernetes.io/kube-apiserver-client-kubelet"];
-const NODE_USER: &str = "system:node:";
+const KUBELET_SIGNERS: [&str; 2] = [KUBELET_SERVING, KUBELET_CLIENT];
 
 /// Labels with Kubernetes' own prefixes that an agent sets about its machine.
 const OWN_LABELS: [&str; 12] = [
@@ -317,9 +318,9 @@ impl Mine<'_> {
             Ok(subject) => subject,
             Err(why) => return self.refused(format!("unable to parse CSR: {why}")),
         };
-        let own = format!("{NODE_USER}{}", self.node);
+        let own = format!("{NODE}{}", self.node);
         let name = subject.common_name;
-        if name.starts_with(NODE_USER) && name != own {
+        if name.starts_with(NODE) && name != own {
             return self.refused(format!("can only create a CSR with CN={own}"));
         }
         Ok(())

@@ -10,9 +10,15 @@ use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::request::{CertReq, CertReqInfo, ExtensionReq};
 use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::pem::{Pem, parse_x509_pem};
 use x509_parser::prelude::FromDer;
 
 use super::subject::{Subject, SubjectError};
+
+/// The signers of Kubernetes' own names that the cluster's CA answers to.
+pub const API_CLIENT: &str = "kubernetes.io/kube-apiserver-client";
+pub const KUBELET_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
+pub const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
 
 #[derive(Debug, Error)]
 pub enum RequestError {
@@ -53,9 +59,7 @@ impl CertificateRequest {
     /// # Errors
     /// When it is none, or was not signed by the key that it names.
     pub fn read(request: &str) -> Result<Self, RequestError> {
-        let pem = BASE64_STANDARD.decode(request).map_err(|error| RequestError::Unreadable(error.to_string()))?;
-        let (_, block) =
-            x509_parser::pem::parse_x509_pem(&pem).map_err(|error| RequestError::Unreadable(error.to_string()))?;
+        let block = block(request).map_err(RequestError::Unreadable)?;
         if block.label != "CERTIFICATE REQUEST" {
             return Err(RequestError::NotARequest);
         }
@@ -70,6 +74,12 @@ impl CertificateRequest {
         let Subject { common_name, organizations } = Subject::of(&asked.subject)?;
         Ok(Self { asked, alternative_names, common_name, organizations, names })
     }
+}
+
+/// The first block of a PEM text in base64.
+pub(crate) fn block(request: &str) -> Result<Pem, String> {
+    let pem = BASE64_STANDARD.decode(request).map_err(|error| error.to_string())?;
+    parse_x509_pem(&pem).map(|(_, block)| block).map_err(|error| error.to_string())
 }
 
 fn alternative_names(asked: &CertReqInfo) -> x509_cert::der::Result<Option<SubjectAltName>> {
@@ -112,7 +122,7 @@ impl OtherNames {
 
 /// When the first certificate of a PEM text ends, Unix seconds.
 pub fn ends(pem: &[u8]) -> Option<i64> {
-    let (_, block) = x509_parser::pem::parse_x509_pem(pem).ok()?;
+    let (_, block) = parse_x509_pem(pem).ok()?;
     let certificate = block.parse_x509().ok()?;
     Some(certificate.validity().not_after.timestamp())
 }

@@ -177,14 +177,7 @@ impl RedbStore {
     pub(super) fn compact(&mut self) -> Result<(), StoreError> {
         self.opened()?;
         let Some(database) = &mut self.database else { return Ok(()) };
-        let compacted = loop {
-            match database.compact() {
-                Ok(true) => {}
-                Ok(false) => break Ok(()),
-                Err(error) => break Err(Error::from(error)),
-            }
-        };
-        compacted.map_err(|error| {
+        compacted(database).map_err(|error| {
             // As after a full disk: the file is looked at anew before it is used.
             self.database = None;
             StoreError::Open { path: self.place(), source: error.into() }
@@ -397,12 +390,18 @@ pub(super) fn write_new(file: &File, records: &[Record], last: Revision) -> io::
     })
 }
 
+/// Moves contents to the front of the file until nothing is left to move.
+fn compacted(database: &mut Database) -> Result<(), Error> {
+    while database.compact()? {}
+    Ok(())
+}
+
 /// Compacts a file that nobody has open.
 pub(super) fn compact_file(path: &Path) -> Result<(), StoreError> {
     let medium = PlainFile(path.to_owned());
     let mut database = open_verified(path, || medium.open(builder().set_check_integrity_on_open(true)))?;
     let failed = |source: Error| StoreError::Open { path: path.to_owned(), source: source.into() };
-    while database.compact().map_err(|error| failed(error.into()))? {}
+    compacted(&mut database).map_err(failed)?;
     database.close().map_err(|error| failed(error.into()))
 }
 

@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use apiserver::pki::request::CertificateRequest;
+use apiserver::identity::NODE;
+use apiserver::pki::request::{CertificateRequest, KUBELET_CLIENT, KUBELET_SERVING};
 use client::{Caches, Kept, Key};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -42,7 +43,7 @@ impl Controller for Approving {
         };
         let Some(request) = find(caches, key).filter(undecided) else { return Plan::new() };
         let Ok(asked) = CertificateRequest::read(&request.spec.request) else { return Plan::new() };
-        let node = asked.common_name.strip_prefix(signers::NODE).and_then(|name| caches.of::<Node>().get("", name));
+        let node = asked.common_name.strip_prefix(NODE).and_then(|name| caches.of::<Node>().get("", name));
         plan(&request, &asked, node.as_deref(), Timestamp::now())
     }
 }
@@ -53,7 +54,7 @@ pub(super) fn plan(request: &SigningRequest, asked: &CertificateRequest, node: O
     let approved = |message| vec![with_condition(request, "approval", (APPROVED, "AutoApproved", message), now)];
     let again = || vec![Action::Again { key: Key::of(&request.metadata.meta), after: LATER }];
     match spec.signer_name.as_str() {
-        signers::KUBELET_CLIENT if signers::kubelet_client(asked, &spec.usages).is_none() => {
+        KUBELET_CLIENT if signers::kubelet_client(asked, &spec.usages).is_none() => {
             let may = |subresource, message, otherwise| {
                 vec![Action::IfAllowed { review: review(request, subresource), then: approved(message), otherwise }]
             };
@@ -68,7 +69,7 @@ pub(super) fn plan(request: &SigningRequest, asked: &CertificateRequest, node: O
                 false => any,
             }
         }
-        signers::KUBELET_SERVING if own && signers::kubelet_serving(asked, &spec.usages).is_none() => {
+        KUBELET_SERVING if own && signers::kubelet_serving(asked, &spec.usages).is_none() => {
             match node.is_some_and(|node| names_itself(asked, node)) {
                 true => approved("Auto approving kubelet serving certificate of the addresses of its own node."),
                 false => again(),

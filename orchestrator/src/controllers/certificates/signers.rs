@@ -2,16 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use apiserver::pki::request::CertificateRequest;
+use apiserver::identity::{NODE, NODES};
+use apiserver::pki::request::{API_CLIENT, CertificateRequest, KUBELET_CLIENT, KUBELET_SERVING};
 
-pub const API_CLIENT: &str = "kubernetes.io/kube-apiserver-client";
-pub const KUBELET_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
-pub const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
 const LEGACY: &str = "kubernetes.io/legacy-unknown";
-
-/// The group of all nodes, and what their names begin with.
-pub const NODES: &str = "system:nodes";
-pub const NODE: &str = "system:node:";
 
 /// Whether the cluster's own CA signs for this name.
 pub fn is_ours(signer: &str) -> bool {

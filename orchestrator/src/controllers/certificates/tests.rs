@@ -1,4 +1,4 @@
-use apiserver::pki::request::CertificateRequest;
+use apiserver::pki::request::{API_CLIENT, CertificateRequest, KUBELET_CLIENT, KUBELET_SERVING};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
@@ -57,27 +57,24 @@ fn signers_sign_what_is_theirs() {
     let why = |signer, request: &CertificateRequest, names: &[String]| {
         signers::refusal(signer, request, names).unwrap_or_default()
     };
-    assert_eq!(why(signers::API_CLIENT, &other, &usages(&["client auth"])), "");
+    assert_eq!(why(API_CLIENT, &other, &usages(&["client auth"])), "");
+    assert_eq!(why(API_CLIENT, &other, &usages(&["server auth"])), "invalid usage for client certificate: server auth");
     assert_eq!(
-        why(signers::API_CLIENT, &other, &usages(&["server auth"])),
-        "invalid usage for client certificate: server auth"
-    );
-    assert_eq!(
-        why(signers::API_CLIENT, &other, &usages(&["digital signature"])),
+        why(API_CLIENT, &other, &usages(&["digital signature"])),
         "missing required usage for client certificate: client auth"
     );
-    assert_eq!(why(signers::KUBELET_CLIENT, &node, &usages(&CLIENT)), "");
-    assert_eq!(why(signers::KUBELET_CLIENT, &node, &rsa), "");
+    assert_eq!(why(KUBELET_CLIENT, &node, &usages(&CLIENT)), "");
+    assert_eq!(why(KUBELET_CLIENT, &node, &rsa), "");
     assert_eq!(
-        why(signers::KUBELET_CLIENT, &node, &usages(&SERVING)),
+        why(KUBELET_CLIENT, &node, &usages(&SERVING)),
         "usages did not match [client auth digital signature key encipherment]"
     );
-    assert_eq!(why(signers::KUBELET_CLIENT, &other, &rsa), "subject organization is not system:nodes");
-    assert_eq!(why(signers::KUBELET_CLIENT, &serving, &rsa), "DNS subjectAltNames are not allowed");
-    assert_eq!(why(signers::KUBELET_SERVING, &serving, &usages(&SERVING)), "");
-    assert_eq!(why(signers::KUBELET_SERVING, &node, &usages(&SERVING)), "DNS or IP subjectAltName is required");
+    assert_eq!(why(KUBELET_CLIENT, &other, &rsa), "subject organization is not system:nodes");
+    assert_eq!(why(KUBELET_CLIENT, &serving, &rsa), "DNS subjectAltNames are not allowed");
+    assert_eq!(why(KUBELET_SERVING, &serving, &usages(&SERVING)), "");
+    assert_eq!(why(KUBELET_SERVING, &node, &usages(&SERVING)), "DNS or IP subjectAltName is required");
     let named = asked("jane", "system:nodes", &[]);
-    assert_eq!(why(signers::KUBELET_CLIENT, &named, &rsa), "subject common name does not begin with system:node:");
+    assert_eq!(why(KUBELET_CLIENT, &named, &rsa), "subject common name does not begin with system:node:");
     assert!(signers::is_ours("kubernetes.io/legacy-unknown") && !signers::is_ours("example.com/own"));
 }
 
@@ -88,17 +85,17 @@ fn plans_are_as_agreed() {
     let of = |signer: &str, usages: &[&str], user: &str| {
         request(&json!({"signerName": signer, "usages": usages, "username": user, "groups": ["g"]}), &json!([]))
     };
-    let bootstrap = of(signers::KUBELET_CLIENT, &CLIENT, "system:bootstrap:abcdef");
-    let own = of(signers::KUBELET_CLIENT, &CLIENT, "system:node:n");
-    let serving = of(signers::KUBELET_SERVING, &SERVING, "system:node:n");
-    let others = of(signers::KUBELET_SERVING, &SERVING, "system:node:m");
+    let bootstrap = of(KUBELET_CLIENT, &CLIENT, "system:bootstrap:abcdef");
+    let own = of(KUBELET_CLIENT, &CLIENT, "system:node:n");
+    let serving = of(KUBELET_SERVING, &SERVING, "system:node:n");
+    let others = of(KUBELET_SERVING, &SERVING, "system:node:m");
     let client = asked("system:node:n", "system:nodes", &[]);
     let server = asked("system:node:n", "system:nodes", &["n", "10.0.0.1"]);
     let node = |address: &str| -> Node {
         let addresses = json!([{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": address}]);
         serde_json::from_value(json!({"metadata": {"name": "n"}, "status": {"addresses": addresses}})).unwrap()
     };
-    let decided = request(&json!({"signerName": signers::API_CLIENT}), &approved);
+    let decided = request(&json!({"signerName": API_CLIENT}), &approved);
     assert!(signing::is_due(&decided) && !signing::is_due(&own));
     let approve = |request: &SigningRequest, asked: &CertificateRequest, node: Option<&Node>| {
         approving::plan(request, asked, node, now)
@@ -114,7 +111,7 @@ fn plans_are_as_agreed() {
         ("a node's server by another's address", approve(&serving, &server, Some(&node("10.0.0.2")))),
         ("a server of a node that is not there", approve(&serving, &server, None)),
         ("another node's server", approve(&others, &server, Some(&node("10.0.0.1")))),
-        ("a person", approve(&of(signers::API_CLIENT, &CLIENT, "jane"), &asked("jane", "dev", &[]), None)),
+        ("a person", approve(&of(API_CLIENT, &CLIENT, "jane"), &asked("jane", "dev", &[]), None)),
         ("approved lately", clean(&approved, "2026-01-01T01:59:59Z")),
         ("approved an hour ago", clean(&approved, "2026-01-01T02:00:00Z")),
         ("undecided for a day", clean(&json!([]), "2026-01-02T00:00:01Z")),
