@@ -21,8 +21,8 @@ use tokio::sync::oneshot;
 mod user;
 
 use crate::door::{Folder, path_of};
-use crate::link::{LinkError, PodLink};
 use crate::node::{LiveContainer, LivePod, Node};
+use crate::process_link::{LinkError, ProcessLink};
 
 pub use user::{ExecUser, ExecUserError, asked as asked_user};
 
@@ -61,7 +61,7 @@ pub struct ExecSession {
 /// A process that was started in a container.
 #[derive(Clone)]
 pub struct Process {
-    link: Arc<PodLink>,
+    link: Arc<ProcessLink>,
     exec: String,
 }
 
@@ -105,7 +105,7 @@ impl ExecError {
 #[derive(Clone)]
 pub enum Resizer {
     Pty(Arc<Pty>),
-    Container { link: Arc<PodLink>, run: String },
+    Container { link: Arc<ProcessLink>, run: String },
 }
 
 impl Resizer {

@@ -14,7 +14,7 @@ use crate::boundary::{EventKind, PodEvent, PodNetwork, PodRef, Upstream};
 use crate::config::Config;
 use crate::embed::PodExecutable;
 use crate::image::ImageStore;
-use crate::link::PodLink;
+use crate::process_link::ProcessLink;
 use crate::record::Records;
 use crate::users::Ranges;
 
@@ -50,7 +50,7 @@ pub struct Live {
 /// What exec and attach need to know of a running pod.
 #[derive(Clone)]
 pub struct LivePod {
-    pub link: Arc<PodLink>,
+    pub link: Arc<ProcessLink>,
     pub containers: HashMap<String, LiveContainer>,
 }
 

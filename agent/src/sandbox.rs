@@ -17,9 +17,9 @@ use crate::boundary::{Attachment, HostPort, NetworkError};
 use crate::disk;
 use crate::env::hostname;
 use crate::files::{Resolver, cluster_searches};
-use crate::link::{LinkError, LinkEvent, PodLink};
 use crate::model::{ContainerPort, Pod, PodSpec};
 use crate::node::Node;
+use crate::process_link::{LinkError, LinkEvent, ProcessLink};
 use crate::record::Record;
 use crate::step::Step;
 
@@ -28,7 +28,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A living pod process.
 pub struct Sandbox {
-    pub link: Arc<PodLink>,
+    pub link: Arc<ProcessLink>,
     pub state: State,
     pub events: mpsc::UnboundedReceiver<LinkEvent>,
 }
@@ -165,7 +165,7 @@ fn sysctls(spec: &PodSpec) -> BTreeMap<String, String> {
 
 async fn connect(node: &Node, uid: &str) -> Result<Sandbox, LinkError> {
     let (sender, events) = mpsc::unbounded_channel();
-    let (link, state) = PodLink::connect(&node.pod_run(uid).join("socket"), sender).await?;
+    let (link, state) = ProcessLink::connect(&node.pod_run(uid).join("socket"), sender).await?;
     Ok(Sandbox { link: Arc::new(link), state, events })
 }
 

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use node::Node;
+use node::Running;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 #[derive(Clone)]
 pub struct AgentSlot {
     node: String,
-    running: Arc<OnceLock<Node>>,
+    running: Arc<OnceLock<Running>>,
 }
 
 impl AgentSlot {
@@ -25,7 +25,7 @@ impl AgentSlot {
         Self { node: node.to_owned(), running: Arc::default() }
     }
 
-    pub fn fill(&self, node: Node) {
+    pub fn fill(&self, node: Running) {
         // Filled once, at start.
         let _ = self.running.set(node);
     }
@@ -97,7 +97,7 @@ impl Nodes for AgentSlot {
 }
 
 /// What the node's parts count, in Prometheus' text form.
-fn metrics(node: &Node) -> String {
+fn metrics(node: &Running) -> String {
     let mut out = String::from("# TYPE amphipod_service_path_total counter\n");
     match node.proxy.counters() {
         Ok(all) => all.iter().for_each(|(what, count)| {

@@ -8,12 +8,12 @@ use async_trait::async_trait;
 use network::Network;
 use proxy_userspace::desired::{HostPort, protocol_number};
 
-pub struct PodLinks {
+pub struct AgentNetwork {
     network: Network,
     dns: Arc<dns::Server>,
 }
 
-impl PodLinks {
+impl AgentNetwork {
     pub fn new(network: Network, dns: Arc<dns::Server>) -> Self {
         Self { network, dns }
     }
@@ -48,7 +48,7 @@ fn translated(asked: &[boundary::HostPort]) -> (Vec<HostPort>, Vec<String>) {
 }
 
 #[async_trait]
-impl PodNetwork for PodLinks {
+impl PodNetwork for AgentNetwork {
     async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, NetworkError> {
         let IpAddr::V4(ip) = attachment.ip else {
             return Err(NetworkError(format!("{} is no IPv4 address", attachment.ip)));
