@@ -161,9 +161,10 @@ async fn a_uid_that_leads_elsewhere_is_not_followed() {
     let node = TestNode::start("uid").await;
     let mut pod = pod("astray", json!({"command": ["true"]}));
     pod["metadata"]["uid"] = json!("../elsewhere");
-    let log = node.config.data_dir.join("elsewhere/main/0.log");
-    fs::create_dir_all(log.parent().unwrap()).unwrap();
-    fs::write(&log, "2026-01-01T00:00:00Z stdout F x\n").unwrap();
+    for folder in ["logs", "elsewhere/main"] {
+        fs::create_dir_all(node.config.data_dir.join(folder)).unwrap();
+    }
+    fs::write(node.config.data_dir.join("elsewhere/main/0.log"), "2026-01-01T00:00:00Z stdout F x\n").unwrap();
     node.agent().sync(Arc::new(pod.clone()));
     node.agent().resync(vec![Arc::new(pod.clone())]);
     assert!(node.agent().pods().is_empty());
