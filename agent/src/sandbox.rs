@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::sysctl::dotted;
+use api::uid::Uid;
 use pod::protocol::{Setup, State};
 use tokio::sync::mpsc;
 
@@ -17,9 +18,9 @@ use crate::boundary::{Attachment, HostPort, NetworkError};
 use crate::disk;
 use crate::env::hostname;
 use crate::files::{Resolver, cluster_searches};
-use crate::link::{LinkError, LinkEvent, PodLink};
 use crate::model::{ContainerPort, Pod, PodSpec};
 use crate::node::Node;
+use crate::process_link::{LinkError, LinkEvent, ProcessLink};
 use crate::record::Record;
 use crate::step::Step;
 
@@ -28,7 +29,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A living pod process.
 pub struct Sandbox {
-    pub link: Arc<PodLink>,
+    pub link: Arc<ProcessLink>,
     pub state: State,
     pub events: mpsc::UnboundedReceiver<LinkEvent>,
 }
@@ -134,7 +135,7 @@ fn setup(node: &Node, pod: &Pod, record: &Record) -> Setup {
     let uid = &record.pod.uid;
     let folder = node.pod_run(uid);
     Setup {
-        uid: uid.to_owned(),
+        uid: uid.to_string(),
         socket: folder.join("socket"),
         lock: folder.join("lock"),
         state_dir: folder.join("state"),
@@ -163,9 +164,9 @@ fn sysctls(spec: &PodSpec) -> BTreeMap<String, String> {
     defaults.map(|(name, value)| (name.to_owned(), value.to_owned())).chain(asked).collect()
 }
 
-async fn connect(node: &Node, uid: &str) -> Result<Sandbox, LinkError> {
+async fn connect(node: &Node, uid: &Uid) -> Result<Sandbox, LinkError> {
     let (sender, events) = mpsc::unbounded_channel();
-    let (link, state) = PodLink::connect(&node.pod_run(uid).join("socket"), sender).await?;
+    let (link, state) = ProcessLink::connect(&node.pod_run(uid).join("socket"), sender).await?;
     Ok(Sandbox { link: Arc::new(link), state, events })
 }
 

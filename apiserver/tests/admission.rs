@@ -159,6 +159,37 @@ async fn streams_are_opened_by_their_own_requests_only() {
 }
 
 #[tokio::test]
+async fn who_only_reads_pods_has_no_way_into_them() {
+    const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
+    let mut world = World::new().await;
+    assert_eq!(world.admin("POST", PODS, pod("p", json!({"nodeName": "a"}))).await.code, 201);
+    let role = |verbs: Value| {
+        json!({"kind": "Role", "apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "r"},
+        "rules": [{"apiGroups": [""], "resources": ["pods/exec", "pods/attach", "pods/portforward", "pods/log"], "verbs": verbs}]})
+    };
+    let binding = json!({"kind": "RoleBinding", "apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "r"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "r"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "ann"}]});
+    assert_eq!(world.admin("POST", &format!("{RBAC}/roles"), role(json!(["get"]))).await.code, 201);
+    assert_eq!(world.admin("POST", &format!("{RBAC}/rolebindings"), binding).await.code, 201);
+    let mut ann = world.server.client("ann", "people");
+    let ways = ["exec?command=id&container=c", "attach", "portforward?port=80"];
+    for way in ways {
+        let refused = send(&mut ann, "GET", &format!("{PODS}/p/{way}"), Value::Null).await;
+        let part = way.split('?').next().unwrap();
+        let want = format!(
+            "pods \"p\" is forbidden: User \"ann\" cannot create resource \"pods/{part}\" in API group \"\" in the namespace \"default\""
+        );
+        assert_eq!((refused.code, refused.message()), (403, &*want));
+    }
+    assert_ne!(send(&mut ann, "GET", &format!("{PODS}/p/log?container=c"), Value::Null).await.code, 403);
+    assert_eq!(world.admin("PUT", &format!("{RBAC}/roles/r"), role(json!(["get", "create"]))).await.code, 200);
+    for way in ways {
+        assert_ne!(send(&mut ann, "GET", &format!("{PODS}/p/{way}"), Value::Null).await.code, 403, "{way}");
+    }
+}
+
+#[tokio::test]
 async fn some_namespaces_stay_and_those_that_go_take_nothing_in() {
     let mut world = World::new().await;
     for name in ["default", "kube-system", "kube-public"] {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use api::status::Status;
+use api::uid::Uid;
 use serde_json::{Value, json};
 
 use crate::object::{List, Resource, Revision, ServedKind};
@@ -95,7 +96,7 @@ impl Client {
     }
 
     /// Gives a pod its node; `uid` guards against a namesake.
-    pub async fn bind(&self, namespace: &str, pod: &str, uid: &str, node: &str) -> Result<(), Status> {
+    pub async fn bind(&self, namespace: &str, pod: &str, uid: &Uid, node: &str) -> Result<(), Status> {
         let binding = json!({
             "apiVersion": "v1",
             "kind": "Binding",

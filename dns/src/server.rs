@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
+use api::uid::Uid;
 use hickory_proto::rr::{Name, Record};
 use hickory_proto::serialize::binary::BinEncoder;
 use hickory_resolver::net::NetError;
@@ -155,12 +156,12 @@ impl Server {
     }
 
     /// Tells the search list of a pod of this node, whose address is its alone; none where it is not known for certain.
-    pub fn pod_came(&self, client: IpAddr, pod: &str, namespace: &str, searches: Option<&[String]>) {
+    pub fn pod_came(&self, client: IpAddr, pod: &Uid, namespace: &str, searches: Option<&[String]>) {
         let path = searches.and_then(|searches| SearchPath::of(namespace, searches));
         self.names.searches.set(client, pod, path);
     }
 
-    pub fn pod_went(&self, client: IpAddr, pod: &str) {
+    pub fn pod_went(&self, client: IpAddr, pod: &Uid) {
         self.names.searches.forget(client, pod);
     }
 

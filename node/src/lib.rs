@@ -25,9 +25,9 @@ use tokio::task::JoinSet;
 use outlook::Outlook;
 use status::{Facts, Readiness, Rhythm};
 
+mod agent_network;
 pub mod content;
 pub mod heartbeat;
-mod links;
 pub mod outlook;
 pub mod pods;
 pub mod registration;
@@ -77,7 +77,7 @@ pub struct Names {
 }
 
 /// A started node; its tasks run in the set it was given.
-pub struct Node {
+pub struct Running {
     pub agent: Arc<Agent>,
     pub proxy: Arc<Proxy>,
     /// Dropping the server stops DNS.
@@ -86,7 +86,7 @@ pub struct Node {
 }
 
 /// Starts every part. What an earlier process left running is taken up.
-pub async fn start(settings: &Settings, client: Client, tasks: &mut JoinSet<()>) -> Result<Node> {
+pub async fn start(settings: &Settings, client: Client, tasks: &mut JoinSet<()>) -> Result<Running> {
     let recorder = Recorder::new(client.clone(), "kubelet", &settings.name);
     let about = node_reference(&settings.name);
     recorder.normal(&about, "Starting", "Starting kubelet.").await;
@@ -99,8 +99,8 @@ pub async fn start(settings: &Settings, client: Client, tasks: &mut JoinSet<()>)
     let feed = services::Feed::new(settings, proxy.clone(), dns.clone(), complaints);
     let settled = feed.start(&outlook.views, tasks);
     let upstream = upstream::ApiUpstream::new(client.clone(), recorder.clone(), outlook.clone(), tasks);
-    let links = Arc::new(links::PodLinks::new(network, dns.clone()));
-    let agent = Arc::new(Agent::start(agent_config(settings, node_cidr)?, Arc::new(upstream), links).await?);
+    let pod_network = Arc::new(agent_network::AgentNetwork::new(network, dns.clone()));
+    let agent = Arc::new(Agent::start(agent_config(settings, node_cidr)?, Arc::new(upstream), pod_network).await?);
     let (own, content) = (outlook.own.clone(), outlook.content.clone());
     let (node, runner) = (settings.name.clone(), agent.clone());
     tasks.spawn(pods::follow(pods::Follower { client: client.clone(), node, runner, outlook, changed, settled }));
@@ -117,7 +117,7 @@ pub async fn start(settings: &Settings, client: Client, tasks: &mut JoinSet<()>)
     // Its end is the node's: pods without names are better off where somebody notices.
     let names = dns.clone();
     tasks.spawn(async move { names.broken().await });
-    Ok(Node { agent, proxy, dns, content })
+    Ok(Running { agent, proxy, dns, content })
 }
 
 /// The programs of the service path. Loading them takes a while, in which the API is asked.
@@ -139,7 +139,7 @@ async fn place(settings: &Settings, client: &Client, outlook: &Outlook, facts: &
 
 /// As a kubelet names its node in events: by its name alone.
 fn node_reference(name: &str) -> Reference {
-    let meta = api::view::Meta { name: name.into(), uid: name.into(), ..api::view::Meta::default() };
+    let meta = api::view::Meta { name: name.into(), uid: api::uid::Uid::new(name), ..api::view::Meta::default() };
     Reference::new("v1", "Node", &meta)
 }
 

@@ -17,7 +17,7 @@ use network::PortRange;
 use proxy_userspace::ExternalIps;
 use serde_yaml::Value;
 
-use crate::control_plane::{self, ControlPlane};
+use crate::control_plane;
 use crate::controllers::Selection;
 use crate::pod_ranges::PodRanges;
 use crate::{doctor, names, reset, store_command, up};
@@ -223,7 +223,7 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 impl ServerArguments {
-    fn settings(&self) -> Result<ControlPlane> {
+    fn settings(&self) -> Result<control_plane::Settings> {
         match self.advertise_address {
             Some(address) => self.settings_at(address),
             None if self.listen.ip().is_unspecified() => self.settings_at(local_address()?),
@@ -231,8 +231,8 @@ impl ServerArguments {
         }
     }
 
-    fn settings_at(&self, advertise: IpAddr) -> Result<ControlPlane> {
-        Ok(ControlPlane {
+    fn settings_at(&self, advertise: IpAddr) -> Result<control_plane::Settings> {
+        Ok(control_plane::Settings {
             data_dir: self.data_dir.clone(),
             etcd: self.etcd()?,
             listen: self.listen,
@@ -292,7 +292,7 @@ impl ServerArguments {
 }
 
 impl UpArguments {
-    fn settings(&self) -> Result<(ControlPlane, node::Settings)> {
+    fn settings(&self) -> Result<(control_plane::Settings, node::Settings)> {
         let ip = match (self.node_ip, self.server.listen.ip()) {
             (Some(ip), _) => ip,
             (None, IpAddr::V4(ip)) if !ip.is_unspecified() && !ip.is_loopback() => ip,
@@ -478,7 +478,7 @@ fn check_names(path: &str, command: &str, settings: &[(String, String)]) -> Resu
 mod tests {
     use super::*;
 
-    fn parse(arguments: &[&str]) -> Result<ControlPlane> {
+    fn parse(arguments: &[&str]) -> Result<control_plane::Settings> {
         let arguments = with_config(arguments.iter().map(OsString::from).collect())?;
         match Arguments::try_parse_from(arguments)?.command {
             Command::Server(arguments) => arguments.settings(),

@@ -29,7 +29,7 @@ use crate::{leader, servers};
 
 /// Validated settings.
 #[derive(Debug, Clone)]
-pub struct ControlPlane {
+pub struct Settings {
     pub data_dir: PathBuf,
     /// Where the cluster's state is, when not in the data folder.
     pub etcd: Option<EtcdSettings>,
@@ -72,7 +72,7 @@ impl Parting {
 }
 
 /// `amphipod server`: runs until told to stop.
-pub async fn run(settings: ControlPlane) -> Result<()> {
+pub async fn run(settings: Settings) -> Result<()> {
     let Running { server, mut tasks, parting, .. } = start(&settings, Arc::new(NoNodes)).await?;
     tracing::info!(address = %server.address(), "serving");
     serve(server, &mut tasks, &parting).await
@@ -96,7 +96,7 @@ pub async fn serve(server: Server, tasks: &mut JoinSet<()>, parting: &Parting) -
 }
 
 /// Opens the store and starts everything but the listener.
-pub async fn start(settings: &ControlPlane, nodes: Arc<dyn Nodes>) -> Result<Running> {
+pub async fn start(settings: &Settings, nodes: Arc<dyn Nodes>) -> Result<Running> {
     agent::claim::data_dir(&settings.data_dir).context("choose another folder with --data-dir")?;
     let config = Config {
         store: match &settings.etcd {

@@ -7,7 +7,7 @@ use std::fmt;
 use anyhow::{Result, bail};
 
 use crate::claim::{self, ClaimError};
-use crate::control_plane::ControlPlane;
+use crate::control_plane;
 use facts::{Facts, Hierarchy};
 use node::Settings;
 
@@ -81,7 +81,7 @@ const CHECKS: &[Check] = &[
 ];
 
 /// `amphipod doctor`: prints every row; fails when one does.
-pub fn run(control: &ControlPlane, settings: &Settings) -> Result<()> {
+pub fn run(control: &control_plane::Settings, settings: &Settings) -> Result<()> {
     let agent_runs = matches!(claim::claim_namespace(), Err(ClaimError::Held));
     let verdicts = judge(&facts::gather(control, settings, agent_runs));
     for (name, verdict) in &verdicts {
@@ -100,7 +100,7 @@ pub fn run(control: &ControlPlane, settings: &Settings) -> Result<()> {
 }
 
 /// The same for `up`: refuses with the first failure, logs what is only missing.
-pub fn admit(control: &ControlPlane, settings: &Settings) -> Result<()> {
+pub fn admit(control: &control_plane::Settings, settings: &Settings) -> Result<()> {
     for (check, verdict) in judge(&facts::gather(control, settings, false)) {
         match verdict {
             Verdict::Ok(found) => tracing::debug!(check, found, "machine checked"),

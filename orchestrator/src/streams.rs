@@ -4,12 +4,13 @@ use std::sync::{Arc, OnceLock};
 
 use agent::{Agent, AttachRequest, ExecError, ExecRequest, ExecSession, LogError};
 use api::status::Status;
+use api::uid::Uid;
 use apiserver::nodes::{Duplex, ExecOptions, LogOptions, Nodes, Session, TerminalSize, unreachable};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use node::Node;
+use node::Running;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
@@ -17,7 +18,7 @@ use tokio::sync::mpsc;
 #[derive(Clone)]
 pub struct AgentSlot {
     node: String,
-    running: Arc<OnceLock<Node>>,
+    running: Arc<OnceLock<Running>>,
 }
 
 impl AgentSlot {
@@ -25,7 +26,7 @@ impl AgentSlot {
         Self { node: node.to_owned(), running: Arc::default() }
     }
 
-    pub fn fill(&self, node: Node) {
+    pub fn fill(&self, node: Running) {
         // Filled once, at start.
         let _ = self.running.set(node);
     }
@@ -35,10 +36,6 @@ impl AgentSlot {
         let running = self.running.get().filter(|_| pod["spec"]["nodeName"] == *self.node);
         running.map(|node| &node.agent).ok_or_else(|| unreachable(pod))
     }
-}
-
-fn uid(pod: &Value) -> &str {
-    pod["metadata"]["uid"].as_str().unwrap_or_default()
 }
 
 fn name(pod: &Value) -> &str {
@@ -61,7 +58,7 @@ impl Nodes for AgentSlot {
             limit_bytes: options.limit_bytes.map(|bytes| bytes as u64),
             stream: None,
         };
-        match self.of(pod)?.logs(uid(pod), &options.container, wanted) {
+        match self.of(pod)?.logs(&Uid::of(pod), &options.container, wanted) {
             Ok(lines) => Ok(lines.boxed()),
             Err(error) => Err(log_refusal(&error, pod, &options.container)),
         }
@@ -71,10 +68,10 @@ impl Nodes for AgentSlot {
         let agent = self.of(pod)?;
         let ExecOptions { container, command, stdin, stdout, stderr, tty } = options;
         let session = if command.is_empty() {
-            agent.attach(uid(pod), &container, AttachRequest { stdin, stdout, stderr }).await
+            agent.attach(&Uid::of(pod), &container, AttachRequest { stdin, stdout, stderr }).await
         } else {
             let user = agent::asked_user(pod, &container).map_err(|error| Status::bad_request(error.to_string()))?;
-            agent.exec(uid(pod), &container, &ExecRequest { command, stdin, stdout, stderr, tty, user }).await
+            agent.exec(&Uid::of(pod), &container, &ExecRequest { command, stdin, stdout, stderr, tty, user }).await
         };
         match session {
             Ok(session) => Ok(connect(session)),
@@ -85,7 +82,7 @@ impl Nodes for AgentSlot {
     }
 
     async fn dial(&self, pod: &Value, port: u16) -> Result<Box<dyn Duplex>, Status> {
-        let dialled = self.of(pod)?.dial(uid(pod), port).await;
+        let dialled = self.of(pod)?.dial(&Uid::of(pod), port).await;
         dialled
             .map(|stream| Box::new(stream) as _)
             .map_err(|error| Status::internal(format!("{:#}", anyhow::Error::from(error))))
@@ -97,7 +94,7 @@ impl Nodes for AgentSlot {
 }
 
 /// What the node's parts count, in Prometheus' text form.
-fn metrics(node: &Node) -> String {
+fn metrics(node: &Running) -> String {
     let mut out = String::from("# TYPE amphipod_service_path_total counter\n");
     match node.proxy.counters() {
         Ok(all) => all.iter().for_each(|(what, count)| {

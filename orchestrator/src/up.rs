@@ -11,7 +11,7 @@ use node::Settings;
 use serde_json::{Value, json};
 
 use crate::claim;
-use crate::control_plane::{self, ControlPlane};
+use crate::control_plane;
 use crate::controllers::views::NODES;
 use crate::doctor;
 use crate::reset;
@@ -20,7 +20,7 @@ use crate::streams::AgentSlot;
 const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 
 /// Runs until told to stop; pods run on.
-pub async fn run(control: ControlPlane, settings: Settings) -> Result<()> {
+pub async fn run(control: control_plane::Settings, settings: Settings) -> Result<()> {
     let _only_one = claim::claim_namespace()?;
     doctor::admit(&control, &settings)?;
     let slot = AgentSlot::new(&settings.name);

@@ -36,6 +36,11 @@ pub fn names(space: &Space<'_>) -> Result<()> {
     until("a headless service gives its pods", || {
         Ok(dig(&[&format!("headless.{domain}")])?.lines().map(str::to_owned).collect::<BTreeSet<_>>() == pods)
     })?;
+    space.kubectl(&["scale", "deployment/hostname-deployment", "--replicas=1"])?;
+    until("the address of a pod that went is nobody's", || {
+        let left = space.get(&["pods", "-l", "app=webserver"], "{.items[*].status.podIP}")?;
+        Ok(!left.contains(' ') && dig(&[&format!("headless.{domain}")])? == left)
+    })?;
     // Names that are only above others, and ones that are not there.
     let code = |arguments: &[&str]| -> Result<String> {
         let mut all = vec!["+time=2", "+tries=2", "@10.96.0.10"];

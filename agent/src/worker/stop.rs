@@ -13,9 +13,9 @@ use tokio::time::Instant;
 
 use super::{Command, RETRY, Wake, Worker};
 use crate::boundary::{EventKind, UpstreamError};
-use crate::link::LinkEvent;
 use crate::model::Container;
 use crate::probe::Failure;
+use crate::process_link::LinkEvent;
 use crate::step::{Part, Step};
 use turns::{Ending, Endings, First, Limits, Place, Signal};
 

@@ -10,7 +10,7 @@ use crate::schema::{Field, ListType, Schema, Shape, Type, Unknown};
 
 /// What a value is to server-side apply.
 #[derive(Debug, Clone, Copy)]
-pub enum Node<'a> {
+pub enum Atom<'a> {
     /// A scalar, or a list or map taken as a whole.
     Leaf(Option<&'a Shape>),
     Struct(&'a Type),
@@ -23,46 +23,46 @@ pub enum Node<'a> {
     Untyped,
 }
 
-impl<'a> Node<'a> {
-    pub fn root(schema: &'a Schema) -> Node<'a> {
-        Node::Struct(schema.ty())
+impl<'a> Atom<'a> {
+    pub fn root(schema: &'a Schema) -> Atom<'a> {
+        Atom::Struct(schema.ty())
     }
 
-    fn of_field(field: &'a Field) -> Node<'a> {
+    fn of_field(field: &'a Field) -> Atom<'a> {
         let whole = field.atomic_map || field.list_type == Some(ListType::Atomic);
         match &field.shape {
-            shape if whole => Node::Leaf(Some(shape)),
+            shape if whole => Atom::Leaf(Some(shape)),
             Shape::List(item) => match field.list_type {
-                Some(ListType::Map) => Node::Keyed(item, &field.list_keys),
-                Some(ListType::Set) => Node::Set(item),
-                _ => Node::Leaf(Some(&field.shape)),
+                Some(ListType::Map) => Atom::Keyed(item, &field.list_keys),
+                Some(ListType::Set) => Atom::Set(item),
+                _ => Atom::Leaf(Some(&field.shape)),
             },
-            shape => Node::of_shape(shape),
+            shape => Atom::of_shape(shape),
         }
     }
 
-    fn of_shape(shape: &'a Shape) -> Node<'a> {
+    fn of_shape(shape: &'a Shape) -> Atom<'a> {
         match shape {
             Shape::Struct(_) | Shape::Made(_) => match shape.ty() {
-                Some(ty) if !ty.atomic => Node::Struct(ty),
-                _ => Node::Leaf(Some(shape)),
+                Some(ty) if !ty.atomic => Atom::Struct(ty),
+                _ => Atom::Leaf(Some(shape)),
             },
-            Shape::Described(field) => Node::of_field(field),
-            Shape::Open => Node::Untyped,
-            Shape::Map(item) => Node::Map(item),
-            _ => Node::Leaf(Some(shape)),
+            Shape::Described(field) => Atom::of_field(field),
+            Shape::Open => Atom::Untyped,
+            Shape::Map(item) => Atom::Map(item),
+            _ => Atom::Leaf(Some(shape)),
         }
     }
 
     /// The node of a member of a struct or map.
-    fn member(self, name: &str) -> Option<Node<'a>> {
+    fn member(self, name: &str) -> Option<Atom<'a>> {
         match self {
-            Node::Struct(ty) => match ty.field(name) {
-                Some(field) => Some(Node::of_field(field)),
-                None => (ty.unknown == Unknown::Kept).then_some(Node::Untyped),
+            Atom::Struct(ty) => match ty.field(name) {
+                Some(field) => Some(Atom::of_field(field)),
+                None => (ty.unknown == Unknown::Kept).then_some(Atom::Untyped),
             },
-            Node::Map(item) => Some(Node::of_shape(item)),
-            Node::Untyped => Some(Node::Untyped),
+            Atom::Map(item) => Some(Atom::of_shape(item)),
+            Atom::Untyped => Some(Atom::Untyped),
             _ => None,
         }
     }
@@ -70,26 +70,26 @@ impl<'a> Node<'a> {
     /// Values of this node are taken whole.
     fn is_leaf(self, value: &Value) -> bool {
         match self {
-            Node::Leaf(_) => true,
-            Node::Untyped => !value.is_object(),
-            Node::Struct(..) | Node::Map(_) => value.as_object().is_none_or(Map::is_empty),
-            Node::Keyed(..) | Node::Set(_) => value.as_array().is_none_or(Vec::is_empty),
+            Atom::Leaf(_) => true,
+            Atom::Untyped => !value.is_object(),
+            Atom::Struct(..) | Atom::Map(_) => value.as_object().is_none_or(Map::is_empty),
+            Atom::Keyed(..) | Atom::Set(_) => value.as_array().is_none_or(Vec::is_empty),
         }
     }
 
     fn is_list(self) -> bool {
-        matches!(self, Node::Keyed(..) | Node::Set(_))
+        matches!(self, Atom::Keyed(..) | Atom::Set(_))
     }
 }
 
 /// Path elements of a value's members with their nodes and values.
-fn members<'a, 'v>(node: Node<'a>, value: &'v Value) -> Vec<(String, Node<'a>, &'v Value)> {
+fn members<'a, 'v>(node: Atom<'a>, value: &'v Value) -> Vec<(String, Atom<'a>, &'v Value)> {
     match (node, value) {
-        (Node::Keyed(item, keys), Value::Array(items)) => {
-            items.iter().map(|v| (key_element(item, keys, v), Node::of_shape(item), v)).collect()
+        (Atom::Keyed(item, keys), Value::Array(items)) => {
+            items.iter().map(|v| (key_element(item, keys, v), Atom::of_shape(item), v)).collect()
         }
-        (Node::Set(item), Value::Array(items)) => {
-            items.iter().map(|v| (format!("v:{v}"), Node::of_shape(item), v)).collect()
+        (Atom::Set(item), Value::Array(items)) => {
+            items.iter().map(|v| (format!("v:{v}"), Atom::of_shape(item), v)).collect()
         }
         (_, Value::Object(map)) => {
             map.iter().filter_map(|(name, v)| Some((format!("f:{name}"), node.member(name)?, v))).collect()
@@ -114,11 +114,11 @@ pub fn key_element(item: &Shape, keys: &[Text], value: &Value) -> String {
 /// Every path of a value, containers of several included as server-side apply counts them.
 pub fn paths(schema: &Schema, object: &Value) -> FieldSet {
     let mut set = FieldSet::default();
-    collect(Node::root(schema), object, &mut Vec::new(), &mut set);
+    collect(Atom::root(schema), object, &mut Vec::new(), &mut set);
     set
 }
 
-fn collect(node: Node, value: &Value, path: &mut Vec<String>, set: &mut FieldSet) {
+fn collect(node: Atom, value: &Value, path: &mut Vec<String>, set: &mut FieldSet) {
     if node.is_leaf(value) {
         set.insert(path);
         return;
@@ -157,11 +157,11 @@ impl Difference {
 
 pub fn compare(schema: &Schema, old: &Value, new: &Value) -> Difference {
     let mut out = Difference::default();
-    walk(Node::root(schema), Some(old), Some(new), &mut Vec::new(), &mut out);
+    walk(Atom::root(schema), Some(old), Some(new), &mut Vec::new(), &mut out);
     out
 }
 
-fn walk(node: Node, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<String>, out: &mut Difference) {
+fn walk(node: Atom, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<String>, out: &mut Difference) {
     let leaf = old.is_none_or(|v| node.is_leaf(v)) && new.is_none_or(|v| node.is_leaf(v));
     if leaf {
         match (old, new) {
@@ -194,7 +194,7 @@ fn walk(node: Node, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<Str
 }
 
 /// Where each element stands first: lists and maps may be long, and are never searched for every member of another.
-fn places<'m>(members: &'m [(String, Node, &Value)]) -> HashMap<&'m str, usize> {
+fn places<'m>(members: &'m [(String, Atom, &Value)]) -> HashMap<&'m str, usize> {
     let mut places = HashMap::with_capacity(members.len());
     for (at, (element, ..)) in members.iter().enumerate() {
         places.entry(element.as_str()).or_insert(at);
@@ -211,14 +211,14 @@ fn equal(a: &Value, b: &Value) -> bool {
 
 /// `live` with everything of `config` put over it; lists keep config's order, live-only items stay.
 pub fn merge(schema: &Schema, live: &Value, config: &Value) -> Value {
-    merge_node(Node::root(schema), live, config)
+    merge_atom(Atom::root(schema), live, config)
 }
 
-fn merge_node(node: Node, live: &Value, config: &Value) -> Value {
+fn merge_atom(node: Atom, live: &Value, config: &Value) -> Value {
     if node.is_leaf(config) || live.is_null() {
         return match (config, live) {
             // An empty container adds nothing to one that has members.
-            (Value::Object(map), Value::Object(_)) if map.is_empty() && !matches!(node, Node::Leaf(_)) => live.clone(),
+            (Value::Object(map), Value::Object(_)) if map.is_empty() && !matches!(node, Atom::Leaf(_)) => live.clone(),
             _ => config.clone(),
         };
     }
@@ -229,7 +229,7 @@ fn merge_node(node: Node, live: &Value, config: &Value) -> Value {
     let mut out = live.clone();
     for (name, value) in config {
         let merged = match (node.member(name), live.get(name)) {
-            (Some(node), Some(before)) => merge_node(node, before, value),
+            (Some(node), Some(before)) => merge_atom(node, before, value),
             _ => value.clone(),
         };
         out.insert(name.clone(), merged);
@@ -238,7 +238,7 @@ fn merge_node(node: Node, live: &Value, config: &Value) -> Value {
 }
 
 /// Items of both lists, live-only ones where they stood; items in both go in config's order.
-fn merge_list(node: Node, live: &Value, config: &Value) -> Value {
+fn merge_list(node: Atom, live: &Value, config: &Value) -> Value {
     let (left, right) = (members(node, live), members(node, config));
     let (left_at, right_at) = (places(&left), places(&right));
     let mut shared = right.iter().map(|(e, ..)| e).filter(|e| left_at.contains_key(e.as_str())).peekable();
@@ -248,7 +248,7 @@ fn merge_list(node: Node, live: &Value, config: &Value) -> Value {
     let merged = |r: usize| {
         let (element, child, value) = &right[r];
         let known = left_at.get(element.as_str());
-        known.map_or_else(|| (*value).clone(), |&l| merge_node(*child, left[l].2, value))
+        known.map_or_else(|| (*value).clone(), |&l| merge_atom(*child, left[l].2, value))
     };
     while l < left.len() || r < right.len() {
         if l < left.len() {
@@ -292,11 +292,11 @@ fn merge_list(node: Node, live: &Value, config: &Value) -> Value {
 
 /// `object` without the paths of `gone` and what is below them; a list whose items are all gone goes too.
 pub fn remove(schema: &Schema, object: &Value, gone: &FieldSet) -> Value {
-    remove_node(Node::root(schema), object, gone).unwrap_or_else(|| json!({}))
+    remove_node(Atom::root(schema), object, gone).unwrap_or_else(|| json!({}))
 }
 
-fn remove_node(node: Node, value: &Value, gone: &FieldSet) -> Option<Value> {
-    let keep = |element: &str, child: Node, value: &Value| -> Option<Value> {
+fn remove_node(node: Atom, value: &Value, gone: &FieldSet) -> Option<Value> {
+    let keep = |element: &str, child: Atom, value: &Value| -> Option<Value> {
         match gone.child(element) {
             _ if gone.has(element) => None,
             Some(below) => remove_node(child, value, below),
@@ -304,7 +304,7 @@ fn remove_node(node: Node, value: &Value, gone: &FieldSet) -> Option<Value> {
         }
     };
     match value {
-        Value::Object(map) if !matches!(node, Node::Leaf(_)) => {
+        Value::Object(map) if !matches!(node, Atom::Leaf(_)) => {
             let mut out = Map::new();
             for (name, value) in map {
                 let kept = match node.member(name) {
@@ -327,7 +327,7 @@ fn remove_node(node: Node, value: &Value, gone: &FieldSet) -> Option<Value> {
 /// What makes an applied object unusable: fields not in the schema, wrong types, lists with equal keys.
 pub fn check(schema: &Schema, object: &Value) -> Result<(), String> {
     let mut errors = Vec::new();
-    check_node(Node::root(schema), object, &mut String::new(), &mut errors);
+    check_node(Atom::root(schema), object, &mut String::new(), &mut errors);
     match errors.as_slice() {
         [] => Ok(()),
         [one] => Err(one.clone()),
@@ -335,13 +335,13 @@ pub fn check(schema: &Schema, object: &Value) -> Result<(), String> {
     }
 }
 
-fn check_node(node: Node, value: &Value, path: &mut String, errors: &mut Vec<String>) {
+fn check_node(node: Atom, value: &Value, path: &mut String, errors: &mut Vec<String>) {
     if value.is_null() {
         return;
     }
     match (node, value) {
-        (Node::Leaf(Some(shape)), _) => check_shape(shape, value, path, errors),
-        (Node::Struct(..) | Node::Map(_), Value::Object(map)) => {
+        (Atom::Leaf(Some(shape)), _) => check_shape(shape, value, path, errors),
+        (Atom::Struct(..) | Atom::Map(_), Value::Object(map)) => {
             for (name, value) in map {
                 step(path, &format!(".{name}"), |path| match node.member(name) {
                     Some(child) => check_node(child, value, path, errors),
@@ -349,18 +349,18 @@ fn check_node(node: Node, value: &Value, path: &mut String, errors: &mut Vec<Str
                 });
             }
         }
-        (Node::Struct(..) | Node::Map(_), _) => {
+        (Atom::Struct(..) | Atom::Map(_), _) => {
             errors.push(format!("{path}: expected map, got {}", unstructured(value)))
         }
-        (Node::Keyed(..) | Node::Set(_), Value::Array(_)) => check_list(node, value, path, errors),
-        (Node::Keyed(..) | Node::Set(_), _) => {
+        (Atom::Keyed(..) | Atom::Set(_), Value::Array(_)) => check_list(node, value, path, errors),
+        (Atom::Keyed(..) | Atom::Set(_), _) => {
             errors.push(format!("{path}: expected list, got {}", unstructured(value)))
         }
         _ => {}
     }
 }
 
-fn check_list(node: Node, value: &Value, path: &mut String, errors: &mut Vec<String>) {
+fn check_list(node: Atom, value: &Value, path: &mut String, errors: &mut Vec<String>) {
     let mut seen = std::collections::BTreeSet::new();
     for (element, child, value) in members(node, value) {
         let label = super::fieldset::printed(&element);
@@ -379,23 +379,23 @@ fn check_shape(shape: &Shape, value: &Value, path: &mut String, errors: &mut Vec
         Shape::Quantity | Shape::IntOrString => value.is_string() || value.is_number(),
         Shape::List(item) => {
             for (i, value) in value.as_array().into_iter().flatten().enumerate() {
-                step(path, &format!("[{i}]"), |path| check_node(Node::of_shape(item), value, path, errors));
+                step(path, &format!("[{i}]"), |path| check_node(Atom::of_shape(item), value, path, errors));
             }
             value.is_array()
         }
         Shape::Map(item) => {
             for (name, value) in value.as_object().into_iter().flatten() {
-                step(path, &format!(".{name}"), |path| check_node(Node::of_shape(item), value, path, errors));
+                step(path, &format!(".{name}"), |path| check_node(Atom::of_shape(item), value, path, errors));
             }
             value.is_object()
         }
         Shape::Struct(_) | Shape::Made(_) => {
             if let Some(ty) = shape.ty() {
-                check_node(Node::Struct(ty), value, path, errors);
+                check_node(Atom::Struct(ty), value, path, errors);
             }
             return;
         }
-        Shape::Described(field) => return check_node(Node::of_field(field), value, path, errors),
+        Shape::Described(field) => return check_node(Atom::of_field(field), value, path, errors),
         Shape::Any | Shape::Open => true,
     };
     if !fine {

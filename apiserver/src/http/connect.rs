@@ -31,7 +31,12 @@ pub struct Asked<'a> {
 
 /// Whether a part is one that is connected to.
 pub fn connects(part: Option<Part>) -> bool {
-    matches!(part, Some(Part::Exec | Part::Attach | Part::PortForward | Part::Proxy))
+    enters(part) || part == Some(Part::Proxy)
+}
+
+/// Whether a part is a way into a pod, which nobody has who may not `create` it.
+pub fn enters(part: Option<Part>) -> bool {
+    matches!(part, Some(Part::Exec | Part::Attach | Part::PortForward))
 }
 
 impl Asked<'_> {

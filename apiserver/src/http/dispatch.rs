@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::caller::{authenticate, impersonate, impersonates_nobody};
-use super::connect::{Asked, check_origin, connects};
+use super::connect::{Asked, check_origin, connects, enters};
 use super::negotiate::{self, Accepted};
 use super::params::{self, WriteParams};
 use super::path::{Path, Query, ResourcePath};
@@ -114,6 +114,10 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
         return Ok(too_many_requests());
     };
     authorize(shared, &user, &asked)?;
+    // A WebSocket begins as a GET: whoever may only read gets no shell by it.
+    if verb == "get" && enters(Part::parse(&resource.subresource)) {
+        authorize(shared, &user, &Attributes { verb: "create".into(), ..asked.clone() })?;
+    }
     let Some(kind) = defined(shared, &resource, kind).await? else { return unknown(shared, &resource) };
     let target = target(kind, &resource)?;
     let context = Context { user, now: Timestamp::now() };

@@ -13,7 +13,7 @@ use rustix::fs::statvfs;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Resource, getrlimit};
 
-use crate::control_plane::ControlPlane;
+use crate::control_plane;
 use crate::store_command::store_of;
 use node::Settings;
 
@@ -94,7 +94,7 @@ pub struct Clock {
 }
 
 /// `agent_runs`: another process is a node here already.
-pub fn gather(control: &ControlPlane, settings: &Settings, agent_runs: bool) -> Facts {
+pub fn gather(control: &control_plane::Settings, settings: &Settings, agent_runs: bool) -> Facts {
     let near = nearest(&settings.data_dir);
     let node_ports = (*control.services.node_ports.start(), *control.services.node_ports.end());
     Facts {

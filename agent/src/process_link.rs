@@ -40,7 +40,7 @@ pub enum LinkEvent {
 }
 
 #[derive(Debug)]
-pub struct PodLink {
+pub struct ProcessLink {
     shared: Arc<Shared>,
     reader: tokio::task::JoinHandle<()>,
 }
@@ -60,12 +60,12 @@ struct Waiting {
     execs: HashMap<String, oneshot::Sender<i32>>,
 }
 
-impl PodLink {
+impl ProcessLink {
     /// Connects, says hello and returns what the pod process has. Events go to `events` from then on.
     pub async fn connect(
         socket: &Path,
         events: mpsc::UnboundedSender<LinkEvent>,
-    ) -> Result<(PodLink, State), LinkError> {
+    ) -> Result<(ProcessLink, State), LinkError> {
         let stream = UnixStream::connect(socket).await?;
         let shared = Arc::new(Shared {
             stream,
@@ -74,7 +74,7 @@ impl PodLink {
             waiting: Mutex::default(),
         });
         let reader = tokio::spawn(read_loop(shared.clone(), events));
-        let link = PodLink { shared, reader };
+        let link = ProcessLink { shared, reader };
         let Outcome::State(state) = link.call(Op::Hello { version: VERSION }, &[]).await? else {
             return Err(LinkError::Confused);
         };
@@ -139,7 +139,7 @@ impl PodLink {
     }
 }
 
-impl Drop for PodLink {
+impl Drop for ProcessLink {
     fn drop(&mut self) {
         self.reader.abort();
     }
@@ -253,7 +253,7 @@ mod tests {
             vec![json!({"type": "sun_rose", "at": 6}), reply, exited]
         });
         let (sender, mut events) = mpsc::unbounded_channel();
-        let (link, state) = PodLink::connect(&folder.path().join("socket"), sender).await.unwrap();
+        let (link, state) = ProcessLink::connect(&folder.path().join("socket"), sender).await.unwrap();
         assert_eq!((state.version, state.containers[0].container.as_str()), (9, "main-0"));
         let Some(LinkEvent::Exited(exited)) = events.recv().await else { panic!("an event that is known") };
         assert_eq!(exited.exit.unwrap().code, 3);
@@ -272,7 +272,7 @@ mod tests {
             vec![reply]
         });
         let (sender, _events) = mpsc::unbounded_channel();
-        let (link, state) = PodLink::connect(&folder.path().join("socket"), sender).await.unwrap();
+        let (link, state) = ProcessLink::connect(&folder.path().join("socket"), sender).await.unwrap();
         assert_eq!(state.version, 0);
         let refused = link.tell(Op::Resize { container: "main-0".into(), width: 1, height: 1 }).await;
         assert!(
