@@ -83,6 +83,11 @@ pub struct Server {
 
 impl Server {
     /// Serves these sockets. Within a runtime.
+    ///
+    /// # Errors
+    /// [`ServerError::Domain`] for a domain that is none, [`ServerError::Forwarding`] where the name servers to ask cannot be
+    /// prepared for, [`ServerError::Sockets`] where the sockets or a thread for them are refused. The sockets are closed then,
+    /// unless they are kept.
     pub fn start(config: Config, listening: impl Into<Listening>) -> Result<Self, ServerError> {
         let Listening { sockets, kept } = listening.into();
         let domain = Name::from_ascii(format!("{}.", config.domain.trim_end_matches('.')));
