@@ -71,6 +71,9 @@ pub trait Upstream: Send + Sync + 'static {
     /// Best effort: losing an event is the implementation's to log.
     async fn event(&self, event: PodEvent);
     /// Of the pod's namespace, and no older than the pod.
+///
+/// # Errors
+/// [`UpstreamError`] says whether asking again is of use.
     async fn config_map(&self, pod: &PodRef, name: &str) -> Result<Arc<Value>, UpstreamError>;
     /// As with config maps.
     async fn secret(&self, pod: &PodRef, name: &str) -> Result<Arc<Value>, UpstreamError>;
@@ -118,3 +121,6 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// Takes back all that `attach` made; the namespace may be gone already.
     async fn detach(&self, pod_uid: &str, ip: IpAddr) -> Result<(), NetworkError>;
 }
+///
+/// # Errors
+/// In words for people; what was made by then is taken back by `detach`, or found again by the next `attach`.

@@ -15,7 +15,10 @@ pub fn micro(time: Timestamp) -> String {
 const SECONDS: &str = "2006-01-02T15:04:05Z07:00";
 const MICROS: &str = "2006-01-02T15:04:05.000000Z07:00";
 
-/// A `metav1.Time`; the error is the text of Go's parser.
+/// A `metav1.Time`.
+///
+/// # Errors
+/// The text of Go's parser, which names the part that does not fit.
 pub fn parse(text: &str) -> Result<Timestamp, String> {
     GoParser { text, rest: text, layout: SECONDS }.run(false)
 }
@@ -35,6 +38,9 @@ struct GoParser<'a> {
 impl GoParser<'_> {
     fn run(mut self, micros: bool) -> Result<Timestamp, String> {
         let year = self.number(4, "2006")?;
+///
+/// # Errors
+/// The text of Go's parser, which names the part that does not fit.
         self.literal("-")?;
         let month = self.number(2, "01")?;
         self.literal("-")?;

@@ -183,6 +183,10 @@ struct UpArguments {
 }
 
 /// Parses the command line and runs what it says.
+///
+/// # Errors
+/// In words for whoever typed it: a setting that cannot be understood, or what the command itself could not do. clap
+/// answers wrong flags itself, and exits.
 pub fn run() -> Result<()> {
     let arguments = with_config(std::env::args_os().collect())?;
     start_log();

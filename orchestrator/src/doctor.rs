@@ -81,6 +81,9 @@ const CHECKS: &[Check] = &[
 ];
 
 /// `amphipod doctor`: prints every row; fails when one does.
+///
+/// # Errors
+/// The number of rows that fail, when any does.
 pub fn run(control: &control_plane::Settings, settings: &Settings) -> Result<()> {
     let agent_runs = matches!(claim::claim_namespace(), Err(ClaimError::Held));
     let verdicts = judge(&facts::gather(control, settings, agent_runs));
@@ -100,6 +103,9 @@ pub fn run(control: &control_plane::Settings, settings: &Settings) -> Result<()>
 }
 
 /// The same for `up`: refuses with the first failure, logs what is only missing.
+///
+/// # Errors
+/// The first row that fails.
 pub fn admit(control: &control_plane::Settings, settings: &Settings) -> Result<()> {
     for (check, verdict) in judge(&facts::gather(control, settings, false)) {
         match verdict {

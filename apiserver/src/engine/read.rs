@@ -59,11 +59,21 @@ struct Token {
 
 impl Engine {
     /// The object, not older than `version`.
+    ///
+    /// # Errors
+    /// 404 when it is not there, 500 when it is stored and cannot be read, 504 when `version` lies ahead and does not
+    /// come in time. Without a version: 500 when the store does not answer, 503 when the server is shutting down.
     pub async fn get(&self, target: &Target, version: Option<Revision>) -> Result<Arc<Object>, Status> {
         self.wait_for(version).await?;
         self.find(target)
     }
 
+    /// What is selected: now, at a revision, or the page after a token.
+    ///
+    /// # Errors
+    /// 410 Expired when the revision is older than the history; for a page's token, with another one that goes on from
+    /// its place in the present state. 400 for a token that cannot be read or comes with a revision; 500, 503 and 504
+    /// as in [`Engine::get`].
     pub async fn list(&self, target: &Target, options: &ListOptions) -> Result<List, Status> {
         if !options.continue_token.is_empty() {
             return self.next_page(target, options);

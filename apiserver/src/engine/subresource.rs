@@ -14,6 +14,9 @@ use crate::request::{Context, DeleteOptions, Target, WriteOptions};
 
 impl Engine {
     /// Changes an object through its Scale; the outcome is the Scale.
+    ///
+    /// # Errors
+    /// Those of [`Engine::update`]; 400 for another name, 422 for negative replicas.
     pub async fn update_scale(
         &self,
         context: &Context,
@@ -39,6 +42,10 @@ impl Engine {
     }
 
     /// Server-side apply of a Scale: what it owns of the object is its replicas.
+    ///
+    /// # Errors
+    /// Those of [`Engine::update_scale`]; 400 for what is no Scale, 409 when others own the replicas and conflicts
+    /// are refused.
     pub async fn apply_scale(
         &self,
         context: &Context,
@@ -79,6 +86,10 @@ impl Engine {
     }
 
     /// `pods/NAME/binding`, or a Binding by itself: gives the pod its node, once; the pod's new revision.
+    ///
+    /// # Errors
+    /// 404 when the pod is not there; 409 Conflict when it is another, has a node or is being deleted; 500, as
+    /// upstream, for a target that is no node; what admission says.
     pub async fn bind(
         &self,
         context: &Context,
@@ -125,6 +136,11 @@ impl Engine {
     }
 
     /// `pods/NAME/eviction`: a deletion that respects disruption budgets.
+    ///
+    /// # Errors
+    /// 429 TooManyRequests while a budget that selects the pod has no disruption to spare or is not counted yet: to be
+    /// tried again. 403 for a budget that counts wrongly, 500 for more than one, 400 for another name. Else those of
+    /// [`Engine::delete`].
     pub async fn evict(
         &self,
         context: &Context,

@@ -336,7 +336,7 @@ async fn send(
     sender.send_request(request).await.map_err(|error| error.to_string())
 }
 
-/// What of an answer's connection headers goes on.
+/// What of the connection headers goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kept {
     Nothing,
