@@ -492,7 +492,7 @@ impl Upstream for Nobody {
     async fn service_environment(
         &self,
         _: &str,
-        _: bool,
+        _: crate::boundary::ServiceLinks,
     ) -> Result<Vec<(String, String)>, crate::boundary::UpstreamError> {
         Ok(Vec::new())
     }

@@ -104,7 +104,7 @@ pub async fn start(settings: &Settings, client: Client, tasks: &mut JoinSet<()>)
     let settled = feed.start(&outlook.views, tasks);
     let upstream = upstream::ApiUpstream::new(client.clone(), recorder.clone(), outlook.clone(), tasks);
     let pod_network = Arc::new(agent_network::AgentNetwork::new(network, dns.clone()));
-    let agent = Arc::new(Agent::start(agent_config(settings, node_cidr)?, Arc::new(upstream), pod_network).await?);
+    let agent = Arc::new(Agent::start(agent_config(settings, node_cidr), Arc::new(upstream), pod_network).await?);
     let (own, content) = (outlook.own.clone(), outlook.content.clone());
     let (node, runner) = (settings.name.clone(), agent.clone());
     tasks.spawn(pods::follow(pods::Follower { client: client.clone(), node, runner, outlook, changed, settled }));
@@ -238,8 +238,8 @@ pub fn state_file(data_dir: &std::path::Path) -> PathBuf {
     data_dir.join("network.json")
 }
 
-pub fn agent_config(settings: &Settings, node_cidr: Ipv4Network) -> Result<agent::config::Config> {
-    Ok(agent::config::Config {
+fn agent_config(settings: &Settings, node_cidr: Ipv4Network) -> agent::config::Config {
+    agent::config::Config {
         data_dir: settings.data_dir.clone(),
         run_dir: settings.run_dir.clone(),
         node_name: settings.name.clone(),
@@ -252,5 +252,5 @@ pub fn agent_config(settings: &Settings, node_cidr: Ipv4Network) -> Result<agent
         registries: settings.registries.clone(),
         pod_max_pids: settings.pod_max_pids,
         allowed_unsafe_sysctls: settings.allowed_unsafe_sysctls.clone(),
-    })
+    }
 }

@@ -335,12 +335,7 @@ impl UpArguments {
             },
             pod_max_pids: pod_max_pids(self.pod_max_pids)?,
             allowed_unsafe_sysctls: self.allowed_unsafe_sysctls()?,
-            names: names::settings(
-                &self.dns_upstream,
-                &self.dns_stub,
-                names::log(self.dns_log),
-                names::autopath(self.dns_autopath),
-            )?,
+            names: names::settings(&self.dns_upstream, &self.dns_stub, self.dns_log.into(), self.dns_autopath.into())?,
         };
         Ok((control, settings))
     }

@@ -86,7 +86,7 @@ const CHECKS: &[Check] = &[
 /// The number of rows that fail, when any does.
 pub fn run(control: &control_plane::Settings, settings: &Settings) -> Result<()> {
     let agent_runs = matches!(claim::claim_namespace(), Err(ClaimError::Held));
-    let verdicts = judge(&facts::gather(control, settings, agent_runs));
+    let verdicts = judge(&Facts { agent_runs, ..facts::gather(control, settings) });
     for (name, verdict) in &verdicts {
         let word = match verdict {
             Verdict::Ok(_) => "OK",
@@ -107,7 +107,7 @@ pub fn run(control: &control_plane::Settings, settings: &Settings) -> Result<()>
 /// # Errors
 /// The first row that fails.
 pub fn admit(control: &control_plane::Settings, settings: &Settings) -> Result<()> {
-    for (check, verdict) in judge(&facts::gather(control, settings, false)) {
+    for (check, verdict) in judge(&facts::gather(control, settings)) {
         match verdict {
             Verdict::Ok(found) => tracing::debug!(check, found, "machine checked"),
             Verdict::Warn { found, remedy } => tracing::warn!(check, found, remedy, "machine checked"),

@@ -72,14 +72,6 @@ pub fn settings(upstreams: &[String], stubs: &[String], log: QueryLog, autopath:
     })
 }
 
-pub fn log(wanted: bool) -> QueryLog {
-    if wanted { QueryLog::On } else { QueryLog::Off }
-}
-
-pub fn autopath(wanted: bool) -> Autopath {
-    if wanted { Autopath::On } else { Autopath::Off }
-}
-
 fn parse_stubs(parts: &[String]) -> Result<Vec<Stub>> {
     let mut all: Vec<Stub> = Vec::new();
     for part in parts {

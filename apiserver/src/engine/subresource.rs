@@ -2,7 +2,7 @@
 
 use api::conditions::{self, Condition};
 use api::kind::Part;
-use api::managed::{self, Writer};
+use api::managed::{self, Conflicts, Writer};
 use api::status::{Cause, FieldError, Status};
 use serde_json::{Value, json};
 
@@ -52,7 +52,7 @@ impl Engine {
         target: &Target,
         options: &WriteOptions,
         applied: &Value,
-        force: bool,
+        conflicts: Conflicts,
     ) -> Result<Written, Status> {
         let kind = &target.kind;
         if (&applied["apiVersion"], &applied["kind"]) != (&json!("autoscaling/v1"), &json!("Scale")) {
@@ -78,7 +78,7 @@ impl Engine {
             if let Some(version) = applied["metadata"].get("resourceVersion") {
                 config["metadata"]["resourceVersion"] = version.clone();
             }
-            managed::apply(kind, Some(live), &config, writer, force).map(Draft::Apply)
+            managed::apply(kind, Some(live), &config, writer, conflicts).map(Draft::Apply)
         };
         let mut written = self.update(context, target, options, &apply).await?;
         written.object = Shown::Value(api::write::scale_of(&target.kind, &written.object.into_value()));
@@ -158,7 +158,7 @@ impl Engine {
         let target = Target { part: None, ..asked.clone() };
         let pod = self.find(&target)?.value();
         if let Some(budget) = self.check_budgets(&target, &pod)? {
-            self.spend(context, &budget, &pod, deletion.dry_run).await?;
+            self.spend(context, &budget, &pod, &deletion).await?;
         }
         let removal = self.delete_as(context, &target, &deletion, Reviewed::Already).await?;
         warnings.extend(removal.warnings);
@@ -196,7 +196,13 @@ impl Engine {
     }
 
     /// Takes one disruption of a budget, so that the next eviction is not let through on the same count.
-    async fn spend(&self, context: &Context, budget: &Target, pod: &Value, dry_run: bool) -> Result<(), Status> {
+    async fn spend(
+        &self,
+        context: &Context,
+        budget: &Target,
+        pod: &Value,
+        deletion: &DeleteOptions,
+    ) -> Result<(), Status> {
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
         let take = |current: Option<&Value>| {
             let current = current.ok_or_else(|| budget.not_found())?;
@@ -207,7 +213,7 @@ impl Engine {
             next["status"]["disruptedPods"][name] = json!(api::time::rfc3339(context.now));
             Ok(Draft::Own(next))
         };
-        let options = WriteOptions { manager: "kube-apiserver".into(), dry_run };
+        let options = WriteOptions { manager: "kube-apiserver".into(), dry_run: deletion.dry_run };
         self.update(context, budget, &options, &take).await.map(drop)
     }
 }
