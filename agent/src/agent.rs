@@ -6,6 +6,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::sysctl::{Allowed, BadPattern};
+use api::uid::Uid;
 use bytes::Bytes;
 use futures::Stream;
 use jiff::Timestamp;
@@ -44,9 +45,9 @@ const REPLACE_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
 
 #[derive(Default)]
 struct Workers {
-    running: HashMap<String, Running>,
+    running: HashMap<Uid, Running>,
     /// Pods that wait for a namesake with another UID to be taken away: by UID.
-    queued: BTreeMap<String, Arc<Value>>,
+    queued: BTreeMap<Uid, Arc<Value>>,
     /// Keeps the disk's reserve.
     guard: Option<JoinHandle<()>>,
 }
@@ -114,7 +115,7 @@ impl Agent {
     /// A pod bound to this node, as it is now.
     pub fn sync(&self, object: Arc<Value>) {
         let Some(pod) = pod_ref(&object) else {
-            tracing::warn!("a pod without name or UID was given to the agent");
+            tracing::warn!(uid = ?Uid::of(&object), "a pod without a name, or whose UID is no file name, is not taken");
             return;
         };
         let mut workers = self.lock();
@@ -135,7 +136,7 @@ impl Agent {
     }
 
     /// The pod's object is gone.
-    pub fn gone(&self, uid: &str) {
+    pub fn gone(&self, uid: &Uid) {
         let mut workers = self.lock();
         workers.queued.remove(uid);
         if let Some(running) = workers.running.get(uid) {
@@ -145,8 +146,8 @@ impl Agent {
 
     /// All pods bound to this node: whatever else is here has been deleted meanwhile.
     pub fn resync(&self, objects: Vec<Arc<Value>>) {
-        let wanted: BTreeSet<String> = objects.iter().filter_map(|object| pod_ref(object)).map(|pod| pod.uid).collect();
-        let known: Vec<String> = {
+        let wanted: BTreeSet<Uid> = objects.iter().filter_map(|object| pod_ref(object)).map(|pod| pod.uid).collect();
+        let known: Vec<Uid> = {
             let workers = self.lock();
             workers.running.keys().chain(workers.queued.keys()).cloned().collect()
         };
@@ -155,7 +156,7 @@ impl Agent {
     }
 
     /// A config map or secret that the pod uses changed: it looks again.
-    pub fn content_changed(&self, uid: &str) {
+    pub fn content_changed(&self, uid: &Uid) {
         if let Some(running) = self.lock().running.get(uid) {
             let _ = running.commands.send(Command::ContentChanged); // a worker that has ended needs no content
         }
@@ -168,7 +169,7 @@ impl Agent {
     /// cannot be listed. What fails while reading is an item of the stream.
     pub fn logs(
         &self,
-        uid: &str,
+        uid: &Uid,
         container: &str,
         options: LogOptions,
     ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + 'static + use<>, LogError> {
@@ -180,7 +181,7 @@ impl Agent {
     /// # Errors
     /// [`ExecError::NotRunning`] when no such container runs, [`ExecError::CannotRun`] when it cannot run the command;
     /// else [`ExecError::Streams`] or, by the pod process, [`ExecError::Link`].
-    pub async fn exec(&self, uid: &str, container: &str, request: &ExecRequest) -> Result<ExecSession, ExecError> {
+    pub async fn exec(&self, uid: &Uid, container: &str, request: &ExecRequest) -> Result<ExecSession, ExecError> {
         exec::exec(&self.node, uid, container, request).await
     }
 
@@ -188,7 +189,7 @@ impl Agent {
     ///
     /// # Errors
     /// Those of [`Agent::exec`] but [`ExecError::CannotRun`].
-    pub async fn attach(&self, uid: &str, container: &str, request: AttachRequest) -> Result<ExecSession, ExecError> {
+    pub async fn attach(&self, uid: &Uid, container: &str, request: AttachRequest) -> Result<ExecSession, ExecError> {
         exec::attach(&self.node, uid, container, request).await
     }
 
@@ -197,7 +198,7 @@ impl Agent {
     /// # Errors
     /// [`DialError::Pod`] when the pod does not run, [`DialError::Enter`] when its network cannot be entered,
     /// [`DialError::Refused`] when nobody answers there on IPv4 nor on IPv6, within 10 s each.
-    pub async fn dial(&self, uid: &str, port: u16) -> Result<tokio::net::TcpStream, DialError> {
+    pub async fn dial(&self, uid: &Uid, port: u16) -> Result<tokio::net::TcpStream, DialError> {
         dial::dial(&self.node, uid, port).await
     }
 
@@ -250,18 +251,18 @@ impl Agent {
     }
 
     /// Runs a worker to its end; one that panics is a defect, told loudly, and replaced from the pod's record.
-    async fn supervise(self, uid: String, mut worker: JoinHandle<()>) {
+    async fn supervise(self, uid: Uid, mut worker: JoinHandle<()>) {
         loop {
             match worker.await {
                 Ok(()) => return self.ended(&uid),
                 Err(error) if error.is_cancelled() => return,
-                Err(error) => tracing::error!(uid, %error, "pod worker failed, starting another"),
+                Err(error) => tracing::error!(%uid, %error, "pod worker failed, starting another"),
             }
             tokio::time::sleep(REPLACE_AFTER).await;
             let record = match self.node.records.read(&uid) {
                 Ok(record) => record,
                 Err(error) => {
-                    tracing::error!(uid, %error, "pod given up: its record cannot be read");
+                    tracing::error!(%uid, %error, "pod given up: its record cannot be read");
                     return self.ended(&uid);
                 }
             };
@@ -274,7 +275,7 @@ impl Agent {
     }
 
     /// A pod has been taken away: its successor of the same name may begin.
-    fn ended(&self, uid: &str) {
+    fn ended(&self, uid: &Uid) {
         let mut workers = self.lock();
         let Some(ended) = workers.running.remove(uid) else { return };
         let next = workers.queued.iter().find_map(|(next, object)| {
@@ -315,10 +316,11 @@ impl Agent {
     }
 }
 
+/// All that is kept of a pod here lies in folders named by its UID: none is taken that would lead elsewhere.
 fn pod_ref(object: &Value) -> Option<PodRef> {
-    let metadata = &object["metadata"];
-    let text = |field: &str| metadata[field].as_str().map(str::to_owned);
-    Some(PodRef { namespace: text("namespace")?, name: text("name")?, uid: text("uid")? })
+    let text = |field: &str| object["metadata"][field].as_str().map(str::to_owned);
+    let uid = Some(Uid::of(object)).filter(Uid::is_file_name)?;
+    Some(PodRef { namespace: text("namespace")?, name: text("name")?, uid })
 }
 
 fn is_terminal(object: &Value) -> bool {
@@ -410,18 +412,23 @@ fn load(node: &Node) -> Result<Vec<Record>, StartError> {
     node.records.load().map_err(failed(&node.config.data_dir))
 }
 
+/// The pod of a folder.
+fn named(folder: fs::DirEntry) -> Option<Uid> {
+    folder.file_name().into_string().ok().map(Uid::new)
+}
+
 /// Takes away what exists here but is in no record. The address of such a pod is unknown, but its link ended with its
 /// network namespace.
 async fn remove_strangers(node: &Node, records: &[Record]) {
-    let known: BTreeSet<&str> = records.iter().map(|record| record.pod.uid.as_str()).collect();
+    let known: BTreeSet<&Uid> = records.iter().map(|record| &record.pod.uid).collect();
     let folders = [node.config.run_dir.join("pods"), node.config.data_dir.join("containers")];
     let folders = folders.into_iter().chain(["volumes", "logs"].map(|name| node.config.data_dir.join(name)));
     let names = folders.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
-    let found = names.filter_map(|item| item.file_name().into_string().ok()).chain(node.cgroups.known_pods());
-    let strangers: BTreeSet<String> = found.filter(|uid| !known.contains(uid.as_str())).collect();
+    let found = names.filter_map(named).chain(node.cgroups.known_pods());
+    let strangers: BTreeSet<Uid> = found.filter(|uid| !known.contains(uid)).collect();
     for uid in strangers {
         if let Err(error) = tear_down(node, Part::Whole, &uid, None).await {
-            tracing::warn!(uid, error = %causes::chain(&error), "leftovers of an unknown pod");
+            tracing::warn!(%uid, error = %causes::chain(&error), "leftovers of an unknown pod");
         }
     }
 }
@@ -434,13 +441,13 @@ async fn remove_strangers(node: &Node, records: &[Record]) {
 pub async fn remove_everything(config: Config, network: Arc<dyn PodNetwork>) -> Result<(), ResetError> {
     let lock = lock_data_dir(&config).await?;
     let (node, records) = open_node(config, Arc::new(Nobody), network, lock).await?;
-    let ips: HashMap<String, std::net::IpAddr> =
+    let ips: HashMap<Uid, std::net::IpAddr> =
         records.iter().filter_map(|record| Some((record.pod.uid.clone(), record.ip?))).collect();
-    let mut uids: BTreeSet<String> = records.into_iter().map(|record| record.pod.uid).collect();
+    let mut uids: BTreeSet<Uid> = records.into_iter().map(|record| record.pod.uid).collect();
     uids.extend(node.cgroups.known_pods());
     for folder in [node.config.run_dir.join("pods"), node.config.data_dir.join("volumes")] {
         let names = fs::read_dir(folder).into_iter().flatten().flatten();
-        uids.extend(names.filter_map(|item| item.file_name().into_string().ok()));
+        uids.extend(names.filter_map(named));
     }
     for uid in uids {
         tear_down(&node, Part::Whole, &uid, ips.get(&uid).copied()).await?;

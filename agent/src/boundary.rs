@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use api::uid::Uid;
 use async_trait::async_trait;
 use serde_json::Value;
 
@@ -12,7 +13,7 @@ use serde_json::Value;
 pub struct PodRef {
     pub namespace: String,
     pub name: String,
-    pub uid: String,
+    pub uid: Uid,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +55,7 @@ pub struct TokenRequest {
     pub audiences: Vec<String>,
     pub expiration_seconds: i64,
     pub pod_name: String,
-    pub pod_uid: String,
+    pub pod_uid: Uid,
 }
 
 #[derive(Clone, Debug)]
@@ -132,5 +133,5 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// Gives what of the host ports the pod has to do without, in words.
     async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, NetworkError>;
     /// Takes back all that `attach` made; the namespace may be gone already.
-    async fn detach(&self, pod_uid: &str, ip: IpAddr) -> Result<(), NetworkError>;
+    async fn detach(&self, pod_uid: &Uid, ip: IpAddr) -> Result<(), NetworkError>;
 }

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
+use api::uid::Uid;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use tokio::net::{TcpSocket, TcpStream};
@@ -31,7 +32,7 @@ pub enum DialError {
 }
 
 /// Connects to a port of the pod's own loopback address.
-pub async fn dial(node: &Node, uid: &str, port: u16) -> Result<TcpStream, DialError> {
+pub async fn dial(node: &Node, uid: &Uid, port: u16) -> Result<TcpStream, DialError> {
     let pod = live_pod(node, uid).await?;
     let process = peer(pod.link.socket()).map_err(DialError::Enter)?;
     let [v4, v6] = sockets_in(process).await.map_err(DialError::Enter)?;

@@ -213,7 +213,7 @@ pub fn field_value(pod: &Pod, facts: &Facts, path: &str) -> Result<String, EnvEr
     Ok(match path {
         "metadata.name" => metadata.name.clone(),
         "metadata.namespace" => metadata.namespace.clone(),
-        "metadata.uid" => metadata.uid.clone(),
+        "metadata.uid" => metadata.uid.to_string(),
         "metadata.labels" => pairs(&metadata.labels),
         "metadata.annotations" => pairs(&metadata.annotations),
         "spec.nodeName" => facts.node_name.clone(),

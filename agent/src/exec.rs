@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use api::uid::Uid;
 use pod::protocol::{Exec, Failure, FailureKind, Op};
 use rustix::fs::{FileType, Mode, OFlags};
 use serde_json::json;
@@ -78,9 +79,9 @@ impl Process {
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
     #[error("container {container:?} of pod {uid} is not running")]
-    NotRunning { uid: String, container: String },
+    NotRunning { uid: Uid, container: String },
     #[error("pod {uid} is not running")]
-    NoPod { uid: String },
+    NoPod { uid: Uid },
     #[error("prepare the process's streams")]
     Streams(#[from] io::Error),
     /// The container is fine, and its owner asked for what cannot be run there.
@@ -124,19 +125,19 @@ impl Resizer {
 /// How long a pod of an earlier agent is waited for; taking one over takes milliseconds.
 const ADOPTION: Duration = Duration::from_secs(10);
 
-async fn find(node: &Node, uid: &str, container: &str) -> Result<(LivePod, LiveContainer), ExecError> {
+async fn find(node: &Node, uid: &Uid, container: &str) -> Result<(LivePod, LiveContainer), ExecError> {
     let look = |pod: &LivePod| Some((pod.clone(), pod.containers.get(container)?.clone()));
-    let missing = || ExecError::NotRunning { uid: uid.to_owned(), container: container.to_owned() };
+    let missing = || ExecError::NotRunning { uid: uid.clone(), container: container.to_owned() };
     settled(node, uid, look).await.ok_or_else(missing)
 }
 
 /// A pod that runs.
-pub(crate) async fn live_pod(node: &Node, uid: &str) -> Result<LivePod, ExecError> {
-    settled(node, uid, |pod| Some(pod.clone())).await.ok_or_else(|| ExecError::NoPod { uid: uid.to_owned() })
+pub(crate) async fn live_pod(node: &Node, uid: &Uid) -> Result<LivePod, ExecError> {
+    settled(node, uid, |pod| Some(pod.clone())).await.ok_or_else(|| ExecError::NoPod { uid: uid.clone() })
 }
 
 /// What is wanted of a pod, once it is known whether it runs.
-async fn settled<T>(node: &Node, uid: &str, look: impl Fn(&LivePod) -> Option<T>) -> Option<T> {
+async fn settled<T>(node: &Node, uid: &Uid, look: impl Fn(&LivePod) -> Option<T>) -> Option<T> {
     let (mut changes, deadline) = (node.changes.subscribe(), tokio::time::Instant::now() + ADOPTION);
     loop {
         let adopting = {
@@ -152,7 +153,7 @@ async fn settled<T>(node: &Node, uid: &str, look: impl Fn(&LivePod) -> Option<T>
     }
 }
 
-pub async fn exec(node: &Node, uid: &str, container: &str, request: &ExecRequest) -> Result<ExecSession, ExecError> {
+pub async fn exec(node: &Node, uid: &Uid, container: &str, request: &ExecRequest) -> Result<ExecSession, ExecError> {
     let (pod, container) = find(node, uid, container).await?;
     let mut process = (*container.process).clone();
     process["args"] = json!(request.command);
@@ -176,7 +177,7 @@ pub async fn exec(node: &Node, uid: &str, container: &str, request: &ExecRequest
     Ok(streams.session)
 }
 
-pub async fn attach(node: &Node, uid: &str, container: &str, request: AttachRequest) -> Result<ExecSession, ExecError> {
+pub async fn attach(node: &Node, uid: &Uid, container: &str, request: AttachRequest) -> Result<ExecSession, ExecError> {
     let (pod, container) = find(node, uid, container).await?;
     let (AttachRequest { stdin, stdout, stderr }, tty) = (request, container.tty);
     let stderr = stderr && !tty; // a terminal has one output

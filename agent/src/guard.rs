@@ -91,7 +91,7 @@ async fn relieve(level: Level, want: Want, workers: Workers) -> Duration {
     };
     let place = candidates.iter().position(|candidate| candidate.uid == chosen.uid).unwrap_or(0);
     let eviction = pressure(chosen, level, want);
-    tracing::warn!(uid = chosen.uid, message = eviction.message, "pod evicted");
+    tracing::warn!(uid = %chosen.uid, message = eviction.message, "pod evicted");
     let (done, left) = oneshot::channel();
     let sent = senders[place].send(Command::Evict(eviction, done));
     if sent.is_ok() {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api::quantity::Quantity;
+use api::uid::Uid;
 use pod::protocol::{CreateContainer, Failure, FailureKind, LogTarget, Op, Outcome};
 use serde_json::Value;
 
@@ -270,7 +271,7 @@ fn own_descriptor(file: &fs::File) -> PathBuf {
 }
 
 /// The end of what a run wrote to its termination log.
-pub fn termination_message(node: &Node, uid: &str, run: &str) -> io::Result<Vec<u8>> {
+pub fn termination_message(node: &Node, uid: &Uid, run: &str) -> io::Result<Vec<u8>> {
     let own = termination_file(&small_files(node, uid, run));
     let mut read = read_end(&own, MESSAGE_BYTES);
     for earlier in earlier_termination_files(node, uid, run) {
@@ -292,7 +293,7 @@ fn within(users: &Users, user: &User) -> Result<(), LaunchError> {
 }
 
 /// Takes away what a run leaves behind, its log apart.
-pub async fn remove_run(node: &Node, uid: &str, run: &str) -> io::Result<()> {
+pub async fn remove_run(node: &Node, uid: &Uid, run: &str) -> io::Result<()> {
     earlier_termination_files(node, uid, run).iter().try_for_each(|file| disk::remove_file(file))?;
     disk::unmount_below(&run_folder(node, uid, run))?;
     disk::remove_tree_aside(run_folder(node, uid, run)).await?;

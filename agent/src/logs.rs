@@ -5,6 +5,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use api::uid::Uid;
 use bytes::Bytes;
 use futures::Stream;
 use jiff::Timestamp;
@@ -28,9 +29,9 @@ pub struct LogOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     #[error("container {container:?} in pod {uid} is waiting to start")]
-    NotStarted { uid: String, container: String },
+    NotStarted { uid: Uid, container: String },
     #[error("previous terminated container {container:?} in pod {uid} not found")]
-    NoPrevious { uid: String, container: String },
+    NoPrevious { uid: Uid, container: String },
     #[error("read the log")]
     Io(#[from] io::Error),
 }
@@ -76,12 +77,12 @@ fn render(line: &[u8], options: &LogOptions) -> Vec<u8> {
 /// The log of a container's present or previous run.
 pub fn read(
     node: &Arc<Node>,
-    uid: &str,
+    uid: &Uid,
     container: &str,
     options: LogOptions,
 ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + 'static + use<>, LogError> {
-    let run = newest_run(&node.pod_logs(uid).join(container))?;
-    let names = || (uid.to_owned(), container.to_owned());
+    let run = if uid.is_file_name() { newest_run(&node.pod_logs(uid).join(container))? } else { None };
+    let names = || (uid.clone(), container.to_owned());
     let run = match (run, options.previous) {
         (None, _) => {
             let (uid, container) = names();
@@ -99,7 +100,7 @@ pub fn read(
     let (sender, receiver) = mpsc::channel(16);
     let reader = Reader {
         node: node.clone(),
-        uid: uid.to_owned(),
+        uid: uid.clone(),
         container: container.to_owned(),
         run: format!("{container}-{run}"),
         path: node.log_file(uid, container, run),
@@ -207,7 +208,7 @@ fn tail_start(file: &mut File, wanted: u64) -> io::Result<(u64, u64)> {
 
 struct Reader {
     node: Arc<Node>,
-    uid: String,
+    uid: Uid,
     container: String,
     run: String,
     path: PathBuf,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use api::uid::Uid;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -21,7 +22,7 @@ pub struct Pod {
 pub struct Metadata {
     pub name: String,
     pub namespace: String,
-    pub uid: String,
+    pub uid: Uid,
     pub generation: Option<i64>,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,

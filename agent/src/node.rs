@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::sysctl::Allowed;
+use api::uid::Uid;
 use pod::mounts::Mount;
 use serde_json::Value;
 
@@ -42,9 +43,9 @@ pub struct Node {
 /// Who runs here, for exec, attach and those who follow logs.
 #[derive(Default)]
 pub struct Live {
-    pub pods: HashMap<String, LivePod>,
+    pub pods: HashMap<Uid, LivePod>,
     /// Pods of an earlier agent that this one has not looked at yet: whether they run is not known.
-    pub adopting: BTreeSet<String>,
+    pub adopting: BTreeSet<Uid>,
 }
 
 /// What exec and attach need to know of a running pod.
@@ -79,30 +80,30 @@ impl Node {
         }
     }
 
-    pub fn pod_run(&self, uid: &str) -> PathBuf {
-        self.config.run_dir.join("pods").join(uid)
+    pub fn pod_run(&self, uid: &Uid) -> PathBuf {
+        self.config.run_dir.join("pods").join(uid.as_str())
     }
 
     /// Volumes that a reboot ends: what lies in memory, and what comes from the API.
-    pub fn volatile_volumes(&self, uid: &str) -> PathBuf {
+    pub fn volatile_volumes(&self, uid: &Uid) -> PathBuf {
         self.pod_run(uid).join("volumes")
     }
 
     /// Volumes that outlast a reboot.
-    pub fn pod_volumes(&self, uid: &str) -> PathBuf {
-        self.config.data_dir.join("volumes").join(uid)
+    pub fn pod_volumes(&self, uid: &Uid) -> PathBuf {
+        self.config.data_dir.join("volumes").join(uid.as_str())
     }
 
     /// The containers' writable layers.
-    pub fn pod_layers(&self, uid: &str) -> PathBuf {
-        self.config.data_dir.join("containers").join(uid)
+    pub fn pod_layers(&self, uid: &Uid) -> PathBuf {
+        self.config.data_dir.join("containers").join(uid.as_str())
     }
 
-    pub fn pod_logs(&self, uid: &str) -> PathBuf {
-        self.config.data_dir.join("logs").join(uid)
+    pub fn pod_logs(&self, uid: &Uid) -> PathBuf {
+        self.config.data_dir.join("logs").join(uid.as_str())
     }
 
-    pub fn log_file(&self, uid: &str, container: &str, run: u32) -> PathBuf {
+    pub fn log_file(&self, uid: &Uid, container: &str, run: u32) -> PathBuf {
         self.pod_logs(uid).join(container).join(format!("{run}.log"))
     }
 
@@ -159,12 +160,12 @@ impl Cgroups {
     }
 
     /// The cgroup2 folder of the pod process.
-    pub fn pod_process(&self, uid: &str) -> PathBuf {
+    pub fn pod_process(&self, uid: &Uid) -> PathBuf {
         self.cgroup2.join(&self.pod_root).join(format!("pod{uid}"))
     }
 
     /// A container's cgroup below each controller's mount.
-    pub fn container(&self, qos: &str, uid: &str, run: &str) -> String {
+    pub fn container(&self, qos: &str, uid: &Uid, run: &str) -> String {
         let class = match qos {
             "Burstable" => "burstable/",
             "BestEffort" => "besteffort/",
@@ -175,12 +176,12 @@ impl Cgroups {
     }
 
     /// Makes the pod's own cgroups, in which those of its containers will lie, with its limit of processes.
-    pub fn make_pod(&self, qos: &str, uid: &str, max_pids: Option<u64>) -> std::io::Result<()> {
+    pub fn make_pod(&self, qos: &str, uid: &Uid, max_pids: Option<u64>) -> std::io::Result<()> {
         let container = self.container(qos, uid, "any");
         let folder = Path::new(container.trim_start_matches('/')).parent().unwrap_or(Path::new(""));
         let mount = if self.pure_v2 { Some(&self.cgroup2) } else { self.pids.as_ref() };
         let Some(mount) = mount else {
-            tracing::warn!(uid, "this machine has no pids controller: the pod's processes are not limited");
+            tracing::warn!(%uid, "this machine has no pids controller: the pod's processes are not limited");
             return Ok(());
         };
         let pod = mount.join(folder);
@@ -193,7 +194,7 @@ impl Cgroups {
     }
 
     /// Every folder that may exist for a pod.
-    pub fn pod_folders(&self, uid: &str) -> Vec<PathBuf> {
+    pub fn pod_folders(&self, uid: &Uid) -> Vec<PathBuf> {
         let below = |mount: &PathBuf| {
             let kubepods = mount.join(&self.root).join("kubepods");
             QOS_FOLDERS.map(|class| kubepods.join(class).join(format!("pod{uid}")))
@@ -210,7 +211,7 @@ impl Cgroups {
     }
 
     /// UIDs of pods that have a cgroup here.
-    pub fn known_pods(&self) -> BTreeSet<String> {
+    pub fn known_pods(&self) -> BTreeSet<Uid> {
         let kubepods = self.mounts.iter().map(|mount| mount.join(&self.root).join("kubepods"));
         let folders = kubepods.flat_map(|kubepods| QOS_FOLDERS.map(|class| kubepods.join(class)));
         let folders = folders.chain([self.cgroup2.join(&self.pod_root)]);
@@ -218,6 +219,7 @@ impl Cgroups {
         names
             .filter_map(|item| item.file_name().to_str()?.strip_prefix("pod").map(str::to_owned))
             .filter(|uid| uid.len() == 36)
+            .map(Uid::new)
             .collect()
     }
 }
@@ -291,9 +293,10 @@ mod tests {
             root: "amp".into(),
             pod_root: "amp/pods".into(),
         };
-        assert_eq!(cgroups.container("BestEffort", "u", "web-0"), "/amp/kubepods/besteffort/podu/web-0");
-        assert_eq!(cgroups.container("Guaranteed", "u", "web-0"), "/amp/kubepods/podu/web-0");
-        assert_eq!(cgroups.pod_process("u"), Path::new("/c/unified/amp/pods/podu"));
-        assert!(cgroups.pod_folders("u").contains(&"/c/memory/amp/kubepods/burstable/podu".into()));
+        let uid = &Uid::new("u");
+        assert_eq!(cgroups.container("BestEffort", uid, "web-0"), "/amp/kubepods/besteffort/podu/web-0");
+        assert_eq!(cgroups.container("Guaranteed", uid, "web-0"), "/amp/kubepods/podu/web-0");
+        assert_eq!(cgroups.pod_process(uid), Path::new("/c/unified/amp/pods/podu"));
+        assert!(cgroups.pod_folders(uid).contains(&"/c/memory/amp/kubepods/burstable/podu".into()));
     }
 }

@@ -10,6 +10,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use api::uid::Uid;
 use causes::chain;
 use futures::future::join_all;
 use serde_json::Value;
@@ -80,7 +81,7 @@ impl From<String> for Failure {
 #[derive(Clone)]
 pub struct Target {
     pub node: Arc<Node>,
-    pub uid: String,
+    pub uid: Uid,
     pub ip: Option<IpAddr>,
     pub container: Arc<Container>,
 }

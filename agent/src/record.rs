@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use api::uid::Uid;
 use jiff::Timestamp;
 use pod::protocol::IdRange;
 use serde::{Deserialize, Serialize};
@@ -194,7 +195,7 @@ impl Records {
         Ok(Records { dir })
     }
 
-    fn path(&self, uid: &str) -> PathBuf {
+    fn path(&self, uid: &Uid) -> PathBuf {
         self.dir.join(format!("{uid}.json"))
     }
 
@@ -202,11 +203,11 @@ impl Records {
         disk::write_durably(&self.path(&record.pod.uid), &serde_json::to_vec(record)?, 0o600)
     }
 
-    pub fn read(&self, uid: &str) -> io::Result<Record> {
+    pub fn read(&self, uid: &Uid) -> io::Result<Record> {
         read(&self.path(uid))
     }
 
-    pub fn remove(&self, uid: &str) -> io::Result<()> {
+    pub fn remove(&self, uid: &Uid) -> io::Result<()> {
         disk::remove_file(&self.path(uid))?;
         fs::File::open(&self.dir)?.sync_all()
     }
@@ -232,7 +233,11 @@ impl Records {
 }
 
 fn read(path: &Path) -> io::Result<Record> {
-    Ok(serde_json::from_slice(&fs::read(path)?)?)
+    let record: Record = serde_json::from_slice(&fs::read(path)?)?;
+    match record.pod.uid.is_file_name() {
+        true => Ok(record),
+        false => Err(io::Error::new(io::ErrorKind::InvalidData, "its UID is no file name")),
+    }
 }
 
 #[cfg(test)]
@@ -241,7 +246,7 @@ pub(crate) mod tests {
 
     pub fn record(uid: &str) -> Record {
         Record {
-            pod: PodRef { namespace: "default".into(), name: "web".into(), uid: uid.into() },
+            pod: PodRef { namespace: "default".into(), name: "web".into(), uid: Uid::new(uid) },
             object: Arc::default(),
             ip: Some("10.0.0.2".parse().unwrap()),
             users: None,
@@ -261,18 +266,21 @@ pub(crate) mod tests {
         let records = Records::open(folder.path().join("pods")).unwrap();
         records.write(&record("a")).unwrap();
         records.write(&record("b")).unwrap();
-        records.remove("a").unwrap();
+        records.remove(&Uid::new("a")).unwrap();
         let loaded = records.load().unwrap();
         assert_eq!(loaded.len(), 1);
-        assert_eq!(loaded[0].pod.uid, "b");
+        assert_eq!(loaded[0].pod.uid.as_str(), "b");
     }
 
     #[test]
     fn an_unreadable_record_is_set_aside() {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::open(folder.path().to_owned()).unwrap();
-        fs::write(folder.path().join("x.json"), "{").unwrap();
-        assert!(records.load().unwrap().is_empty());
-        assert!(folder.path().join("x.unreadable").exists());
+        let astray = serde_json::to_string(&record("../x")).unwrap();
+        for (name, text) in [("x", "{"), ("y", astray.as_str())] {
+            fs::write(folder.path().join(name).with_extension("json"), text).unwrap();
+            assert!(records.load().unwrap().is_empty());
+            assert!(folder.path().join(name).with_extension("unreadable").exists());
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::sysctl::dotted;
+use api::uid::Uid;
 use pod::protocol::{Setup, State};
 use tokio::sync::mpsc;
 
@@ -134,7 +135,7 @@ fn setup(node: &Node, pod: &Pod, record: &Record) -> Setup {
     let uid = &record.pod.uid;
     let folder = node.pod_run(uid);
     Setup {
-        uid: uid.to_owned(),
+        uid: uid.to_string(),
         socket: folder.join("socket"),
         lock: folder.join("lock"),
         state_dir: folder.join("state"),
@@ -163,7 +164,7 @@ fn sysctls(spec: &PodSpec) -> BTreeMap<String, String> {
     defaults.map(|(name, value)| (name.to_owned(), value.to_owned())).chain(asked).collect()
 }
 
-async fn connect(node: &Node, uid: &str) -> Result<Sandbox, LinkError> {
+async fn connect(node: &Node, uid: &Uid) -> Result<Sandbox, LinkError> {
     let (sender, events) = mpsc::unbounded_channel();
     let (link, state) = ProcessLink::connect(&node.pod_run(uid).join("socket"), sender).await?;
     Ok(Sandbox { link: Arc::new(link), state, events })

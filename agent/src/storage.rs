@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use api::quantity::Quantity;
+use api::uid::Uid;
 
 use crate::door::{Folder, Weight};
 use crate::model::{Container, Pod, PodSpec, Volume};
@@ -137,7 +138,7 @@ fn bytes(weight: &Weight) -> Quantity {
 /// A pod among others when the node is short of disk.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    pub uid: String,
+    pub uid: Uid,
     pub spec: std::sync::Arc<Pod>,
     pub usage: Usage,
 }
@@ -206,16 +207,16 @@ fn size(bytes: u64) -> String {
 /// What is looked at of a pod.
 #[derive(Clone, Debug)]
 pub struct Places {
-    pub uid: String,
+    pub uid: Uid,
     /// Containers with their runs.
     pub runs: Vec<(String, String)>,
     pub volumes: BTreeSet<String>,
 }
 
 impl Places {
-    pub fn of(uid: &str, spec: &PodSpec, runs: Vec<(String, String)>) -> Places {
+    pub fn of(uid: &Uid, spec: &PodSpec, runs: Vec<(String, String)>) -> Places {
         let volumes = spec.volumes.iter().filter(|volume| on_disk(volume)).map(|volume| volume.name.clone());
-        Places { uid: uid.to_owned(), runs, volumes: volumes.collect() }
+        Places { uid: uid.clone(), runs, volumes: volumes.collect() }
     }
 
     /// Takes as long as there are files, or as it may: not for a thread that others wait for.
@@ -300,7 +301,7 @@ mod tests {
     }
 
     fn candidate(uid: &str, spec: Value, bytes: u64) -> Candidate {
-        Candidate { uid: uid.into(), spec: pod(spec).into(), usage: usage(&[("a", bytes)], &[]) }
+        Candidate { uid: Uid::new(uid), spec: pod(spec).into(), usage: usage(&[("a", bytes)], &[]) }
     }
 
     #[test]
@@ -314,9 +315,9 @@ mod tests {
             candidate("large", plain(0), 200 << 20),
             candidate("critical", plain(2_000_000_000), 999 << 20),
         ];
-        assert_eq!(choose(&all, Want::Bytes).unwrap().uid, "large");
-        assert_eq!(choose(&all[..2], Want::Bytes).unwrap().uid, "important");
-        assert_eq!(choose(&all[..1], Want::Bytes).unwrap().uid, "modest");
+        assert_eq!(choose(&all, Want::Bytes).unwrap().uid.as_str(), "large");
+        assert_eq!(choose(&all[..2], Want::Bytes).unwrap().uid.as_str(), "important");
+        assert_eq!(choose(&all[..1], Want::Bytes).unwrap().uid.as_str(), "modest");
         assert!(choose(&all[4..], Want::Bytes).is_none());
         assert!(choose(&[candidate("idle", plain(0), 4096)], Want::Bytes).is_none());
         let level = Level { reserve: 1 << 30, available: (1 << 29) + 7, ..Level::default() };

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use api::uid::Uid;
+
 use crate::boundary::NetworkError;
 use crate::disk;
 use crate::door::{Folder, Stop};
@@ -24,7 +26,7 @@ pub enum TeardownError {
 }
 
 /// Runs the steps until one fails. The caller tries again later: a later step may depend on an earlier one.
-pub async fn tear_down(node: &Node, part: Part, uid: &str, ip: Option<IpAddr>) -> Result<(), TeardownError> {
+pub async fn tear_down(node: &Node, part: Part, uid: &Uid, ip: Option<IpAddr>) -> Result<(), TeardownError> {
     for step in Step::taking_away(part) {
         run(step, node, uid, ip).await?;
         step.done();
@@ -32,7 +34,7 @@ pub async fn tear_down(node: &Node, part: Part, uid: &str, ip: Option<IpAddr>) -
     Ok(())
 }
 
-async fn run(step: Step, node: &Node, uid: &str, ip: Option<IpAddr>) -> Result<(), TeardownError> {
+async fn run(step: Step, node: &Node, uid: &Uid, ip: Option<IpAddr>) -> Result<(), TeardownError> {
     let done = match step {
         // Before the processes: the pod's end of the link, which tells whose it is, goes with them.
         Step::DetachNetwork => match ip {
@@ -58,14 +60,14 @@ async fn run(step: Step, node: &Node, uid: &str, ip: Option<IpAddr>) -> Result<(
 }
 
 /// Root file systems and the shared memory; volumes belong to the pod, not to its sandbox.
-fn unmount_runs(node: &Node, uid: &str) -> io::Result<()> {
+fn unmount_runs(node: &Node, uid: &Uid) -> io::Result<()> {
     let volumes = node.volatile_volumes(uid);
     let mut points = disk::mounts_below(&node.pod_run(uid))?;
     points.retain(|point| !point.starts_with(&volumes));
     disk::unmount(&points)
 }
 
-async fn remove_sandbox_files(node: &Node, uid: &str) -> io::Result<()> {
+async fn remove_sandbox_files(node: &Node, uid: &Uid) -> io::Result<()> {
     let (run, volumes) = (node.pod_run(uid), node.volatile_volumes(uid));
     let remove = move |stop: &Stop| {
         let folder = match Folder::open(&run) {
@@ -79,7 +81,7 @@ async fn remove_sandbox_files(node: &Node, uid: &str) -> io::Result<()> {
     disk::aside(remove).await
 }
 
-async fn kill_processes(node: &Node, uid: &str) -> io::Result<()> {
+async fn kill_processes(node: &Node, uid: &Uid) -> io::Result<()> {
     let folders: Vec<PathBuf> = node.cgroups.pod_folders(uid).into_iter().filter(|folder| folder.exists()).collect();
     let deadline = tokio::time::Instant::now() + KILL_TIMEOUT;
     loop {

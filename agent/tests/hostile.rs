@@ -6,6 +6,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
+use agent::{LogError, LogOptions};
+use api::uid::Uid;
 use serde_json::{Value, json};
 use support::{TestNode, pod, uid_of};
 
@@ -113,7 +115,7 @@ async fn a_flipped_link_does_not_lead_the_agent_away() {
     let (code, _, err) = node.exec(&uid, "main", &["sh", "-c", &script]).await;
     assert_eq!(code, 0, "{err}");
     set("two");
-    node.agent().content_changed(&uid);
+    node.agent().content_changed(&Uid::of(&pod));
     let deadline = tokio::time::Instant::now() + support::PATIENCE;
     while node.exec(&uid, "main", &["cat", "/c/key"]).await.1 != "two" {
         assert!(tokio::time::Instant::now() < deadline);
@@ -153,6 +155,23 @@ async fn the_end_of_a_termination_message_is_kept() {
     assert_eq!(ended(once("quiet", "echo x; exit 1", "File")).await, "");
 }
 
+/// What is kept of a pod lies in folders named by its UID.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_uid_that_leads_elsewhere_is_not_followed() {
+    let node = TestNode::start("uid").await;
+    let mut pod = pod("astray", json!({"command": ["true"]}));
+    pod["metadata"]["uid"] = json!("../elsewhere");
+    for folder in ["logs", "elsewhere/main"] {
+        fs::create_dir_all(node.config.data_dir.join(folder)).unwrap();
+    }
+    fs::write(node.config.data_dir.join("elsewhere/main/0.log"), "2026-01-01T00:00:00Z stdout F x\n").unwrap();
+    node.agent().sync(Arc::new(pod.clone()));
+    node.agent().resync(vec![Arc::new(pod.clone())]);
+    assert!(node.agent().pods().is_empty());
+    let read = node.agent().logs(&Uid::of(&pod), "main", LogOptions::default());
+    assert!(matches!(read, Err(LogError::NotStarted { .. })));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_small_file_takes_no_room_from_the_host() {
     let node = TestNode::start("small").await;
@@ -161,7 +180,7 @@ async fn a_full_small_file_takes_no_room_from_the_host() {
     pod["spec"]["restartPolicy"] = json!("Never");
     node.agent().sync(Arc::new(pod.clone()));
     node.wait_status(uid_of(&pod), "ended", |status| status["phase"] == "Succeeded").await;
-    let log = node.logs(uid_of(&pod), "main", agent::LogOptions::default()).await;
+    let log = node.logs(uid_of(&pod), "main", LogOptions::default()).await;
     assert_eq!(log.matches("full").count(), 3, "{log}");
     gone(&node, &pod).await;
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent::LogOptions;
+use api::uid::Uid;
 use serde_json::{Value, json};
 use support::{TestNode, condition, pod, uid_of};
 
@@ -150,7 +151,7 @@ async fn while_a_hook_runs_the_rest_of_the_pod_is_told() {
     let state = |status: &Value, index: usize, name: &str| status["containerStatuses"][index]["state"][name].clone();
     let status = node.wait_status(uid_of(&pod), "first runs", |status| state(status, 0, "running").is_object()).await;
     assert_eq!(state(&status, 1, "waiting")["reason"], "ContainerCreating");
-    until("exec", async || node.agent().exec(uid_of(&pod), "hooked", &sh("touch /v/go")).await.is_ok()).await;
+    until("exec", async || node.agent().exec(&Uid::of(&pod), "hooked", &sh("touch /v/go")).await.is_ok()).await;
     let status =
         node.wait_status(uid_of(&pod), "first ended", |status| state(status, 0, "terminated").is_object()).await;
     assert_eq!(state(&status, 0, "terminated")["exitCode"], 3);
@@ -244,7 +245,8 @@ async fn a_hook_that_takes_all_the_grace_leaves_two_seconds() {
     let hook = json!({"preStop": {"exec": {"command": ["sleep", "600"]}}});
     let pod = pod("grace", json!({"command": ["sh", "-c", script], "lifecycle": hook}));
     start(&node, &pod).await;
-    let reader = node.agent().logs(uid_of(&pod), "main", LogOptions { follow: true, ..LogOptions::default() }).unwrap();
+    let reader =
+        node.agent().logs(&Uid::of(&pod), "main", LogOptions { follow: true, ..LogOptions::default() }).unwrap();
     let log = tokio::spawn(futures::StreamExt::collect::<Vec<_>>(reader));
     gone(&node, &pod).await;
     let log: Vec<u8> = log.await.unwrap().into_iter().flat_map(|chunk| chunk.unwrap().to_vec()).collect();
@@ -333,7 +335,7 @@ async fn content_that_is_gone_does_not_keep_a_container_from_restarting() {
     start(&node, &pod).await;
     let uid = uid_of(&pod).to_owned();
     node.upstream.api.lock().unwrap().config_maps.clear();
-    node.agent().content_changed(&uid);
+    node.agent().content_changed(&Uid::of(&pod));
     node.wait("told", |api| support::warnings(api).contains(&"FailedMount").then_some(())).await;
     // Nor after the agent itself is another.
     node.kill_agent().await;
@@ -371,7 +373,7 @@ async fn ephemeral_containers_join_a_running_pod() {
     let (_, processes, _) = node.exec(&uid, "debug", &["ps"]).await;
     assert!(processes.contains("trap 'exit 0' TERM"), "the target's processes: {processes}");
     let request = agent::AttachRequest { stdin: true, stdout: true, stderr: false };
-    let session = node.agent().attach(&uid, "debug", request).await.unwrap();
+    let session = node.agent().attach(&Uid::of(&pod), "debug", request).await.unwrap();
     let mut stdin = session.stdin.unwrap();
     tokio::io::AsyncWriteExt::write_all(&mut stdin, b"exit 7\n").await.unwrap();
     let ended = |status: &Value| status["ephemeralContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 7;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent::{ExecRequest, LogOptions};
+use api::uid::Uid;
 use serde_json::json;
 use support::{TestNode, condition, pod, uid_of};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -104,7 +105,7 @@ async fn environment_volumes_and_files() {
 async fn read_until(node: &TestNode, uid: &str, text: &str) -> String {
     use futures::StreamExt as _;
     let options = LogOptions { follow: true, ..LogOptions::default() };
-    let mut stream = Box::pin(node.agent().logs(uid, "main", options).unwrap());
+    let mut stream = Box::pin(node.agent().logs(&Uid::new(uid), "main", options).unwrap());
     let mut log = String::new();
     let mut seen = 0;
     while !log[seen..].contains(text) {
@@ -129,7 +130,7 @@ async fn exec_with_input_terminal_and_exit_code() {
 
     let command = vec!["cat".to_owned()];
     let request = ExecRequest { command, stdin: true, stdout: true, ..ExecRequest::default() };
-    let session = node.agent().exec(&uid, "main", &request).await.unwrap();
+    let session = node.agent().exec(&Uid::of(&pod), "main", &request).await.unwrap();
     let mut stdin = session.stdin.unwrap();
     stdin.write_all(b"through").await.unwrap();
     drop(stdin);
@@ -139,7 +140,7 @@ async fn exec_with_input_terminal_and_exit_code() {
 
     let command = ["sh", "-c", "tty; stty size; echo $TERM"].map(str::to_owned).to_vec();
     let request = ExecRequest { command, stdin: true, stdout: true, tty: true, ..ExecRequest::default() };
-    let session = node.agent().exec(&uid, "main", &request).await.unwrap();
+    let session = node.agent().exec(&Uid::of(&pod), "main", &request).await.unwrap();
     session.resize.as_ref().unwrap().resize(80, 24).await.unwrap();
     let mut text = String::new();
     session.stdout.unwrap().read_to_string(&mut text).await.unwrap();
@@ -157,7 +158,7 @@ async fn exec_with_input_terminal_and_exit_code() {
         assert!(code != 0 && (err.contains("not permitted") || err.contains("denied")), "{refused:?} {code} {err}");
     }
     let missing = ExecRequest { command: vec!["nope".into()], stdout: true, ..ExecRequest::default() };
-    let error = node.agent().exec(&uid, "main", &missing).await.err().unwrap();
+    let error = node.agent().exec(&Uid::of(&pod), "main", &missing).await.err().unwrap();
     let why = std::error::Error::source(&error).unwrap().to_string();
     assert_eq!(why, "exec: \"nope\": executable file not found in $PATH");
     assert!(error.to_string().starts_with("failed to exec in container: failed to start exec \""), "{error}");
@@ -384,11 +385,11 @@ async fn changed_config_maps_reach_running_containers() {
     node.agent().sync(Arc::new(pod.clone()));
     node.wait("mount fails", |api| support::warnings(api).contains(&"FailedMount").then_some(())).await;
     set("one");
-    node.agent().content_changed(&uid);
+    node.agent().content_changed(&Uid::of(&pod));
     node.wait_ready(&uid).await;
     assert_eq!(node.exec(&uid, "main", &["cat", "/c/key"]).await.1, "one");
     set("two");
-    node.agent().content_changed(&uid);
+    node.agent().content_changed(&Uid::of(&pod));
     let deadline = tokio::time::Instant::now() + support::PATIENCE;
     while node.exec(&uid, "main", &["cat", "/c/key"]).await.1 != "two" {
         assert!(tokio::time::Instant::now() < deadline);
@@ -406,7 +407,7 @@ async fn a_container_with_a_terminal_is_attached_to() {
     node.agent().sync(Arc::new(pod.clone()));
     node.wait_ready(&uid).await;
     let request = agent::AttachRequest { stdin: true, stdout: true, stderr: false };
-    let session = node.agent().attach(&uid, "main", request).await.unwrap();
+    let session = node.agent().attach(&Uid::of(&pod), "main", request).await.unwrap();
     session.resize.as_ref().unwrap().resize(101, 31).await.unwrap();
     let (mut stdin, mut stdout) = (session.stdin.unwrap(), session.stdout.unwrap());
     stdin.write_all(b"stty size; tty; exit 5\n").await.unwrap();

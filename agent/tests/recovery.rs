@@ -6,6 +6,7 @@ mod support;
 use std::sync::Arc;
 
 use agent::LogOptions;
+use api::uid::Uid;
 use futures::StreamExt as _;
 use serde_json::json;
 use support::{TestNode, pod, uid_of};
@@ -64,7 +65,7 @@ async fn a_log_is_followed_from_the_first_moment() {
     node.kill_agent().await;
     node.start_agent().await;
     let options = LogOptions { follow: true, tail: Some(0), ..LogOptions::default() };
-    let mut lines = std::pin::pin!(node.agent().logs(&uid, "main", options).unwrap());
+    let mut lines = std::pin::pin!(node.agent().logs(&Uid::of(&pod), "main", options).unwrap());
     let mut text = Vec::new();
     while text.len() < 500 {
         let next = tokio::time::timeout(support::PATIENCE, lines.next()).await.unwrap();

@@ -6,6 +6,7 @@ mod support;
 use std::sync::Arc;
 
 use agent::LogOptions;
+use api::uid::Uid;
 use serde_json::{Value, json};
 use support::{TestNode, pod, uid_of};
 
@@ -182,7 +183,8 @@ async fn sidecars_and_hooks() {
     let uid = uid_of(&pod).to_owned();
     let status = node.wait_ready(&uid).await;
     assert_eq!(status["initContainerStatuses"][0]["started"], true);
-    let reader = node.agent().logs(&uid, "main", LogOptions { follow: true, ..LogOptions::default() }).unwrap();
+    let reader =
+        node.agent().logs(&Uid::of(&pod), "main", LogOptions { follow: true, ..LogOptions::default() }).unwrap();
     let log = tokio::spawn(futures::StreamExt::collect::<Vec<_>>(reader));
     node.delete(&pod, 20);
     node.wait_removed(&uid).await;

@@ -5,6 +5,7 @@ mod support;
 
 use std::sync::Arc;
 
+use api::uid::Uid;
 use serde_json::{Value, json};
 use support::{TestNode, condition, pod, uid_of};
 
@@ -20,7 +21,7 @@ async fn evicted(node: &TestNode, pod: &Value) -> (String, Value) {
         .unwrap()
         .events
         .iter()
-        .any(|event| event.pod.uid == uid_of(pod) && event.reason == "Evicted" && event.message == message);
+        .any(|event| event.pod.uid == Uid::of(pod) && event.reason == "Evicted" && event.message == message);
     assert!(told, "no event says {message:?}");
     (message, status)
 }

@@ -12,6 +12,7 @@ use agent::boundary::{
     UpstreamError,
 };
 use agent::{Agent, Config, ExecRequest, LogOptions};
+use api::uid::Uid;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
@@ -72,7 +73,7 @@ impl FakeUpstream {
 #[async_trait::async_trait]
 impl Upstream for FakeUpstream {
     async fn write_status(&self, pod: &PodRef, status: Value) -> Result<(), UpstreamError> {
-        self.change(|api| api.statuses.insert(pod.uid.clone(), status));
+        self.change(|api| api.statuses.insert(pod.uid.to_string(), status));
         Ok(())
     }
     async fn event(&self, event: PodEvent) {
@@ -99,7 +100,7 @@ impl Upstream for FakeUpstream {
         Ok(vec![("KUBERNETES_SERVICE_HOST".into(), "10.96.0.1".into())])
     }
     async fn pod_removed(&self, pod: &PodRef) -> Result<(), UpstreamError> {
-        self.change(|api| api.removed.insert(pod.uid.clone()));
+        self.change(|api| api.removed.insert(pod.uid.to_string()));
         Ok(())
     }
 }
@@ -116,13 +117,13 @@ pub struct FakeNetwork {
 impl PodNetwork for FakeNetwork {
     async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, NetworkError> {
         let entry = (attachment.ip, attachment.netns.clone());
-        self.attached.lock().unwrap().insert(attachment.pod.uid.clone(), entry);
+        self.attached.lock().unwrap().insert(attachment.pod.uid.to_string(), entry);
         let mut searches = self.searches.lock().unwrap();
-        searches.entry(attachment.pod.uid.clone()).or_default().push(attachment.searches.clone());
+        searches.entry(attachment.pod.uid.to_string()).or_default().push(attachment.searches.clone());
         Ok(Vec::new())
     }
-    async fn detach(&self, pod_uid: &str, _: IpAddr) -> Result<(), NetworkError> {
-        self.attached.lock().unwrap().remove(pod_uid);
+    async fn detach(&self, pod_uid: &Uid, _: IpAddr) -> Result<(), NetworkError> {
+        self.attached.lock().unwrap().remove(pod_uid.as_str());
         Ok(())
     }
 }
@@ -248,7 +249,7 @@ impl TestNode {
         self.wait("removed", |api| api.removed.contains(uid).then_some(())).await;
         // The record goes after the object.
         let deadline = tokio::time::Instant::now() + PATIENCE;
-        while self.agent().pods().iter().any(|pod| pod.uid == uid) {
+        while self.agent().pods().iter().any(|pod| pod.uid.as_str() == uid) {
             assert!(tokio::time::Instant::now() < deadline);
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -258,7 +259,7 @@ impl TestNode {
     pub async fn exec(&self, uid: &str, container: &str, command: &[&str]) -> (i32, String, String) {
         let command = command.iter().map(|word| (*word).to_owned()).collect();
         let request = ExecRequest { command, stdout: true, stderr: true, ..ExecRequest::default() };
-        let session = self.agent().exec(uid, container, &request).await.unwrap();
+        let session = self.agent().exec(&Uid::new(uid), container, &request).await.unwrap();
         let (mut out, mut err) = (String::new(), String::new());
         session.stdout.unwrap().read_to_string(&mut out).await.unwrap();
         session.stderr.unwrap().read_to_string(&mut err).await.unwrap();
@@ -266,7 +267,7 @@ impl TestNode {
     }
 
     pub async fn logs(&self, uid: &str, container: &str, options: LogOptions) -> String {
-        let stream = self.agent().logs(uid, container, options).unwrap();
+        let stream = self.agent().logs(&Uid::new(uid), container, options).unwrap();
         let chunks: Vec<_> = stream.map(Result::unwrap).collect().await;
         String::from_utf8(chunks.concat()).unwrap()
     }

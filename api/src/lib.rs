@@ -2,7 +2,8 @@
 //!
 //! A request body becomes an object in this order: [`decode`] → [`convert`] → [`default`] → [`write`] (strategy) →
 //! [`validate`] → [`managed`]; a patch goes through [`patch`] first. [`kind`] is the table, [`schema`] the types behind
-//! it. Reads use [`selector`], [`table`], [`discovery`] and [`openapi`]. [`status`] is how everything fails.
+//! it. Reads use [`selector`], [`table`], [`discovery`] and [`openapi`]. [`status`] is how everything fails, [`uid`] what
+//! tells an object from its namesakes.
 
 /// A table about the kinds: Kubernetes' own, then ours.
 macro_rules! data {
@@ -38,6 +39,7 @@ pub mod status;
 pub mod sysctl;
 pub mod table;
 pub mod time;
+pub mod uid;
 pub mod validate;
 mod value;
 pub mod view;

@@ -3,6 +3,8 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::uid::Uid;
+
 /// A refusal (or, rarely, a success that is not an object) as the client sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Status {
@@ -27,8 +29,8 @@ pub struct Details {
     pub group: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub kind: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub uid: String,
+    #[serde(skip_serializing_if = "Uid::is_empty")]
+    pub uid: Uid,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub causes: Vec<Cause>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -200,10 +202,10 @@ impl Status {
     }
 
     /// 200 of a deletion that is complete: kind is the resource's plural, as upstream has it.
-    pub fn deleted(group: &str, plural: &str, name: &str, uid: &str) -> Self {
+    pub fn deleted(group: &str, plural: &str, name: &str, uid: &Uid) -> Self {
         let mut status = Status::new(200, "", "").about(group, plural, name);
         if let Some(details) = &mut status.details {
-            details.uid = uid.into();
+            details.uid = uid.clone();
         }
         status
     }

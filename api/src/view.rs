@@ -9,6 +9,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::uid::Uid;
+
 /// Decodes a view. Empty lists and maps that Kubernetes always writes stand as `null` in stored objects; they count as
 /// absent. Such objects are few, so they alone pay for the second look.
 ///
@@ -39,7 +41,7 @@ fn drop_nulls(value: &mut Value) {
 pub struct Meta {
     pub name: String,
     pub namespace: String,
-    pub uid: String,
+    pub uid: Uid,
     pub resource_version: String,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
@@ -189,7 +191,7 @@ pub struct ObjectReference {
     pub kind: String,
     pub namespace: String,
     pub name: String,
-    pub uid: String,
+    pub uid: Uid,
 }
 
 /// `node.amphipod.io/v1` Peer: what nodes know of each other.

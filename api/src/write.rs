@@ -11,6 +11,7 @@ use crate::kind::{Kind, Part};
 use crate::kinds::{FirstStatus, Generation};
 use crate::status::Status;
 use crate::time::rfc3339;
+use crate::uid::Uid;
 
 pub(crate) use self::keep::{keep, keep_field, put, section};
 pub use self::scale::{apply_scale, scale_of, with_replicas};
@@ -18,7 +19,7 @@ pub use self::scale::{apply_scale, scale_of, with_replicas};
 /// What the server chooses for a new object.
 #[derive(Debug, Clone)]
 pub struct Birth<'a> {
-    pub uid: &'a str,
+    pub uid: &'a Uid,
     pub now: Timestamp,
     /// Five characters for a `generateName` (see [`crate::names::suffix`]).
     pub suffix: &'a str,

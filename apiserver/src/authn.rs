@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::status::Status;
+use api::uid::Uid;
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use jiff::{SignedDuration, Timestamp};
@@ -71,7 +72,7 @@ pub struct Bound {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Reference {
     pub name: String,
-    pub uid: String,
+    pub uid: Uid,
 }
 
 /// Signs and checks tokens of one cluster.
@@ -162,13 +163,13 @@ fn still_there(reader: &Reader, bound: &Bound, now: Timestamp) -> bool {
 fn user_of(claims: &Claims) -> User {
     let bound = &claims.bound;
     let mut user = User::service_account(&bound.namespace, &bound.serviceaccount.name);
-    user.uid = bound.serviceaccount.uid.clone();
+    user.uid = bound.serviceaccount.uid.to_string();
     let mut extra = BTreeMap::new();
     extra.insert(CREDENTIAL.to_owned(), vec![format!("JTI={}", claims.jti)]);
     for (prefix, reference) in [("pod", &bound.pod), ("node", &bound.node)] {
         if let Some(reference) = reference {
             extra.insert(format!("authentication.kubernetes.io/{prefix}-name"), vec![reference.name.clone()]);
-            extra.insert(format!("authentication.kubernetes.io/{prefix}-uid"), vec![reference.uid.clone()]);
+            extra.insert(format!("authentication.kubernetes.io/{prefix}-uid"), vec![reference.uid.to_string()]);
         }
     }
     user.extra = extra;

@@ -1,6 +1,7 @@
 //! An object as its kind is now, and what is known of it beside its bytes.
 
 use api::kind::{Kind, Text};
+use api::uid::Uid;
 use serde_json::Value;
 
 use crate::object::Header;
@@ -21,7 +22,7 @@ pub(crate) fn header(kind: &Kind, object: &Value) -> Header {
     let metadata = &object["metadata"];
     let labels = metadata["labels"].as_object().into_iter().flatten();
     Header {
-        uid: metadata["uid"].as_str().unwrap_or_default().to_owned(),
+        uid: Uid::of(object),
         labels: labels.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned())).collect(),
         fields: api::selector::selectable(kind)
             .map(|field| (label(kind, field.stored), field.value(object).into()))

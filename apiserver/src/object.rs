@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use api::kind::Text;
+use api::uid::Uid;
 use bytes::Bytes;
 use serde_json::Value;
 use thiserror::Error;
@@ -151,7 +152,7 @@ fn member(out: &mut Vec<u8>, key: &str, value: &Value) {
 /// What selectors, ownership and preconditions ask for without decoding the object.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Header {
-    pub uid: String,
+    pub uid: Uid,
     pub labels: BTreeMap<String, String>,
     /// The values of the kind's selectable fields, in the order of its row.
     pub fields: Vec<(Text, Box<str>)>,
@@ -183,6 +184,11 @@ impl Object {
         let json = Encoded::new(&self.value()).with_version(revision);
         Self { key: self.key.clone(), revision, header: self.header.clone(), json }
     }
+}
+
+/// A new object's UID.
+pub(crate) fn new_uid() -> Uid {
+    Uid::new(uuid::Uuid::new_v4().to_string())
 }
 
 /// The random end of a generated name.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use api::kind::{Kind, Part};
 use api::status::{FieldError, Status};
+use api::uid::Uid;
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -83,7 +84,7 @@ pub enum Propagation {
 pub struct DeleteOptions {
     pub grace_seconds: Option<i64>,
     pub propagation: Option<Propagation>,
-    pub uid: Option<String>,
+    pub uid: Option<Uid>,
     pub version: Option<String>,
     pub dry_run: bool,
     /// Also what cannot be read, whatever it holds.
@@ -131,7 +132,7 @@ impl DeleteOptions {
         Ok(Self {
             grace_seconds: options["gracePeriodSeconds"].as_i64(),
             propagation,
-            uid: precondition("uid"),
+            uid: precondition("uid").map(Uid::new),
             version: precondition("resourceVersion"),
             dry_run: dry_run.count() > 0,
             unreadable: options["ignoreStoreReadErrorWithClusterBreakingPotential"] == true,

@@ -2,12 +2,14 @@
 
 use api::kind::{Kind, Part};
 use api::status::{FieldError, Status};
+use api::uid::Uid;
 use serde_json::{Value, json};
 
 use crate::authn::{self, Bound, Claims, Reference, Tokens, user_info};
 use crate::authz::Attributes;
 use crate::engine::Engine;
 use crate::identity::User;
+use crate::object::new_uid;
 use crate::request::{Context, Target, WriteOptions};
 
 /// What is answered, and texts for `Warning: 299` headers.
@@ -239,7 +241,7 @@ fn signed(
     };
     let until = jiff::Timestamp::from_second(now + seconds).map_err(Status::internal)?;
     let managed = request["metadata"].get("managedFields").cloned();
-    let uid = uuid::Uuid::new_v4().to_string();
+    let uid = new_uid();
     request["metadata"] =
         json!({"name": name, "namespace": namespace, "uid": uid, "creationTimestamp": api::time::rfc3339(context.now)});
     if let Some(managed) = managed {
@@ -265,8 +267,8 @@ fn check_seconds(seconds: i64) -> Result<(), Status> {
 }
 
 /// What the token is bound to: the account, and a pod or secret that must be there.
-fn bind(engine: &Engine, target: &Target, reference: &Value, account_uid: &str) -> Result<Bound, Status> {
-    let serviceaccount = Reference { name: target.name.clone(), uid: account_uid.to_owned() };
+fn bind(engine: &Engine, target: &Target, reference: &Value, account_uid: &Uid) -> Result<Bound, Status> {
+    let serviceaccount = Reference { name: target.name.clone(), uid: account_uid.clone() };
     let mut bound = Bound { namespace: target.namespace.clone(), serviceaccount, ..Bound::default() };
     if !reference.is_object() {
         return Ok(bound);
@@ -283,7 +285,7 @@ fn bind(engine: &Engine, target: &Target, reference: &Value, account_uid: &str) 
     let found =
         engine.lookup("", plural, &target.namespace, name).ok_or_else(|| Status::not_found("", plural, name))?;
     let uid = found.header.uid.clone();
-    if let Some(asked) = reference["uid"].as_str().filter(|asked| !asked.is_empty() && *asked != uid) {
+    if let Some(asked) = reference["uid"].as_str().filter(|asked| !asked.is_empty() && *asked != uid.as_str()) {
         let why = format!(
             "the UID in the bound object reference ({asked}) does not match the UID in record. The object might have been deleted and then recreated"
         );

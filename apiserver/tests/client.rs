@@ -11,6 +11,7 @@ use ::client::{
     Client, DeleteOptions, Deleted, Event, EventStream, Informer, Key, Propagation, Resource, Selector, View, Wrote,
 };
 use api::status::Status;
+use api::uid::Uid;
 use api::view::Meta;
 use apiserver::StoreError;
 use apiserver::identity::{AUTHENTICATED, MASTERS, User};
@@ -194,7 +195,7 @@ mod parts {
         assert_eq!(invalid.details.unwrap().causes[0].field, "metadata.name");
         let nowhere = client.get(&Resource::named("example.com", "v1", "widgets"), "default", "w").await.unwrap_err();
         assert_eq!(nowhere.code, 404);
-        let options = DeleteOptions { uid: Some("other".into()), ..DeleteOptions::default() };
+        let options = DeleteOptions { uid: Some(Uid::new("other")), ..DeleteOptions::default() };
         assert_eq!(client.delete(&MAPS, "default", name, &options).await.unwrap_err().reason, "Conflict");
         let mallory = if name == "t0" { (world.as_user)("mallory") } else { (world.as_remote)("mallory") };
         let forbidden = mallory.get(&MAPS, "default", name).await.unwrap_err();
@@ -294,9 +295,9 @@ mod parts {
             _ => {}
         }
         let made = make(client, &PODS, pod(name)).await;
-        let uid = made["metadata"]["uid"].as_str().unwrap();
-        assert_eq!(client.bind("default", name, "other", "n").await.unwrap_err().code, 409);
-        client.bind("default", name, uid, "n").await.unwrap();
+        let uid = Uid::of(&made);
+        assert_eq!(client.bind("default", name, &Uid::new("other"), "n").await.unwrap_err().code, 409);
+        client.bind("default", name, &uid, "n").await.unwrap();
         assert_eq!(client.get(&PODS, "default", name).await.unwrap()["spec"]["nodeName"], "n");
         let answer = client.token("default", "default", json!({"expirationSeconds": 600})).await.unwrap();
         let token = answer["status"]["token"].as_str().unwrap().to_owned();
@@ -356,7 +357,7 @@ struct Map {
 impl View for Map {
     const RESOURCE: Resource = Resource::core("configmaps");
 
-    fn uid(&self) -> &str {
+    fn uid(&self) -> &Uid {
         &self.metadata.uid
     }
 }

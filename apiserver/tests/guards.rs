@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ::client::Resource;
 use api::status::Status;
+use api::uid::Uid;
 use apiserver::Anonymous;
 use apiserver::engine::ServiceNetwork;
 use apiserver::identity::{MASTERS, User};
@@ -361,7 +362,7 @@ async fn who_writes_a_pod_while_it_goes_does_not_keep_it() {
             assert!(found["metadata"]["deletionTimestamp"].is_null(), "deleted, and there for ever");
             let metadata = &found["metadata"];
             let options = ::client::DeleteOptions {
-                uid: metadata["uid"].as_str().map(str::to_owned),
+                uid: Some(Uid::of(&found)),
                 version: metadata["resourceVersion"].as_str().and_then(|version| version.parse().ok()),
                 ..Default::default()
             };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use api::status::Status;
+use api::uid::Uid;
 use serde_json::{Value, json};
 
 use crate::object::{List, Resource, Revision, ServedKind};
@@ -131,7 +132,7 @@ impl Client {
     /// # Errors
     /// Those of every call (see [`Transport`]); 404 when the pod is not there, 409 Conflict when it is another, has a
     /// node or is being deleted.
-    pub async fn bind(&self, namespace: &str, pod: &str, uid: &str, node: &str) -> Result<(), Status> {
+    pub async fn bind(&self, namespace: &str, pod: &str, uid: &Uid, node: &str) -> Result<(), Status> {
         let binding = json!({
             "apiVersion": "v1",
             "kind": "Binding",

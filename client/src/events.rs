@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use api::uid::Uid;
 use api::view::Meta;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ pub struct Reference {
     pub kind: String,
     pub namespace: String,
     pub name: String,
-    pub uid: String,
+    pub uid: Uid,
     pub field_path: String,
 }
 

@@ -11,6 +11,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use api::status::Status;
+use api::uid::Uid;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -298,9 +299,9 @@ impl Transport for Https {
 
     async fn delete(&self, target: Target<'_>, options: &DeleteOptions) -> Result<Deleted, Status> {
         let answer = self.value(&Call::json(Method::DELETE, path(target), &delete_body(options))).await?;
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         if answer["kind"] == "Status" {
-            return Ok(Deleted::Gone { uid: text(&answer["details"]["uid"]), revision: None });
+            let uid = Uid::new(answer["details"]["uid"].as_str().unwrap_or_default());
+            return Ok(Deleted::Gone { uid, revision: None });
         }
         Ok(Deleted::Going { revision: revision_of(&answer) })
     }

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use api::uid::Uid;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
@@ -21,7 +22,7 @@ use crate::transport::Wrote;
 pub trait View: DeserializeOwned + Send + Sync + 'static {
     const RESOURCE: Resource;
 
-    fn uid(&self) -> &str;
+    fn uid(&self) -> &Uid;
 
     /// The index entries under which the object is found, `name/value`.
     fn indexes(&self) -> Vec<String> {

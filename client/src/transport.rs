@@ -2,6 +2,7 @@
 //! process and one behind a network, and nothing else.
 
 use api::status::Status;
+use api::uid::Uid;
 use async_trait::async_trait;
 use serde_json::Value;
 
@@ -55,7 +56,7 @@ pub struct DeleteOptions {
     pub grace_seconds: Option<i64>,
     pub propagation: Option<Propagation>,
     /// Only this object, not a namesake.
-    pub uid: Option<String>,
+    pub uid: Option<Uid>,
     /// Only while it is as it was seen.
     pub version: Option<Revision>,
 }
@@ -64,7 +65,7 @@ pub struct DeleteOptions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Deleted {
     /// The object is gone; servers do not always say at which revision.
-    Gone { uid: String, revision: Option<Revision> },
+    Gone { uid: Uid, revision: Option<Revision> },
     /// It goes when its finalizers or its node are done.
     Going { revision: Revision },
 }
@@ -75,7 +76,7 @@ pub enum Wrote {
     /// This object's own change: other kinds' revisions say nothing about a view of this kind.
     At(Revision),
     /// This object is not to be there any more.
-    Gone { key: Key, uid: String },
+    Gone { key: Key, uid: Uid },
 }
 
 impl Wrote {

@@ -1,5 +1,6 @@
 //! Names and views of the kinds that nodes read too.
 
+use api::uid::Uid;
 use api::view::{EndpointSlice, Peer, Service};
 
 use crate::informer::View;
@@ -18,7 +19,7 @@ pub const PEERS: Resource = Resource::new("node.amphipod.io", "peers");
 impl View for Peer {
     const RESOURCE: Resource = PEERS;
 
-    fn uid(&self) -> &str {
+    fn uid(&self) -> &Uid {
         &self.metadata.uid
     }
 }
@@ -32,7 +33,7 @@ pub fn label_entry(namespace: &str, (key, value): (&String, &String)) -> String 
 impl View for Service {
     const RESOURCE: Resource = SERVICES;
 
-    fn uid(&self) -> &str {
+    fn uid(&self) -> &Uid {
         &self.metadata.uid
     }
 
@@ -50,7 +51,7 @@ impl View for Service {
 impl View for EndpointSlice {
     const RESOURCE: Resource = SLICES;
 
-    fn uid(&self) -> &str {
+    fn uid(&self) -> &Uid {
         &self.metadata.uid
     }
 

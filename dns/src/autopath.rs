@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use api::uid::Uid;
 use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::rdata::CNAME;
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
@@ -126,7 +127,7 @@ pub(crate) struct Searches {
 
 #[derive(Debug)]
 struct Searching {
-    pod: String,
+    pod: Uid,
     path: Arc<SearchPath>,
 }
 
@@ -136,18 +137,18 @@ impl Searches {
     }
 
     /// Without a path, nothing is known of who has the address now.
-    pub fn set(&self, client: IpAddr, pod: &str, path: Option<SearchPath>) {
+    pub fn set(&self, client: IpAddr, pod: &Uid, path: Option<SearchPath>) {
         let mut all = self.by_client.write().unwrap_or_else(PoisonError::into_inner);
         match path.filter(|_| self.mode == Autopath::On) {
-            Some(path) => drop(all.insert(client, Searching { pod: pod.to_owned(), path: Arc::new(path) })),
+            Some(path) => drop(all.insert(client, Searching { pod: pod.clone(), path: Arc::new(path) })),
             None => drop(all.remove(&client)),
         }
     }
 
     /// The address may be another pod's by now, which stays.
-    pub fn forget(&self, client: IpAddr, pod: &str) {
+    pub fn forget(&self, client: IpAddr, pod: &Uid) {
         let mut all = self.by_client.write().unwrap_or_else(PoisonError::into_inner);
-        if all.get(&client).is_some_and(|known| known.pod == pod) {
+        if all.get(&client).is_some_and(|known| known.pod == *pod) {
             all.remove(&client);
         }
     }

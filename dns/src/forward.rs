@@ -165,7 +165,7 @@ impl Forwarder {
         &self.routes
     }
 
-    /// Asks this server no more. Whether the zone has others.
+    /// Asks this server no more.
     pub fn give_up(&self, zone: &Name, server: SocketAddr) -> Result<(), NetError> {
         for route in self.routes.iter().filter(|route| route.zone == *zone) {
             let mut servers = route.servers.write().unwrap_or_else(PoisonError::into_inner);

@@ -73,6 +73,10 @@ pub(crate) struct Kept {
 
 impl Listening {
     /// What an earlier process left at this address, else new sockets; kept for the next process in any case.
+    ///
+    /// # Errors
+    /// What `open` gives, and what stands in the way of a keeper: its socket cannot be made, its program not be started, or it
+    /// takes nothing. That an earlier keeper's sockets cannot be had is no error: new ones are opened.
     pub fn keep(address: IpAddr, open: impl FnOnce() -> io::Result<Sockets>, keeper: Keeper) -> io::Result<Self> {
         let (sockets, line) = match taken_over(&keeper.path, address) {
             Ok(Some((sockets, line))) => (sockets, Some(line)),
@@ -91,6 +95,10 @@ impl Listening {
         Ok(Self { sockets, kept: Some(Kept { keeper, line, copies, child }) })
     }
 
+    /// Where the sockets are bound.
+    ///
+    /// # Errors
+    /// The kernel's, which an open socket does not meet.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.sockets.address()
     }
@@ -179,6 +187,10 @@ fn start(keeper: &Keeper) -> io::Result<(UnixStream, Child)> {
 }
 
 /// Has the sockets of a folder closed: nobody will come for them.
+///
+/// # Errors
+/// [`WouldBlock`](io::ErrorKind::WouldBlock) where the keeper says nothing for two seconds; else what connecting to its socket or
+/// removing it gives. That there is no keeper is no error.
 pub fn let_go(path: &Path) -> io::Result<()> {
     if let Some(line) = connect(path)? {
         receive(&line)?;
@@ -197,6 +209,10 @@ fn gone(outcome: io::Result<()>) -> io::Result<()> {
 }
 
 /// The keeper's whole life; its standard input is the line to the server that started it.
+///
+/// # Errors
+/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) where standard input brings no socket to listen on, or where nobody can be
+/// listened for any more. What is kept is closed with the process.
 pub fn keep_sockets() -> io::Result<()> {
     keep_for(GRACE)
 }

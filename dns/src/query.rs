@@ -43,6 +43,10 @@ pub struct Reply {
 }
 
 /// Asks for a whole name, or for the name of an address.
+///
+/// # Errors
+/// [`QueryError::Name`] and [`QueryError::Type`] for what is none; [`QueryError::Silent`] where two tries, of five seconds each,
+/// brought nothing or something else than a reply. A code such as NXDOMAIN is no error: it is what the server said.
 pub fn query(server: SocketAddr, name: &str, kind: &str) -> Result<Reply, QueryError> {
     let asked = message(name, kind)?;
     let bytes = asked.to_vec().map_err(QueryError::Encoding)?;

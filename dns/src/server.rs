@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
+use api::uid::Uid;
 use hickory_proto::rr::{Name, Record};
 use hickory_proto::serialize::binary::BinEncoder;
 use hickory_resolver::net::NetError;
@@ -82,6 +83,11 @@ pub struct Server {
 
 impl Server {
     /// Serves these sockets. Within a runtime.
+    ///
+    /// # Errors
+    /// [`ServerError::Domain`] for a domain that is none, [`ServerError::Forwarding`] where the name servers to ask cannot be
+    /// prepared for, [`ServerError::Sockets`] where the sockets or a thread for them are refused. The sockets are closed then,
+    /// unless they are kept.
     pub fn start(config: Config, listening: impl Into<Listening>) -> Result<Self, ServerError> {
         let Listening { sockets, kept } = listening.into();
         let domain = Name::from_ascii(format!("{}.", config.domain.trim_end_matches('.')));
@@ -150,12 +156,12 @@ impl Server {
     }
 
     /// Tells the search list of a pod of this node, whose address is its alone; none where it is not known for certain.
-    pub fn pod_came(&self, client: IpAddr, pod: &str, namespace: &str, searches: Option<&[String]>) {
+    pub fn pod_came(&self, client: IpAddr, pod: &Uid, namespace: &str, searches: Option<&[String]>) {
         let path = searches.and_then(|searches| SearchPath::of(namespace, searches));
         self.names.searches.set(client, pod, path);
     }
 
-    pub fn pod_went(&self, client: IpAddr, pod: &str) {
+    pub fn pod_went(&self, client: IpAddr, pod: &Uid) {
         self.names.searches.forget(client, pod);
     }
 

@@ -200,7 +200,8 @@ fn records(service: &Service, slices: &[&EndpointSlice]) -> Option<Records> {
     }
     let labelled = service.metadata.labels.contains_key(HEADLESS_LABEL);
     if labelled || spec.cluster_ips.first().is_some_and(|ip| ip == "None") {
-        let endpoints = hosts(slices, spec.publish_not_ready_addresses);
+        let not_ready = if spec.publish_not_ready_addresses { NotReady::Published } else { NotReady::LeftOut };
+        let endpoints = hosts(slices, not_ready);
         let mut addresses: Vec<IpAddr> = endpoints.iter().map(|host| host.address).collect();
         addresses.dedup();
         return Some(Records::Headless { endpoints, addresses });
@@ -214,12 +215,20 @@ fn records(service: &Service, slices: &[&EndpointSlice]) -> Option<Records> {
     (!addresses.is_empty()).then(|| Records::ClusterIp { addresses, ports: ports.collect() })
 }
 
-fn hosts(slices: &[&EndpointSlice], all: bool) -> Vec<Host> {
+/// What becomes of endpoints that are not ready.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum NotReady {
+    Published,
+    LeftOut,
+}
+
+fn hosts(slices: &[&EndpointSlice], not_ready: NotReady) -> Vec<Host> {
     // One endpoint may stand in several slices, each with some of its ports.
     let mut hosts: BTreeMap<(IpAddr, String), Vec<Port>> = BTreeMap::new();
     for slice in slices {
         let ports: Vec<Port> = slice.ports.iter().filter_map(port).collect();
-        for endpoint in slice.endpoints.iter().filter(|endpoint| all || endpoint.conditions.is_ready()) {
+        let named = |endpoint: &&Endpoint| not_ready == NotReady::Published || endpoint.conditions.is_ready();
+        for endpoint in slice.endpoints.iter().filter(named) {
             for address in endpoint.addresses.iter().filter_map(|address| address.parse().ok()) {
                 hosts.entry((address, host_name(endpoint, address))).or_default().extend(ports.iter().cloned());
             }
@@ -313,8 +322,9 @@ mod tests {
             "endpoints": [{"addresses": ["10.244.0.1"], "conditions": {"ready": true}, "hostname": "web-0"},
                 {"addresses": ["10.244.0.2"], "conditions": {"ready": false}}]}))
         .unwrap();
-        for (all, expected) in [(false, vec!["web-0"]), (true, vec!["web-0", "10-244-0-2"])] {
-            let names: Vec<_> = hosts(&[&slice], all).into_iter().map(|host| host.name).collect();
+        let cases = [(NotReady::LeftOut, vec!["web-0"]), (NotReady::Published, vec!["web-0", "10-244-0-2"])];
+        for (not_ready, expected) in cases {
+            let names: Vec<_> = hosts(&[&slice], not_ready).into_iter().map(|host| host.name).collect();
             assert_eq!(names, expected);
         }
     }

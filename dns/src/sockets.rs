@@ -21,6 +21,9 @@ pub struct Sockets {
 
 impl Sockets {
     /// At the usual port of this address, or at another one where somebody has that.
+    ///
+    /// # Errors
+    /// As for [`Sockets::bind`], but for a port that is in use.
     pub fn open(address: IpAddr) -> io::Result<Self> {
         match Self::bind(SocketAddr::new(address, PORT)) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -32,6 +35,10 @@ impl Sockets {
     }
 
     /// With port 0 the kernel's choice for datagrams may be taken for connections: then another is tried.
+    ///
+    /// # Errors
+    /// [`AddrInUse`](io::ErrorKind::AddrInUse) where somebody has the port, with port 0 after 16 of the kernel's choices;
+    /// [`AddrNotAvailable`](io::ErrorKind::AddrNotAvailable) where no device carries the address.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let mut attempts = if address.port() == 0 { ATTEMPTS } else { 1 };
         loop {
@@ -45,6 +52,10 @@ impl Sockets {
         }
     }
 
+    /// Where connections and datagrams come in.
+    ///
+    /// # Errors
+    /// The kernel's, which an open socket does not meet.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }

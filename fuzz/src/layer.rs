@@ -73,7 +73,7 @@ impl Found {
             if meta.is_file() && self.inodes.insert(meta.ino()) {
                 self.bytes += meta.len();
             }
-            attributes_are_the_agents(&path, meta.is_dir());
+            attributes_are_the_agents(&path, &meta);
             if meta.is_dir() {
                 self.look(&path);
                 continue;
@@ -84,10 +84,10 @@ impl Found {
     }
 }
 
-fn attributes_are_the_agents(path: &Path, is_folder: bool) {
+fn attributes_are_the_agents(path: &Path, meta: &fs::Metadata) {
     for name in xattr::list(path).into_iter().flatten() {
         let name = name.to_string_lossy().into_owned();
-        let opaque = is_folder && name == "trusted.overlay.opaque";
+        let opaque = meta.is_dir() && name == "trusted.overlay.opaque";
         assert!(opaque || !(name.starts_with("trusted.") || name.starts_with("user.overlay.")), "{path:?}: {name}");
     }
 }

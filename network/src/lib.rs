@@ -109,6 +109,10 @@ impl Drop for Network {
 
 impl Network {
     /// Sets the node up. Safe to repeat: what an earlier agent made is taken up.
+    ///
+    /// # Errors
+    /// [`NetworkError::NoUplink`] where no device carries the node's address, `NoLink` and `Vanished` for the service link;
+    /// `Netlink`, `File`, `Socket` and `Proxy` say what was refused. What was made stays, and a repeat takes it up.
     pub async fn start(config: &Config, proxy: Arc<Proxy>) -> Result<Self> {
         // What changes from here on is heard of.
         let (listening, changes) = Netlink::listening()?;
@@ -125,21 +129,38 @@ impl Network {
 
     /// Gives a pod its link, and the ports of the node that are its own but for those that come back. Repeating it repairs what is
     /// missing.
+    ///
+    /// # Errors
+    /// [`NetworkError::File`] where the pod's namespace is gone or a setting refused, `Vanished` and `NoLink` where an end of the
+    /// link went or carries nothing; `Netlink`, `Socket` and `Proxy` say what was refused. A repeat makes the link whole,
+    /// [`Network::detach`] takes it away.
     pub async fn attach(&self, pod: &PodNetwork) -> Result<Vec<HostPortRefusal>> {
         self.pods.lock().await.attach(pod).await
     }
 
     /// Takes a pod's link away, whichever agent made it. A pod that has none is no error.
+    ///
+    /// # Errors
+    /// `Netlink`, `Proxy` and `File` say what was refused. A repeat goes on with the rest, but for ports of the node that could
+    /// not be handed back to the kernel's choice: these stay reserved until [`Network::reset`].
     pub async fn detach(&self, uid: &str) -> Result<()> {
         self.pods.lock().await.detach(uid).await
     }
 
     /// Makes links for all `known` pods and removes those of pods that are gone. Failures of single pods come back by uid.
+    ///
+    /// # Errors
+    /// Where something that nobody owns any more cannot be removed, as for [`Network::detach`]: then no link was made, and a
+    /// repeat goes on.
     pub async fn reconcile(&self, known: &[PodNetwork]) -> Result<Vec<(String, NetworkError)>> {
         self.pods.lock().await.reconcile(known).await
     }
 
     /// Removes every device made here and restores the settings. The proxy is unloaded apart, before this.
+    ///
+    /// # Errors
+    /// [`NetworkError::Netlink`] where a device cannot be deleted, `File` where the settings found before cannot be read or
+    /// restored. They are remembered until they are restored, so it may be repeated.
     pub async fn reset(state_file: &Path) -> Result<()> {
         let netlink = Netlink::here()?;
         pods::remove_all(&netlink).await?;

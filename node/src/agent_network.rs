@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use agent::boundary::{self, Attachment, NetworkError, PodNetwork};
+use api::uid::Uid;
 use async_trait::async_trait;
 use network::Network;
 use proxy_userspace::desired::{HostPort, protocol_number};
@@ -54,20 +55,20 @@ impl PodNetwork for AgentNetwork {
             return Err(NetworkError(format!("{} is no IPv4 address", attachment.ip)));
         };
         let (host_ports, absent) = translated(&attachment.host_ports);
-        let (uid, netns) = (attachment.pod.uid.clone(), attachment.netns.clone());
-        let pod = network::PodNetwork { uid, ip, netns, host_ports };
+        let (uid, netns) = (&attachment.pod.uid, attachment.netns.clone());
+        let pod = network::PodNetwork { uid: uid.to_string(), ip, netns, host_ports };
         let refused = self.network.attach(&pod).await.map_err(|error| failed(&error))?;
         let (namespace, searches) = (&attachment.pod.namespace, attachment.searches.as_deref());
-        self.dns.pod_came(attachment.ip, &pod.uid, namespace, searches);
+        self.dns.pod_came(attachment.ip, uid, namespace, searches);
         let mut said: Vec<String> = refused.iter().map(|refusal| format!("host port: {refusal}")).collect();
         // The same for clients inside and outside.
         said.dedup();
         Ok(absent.into_iter().chain(said).collect())
     }
 
-    async fn detach(&self, pod_uid: &str, ip: IpAddr) -> Result<(), NetworkError> {
+    async fn detach(&self, pod_uid: &Uid, ip: IpAddr) -> Result<(), NetworkError> {
         self.dns.pod_went(ip, pod_uid);
-        self.network.detach(pod_uid).await.map_err(|error| failed(&error))
+        self.network.detach(pod_uid.as_str()).await.map_err(|error| failed(&error))
     }
 }
 

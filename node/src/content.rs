@@ -11,6 +11,7 @@ use std::time::Duration;
 use agent::boundary::PodRef;
 use api::references::Referent;
 use api::status::Status;
+use api::uid::Uid;
 use client::follow::{self, Scope, Step};
 use client::{Client, Item, Key, Resource, Revision};
 use serde_json::Value;
@@ -74,7 +75,7 @@ pub struct Content {
     client: Client,
     state: Arc<Mutex<State>>,
     /// UIDs of pods that use what changed.
-    changed: mpsc::UnboundedSender<String>,
+    changed: mpsc::UnboundedSender<Uid>,
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -87,13 +88,13 @@ fn resource(kind: Referent) -> Resource {
 
 impl Content {
     /// The other end tells the UIDs of pods whose content changed.
-    pub fn new(client: Client) -> (Self, mpsc::UnboundedReceiver<String>) {
+    pub fn new(client: Client) -> (Self, mpsc::UnboundedReceiver<Uid>) {
         let (changed, told) = mpsc::unbounded_channel();
         (Self { client, state: Arc::default(), changed }, told)
     }
 
     /// A pod of this node as it is now.
-    pub fn use_by(&self, uid: &str, pod: &Item, spec: &Value, met: Met) {
+    pub fn use_by(&self, uid: &Uid, pod: &Item, spec: &Value, met: Met) {
         let mut state = lock(&self.state);
         let change = state.uses.add(uid, &pod.key.namespace, pod.revision, spec);
         state.watched.retain(|object, _| !change.unused.contains(object));
@@ -104,7 +105,7 @@ impl Content {
     }
 
     /// A pod that needs nothing any more.
-    pub fn release(&self, uid: &str) {
+    pub fn release(&self, uid: &Uid) {
         let mut state = lock(&self.state);
         let unused = state.uses.remove(uid);
         state.watched.retain(|object, _| !unused.contains(object));
@@ -126,7 +127,7 @@ impl Content {
                 && let Some(state) = state.upgrade()
             {
                 // Nobody listens to a node that ends.
-                lock(&state).uses.of(&place.object).for_each(|uid| drop(told.send(uid.to_owned())));
+                lock(&state).uses.of(&place.object).for_each(|uid| drop(told.send(uid.clone())));
             }
         });
         Watched { shown, task: tokio::spawn(follow).abort_handle() }

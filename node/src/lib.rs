@@ -143,7 +143,7 @@ async fn place(settings: &Settings, client: &Client, outlook: &Outlook, facts: &
 
 /// As a kubelet names its node in events: by its name alone.
 fn node_reference(name: &str) -> Reference {
-    let meta = api::view::Meta { name: name.into(), uid: name.into(), ..api::view::Meta::default() };
+    let meta = api::view::Meta { name: name.into(), uid: api::uid::Uid::new(name), ..api::view::Meta::default() };
     Reference::new("v1", "Node", &meta)
 }
 

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use api::uid::Uid;
 use api::view::{EndpointSlice, Meta, Peer, Service};
 use client::follow::{self, Scope, Step};
 use client::views::NODES;
@@ -27,7 +28,7 @@ pub struct Namespace {
 impl View for Namespace {
     const RESOURCE: Resource = Resource::core("namespaces");
 
-    fn uid(&self) -> &str {
+    fn uid(&self) -> &Uid {
         &self.metadata.uid
     }
 }
@@ -44,7 +45,7 @@ pub struct Outlook {
 
 impl Outlook {
     /// Starts the watches; the pods are followed apart ([`crate::pods`]). UIDs of pods whose content changed come out.
-    pub fn open(client: &Client, node: &str, tasks: &mut JoinSet<()>) -> (Self, mpsc::UnboundedReceiver<String>) {
+    pub fn open(client: &Client, node: &str, tasks: &mut JoinSet<()>) -> (Self, mpsc::UnboundedReceiver<Uid>) {
         let views = Arc::new(Caches::new(VIEWS));
         views.start(client, tasks);
         let (shown, own) = watch::channel(None);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent::Agent;
+use api::uid::Uid;
 use api::view::{Endpoint, EndpointSlice};
 use client::follow::{self, Scope, Step};
 use client::views::PODS;
@@ -21,11 +22,11 @@ pub trait Runner: Send + Sync + 'static {
     /// A pod bound to this node, as it is now.
     fn sync(&self, pod: Arc<Value>);
     /// The pod's object is gone.
-    fn gone(&self, uid: &str);
+    fn gone(&self, uid: &Uid);
     /// All pods bound to this node.
     fn resync(&self, pods: Vec<Arc<Value>>);
     /// Something that the pod uses has changed.
-    fn content_changed(&self, uid: &str);
+    fn content_changed(&self, uid: &Uid);
 }
 
 impl Runner for Agent {
@@ -33,7 +34,7 @@ impl Runner for Agent {
         Agent::sync(self, pod);
     }
 
-    fn gone(&self, uid: &str) {
+    fn gone(&self, uid: &Uid) {
         Agent::gone(self, uid);
     }
 
@@ -41,7 +42,7 @@ impl Runner for Agent {
         Agent::resync(self, pods);
     }
 
-    fn content_changed(&self, uid: &str) {
+    fn content_changed(&self, uid: &Uid) {
         Agent::content_changed(self, uid);
     }
 }
@@ -56,7 +57,7 @@ pub struct Follower<R> {
     pub runner: Arc<R>,
     pub outlook: Outlook,
     /// UIDs of pods whose content changed.
-    pub changed: mpsc::UnboundedReceiver<String>,
+    pub changed: mpsc::UnboundedReceiver<Uid>,
     pub settled: Settled,
 }
 
@@ -68,12 +69,8 @@ struct Relay<R> {
     settled: Settled,
     /// Collects the first state; `None` afterwards.
     initial: Option<BTreeMap<Key, Arc<Value>>>,
-    uids: BTreeMap<Key, String>,
+    uids: BTreeMap<Key, Uid>,
     drained: mpsc::UnboundedSender<Arc<Value>>,
-}
-
-fn uid_of(pod: &Value) -> &str {
-    pod["metadata"]["uid"].as_str().unwrap_or_default()
 }
 
 impl<R: Runner> Relay<R> {
@@ -89,7 +86,7 @@ impl<R: Runner> Relay<R> {
 
     /// Gives a drained pod to the runner, unless it is gone by now.
     fn stop(&self, pod: Arc<Value>) {
-        if self.uids.values().any(|known| known == uid_of(&pod)) {
+        if self.uids.values().any(|known| pod["metadata"]["uid"] == *known) {
             self.runner.sync(pod);
         }
     }
@@ -105,7 +102,7 @@ impl<R: Runner> Relay<R> {
 
     fn set(&mut self, item: Item) {
         let pod = Arc::new(item.value());
-        let uid = uid_of(&pod).to_owned();
+        let uid = Uid::of(&pod);
         // A namesake may have taken the place between two looks.
         if let Some(before) = self.uids.insert(item.key.clone(), uid.clone()).filter(|before| *before != uid) {
             self.leave(&before);
@@ -131,7 +128,7 @@ impl<R: Runner> Relay<R> {
         }
     }
 
-    fn leave(&self, uid: &str) {
+    fn leave(&self, uid: &Uid) {
         self.content.release(uid);
         self.runner.gone(uid);
     }
@@ -149,7 +146,7 @@ impl<R: Runner> Relay<R> {
 
 /// Waits until no slice offers the pod for new connections, and the kernel knows.
 async fn drained(pod: &Value, views: &Caches, settled: &mut Settled) {
-    let uid = uid_of(pod);
+    let uid = Uid::of(pod);
     let mut seen = views.of::<EndpointSlice>().subscribe();
     loop {
         seen.mark_unchanged();

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use agent::boundary::PodRef;
 use api::references::Referent;
+use api::uid::Uid;
 use client::views::{CONFIG_MAPS, PODS, SECRETS};
 use client::{Client, DeleteOptions};
 use node::outlook::Outlook;
@@ -70,7 +71,7 @@ async fn pod(admin: &Client, node: &Node, name: &str, map: &str) -> PodRef {
         "volumes": [{"name": "v", "configMap": {"name": map}}]});
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec});
     let made = admin.create(&PODS, "default", pod).await.unwrap();
-    let uid = made["metadata"]["uid"].as_str().unwrap().to_owned();
+    let uid = Uid::of(&made);
     node.runner.wait(&format!("sync {uid}")).await;
     PodRef { namespace: "default".into(), name: name.into(), uid }
 }
@@ -152,7 +153,7 @@ async fn a_secret_of_nobodys_pod_is_not_shown() {
     server.admin.create(&SECRETS, "default", secret).await.unwrap();
     for (way, client) in server.node_clients("a") {
         let node = Node::start(client.clone());
-        let stranger = PodRef { namespace: "default".into(), name: "x".into(), uid: "x".into() };
+        let stranger = PodRef { namespace: "default".into(), name: "x".into(), uid: Uid::new("x") };
         let refused = node.outlook.content.get(Referent::Secret, &stranger, name).await.unwrap_err();
         let why = "no relationship found between node 'a' and this object";
         assert!(refused.code == 403 && refused.message.ends_with(why), "{way}: {refused}");

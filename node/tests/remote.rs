@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use agent::boundary::{Attachment, NetworkError, PodNetwork};
 use agent::{Agent, Config};
+use api::uid::Uid;
 use client::events::Recorder;
 use client::views::{CONFIG_MAPS, LEASES, NODES, PODS};
 use client::{Client, DeleteOptions};
@@ -27,7 +28,7 @@ use tokio::task::JoinSet;
 
 /// Pods have their namespaces and addresses, and nobody to talk to.
 #[derive(Default)]
-struct NoLinks(Mutex<BTreeMap<String, (IpAddr, PathBuf)>>);
+struct NoLinks(Mutex<BTreeMap<Uid, (IpAddr, PathBuf)>>);
 
 #[async_trait::async_trait]
 impl PodNetwork for NoLinks {
@@ -37,7 +38,7 @@ impl PodNetwork for NoLinks {
         Ok(Vec::new())
     }
 
-    async fn detach(&self, uid: &str, _: IpAddr) -> Result<(), NetworkError> {
+    async fn detach(&self, uid: &Uid, _: IpAddr) -> Result<(), NetworkError> {
         self.0.lock().unwrap().remove(uid);
         Ok(())
     }

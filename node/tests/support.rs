@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::status::Status;
+use api::uid::Uid;
 use apiserver::identity::{MASTERS, User};
 use apiserver::nodes::NoNodes;
 use apiserver::pki::Authority;
@@ -107,7 +108,7 @@ impl Runner for Noted {
         self.note(format!("sync {}", pod["metadata"]["uid"].as_str().unwrap()));
     }
 
-    fn gone(&self, uid: &str) {
+    fn gone(&self, uid: &Uid) {
         self.note(format!("gone {uid}"));
     }
 
@@ -115,7 +116,7 @@ impl Runner for Noted {
         pods.into_iter().for_each(|pod| self.sync(pod));
     }
 
-    fn content_changed(&self, uid: &str) {
+    fn content_changed(&self, uid: &Uid) {
         self.note(format!("content {uid}"));
     }
 }

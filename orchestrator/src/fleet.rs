@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::status::Status;
+use api::uid::Uid;
 use apiserver::StoreError;
 use apiserver::identity::{MASTERS, User};
 use apiserver::nodes::NoNodes;
@@ -299,13 +300,13 @@ impl Runner for NoPods {
         self.0.lock().unwrap().insert(pod["metadata"]["name"].as_str().unwrap().to_owned());
     }
 
-    fn gone(&self, _: &str) {}
+    fn gone(&self, _: &Uid) {}
 
     fn resync(&self, pods: Vec<Arc<Value>>) {
         pods.into_iter().for_each(|pod| self.sync(pod));
     }
 
-    fn content_changed(&self, _: &str) {}
+    fn content_changed(&self, _: &Uid) {}
 }
 
 struct Agent {

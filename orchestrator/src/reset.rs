@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use agent::boundary::{Attachment, NetworkError, PodNetwork};
 use anyhow::{Context, Result, bail};
+use api::uid::Uid;
 use network::Network;
 use proxy_userspace::Proxy;
 use serde::{Deserialize, Serialize};
@@ -119,7 +120,7 @@ impl PodNetwork for LinksGoLast {
         Err(NetworkError("the node is being reset".into()))
     }
 
-    async fn detach(&self, _: &str, _: std::net::IpAddr) -> Result<(), NetworkError> {
+    async fn detach(&self, _: &Uid, _: std::net::IpAddr) -> Result<(), NetworkError> {
         Ok(())
     }
 }

@@ -9,6 +9,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use api::uid::Uid;
 use client::events::Recorder;
 use client::{Caches, Client, Kept, Key};
 use tokio::sync::mpsc;
@@ -157,11 +158,11 @@ struct Scheduler {
     pending: Pending,
     demands: Demands,
     /// By key, the uid under which a pod counts in the snapshot.
-    placed: HashMap<Key, String>,
+    placed: HashMap<Key, Uid>,
     /// Given a node by us, and not yet seen there.
-    assumed: HashSet<String>,
+    assumed: HashSet<Uid>,
     /// Sent away by us, and not yet seen to be ending.
-    ending: HashSet<String>,
+    ending: HashSet<Uid>,
     /// Where the next look at the nodes begins.
     next: usize,
     /// What no node took, since the last change that may help anybody.
@@ -225,9 +226,9 @@ impl Scheduler {
     }
 
     fn take_in_pod(&mut self, key: Key, pod: Option<Arc<Pod>>, now: Instant) {
-        let uid = pod.as_ref().map(|pod| pod.metadata.meta.uid.as_str());
+        let uid = pod.as_ref().map(|pod| &pod.metadata.meta.uid);
         // It, or the one that had its name before, counts no longer.
-        if let Some(before) = self.placed.get(&key).filter(|before| uid != Some(before)).cloned() {
+        if let Some(before) = self.placed.get(&key).filter(|before| uid != Some(*before)).cloned() {
             self.free(&key, &before, now);
         }
         let Some(pod) = pod else { return self.dismiss(&key, now) };
@@ -285,7 +286,7 @@ impl Scheduler {
     }
 
     /// No room is kept for a pod any more, which may help others.
-    fn withdraw(&mut self, uid: &str, now: Instant) {
+    fn withdraw(&mut self, uid: &Uid, now: Instant) {
         if let Some(node) = self.snapshot.withdraw(uid) {
             self.help(&node, now);
         }
@@ -312,7 +313,7 @@ impl Scheduler {
     }
 
     /// A pod counts no longer: what it had may help others.
-    fn free(&mut self, key: &Key, uid: &str, now: Instant) {
+    fn free(&mut self, key: &Key, uid: &Uid, now: Instant) {
         self.placed.remove(key);
         self.assumed.remove(uid);
         self.ending.remove(uid);
@@ -327,11 +328,12 @@ impl Scheduler {
         self.hopeless.clear();
         let Some(place) = self.snapshot.get(node).filter(|place| place.node.is_some()) else { return };
         let fits =
-            |uid: &str, demand: &Arc<Demand>| obstacle(&Asker::new(uid, demand, &self.snapshot), place).is_none();
+            |uid: &Uid, demand: &Arc<Demand>| obstacle(&Asker::new(uid, demand, &self.snapshot), place).is_none();
         for nominee in place.nominees.iter().filter(|nominee| fits(&nominee.uid, &nominee.demand)) {
             self.pending.wake(&nominee.key, now);
         }
-        let welcome = |demand: &&Arc<Demand>| may_be(demand, node) && fits("", demand);
+        let anybody = Uid::default();
+        let welcome = |demand: &&Arc<Demand>| may_be(demand, node) && fits(&anybody, demand);
         let woken: Vec<_> = self.pending.demands().filter(welcome).cloned().collect();
         woken.iter().for_each(|demand| self.pending.wake_one(demand, now));
     }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use api::uid::Uid;
 use api::view::Meta;
 use client::Client;
 use client::events::{Recorder, Reference};
@@ -30,8 +31,7 @@ pub async fn tell(client: Client, address: SocketAddr, mut full: watch::Receiver
 async fn about(client: &Client) -> Reference {
     let (namespace, name) = ("default", "kubernetes");
     let found = client.get(&SERVICES, namespace, name).await.unwrap_or_default();
-    let uid = found["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
-    let meta = Meta { namespace: namespace.into(), name: name.into(), uid, ..Meta::default() };
+    let meta = Meta { namespace: namespace.into(), name: name.into(), uid: Uid::of(&found), ..Meta::default() };
     Reference::new("v1", "Service", &meta)
 }
 

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use agent::{Agent, AttachRequest, ExecError, ExecRequest, ExecSession, LogError};
 use api::status::Status;
+use api::uid::Uid;
 use apiserver::nodes::{Duplex, ExecOptions, LogOptions, Nodes, Session, TerminalSize, unreachable};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -37,10 +38,6 @@ impl AgentSlot {
     }
 }
 
-fn uid(pod: &Value) -> &str {
-    pod["metadata"]["uid"].as_str().unwrap_or_default()
-}
-
 fn name(pod: &Value) -> &str {
     pod["metadata"]["name"].as_str().unwrap_or_default()
 }
@@ -61,7 +58,7 @@ impl Nodes for AgentSlot {
             limit_bytes: options.limit_bytes.map(|bytes| bytes as u64),
             stream: None,
         };
-        match self.of(pod)?.logs(uid(pod), &options.container, wanted) {
+        match self.of(pod)?.logs(&Uid::of(pod), &options.container, wanted) {
             Ok(lines) => Ok(lines.boxed()),
             Err(error) => Err(log_refusal(&error, pod, &options.container)),
         }
@@ -71,10 +68,10 @@ impl Nodes for AgentSlot {
         let agent = self.of(pod)?;
         let ExecOptions { container, command, stdin, stdout, stderr, tty } = options;
         let session = if command.is_empty() {
-            agent.attach(uid(pod), &container, AttachRequest { stdin, stdout, stderr }).await
+            agent.attach(&Uid::of(pod), &container, AttachRequest { stdin, stdout, stderr }).await
         } else {
             let user = agent::asked_user(pod, &container).map_err(|error| Status::bad_request(error.to_string()))?;
-            agent.exec(uid(pod), &container, &ExecRequest { command, stdin, stdout, stderr, tty, user }).await
+            agent.exec(&Uid::of(pod), &container, &ExecRequest { command, stdin, stdout, stderr, tty, user }).await
         };
         match session {
             Ok(session) => Ok(connect(session)),
@@ -85,7 +82,7 @@ impl Nodes for AgentSlot {
     }
 
     async fn dial(&self, pod: &Value, port: u16) -> Result<Box<dyn Duplex>, Status> {
-        let dialled = self.of(pod)?.dial(uid(pod), port).await;
+        let dialled = self.of(pod)?.dial(&Uid::of(pod), port).await;
         dialled
             .map(|stream| Box::new(stream) as _)
             .map_err(|error| Status::internal(format!("{:#}", anyhow::Error::from(error))))

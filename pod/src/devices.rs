@@ -87,6 +87,10 @@ impl Program {
     }
 
     /// Gives the program to the kernel, which verifies it.
+    ///
+    /// # Errors
+    /// `EPERM` without the right to load programs, `EINVAL` where the kernel was built without those of cgroups,
+    /// `EACCES` where the verifier finds fault.
     pub fn load(&self) -> io::Result<Loaded> {
         let mut attributes = LoadAttributes {
             program_type: PROGRAM_TYPE_CGROUP_DEVICE,
@@ -113,6 +117,10 @@ pub struct Loaded(OwnedFd);
 impl Loaded {
     /// From now on the program is asked for every process of this cgroup and those below, beside what is attached there
     /// already: each of them must allow.
+    ///
+    /// # Errors
+    /// `EBADF` where the folder is none of cgroup2, `E2BIG` where it has all the programs it can have, `EPERM` where
+    /// one above lets none be added.
     pub fn attach(&self, cgroup: BorrowedFd<'_>) -> io::Result<()> {
         let mut attributes = AttachAttributes {
             target: cgroup.as_raw_fd() as u32,
@@ -125,6 +133,9 @@ impl Loaded {
 }
 
 /// Attaches the rules of every container to a cgroup2 folder: whether this kernel holds containers to theirs.
+///
+/// # Errors
+/// As for [`Program::load`] and [`Loaded::attach`]: then it does not.
 pub fn try_on(cgroup: &File) -> io::Result<()> {
     match Program::of(&EVERY_CONTAINER) {
         Some(program) => program.load()?.attach(cgroup.as_fd()),
@@ -134,6 +145,10 @@ pub fn try_on(cgroup: &File) -> io::Result<()> {
 
 /// Takes the programs off a cgroup2 folder that is to go. The kernel would too, once nothing remembers the folder any
 /// more: sockets do for long. One in which somebody still is keeps its rules.
+///
+/// # Errors
+/// [`NotFound`](io::ErrorKind::NotFound) where the folder is gone; else the kernel's, of the first program that stays.
+/// May be repeated.
 pub fn let_go(folder: &Path) -> io::Result<()> {
     let processes = std::fs::read_to_string(folder.join("cgroup.procs"))?;
     if !processes.is_empty() {

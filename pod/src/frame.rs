@@ -34,6 +34,10 @@ impl Inbox {
     }
 
     /// The next whole frame, or `None` when more bytes are needed.
+    ///
+    /// # Errors
+    /// [`InvalidData`](io::ErrorKind::InvalidData) for a frame longer than [`MAX_FRAME`]: where the next one begins
+    /// cannot be known any more.
     pub fn next_frame(&mut self) -> io::Result<Option<Vec<u8>>> {
         let Some(head) = self.bytes.first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_be_bytes(*head) as usize;
@@ -56,6 +60,10 @@ impl Inbox {
     }
 
     /// Reads once from `socket`. `Ok(0)` is the end of the stream.
+    ///
+    /// # Errors
+    /// The kernel's; after [`WouldBlock`](io::ErrorKind::WouldBlock) and [`Interrupted`](io::ErrorKind::Interrupted) it
+    /// may be tried again. What came before stays.
     pub fn receive(&mut self, socket: RawFd) -> io::Result<usize> {
         let mut buffer = [0_u8; 64 << 10];
         let mut control = ControlBuffer::default();
@@ -100,6 +108,11 @@ impl Inbox {
 
 /// Sends as much of `bytes` as the socket takes now, with `fds` on the first of them. Returns the bytes sent; the
 /// descriptors went with them when that is more than 0.
+///
+/// # Errors
+/// [`InvalidInput`](io::ErrorKind::InvalidInput) for more descriptors than a frame may have; else the kernel's, such as
+/// [`WouldBlock`](io::ErrorKind::WouldBlock) where the socket takes nothing now. Nothing went then, the descriptors
+/// neither.
 pub fn send(socket: RawFd, bytes: &[u8], fds: &[RawFd]) -> io::Result<usize> {
     if fds.len() > MAX_FDS {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors in one frame"));

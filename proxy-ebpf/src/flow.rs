@@ -17,7 +17,8 @@ use crate::choose::{Caller, contains, find_service, is_gone};
 use crate::forward::{From, Place, is_pod_address, place_of};
 use crate::maps::{BEGUN, EXPOSED, FLOWS, NEWEST, node, of_map, whole};
 use crate::packet::{FIN, Layer4, Packet, RST, set_words, words};
-use crate::{shares, snat};
+use crate::shares;
+use crate::snat::{self, Answered};
 
 const NOEXIST: u64 = 1;
 /// What the kernel says when a map has no element left (E2BIG).
@@ -379,7 +380,8 @@ fn track(skb: *mut __sk_buff, packet: &mut Packet, source: Source, member: u64, 
     };
     let mut place = 0;
     if !(source == Source::Keep && expose(&packet.tuple, &packet.to)) {
-        place = snat::find_port(skb, packet, source == Source::Node, node);
+        let answered = if source == Source::Node { Answered::AtNode } else { Answered::Elsewhere };
+        place = snat::find_port(skb, packet, answered, node);
         if place == 0 {
             return Begun::NoPort;
         }
@@ -531,6 +533,8 @@ fn forget(key: &Tuple) {
     let (counts, place) = unsafe { ((*flow).counts(), (*flow).snat) };
     if FLOWS.remove(key).is_ok() {
         snat::release(place, key);
-        shares::moved(key.src, counts, false);
+        if counts {
+            shares::lose(key.src);
+        }
     }
 }

@@ -8,20 +8,24 @@ use crate::maps::SHARES;
 /// Changes a flow, and the count of whoever began it with it.
 #[inline(always)]
 pub fn change(flow: &mut Flow, client: Ip4, change: impl FnOnce(&mut Flow)) {
-    let before = flow.counts();
+    let counted = flow.counts();
     change(flow);
-    moved(client, before, flow.counts());
+    if flow.counts() != counted {
+        update(client, |flows| if counted { flows.saturating_sub(1) } else { flows + 1 });
+    }
 }
 
-/// Whether one of this client's flows counted before, and does now.
+/// One of this client's flows counts no more.
 #[inline(always)]
-pub fn moved(client: Ip4, before: bool, now: bool) {
-    if before == now {
-        return;
-    }
+pub fn lose(client: Ip4) {
+    update(client, |flows| flows.saturating_sub(1));
+}
+
+#[inline(always)]
+fn update(client: Ip4, count: impl FnOnce(u64) -> u64) {
     if let Some(flows) = SHARES.get_ptr_mut(client.0) {
         // SAFETY: an aligned element of a map. Two processors at once may lose a flow, and it may be recycled for another pod.
-        unsafe { *flows = if now { *flows + 1 } else { (*flows).saturating_sub(1) } };
+        unsafe { *flows = count(*flows) };
     }
 }
 

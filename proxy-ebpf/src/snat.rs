@@ -49,6 +49,14 @@ pub fn asking(answer: &Tuple, asking: &mut Tuple, node: &NodeConfig) -> bool {
     true
 }
 
+/// Where the answers come to that a port is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Answered {
+    Elsewhere,
+    /// The node's own address, where its programs may listen.
+    AtNode,
+}
+
 /// The search for a source port. A loop of the kernel's: the verifier walks its body once.
 struct Search {
     skb: *mut __sk_buff,
@@ -56,8 +64,7 @@ struct Search {
     to: Tuple,
     first: u16,
     count: u16,
-    /// Replies come to the node's own address, where its programs may listen.
-    behind_node: bool,
+    answered: Answered,
     probe_all: bool,
     /// The place found, as flows have it.
     place: u32,
@@ -68,14 +75,14 @@ struct Search {
 
 /// Finds the source port that a packet shall have, and sets it. Gives the place, or 0.
 #[inline(always)]
-pub fn find_port(skb: *mut __sk_buff, packet: &mut Packet, behind_node: bool, node: &NodeConfig) -> u32 {
+pub fn find_port(skb: *mut __sk_buff, packet: &mut Packet, answered: Answered, node: &NodeConfig) -> u32 {
     let mut search = Search {
         skb,
         from: tuple(words(&packet.tuple)),
         to: tuple(words(&packet.to)),
         first: node.snat_first,
         count: if node.snat_count < 2 { 2 } else { node.snat_count },
-        behind_node,
+        answered,
         probe_all: node.probe_ports != 0,
         place: 0,
         victim: 0,
@@ -102,7 +109,7 @@ unsafe extern "C" fn try_port(_index: u32, search: *mut Search) -> i64 {
     search.to.sport = Port::new(search.first.wrapping_add(number as u16));
     // SAFETY: a map element.
     let bound = search.probe_all || unsafe { read_volatile(&raw const (*place).bound) } != 0;
-    if search.behind_node && bound && taken_by_host(search.skb, &search.to) {
+    if search.answered == Answered::AtNode && bound && taken_by_host(search.skb, &search.to) {
         return 0;
     }
     // SAFETY: within a map element.
@@ -173,7 +180,9 @@ fn take_over(number: u32, to: &Tuple, from: &Tuple) -> u32 {
         return 0;
     }
     // The flow that had the place is gone, and by our hand.
-    shares::moved(key.src, counts, false);
+    if counts {
+        shares::lose(key.src);
+    }
     set_key(place, from);
     // SAFETY: within a map element.
     unsafe { write_volatile(&raw mut (*place).remote, to.remote()) };

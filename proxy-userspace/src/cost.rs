@@ -47,6 +47,10 @@ pub struct ProgramSize {
 }
 
 /// Loads the programs under a folder of pins of its own, which is gone afterwards, and runs them.
+///
+/// # Errors
+/// [`ProxyError::Load`](crate::ProxyError::Load) where the programs cannot be loaded on this machine, `Write` where a map, the
+/// run of a program (`TEST_RUN`) or the removal of the folder (`pins`) is refused. The folder goes after a failed run too.
 pub fn measure(bpf_root: &Path) -> Result<(Vec<PacketCost>, Vec<ProgramSize>)> {
     object::prepare_root(bpf_root)?;
     let outcome = measure_at(&Pins::new(bpf_root));
@@ -59,13 +63,13 @@ fn measure_at(pins: &Pins) -> Result<(Vec<PacketCost>, Vec<ProgramSize>)> {
     let maps = Maps::open(pins)?;
     fill(&maps)?;
     let (pod, uplink) = (programs.get(PacketHook::FromPod.program())?, programs.get(PacketHook::FromUplink.program())?);
-    let ring = |kept: bool| move |call: u16| packet(SYN, &tuple(CLIENT, 1024 + call, service(kept, 0), 80));
+    let openings = |ring: Ring| move |call: u16| packet(SYN, &tuple(CLIENT, 1024 + call, ring.service(0), 80));
     let costs = vec![
         cost("not IPv4", uplink, |_| vec![0; 60])?,
         cost("known flow", uplink, |_| packet(ACK, &flow_ring()[0]))?,
         cost("pod to pod", pod, |_| packet(ACK, &tuple(PODS[0], 4000, PODS[1], 8080)))?,
-        cost("new flow, source kept", uplink, ring(true))?,
-        cost("new flow behind the node's address", uplink, ring(false))?,
+        cost("new flow, source kept", uplink, openings(Ring::SourceKept))?,
+        cost("new flow behind the node's address", uplink, openings(Ring::BehindNode))?,
     ];
     Ok((costs, sizes(&programs)?))
 }
@@ -97,9 +101,34 @@ fn flow_ring() -> [Tuple; 2] {
     [tuple(CLIENT, 4000, PODS[0], 80), tuple(NODE, 50_000, PODS[1], 8080)]
 }
 
-/// The address of a link of the ring of services.
-fn service(kept: bool, index: u8) -> Ip4 {
-    Ip4::new([198, 51, if kept { 100 } else { 101 }, index])
+/// A ring of services, each the endpoint of the one before, by what its endpoints see of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ring {
+    SourceKept,
+    BehindNode,
+}
+
+impl Ring {
+    /// The address of one of its services.
+    fn service(self, index: u8) -> Ip4 {
+        let net = match self {
+            Self::SourceKept => 100,
+            Self::BehindNode => 101,
+        };
+        Ip4::new([198, 51, net, index])
+    }
+
+    fn entry(self, index: u8) -> Entry {
+        let addr = self.service(index).octets().into();
+        let next = Target { ip: self.service(index.wrapping_add(1)).octets().into(), port: 80 };
+        let flags = match self {
+            Self::SourceKept => Slot::KEEP_SOURCE,
+            Self::BehindNode => 0,
+        };
+        let frontends = vec![Frontend { addr, port: 80, protocol: TCP, scope: Scope::External }];
+        let set = EndpointSet { backends: vec![next], flags, affinity_seconds: 0 };
+        Entry { port: 80, protocol: TCP, frontends, set }
+    }
 }
 
 fn fill(maps: &Maps) -> Result<()> {
@@ -129,19 +158,11 @@ fn fill(maps: &Maps) -> Result<()> {
         maps.flows.put(&key, &flow, Put::Any).map_err(written("FLOWS"))?;
     }
     let mut table = Table::new(LIMITS);
-    let services: Contents = [true, false]
+    let services: Contents = [Ring::SourceKept, Ring::BehindNode]
         .into_iter()
-        .flat_map(|kept| (0..=u8::MAX).map(move |index| (format!("{kept}{index}"), vec![ring_entry(kept, index)])))
+        .flat_map(|ring| (0..=u8::MAX).map(move |index| (format!("{ring:?}{index}"), vec![ring.entry(index)])))
         .collect();
     table.replace(&services).ops.iter().try_for_each(|op| maps.run(op))
-}
-
-fn ring_entry(kept: bool, index: u8) -> Entry {
-    let addr = service(kept, index).octets().into();
-    let next = Target { ip: service(kept, index.wrapping_add(1)).octets().into(), port: 80 };
-    let flags = if kept { Slot::KEEP_SOURCE } else { 0 };
-    let frontends = vec![Frontend { addr, port: 80, protocol: TCP, scope: Scope::External }];
-    Entry { port: 80, protocol: TCP, frontends, set: EndpointSet { backends: vec![next], flags, affinity_seconds: 0 } }
 }
 
 fn packet(flags: u8, tuple: &Tuple) -> Vec<u8> {

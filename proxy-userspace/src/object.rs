@@ -95,6 +95,8 @@ pub struct Programs {
 }
 
 impl Programs {
+    /// # Errors
+    /// [`LoadError::Missing`] for a name that is no hook of this version.
     pub fn get(&self, name: &'static str) -> Result<&OwnedFd, LoadError> {
         self.named(name).ok_or(LoadError::Missing(name))
     }
@@ -144,6 +146,10 @@ impl Pins {
 }
 
 /// Checks that the machine can carry the service path, with one sentence for the first thing that is missing.
+///
+/// # Errors
+/// For the first thing that is missing, with one sentence for its user: [`LoadError::NotRoot`], `OldKernel`, `NoBtf` or
+/// `NoCgroup2`; `Path` where the kernel does not say which one it is.
 pub fn check_machine(cgroup_root: &Path) -> Result<(), LoadError> {
     // SAFETY: the call has no preconditions.
     if unsafe { libc::geteuid() } != 0 {
@@ -179,6 +185,10 @@ fn file_system(path: &Path) -> io::Result<i64> {
 }
 
 /// Makes `root` a folder of a BPF file system, mounting one there when it is not.
+///
+/// # Errors
+/// [`LoadError::Bpffs`] where a folder cannot be made or the file system not be mounted. What was made stays; a repeat goes on
+/// from there.
 pub fn prepare_root(root: &Path) -> Result<(), LoadError> {
     const BPFFS: i64 = 0xcafe_4a11;
     let failed = |source| LoadError::Bpffs { path: root.to_owned(), source };
@@ -204,6 +214,10 @@ fn mount_bpffs(root: &Path) -> io::Result<()> {
 }
 
 /// Takes every pin away and the mount, if one is there: links let go of their programs, maps of their contents.
+///
+/// # Errors
+/// The first thing that cannot be removed; `ENOTEMPTY` where others keep something in the folder. A root that is not there is no
+/// error, and a repeat goes on with what is left.
 pub fn remove_root(root: &Path) -> io::Result<()> {
     for folder in ["links", "maps"] {
         match fs::remove_dir_all(root.join(folder)) {
@@ -224,6 +238,10 @@ pub fn remove_root(root: &Path) -> io::Result<()> {
 }
 
 /// Loads maps (adopting pinned ones) and programs.
+///
+/// # Errors
+/// [`LoadError::Object`] where the object cannot be read or a map not be made, `Program` with the verifier's words for a program
+/// that the kernel refuses, `Missing` where the object lacks a hook. Maps made until then stay pinned; nothing is attached.
 pub fn load(pins: &Pins) -> Result<Programs, LoadError> {
     // It reads the kernel's BTF by itself.
     let mut loader = EbpfLoader::new();

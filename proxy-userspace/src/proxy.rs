@@ -108,11 +108,19 @@ enum Tidy {
 
 impl Proxy {
     /// Loads the programs, takes up pinned maps and links, and attaches the socket hooks.
+    ///
+    /// # Errors
+    /// [`ProxyError::Load`] where the machine lacks something or the kernel refuses the object, `Migrate` where the contents of
+    /// an earlier layout cannot be carried over, `Link` where a program cannot be attached, `Write` and `Thread` where the kernel
+    /// gives no more. What an earlier process attached stays at work, and the next start goes on from what this one pinned.
     pub fn start(config: &Config) -> Result<Self> {
         Self::start_in_layouts(config, layout::CURRENT)
     }
 
     /// The same with maps of other layouts than this version's: so tests play a later version.
+    ///
+    /// # Errors
+    /// As for [`Proxy::start`].
     pub fn start_in_layouts(config: &Config, layouts: &'static [Layout]) -> Result<Self> {
         object::check_machine(&config.cgroup_root)?;
         object::prepare_root(&config.bpf_root)?;
@@ -134,21 +142,34 @@ impl Proxy {
     }
 
     /// Removes programs, maps and the mount. For `reset`; a running agent never calls it.
+    ///
+    /// # Errors
+    /// As for [`object::remove_root`].
     pub fn unload(bpf_root: &Path) -> io::Result<()> {
         object::remove_root(bpf_root)
     }
 
     /// Brings all Services to `contents`. Unchanged ones cost a comparison.
+    ///
+    /// # Errors
+    /// [`ProxyError::Write`] where a map refuses a step. The maps can be read at any step, so services go on with what is
+    /// written; but the steps behind it count as made, and only the next start, which looks at the maps, makes them.
     pub fn apply(&self, contents: &Contents) -> Result<Refusals> {
         self.shared.change(|table| table.replace(contents))
     }
 
     /// Brings one service to `entries`; none removes it.
+    ///
+    /// # Errors
+    /// As for [`Proxy::apply`].
     pub fn apply_service(&self, name: &str, entries: &[Entry]) -> Result<Refusals> {
         self.shared.change(|table| table.change(name, entries))
     }
 
     /// Tells the packet programs about their node, in whose network namespace the caller is.
+    ///
+    /// # Errors
+    /// [`ProxyError::Write`] where the programs cannot be told, or the ports in use not be read: they go on with what they know.
     pub fn configure_node(&self, node: &NodeConfig) -> Result<()> {
         self.shared.maps.note_bound(node)?;
         let probe_ports = (self.shared.socket_hooks == SocketHooks::Absent).into();
@@ -156,6 +177,10 @@ impl Proxy {
     }
 
     /// The addresses that carry NodePorts: this node's and the others'.
+    ///
+    /// # Errors
+    /// [`ProxyError::Write`] where the map refuses, with `E2BIG` for more addresses than it holds. Some have changed by then; a
+    /// repeat changes the rest.
     pub fn set_node_addresses(&self, this: &[Ipv4Addr], others: &[Ipv4Addr]) -> Result<()> {
         let key = |ip: &Ipv4Addr| Ip4::new(ip.octets()).0;
         let mut wanted: BTreeMap<u32, u32> = others.iter().map(|ip| (key(ip), OTHER_NODE)).collect();
@@ -172,11 +197,20 @@ impl Proxy {
     }
 
     /// Sockets of the node's own namespace are translated from now on.
+    ///
+    /// # Errors
+    /// [`ProxyError::Netns`] where `netns` is no network namespace or cannot be entered, [`ProxyError::Write`] where the map
+    /// refuses. Then what the node sends to services is translated packet by packet, until a repeat succeeds.
     pub fn add_node_netns(&self, netns: &File, ip: Ipv4Addr) -> Result<()> {
         self.add_netns(netns, Netns { kind: Netns::NODE, ip: Ip4::new(ip.octets()) }, "the node")
     }
 
     /// A pod of this node: packets to `ip` go into `ifindex`, and its sockets are translated.
+    ///
+    /// # Errors
+    /// [`ProxyError::Netns`] where `netns` is no network namespace or cannot be entered, [`ProxyError::Write`] where a map
+    /// refuses, with `E2BIG` where it has all the pods it can hold. A repeat adds what is missing, [`Proxy::remove_pod`] takes
+    /// away what is there.
     pub fn add_pod(&self, ip: Ipv4Addr, ifindex: u32, netns: &File) -> Result<()> {
         let address = Ip4::new(ip.octets());
         self.add_netns(netns, Netns { kind: Netns::POD, ip: address }, "a pod")?;
@@ -189,12 +223,19 @@ impl Proxy {
 
     /// The ports of the node that lead to a pod, whatever Services there are. They go with the pod; what is another's already waits
     /// until it is free.
+    ///
+    /// # Errors
+    /// As for [`Proxy::apply`]. A port that is another's is no error: it is among the refusals.
     pub fn set_host_ports(&self, pod: Ipv4Addr, ports: &[HostPort]) -> Result<Vec<Refusal>> {
         let name = host_ports_of(pod);
         let refusals = self.apply_service(&name, &desired_host_ports(pod, ports))?;
         Ok(refusals.into_iter().filter(|(whose, _)| *whose == name).map(|(_, refusal)| refusal).collect())
     }
 
+    /// Takes away all that is kept of a pod. One that is not there is no error.
+    ///
+    /// # Errors
+    /// [`ProxyError::Write`] where a map refuses. A repeat removes what is left, but for host ports: see [`Proxy::apply`].
     pub fn remove_pod(&self, ip: Ipv4Addr) -> Result<()> {
         // As long as the pod is known, a process that comes next takes them up.
         self.set_host_ports(ip, &[])?;
@@ -207,11 +248,17 @@ impl Proxy {
     }
 
     /// Address and host end of every pod that the maps hold, for removing what no pod owns any more.
+    ///
+    /// # Errors
+    /// [`ProxyError::Write`] where the map of pods cannot be read.
     pub fn pods(&self) -> Result<Vec<(Ipv4Addr, u32)>> {
         self.shared.maps.pods()
     }
 
     /// Whether sockets of the namespace with this cookie are translated.
+    ///
+    /// # Errors
+    /// [`ProxyError::Write`] where the map of namespaces cannot be read.
     pub fn is_local_netns(&self, cookie: u64) -> Result<bool> {
         Ok(self.shared.maps.local_netns.get(&cookie).map_err(written("LOCAL_NETNS"))?.is_some())
     }
@@ -234,20 +281,34 @@ impl Proxy {
         Ok(())
     }
 
+    /// Puts the hook's program on a device, before those of others. One that is there is replaced without a gap.
+    ///
+    /// # Errors
+    /// [`ProxyError::Link`] with the kernel's errno, such as `ENODEV` for a device that is gone by now. May be repeated.
     pub fn attach_device(&self, device: &str, ifindex: u32, hook: PacketHook) -> Result<()> {
         Ok(links::attach_device(&self.shared.pins, &self.programs, device, ifindex, hook)?)
     }
 
+    /// Forgets a device; its links go. One that has none is no error.
+    ///
+    /// # Errors
+    /// [`ProxyError::Link`] where a pin cannot be removed. May be repeated.
     pub fn detach_device(&self, device: &str) -> Result<()> {
         Ok(links::detach_device(&self.shared.pins, device)?)
     }
 
     /// Forgets the devices that are none of `present`.
+    ///
+    /// # Errors
+    /// [`ProxyError::Link`] where the pins cannot be listed or one not be removed. A repeat goes on with the rest.
     pub fn forget_devices(&self, present: &[&str]) -> Result<()> {
         Ok(links::forget_devices(&self.shared.pins, present)?)
     }
 
     /// Every counter by name.
+    ///
+    /// # Errors
+    /// [`ProxyError::Write`] where the map of counters cannot be read.
     pub fn counters(&self) -> Result<Vec<(&'static str, u64)>> {
         named(&self.shared.maps.counters).map_err(written("COUNTERS"))
     }
@@ -263,6 +324,9 @@ impl Proxy {
     }
 
     /// Ends every connection of the packet path at once, as if it had never been: for tests of what becomes of their packets.
+    ///
+    /// # Errors
+    /// [`ProxyError::Write`] where the map of flows refuses; some are gone by then.
     pub fn forget_flows(&self) -> Result<()> {
         let flows = &self.shared.maps.flows;
         for (key, _) in flows.entries().map_err(written("FLOWS"))? {
@@ -272,6 +336,9 @@ impl Proxy {
     }
 
     /// A loaded program, to be tried on packets.
+    ///
+    /// # Errors
+    /// [`LoadError::Missing`], which loading has ruled out for every [`PacketHook`].
     pub fn program(&self, hook: PacketHook) -> Result<&std::os::fd::OwnedFd> {
         Ok(self.programs.get(hook.program())?)
     }
@@ -328,17 +395,26 @@ pub struct Pinned {
 }
 
 impl Pinned {
+    /// # Errors
+    /// `ENOENT` where no agent with this version's layout of these maps was started under the root, `EPERM` without the right to
+    /// look.
     pub fn open(bpf_root: &Path) -> io::Result<Self> {
         let pins = Pins::new(bpf_root);
         Ok(Self { counters: Map::open(&pins.map("COUNTERS"))?, local_netns: Map::open(&pins.map("LOCAL_NETNS"))? })
     }
 
     /// Every counter by name.
+    ///
+    /// # Errors
+    /// The kernel's, of reading the map.
     pub fn counters(&self) -> io::Result<Vec<(&'static str, u64)>> {
         named(&self.counters)
     }
 
     /// Whether the sockets of a namespace are translated.
+    ///
+    /// # Errors
+    /// `EINVAL` where `netns` is no network namespace, `EPERM` where it cannot be entered; else the kernel's, of reading the map.
     pub fn is_local_netns(&self, netns: &File) -> io::Result<bool> {
         Ok(self.local_netns.get(&crate::sys::netns_cookie(netns)?)?.is_some())
     }

@@ -100,6 +100,8 @@ pub enum Put {
 }
 
 impl<K: Plain, V: Plain> Map<K, V> {
+    /// # Errors
+    /// As for [`object_get`]. That key and value have other sizes is not noticed.
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Self { fd: object_get(path)?, types: std::marker::PhantomData })
     }
@@ -108,11 +110,16 @@ impl<K: Plain, V: Plain> Map<K, V> {
         ElementAttr { map: self.fd.as_raw_fd() as u32, pad: 0, key, value, flags }
     }
 
+    /// # Errors
+    /// The kernel's, of a map that has no look-up. A key that is not there gives `None`.
     pub fn get(&self, key: &K) -> io::Result<Option<V>> {
         self.read(MAP_LOOKUP, key)
     }
 
     /// Takes an element out: what is given is what was there when it went.
+    ///
+    /// # Errors
+    /// The kernel's, of a map such as an array, which nothing can be taken out of. A key that is not there gives `None`.
     pub fn take(&self, key: &K) -> io::Result<Option<V>> {
         self.read(MAP_LOOKUP_AND_DELETE, key)
     }
@@ -129,6 +136,10 @@ impl<K: Plain, V: Plain> Map<K, V> {
         }
     }
 
+    /// Writes an element: any before it is replaced, or is an error, as `put` says.
+    ///
+    /// # Errors
+    /// `EEXIST` for [`Put::New`] where the key is there; `E2BIG` where a hash is full or an array has no such index; `ENOMEM`.
     pub fn put(&self, key: &K, value: &V, put: Put) -> io::Result<()> {
         let mut attr = self.attr(address(key), address(value), put as u64);
         // SAFETY: as for `get`.
@@ -136,6 +147,9 @@ impl<K: Plain, V: Plain> Map<K, V> {
     }
 
     /// Removing what is not there is no error; whether it was.
+    ///
+    /// # Errors
+    /// `EINVAL` for an array, whose elements stay.
     pub fn remove(&self, key: &K) -> io::Result<bool> {
         let mut attr = self.attr(address(key), 0, 0);
         // SAFETY: as for `get`.
@@ -147,6 +161,10 @@ impl<K: Plain, V: Plain> Map<K, V> {
     }
 
     /// Every entry.
+    ///
+    /// # Errors
+    /// `ENOSPC` where a bucket of a hash has more elements than one call takes; the kernel's, of a map that is not read in
+    /// batches.
     pub fn entries(&self) -> io::Result<Vec<(K, V)>> {
         let mut entries = Vec::new();
         let shape = Shape { key: size_of::<K>(), value: size_of::<V>() };
@@ -163,6 +181,9 @@ impl<K: Plain, V: Plain> Map<K, V> {
 
 impl<V: Plain> Map<u32, V> {
     /// The values of all CPUs at an index of a per-CPU array.
+    ///
+    /// # Errors
+    /// `ENOENT` for an index beyond the array.
     pub fn per_cpu(&self, index: u32, cpus: usize) -> io::Result<Vec<V>> {
         // SAFETY: any bit pattern is a value.
         let mut values = vec![unsafe { zeroed::<V>() }; cpus];
@@ -174,6 +195,9 @@ impl<V: Plain> Map<u32, V> {
 }
 
 /// Waits until every program that was running when this was called has ended.
+///
+/// # Errors
+/// `ENOSYS` or `EINVAL` where the kernel has no such barrier, as with `nohz_full` processors: then nothing was waited for.
 pub fn wait_for_programs() -> io::Result<()> {
     const GLOBAL: libc::c_int = 1;
     // SAFETY: the call takes two integers.
@@ -205,6 +229,10 @@ pub enum Rank {
 }
 
 /// Attaches a program: `target` is a cgroup's descriptor or a device index, as the attach type demands.
+///
+/// # Errors
+/// `EEXIST` where the device has this very program, `ENODEV` where there is no such device, `EBADF` where the descriptor is no
+/// cgroup's, `EINVAL` where the program does not fit the attach type.
 pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32, rank: Rank) -> io::Result<OwnedFd> {
     const BEFORE: u32 = 1 << 3;
     let mut attr = LinkCreateAttr {
@@ -222,6 +250,9 @@ pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32, rank:
 }
 
 /// The programs of a packet hook of a device in the order in which packets meet them, by the kernel's numbers.
+///
+/// # Errors
+/// `ENODEV` where there is no such device, `ENOSPC` where it has more than 16 programs.
 #[cfg(test)]
 pub fn attached_programs(device: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     const PROG_QUERY: u32 = 16;
@@ -247,6 +278,10 @@ pub fn attached_programs(device: u32, attach_type: u32) -> io::Result<Vec<u32>> 
 }
 
 /// Replaces the program of a link without a gap.
+///
+/// # Errors
+/// `ENOLINK` where what the link was on is gone, `EINVAL` where the program is of another kind. The link keeps the program it
+/// has.
 pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkUpdateAttr { link: raw(link), program: raw(program), flags: 0, old: 0 };
     // SAFETY: integers only.
@@ -258,6 +293,9 @@ fn raw(fd: BorrowedFd<'_>) -> u32 {
 }
 
 /// Runs a packet program on `packet`: its verdict, the packet afterwards, and nanoseconds per run.
+///
+/// # Errors
+/// `EINVAL` for a packet shorter than an Ethernet header, `ENOSPC` where the program made it longer by more than 256 bytes.
 pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], repeat: u32) -> io::Result<(u32, Vec<u8>, u32)> {
     let mut out = vec![0u8; packet.len() + 256];
     // SAFETY: integers only.
@@ -275,6 +313,9 @@ pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], repeat: u32) -> io::Resu
 }
 
 /// Of a loaded program: instructions verified over all paths, and bytes of machine code.
+///
+/// # Errors
+/// `EINVAL` for a descriptor of no BPF object.
 pub fn program_size(program: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     /// The kernel's `bpf_prog_info`, in words.
     const WORDS: usize = 58;
@@ -290,6 +331,9 @@ pub fn program_size(program: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
 }
 
 /// The kernel's number of a network namespace, by which programs know whose socket they see.
+///
+/// # Errors
+/// As for [`inside`], and `ENOPROTOOPT` before Linux 5.14.
 pub fn netns_cookie(netns: &File) -> io::Result<u64> {
     inside(netns, || {
         // SAFETY: integers only; the descriptor is owned at once.
@@ -315,6 +359,10 @@ fn socket_cookie(socket: RawFd) -> io::Result<u64> {
 }
 
 /// Runs `work` in another network namespace, on a thread of its own that ends with it: no thread of ours ever changes place.
+///
+/// # Errors
+/// `EINVAL` where the file is no network namespace and `EPERM` where it may not be entered, without `work` being begun; else what
+/// `work` gives.
 pub fn inside<T: Send>(netns: &File, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let inner = scope.spawn(|| {

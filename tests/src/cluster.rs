@@ -46,11 +46,19 @@ struct Made {
 }
 
 impl Cluster {
+    /// Brings up a cluster of one node. One of this name that an earlier run left is taken down first.
+    ///
+    /// # Errors
+    /// When an earlier cluster of this name cannot be taken down, or this one not be brought up. What is left of it goes with the
+    /// next try.
     pub fn up(name: &str) -> Result<Self> {
         Self::up_by(name, &[])
     }
 
     /// The same with another release than `target/release/amphipod`.
+    ///
+    /// # Errors
+    /// As for [`Cluster::up`].
     pub fn up_with(name: &str, binary: &Path) -> Result<Self> {
         Self::up_by(name, &["--binary", &binary.display().to_string()])
     }
@@ -68,6 +76,10 @@ impl Cluster {
         Ok(Self { name: name.to_owned(), nodes: made.nodes, client: made.client, kubectl })
     }
 
+    /// Takes the cluster down, which its end would do as well, but without telling of failures.
+    ///
+    /// # Errors
+    /// When something of it cannot be removed; the next [`Cluster::up`] of its name tries again.
     pub fn down(self) -> Result<()> {
         let name = self.name.clone();
         std::mem::forget(self);
@@ -97,6 +109,9 @@ impl Cluster {
     }
 
     /// Runs a command of this release on the node.
+    ///
+    /// # Errors
+    /// As for [`Place::run`].
     pub fn amphipod(&self, arguments: &[&str]) -> Result<String> {
         self.node().run(&workspace().join("target/release/amphipod").display().to_string(), arguments)
     }
@@ -139,6 +154,9 @@ impl Deref for Node {
 
 impl Node {
     /// What the node's programs hold, read past the agent.
+    ///
+    /// # Errors
+    /// When the node's `places.json` cannot be read or names no folder of pins, or that holds no maps of this release's layout.
     pub fn kernel(&self) -> Result<proxy_userspace::Pinned> {
         let path = Path::new(&self.data_dir).join("places.json");
         let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -156,6 +174,10 @@ impl Node {
 }
 
 impl Place {
+    /// The namespace, to be entered.
+    ///
+    /// # Errors
+    /// When the namespace is not there.
     pub fn netns(&self) -> Result<File> {
         let path = Path::new("/run/netns").join(&self.netns);
         File::open(&path).with_context(|| format!("cannot open {}", path.display()))
@@ -168,12 +190,19 @@ impl Place {
         command
     }
 
+    /// Runs a program to its end; its standard output.
+    ///
+    /// # Errors
+    /// When the program cannot be started or fails: with the command and what it wrote to standard error.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
         let output = self.command(program, arguments).output().with_context(|| format!("cannot run {program}"))?;
         succeeded(output, &format!("{}: {program} {}", self.netns, arguments.join(" ")))
     }
 
     /// A page over HTTP, fetched within five seconds.
+    ///
+    /// # Errors
+    /// As for [`Place::run`]: also for a status of 400 and more.
     pub fn fetch(&self, url: &str) -> Result<String> {
         self.run("curl", &["--silent", "--show-error", "--fail", "--max-time", "5", url])
     }

@@ -10,6 +10,10 @@ pub const NODE_PORT: &str = "hostname-svc-nodeport";
 
 impl Space<'_> {
     /// Three web servers that answer with their names, and both Services before them, answering.
+    ///
+    /// # Errors
+    /// When an example is refused, the deployment is not rolled out within 90 seconds, or a Service does not answer within
+    /// [`LIMIT`](crate::LIMIT).
     pub fn web_servers(&self) -> Result<()> {
         for example in ["webserver-deployment.yaml", "hostname-svc-clusterip.yaml", "hostname-svc-nodeport.yaml"] {
             self.apply(example)?;
@@ -26,22 +30,35 @@ impl Space<'_> {
     }
 
     /// A deployment of three nginx, rolled out; its name for kubectl.
+    ///
+    /// # Errors
+    /// When the example is refused, or not rolled out within 90 seconds.
     pub fn nginx(&self) -> Result<&'static str> {
         self.apply("deployment-nginx.yaml")?;
         self.rolled_out("my-nginx-deployment")?;
         Ok("deployment/my-nginx-deployment")
     }
 
+    /// Waits until a deployment is rolled out.
+    ///
+    /// # Errors
+    /// When there is no such deployment, or 90 seconds are not enough.
     pub fn rolled_out(&self, deployment: &str) -> Result<()> {
         self.kubectl(&["rollout", "status", &format!("deployment/{deployment}"), "--timeout=90s"]).map(drop)
     }
 
     /// A pod that stays for the asking.
+    ///
+    /// # Errors
+    /// As for [`Space::run_pod`].
     pub fn asker(&self) -> Result<()> {
         self.run_pod("asker", &["sleep", "1000000"])
     }
 
     /// A pod of busybox that runs a command, ready.
+    ///
+    /// # Errors
+    /// When the pod is refused, as a second one of its name is, or is not ready within a minute.
     pub fn run_pod(&self, name: &str, command: &[&str]) -> Result<()> {
         let mut arguments = vec!["run", name, "--image=busybox:latest", "--"];
         arguments.extend_from_slice(command);
@@ -50,21 +67,35 @@ impl Space<'_> {
     }
 
     /// Runs a command in the [`Self::asker`].
+    ///
+    /// # Errors
+    /// When there is no asker, or the command fails: with what it wrote to standard error.
     pub fn ask(&self, command: &[&str]) -> Result<String> {
         let mut arguments = vec!["exec", "asker", "--"];
         arguments.extend_from_slice(command);
         self.kubectl(&arguments)
     }
 
+    /// The ClusterIP of a Service.
+    ///
+    /// # Errors
+    /// When there is no such Service.
     pub fn address(&self, service: &str) -> Result<String> {
         self.get(&["service", service], "{.spec.clusterIP}")
     }
 
+    /// The node port of a Service's first port; empty where it has none.
+    ///
+    /// # Errors
+    /// When there is no such Service, or it has no ports.
     pub fn node_port(&self, service: &str) -> Result<String> {
         self.get(&["service", service], "{.spec.ports[0].nodePort}")
     }
 
     /// Where the outside reaches a Service: a node's address and port.
+    ///
+    /// # Errors
+    /// As for [`Space::node_port`].
     pub fn outside(&self, service: &str) -> Result<String> {
         let port = self.node_port(service).with_context(|| format!("the node port of {service}"))?;
         Ok(format!("{}:{port}", self.cluster.node_ip()))

@@ -12,6 +12,10 @@ use anyhow::{Context, Result};
 pub struct Inventory(BTreeSet<String>);
 
 impl Inventory {
+    /// What there is now.
+    ///
+    /// # Errors
+    /// When the mounts cannot be read, or `ip`, `nft` or `bpftool` not be run.
     pub fn take() -> Result<Self> {
         let mut all = BTreeSet::new();
         list(Path::new("/run/netns"), "network namespace", &mut all);

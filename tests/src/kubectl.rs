@@ -36,16 +36,25 @@ impl Kubectl {
     }
 
     /// Runs it; its output, whatever its end.
+    ///
+    /// # Errors
+    /// When kubectl cannot be run. That it failed is in the output.
     pub fn try_kubectl(&self, arguments: &[&str]) -> Result<Output> {
         whole(|| self.kubectl_command(arguments).output().context("cannot run kubectl"))
     }
 
     /// Runs it, which must succeed; its standard output.
+    ///
+    /// # Errors
+    /// When it cannot be run or fails: with the command and what it wrote to standard error.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         succeeded(self.try_kubectl(arguments)?, &format!("kubectl {}", arguments.join(" ")))
     }
 
     /// Runs it, which must fail; what it said.
+    ///
+    /// # Errors
+    /// When it cannot be run or succeeds.
     pub fn kubectl_fails(&self, arguments: &[&str]) -> Result<String> {
         let output = self.try_kubectl(arguments)?;
         ensure!(!output.status.success(), "kubectl {} succeeded: {}", arguments.join(" "), text(&output.stdout));
@@ -53,6 +62,9 @@ impl Kubectl {
     }
 
     /// Runs it with standard input and an environment.
+    ///
+    /// # Errors
+    /// When it cannot be run, or ends before it has read all of the input. That it failed is in the output.
     pub fn kubectl_with(&self, arguments: &[&str], input: &str, environment: &[(&str, &str)]) -> Result<Output> {
         whole(|| {
             let mut command = self.kubectl_command(arguments);
@@ -64,6 +76,9 @@ impl Kubectl {
     }
 
     /// The first lines of a command that would go on; it is ended after them.
+    ///
+    /// # Errors
+    /// When it cannot be run, or gives fewer lines than wanted, each within [`LIMIT`].
     pub fn follow(&self, arguments: &[&str], lines: usize) -> Result<Vec<String>> {
         let mut child = self.kubectl_command(arguments).stdout(Stdio::piped()).spawn().context("cannot run kubectl")?;
         let out = child.stdout.take().context("no standard output")?;
@@ -84,17 +99,26 @@ impl Kubectl {
     }
 
     /// Applies one of the project's examples.
+    ///
+    /// # Errors
+    /// As for [`Kubectl::kubectl`].
     pub fn apply(&self, example: &str) -> Result<String> {
         let path = workspace().join("examples").join(example).display().to_string();
         self.kubectl(&["apply", "-f", &path])
     }
 
     /// Applies a manifest given as text.
+    ///
+    /// # Errors
+    /// As for [`Kubectl::kubectl`].
     pub fn apply_text(&self, manifest: &str) -> Result<String> {
         succeeded(self.kubectl_with(&["apply", "-f", "-"], &yaml(manifest), &[])?, "kubectl apply -f -")
     }
 
     /// A value of an object, by JSONPath.
+    ///
+    /// # Errors
+    /// As for [`Kubectl::kubectl`]. An object that lacks the value gives empty text.
     pub fn get(&self, what: &[&str], path: &str) -> Result<String> {
         let output = format!("jsonpath={path}");
         let mut arguments = vec!["get"];
@@ -104,10 +128,17 @@ impl Kubectl {
     }
 
     /// How many objects of a kind have a label.
+    ///
+    /// # Errors
+    /// As for [`Kubectl::kubectl`].
     pub fn count(&self, kind: &str, label: &str) -> Result<usize> {
         Ok(self.kubectl(&["get", kind, "-l", label, "--no-headers"])?.lines().count())
     }
 
+    /// Waits until pods, named as `pod/NAME`, are ready.
+    ///
+    /// # Errors
+    /// When one of them is not there, or not ready within a minute.
     pub fn wait_ready(&self, pods: &[&str]) -> Result<()> {
         let mut arguments = vec!["wait", "--for=condition=Ready", "--timeout=60s"];
         arguments.extend_from_slice(pods);

@@ -27,6 +27,10 @@ pub fn workspace() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
+/// Runs a command of the project's own.
+///
+/// # Errors
+/// When cargo cannot be run or the command fails, which says why itself.
 pub fn xtask(arguments: &[&str]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
@@ -41,12 +45,18 @@ pub fn xtask(arguments: &[&str]) -> Result<()> {
 }
 
 /// The release after this one: another pod protocol and other map layouts.
+///
+/// # Errors
+/// When it does not build.
 pub fn next_release() -> Result<PathBuf> {
     xtask(&["build", "--next-release"])?;
     Ok(workspace().join("target/debug/amphipod"))
 }
 
 /// Waits for a condition; the last reason why it did not hold is part of the failure.
+///
+/// # Errors
+/// When [`LIMIT`] has passed: with why it did not hold when it was last tried.
 pub fn until(what: &str, holds: impl Fn() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -67,6 +77,10 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// The standard output of a command that must have succeeded.
+///
+/// # Errors
+/// When it failed: with `what` it was, and what it wrote to standard error.
 pub fn succeeded(output: Output, what: &str) -> Result<String> {
     ensure!(output.status.success(), "{what}: {}", text(&output.stderr).trim());
     Ok(text(&output.stdout))

@@ -13,12 +13,19 @@ pub struct Space<'a> {
 }
 
 impl<'a> Space<'a> {
+    /// Makes the namespace.
+    ///
+    /// # Errors
+    /// When the namespace is refused, as one is that is there or still going.
     pub fn new(cluster: &'a Cluster, name: &str) -> Result<Self> {
         cluster.kubectl(&["create", "namespace", name])?;
         Ok(Self { cluster, kubectl: cluster.within(name) })
     }
 
     /// Lets it go: nothing waits for that, and the next case may begin meanwhile.
+    ///
+    /// # Errors
+    /// When kubectl cannot have it deleted; it stays then.
     pub fn leave(self) -> Result<()> {
         let outcome = self.remove();
         std::mem::forget(self);

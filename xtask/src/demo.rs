@@ -26,8 +26,16 @@ const MANIFESTS: [&str; 9] = [
     "externalname-svc.yaml",
 ];
 
-/// Runs the demo; takes the cluster down again unless it shall be kept.
-pub fn demo(keep: bool) -> Result<()> {
+/// What becomes of the cluster after the demo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Afterwards {
+    Down,
+    /// Unless something failed.
+    Kept,
+}
+
+/// Runs the demo; takes the cluster down again unless it is to be kept.
+pub fn demo(afterwards: Afterwards) -> Result<()> {
     let started = Instant::now();
     let say = |text: &str| println!("\n\x1b[1m[{:>3} s] {text}\x1b[0m", started.elapsed().as_secs());
     say("set-up: install what is missing");
@@ -42,7 +50,7 @@ pub fn demo(keep: bool) -> Result<()> {
     say("a one-node cluster in network namespaces");
     cluster.up(1, &binary, &|step| println!("  • {step}"))?;
     let shown = show(&Demo { kubeconfig: cluster.kubeconfig() }, &say);
-    if keep && shown.is_ok() {
+    if afterwards == Afterwards::Kept && shown.is_ok() {
         say("kept, as asked");
         println!("  kubectl --kubeconfig {} get all", cluster.kubeconfig().display());
         println!("  cargo xtask cluster exec {NAME} node1 -- curl http://10.90.0.11:NODEPORT");

@@ -53,6 +53,9 @@ impl Layer {
 /// Builds every test image as OCI layouts below `out` and pushes what the registry at `registry` (`host:port`, plain
 /// HTTP) doesn't already hold. `netns` names the network namespace (under `/run/netns`) the registry is reached from.
 /// Returns the references pushed or found there, as `library/nginx:1.10`.
+///
+/// # Errors
+/// As for [`build`] and [`push`].
 pub fn images(registry: &str, netns: Option<&str>, out: &Path) -> Result<Vec<String>> {
     let layouts = build(out)?;
     push(registry, netns, &layouts)
@@ -67,11 +70,18 @@ pub struct Layout {
 }
 
 /// Builds the layouts only.
+///
+/// # Errors
+/// Where this machine lacks busybox or nginx, with the command that installs them, or `out` cannot be written.
 pub fn build(out: &Path) -> Result<Vec<Layout>> {
     catalogue()?.into_iter().map(|image| write_layout(&image, out)).collect()
 }
 
 /// Pushes the layouts whose manifest the registry doesn't hold yet.
+///
+/// # Errors
+/// Where skopeo is missing or the registry refuses a layout, in skopeo's words. Those before it are there, and a repeat
+/// skips them.
 pub fn push(registry: &str, netns: Option<&str>, layouts: &[Layout]) -> Result<Vec<String>> {
     for layout in layouts {
         let target = format!("docker://{registry}/{}", layout.reference);
@@ -122,12 +132,18 @@ impl Drop for Registry {
 
 /// Starts Debian's `docker-registry` on `listen` (`ip:port`), keeping its content below `dir`, in the network
 /// namespace named `netns` if one is given. Returns once it listens.
+///
+/// # Errors
+/// Where `dir` cannot be written, `docker-registry` is missing, ends (with its log) or does not listen within ten
+/// seconds. None runs then.
 pub fn start_registry(listen: &str, netns: Option<&str>, dir: &Path) -> Result<Registry> {
     fs::create_dir_all(dir.join("data")).with_context(|| format!("create {}", dir.display()))?;
+    let port: u16 =
+        listen.rsplit(':').next().and_then(|port| port.parse().ok()).context("listen address has no port")?;
     let config = dir.join("config.yml");
     fs::write(&config, registry_config(listen, &dir.join("data")))?;
     let log = dir.join("registry.log");
-    let mut child = in_netns(netns, "docker-registry")
+    let child = in_netns(netns, "docker-registry")
         .arg("serve")
         .arg(&config)
         .stdin(Stdio::null())
@@ -135,21 +151,19 @@ pub fn start_registry(listen: &str, netns: Option<&str>, dir: &Path) -> Result<R
         .stderr(fs::OpenOptions::new().append(true).open(&log)?)
         .spawn()
         .context("run docker-registry (apt-get install docker-registry)")?;
-    let port: u16 =
-        listen.rsplit(':').next().and_then(|port| port.parse().ok()).context("listen address has no port")?;
+    // Ends it where it comes to nothing.
+    let mut registry = Registry { child, listen: listen.to_owned() };
     let deadline = Instant::now() + REGISTRY_START;
-    while !listens(child.id(), port) {
-        if let Some(status) = child.try_wait()? {
+    while !listens(registry.pid(), port) {
+        if let Some(status) = registry.child.try_wait()? {
             bail!("docker-registry on {listen} ended with {status}: {}", fs::read_to_string(&log)?.trim());
         }
         if Instant::now() > deadline {
-            child.kill()?;
-            child.wait()?;
             bail!("docker-registry does not listen on {listen} after {REGISTRY_START:?}; see {}", log.display());
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    Ok(Registry { child, listen: listen.to_owned() })
+    Ok(registry)
 }
 
 fn registry_config(listen: &str, data: &Path) -> String {

@@ -147,7 +147,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Cluster { command } => return run_cluster(command),
-        Command::Demo { keep } => demo::demo(keep)?,
+        Command::Demo { keep: false } => demo::demo(demo::Afterwards::Down)?,
+        Command::Demo { keep: true } => demo::demo(demo::Afterwards::Kept)?,
         Command::Test { full: false } => test::test(test::Extent::Usual)?,
         Command::Test { full: true } => test::test(test::Extent::Full)?,
         Command::Soak { minutes, seed } => test::soak(minutes, seed)?,

@@ -134,7 +134,14 @@ struct Import {
     /// `None` for everything.
     name: Option<String>,
     path: Vec<String>,
-    passed_on: bool,
+    purpose: Purpose,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Use,
+    /// `pub use`: the name is for others.
+    PassOn,
 }
 
 struct Crate {
@@ -185,7 +192,7 @@ impl Crate {
                 out.entry(to).or_default().insert(name);
             }
         };
-        for import in file.imports.iter().filter(|import| !import.passed_on && import.name.is_some()) {
+        for import in file.imports.iter().filter(|import| import.purpose == Purpose::Use && import.name.is_some()) {
             add(self.item(module, &import.path));
         }
         for path in &file.paths {
@@ -323,11 +330,11 @@ impl Reader {
         if ups == 0 { path } else { own(&path[ups..]) }
     }
 
-    fn import(&mut self, tree: &UseTree, before: &[String], passed_on: bool) {
+    fn import(&mut self, tree: &UseTree, before: &[String], purpose: Purpose) {
         let with = |segment: String| before.iter().cloned().chain([segment]).collect::<Vec<_>>();
         let (name, path) = match tree {
-            UseTree::Path(path) => return self.import(&path.tree, &with(path.ident.to_string()), passed_on),
-            UseTree::Group(group) => return group.items.iter().for_each(|tree| self.import(tree, before, passed_on)),
+            UseTree::Path(path) => return self.import(&path.tree, &with(path.ident.to_string()), purpose),
+            UseTree::Group(group) => return group.items.iter().for_each(|tree| self.import(tree, before, purpose)),
             UseTree::Name(name) if name.ident == "self" => (before.last().cloned(), before.to_vec()),
             UseTree::Name(name) => (Some(name.ident.to_string()), with(name.ident.to_string())),
             UseTree::Rename(rename) if rename.ident == "self" => (Some(rename.rename.to_string()), before.to_vec()),
@@ -335,7 +342,7 @@ impl Reader {
             UseTree::Glob(_) => (None, before.to_vec()),
         };
         let path = self.outer(path);
-        self.file.imports.push(Import { name, path, passed_on });
+        self.file.imports.push(Import { name, path, purpose });
     }
 
     /// Paths in a macro's arguments, which are no syntax of their own.
@@ -406,8 +413,11 @@ impl<'ast> Visit<'ast> for Reader {
         }
         match item {
             Item::Use(item) => {
-                let passed_on = !matches!(item.vis, syn::Visibility::Inherited);
-                self.import(&item.tree, &[], passed_on);
+                let purpose = match item.vis {
+                    syn::Visibility::Inherited => Purpose::Use,
+                    _ => Purpose::PassOn,
+                };
+                self.import(&item.tree, &[], purpose);
             }
             Item::Mod(item) if item.content.is_some() => {
                 self.inner += 1;

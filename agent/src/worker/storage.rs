@@ -94,7 +94,7 @@ impl Worker {
         tokio::task::spawn_blocking(move || match places.measure(&node, PATIENCE.1) {
             // Who asked may have given up waiting.
             Ok(usage) => drop(reply.send(Candidate { uid: places.uid, spec, usage })),
-            Err(error) => tracing::warn!(uid = places.uid, %error, "weigh a pod"),
+            Err(error) => tracing::warn!(uid = %places.uid, %error, "weigh a pod"),
         });
     }
 

@@ -10,6 +10,7 @@ use agent::boundary::{
     UpstreamError,
 };
 use agent::{Agent, Config, ExecRequest};
+use api::uid::Uid;
 use network::Network;
 use proxy_userspace::{Proxy, SocketHooks};
 use serde_json::{Value, json};
@@ -57,7 +58,7 @@ async fn obey(agent: &Agent, command: &Value) {
         tell(json!({"executed": outcome}));
     } else if let Some(uid) = command["settle"].as_str() {
         // The record goes after the object.
-        while agent.pods().iter().any(|pod| pod.uid == uid) {
+        while agent.pods().iter().any(|pod| pod.uid.as_str() == uid) {
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         }
         tell(json!({"settled": uid}));
@@ -68,7 +69,7 @@ async fn obey(agent: &Agent, command: &Value) {
 async fn exec(agent: &Agent, uid: &str, script: &str) -> Value {
     let command = ["sh", "-c", script].map(str::to_owned).to_vec();
     let request = ExecRequest { command, stdout: true, ..ExecRequest::default() };
-    let session = match agent.exec(uid, "main", &request).await {
+    let session = match agent.exec(&Uid::new(uid), "main", &request).await {
         Ok(session) => session,
         Err(error) => return json!({"failed": causes::chain(&error)}),
     };
@@ -172,11 +173,11 @@ impl RealNetwork {
 impl PodNetwork for RealNetwork {
     async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, NetworkError> {
         let IpAddr::V4(ip) = attachment.ip else { panic!("an IPv4 address") };
-        let (uid, netns) = (attachment.pod.uid.clone(), attachment.netns.clone());
+        let (uid, netns) = (attachment.pod.uid.to_string(), attachment.netns.clone());
         let attached = self.0.attach(&network::PodNetwork { uid, ip, netns, host_ports: Vec::new() }).await;
         attached.map(|_| Vec::new()).map_err(|error| NetworkError(causes::chain(&error)))
     }
-    async fn detach(&self, uid: &str, _: IpAddr) -> Result<(), NetworkError> {
-        self.0.detach(uid).await.map_err(|error| NetworkError(causes::chain(&error)))
+    async fn detach(&self, uid: &Uid, _: IpAddr) -> Result<(), NetworkError> {
+        self.0.detach(uid.as_str()).await.map_err(|error| NetworkError(causes::chain(&error)))
     }
 }

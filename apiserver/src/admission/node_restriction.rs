@@ -192,7 +192,7 @@ impl Mine<'_> {
         let found = self.cluster.reader.lookup("", "nodes", "", node);
         let uid = found.ok_or_else(|| Status::not_found("", "nodes", node))?.header.uid.clone();
         let given = owner["uid"].as_str().unwrap_or_default();
-        match given == uid {
+        match given == uid.as_str() {
             true => Ok(()),
             false => self.refused(format!("node {node} UID mismatch: expected {given} got {uid}")),
         }
@@ -294,7 +294,7 @@ impl Mine<'_> {
             return self.refused("node requested token with a pod binding without a uid".into());
         }
         let pod = self.found(text("name"))?;
-        if pod.header.uid != text("uid") {
+        if pod.header.uid.as_str() != text("uid") {
             return self.refused(format!(
                 "the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated",
                 text("uid")

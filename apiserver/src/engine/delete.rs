@@ -5,6 +5,7 @@ use std::sync::Arc;
 use api::kind::Kind;
 use api::kinds::{Dependents, Ending, Shows};
 use api::status::Status;
+use api::uid::Uid;
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 
@@ -26,7 +27,7 @@ const FOREGROUND: &str = "foregroundDeletion";
 #[derive(Debug)]
 pub enum Deleted {
     /// It is gone: the uid it had, and when.
-    Gone { uid: String, revision: Revision },
+    Gone { uid: Uid, revision: Revision },
     /// It is gone; kinds that upstream shows once more.
     GoneShown(Value),
     /// It goes when its finalizers or its node are done.
@@ -116,7 +117,7 @@ impl Engine {
             let write = Write::remove(collection, key, found);
             revision = self.remove(vec![write]).await.map_err(|error| commit_failed(&error))?;
         }
-        Ok(Deleted::Gone { uid: String::new(), revision })
+        Ok(Deleted::Gone { uid: Uid::default(), revision })
     }
 
     /// Deletes what a list gives, one by one; gives that list, and texts for `Warning: 299` headers.
@@ -252,10 +253,7 @@ enum Marked {
 fn outcome(kind: &Kind, step: Step, value: Value) -> Deleted {
     match step {
         Step::Remove(_) if kind.behaviour.delete.shows == Shows::Object => Deleted::GoneShown(value),
-        Step::Remove(_) => Deleted::Gone {
-            uid: value["metadata"]["uid"].as_str().unwrap_or_default().to_owned(),
-            revision: revision_of(&value),
-        },
+        Step::Remove(_) => Deleted::Gone { uid: Uid::of(&value), revision: revision_of(&value) },
         Step::Mark(_) | Step::Nothing => Deleted::Going(value),
     }
 }

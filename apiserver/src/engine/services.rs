@@ -13,7 +13,7 @@ use ipnetwork::Ipv4Network;
 use serde_json::{Value, json};
 
 use super::Engine;
-use crate::object::{Collection, Encoded, Header, INTERNAL, ObjectKey};
+use crate::object::{Collection, Encoded, Header, INTERNAL, ObjectKey, new_uid};
 use crate::store::{Expect, Write};
 
 /// What services may be given.
@@ -205,13 +205,13 @@ impl Engine {
 
     /// The IPAddress object that stands for an allocation.
     fn address_write(&self, address: Ipv4Addr, service: &Value) -> Write {
-        let now = api::time::rfc3339(jiff::Timestamp::now());
+        let (uid, now) = (new_uid(), api::time::rfc3339(jiff::Timestamp::now()));
         let object = json!({
             "apiVersion": "networking.k8s.io/v1",
             "kind": "IPAddress",
             "metadata": {
                 "name": address.to_string(),
-                "uid": uuid::Uuid::new_v4().to_string(),
+                "uid": uid,
                 "creationTimestamp": now,
                 "labels": {"ipaddress.kubernetes.io/ip-family": "IPv4", "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io"},
             },
@@ -221,7 +221,7 @@ impl Engine {
                 "name": service["metadata"]["name"],
             }},
         });
-        let header = Header { uid: object["metadata"]["uid"].as_str().unwrap_or_default().into(), ..Header::default() };
+        let header = Header { uid, ..Header::default() };
         let key = ObjectKey::new("", &address.to_string());
         Write::put(addresses(), key, Expect::Absent, Encoded::new(&object), header)
     }

@@ -4,6 +4,7 @@ use api::conditions::{self, Condition};
 use api::kind::Part;
 use api::managed::{self, Conflicts, Writer};
 use api::status::{Cause, FieldError, Status};
+use api::uid::Uid;
 use serde_json::{Value, json};
 
 use super::delete::Reviewed;
@@ -100,7 +101,7 @@ impl Engine {
         let (binding, warnings) = self.admit(context, asked, options, binding).await?;
         let node = binding["target"]["name"].as_str().unwrap_or_default();
         check_binding(&binding)?;
-        let uid = binding["metadata"]["uid"].as_str().unwrap_or_default();
+        let uid = Uid::of(&binding);
         let target = &self.bound_by(asked, &binding)?;
         let assign = |current: Option<&Value>| {
             let current = current.ok_or_else(|| target.not_found())?;

@@ -7,6 +7,7 @@ use api::kind::{Kind, Part};
 use api::kinds::{Asker, Ending, Put, Version};
 use api::managed::{self, Writer};
 use api::status::{FieldError, Status};
+use api::uid::Uid;
 use api::write::Birth;
 use serde_json::Value;
 
@@ -14,7 +15,7 @@ use super::{Engine, Shown, deleting, has_finalizers};
 use crate::admission::{Operation, Options, Phase, Review};
 use crate::authz::Attributes;
 use crate::identity::User;
-use crate::object::{Collection, Object, ObjectKey, suffix};
+use crate::object::{Collection, Object, ObjectKey, new_uid, suffix};
 use crate::reader::{collection, commit_failed, unreadable};
 use crate::request::{Context, Target, WriteOptions};
 use crate::store::{CommitError, Durability, Expect, Transaction, Write};
@@ -370,7 +371,7 @@ fn received(review: &mut Review<'_>, options: &WriteOptions, old: &Value, origin
 
 /// What a new object gets of its own, and of whoever asked for it.
 fn born(kind: &Kind, object: &mut Value, context: &Context) {
-    let (uid, suffix) = (uuid::Uuid::new_v4().to_string(), suffix());
+    let (uid, suffix) = (new_uid(), suffix());
     api::write::birth(object, &Birth { uid: &uid, now: context.now, suffix: &suffix });
     if let Some(asked_by) = kind.behaviour.asked_by {
         let User { name, uid, groups, extra } = &context.user;
@@ -430,8 +431,7 @@ fn check_name(target: &Target, object: &Value) -> Result<(), Status> {
 }
 
 fn check_uid(target: &Target, new: &Value, old: &Value) -> Result<(), Status> {
-    let text = |object: &Value| object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
-    let (asked, uid) = (text(new), text(old));
+    let (asked, uid) = (Uid::of(new), Uid::of(old));
     if asked.is_empty() || asked == uid {
         return Ok(());
     }

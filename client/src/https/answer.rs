@@ -1,6 +1,7 @@
 //! A server's refusal, from its answer: a Status, or whatever stood between.
 
 use api::status::{Cause, Details, Status};
+use api::uid::Uid;
 use serde::Deserialize;
 
 /// The reasons of the API machinery; [`Status`] knows them by these words.
@@ -44,7 +45,7 @@ struct ToldDetails {
     name: String,
     group: String,
     kind: String,
-    uid: String,
+    uid: Uid,
     causes: Vec<ToldCause>,
     retry_after_seconds: Option<u32>,
 }

@@ -25,7 +25,7 @@ struct Thing {
 impl View for Thing {
     const RESOURCE: Resource = Resource::core("things");
 
-    fn uid(&self) -> &str {
+    fn uid(&self) -> &Uid {
         &self.metadata.uid
     }
 
@@ -172,7 +172,7 @@ async fn guarantee_3_seen_covers_what_was_told_and_never_shrinks() {
     assert_eq!(*told.lock().unwrap(), [(5, true), (20, false)], "told before it counts as seen");
     assert_eq!(things.seen(), 21);
     things.shows(&Wrote::At(21)).await;
-    things.shows(&Wrote::Gone { key: Key::new("ns", "a"), uid: "a".into() }).await;
+    things.shows(&Wrote::Gone { key: Key::new("ns", "a"), uid: Uid::new("a") }).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,7 +218,7 @@ async fn own_deletions_without_a_revision_are_waited_for_by_uid() {
     let things = Arc::new(Informer::<Thing>::default());
     things.step(Step::Set(item("a", 1, "")));
     things.step(Step::Seen(1));
-    let wrote = Wrote::Gone { key: Key::new("ns", "a"), uid: "a".into() };
+    let wrote = Wrote::Gone { key: Key::new("ns", "a"), uid: Uid::new("a") };
     assert!(tokio::time::timeout(Duration::from_secs(1), things.shows(&wrote)).await.is_err());
     things.step(Step::Remove(Key::new("ns", "a")));
     things.step(Step::Seen(2));

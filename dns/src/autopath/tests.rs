@@ -86,17 +86,17 @@ fn an_address_is_the_last_pods_that_came_to_it() {
     let path = || SearchPath::of("shop", &usual());
     let all = Searches::new(Autopath::On);
     assert!(all.of(client).is_none());
-    all.set(client, "first", path());
+    all.set(client, &Uid::new("first"), path());
     assert!(all.of(client).is_some() && all.of("::ffff:10.244.0.5".parse().unwrap()).is_some());
-    all.set(client, "second", path());
-    all.forget(client, "first");
+    all.set(client, &Uid::new("second"), path());
+    all.forget(client, &Uid::new("first"));
     assert!(all.of(client).is_some(), "the second pod's");
-    all.forget(client, "second");
+    all.forget(client, &Uid::new("second"));
     assert!(all.of(client).is_none());
-    all.set(client, "third", path());
-    all.set(client, "fourth", None);
+    all.set(client, &Uid::new("third"), path());
+    all.set(client, &Uid::new("fourth"), None);
     assert!(all.of(client).is_none(), "of the fourth nothing is known");
     let off = Searches::new(Autopath::Off);
-    off.set(client, "first", path());
+    off.set(client, &Uid::new("first"), path());
     assert!(off.of(client).is_none());
 }

@@ -6,7 +6,6 @@ use network::HostPortRefusal;
 use proxy_userspace::SocketHooks;
 use serde_json::json;
 
-use crate::BOTH;
 use crate::world::*;
 
 const HOST_PORT: &str = "192.168.77.1:8888";

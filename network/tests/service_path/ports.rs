@@ -1,8 +1,9 @@
 //! Ports that are used again while an endpoint still remembers their last connection.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::time::{Duration, Instant};
 
 use network::PortRange;
@@ -11,11 +12,53 @@ use serde_json::json;
 
 use crate::netns::Namespace;
 use crate::world::*;
-use crate::{connect_from, reset_on_close};
 
 const NODE_PORT: &str = "192.168.77.1:30080";
 /// Less than the second after which an opening is sent again.
 const AT_ONCE: Duration = Duration::from_millis(700);
+
+/// A connection from a chosen port, which may be used again at once.
+fn connect_from(port: u16, to: &str) -> TcpStream {
+    // SAFETY: the descriptor is new and owned at once; the option is an integer of the stated size.
+    let socket = unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0);
+        assert!(fd >= 0);
+        let local = libc::sockaddr_in {
+            sin_family: libc::AF_INET as u16,
+            sin_port: port.to_be(),
+            sin_addr: libc::in_addr { s_addr: 0 },
+            sin_zero: [0; 8],
+        };
+        let size = size_of::<libc::sockaddr_in>() as u32;
+        // The kernel may hold the port for a moment after the last connection from it.
+        let deadline = Instant::now() + PATIENCE;
+        while libc::bind(fd, (&raw const local).cast(), size) != 0 {
+            let error = std::io::Error::last_os_error();
+            assert!(error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline, "{error}");
+        }
+        let SocketAddr::V4(to) = to.parse().unwrap() else { panic!("an IPv4 address") };
+        let remote = libc::sockaddr_in {
+            sin_port: to.port().to_be(),
+            sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(to.ip().octets()) },
+            ..local
+        };
+        assert_eq!(libc::connect(fd, (&raw const remote).cast(), size), 0, "{}", std::io::Error::last_os_error());
+        TcpStream::from_raw_fd(fd)
+    };
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// Closing sends a reset, so that the port is free at once.
+fn reset_on_close(stream: &TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let size = size_of::<libc::linger>() as u32;
+    // SAFETY: an open descriptor and an option of the stated size.
+    let result = unsafe {
+        libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size)
+    };
+    assert_eq!(result, 0);
+}
 
 fn served(ports: u16) -> World {
     let world = World::with_ports(SocketHooks::Attached, PortRange { first: 50_000, last: 50_000 + ports - 1 });

@@ -28,6 +28,8 @@ pub const PODS: [&str; 2] = ["10.244.0.5", "10.244.0.6"];
 /// Where the node's DNS server listens.
 const DNS: &str = "192.168.77.1:10053";
 pub const PATIENCE: Duration = Duration::from_secs(2);
+/// Services work alike with socket hooks and without.
+pub const BOTH: [SocketHooks; 2] = [SocketHooks::Attached, SocketHooks::Absent];
 
 pub struct World {
     pub node: Namespace,
@@ -341,6 +343,15 @@ impl Service {
     }
 }
 
+pub fn web() -> Service {
+    Service::new("web", "10.96.0.80", "TCP", json!({}))
+}
+
+/// Both pods, as endpoints at a port.
+pub fn both_pods(port: u16) -> [(&'static str, u16); 2] {
+    PODS.map(|ip| (ip, port))
+}
+
 /// Answers each connection with its name and the client's address; says goodbye first to who asks for it.
 pub fn tcp_server(place: &Namespace, name: &'static str, port: u16) {
     let listener = place.run(move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
@@ -404,6 +415,15 @@ pub fn ask_udp_on(socket: &UdpSocket, place: &Namespace, to: &str) -> std::io::R
         let mut answer = [0; 200];
         let (length, from) = socket.recv_from(&mut answer)?;
         Ok((String::from_utf8_lossy(&answer[..length]).into_owned(), from))
+    })
+}
+
+pub fn connected_udp(place: &Namespace, to: &'static str) -> UdpSocket {
+    place.run(move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.connect(to).unwrap();
+        socket
     })
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use api::references::{self, Referent};
+use api::uid::Uid;
 use client::Revision;
 use serde_json::Value;
 
@@ -30,15 +31,15 @@ pub struct Change {
 #[derive(Debug, Default)]
 pub struct Uses {
     /// By UID.
-    pods: HashMap<String, User>,
+    pods: HashMap<Uid, User>,
     /// UIDs by object.
-    users: HashMap<Object, BTreeSet<String>>,
+    users: HashMap<Object, BTreeSet<Uid>>,
 }
 
 impl Uses {
     /// A pod as it is at a revision. What it refers to changes seldom; its status, which changes often, is no reason to
     /// look for anything newer.
-    pub fn add(&mut self, uid: &str, namespace: &str, revision: Revision, spec: &Value) -> Change {
+    pub fn add(&mut self, uid: &Uid, namespace: &str, revision: Revision, spec: &Value) -> Change {
         let watched = |(kind, name)| Object { kind, namespace: namespace.to_owned(), name };
         let objects: BTreeSet<Object> = references::of_pod(spec)
             .into_iter()
@@ -49,9 +50,9 @@ impl Uses {
             return Change::default();
         }
         let new = objects.iter().filter(|object| !self.users.contains_key(*object)).cloned().collect();
-        let before = self.pods.insert(uid.to_owned(), User { since: revision, objects: objects.clone() });
+        let before = self.pods.insert(uid.clone(), User { since: revision, objects: objects.clone() });
         for object in &objects {
-            self.users.entry(object.clone()).or_default().insert(uid.to_owned());
+            self.users.entry(object.clone()).or_default().insert(uid.clone());
         }
         let before = before.map(|user| user.objects).unwrap_or_default();
         let unused = self.let_go(uid, before.difference(&objects));
@@ -59,12 +60,12 @@ impl Uses {
     }
 
     /// Forgets a pod; returns what nobody uses any more.
-    pub fn remove(&mut self, uid: &str) -> BTreeSet<Object> {
+    pub fn remove(&mut self, uid: &Uid) -> BTreeSet<Object> {
         let objects = self.pods.remove(uid).map(|user| user.objects).unwrap_or_default();
         self.let_go(uid, objects.iter())
     }
 
-    fn let_go<'a>(&mut self, uid: &str, objects: impl Iterator<Item = &'a Object>) -> BTreeSet<Object> {
+    fn let_go<'a>(&mut self, uid: &Uid, objects: impl Iterator<Item = &'a Object>) -> BTreeSet<Object> {
         let mut unused = BTreeSet::new();
         for object in objects {
             let Some(users) = self.users.get_mut(object) else { continue };
@@ -78,13 +79,13 @@ impl Uses {
     }
 
     /// The revision that what a pod gets must be as new as.
-    pub fn since(&self, uid: &str) -> Option<Revision> {
+    pub fn since(&self, uid: &Uid) -> Option<Revision> {
         self.pods.get(uid).map(|user| user.since)
     }
 
     /// UIDs of the pods that use an object.
-    pub fn of(&self, object: &Object) -> impl Iterator<Item = &str> {
-        self.users.get(object).into_iter().flatten().map(String::as_str)
+    pub fn of(&self, object: &Object) -> impl Iterator<Item = &Uid> {
+        self.users.get(object).into_iter().flatten()
     }
 }
 
@@ -106,23 +107,27 @@ mod tests {
     fn an_object_is_used_from_its_first_pod_to_its_last() {
         let mut uses = Uses::default();
         let (a, b) = (object(Referent::ConfigMap, "a"), object(Referent::ConfigMap, "b"));
-        assert_eq!(uses.add("1", "ns", 5, &spec(&["a"])).new, BTreeSet::from([a.clone()]));
-        assert_eq!(uses.add("2", "ns", 6, &spec(&["a", "b"])).new, BTreeSet::from([b.clone()]), "a is watched already");
-        assert_eq!(uses.of(&a).collect::<Vec<_>>(), ["1", "2"]);
-        assert_eq!(uses.remove("1"), BTreeSet::new(), "the other pod uses it still");
-        assert_eq!(uses.remove("2"), BTreeSet::from([a, b]));
-        assert_eq!(uses.remove("2"), BTreeSet::new());
+        assert_eq!(uses.add(&Uid::new("1"), "ns", 5, &spec(&["a"])).new, BTreeSet::from([a.clone()]));
+        assert_eq!(
+            uses.add(&Uid::new("2"), "ns", 6, &spec(&["a", "b"])).new,
+            BTreeSet::from([b.clone()]),
+            "a is watched already"
+        );
+        assert_eq!(uses.of(&a).map(Uid::as_str).collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(uses.remove(&Uid::new("1")), BTreeSet::new(), "the other pod uses it still");
+        assert_eq!(uses.remove(&Uid::new("2")), BTreeSet::from([a, b]));
+        assert_eq!(uses.remove(&Uid::new("2")), BTreeSet::new());
         assert!(uses.pods.is_empty() && uses.users.is_empty());
     }
 
     #[test]
     fn a_pod_is_as_old_as_its_references() {
         let mut uses = Uses::default();
-        uses.add("1", "ns", 5, &spec(&["a"]));
-        assert_eq!(uses.add("1", "ns", 9, &spec(&["a"])), Change::default(), "its status changed");
-        assert_eq!(uses.since("1"), Some(5));
-        let change = uses.add("1", "ns", 12, &spec(&["b"]));
-        assert_eq!((change.new.len(), change.unused.len(), uses.since("1")), (1, 1, Some(12)));
-        assert_eq!(uses.since("2"), None);
+        uses.add(&Uid::new("1"), "ns", 5, &spec(&["a"]));
+        assert_eq!(uses.add(&Uid::new("1"), "ns", 9, &spec(&["a"])), Change::default(), "its status changed");
+        assert_eq!(uses.since(&Uid::new("1")), Some(5));
+        let change = uses.add(&Uid::new("1"), "ns", 12, &spec(&["b"]));
+        assert_eq!((change.new.len(), change.unused.len(), uses.since(&Uid::new("1"))), (1, 1, Some(12)));
+        assert_eq!(uses.since(&Uid::new("2")), None);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use api::status::Status;
+use api::uid::Uid;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use client::{Client, DeleteOptions, Event, Key, Resource, Selector};
@@ -27,7 +28,7 @@ pub async fn run(client: Client) {
 
 async fn follow(client: &Client) -> Result<(), Status> {
     let mut changes = client.watch(&SECRETS, NAMESPACE, &Selector::fields(OURS)).await?;
-    let mut ends: BTreeMap<Key, (Timestamp, String)> = BTreeMap::new();
+    let mut ends: BTreeMap<Key, (Timestamp, Uid)> = BTreeMap::new();
     loop {
         let next = ends.values().map(|(end, _)| *end).min();
         tokio::select! {
@@ -47,7 +48,7 @@ async fn until(end: Option<Timestamp>) {
     }
 }
 
-fn note(ends: &mut BTreeMap<Key, (Timestamp, String)>, event: Event) {
+fn note(ends: &mut BTreeMap<Key, (Timestamp, Uid)>, event: Event) {
     match event {
         Event::Applied(item) => {
             let end = serde_json::from_slice(&item.json).ok().and_then(|secret: Value| end(&secret));
@@ -62,13 +63,13 @@ fn note(ends: &mut BTreeMap<Key, (Timestamp, String)>, event: Event) {
 }
 
 /// When a token ends, if it does, and its UID. What cannot be read as a time has ended.
-fn end(secret: &Value) -> Option<(Timestamp, String)> {
+fn end(secret: &Value) -> Option<(Timestamp, Uid)> {
     let text = BASE64_STANDARD.decode(secret["data"]["expiration"].as_str()?).ok().filter(|text| !text.is_empty())?;
     let end = String::from_utf8_lossy(&text).parse().unwrap_or(Timestamp::UNIX_EPOCH);
-    Some((end, secret["metadata"]["uid"].as_str()?.to_owned()))
+    Some((end, Uid::of(secret)))
 }
 
-async fn remove(client: &Client, ends: &mut BTreeMap<Key, (Timestamp, String)>) -> Result<(), Status> {
+async fn remove(client: &Client, ends: &mut BTreeMap<Key, (Timestamp, Uid)>) -> Result<(), Status> {
     let now = Timestamp::now();
     let over: Vec<Key> = ends.iter().filter(|(_, (end, _))| *end <= now).map(|(key, _)| key.clone()).collect();
     for key in over {

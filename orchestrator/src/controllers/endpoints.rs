@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use api::uid::Uid;
 use api::view::Service;
 use client::{Caches, Key};
 use serde_json::{Value, json};
@@ -84,7 +85,7 @@ struct Address {
     hostname: String,
     pod: String,
     namespace: String,
-    uid: String,
+    uid: Uid,
     ready: bool,
     serving: bool,
     terminating: bool,

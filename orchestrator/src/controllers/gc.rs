@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::status::Status;
+use api::uid::Uid;
 use client::follow::{self, Scope, Step};
 use client::queue::{Outcome, Queue};
 use client::{Client, DeleteOptions, Item, Propagation, Resource, ServedKind};
@@ -53,7 +54,7 @@ struct Collector {
     graph: Mutex<Graph>,
     /// Every kind served now, for owners in any version.
     kinds: Mutex<Vec<ServedKind>>,
-    queue: Queue<String>,
+    queue: Queue<Uid>,
     /// Definitions of kinds changed.
     redefined: Notify,
     /// By the graph's number of a kind.
@@ -213,7 +214,7 @@ impl Collector {
                 Ok(()) => Outcome::Done,
                 Err(error) if error.code == 404 => Outcome::Done,
                 Err(error) => {
-                    tracing::debug!(%error, uid, "garbage collection will retry");
+                    tracing::debug!(%error, %uid, "garbage collection will retry");
                     Outcome::Failed
                 }
             };
@@ -222,7 +223,7 @@ impl Collector {
         }
     }
 
-    async fn attend(&self, uid: &str) -> Result<(), Status> {
+    async fn attend(&self, uid: &Uid) -> Result<(), Status> {
         let mut answers = HashMap::new();
         let (fact, verdicts) = loop {
             let (fact, judgement) = {
@@ -268,7 +269,7 @@ impl Collector {
         }
     }
 
-    async fn carry_out(&self, uid: &str, fact: &Fact, verdict: Verdict) -> Result<(), Status> {
+    async fn carry_out(&self, uid: &Uid, fact: &Fact, verdict: Verdict) -> Result<(), Status> {
         match verdict {
             Verdict::Delete(way) => {
                 let options = deletion(uid, fact, way);
@@ -281,7 +282,7 @@ impl Collector {
                 for dependent in dependents {
                     let found = lock(&self.graph).get(&dependent).cloned();
                     let Some(found) = found else { continue };
-                    match self.forget(&dependent, &found, &[uid.to_owned()]).await {
+                    match self.forget(&dependent, &found, std::slice::from_ref(uid)).await {
                         Err(status) if status.code != 404 => return Err(status),
                         _ => {}
                     }
@@ -292,16 +293,16 @@ impl Collector {
         }
     }
 
-    async fn forget(&self, uid: &str, fact: &Fact, gone: &[String]) -> Result<(), Status> {
+    async fn forget(&self, uid: &Uid, fact: &Fact, gone: &[Uid]) -> Result<(), Status> {
         self.edit(uid, fact, |metadata| {
             if let Some(owners) = metadata["ownerReferences"].as_array_mut() {
-                owners.retain(|owner| !gone.iter().any(|uid| owner["uid"] == **uid));
+                owners.retain(|owner| !gone.iter().any(|uid| owner["uid"] == *uid));
             }
         })
         .await
     }
 
-    async fn unfinalize(&self, uid: &str, fact: &Fact, finalizer: &str) -> Result<(), Status> {
+    async fn unfinalize(&self, uid: &Uid, fact: &Fact, finalizer: &str) -> Result<(), Status> {
         self.edit(uid, fact, |metadata| {
             if let Some(list) = metadata["finalizers"].as_array_mut() {
                 list.retain(|own| own != finalizer);
@@ -312,11 +313,11 @@ impl Collector {
 
     /// Changes owners and finalizers of an object as it is now, and nothing else of it: its kind may have fields that no
     /// schema of ours knows.
-    async fn edit(&self, uid: &str, fact: &Fact, edit: impl Fn(&mut Value) + Send + Sync) -> Result<(), Status> {
+    async fn edit(&self, uid: &Uid, fact: &Fact, edit: impl Fn(&mut Value) + Send + Sync) -> Result<(), Status> {
         let Some(resource) = self.resource(fact.kind) else { return Ok(()) };
         let (namespace, name) = (&*fact.key.namespace, &*fact.key.name);
         let mut found = self.client.get(&resource, namespace, name).await?;
-        if found["metadata"]["uid"] != uid {
+        if found["metadata"]["uid"] != *uid {
             return Ok(());
         }
         let version = found["metadata"]["resourceVersion"].take();
@@ -338,9 +339,9 @@ impl Collector {
     }
 }
 
-fn deletion(uid: &str, fact: &Fact, way: Way) -> DeleteOptions {
+fn deletion(uid: &Uid, fact: &Fact, way: Way) -> DeleteOptions {
     DeleteOptions {
-        uid: Some(uid.to_owned()),
+        uid: Some(uid.clone()),
         // As it was when this was decided: an owner added since would keep it.
         version: Some(fact.version),
         propagation: Some(match way {
@@ -365,7 +366,7 @@ struct Object {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Metadata {
-    uid: String,
+    uid: Uid,
     deletion_timestamp: Option<String>,
     #[serde(default)]
     owner_references: Vec<Owner>,
@@ -373,7 +374,7 @@ struct Metadata {
     finalizers: Vec<String>,
 }
 
-fn read(kind: usize, item: &Item) -> Result<(String, Fact), serde_json::Error> {
+fn read(kind: usize, item: &Item) -> Result<(Uid, Fact), serde_json::Error> {
     let Object { metadata } = api::view::decode(&item.json)?;
     let fact = Fact {
         kind,
@@ -396,7 +397,7 @@ mod tests {
         let item = Item { key: client::Key::new("a", "b"), revision: 7, json: json.into() };
         let (uid, fact) = read(0, &item).unwrap();
         let options = deletion(&uid, &fact, Way::Foreground);
-        assert_eq!((options.uid.as_deref(), options.version), (Some("u"), Some(7)));
+        assert_eq!((options.uid, options.version), (Some(Uid::new("u")), Some(7)));
         assert_eq!(options.propagation, Some(Propagation::Foreground));
     }
 }

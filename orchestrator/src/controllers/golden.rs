@@ -4,6 +4,8 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use api::uid::Uid;
+
 use super::runtime::{Action, Plan};
 
 /// Fails where the plans differ from what was agreed on.
@@ -38,7 +40,7 @@ fn show(plan: &[Action], indent: &str, out: &mut String) {
                 writeln!(out, "{indent}patch {}{slice} {key}{at}: {patch}", resource.plural).unwrap();
             }
             Action::Delete { resource, key, uid, propagation } => {
-                let uid = uid.as_deref().unwrap_or("any");
+                let uid = uid.as_ref().map_or("any", Uid::as_str);
                 let way = propagation.map(|way| format!(", {}", way.as_str())).unwrap_or_default();
                 writeln!(out, "{indent}delete {} {key} ({uid}){way}", resource.plural).unwrap();
             }

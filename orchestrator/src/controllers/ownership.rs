@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::runtime::Action;
 use super::views::{Metadata, OwnerReference, Pod};
+use api::uid::Uid;
 use api::view::Meta;
 use client::Key;
 use client::Resource;
@@ -32,8 +33,8 @@ pub fn adopt(resource: Resource, object: &Metadata, owner: Value) -> Action {
 }
 
 /// Takes one owner away.
-pub fn release(resource: Resource, object: &Metadata, owner: &str) -> Action {
-    let others = object.owned.owner_references.iter().filter(|reference| reference.uid != owner);
+pub fn release(resource: Resource, object: &Metadata, owner: &Uid) -> Action {
+    let others = object.owned.owner_references.iter().filter(|reference| reference.uid != *owner);
     repoint(resource, object, others.map(reference).collect())
 }
 
@@ -93,13 +94,13 @@ mod tests {
         let other = json!({"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "1", "blockOwnerDeletion": false});
         let object: Metadata =
             serde_json::from_value(json!({"name": "p", "namespace": "ns", "ownerReferences": [other]})).unwrap();
-        let own = owner("apps/v1", "ReplicaSet", &Meta { name: "set".into(), uid: "2".into(), ..Meta::default() });
+        let own = owner("apps/v1", "ReplicaSet", &Meta { name: "set".into(), uid: Uid::new("2"), ..Meta::default() });
         let adopted = adopt(PODS, &object, own.clone());
         assert_eq!(*owners(&adopted), json!([other, own]));
         let taken: Metadata =
             serde_json::from_value(json!({"name": "p", "namespace": "ns", "ownerReferences": [other, own]})).unwrap();
-        assert_eq!(*owners(&release(PODS, &taken, "2")), json!([other]));
-        assert_eq!(*owners(&release(PODS, &object, "1")), Value::Null);
+        assert_eq!(*owners(&release(PODS, &taken, &Uid::new("2"))), json!([other]));
+        assert_eq!(*owners(&release(PODS, &object, &Uid::new("1"))), Value::Null);
     }
 
     #[test]

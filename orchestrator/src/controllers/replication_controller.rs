@@ -1,6 +1,7 @@
 //! ReplicationController: what came before ReplicaSets, and is kept like one. It selects by equal labels alone.
 
 use api::selector::Labels;
+use api::uid::Uid;
 use client::{Resource, View};
 use serde::Deserialize;
 
@@ -24,7 +25,7 @@ impl AsRef<ReplicaSet> for ReplicationController {
 impl View for ReplicationController {
     const RESOURCE: Resource = REPLICATION_CONTROLLERS;
 
-    fn uid(&self) -> &str {
+    fn uid(&self) -> &Uid {
         &self.0.metadata.meta.uid
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::status::Status;
+use api::uid::Uid;
 use api::view::Meta;
 use client::events::{EventType, Recorder, Reference};
 use client::queue::Outcome;
@@ -46,7 +47,7 @@ pub enum Action {
     Delete {
         resource: Resource,
         key: Key,
-        uid: Option<String>,
+        uid: Option<Uid>,
         propagation: Option<Propagation>,
     },
     /// The end of a pod for others' sake, with the reason and message of the condition that says so.

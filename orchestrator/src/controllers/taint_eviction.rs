@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use api::uid::Uid;
 use client::events::{EventType, Reference};
 use client::{Caches, Kept, Key};
 use tokio::time::Instant;
@@ -20,7 +21,7 @@ const REASON: &str = "TaintManagerEviction";
 #[derive(Default)]
 pub struct TaintEviction {
     /// Pods that bear a taint for a time: their UIDs, and since when.
-    bearing: Mutex<HashMap<Key, (String, Instant)>>,
+    bearing: Mutex<HashMap<Key, (Uid, Instant)>>,
 }
 
 impl Controller for TaintEviction {
@@ -66,18 +67,18 @@ impl Controller for TaintEviction {
 }
 
 impl TaintEviction {
-    fn bearing(&self) -> MutexGuard<'_, HashMap<Key, (String, Instant)>> {
+    fn bearing(&self) -> MutexGuard<'_, HashMap<Key, (Uid, Instant)>> {
         self.bearing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long the pod has borne its taints; `None` of one that bears none, and did not before.
-    fn since(&self, key: &Key, uid: &str, stay: Stay) -> Option<Duration> {
+    fn since(&self, key: &Key, uid: &Uid, stay: Stay) -> Option<Duration> {
         let mut bearing = self.bearing();
         if bearing.get(key).is_some_and(|(other, _)| other != uid) {
             bearing.remove(key);
         }
         let (_, since) = match stay {
-            Stay::For(_) => bearing.entry(key.clone()).or_insert_with(|| (uid.to_owned(), Instant::now())).clone(),
+            Stay::For(_) => bearing.entry(key.clone()).or_insert_with(|| (uid.clone(), Instant::now())).clone(),
             Stay::Unbounded => bearing.remove(key)?,
         };
         Some(since.elapsed())

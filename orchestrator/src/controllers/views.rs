@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use api::uid::Uid;
 use api::view::Meta;
 pub use client::views::{CONFIG_MAPS, LEASES, NODES, PODS, SERVICES, SLICES, label_entry};
 use client::{Resource, View};
@@ -22,7 +23,7 @@ pub struct OwnerReference {
     pub api_version: String,
     pub kind: String,
     pub name: String,
-    pub uid: String,
+    pub uid: Uid,
     pub controller: Option<bool>,
     pub block_owner_deletion: Option<bool>,
 }
@@ -438,7 +439,7 @@ macro_rules! views {
         impl View for $view {
             const RESOURCE: Resource = $resource;
 
-            fn uid(&self) -> &str {
+            fn uid(&self) -> &Uid {
                 &self.metadata.meta.uid
             }
 

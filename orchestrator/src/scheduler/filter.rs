@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
+use api::uid::Uid;
+
 use super::demand::Demand;
 use super::snapshot::{Place, Resident, Snapshot};
 use super::surroundings::{Misfit, Surroundings};
@@ -21,7 +23,7 @@ pub use taints::is_tolerated;
 
 /// Who asks for a node.
 pub struct Asker<'a> {
-    pub uid: &'a str,
+    pub uid: &'a Uid,
     pub demand: &'a Demand,
     pub around: Cow<'a, Surroundings>,
 }
@@ -86,7 +88,7 @@ impl fmt::Display for Obstacle {
 }
 
 impl<'a> Asker<'a> {
-    pub fn new(uid: &'a str, demand: &'a Arc<Demand>, all: &Snapshot) -> Self {
+    pub fn new(uid: &'a Uid, demand: &'a Arc<Demand>, all: &Snapshot) -> Self {
         Self { uid, demand, around: Cow::Owned(Surroundings::of(demand, all)) }
     }
 }

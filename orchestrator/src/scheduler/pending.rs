@@ -11,6 +11,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::uid::Uid;
 use client::Key;
 use tokio::time::Instant;
 
@@ -36,7 +37,7 @@ enum State {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     pub key: Key,
-    pub uid: String,
+    pub uid: Uid,
     pub demand: Arc<Demand>,
     pub created: String,
 }
@@ -197,7 +198,7 @@ mod tests {
 
     fn candidate(name: &str, priority: i64) -> Candidate {
         let demand = Arc::new(Demand { priority, ..Demand::default() });
-        Candidate { key: Key::new("ns", name), uid: name.into(), demand, created: name.into() }
+        Candidate { key: Key::new("ns", name), uid: Uid::new(name), demand, created: name.into() }
     }
 
     fn take(all: &mut Pending, now: Instant) -> Option<String> {

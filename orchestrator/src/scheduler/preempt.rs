@@ -11,6 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use api::selector::Labels;
+use api::uid::Uid;
 use client::Key;
 
 use super::decide::{Refused, counted};
@@ -35,7 +36,7 @@ pub struct World<'a> {
     pub pod: &'a dyn Fn(&Key) -> Option<Arc<Pod>>,
     pub budgets: &'a [Arc<Budget>],
     /// Pods whose deletion is under way, by uid.
-    pub ending: &'a HashSet<String>,
+    pub ending: &'a HashSet<Uid>,
 }
 
 impl World<'_> {
@@ -131,7 +132,7 @@ fn start(resident: &Resident, world: &World<'_>) -> String {
 
 /// One node, and what is around, with other pods on it than there are.
 struct Trial<'a> {
-    uid: &'a str,
+    uid: &'a Uid,
     demand: &'a Demand,
     at: &'a Place,
     place: Place,
@@ -145,7 +146,7 @@ impl Trial<'_> {
         self.place.put(pod);
     }
 
-    fn take(&mut self, uid: &str) {
+    fn take(&mut self, uid: &Uid) {
         if let Some(pod) = self.place.take(uid) {
             self.around.shift(&pod, self.at, -1);
         }

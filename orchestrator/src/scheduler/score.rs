@@ -82,6 +82,7 @@ fn balance(demand: &Demand, place: &Place) -> i64 {
 mod tests {
     use std::sync::Arc;
 
+    use api::uid::Uid;
     use client::Key;
     use serde_json::json;
 
@@ -103,7 +104,7 @@ mod tests {
             all.set_node(Arc::new(serde_json::from_value(node).unwrap()));
             let resident = Resident {
                 key: Key::new("ns", name),
-                uid: (*name).into(),
+                uid: Uid::new(*name),
                 demand: Arc::new(demand(*cpu, *memory)),
                 ending: false,
             };
@@ -115,7 +116,7 @@ mod tests {
     fn chosen(wanted: Demand, used: &[(&str, i64, i64)]) -> String {
         let (all, wanted) = (cluster(used), Arc::new(wanted));
         let places: Vec<&Place> = all.places().iter().collect();
-        best(&Asker::new("p", &wanted, &all), &places).unwrap().name().to_owned()
+        best(&Asker::new(&Uid::new("p"), &wanted, &all), &places).unwrap().name().to_owned()
     }
 
     #[test]

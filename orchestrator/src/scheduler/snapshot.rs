@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use api::quantity::Quantity;
+use api::uid::Uid;
 use client::Key;
 
 use super::company::{Company, Identity, Namespaces};
@@ -17,7 +18,7 @@ use crate::controllers::views::Node;
 #[derive(Debug, Clone)]
 pub struct Resident {
     pub key: Key,
-    pub uid: String,
+    pub uid: Uid,
     pub demand: Arc<Demand>,
     /// It is being deleted.
     pub ending: bool,
@@ -42,7 +43,7 @@ pub struct Place {
     pub weighed: (i64, i64),
     pub ports: Vec<HostPort>,
     /// By uid.
-    pub pods: HashMap<String, Resident>,
+    pub pods: HashMap<Uid, Resident>,
     pub nominees: Vec<Resident>,
 }
 
@@ -72,7 +73,7 @@ impl Place {
         self.pods.insert(resident.uid.clone(), resident);
     }
 
-    pub fn take(&mut self, uid: &str) -> Option<Resident> {
+    pub fn take(&mut self, uid: &Uid) -> Option<Resident> {
         let pod = self.pods.remove(uid)?;
         let demand = &pod.demand;
         self.used.subtract(&demand.amounts);
@@ -87,8 +88,8 @@ impl Place {
     }
 
     /// The nominees that a pod must not get before.
-    pub fn before(&self, demand: &Demand, uid: &str) -> impl Iterator<Item = &Resident> {
-        self.nominees.iter().filter(move |other| other.uid != uid && other.demand.priority >= demand.priority)
+    pub fn before(&self, demand: &Demand, uid: &Uid) -> impl Iterator<Item = &Resident> {
+        self.nominees.iter().filter(move |other| other.uid != *uid && other.demand.priority >= demand.priority)
     }
 }
 
@@ -106,9 +107,9 @@ pub struct Snapshot {
     places: Vec<Place>,
     by_name: HashMap<String, usize>,
     /// On which node a pod counts.
-    homes: HashMap<String, String>,
+    homes: HashMap<Uid, String>,
     /// For which node a pod is nominated.
-    nominations: HashMap<String, String>,
+    nominations: HashMap<Uid, String>,
     /// Pods that are the same to others' terms, by node. Few, since those of one template are.
     crowds: HashMap<Identity, HashMap<String, Crowd>>,
     /// Pods whose terms hold for those that come later, by node.
@@ -132,7 +133,7 @@ impl Snapshot {
         self.nodes
     }
 
-    pub fn home(&self, uid: &str) -> Option<&str> {
+    pub fn home(&self, uid: &Uid) -> Option<&str> {
         self.homes.get(uid).map(String::as_str)
     }
 
@@ -161,7 +162,7 @@ impl Snapshot {
         self.tidy(name, at);
     }
 
-    pub fn nomination(&self, uid: &str) -> Option<&str> {
+    pub fn nomination(&self, uid: &Uid) -> Option<&str> {
         self.nominations.get(uid).map(String::as_str)
     }
 
@@ -182,7 +183,7 @@ impl Snapshot {
     }
 
     /// A pod that counts somewhere is being deleted.
-    pub fn ends(&mut self, uid: &str) {
+    pub fn ends(&mut self, uid: &Uid) {
         let Some(node) = self.homes.get(uid) else { return };
         let Some(at) = self.by_name.get(node).copied() else { return };
         let Some(pod) = self.places[at].pods.get_mut(uid).filter(|pod| !pod.ending) else { return };
@@ -249,17 +250,17 @@ impl Snapshot {
     }
 
     /// No room is kept for a pod any more; returns where it was.
-    pub fn withdraw(&mut self, uid: &str) -> Option<String> {
+    pub fn withdraw(&mut self, uid: &Uid) -> Option<String> {
         let name = self.nominations.remove(uid)?;
         if let Some(at) = self.by_name.get(&name).copied() {
-            self.places[at].nominees.retain(|nominee| nominee.uid != uid);
+            self.places[at].nominees.retain(|nominee| nominee.uid != *uid);
             self.tidy(&name, at);
         }
         Some(name)
     }
 
     /// A pod counts nowhere any more; returns it, and where it did.
-    pub fn take(&mut self, uid: &str) -> Option<(Resident, String)> {
+    pub fn take(&mut self, uid: &Uid) -> Option<(Resident, String)> {
         let name = self.homes.remove(uid)?;
         let at = self.by_name.get(&name).copied()?;
         let pod = self.places[at].take(uid)?;
@@ -308,7 +309,7 @@ mod tests {
     }
 
     fn resident(uid: &str, demand: Arc<Demand>) -> Resident {
-        Resident { key: Key::new("ns", uid), uid: uid.into(), demand, ending: false }
+        Resident { key: Key::new("ns", uid), uid: Uid::new(uid), demand, ending: false }
     }
 
     #[test]
@@ -323,8 +324,8 @@ mod tests {
         assert_eq!((all.get("a").unwrap().used.cpu, all.get("a").unwrap().count()), (100, 1));
         all.put(resident("p", demand(100)), "b");
         assert_eq!((all.get("a").unwrap().used.cpu, all.get("b").unwrap().used.cpu), (0, 100));
-        assert_eq!(all.take("p").map(|(_, node)| node).as_deref(), Some("b"));
-        assert!(all.take("p").is_none() && all.crowds().count() == 0);
+        assert_eq!(all.take(&Uid::new("p")).map(|(_, node)| node).as_deref(), Some("b"));
+        assert!(all.take(&Uid::new("p")).is_none() && all.crowds().count() == 0);
         assert_eq!(all.get("b").unwrap().used, Amounts::default());
     }
 
@@ -335,14 +336,18 @@ mod tests {
         let important = |priority| Arc::new(Demand { priority, ..Demand::clone(&demand(100)) });
         all.nominate(resident("p", important(5)), "a");
         let used = |all: &Snapshot, priority, uid: &str| {
-            all.get("a").unwrap().before(&important(priority), uid).map(|other| other.demand.amounts.cpu).sum::<i64>()
+            all.get("a")
+                .unwrap()
+                .before(&important(priority), &Uid::new(uid))
+                .map(|other| other.demand.amounts.cpu)
+                .sum::<i64>()
         };
         assert_eq!((used(&all, 4, "q"), used(&all, 5, "q"), used(&all, 6, "q")), (100, 100, 0));
         assert_eq!((used(&all, 5, "p"), all.get("a").unwrap().used.cpu), (0, 0), "it is kept for itself");
         all.nominate(resident("p", important(5)), "b");
-        assert_eq!((used(&all, 0, "q"), all.nomination("p")), (0, Some("b")));
+        assert_eq!((used(&all, 0, "q"), all.nomination(&Uid::new("p"))), (0, Some("b")));
         all.put(resident("p", important(5)), "a");
-        assert_eq!((all.nomination("p"), all.places().len()), (None, 1));
+        assert_eq!((all.nomination(&Uid::new("p")), all.places().len()), (None, 1));
         assert_eq!(all.get("a").unwrap().used.cpu, 100);
     }
 
@@ -356,7 +361,7 @@ mod tests {
         assert_eq!((all.nodes(), all.get("late").unwrap().used.cpu), (2, 100));
         all.remove_node("late");
         assert_eq!((all.nodes(), all.places().len()), (1, 2));
-        all.take("p");
+        all.take(&Uid::new("p"));
         assert_eq!(all.places().len(), 1);
         assert_eq!(all.get("other").unwrap().name(), "other");
     }

@@ -209,7 +209,7 @@ async fn a_promise_ends_with_the_pod_or_the_node_or_a_write_that_failed() {
     world.pod(pod("high", "1", json!({"priority": 5})));
     let Some(Step::Preempt { pod: kept, victims, .. }) = world.scheduler.step(world.now) else { panic!() };
     world.scheduler.written(Bound::Kept { pod: kept, victims }, world.now);
-    assert!(world.scheduler.ending.is_empty() && world.scheduler.snapshot.nomination("high").is_none());
+    assert!(world.scheduler.ending.is_empty() && world.scheduler.snapshot.nomination(&Uid::new("high")).is_none());
     world.later();
     assert_eq!(world.steps(), ["high ✗ n -low"], "it is tried again");
     world.pod(pod("other", "1", json!({})));
@@ -224,10 +224,10 @@ async fn a_promise_ends_with_the_pod_or_the_node_or_a_write_that_failed() {
     let mut promised = pod("high", "1", json!({"priority": 5}));
     promised["status"] = json!({"nominatedNodeName": "n"});
     world.pod(promised);
-    assert_eq!(world.scheduler.snapshot.nomination("high"), Some("n"));
+    assert_eq!(world.scheduler.snapshot.nomination(&Uid::new("high")), Some("n"));
     world.scheduler.caches.of::<Node>().apply(&Key::new("", "n"), None);
     world.scheduler.take_in(Changed::Node("n".into()), world.now);
-    assert_eq!(world.scheduler.snapshot.nomination("high"), None);
+    assert_eq!(world.scheduler.snapshot.nomination(&Uid::new("high")), None);
 }
 
 #[tokio::test]
@@ -274,7 +274,7 @@ async fn others_bind_and_delete_too() {
     assert_eq!(world.steps(), ["a → n"]);
     // Somebody else was quicker.
     world.pod(pod("a", "1", json!({"nodeName": "m"})));
-    assert_eq!(world.scheduler.snapshot.home("a"), Some("m"));
+    assert_eq!(world.scheduler.snapshot.home(&Uid::new("a")), Some("m"));
     world.pod(pod("b", "1", json!({})));
     assert_eq!(world.steps(), ["b → n"]);
     world.gone("b");
@@ -284,7 +284,10 @@ async fn others_bind_and_delete_too() {
     let mut namesake = pod("c", "1", json!({"nodeName": "m"}));
     namesake["metadata"]["uid"] = json!("other");
     world.pod(namesake);
-    assert_eq!((world.scheduler.snapshot.home("c"), world.scheduler.snapshot.home("other")), (None, Some("m")));
+    assert_eq!(
+        (world.scheduler.snapshot.home(&Uid::new("c")), world.scheduler.snapshot.home(&Uid::new("other"))),
+        (None, Some("m"))
+    );
     let foreign = json!({"schedulerName": "own"});
     world.pod(pod("d", "1", foreign));
     world.pod(pod("e", "1", json!({"schedulingGates": [{"name": "g"}]})));

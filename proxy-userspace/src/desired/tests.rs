@@ -10,13 +10,27 @@ fn service(spec: serde_json::Value) -> Service {
     serde_json::from_value(json!({"metadata": {"namespace": "default", "name": "web"}, "spec": spec})).unwrap()
 }
 
-/// Endpoints as (address, node, ready, serving, terminating).
-fn slice(endpoints: &[(&str, &str, bool, bool, bool)]) -> EndpointSlice {
+/// How far a pod is.
+#[derive(Clone, Copy)]
+enum Phase {
+    Ready,
+    /// Terminating, and still answering.
+    Leaving,
+    /// Terminating, and answering no more.
+    Silent,
+}
+
+/// Endpoints as (address, node, phase).
+fn slice(endpoints: &[(&str, &str, Phase)]) -> EndpointSlice {
     let endpoints: Vec<_> = endpoints
         .iter()
-        .map(|(ip, node, ready, serving, terminating)| {
-            json!({"addresses": [ip], "nodeName": node,
-                "conditions": {"ready": ready, "serving": serving, "terminating": terminating}})
+        .map(|(ip, node, phase)| {
+            let conditions = match phase {
+                Phase::Ready => json!({"ready": true, "serving": true, "terminating": false}),
+                Phase::Leaving => json!({"ready": false, "serving": true, "terminating": true}),
+                Phase::Silent => json!({"ready": false, "serving": false, "terminating": true}),
+            };
+            json!({"addresses": [ip], "nodeName": node, "conditions": conditions})
         })
         .collect();
     serde_json::from_value(json!({
@@ -45,8 +59,7 @@ fn set_for<'a>(entries: &'a [Entry], addr: &str, port: u16, scope: Scope) -> &'a
     &entries.iter().find(|entry| entry.frontends.contains(&frontend)).expect("a frontend").set
 }
 
-const TWO: &[(&str, &str, bool, bool, bool)] =
-    &[("10.244.0.1", "n1", true, true, false), ("10.244.1.1", "n2", true, true, false)];
+const TWO: &[(&str, &str, Phase)] = &[("10.244.0.1", "n1", Phase::Ready), ("10.244.1.1", "n2", Phase::Ready)];
 
 #[test]
 fn cluster_policy_shares_one_set() {
@@ -84,10 +97,10 @@ fn nobody_anywhere_is_a_refusal_not_a_drop() {
 
 #[test]
 fn terminating_endpoints_serve_when_nobody_else_does() {
-    let leaving = slice(&[("10.244.0.1", "n1", false, true, true), ("10.244.0.2", "n1", false, false, true)]);
+    let leaving = slice(&[("10.244.0.1", "n1", Phase::Leaving), ("10.244.0.2", "n1", Phase::Silent)]);
     let entries = desired_service(&node_port(json!({})), &[&leaving], &facts());
     assert_eq!(entries[0].set.backends, targets(&["10.244.0.1"]));
-    let mixed = slice(&[("10.244.0.1", "n1", false, true, true), ("10.244.0.3", "n1", true, true, false)]);
+    let mixed = slice(&[("10.244.0.1", "n1", Phase::Leaving), ("10.244.0.3", "n1", Phase::Ready)]);
     let entries = desired_service(&node_port(json!({})), &[&mixed], &facts());
     assert_eq!(entries[0].set.backends, targets(&["10.244.0.3"]));
 }
@@ -158,10 +171,10 @@ fn load_balancer_and_external_addresses_use_the_service_port() {
 fn each_family_of_a_service_has_endpoints_of_its_own() {
     let spec = json!({"type": "NodePort", "clusterIPs": ["fd00:96::1", "10.96.1.1"], "externalIPs": ["0.0.0.0"],
         "ports": [{"name": "http", "protocol": "TCP", "port": 80, "nodePort": 30080}]});
-    let mut six = slice(&[("fd00:244::5", "n1", true, true, false)]);
+    let mut six = slice(&[("fd00:244::5", "n1", Phase::Ready)]);
     six.address_type = "IPv6".into();
     // A slice that does not hold what it says adds nothing.
-    let mut wrong = slice(&[("10.244.0.9", "n1", true, true, false)]);
+    let mut wrong = slice(&[("10.244.0.9", "n1", Phase::Ready)]);
     wrong.address_type = "IPv6".into();
     let serving = NodeFacts { external_ips: ExternalIps::Served, ..facts() };
     let entries = desired_service(&service(spec), &[&slice(TWO), &six, &wrong], &serving);

@@ -34,6 +34,11 @@ fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
+/// Opens the object under a pin.
+///
+/// # Errors
+/// `ENOENT` where nothing has that path, `EACCES` where it is no BPF object, `EPERM` without the right to open one;
+/// [`InvalidInput`](io::ErrorKind::InvalidInput) for a path with a zero byte.
 pub fn object_get(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
     let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
@@ -41,6 +46,11 @@ pub fn object_get(path: &Path) -> io::Result<OwnedFd> {
     unsafe { bpf(OBJ_GET, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
 }
 
+/// Gives an object a pin, which keeps it when every descriptor is closed.
+///
+/// # Errors
+/// `EEXIST` where the path is taken, `ENOENT` where its folder is not there, `EPERM` where that lies on no BPF file system;
+/// [`InvalidInput`](io::ErrorKind::InvalidInput) for a path with a zero byte.
 pub fn object_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
     let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd: fd.as_raw_fd() as u32, flags: 0 };

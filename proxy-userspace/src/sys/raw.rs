@@ -66,6 +66,10 @@ pub struct RawMap {
 }
 
 impl RawMap {
+    /// Opens the map under a pin; `cpus` are the machine's [possible ones](super::possible_cpus).
+    ///
+    /// # Errors
+    /// As for [`object_get`].
     pub fn open(path: &Path, cpus: usize) -> io::Result<Self> {
         Self::of(object_get(path)?, cpus)
     }
@@ -96,6 +100,9 @@ impl RawMap {
         matches!(self.kind, ARRAY | PER_CPU_ARRAY)
     }
 
+    /// # Errors
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for a key or value of another size than the map's; else as for
+    /// [`Map::put`](super::Map::put).
     pub fn put(&self, raw: &Raw, put: Put) -> io::Result<()> {
         if (raw.key.len(), raw.value.len()) != (self.shape.key, self.shape.value) {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -107,6 +114,8 @@ impl RawMap {
         unsafe { bpf(MAP_UPDATE, &mut attr) }.map(drop)
     }
 
+    /// # Errors
+    /// As for [`Map::entries`](super::Map::entries).
     pub fn entries(&self) -> io::Result<Vec<Raw>> {
         let Shape { key, value } = self.shape;
         let mut all = Vec::new();
@@ -152,6 +161,9 @@ pub(super) fn read_batches(map: BorrowedFd<'_>, shape: Shape, mut take: impl FnM
 #[cfg(test)]
 impl RawMap {
     /// A hash map under a pin, as another version may have made it.
+    ///
+    /// # Errors
+    /// `EINVAL` for a shape that no hash has; else as for [`object_pin`](super::object_pin).
     pub fn create(path: &Path, shape: Shape, elements: u32) -> io::Result<Self> {
         use std::os::fd::{AsFd, FromRawFd};
 

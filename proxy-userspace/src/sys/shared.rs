@@ -26,16 +26,27 @@ pub struct SharedArray {
 
 impl SharedArray {
     /// `length` is in words.
+    ///
+    /// # Errors
+    /// As for [`object_get`]. The length is looked at when something is mapped.
     pub fn open(path: &Path, length: usize) -> io::Result<Self> {
         let windows = (0..length.div_ceil(WINDOW)).map(|_| OnceLock::new()).collect();
         Ok(Self { fd: object_get(path)?, length, windows })
     }
 
+    /// One word of the values.
+    ///
+    /// # Errors
+    /// As for [`SharedArray::words`].
     pub fn word(&self, index: usize) -> io::Result<&AtomicU64> {
         self.words(index, 1)?.first().ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 
     /// The words of one value. Values of two, four or more words to a power of two lie in one window.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for words that lie beyond the array or in two windows; else as for
+    /// [`SharedArray::whole`].
     pub fn words(&self, first: usize, count: usize) -> io::Result<&[AtomicU64]> {
         let number = first / WINDOW;
         let window = self.windows.get(number).ok_or(io::ErrorKind::InvalidInput)?;
@@ -54,6 +65,9 @@ impl SharedArray {
     }
 
     /// All of it, until that is dropped.
+    ///
+    /// # Errors
+    /// `EINVAL` where the map is shorter than it was opened for, or not made to be mapped; `ENOMEM`.
     pub fn whole(&self) -> io::Result<Words> {
         self.map(0, self.length)
     }

@@ -63,7 +63,7 @@ fn with_list(config: Config) -> Server {
     let server = start(Config { autopath: Autopath::On, ..config });
     server.publish(cluster());
     let list = LIST.map(str::to_owned);
-    server.pod_came(POD.parse().unwrap(), "uid", "default", Some(&list));
+    server.pod_came(POD.parse().unwrap(), &Uid::new("uid"), "default", Some(&list));
     server
 }
 
@@ -136,7 +136,7 @@ async fn an_alias_holds_no_longer_than_the_zones_denial() {
 async fn nobody_else_is_answered_beyond_the_zone() {
     let (address, names) = others().await;
     let (off, on) = (server(vec![address]), with_list(config(vec![address])));
-    off.pod_came(POD.parse().unwrap(), "uid", "default", Some(&LIST.map(str::to_owned)));
+    off.pod_came(POD.parse().unwrap(), &Uid::new("uid"), "default", Some(&LIST.map(str::to_owned)));
     let asked = ask("example.org.default.svc.cluster.local.", "A");
     // Switched off; asked for along another namespace's list; further along the own one.
     assert_eq!(told(&over_udp(&off, &asked).await), "Non-Existent Domain");
@@ -144,9 +144,9 @@ async fn nobody_else_is_answered_beyond_the_zone() {
         assert_eq!(told(&over_udp(&on, &ask(name, "A")).await), "Non-Existent Domain", "{name}");
     }
     // The node, and pods whose list is not known.
-    on.pod_went(POD.parse().unwrap(), "uid");
+    on.pod_went(POD.parse().unwrap(), &Uid::new("uid"));
     assert_eq!(told(&over_udp(&on, &asked).await), "Non-Existent Domain");
-    on.pod_came(POD.parse().unwrap(), "uid", "default", None);
+    on.pod_came(POD.parse().unwrap(), &Uid::new("uid"), "default", None);
     assert_eq!(told(&over_tcp(&on, &asked).await), "Non-Existent Domain");
     assert_eq!(*names.lock().unwrap(), Vec::<String>::new());
 }

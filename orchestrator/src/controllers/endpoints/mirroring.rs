@@ -1,5 +1,6 @@
 //! Slices for hand-made Endpoints: whoever reads slices alone misses nothing.
 
+use api::uid::Uid;
 use api::view::{EndpointSlice, Service};
 use client::{Caches, Kept, Key};
 use serde_json::{Value, json};
@@ -69,7 +70,7 @@ pub(super) fn mirror(subset: &Value) -> (Ports, Vec<Address>) {
             hostname: text(&address["hostname"]),
             pod: text(&address["targetRef"]["name"]),
             namespace: text(&address["targetRef"]["namespace"]),
-            uid: text(&address["targetRef"]["uid"]),
+            uid: Uid::new(text(&address["targetRef"]["uid"])),
             ready,
             serving: ready,
             terminating: false,

@@ -84,7 +84,7 @@ fn too_many_addresses_are_cut_and_said_so() {
         hostname: String::new(),
         pod: format!("p{index}"),
         namespace: "ns".into(),
-        uid: String::new(),
+        uid: Uid::default(),
         ready,
         serving: ready,
         terminating: false,
@@ -140,7 +140,7 @@ fn many(count: usize) -> Vec<Address> {
         hostname: String::new(),
         pod: format!("p{index:04}"),
         namespace: "ns".into(),
-        uid: format!("u{index}"),
+        uid: Uid::new(format!("u{index}")),
         ready: true,
         serving: true,
         terminating: false,
@@ -162,7 +162,7 @@ fn one_pod_of_thousands_changes_one_slice() {
     unready[1234].ready = false;
     let without = all.iter().enumerate().filter(|(index, _)| *index != 1234).map(|(_, address)| address.clone());
     let mut replaced: Vec<_> = without.clone().collect();
-    replaced.push(Address { pod: "q".into(), uid: "new".into(), ip: "10.244.99.9".into(), ..all[0].clone() });
+    replaced.push(Address { pod: "q".into(), uid: Uid::new("new"), ip: "10.244.99.9".into(), ..all[0].clone() });
     for (name, addresses) in [("unready", unready), ("gone", without.collect()), ("replaced", replaced)] {
         let made = plan(addresses);
         assert!(matches!(&made[..], [Action::Patch { key, .. }] if key.name == "web-12"), "{name}: {}", made.len());

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use api::uid::Uid;
 use client::{Key, Revision};
 use serde::Deserialize;
 
@@ -39,7 +40,7 @@ impl Fact {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Owner {
-    pub uid: String,
+    pub uid: Uid,
     #[serde(default)]
     pub api_version: String,
     #[serde(default)]
@@ -72,11 +73,11 @@ pub enum Verdict {
     /// All its owners are gone (or going in the foreground).
     Delete(Way),
     /// Some owners are gone: those references go.
-    Forget(Vec<String>),
+    Forget(Vec<Uid>),
     /// It owns what waits for it to go: it stops holding its owners back.
     Unblock,
     /// These lose it as their owner, and it is then done.
-    Orphan(Vec<String>),
+    Orphan(Vec<Uid>),
     /// Its last blocking dependent is gone.
     Finish,
 }
@@ -92,23 +93,23 @@ pub enum Judgement {
 /// See the module's text.
 #[derive(Default)]
 pub struct Graph {
-    facts: HashMap<String, Fact>,
+    facts: HashMap<Uid, Fact>,
     /// By kind and key: uids, for news that name no uid.
-    places: HashMap<(usize, Key), String>,
-    dependents: HashMap<String, BTreeSet<String>>,
-    gone: HashSet<String>,
+    places: HashMap<(usize, Key), Uid>,
+    dependents: HashMap<Uid, BTreeSet<Uid>>,
+    gone: HashSet<Uid>,
 }
 
 impl Graph {
-    pub fn get(&self, uid: &str) -> Option<&Fact> {
+    pub fn get(&self, uid: &Uid) -> Option<&Fact> {
         self.facts.get(uid)
     }
 
     /// Takes an object's state in; returns whom to judge anew.
-    pub fn set(&mut self, uid: &str, fact: Fact) -> Vec<String> {
+    pub fn set(&mut self, uid: &Uid, fact: Fact) -> Vec<Uid> {
         let place = (fact.kind, fact.key.clone());
         let mut touched = Vec::new();
-        if let Some(before) = self.places.insert(place, uid.to_owned()).filter(|before| before != uid) {
+        if let Some(before) = self.places.insert(place, uid.clone()).filter(|before| before != uid) {
             touched.extend(self.take_out(&before));
         }
         if let Some(old) = self.facts.get_mut(uid)
@@ -118,11 +119,11 @@ impl Graph {
             return touched;
         }
         for owner in &fact.owners {
-            self.dependents.entry(owner.uid.clone()).or_default().insert(uid.to_owned());
+            self.dependents.entry(owner.uid.clone()).or_default().insert(uid.clone());
         }
-        let new_owners: HashSet<String> = fact.owners.iter().map(|owner| owner.uid.clone()).collect();
+        let new_owners: HashSet<Uid> = fact.owners.iter().map(|owner| owner.uid.clone()).collect();
         let waits = fact.waits();
-        let old = self.facts.insert(uid.to_owned(), fact);
+        let old = self.facts.insert(uid.clone(), fact);
         for owner in old.iter().flat_map(|old| &old.owners).filter(|owner| !new_owners.contains(&owner.uid)) {
             self.cut(&owner.uid, uid);
             touched.push(owner.uid.clone());
@@ -132,12 +133,12 @@ impl Graph {
             touched.extend(self.dependents_of(uid));
         }
         touched.extend(new_owners);
-        touched.push(uid.to_owned());
+        touched.push(uid.clone());
         touched
     }
 
     /// An object is gone; returns whom to judge anew.
-    pub fn remove(&mut self, kind: usize, key: &Key) -> Vec<String> {
+    pub fn remove(&mut self, kind: usize, key: &Key) -> Vec<Uid> {
         match self.places.remove(&(kind, key.clone())) {
             Some(uid) => self.take_out(&uid),
             None => Vec::new(),
@@ -145,7 +146,7 @@ impl Graph {
     }
 
     /// What is not among these keys of a kind is gone.
-    pub fn retain(&mut self, kind: usize, keys: &BTreeSet<Key>) -> Vec<String> {
+    pub fn retain(&mut self, kind: usize, keys: &BTreeSet<Key>) -> Vec<Uid> {
         let unseen = self.places.keys().filter(|(of, key)| *of == kind && !keys.contains(key));
         let unseen: Vec<Key> = unseen.map(|(_, key)| key.clone()).collect();
         unseen.iter().flat_map(|key| self.remove(kind, key)).collect()
@@ -162,14 +163,14 @@ impl Graph {
     }
 
     /// An owner that was asked for is gone for good.
-    pub fn is_gone(&mut self, uid: &str) {
+    pub fn is_gone(&mut self, uid: &Uid) {
         if self.gone.len() >= REMEMBERED {
             self.gone.clear();
         }
-        self.gone.insert(uid.to_owned());
+        self.gone.insert(uid.clone());
     }
 
-    fn take_out(&mut self, uid: &str) -> Vec<String> {
+    fn take_out(&mut self, uid: &Uid) -> Vec<Uid> {
         let Some(fact) = self.facts.remove(uid) else { return Vec::new() };
         self.is_gone(uid);
         let mut touched = self.dependents_of(uid);
@@ -180,7 +181,7 @@ impl Graph {
         touched
     }
 
-    fn cut(&mut self, owner: &str, dependent: &str) {
+    fn cut(&mut self, owner: &Uid, dependent: &Uid) {
         if let Some(all) = self.dependents.get_mut(owner) {
             all.remove(dependent);
             if all.is_empty() {
@@ -189,23 +190,23 @@ impl Graph {
         }
     }
 
-    fn dependents_of(&self, uid: &str) -> Vec<String> {
+    fn dependents_of(&self, uid: &Uid) -> Vec<Uid> {
         self.dependents.get(uid).into_iter().flatten().cloned().collect()
     }
 
-    fn dependents<'a>(&'a self, uid: &str) -> impl Iterator<Item = &'a Fact> {
+    fn dependents<'a>(&'a self, uid: &Uid) -> impl Iterator<Item = &'a Fact> {
         self.dependents.get(uid).into_iter().flatten().filter_map(|dependent| self.facts.get(dependent))
     }
 
     /// What the present state calls for; `answers` are those to an earlier [`Judgement::Ask`].
-    pub fn judge(&self, uid: &str, answers: &HashMap<String, Standing>) -> Judgement {
+    pub fn judge(&self, uid: &Uid, answers: &HashMap<Uid, Standing>) -> Judgement {
         let Some(fact) = self.facts.get(uid) else { return Judgement::Do(Vec::new()) };
         if fact.orphans() {
             return Judgement::Do(vec![Verdict::Orphan(self.dependents_of(uid))]);
         }
         if fact.waits() {
             let blocks =
-                |dependent: &Fact| dependent.owners.iter().any(|owner| owner.uid == uid && owner.block_owner_deletion);
+                |dependent: &Fact| dependent.owners.iter().any(|owner| owner.uid == *uid && owner.block_owner_deletion);
             let held = self.dependents(uid).any(blocks);
             return Judgement::Do(if held { Vec::new() } else { vec![Verdict::Finish] });
         }
@@ -216,7 +217,7 @@ impl Graph {
     }
 
     /// What becomes of an object whose owners are gone or going.
-    fn fate(&self, uid: &str, fact: &Fact, answers: &HashMap<String, Standing>) -> Judgement {
+    fn fate(&self, uid: &Uid, fact: &Fact, answers: &HashMap<Uid, Standing>) -> Judgement {
         let (mut gone, mut staying, mut waiting, mut unknown) = (Vec::new(), 0, 0, Vec::new());
         for owner in &fact.owners {
             match self.standing(fact, owner).or_else(|| answers.get(&owner.uid).copied()) {
@@ -240,7 +241,7 @@ impl Graph {
 
     /// An owner waits for this object, which goes with its own dependents before it. If one of those waits already, they
     /// may all wait for each other in a circle.
-    fn follow(&self, uid: &str) -> Vec<Verdict> {
+    fn follow(&self, uid: &Uid) -> Vec<Verdict> {
         let way = if self.dependents(uid).next().is_none() { Way::Background } else { Way::Foreground };
         let circle = self.dependents(uid).any(Fact::waits).then_some(Verdict::Unblock);
         circle.into_iter().chain([Verdict::Delete(way)]).collect()
@@ -263,20 +264,24 @@ impl Graph {
 mod tests {
     use super::*;
 
+    fn uid(text: &str) -> Uid {
+        Uid::new(text)
+    }
+
     /// Uid, owners with blocking, finalizers (none: not being deleted).
     type Given<'a> = (&'a str, &'a [(&'a str, bool)], &'a [&'a str]);
 
-    fn fact((uid, owners, finalizers): Given<'_>) -> Fact {
-        let owner = |(uid, blocks): &(&str, bool)| Owner {
-            uid: (*uid).into(),
+    fn fact((own, owners, finalizers): Given<'_>) -> Fact {
+        let owner = |(owner, blocks): &(&str, bool)| Owner {
+            uid: uid(owner),
             api_version: "v1".into(),
             kind: "ConfigMap".into(),
-            name: (*uid).into(),
+            name: (*owner).into(),
             block_owner_deletion: *blocks,
         };
         Fact {
             kind: 0,
-            key: Key::new("ns", uid),
+            key: Key::new("ns", own),
             version: 1,
             owners: owners.iter().map(owner).collect(),
             deleting: !finalizers.is_empty(),
@@ -287,14 +292,14 @@ mod tests {
     fn graph(objects: &[Given<'_>]) -> Graph {
         let mut graph = Graph::default();
         for object in objects {
-            graph.set(object.0, fact(*object));
+            graph.set(&uid(object.0), fact(*object));
         }
-        graph.is_gone("gone");
+        graph.is_gone(&uid("gone"));
         graph
     }
 
-    fn judge(graph: &Graph, uid: &str) -> Vec<Verdict> {
-        match graph.judge(uid, &HashMap::new()) {
+    fn judge(graph: &Graph, of: &str) -> Vec<Verdict> {
+        match graph.judge(&uid(of), &HashMap::new()) {
             Judgement::Do(verdicts) => verdicts,
             Judgement::Ask(owners) => panic!("{owners:?}"),
         }
@@ -304,30 +309,30 @@ mod tests {
     fn dependents_of_what_is_gone_go() {
         let all = graph(&[("b", &[("gone", true)], &[]), ("c", &[("gone", true), ("b", false)], &[])]);
         assert_eq!(judge(&all, "b"), [Verdict::Delete(Way::Background)]);
-        assert_eq!(judge(&all, "c"), [Verdict::Forget(vec!["gone".into()])]);
+        assert_eq!(judge(&all, "c"), [Verdict::Forget(vec![uid("gone")])]);
     }
 
     #[test]
     fn foreground_waits_for_blocking_dependents() {
         let mut all = graph(&[("a", &[], &[FOREGROUND]), ("b", &[("a", true)], &[])]);
         assert_eq!((judge(&all, "a"), judge(&all, "b")), (vec![], vec![Verdict::Delete(Way::Background)]));
-        assert_eq!(all.remove(0, &Key::new("ns", "b")), ["a"]);
+        assert_eq!(all.remove(0, &Key::new("ns", "b")), [uid("a")]);
         assert_eq!(judge(&all, "a"), [Verdict::Finish]);
     }
 
     #[test]
     fn orphaning_takes_the_reference_and_nothing_else() {
         let all = graph(&[("a", &[], &[ORPHAN]), ("b", &[("a", true)], &[])]);
-        assert_eq!((judge(&all, "a"), judge(&all, "b")), (vec![Verdict::Orphan(vec!["b".into()])], vec![]));
+        assert_eq!((judge(&all, "a"), judge(&all, "b")), (vec![Verdict::Orphan(vec![uid("b")])], vec![]));
     }
 
     #[test]
     fn an_owner_in_another_namespace_is_no_owner() {
         let mut all = graph(&[("b", &[("a", true)], &[])]);
-        all.set("a", Fact { key: Key::new("other", "a"), ..fact(("a", &[], &[])) });
+        all.set(&uid("a"), Fact { key: Key::new("other", "a"), ..fact(("a", &[], &[])) });
         assert_eq!(judge(&all, "b"), [Verdict::Delete(Way::Background)]);
         // What is cluster-wide cannot be owned by what is in a namespace; upstream leaves it alone.
-        all.set("w", Fact { key: Key::new("", "w"), ..fact(("w", &[("a", true)], &[])) });
+        all.set(&uid("w"), Fact { key: Key::new("", "w"), ..fact(("w", &[("a", true)], &[])) });
         assert_eq!(judge(&all, "w"), []);
     }
 
@@ -335,10 +340,10 @@ mod tests {
     #[test]
     fn an_owner_that_nobody_knows_is_asked_for() {
         let all = graph(&[("b", &[("new", true), ("gone", true)], &[])]);
-        let Judgement::Ask(asked) = all.judge("b", &HashMap::new()) else { panic!() };
-        assert_eq!(asked.iter().map(|owner| &*owner.uid).collect::<Vec<_>>(), ["new"]);
-        let answered = |standing| all.judge("b", &HashMap::from([("new".to_owned(), standing)]));
-        assert_eq!(answered(Standing::There), Judgement::Do(vec![Verdict::Forget(vec!["gone".into()])]));
+        let Judgement::Ask(asked) = all.judge(&uid("b"), &HashMap::new()) else { panic!() };
+        assert_eq!(asked.iter().map(|owner| owner.uid.as_str()).collect::<Vec<_>>(), ["new"]);
+        let answered = |standing| all.judge(&uid("b"), &HashMap::from([(uid("new"), standing)]));
+        assert_eq!(answered(Standing::There), Judgement::Do(vec![Verdict::Forget(vec![uid("gone")])]));
         assert_eq!(answered(Standing::Gone), Judgement::Do(vec![Verdict::Delete(Way::Background)]));
         assert_eq!(answered(Standing::Unclear), Judgement::Do(vec![]), "nothing goes for what nobody can judge");
     }
@@ -346,14 +351,14 @@ mod tests {
     #[test]
     fn objects_of_a_kind_that_is_not_followed_any_more_are_not_gone() {
         let mut all = graph(&[("b", &[("thing", true)], &[])]);
-        all.set("thing", Fact { kind: 1, ..fact(("thing", &[("top", true)], &[])) });
+        all.set(&uid("thing"), Fact { kind: 1, ..fact(("thing", &[("top", true)], &[])) });
         assert_eq!(judge(&all, "b"), []);
         all.lose(1);
-        assert!(all.get("thing").is_none() && all.dependents_of("top").is_empty());
-        let Judgement::Ask(asked) = all.judge("b", &HashMap::new()) else { panic!() };
-        assert_eq!(asked[0].uid, "thing");
+        assert!(all.get(&uid("thing")).is_none() && all.dependents_of(&uid("top")).is_empty());
+        let Judgement::Ask(asked) = all.judge(&uid("b"), &HashMap::new()) else { panic!() };
+        assert_eq!(asked[0].uid, uid("thing"));
         // In another version it is there again.
-        all.set("thing", Fact { kind: 2, ..fact(("thing", &[], &[])) });
+        all.set(&uid("thing"), Fact { kind: 2, ..fact(("thing", &[], &[])) });
         assert_eq!(judge(&all, "b"), []);
     }
 
@@ -374,16 +379,16 @@ mod tests {
         let names: Vec<String> = (0..1000).map(|index| format!("o{index}")).collect();
         let mut all = Graph::default();
         for name in &names {
-            all.set(name, fact((name, &[], &[])));
+            all.set(&uid(name), fact((name, &[], &[])));
         }
-        all.set("d", fact(("d", &[("o1", true)], &[])));
-        let same = all.set("o1", Fact { version: 9, ..fact(("o1", &[], &[])) });
-        assert_eq!((same.len(), all.get("o1").unwrap().version), (0, 9), "a heartbeat touches nobody");
-        assert_eq!(all.set("o1", fact(("o1", &[], &[FOREGROUND]))), ["d", "o1"]);
-        assert_eq!(all.remove(0, &Key::new("ns", "o1")), ["d"]);
+        all.set(&uid("d"), fact(("d", &[("o1", true)], &[])));
+        let same = all.set(&uid("o1"), Fact { version: 9, ..fact(("o1", &[], &[])) });
+        assert_eq!((same.len(), all.get(&uid("o1")).unwrap().version), (0, 9), "a heartbeat touches nobody");
+        assert_eq!(all.set(&uid("o1"), fact(("o1", &[], &[FOREGROUND]))), [uid("d"), uid("o1")]);
+        assert_eq!(all.remove(0, &Key::new("ns", "o1")), [uid("d")]);
         assert_eq!(judge(&all, "d"), [Verdict::Delete(Way::Background)]);
-        let namesake = all.set("other", Fact { key: Key::new("ns", "o2"), ..fact(("other", &[], &[])) });
-        assert_eq!(namesake, ["other"]);
-        assert!(all.get("o2").is_none(), "its place was taken");
+        let namesake = all.set(&uid("other"), Fact { key: Key::new("ns", "o2"), ..fact(("other", &[], &[])) });
+        assert_eq!(namesake, [uid("other")]);
+        assert!(all.get(&uid("o2")).is_none(), "its place was taken");
     }
 }

@@ -80,8 +80,8 @@ fn patch(name: &str, version: Option<&str>) -> Action {
     }
 }
 
-fn delete(name: &str, uid: &str) -> Action {
-    let (key, uid) = (Key::new("default", name), Some(uid.to_owned()));
+fn delete(name: &str, uid: &Uid) -> Action {
+    let (key, uid) = (Key::new("default", name), Some(uid.clone()));
     Action::Delete { resource: CONFIG_MAPS, key, uid, propagation: None }
 }
 
@@ -92,14 +92,13 @@ async fn each_action_takes_effect_and_says_what_it_wrote() {
     let made = hands.apply(vec![create("a")]).await;
     let map = world.client.get(&CONFIG_MAPS, "default", "a").await.unwrap();
     assert_eq!((made.written, made.failure.is_none()), (vec![(CONFIG_MAPS, Wrote::of(&map))], true));
-    let (version, uid) =
-        (map["metadata"]["resourceVersion"].as_str().unwrap(), map["metadata"]["uid"].as_str().unwrap());
+    let (version, uid) = (map["metadata"]["resourceVersion"].as_str().unwrap(), &Uid::of(&map));
     let changed = hands.apply(vec![patch("a", Some(version))]).await;
     let map = world.client.get(&CONFIG_MAPS, "default", "a").await.unwrap();
     assert_eq!((changed.written, &map["data"]["a"]), (vec![(CONFIG_MAPS, Wrote::of(&map))], &json!("1")));
     let stale = hands.apply(vec![patch("a", Some(version))]).await.failure.unwrap();
     assert_eq!((stale.act, stale.status.reason), (Act::Change, "Conflict"));
-    let namesake = hands.apply(vec![delete("a", "other")]).await.failure.unwrap();
+    let namesake = hands.apply(vec![delete("a", &Uid::new("other"))]).await.failure.unwrap();
     assert_eq!((namesake.act, namesake.status.reason), (Act::Delete, "Conflict"));
     let gone = hands.apply(vec![delete("a", uid)]).await;
     let [(_, Wrote::At(end))] = gone.written[..] else { panic!("{gone:?}") };

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use api::uid::Uid;
 use client::Key;
 use serde_json::{Value, json};
 
@@ -28,14 +29,17 @@ fn cluster(nodes: &[Arc<Node>], pods: &[(&str, Arc<Demand>)]) -> Snapshot {
         all.set_node(node.clone());
     }
     for (index, (node, demand)) in pods.iter().enumerate() {
-        let uid = format!("p{index}");
-        all.put(Resident { key: Key::new("ns", &uid), uid, demand: demand.clone(), ending: false }, node);
+        let name = format!("p{index}");
+        all.put(
+            Resident { key: Key::new("ns", &name), uid: Uid::new(name), demand: demand.clone(), ending: false },
+            node,
+        );
     }
     all
 }
 
 fn choose(demand: &Arc<Demand>, all: &Snapshot) -> Result<String, String> {
-    decide(&Asker::new("p", demand, all), all, 0).map(|choice| choice.node).map_err(|refused| refused.why)
+    decide(&Asker::new(&Uid::new("p"), demand, all), all, 0).map(|choice| choice.node).map_err(|refused| refused.why)
 }
 
 fn refused(demand: &Arc<Demand>, all: &Snapshot) -> String {
@@ -129,11 +133,11 @@ fn a_large_cluster_is_looked_at_in_turns() {
     let nodes: Vec<_> = (0..1000).map(|index| node(&format!("n{index:04}"), "2", json!({}))).collect();
     let (all, wanted) = (cluster(&nodes, &[]), demand("1", json!({})));
     assert_eq!((enough(99), enough(100), enough(1000), enough(5000), enough(50_000)), (99, 100, 420, 500, 2500));
-    let first = decide(&Asker::new("p", &wanted, &all), &all, 0).unwrap();
+    let first = decide(&Asker::new(&Uid::new("p"), &wanted, &all), &all, 0).unwrap();
     assert_eq!((first.node.as_str(), first.next), ("n0000", 420));
-    let second = decide(&Asker::new("p", &wanted, &all), &all, first.next).unwrap();
+    let second = decide(&Asker::new(&Uid::new("p"), &wanted, &all), &all, first.next).unwrap();
     assert_eq!((second.node.as_str(), second.next), ("n0420", 840));
     // A pod that fits on one node alone finds it all the same.
     let one = demand("1", json!({"nodeSelector": {"disk": "n0500"}}));
-    assert_eq!(decide(&Asker::new("p", &one, &all), &all, 700).unwrap().node, "n0500");
+    assert_eq!(decide(&Asker::new(&Uid::new("p"), &one, &all), &all, 700).unwrap().node, "n0500");
 }

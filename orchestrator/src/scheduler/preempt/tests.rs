@@ -14,7 +14,7 @@ struct Cluster {
     all: Snapshot,
     pods: HashMap<Key, Arc<Pod>>,
     budgets: Vec<Arc<Budget>>,
-    ending: HashSet<String>,
+    ending: HashSet<Uid>,
 }
 
 fn pod(name: &str, cpu: &str, priority: i64) -> Value {
@@ -55,7 +55,8 @@ impl Cluster {
 
     /// `node -victim -victim`, or what is said.
     fn preempt(&self, demand: &Arc<Demand>) -> String {
-        let asker = Asker::new("p", demand, &self.all);
+        let own = Uid::new("p");
+        let asker = Asker::new(&own, demand, &self.all);
         let refused = decide(&asker, &self.all, 0).expect_err("no node takes it");
         let world = World { pod: &|key| self.pods.get(key).cloned(), budgets: &self.budgets, ending: &self.ending };
         match preempt(&asker, &self.all, &refused, &world) {
@@ -150,15 +151,16 @@ fn while_they_end_nobody_else_is_sent_away() {
     cluster.runs("a", pod("a", "1", 0));
     cluster.runs("b", pod("b", "1", 0));
     let mine = pod("p", "1", 9);
-    let resident = Resident { key: Key::new("ns", "p"), uid: "p".into(), demand: demand(&mine), ending: false };
+    let resident = Resident { key: Key::new("ns", "p"), uid: Uid::new("p"), demand: demand(&mine), ending: false };
     cluster.all.nominate(resident, "a");
-    cluster.ending.insert("a".into());
+    cluster.ending.insert(Uid::new("a"));
     assert_eq!(cluster.preempt(&demand(&mine)), "not eligible due to a terminating pod on the nominated node.");
     // Another of the same rank finds the place promised, one that is more important does not.
     cluster.ending.clear();
     let asks = |priority| {
         let demand = demand(&pod("q", "1", priority));
-        let asker = Asker::new("q", &demand, &cluster.all);
+        let own = Uid::new("q");
+        let asker = Asker::new(&own, &demand, &cluster.all);
         let refused = decide(&asker, &cluster.all, 0).unwrap_err();
         let world = World { pod: &|key| cluster.pods.get(key).cloned(), budgets: &[], ending: &cluster.ending };
         preempt(&asker, &cluster.all, &refused, &world).unwrap().node

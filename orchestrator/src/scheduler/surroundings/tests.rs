@@ -1,5 +1,6 @@
 //! Who is near whom, and what is said of that.
 
+use api::uid::Uid;
 use client::Key;
 use serde_json::{Value, json};
 
@@ -30,13 +31,13 @@ fn demand(namespace: &str, app: &str, spec: Value) -> Arc<Demand> {
 
 /// The n-th pod of these on a node.
 fn run(all: &mut Snapshot, node: &str, demand: &Arc<Demand>) {
-    let uid = format!("u{}", all.places().iter().map(Place::count).sum::<i64>());
-    all.put(Resident { key: Key::new("ns", &uid), uid, demand: demand.clone(), ending: false }, node);
+    let name = format!("u{}", all.places().iter().map(Place::count).sum::<i64>());
+    all.put(Resident { key: Key::new("ns", &name), uid: Uid::new(name), demand: demand.clone(), ending: false }, node);
 }
 
 /// The chosen node, or what is said.
 fn choose(all: &Snapshot, demand: &Arc<Demand>) -> String {
-    match decide(&Asker::new("p", demand, all), all, 0) {
+    match decide(&Asker::new(&Uid::new("p"), demand, all), all, 0) {
         Ok(choice) => choice.node,
         Err(refused) => refused.why,
     }
@@ -135,8 +136,8 @@ fn pods_are_spread() {
     // Fewer domains than asked for: as if there were one without any.
     assert_eq!(fits(&all, &demand("ns", "web", spread(json!({"minDomains": 3})))), [""; 0]);
     // Those that are being deleted do not count.
-    all.ends("u0");
-    all.ends("u2");
+    all.ends(&Uid::new("u0"));
+    all.ends(&Uid::new("u2"));
     assert_eq!(fits(&all, &web), ["a1", "a2"]);
     let unlabelled = demand("ns", "web", spread(json!({"topologyKey": "rack"})));
     let said =
