@@ -88,6 +88,10 @@ pub enum StartError {
 impl Agent {
     /// Opens the node's folders, finds the records of pods and takes them over again. Pods that should not be here any
     /// more are told by the first [`Agent::resync`].
+    ///
+    /// # Errors
+    /// [`StartError`] names the folder, file or setting that stands in the way. Pods of an earlier agent run on as they
+    /// were, and a new start may be tried.
     pub async fn start(
         config: Config,
         upstream: Arc<dyn Upstream>,
@@ -158,6 +162,11 @@ impl Agent {
         }
     }
 
+    /// The log of a container's present or previous run.
+    ///
+    /// # Errors
+    /// [`LogError::NotStarted`] and [`LogError::NoPrevious`] when there is no such run, [`LogError::Io`] when its files
+    /// cannot be listed. What fails while reading is an item of the stream.
     pub fn logs(
         &self,
         uid: &Uid,
@@ -167,15 +176,28 @@ impl Agent {
         logs::read(&self.node, uid, container, options)
     }
 
+    /// Runs one more command in a container.
+    ///
+    /// # Errors
+    /// [`ExecError::NotRunning`] when no such container runs, [`ExecError::CannotRun`] when it cannot run the command;
+    /// else [`ExecError::Streams`] or, by the pod process, [`ExecError::Link`].
     pub async fn exec(&self, uid: &Uid, container: &str, request: &ExecRequest) -> Result<ExecSession, ExecError> {
         exec::exec(&self.node, uid, container, request).await
     }
 
+    /// Joins the streams of a container's own process.
+    ///
+    /// # Errors
+    /// Those of [`Agent::exec`] but [`ExecError::CannotRun`].
     pub async fn attach(&self, uid: &Uid, container: &str, request: AttachRequest) -> Result<ExecSession, ExecError> {
         exec::attach(&self.node, uid, container, request).await
     }
 
     /// Connects to a port of the pod's own loopback address.
+    ///
+    /// # Errors
+    /// [`DialError::Pod`] when the pod does not run, [`DialError::Enter`] when its network cannot be entered,
+    /// [`DialError::Refused`] when nobody answers there on IPv4 nor on IPv6, within 10 s each.
     pub async fn dial(&self, uid: &Uid, port: u16) -> Result<tokio::net::TcpStream, DialError> {
         dial::dial(&self.node, uid, port).await
     }
@@ -412,6 +434,10 @@ async fn remove_strangers(node: &Node, records: &[Record]) {
 }
 
 /// Removes everything an agent with this configuration ever made: for `amphipod reset`. No agent may be running.
+///
+/// # Errors
+/// [`StartError::Locked`] when an agent runs; else the first step that fails, which leaves the later ones undone: to be
+/// repeated then.
 pub async fn remove_everything(config: Config, network: Arc<dyn PodNetwork>) -> Result<(), ResetError> {
     let lock = lock_data_dir(&config).await?;
     let (node, records) = open_node(config, Arc::new(Nobody), network, lock).await?;
@@ -473,7 +499,7 @@ impl Upstream for Nobody {
     async fn service_environment(
         &self,
         _: &str,
-        _: bool,
+        _: crate::boundary::ServiceLinks,
     ) -> Result<Vec<(String, String)>, crate::boundary::UpstreamError> {
         Ok(Vec::new())
     }

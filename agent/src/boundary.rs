@@ -64,7 +64,17 @@ pub struct Token {
     pub expires_at: jiff::Timestamp,
 }
 
+/// Whether a pod is told its namespace's services by variables (`spec.enableServiceLinks`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceLinks {
+    Enabled,
+    Disabled,
+}
+
 /// The API server as the agent sees it.
+///
+/// # Errors
+/// [`UpstreamError`] says whether asking again is of use.
 #[async_trait]
 pub trait Upstream: Send + Sync + 'static {
     /// Replaces `status` of the pod with this UID.
@@ -78,9 +88,12 @@ pub trait Upstream: Send + Sync + 'static {
     async fn service_account_token(&self, request: &TokenRequest) -> Result<Token, UpstreamError>;
     /// The handler of a RuntimeClass.
     async fn runtime_handler(&self, class: &str) -> Result<String, UpstreamError>;
-    /// The variables that tell a pod its namespace's services: always the `kubernetes` service's, the others when
-    /// `links` (spec.enableServiceLinks).
-    async fn service_environment(&self, namespace: &str, links: bool) -> Result<Vec<(String, String)>, UpstreamError>;
+    /// The variables that tell a pod of services: always of `kubernetes`, and with links of its namespace's.
+    async fn service_environment(
+        &self,
+        namespace: &str,
+        links: ServiceLinks,
+    ) -> Result<Vec<(String, String)>, UpstreamError>;
     /// Everything of the pod is gone here: delete the object with grace 0 and this UID as precondition.
     async fn pod_removed(&self, pod: &PodRef) -> Result<(), UpstreamError>;
 }
@@ -112,6 +125,9 @@ pub struct HostPort {
 pub struct NetworkError(pub String);
 
 /// The pod network. Both calls may be repeated, also after a restart of the agent.
+///
+/// # Errors
+/// In words for people; what was made by then is taken back by `detach`, or found again by the next `attach`.
 #[async_trait]
 pub trait PodNetwork: Send + Sync + 'static {
     /// Gives what of the host ports the pod has to do without, in words.

@@ -25,11 +25,18 @@ pub enum ClaimError {
 }
 
 /// Makes the data folder, readable by root alone: layers hold set-uid programs, and logs and volumes are their pods'.
+///
+/// # Errors
+/// [`ClaimError::Foreign`] and [`ClaimError::Shared`] for a folder that is not ours alone, which is left as it is;
+/// [`ClaimError::Io`] when it cannot be made, read or closed to others.
 pub fn data_dir(path: &Path) -> Result<(), ClaimError> {
     claim(path, 0o700, &DATA_MARKS)
 }
 
 /// Makes the run folder.
+///
+/// # Errors
+/// Those of [`data_dir`].
 pub fn run_dir(path: &Path) -> Result<(), ClaimError> {
     claim(path, 0o711, &RUN_MARKS)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use api::quantity::Quantity;
 use serde_json::Value;
 
-use crate::boundary::{PodRef, Upstream, UpstreamError};
+use crate::boundary::{PodRef, ServiceLinks, Upstream, UpstreamError};
 use crate::model::{Container, EnvSource, KeyRef, Metadata, Pod, ResourceFieldRef};
 
 #[derive(Debug, thiserror::Error)]
@@ -46,13 +46,16 @@ pub async fn environment(
     for (name, value) in image_env.iter().filter_map(|pair| pair.split_once('=')) {
         env.set(name, value);
     }
-    let links = pod.spec.enable_service_links.unwrap_or(true);
+    let links = match pod.spec.enable_service_links {
+        Some(false) => ServiceLinks::Disabled,
+        Some(true) | None => ServiceLinks::Enabled,
+    };
     let services: BTreeMap<String, String> =
         upstream.service_environment(namespace, links).await?.into_iter().collect();
     for source in &container.env_from {
-        for (reference, secret) in [(&source.config_map_ref, false), (&source.secret_ref, true)] {
+        for (reference, keyed) in [(&source.config_map_ref, Keyed::ConfigMap), (&source.secret_ref, Keyed::Secret)] {
             let Some(reference) = reference else { continue };
-            for (key, value) in object_data(upstream, &pod.metadata.reference(), reference, secret).await? {
+            for (key, value) in object_data(upstream, &pod.metadata.reference(), reference, keyed).await? {
                 env.set(format!("{}{key}", source.prefix), String::from_utf8_lossy(&value));
             }
         }
@@ -136,14 +139,15 @@ async fn resolve(
         return resource_value(pod, container, resource).map(Some);
     }
     let namespace = &pod.metadata.namespace;
-    for (reference, secret) in [(&source.config_map_key_ref, false), (&source.secret_key_ref, true)] {
+    let keys = [(&source.config_map_key_ref, Keyed::ConfigMap), (&source.secret_key_ref, Keyed::Secret)];
+    for (reference, keyed) in keys {
         let Some(reference) = reference else { continue };
-        let data = object_data(upstream, &pod.metadata.reference(), reference, secret).await?;
+        let data = object_data(upstream, &pod.metadata.reference(), reference, keyed).await?;
         return match data.get(&reference.key) {
             Some(value) => Ok(Some(String::from_utf8_lossy(value).into_owned())),
             None if reference.optional => Ok(None),
             None => Err(EnvError::NoKey {
-                kind: if secret { "Secret" } else { "ConfigMap" },
+                kind: keyed.kind(),
                 key: reference.key.clone(),
                 namespace: namespace.clone(),
                 name: reference.name.clone(),
@@ -153,32 +157,50 @@ async fn resolve(
     Ok(None)
 }
 
+/// What holds data under keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keyed {
+    ConfigMap,
+    Secret,
+}
+
+impl Keyed {
+    fn kind(self) -> &'static str {
+        match self {
+            Keyed::ConfigMap => "ConfigMap",
+            Keyed::Secret => "Secret",
+        }
+    }
+}
+
 /// The data of a config map or secret as bytes. An optional one that is missing is empty.
 pub async fn object_data(
     upstream: &dyn Upstream,
     pod: &PodRef,
     reference: &KeyRef,
-    secret: bool,
+    keyed: Keyed,
 ) -> Result<BTreeMap<String, Vec<u8>>, UpstreamError> {
-    let object = if secret {
-        upstream.secret(pod, &reference.name).await
-    } else {
-        upstream.config_map(pod, &reference.name).await
+    let object = match keyed {
+        Keyed::ConfigMap => upstream.config_map(pod, &reference.name).await,
+        Keyed::Secret => upstream.secret(pod, &reference.name).await,
     };
     match object {
-        Ok(object) => Ok(decode_data(&object, secret)),
+        Ok(object) => Ok(decode_data(&object, keyed)),
         Err(UpstreamError::NotFound(_)) if reference.optional => Ok(BTreeMap::new()),
         Err(error) => Err(error),
     }
 }
 
-fn decode_data(object: &Arc<Value>, secret: bool) -> BTreeMap<String, Vec<u8>> {
+fn decode_data(object: &Arc<Value>, keyed: Keyed) -> BTreeMap<String, Vec<u8>> {
     let text = |field: &str| object[field].as_object().cloned().unwrap_or_default();
     let decode = |value: &Value| {
         base64::Engine::decode(&base64::engine::general_purpose::STANDARD, value.as_str().unwrap_or_default())
             .unwrap_or_default()
     };
-    let (plain, encoded) = if secret { ("", "data") } else { ("data", "binaryData") };
+    let (plain, encoded) = match keyed {
+        Keyed::ConfigMap => ("data", "binaryData"),
+        Keyed::Secret => ("", "data"),
+    };
     let plain =
         text(plain).into_iter().map(|(key, value)| (key, value.as_str().unwrap_or_default().as_bytes().to_vec()));
     plain.chain(text(encoded).into_iter().map(|(key, value)| (key, decode(&value)))).collect()
@@ -310,9 +332,10 @@ mod tests {
 
     #[test]
     fn secrets_are_decoded() {
-        let data = decode_data(&Arc::new(json!({"data": {"k": "aGk="}})), true);
+        let data = decode_data(&Arc::new(json!({"data": {"k": "aGk="}})), Keyed::Secret);
         assert_eq!(data["k"], b"hi");
-        let data = decode_data(&Arc::new(json!({"data": {"k": "aGk="}, "binaryData": {"b": "aGk="}})), false);
+        let map = json!({"data": {"k": "aGk="}, "binaryData": {"b": "aGk="}});
+        let data = decode_data(&Arc::new(map), Keyed::ConfigMap);
         assert_eq!((data["k"].as_slice(), data["b"].as_slice()), (b"aGk=".as_slice(), b"hi".as_slice()));
     }
 }

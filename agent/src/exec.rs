@@ -110,6 +110,8 @@ pub enum Resizer {
 }
 
 impl Resizer {
+    /// # Errors
+    /// [`ExecError::Streams`] for the terminal of an exec, [`ExecError::Link`] for that of the container itself.
     pub async fn resize(&self, width: u16, height: u16) -> Result<(), ExecError> {
         match self {
             Resizer::Pty(pty) => Ok(pty.resize(width, height)?),

@@ -10,7 +10,7 @@ use api::quantity::Quantity;
 use serde_json::{Value, json};
 
 use crate::image::ImageConfig;
-use crate::model::{Container, PodSpec, Resources, SeccompProfile, Security};
+use crate::model::{Container, PodSpec, SeccompProfile, Security};
 use user::User;
 
 /// Everything a container's configuration depends on.
@@ -85,7 +85,7 @@ pub fn config(inputs: &Inputs<'_>) -> Result<Value, SpecError> {
     let security = &inputs.container.security_context;
     let mut linux = json!({
         "cgroupsPath": inputs.cgroup,
-        "resources": resources(&inputs.container.resources, security.privileged)?,
+        "resources": resources(inputs.container)?,
         "namespaces": namespaces(inputs),
         "devices": inputs.devices,
     });
@@ -107,16 +107,16 @@ pub fn config(inputs: &Inputs<'_>) -> Result<Value, SpecError> {
     let command = command(inputs)?;
     Ok(json!({
         "ociVersion": "1.0.2",
-        "process": process(inputs, &command, inputs.container.tty)?,
+        "process": process(inputs, &command)?,
         "root": {"path": inputs.rootfs, "readonly": security.read_only_root_filesystem},
         "mounts": mounts(inputs),
         "linux": linux,
     }))
 }
 
-/// The `process` object of a container, or of one more command in it.
-pub fn process(inputs: &Inputs<'_>, command: &[String], terminal: bool) -> Result<Value, SpecError> {
-    let security = &inputs.container.security_context;
+/// The `process` object of a container.
+fn process(inputs: &Inputs<'_>, command: &[String]) -> Result<Value, SpecError> {
+    let (security, terminal) = (&inputs.container.security_context, inputs.container.tty);
     let capabilities = capabilities(security)?;
     let mut env: Vec<String> = inputs.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
     if terminal && !inputs.env.iter().any(|(name, _)| name == "TERM") {
@@ -295,7 +295,8 @@ fn mounts(inputs: &Inputs<'_>) -> Value {
     Value::Array(list)
 }
 
-fn resources(resources: &Resources, privileged: bool) -> Result<Value, SpecError> {
+fn resources(container: &Container) -> Result<Value, SpecError> {
+    let resources = &container.resources;
     let read = |map: &std::collections::BTreeMap<String, Value>, name: &str, parse: fn(&Value) -> Option<i64>| {
         let value = map.get(name);
         value.map(|value| parse(value).ok_or_else(|| SpecError::Quantity(name.to_owned()))).transpose()
@@ -312,7 +313,7 @@ fn resources(resources: &Resources, privileged: bool) -> Result<Value, SpecError
     if let Some(limit) = memory.filter(|limit| *limit > 0) {
         out["memory"] = json!({"limit": limit});
     }
-    if privileged {
+    if container.security_context.privileged {
         out["devices"] = json!([{"allow": true, "access": "rwm"}]);
     } else {
         out["devices"] = json!([{"allow": false, "access": "rwm"}]);

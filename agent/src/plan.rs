@@ -48,8 +48,8 @@ pub fn plan(spec: &PodSpec, record: &Record, now: Timestamp, started: &dyn Fn(&s
         && let Some(codes) = ends
     {
         // Sidecars serve the main containers and end with them.
-        let succeeded = codes.iter().all(|code| *code == 0);
-        return Plan { finished: Some(Finished::ended(succeeded)), initialized: true, ..Plan::default() };
+        let finished = if codes.iter().all(|code| *code == 0) { Finished::well() } else { Finished::badly() };
+        return Plan { finished: Some(finished), initialized: true, ..Plan::default() };
     }
     // They are for looking at a pod that is in trouble: nothing of it is waited for.
     plan.start.extend(spec.ephemeral_containers.iter().filter(|c| of(c).current.is_none()).map(|c| c.name.clone()));
@@ -92,7 +92,7 @@ fn plan_init<'a>(
         }
         let failed = own.end().is_some() && !succeeded;
         if failed && spec.restart_policy == RestartPolicy::Never {
-            plan.finished = Some(Finished::ended(false));
+            plan.finished = Some(Finished::badly());
             plan.start.clear();
             return false;
         }

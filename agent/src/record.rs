@@ -71,9 +71,14 @@ pub enum Cause {
 }
 
 impl Finished {
-    /// By the ends of its containers.
-    pub fn ended(succeeded: bool) -> Finished {
-        Finished { succeeded, reason: None, message: None, cause: Cause::Itself }
+    /// By its containers, which all ended well.
+    pub fn well() -> Finished {
+        Finished { succeeded: true, reason: None, message: None, cause: Cause::Itself }
+    }
+
+    /// By a container that did not.
+    pub fn badly() -> Finished {
+        Finished { succeeded: false, ..Finished::well() }
     }
 
     pub fn failed(reason: &str, message: String, cause: Cause) -> Finished {

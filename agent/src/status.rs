@@ -51,7 +51,6 @@ pub struct Inputs<'a> {
 pub fn status(inputs: &Inputs<'_>) -> Value {
     let (spec, old) = (&inputs.pod.spec, &inputs.pod.status);
     let phase = phase(inputs);
-    let terminal = matches!(phase, "Succeeded" | "Failed");
     let mut out: Map<String, Value> = old.as_object().cloned().unwrap_or_default();
     for field in ["reason", "message"] {
         out.remove(field);
@@ -80,7 +79,7 @@ pub fn status(inputs: &Inputs<'_>) -> Value {
     if inputs.record.finished.is_some() {
         close(&mut statuses, &mut init);
     }
-    out.insert("conditions".into(), conditions(inputs, &statuses, terminal));
+    out.insert("conditions".into(), conditions(inputs, &statuses, phase));
     out.insert("containerStatuses".into(), Value::Array(statuses));
     if !init.is_empty() {
         out.insert("initContainerStatuses".into(), Value::Array(init));

@@ -17,7 +17,7 @@ use crate::admit::absent_kind;
 use crate::boundary::{TokenRequest, Upstream, UpstreamError};
 use crate::disk;
 use crate::door::Folder;
-use crate::env::{EnvError, Facts, field_value, object_data, resource_value};
+use crate::env::{EnvError, Facts, Keyed, field_value, object_data, resource_value};
 use crate::model::{
     DownwardSource, EmptyDir, HostPath, KeyRef, KeyToPath, ObjectSource, Pod, Projected, ProjectedSource, TokenSource,
     Volume,
@@ -113,9 +113,9 @@ impl Volumes<'_> {
         }
         let mut files = Files::default();
         if let Some(source) = &volume.config_map {
-            self.add_object(source, source.default_mode, false, &mut files).await?;
+            self.add_object(source, source.default_mode, Keyed::ConfigMap, &mut files).await?;
         } else if let Some(source) = &volume.secret {
-            self.add_object(source, source.default_mode, true, &mut files).await?;
+            self.add_object(source, source.default_mode, Keyed::Secret, &mut files).await?;
         } else if let Some(source) = &volume.downward_api {
             self.add_downward(source, source.default_mode, &mut files)?;
         } else if let Some(projected) = &volume.projected {
@@ -174,11 +174,11 @@ impl Volumes<'_> {
         &self,
         source: &ObjectSource,
         default_mode: Option<u32>,
-        secret: bool,
+        keyed: Keyed,
         files: &mut Files,
     ) -> Result<(), ContentError> {
         let reference = KeyRef { name: source.name.clone(), key: String::new(), optional: source.optional };
-        let mut data = object_data(self.upstream, &self.pod.metadata.reference(), &reference, secret).await?;
+        let mut data = object_data(self.upstream, &self.pod.metadata.reference(), &reference, keyed).await?;
         let mode = default_mode.unwrap_or(0o644);
         if source.items.is_empty() {
             return data.into_iter().try_for_each(|(key, content)| files.add(&key, content, mode));
@@ -222,10 +222,10 @@ impl Volumes<'_> {
                 return Err(ContentError::Unsupported(kind.clone()));
             }
             if let Some(source) = config_map {
-                self.add_object(source, mode, false, files).await?;
+                self.add_object(source, mode, Keyed::ConfigMap, files).await?;
             }
             if let Some(source) = secret {
-                self.add_object(source, mode, true, files).await?;
+                self.add_object(source, mode, Keyed::Secret, files).await?;
             }
             if let Some(source) = downward_api {
                 self.add_downward(source, mode, files)?;
@@ -315,7 +315,11 @@ mod tests {
         async fn runtime_handler(&self, class: &str) -> Result<String, UpstreamError> {
             Err(UpstreamError::NotFound(class.into()))
         }
-        async fn service_environment(&self, _: &str, _: bool) -> Result<Vec<(String, String)>, UpstreamError> {
+        async fn service_environment(
+            &self,
+            _: &str,
+            _: crate::boundary::ServiceLinks,
+        ) -> Result<Vec<(String, String)>, UpstreamError> {
             Ok(Vec::new())
         }
         async fn pod_removed(&self, _: &crate::boundary::PodRef) -> Result<(), UpstreamError> {

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use agent::boundary::{
-    Attachment, EventKind, NetworkError, PodEvent, PodNetwork, PodRef, Token, TokenRequest, Upstream, UpstreamError,
+    Attachment, EventKind, NetworkError, PodEvent, PodNetwork, PodRef, ServiceLinks, Token, TokenRequest, Upstream,
+    UpstreamError,
 };
 use agent::{Agent, Config, ExecRequest, LogOptions};
 use api::uid::Uid;
@@ -95,7 +96,7 @@ impl Upstream for FakeUpstream {
     async fn runtime_handler(&self, class: &str) -> Result<String, UpstreamError> {
         Ok(class.to_owned()) // each class has a handler of its own name
     }
-    async fn service_environment(&self, _: &str, _: bool) -> Result<Vec<(String, String)>, UpstreamError> {
+    async fn service_environment(&self, _: &str, _: ServiceLinks) -> Result<Vec<(String, String)>, UpstreamError> {
         Ok(vec![("KUBERNETES_SERVICE_HOST".into(), "10.96.0.1".into())])
     }
     async fn pod_removed(&self, pod: &PodRef) -> Result<(), UpstreamError> {

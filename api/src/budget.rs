@@ -77,7 +77,7 @@ impl From<Exceeded> for String {
     }
 }
 
-/// What one request has spent so far.
+/// What one request has spent so far. What was refused counts too: whoever meets a limit stops, and refuses the body.
 #[derive(Debug)]
 pub struct Meter {
     budget: Budget,
@@ -89,6 +89,9 @@ pub struct Meter {
 
 impl Meter {
     /// One more value.
+    ///
+    /// # Errors
+    /// [`Exceeded::Nodes`] when it is one too many.
     pub fn node(&mut self) -> Result<(), Exceeded> {
         self.nodes(1)
     }
@@ -99,6 +102,9 @@ impl Meter {
     }
 
     /// Into a list or object, which is a value itself.
+    ///
+    /// # Errors
+    /// [`Exceeded::Depth`] when this is nested too deep, [`Exceeded::Nodes`] when it is one value too many.
     pub fn enter(&mut self) -> Result<(), Exceeded> {
         self.depth += 1;
         self.node()?;
@@ -115,24 +121,37 @@ impl Meter {
     }
 
     /// A value repeated here that is counted already.
+    ///
+    /// # Errors
+    /// [`Exceeded::Depth`] when its inside lies too deep here, [`Exceeded::Nodes`] when it holds too many values.
     pub fn repeat(&mut self, size: Size) -> Result<(), Exceeded> {
         self.fits(size.depth)?;
         self.nodes(size.nodes)
     }
 
     /// A value put `deep` levels below the root.
+    ///
+    /// # Errors
+    /// [`Exceeded::Depth`] when its inside lies too deep here, [`Exceeded::Nodes`] when it holds too many values.
     pub fn place(&mut self, deep: usize, value: &Value) -> Result<(), Exceeded> {
         let size = Size::of(value, self.budget.depth)?;
         self.fits(deep + size.depth)?;
         self.nodes(size.nodes)
     }
 
+    /// A JSON patch of so many operations.
+    ///
+    /// # Errors
+    /// [`Exceeded::Operations`] when a patch may not have as many.
     pub fn operations(&self, given: usize) -> Result<(), Exceeded> {
         let limit = self.budget.operations;
         if given > limit { Err(Exceeded::Operations { limit, given }) } else { Ok(()) }
     }
 
     /// A copy of so many bytes.
+    ///
+    /// # Errors
+    /// [`Exceeded::Copied`] when the copies so far add too much.
     pub fn copy(&mut self, bytes: usize) -> Result<(), Exceeded> {
         self.copied = self.copied.saturating_add(bytes);
         let limit = self.budget.copied;
@@ -140,6 +159,9 @@ impl Meter {
     }
 
     /// So many items make room for one, or close the gap it left.
+    ///
+    /// # Errors
+    /// [`Exceeded::Shifted`] when too many were moved so far.
     pub fn shift(&mut self, items: usize) -> Result<(), Exceeded> {
         self.shifted = self.shifted.saturating_add(items);
         if self.shifted > self.budget.shifted { Err(Exceeded::Shifted(self.budget.shifted)) } else { Ok(()) }
@@ -177,6 +199,9 @@ impl Size {
 }
 
 /// Holds a finished object against the depth that clients may send: what the server added may have made it deeper.
+///
+/// # Errors
+/// [`Exceeded::Depth`] when it is deeper; its values are not counted.
 pub fn check_depth(object: &Value) -> Result<(), Exceeded> {
     Size::of(object, Budget::CLIENT.depth).map(drop)
 }

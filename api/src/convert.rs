@@ -27,7 +27,7 @@ pub fn convert(from: &Kind, to: &Kind, object: Value) -> Value {
     };
     map.insert("apiVersion".into(), json!(to.api_version()));
     if from.kind == "Event" {
-        map = event(map, to.group.is_empty());
+        map = event(map, &to.group);
     }
     let mut object = Value::Object(map);
     if from.kind == "HorizontalPodAutoscaler" {
@@ -88,9 +88,10 @@ fn autoscaler_from_v1(object: &mut Value) {
     }
 }
 
-fn event(mut map: Map<String, Value>, to_core: bool) -> Map<String, Value> {
+/// With the names that its fields have in a group.
+fn event(mut map: Map<String, Value>, group: &str) -> Map<String, Value> {
     for (core, new) in EVENT {
-        let (from, to) = if to_core { (new, core) } else { (core, new) };
+        let (from, to) = if group.is_empty() { (new, core) } else { (core, new) };
         if let Some(value) = map.remove(from) {
             map.insert(to.into(), value);
         }

@@ -63,6 +63,9 @@ impl TypeFailure {
 }
 
 /// A body as an object of this kind.
+///
+/// # Errors
+/// 415 for protobuf of a kind that users define; else those of [`typed`].
 pub fn object(kind: &Kind, media: MediaType, bytes: &[u8], validation: FieldValidation) -> Result<Decoded, Status> {
     if media == MediaType::Protobuf && kind.custom.is_some() {
         return Err(Status::unsupported_media_type(&["application/json", "application/yaml"]));
@@ -71,6 +74,10 @@ pub fn object(kind: &Kind, media: MediaType, bytes: &[u8], validation: FieldVali
 }
 
 /// A body as an object of a subresource's or virtual kind's type.
+///
+/// # Errors
+/// 400 when the body cannot be read, exceeds the budget, is of another version or kind, does not fit its type, or, with
+/// `Strict`, has unknown or duplicate fields. 422 for another kind where users define the one that is wanted.
 pub fn typed(
     gvk: &Gvk,
     schema: &Schema,
@@ -111,6 +118,10 @@ pub fn typed(
 }
 
 /// A body as one of the option kinds (`DeleteOptions`, …) of whatever group and version; an empty body gives an empty object.
+///
+/// # Errors
+/// 400 when the body cannot be read or does not fit; 500, as upstream, when it says that it is of another kind; 404 for
+/// a `name` that no options have.
 pub fn options(name: &str, media: MediaType, bytes: &[u8]) -> Result<Value, Status> {
     if bytes.is_empty() {
         return Ok(json!({}));
@@ -130,8 +141,11 @@ pub fn options(name: &str, media: MediaType, bytes: &[u8]) -> Result<Value, Stat
     }
 }
 
-/// An object that is JSON already (the outcome of a patch) brought to canonical form. The error is the bare reason:
-/// a wrong kind, a type mismatch, or with `Strict` unknown fields. `found` are strict findings made before.
+/// An object that is JSON already (the outcome of a patch) brought to canonical form. `found` are strict findings made
+/// before.
+///
+/// # Errors
+/// The bare reason: a wrong kind, a type mismatch, or with `Strict` unknown fields, those of `found` among them.
 pub fn value(
     gvk: &Gvk,
     schema: &Schema,
@@ -171,6 +185,9 @@ pub fn strict_error(findings: &[String]) -> String {
 }
 
 /// Untyped JSON of a JSON or YAML body.
+///
+/// # Errors
+/// What [`json::parse`] or [`yaml::parse`] say.
 pub fn untyped(media: MediaType, bytes: &[u8]) -> Result<Value, String> {
     match media {
         MediaType::Yaml => yaml::parse(&String::from_utf8_lossy(bytes)).map(|y| y.node.to_value()),

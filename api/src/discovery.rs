@@ -202,11 +202,18 @@ const ORDER: [&str; 26] = [
 /// A document as it is sent.
 pub fn text(document: &Value) -> String {
     let mut out = String::new();
-    write(document, true, &mut out);
+    write(document, Place::Document, &mut out);
     out
 }
 
-fn write(value: &Value, whole: bool, out: &mut String) {
+/// Where a value stands.
+#[derive(PartialEq, Eq)]
+enum Place {
+    Document,
+    Inside,
+}
+
+fn write(value: &Value, place: Place, out: &mut String) {
     let parts = |out: &mut String, first: &mut bool| {
         if !std::mem::take(first) {
             out.push(',')
@@ -216,7 +223,7 @@ fn write(value: &Value, whole: bool, out: &mut String) {
     match value {
         Value::Object(map) => {
             let rank = |name: &str| match name {
-                "kind" | "apiVersion" if whole => (0, 0),
+                "kind" | "apiVersion" if place == Place::Document => (0, 0),
                 _ => (1, ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len())),
             };
             let mut fields: Vec<(&String, &Value)> = map.iter().collect();
@@ -227,7 +234,7 @@ fn write(value: &Value, whole: bool, out: &mut String) {
                 parts(out, &mut first);
                 out.push_str(&Value::from(name.as_str()).to_string());
                 out.push(':');
-                write(value, false, out);
+                write(value, Place::Inside, out);
             }
             out.push('}');
         }
@@ -235,7 +242,7 @@ fn write(value: &Value, whole: bool, out: &mut String) {
             out.push('[');
             for item in items {
                 parts(out, &mut first);
-                write(item, false, out);
+                write(item, Place::Inside, out);
             }
             out.push(']');
         }

@@ -368,28 +368,36 @@ mod tests {
         assert_eq!(registry.storage_of(&new).unwrap().api_version(), "v1");
     }
 
+    /// What a version of a defined kind is there for.
+    #[derive(PartialEq)]
+    enum Use {
+        Stored,
+        Served,
+        Both,
+    }
+
     #[test]
     fn rows_are_added_and_replaced_at_run_time() {
         let registry = Registry::builtin();
-        let version = |name: &str, served: bool, storage: bool| json!({"name": name, "served": served, "storage": storage, "schema": {"openAPIV3Schema": {"type": "object"}}});
+        let version = |name: &str, of: Use| json!({"name": name, "served": of != Use::Stored, "storage": of != Use::Served, "schema": {"openAPIV3Schema": {"type": "object"}}});
         let rows = |versions: Value| {
             let definition = json!({"metadata": {"name": "gadgets.tape.dev"}, "spec": {"group": "tape.dev", "versions": versions},
                 "status": {"acceptedNames": {"plural": "gadgets", "kind": "Gadget"}, "conditions": [{"type": "Established", "status": "True"}]}});
             crate::custom::kinds(&definition)
         };
-        let (old, new) = (version("v1beta1", true, false), version("v1", true, true));
+        let (old, new) = (version("v1beta1", Use::Served), version("v1", Use::Both));
         let more = registry.with("gadgets.tape.dev", rows(json!([old, new])));
         let groups = more.groups();
         let (group, versions) = groups.last().unwrap();
         assert_eq!((&**group, &versions[..]), ("tape.dev", &["v1".into(), "v1beta1".into()][..]));
         assert_eq!(groups[0].0, "");
         assert_eq!(more.groups().iter().find(|(g, _)| g == "autoscaling").unwrap().1, ["v2", "v1"]);
-        let hidden = more.with("gadgets.tape.dev", rows(json!([old, version("v1", false, true)])));
+        let hidden = more.with("gadgets.tape.dev", rows(json!([old, version("v1", Use::Stored)])));
         let shown = hidden.find("tape.dev", "v1beta1", "gadgets").unwrap();
         assert!(hidden.find("tape.dev", "v1", "gadgets").is_none());
         assert_eq!(hidden.storage_of(&shown).unwrap().version, "v1");
         assert_eq!(hidden.unserved().count(), 0);
-        let unseen = more.with("gadgets.tape.dev", rows(json!([version("v1", false, true)])));
+        let unseen = more.with("gadgets.tape.dev", rows(json!([version("v1", Use::Stored)])));
         assert_eq!(unseen.unserved().map(|kind| &*kind.version).collect::<Vec<_>>(), ["v1"]);
         assert_eq!(unseen.defined_by("gadgets.tape.dev").unwrap().version, "v1");
         let none = hidden.with("gadgets.tape.dev", Vec::new());

@@ -31,6 +31,14 @@ impl Writer<'_> {
     }
 }
 
+/// What becomes of fields that an apply changes and others own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conflicts {
+    Refuse,
+    /// They are the applier's from then on.
+    Force,
+}
+
 /// One entry of managedFields.
 #[derive(Debug, Clone, PartialEq)]
 struct Entry {
@@ -47,7 +55,7 @@ struct Entry {
 pub fn update(kind: &Kind, old: Option<&Value>, new: &mut Value, writer: Writer) {
     let empty = empty_object(kind);
     let live = old.unwrap_or(&empty);
-    let mut entries = entries_to_update(old, new, writer.part.is_some());
+    let mut entries = entries_to_update(old, new, writer.part);
     take_managed_fields(new);
     if old.is_none() {
         // A new object is not being deleted, whatever was sent.
@@ -74,7 +82,17 @@ pub fn update(kind: &Kind, old: Option<&Value>, new: &mut Value, writer: Writer)
 
 /// Server-side apply: the live object merged with what `applied` asks for, entries included. The result still goes
 /// through decoding, defaults, admission, strategy and validation.
-pub fn apply(kind: &Kind, live: Option<&Value>, applied: &Value, writer: Writer, force: bool) -> Result<Value, Status> {
+///
+/// # Errors
+/// 409 when others own what would change and conflicts are refused: a cause for each field. 400 when `applied` is of
+/// another kind or has managedFields; 500, as upstream, when it does not fit its type.
+pub fn apply(
+    kind: &Kind,
+    live: Option<&Value>,
+    applied: &Value,
+    writer: Writer,
+    conflicts: Conflicts,
+) -> Result<Value, Status> {
     check_applied(kind, applied)?;
     let empty = empty_object(kind);
     let current = live.unwrap_or(&empty);
@@ -96,15 +114,15 @@ pub fn apply(kind: &Kind, live: Option<&Value>, applied: &Value, writer: Writer,
     };
     let difference = typed::compare(&kind.schema, current, &merged).without(&ignored);
     let changed = difference.modified.union(&difference.added);
-    let conflicts: Vec<(Entry, FieldSet)> = entries
+    let owned_by_others: Vec<(Entry, FieldSet)> = entries
         .iter()
         .filter(|e| !is_own(e))
         .map(|e| (e.clone(), e.fields.intersection(&changed)))
         .filter(|(_, set)| !set.is_empty())
         .collect();
-    if !force {
+    if conflicts == Conflicts::Refuse {
         let allowed = moved_from_client_side(kind, live, writer.manager);
-        let real: Vec<(Entry, FieldSet)> = conflicts
+        let real: Vec<(Entry, FieldSet)> = owned_by_others
             .into_iter()
             .map(|(entry, set)| (entry, set.difference(&allowed)))
             .filter(|(_, set)| !set.is_empty())
@@ -114,15 +132,17 @@ pub fn apply(kind: &Kind, live: Option<&Value>, applied: &Value, writer: Writer,
         }
     }
     release(&mut entries, &difference, is_own);
+    // One that changes no field of the object keeps the time of the apply before.
+    let time = if difference.is_empty() { previous.and_then(|entry| entry.time) } else { Some(rfc3339(writer.now)) };
     let own = Entry {
         manager: writer.manager.into(),
         apply: true,
         api_version: kind.api_version(),
-        time: Some(rfc3339(writer.now)),
+        time,
         subresource: writer.part_name().into(),
         fields: owned,
     };
-    place(&mut entries, own, previous.as_ref(), difference.is_empty());
+    place(&mut entries, own);
     let mut out = merged;
     if writer.manager == "kubectl" {
         update_last_applied(&mut out, live, &config);
@@ -155,13 +175,10 @@ fn moved_from_client_side(kind: &Kind, live: Option<&Value>, manager: &str) -> F
     last().map(|object| typed::paths(&kind.schema, &object)).unwrap_or_default()
 }
 
-/// Puts the applier's entry in place of its old one; one that changes no field of the object keeps the old time.
-fn place(entries: &mut Vec<Entry>, mut own: Entry, previous: Option<&Entry>, unchanged: bool) {
+/// Puts the applier's entry in place of its old one.
+fn place(entries: &mut Vec<Entry>, own: Entry) {
     let same = |e: &Entry| e.apply && e.manager == own.manager && e.subresource == own.subresource;
     let at = entries.iter().position(same);
-    if unchanged {
-        own.time = previous.and_then(|p| p.time.clone());
-    }
     match at {
         _ if own.fields.is_empty() => entries.retain(|e| !same(e)),
         Some(at) => entries[at] = own,
@@ -354,12 +371,12 @@ fn empty_object(kind: &Kind) -> Value {
     crate::decode::canonical(&kind.gvk(), &kind.schema, &json!({}))
 }
 
-/// The sender's entries, or the stored ones when it sent none; `[{}]` resets them.
-fn entries_to_update(old: Option<&Value>, new: &Value, subresource: bool) -> Vec<Entry> {
+/// The sender's entries, or the stored ones when it sent none or a part; `[{}]` resets them.
+fn entries_to_update(old: Option<&Value>, new: &Value, part: Option<Part>) -> Vec<Entry> {
     let stored = || old.and_then(read_entries).unwrap_or_default();
     let sent = new["metadata"]["managedFields"].as_array();
     match sent.map(Vec::as_slice) {
-        _ if subresource => stored(),
+        _ if part.is_some() => stored(),
         Some([Value::Object(only)]) if only.is_empty() || only.values().all(Value::is_null) => Vec::new(),
         Some([_, ..]) => read_entries(new).unwrap_or_else(stored),
         _ => stored(),

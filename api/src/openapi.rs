@@ -141,8 +141,9 @@ impl<'a> Document<'a> {
         }
         let body = self.body(&kind.schema);
         let list = self.list_type(kind, &body);
-        let mut collection = parameters(kind.namespaced(), false);
-        let mut item = parameters(kind.namespaced(), true);
+        let place = if kind.namespaced() { &["namespace"][..] } else { &[] };
+        let one = [&["name"], place].concat();
+        let (mut collection, mut item) = (parameters(place), parameters(&one));
         for (verb, method, action) in
             [("create", "post", "post"), ("list", "get", "list"), ("deletecollection", "delete", "deletecollection")]
         {
@@ -162,7 +163,7 @@ impl<'a> Document<'a> {
         self.paths.insert(base.clone(), collection);
         for sub in &kind.subresources {
             let body = self.body(&sub.schema);
-            let mut item = parameters(kind.namespaced(), true);
+            let mut item = parameters(&one);
             for (verb, method) in [("get", "get"), ("update", "put"), ("patch", "patch"), ("create", "post")] {
                 if sub.verbs.iter().any(|v| v == verb) {
                     item[method] = self.operation(kind, &sub.gvk, method, &body, &body, sub.part.name());
@@ -389,16 +390,10 @@ fn flatten_parameter(parameter: &mut Value) {
     }
 }
 
-fn parameters(namespaced: bool, named: bool) -> Value {
-    let path = |name: &str| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "uniqueItems": true}});
-    let mut list = Vec::new();
-    if named {
-        list.push(path("name"));
-    }
-    if namespaced {
-        list.push(path("namespace"));
-    }
-    json!({"parameters": list})
+/// The parts of a path that are named by the request.
+fn parameters(names: &[&str]) -> Value {
+    let path = |name: &&str| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "uniqueItems": true}});
+    json!({"parameters": names.iter().map(path).collect::<Vec<_>>()})
 }
 
 /// The kinds that a type is registered as.

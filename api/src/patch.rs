@@ -35,6 +35,11 @@ impl PatchType {
 
 /// Applies a patch body to an object and brings the outcome to canonical form, with the checks asked for.
 /// `gvk` and `schema` are those of the object (or of a subresource's object such as Scale).
+///
+/// # Errors
+/// 400 when the body is no patch of this type, or the outcome is too deep or holds too much; 413 at the limits of JSON
+/// patches; 422 when the patch cannot be applied, or its outcome does not fit the kind. A strategic patch with wrong
+/// directives gets 500, as upstream.
 pub fn apply(
     gvk: &Gvk,
     schema: &Schema,
@@ -104,6 +109,9 @@ pub fn merge(current: &Value, patch: &Value) -> Value {
 }
 
 /// Merges by the type's merge keys and strategies, directives included.
+///
+/// # Errors
+/// Upstream's text: an unknown directive, or an item that is no object in a list that is merged by key.
 pub fn strategic_merge(schema: &Schema, current: &Value, patch: &Map<String, Value>) -> Result<Value, String> {
     strategic::apply(schema, current, patch)
 }

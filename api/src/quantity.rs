@@ -35,6 +35,11 @@ const NANO: i128 = 1_000_000_000;
 impl Quantity {
     pub const ZERO: Quantity = Quantity { nanos: 0, format: Format::DecimalSi };
 
+    /// An amount as it is written: `100m`, `1Gi`, `1e3`.
+    ///
+    /// # Errors
+    /// Which part of the text is wrong, as upstream tells it; [`QuantityError::Numeric`] also for more than can be
+    /// counted.
     pub fn parse(text: &str) -> Result<Quantity, QuantityError> {
         let unsigned = text.trim_start_matches(['+', '-']);
         if text.len() - unsigned.len() > 1 {

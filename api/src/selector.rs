@@ -38,7 +38,10 @@ pub struct Labels {
 }
 
 impl Labels {
-    /// From the query form, `a=b,c in (d,e),!f`. The error is upstream's text.
+    /// From the query form, `a=b,c in (d,e),!f`.
+    ///
+    /// # Errors
+    /// Upstream's text, or [`Exceeded::Requirements`].
     pub fn parse(text: &str) -> Result<Labels, String> {
         let tokens = tokens(text);
         // Each is held against every object of a list.
@@ -51,6 +54,9 @@ impl Labels {
     }
 
     /// From a `LabelSelector` object; an empty one matches everything, an absent one (null) nothing.
+    ///
+    /// # Errors
+    /// An unknown operator, by name; keys and values were validated with the object.
     pub fn from_object(selector: &Value) -> Result<Labels, String> {
         if selector.is_null() {
             return Ok(Labels { requirements: Vec::new(), nothing: true });

@@ -68,6 +68,10 @@ pub enum BadPattern {
 }
 
 impl Allowed {
+    /// From the flag's values; slashes and dots count alike.
+    ///
+    /// # Errors
+    /// The first pattern that is no name, or names a setting of the whole machine.
     pub fn parse(patterns: &[String]) -> Result<Allowed, BadPattern> {
         let parse = |pattern: &String| {
             let name = dotted(pattern);

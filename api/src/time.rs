@@ -12,28 +12,48 @@ pub fn micro(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
 }
 
-const SECONDS: &str = "2006-01-02T15:04:05Z07:00";
-const MICROS: &str = "2006-01-02T15:04:05.000000Z07:00";
+/// The two forms of a time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Seconds,
+    Micros,
+}
 
-/// A `metav1.Time`; the error is the text of Go's parser.
+impl Form {
+    /// As Go's parser shows it.
+    fn layout(self) -> &'static str {
+        match self {
+            Self::Seconds => "2006-01-02T15:04:05Z07:00",
+            Self::Micros => "2006-01-02T15:04:05.000000Z07:00",
+        }
+    }
+}
+
+/// A `metav1.Time`.
+///
+/// # Errors
+/// The text of Go's parser, which names the part that does not fit.
 pub fn parse(text: &str) -> Result<Timestamp, String> {
-    GoParser { text, rest: text, layout: SECONDS }.run(false)
+    GoParser { text, rest: text, form: Form::Seconds }.run()
 }
 
 /// A `metav1.MicroTime`: six decimals are required.
+///
+/// # Errors
+/// The text of Go's parser, which names the part that does not fit.
 pub fn parse_micro(text: &str) -> Result<Timestamp, String> {
-    GoParser { text, rest: text, layout: MICROS }.run(true)
+    GoParser { text, rest: text, form: Form::Micros }.run()
 }
 
 /// Reads element by element, to fail where and how Go does.
 struct GoParser<'a> {
     text: &'a str,
     rest: &'a str,
-    layout: &'a str,
+    form: Form,
 }
 
 impl GoParser<'_> {
-    fn run(mut self, micros: bool) -> Result<Timestamp, String> {
+    fn run(mut self) -> Result<Timestamp, String> {
         let year = self.number(4, "2006")?;
         self.literal("-")?;
         let month = self.number(2, "01")?;
@@ -45,7 +65,7 @@ impl GoParser<'_> {
         let minute = self.number(2, "04")?;
         self.literal(":")?;
         let second = self.number(2, "05")?;
-        let nanos = self.fraction(micros)?;
+        let nanos = self.fraction()?;
         let offset = self.offset()?;
         if !self.rest.is_empty() {
             return Err(format!("parsing time {:?}: extra text: {:?}", self.text, self.rest));
@@ -64,7 +84,8 @@ impl GoParser<'_> {
     }
 
     fn fail<T>(&self, element: &str) -> Result<T, String> {
-        Err(format!("parsing time {:?} as {:?}: cannot parse {:?} as {element:?}", self.text, self.layout, self.rest))
+        let layout = self.form.layout();
+        Err(format!("parsing time {:?} as {layout:?}: cannot parse {:?} as {element:?}", self.text, self.rest))
     }
 
     fn number(&mut self, width: usize, element: &str) -> Result<u32, String> {
@@ -87,9 +108,9 @@ impl GoParser<'_> {
         }
     }
 
-    fn fraction(&mut self, micros: bool) -> Result<u32, String> {
+    fn fraction(&mut self) -> Result<u32, String> {
         let digits = self.rest.strip_prefix('.').map_or(0, |r| r.bytes().take_while(u8::is_ascii_digit).count());
-        if micros && digits != 6 {
+        if self.form == Form::Micros && digits != 6 {
             return self.fail(".000000");
         }
         if digits == 0 {

@@ -20,7 +20,7 @@ use serde_json::Value;
 pub(crate) use self::at::{At, one_source};
 pub use self::errors::{Errors, NameRule};
 pub(crate) use self::errors::{
-    MAX_BYTES, PROTOCOLS, decoded, diff, duplicate_struct, frozen, invalid, is_cidr, one_of,
+    MAX_BYTES, PROTOCOLS, Unknown, decoded, diff, duplicate_struct, frozen, invalid, is_cidr, one_of,
 };
 pub use self::meta::{MANAGER_BYTES, manager};
 pub use self::warn::warnings;
@@ -32,7 +32,7 @@ use crate::status::FieldError;
 /// Everything wrong with a new object; metadata first.
 pub fn create(kind: &Kind, object: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    meta::object(&object["metadata"], kind.namespaced(), kind.behaviour.name, finalizers(kind), &mut errors);
+    meta::object(&object["metadata"], kind.scope, kind.behaviour.name, finalizers(kind), &mut errors);
     if let Some(custom) = &kind.custom {
         custom::create(kind, custom, object, &mut errors);
     }

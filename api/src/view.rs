@@ -13,6 +13,9 @@ use crate::uid::Uid;
 
 /// Decodes a view. Empty lists and maps that Kubernetes always writes stand as `null` in stored objects; they count as
 /// absent. Such objects are few, so they alone pay for the second look.
+///
+/// # Errors
+/// When it is no JSON, or a field of the view has another type there; no object that was stored fails so.
 pub fn decode<T: DeserializeOwned>(json: &[u8]) -> Result<T, serde_json::Error> {
     serde_json::from_slice(json).or_else(|_| {
         let mut value: Value = serde_json::from_slice(json)?;

@@ -26,7 +26,10 @@ pub struct Birth<'a> {
 }
 
 /// Takes from a new object what only the server says, and gives it the namespace of the request path (`None` for
-/// cluster-scoped kinds); refuses another.
+/// cluster-scoped kinds).
+///
+/// # Errors
+/// 400 for another namespace than that of the path.
 pub fn wipe(kind: &Kind, object: &mut Value, namespace: Option<&str>) -> Result<(), Status> {
     let metadata = section(object, "metadata");
     if let Some(namespace) = namespace.filter(|_| kind.namespaced()) {
@@ -54,6 +57,9 @@ pub fn birth(object: &mut Value, birth: &Birth) {
 }
 
 /// The namespace of the request path, which the object may repeat but not contradict.
+///
+/// # Errors
+/// 400 when it contradicts.
 pub fn set_namespace(metadata: &mut Map<String, Value>, namespace: &str) -> Result<(), Status> {
     match text(metadata, "namespace") {
         given if given.is_empty() || given == namespace => {

@@ -212,7 +212,7 @@ fn ownership_of_long_lists_and_maps_takes_its_time_once() {
         api::managed::update(&pods, None, &mut pod, writer);
         let old = pod.clone();
         api::managed::update(&pods, Some(&old), &mut pod, writer);
-        api::managed::apply(&pods, Some(&old), &config, writer, true).unwrap();
+        api::managed::apply(&pods, Some(&old), &config, writer, api::managed::Conflicts::Force).unwrap();
     });
 }
 

@@ -86,6 +86,10 @@ pub struct Tokens {
 }
 
 impl Tokens {
+    /// With the cluster's key; `domain` is part of the issuer's name.
+    ///
+    /// # Errors
+    /// When the authority's token key is no PEM of an ES256 key.
     pub fn new(authority: &Authority, domain: &str) -> Result<Self, jsonwebtoken::errors::Error> {
         Ok(Self {
             encoding: EncodingKey::from_ec_pem(authority.token_key.as_bytes())?,
@@ -95,6 +99,8 @@ impl Tokens {
         })
     }
 
+    /// # Errors
+    /// 500 when the key does not sign.
     pub fn sign(&self, claims: &Claims) -> Result<String, Status> {
         let header = jsonwebtoken::Header::new(Algorithm::ES256);
         jsonwebtoken::encode(&header, claims, &self.encoding).map_err(Status::internal)

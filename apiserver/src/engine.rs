@@ -31,7 +31,7 @@ mod watching;
 mod write;
 
 pub use delete::{Deleted, Removal, deletion_warnings};
-pub use read::{List, ListOptions, VersionMatch, check_versions};
+pub use read::{List, ListOptions, VersionMatch, check_list, check_watch};
 pub use services::ServiceNetwork;
 pub use watching::{Event, EventKind, Watch, WatchOptions};
 pub use write::{Change, Draft, Written};

@@ -57,6 +57,10 @@ pub struct Authority {
 
 impl Authority {
     /// Reads the cluster's keys from the store, or makes them on the first start.
+    ///
+    /// # Errors
+    /// [`PkiError::Keep`] when the store does not take new keys. The others when those it has cannot be read: they are
+    /// not made anew, since what they signed would be worth nothing.
     pub async fn open(engine: &Engine) -> Result<Self, PkiError> {
         let collection = Collection::new(INTERNAL, "keys");
         let key = ObjectKey::new("", "cluster");
@@ -83,6 +87,9 @@ impl Authority {
     }
 
     /// A serving certificate for these names.
+    ///
+    /// # Errors
+    /// [`PkiError::Make`], above all for a name that no certificate can hold.
     pub fn serving(&self, names: &[String], addresses: &[IpAddr]) -> Result<Identity, PkiError> {
         let mut params = leaf("amphipod-apiserver", &[], ExtendedKeyUsagePurpose::ServerAuth)?;
         for name in names {
@@ -93,6 +100,9 @@ impl Authority {
     }
 
     /// A client certificate: user and groups as Kubernetes reads them (CN and O).
+    ///
+    /// # Errors
+    /// [`PkiError::Make`] when no key can be made or signed.
     pub fn client(&self, user: &str, groups: &[&str]) -> Result<Identity, PkiError> {
         self.sign(leaf(user, groups, ExtendedKeyUsagePurpose::ClientAuth)?)
     }

@@ -29,6 +29,9 @@ impl Target {
     }
 
     /// The part of it that a path or a client names; "" is the object itself.
+    ///
+    /// # Errors
+    /// 404 for a part that no kind has.
     pub fn below(self, subresource: &str) -> Result<Self, Status> {
         let part = match subresource {
             "" => None,
@@ -90,6 +93,9 @@ pub struct DeleteOptions {
 
 impl DeleteOptions {
     /// From a decoded `DeleteOptions`, checked as upstream does.
+    ///
+    /// # Errors
+    /// 422 with every option that is unknown or contradicts another.
     pub fn from_value(options: &Value) -> Result<Self, Status> {
         let policy = options["propagationPolicy"].as_str();
         let orphan = options["orphanDependents"].as_bool();

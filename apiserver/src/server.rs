@@ -102,6 +102,10 @@ pub struct Server {
 
 impl Server {
     /// Binds first (a port in use leaves nothing half made), then opens the store.
+    ///
+    /// # Errors
+    /// [`ServerError`] says which part does not start. A port in use is found before the store is opened; after that
+    /// the store may hold the first objects, and another start goes on from them.
     pub async fn open(config: &Config, nodes: Arc<dyn Nodes>) -> Result<Self, ServerError> {
         let listen = |source| ServerError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
@@ -154,6 +158,9 @@ impl Server {
     }
 
     /// A kubeconfig of the administrator, its certificate inline.
+    ///
+    /// # Errors
+    /// Those of [`Authority::client`].
     pub fn admin_kubeconfig(&self, address: &str) -> Result<String, PkiError> {
         use base64::Engine as _;
         let encode = |text: &str| base64::prelude::BASE64_STANDARD.encode(text);

@@ -368,8 +368,8 @@ async fn both_ways_name_the_same_kinds() {
     // One whose objects are stored in a version that is not served, and one that its group's first version does not have.
     let older = Resource::named("things.example", "v1beta1", "others");
     for (plural, kind, versions) in [
-        ("things", "Thing", json!([version("v1beta1", false, true), version("v1", true, false)])),
-        ("others", "Other", json!([version("v1beta1", true, true)])),
+        ("things", "Thing", json!([version("v1beta1", Use::Stored), version("v1", Use::Served)])),
+        ("others", "Other", json!([version("v1beta1", Use::Both)])),
     ] {
         let names =
             json!({"plural": plural, "singular": kind.to_lowercase(), "kind": kind, "listKind": format!("{kind}List")});
@@ -408,7 +408,16 @@ async fn both_ways_name_the_same_kinds() {
     }
 }
 
-fn version(name: &str, served: bool, storage: bool) -> Value {
+/// What a version of a defined kind is there for.
+#[derive(PartialEq)]
+enum Use {
+    Stored,
+    Served,
+    Both,
+}
+
+fn version(name: &str, of: Use) -> Value {
+    let (served, storage) = (of != Use::Stored, of != Use::Served);
     json!({"name": name, "served": served, "storage": storage, "schema": {"openAPIV3Schema": {"type": "object"}}})
 }
 

@@ -8,6 +8,9 @@ use crate::views::LEASES;
 
 /// Brings a lease's holder and time to those of `lease`, which is made as given when it is not there. One request, where it
 /// is.
+///
+/// # Errors
+/// What the server says, or 503 when none answers. Who lives calls again at the next beat.
 pub async fn renew(client: &Client, lease: Value) -> Result<(), Status> {
     let text = |field: &str| lease["metadata"][field].as_str().unwrap_or_default();
     let spec = &lease["spec"];

@@ -107,8 +107,11 @@ pub trait EventStream: Send {
     async fn next(&mut self) -> Result<Vec<Event>, Status>;
 }
 
-/// How requests reach an API server, under one identity. Errors are the server's own words in every case; 503 where none
-/// answered.
+/// How requests reach an API server, under one identity.
+///
+/// # Errors
+/// The server's own words for every call: 403 for what this identity may not do, 404 for a resource that is not served;
+/// 500 and 507 by its store. 503 when none answered: what was to be written may have been written.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
     async fn get(&self, target: Target<'_>) -> Result<Value, Status>;

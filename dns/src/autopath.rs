@@ -29,6 +29,12 @@ pub enum Autopath {
     Off,
 }
 
+impl From<bool> for Autopath {
+    fn from(wanted: bool) -> Self {
+        if wanted { Self::On } else { Self::Off }
+    }
+}
+
 /// Resolvers that still run take no more domains than these, or none at all of a longer line.
 const MOST_DOMAINS: usize = 6;
 const LONGEST_LINE: usize = 255;

@@ -34,6 +34,12 @@ pub enum QueryLog {
     Off,
 }
 
+impl From<bool> for QueryLog {
+    fn from(wanted: bool) -> Self {
+        if wanted { Self::On } else { Self::Off }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Names {
     pub zone: Zone,

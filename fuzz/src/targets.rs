@@ -5,7 +5,7 @@ use api::budget::{Budget, check_depth};
 use api::custom::path::{Path, Search};
 use api::decode::{self, Decoded, FieldValidation, MediaType};
 use api::kind::{Kind, Registry};
-use api::managed::{self, Writer};
+use api::managed::{self, Conflicts, Writer};
 use api::patch::{self, PatchType};
 use api::selector::{Fields, Labels};
 use bytes::BytesMut;
@@ -103,7 +103,7 @@ pub fn patch(bytes: &[u8]) {
         None => {
             let Ok(config) = decode::untyped(MediaType::Yaml, body) else { return };
             let writer = Writer { manager: "fuzz", part: None, now: jiff::Timestamp::UNIX_EPOCH };
-            let _merged = managed::apply(&kind, Some(&current.value), &config, writer, true);
+            let _merged = managed::apply(&kind, Some(&current.value), &config, writer, Conflicts::Force);
         }
     }
 }

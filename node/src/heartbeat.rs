@@ -31,6 +31,9 @@ pub async fn renew(name: String, client: Client, own: Own, every: Duration) {
 }
 
 /// Renews the lease; a new one belongs to its node, and goes with it.
+///
+/// # Errors
+/// What the server says, or 503 when none answers. The lease runs out unless a later renewal gets through.
 pub async fn renew_once(name: &str, own: &Own, client: &Client) -> Result<(), Status> {
     let now = api::time::micro(Timestamp::now());
     let spec = json!({"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now});

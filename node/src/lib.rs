@@ -86,6 +86,10 @@ pub struct Running {
 }
 
 /// Starts every part. What an earlier process left running is taken up.
+///
+/// # Errors
+/// The first part that does not start, in words. What was started by then is in `tasks`; pods of an earlier process run
+/// on.
 pub async fn start(settings: &Settings, client: Client, tasks: &mut JoinSet<()>) -> Result<Running> {
     let recorder = Recorder::new(client.clone(), "kubelet", &settings.name);
     let about = node_reference(&settings.name);
@@ -100,7 +104,7 @@ pub async fn start(settings: &Settings, client: Client, tasks: &mut JoinSet<()>)
     let settled = feed.start(&outlook.views, tasks);
     let upstream = upstream::ApiUpstream::new(client.clone(), recorder.clone(), outlook.clone(), tasks);
     let pod_network = Arc::new(agent_network::AgentNetwork::new(network, dns.clone()));
-    let agent = Arc::new(Agent::start(agent_config(settings, node_cidr)?, Arc::new(upstream), pod_network).await?);
+    let agent = Arc::new(Agent::start(agent_config(settings, node_cidr), Arc::new(upstream), pod_network).await?);
     let (own, content) = (outlook.own.clone(), outlook.content.clone());
     let (node, runner) = (settings.name.clone(), agent.clone());
     tasks.spawn(pods::follow(pods::Follower { client: client.clone(), node, runner, outlook, changed, settled }));
@@ -181,6 +185,9 @@ fn dns_listening(settings: &Settings) -> Result<dns::Listening> {
 }
 
 /// Where the node's DNS listens, for `amphipod dns`.
+///
+/// # Errors
+/// When no node has noted there where it listens, or the note is no address.
 pub fn dns_address(run_dir: &Path) -> Result<SocketAddr> {
     let file = run_dir.join(DNS_ADDRESS);
     let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -188,6 +195,10 @@ pub fn dns_address(run_dir: &Path) -> Result<SocketAddr> {
 }
 
 /// For `reset`: the sockets of DNS are closed, and nothing in the run folder tells of them.
+///
+/// # Errors
+/// When the keeper does not let go of the sockets, or the file cannot be removed; may be repeated. What is gone already
+/// is no failure.
 pub fn forget_dns(run_dir: &Path) -> Result<()> {
     dns::let_go(&run_dir.join(DNS_SOCKETS)).context("the keeper of DNS' sockets does not let go")?;
     match std::fs::remove_file(run_dir.join(DNS_ADDRESS)) {
@@ -227,8 +238,8 @@ pub fn state_file(data_dir: &std::path::Path) -> PathBuf {
     data_dir.join("network.json")
 }
 
-pub fn agent_config(settings: &Settings, node_cidr: Ipv4Network) -> Result<agent::config::Config> {
-    Ok(agent::config::Config {
+fn agent_config(settings: &Settings, node_cidr: Ipv4Network) -> agent::config::Config {
+    agent::config::Config {
         data_dir: settings.data_dir.clone(),
         run_dir: settings.run_dir.clone(),
         node_name: settings.name.clone(),
@@ -241,5 +252,5 @@ pub fn agent_config(settings: &Settings, node_cidr: Ipv4Network) -> Result<agent
         registries: settings.registries.clone(),
         pod_max_pids: settings.pod_max_pids,
         allowed_unsafe_sysctls: settings.allowed_unsafe_sysctls.clone(),
-    })
+    }
 }

@@ -16,6 +16,9 @@ use crate::status::{self, Facts, Readiness};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Makes the Node, unless it is there from before.
+///
+/// # Errors
+/// What the server says, unless that is that the node is there; 503 when none answers.
 pub async fn register(name: &str, client: &Client, facts: &Facts) -> Result<()> {
     match client.create(&NODES, "", node(name, facts)).await {
         Ok(_) => Ok(()),
@@ -41,6 +44,10 @@ fn node(name: &str, facts: &Facts) -> Value {
 }
 
 /// Waits for the node's part of the pods' range.
+///
+/// # Errors
+/// When the watch of the own node ended, or the range it was given is no IPv4 range. Without a range it waits, and says
+/// so in the log.
 pub async fn range(name: &str, own: &mut Own) -> Result<Ipv4Network> {
     let given = |node: &Option<std::sync::Arc<Value>>| {
         node.as_ref().and_then(|node| node["spec"]["podCIDR"].as_str()).map(str::to_owned)
@@ -59,6 +66,9 @@ pub async fn range(name: &str, own: &mut Own) -> Result<Ipv4Network> {
 }
 
 /// Writes the status as it is now.
+///
+/// # Errors
+/// What the server says: 404 when somebody removed the node; 503 when none answers.
 pub async fn report(name: &str, client: &Client, facts: &Facts, readiness: Readiness) -> Result<(), Status> {
     let update = |current: &Value| {
         let mut next = current.clone();

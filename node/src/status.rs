@@ -34,6 +34,10 @@ fn read(path: &str) -> String {
 }
 
 /// What this machine has and is.
+///
+/// # Errors
+/// When the kernel does not say how many CPUs, how much memory or how large a disk there is. What is only for people is
+/// left empty instead.
 pub fn facts(settings: &Settings) -> Result<Facts> {
     let cpus = std::thread::available_parallelism().context("cannot count CPUs")?;
     let memory = memory_kib()?;

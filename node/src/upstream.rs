@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent::boundary::{EventKind, PodEvent, PodRef, Token, TokenRequest, Upstream, UpstreamError};
+use agent::boundary::{EventKind, PodEvent, PodRef, ServiceLinks, Token, TokenRequest, Upstream, UpstreamError};
 use api::conditions;
 use api::references::Referent;
 use api::status::Status;
@@ -126,7 +126,11 @@ impl Upstream for ApiUpstream {
         Ok(found["handler"].as_str().unwrap_or_default().to_owned())
     }
 
-    async fn service_environment(&self, namespace: &str, links: bool) -> Result<Vec<(String, String)>, UpstreamError> {
+    async fn service_environment(
+        &self,
+        namespace: &str,
+        links: ServiceLinks,
+    ) -> Result<Vec<(String, String)>, UpstreamError> {
         let known = self.outlook.views.of::<Service>();
         // A pod is not started as if there were no services because they are not known yet.
         if tokio::time::timeout(PATIENCE, known.caught_up(0)).await.is_err() {
@@ -134,7 +138,7 @@ impl Upstream for ApiUpstream {
             return Err(UpstreamError::Unavailable(why.into()));
         }
         let mut services: Vec<Arc<Service>> = known.get("default", "kubernetes").into_iter().collect();
-        if links {
+        if links == ServiceLinks::Enabled {
             let own = known.namespace(namespace).into_iter();
             services.extend(own.filter(|service| service.metadata.name != "kubernetes"));
         }

@@ -183,6 +183,10 @@ struct UpArguments {
 }
 
 /// Parses the command line and runs what it says.
+///
+/// # Errors
+/// In words for whoever typed it: a setting that cannot be understood, or what the command itself could not do. clap
+/// answers wrong flags itself, and exits.
 pub fn run() -> Result<()> {
     let arguments = with_config(std::env::args_os().collect())?;
     start_log();
@@ -331,12 +335,7 @@ impl UpArguments {
             },
             pod_max_pids: pod_max_pids(self.pod_max_pids)?,
             allowed_unsafe_sysctls: self.allowed_unsafe_sysctls()?,
-            names: names::settings(
-                &self.dns_upstream,
-                &self.dns_stub,
-                names::log(self.dns_log),
-                names::autopath(self.dns_autopath),
-            )?,
+            names: names::settings(&self.dns_upstream, &self.dns_stub, self.dns_log.into(), self.dns_autopath.into())?,
         };
         Ok((control, settings))
     }

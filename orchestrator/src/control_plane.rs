@@ -72,6 +72,9 @@ impl Parting {
 }
 
 /// `amphipod server`: runs until told to stop.
+///
+/// # Errors
+/// What [`start`] or [`serve`] say.
 pub async fn run(settings: Settings) -> Result<()> {
     let Running { server, mut tasks, parting, .. } = start(&settings, Arc::new(NoNodes)).await?;
     tracing::info!(address = %server.address(), "serving");
@@ -79,6 +82,10 @@ pub async fn run(settings: Settings) -> Result<()> {
 }
 
 /// Serves until told to stop; the end of anything before that is fatal.
+///
+/// # Errors
+/// When the store, the listener or one of the tasks ended by itself: nothing is served any more, and leases have to run
+/// out. A new start reads what the store holds.
 pub async fn serve(server: Server, tasks: &mut JoinSet<()>, parting: &Parting) -> Result<()> {
     let stop = CancellationToken::new();
     let mut serving = tokio::spawn(server.serve(stop.clone()));
@@ -96,6 +103,9 @@ pub async fn serve(server: Server, tasks: &mut JoinSet<()>, parting: &Parting) -
 }
 
 /// Opens the store and starts everything but the listener.
+///
+/// # Errors
+/// When the folder is not ours, or the server does not open: an empty data folder is removed again.
 pub async fn start(settings: &Settings, nodes: Arc<dyn Nodes>) -> Result<Running> {
     agent::claim::data_dir(&settings.data_dir).context("choose another folder with --data-dir")?;
     let config = Config {
@@ -175,6 +185,9 @@ async fn wait(tasks: &mut JoinSet<()>) -> Result<()> {
 }
 
 /// Writes a file nobody else may read; replaces an old one in one step.
+///
+/// # Errors
+/// When it cannot be written; an old file is as it was then.
 pub fn write_private(path: &Path, text: &str) -> Result<()> {
     use std::io::Write;
     let fresh = path.with_extension("new");

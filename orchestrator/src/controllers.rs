@@ -43,6 +43,10 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 pub struct UnknownController(String);
 
 impl Selection {
+    /// From the flag's items.
+    ///
+    /// # Errors
+    /// The first name that no controller has.
     pub fn parse(items: &[String]) -> Result<Self, UnknownController> {
         let find = |name: &str| names().find(|known| *known == name).ok_or_else(|| UnknownController(name.to_owned()));
         let mut chosen = BTreeSet::new();

@@ -81,9 +81,12 @@ const CHECKS: &[Check] = &[
 ];
 
 /// `amphipod doctor`: prints every row; fails when one does.
+///
+/// # Errors
+/// The number of rows that fail, when any does.
 pub fn run(control: &control_plane::Settings, settings: &Settings) -> Result<()> {
     let agent_runs = matches!(claim::claim_namespace(), Err(ClaimError::Held));
-    let verdicts = judge(&facts::gather(control, settings, agent_runs));
+    let verdicts = judge(&Facts { agent_runs, ..facts::gather(control, settings) });
     for (name, verdict) in &verdicts {
         let word = match verdict {
             Verdict::Ok(_) => "OK",
@@ -100,8 +103,11 @@ pub fn run(control: &control_plane::Settings, settings: &Settings) -> Result<()>
 }
 
 /// The same for `up`: refuses with the first failure, logs what is only missing.
+///
+/// # Errors
+/// The first row that fails.
 pub fn admit(control: &control_plane::Settings, settings: &Settings) -> Result<()> {
-    for (check, verdict) in judge(&facts::gather(control, settings, false)) {
+    for (check, verdict) in judge(&facts::gather(control, settings)) {
         match verdict {
             Verdict::Ok(found) => tracing::debug!(check, found, "machine checked"),
             Verdict::Warn { found, remedy } => tracing::warn!(check, found, remedy, "machine checked"),

@@ -3,6 +3,9 @@
 use std::io;
 
 /// Closes all but the three standard ones. For a daemon's first moment, before it has opened any of its own.
+///
+/// # Errors
+/// What the kernel says of close_range: ENOSYS before Linux 5.9.
 #[expect(unsafe_code, reason = "close_range has no safe form in std")]
 pub fn close() -> io::Result<()> {
     const FIRST: libc::c_uint = 3;

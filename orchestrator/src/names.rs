@@ -31,6 +31,10 @@ pub enum Command {
 }
 
 /// Answers go to standard output, what is said about them to standard error.
+///
+/// # Errors
+/// When no node runs here, the server's address cannot be understood, or it does not answer; a name that is not there
+/// is an answer.
 pub fn run(command: &Command) -> Result<()> {
     let Command::Query { name, kind, server: chosen, run_dir } = command;
     let address = match chosen {
@@ -44,12 +48,18 @@ pub fn run(command: &Command) -> Result<()> {
 }
 
 /// Becomes the keeper of sockets.
+///
+/// # Errors
+/// When what was left open cannot be closed, or no sockets are handed over.
 pub fn keep_sockets() -> Result<()> {
     crate::inherited::close().context("cannot close what was left open")?;
     dns::keep_sockets().context("the sockets of DNS are kept no more")
 }
 
 /// `stubs` are the parts between commas: one with a zone begins a stub, one without goes on with it.
+///
+/// # Errors
+/// The flag and the part of it that is no address, or comes before any zone.
 pub fn settings(upstreams: &[String], stubs: &[String], log: QueryLog, autopath: Autopath) -> Result<Names> {
     let upstreams = upstreams.iter().map(|text| server(text).context("--dns-upstream")).collect::<Result<Vec<_>>>()?;
     Ok(Names {
@@ -60,14 +70,6 @@ pub fn settings(upstreams: &[String], stubs: &[String], log: QueryLog, autopath:
         // The very binary that runs, wherever its file is by then.
         keeper: Some(("/proc/self/exe".into(), vec![KEEPER.into()])),
     })
-}
-
-pub fn log(wanted: bool) -> QueryLog {
-    if wanted { QueryLog::On } else { QueryLog::Off }
-}
-
-pub fn autopath(wanted: bool) -> Autopath {
-    if wanted { Autopath::On } else { Autopath::Off }
 }
 
 fn parse_stubs(parts: &[String]) -> Result<Vec<Stub>> {

@@ -34,6 +34,10 @@ impl PodRanges {
     /// Upstream's size of a part, unless the whole is smaller.
     const USUAL: u8 = 24;
 
+    /// `node` is the flag's length of a part; the usual one when none.
+    ///
+    /// # Errors
+    /// [`BadPart`] when a part would be larger than the whole, too small to divide among pods, or one of too many.
     pub fn new(cluster: Ipv4Network, node: Option<u8>) -> Result<Self, BadPart> {
         let node = node.unwrap_or(Self::USUAL.max(cluster.prefix()));
         if (cluster.prefix()..=most(cluster)).contains(&node) {

@@ -34,6 +34,9 @@ struct Places {
 }
 
 /// Notes where things will be put.
+///
+/// # Errors
+/// When the file cannot be written; nothing may be put anywhere then.
 pub fn remember(settings: &Settings) -> Result<()> {
     let places = Places {
         run_dir: settings.run_dir.clone(),
@@ -44,6 +47,10 @@ pub fn remember(settings: &Settings) -> Result<()> {
 }
 
 /// Removes pods, network, programs, images and the store of a data folder.
+///
+/// # Errors
+/// When an agent or a server runs, the folder is not ours, or a step fails: the later ones are left undone, and a reset
+/// may be repeated.
 pub async fn run(data_dir: &Path) -> Result<()> {
     let shown = data_dir.display();
     if !data_dir.exists() {

@@ -34,6 +34,9 @@ enum Command {
 }
 
 /// Does what the command says, and says what it did.
+///
+/// # Errors
+/// What the tool says (see [`store_tools`]), or that there is no data folder to restore into.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let store = store_of(&arguments.data_dir);
     match &arguments.command {

@@ -20,6 +20,10 @@ use crate::streams::AgentSlot;
 const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 
 /// Runs until told to stop; pods run on.
+///
+/// # Errors
+/// When another agent has this network namespace, the machine cannot be a node, or a part does not start; later, as
+/// [`control_plane::serve`]. Pods run on.
 pub async fn run(control: control_plane::Settings, settings: Settings) -> Result<()> {
     let _only_one = claim::claim_namespace()?;
     doctor::admit(&control, &settings)?;
@@ -47,6 +51,9 @@ async fn show_role(server: &Server, node: &str) -> Result<(), Status> {
 }
 
 /// A flag's value as a range of addresses; of an address in it, only what is the range's counts.
+///
+/// # Errors
+/// The flag and what it was given, when that is no IPv4 prefix.
 pub fn parse_cidr(flag: &str, text: &str) -> Result<Ipv4Network> {
     let range = text.contains('/').then(|| text.parse::<Ipv4Network>().ok()).flatten();
     let range = range.with_context(|| format!("{flag} {text}: {text:?} is no IPv4 prefix such as 10.244.0.0/16"))?;

@@ -29,6 +29,9 @@ pub enum ExecUserError {
 }
 
 /// Whom a pod's annotation names for this container, if it has one.
+///
+/// # Errors
+/// [`ExecUserError`] when the annotation cannot be read, or names root where the container must not run as root.
 pub fn asked(pod: &Value, container: &str) -> Result<Option<ExecUser>, ExecUserError> {
     let Some(text) = pod["metadata"]["annotations"][ANNOTATION].as_str() else { return Ok(None) };
     let user = read(text).ok_or_else(|| ExecUserError::Unreadable(text.to_owned()))?;

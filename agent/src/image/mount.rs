@@ -26,6 +26,10 @@ pub enum MountError {
 
 /// Mounts `image` at `target`, writes going below `writable`; with `users` as a pod's own see it. Then the layers are
 /// shown to those users below `shown`, and what is written belongs to them on disk, too.
+///
+/// # Errors
+/// Those of [`mount_rootfs`]; [`MountError::Map`] when the layers cannot be shown to these users, [`MountError::Hide`]
+/// when they stay mounted below `shown`.
 pub fn mount_rootfs_for(
     users: &Users,
     image: &Image,
@@ -45,6 +49,9 @@ pub fn mount_rootfs_for(
 
 /// Mounts `image` at `target`, writes going below `writable`. Device files in it work as in every runtime, where the
 /// container's own device rules allow them: a mount without devices would forbid those too. The agent opens none.
+///
+/// # Errors
+/// [`MountError::Folder`] or [`MountError::Mount`]; folders that were made stay.
 pub fn mount_rootfs(image: &Image, writable: &Path, target: &Path) -> Result<(), MountError> {
     let (upper, work) = (writable.join("upper"), writable.join("work"));
     for folder in [&upper, &work, &target.to_owned()] {
@@ -63,6 +70,9 @@ fn overlay_options(layers: &[PathBuf], upper: &Path, work: &Path) -> String {
 }
 
 /// Refuses a data folder whose file system cannot be an overlay's upper layer.
+///
+/// # Errors
+/// [`MountError::OverlayOnOverlay`] for such a folder, [`MountError::Folder`] when its file system cannot be told.
 pub fn check_upper(path: &Path) -> Result<(), MountError> {
     const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
     let kind = filesystem(path).map_err(|source| MountError::Folder { path: path.display().to_string(), source })?;

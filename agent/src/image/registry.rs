@@ -86,6 +86,11 @@ pub struct Endpoint {
 }
 
 impl Registries {
+    /// Reads the file that says which endpoints serve a registry's content.
+    ///
+    /// # Errors
+    /// [`RegistryError::File`], [`RegistryError::Syntax`], or [`RegistryError::Endpoint`] with the first that is no
+    /// address.
     pub fn load(path: &Path) -> Result<Registries, RegistryError> {
         let name = path.display().to_string();
         let text =
@@ -119,6 +124,9 @@ impl Registries {
 
     /// The manifest behind a name, from the first endpoint that answers, and a source for its blobs. Each endpoint is
     /// asked with the pod's credentials first, then with the node's.
+    ///
+    /// # Errors
+    /// What the endpoint said that was asked last; [`RegistryError::NotFound`] when that has no such image.
     pub async fn manifest(
         &self,
         name: &ImageName,

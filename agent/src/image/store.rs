@@ -84,6 +84,11 @@ pub enum ImageError {
 }
 
 impl ImageStore {
+    /// Opens the store of a folder, which is made where there is none. What was being unpacked when the last one ended
+    /// is removed.
+    ///
+    /// # Errors
+    /// [`ImageError::Store`] when the folder cannot be made, or `names.json` cannot be read.
     pub fn open(dir: &Path, registries: Registries) -> Result<ImageStore, ImageError> {
         let failed = |source| ImageError::Store { path: dir.display().to_string(), source };
         for folder in ["blobs/sha256", "layers", "l"] {
@@ -100,6 +105,10 @@ impl ImageStore {
     }
 
     /// The image as it lies on disk.
+    ///
+    /// # Errors
+    /// [`ImageError::InvalidName`]; [`ImageError::Malformed`], [`ImageError::Digest`] or [`ImageError::Store`] when
+    /// what lies there cannot be read. An image of which a part is missing is none.
     pub fn find(&self, name: &str) -> Result<Option<Image>, ImageError> {
         let name: ImageName = name.parse()?;
         let digest = self.names.lock().unwrap_or_else(PoisonError::into_inner).get(&name.to_string()).cloned();
@@ -110,6 +119,9 @@ impl ImageStore {
     }
 
     /// Whether `ensure` will ask a registry.
+    ///
+    /// # Errors
+    /// Those of [`ImageStore::find`]; [`ImageError::NeverPull`] when it is not here and must not be pulled.
     pub fn must_pull(&self, name: &str, policy: PullPolicy) -> Result<bool, ImageError> {
         match policy {
             PullPolicy::Always => name.parse::<ImageName>().map(|_| true).map_err(ImageError::from),
@@ -122,6 +134,10 @@ impl ImageStore {
     }
 
     /// Gets an image as the policy says, with the credentials of whoever wants it.
+    ///
+    /// # Errors
+    /// Those of [`ImageStore::must_pull`], [`ImageError::Registry`], [`ImageError::Unpack`] and [`ImageError::NoRoom`].
+    /// Layers that were complete by then are kept, so another try goes on from there.
     pub async fn ensure(
         &self,
         name: &str,

@@ -18,16 +18,22 @@ pub(super) const RESIZE: &str = "PodResizePending";
 pub(super) const DISRUPTED: &str = "DisruptionTarget";
 
 /// Conditions of the kubelet, with those of others kept.
-pub(super) fn conditions(inputs: &Inputs<'_>, statuses: &[Value], terminal: bool) -> Value {
+pub(super) fn conditions(inputs: &Inputs<'_>, statuses: &[Value], phase: &str) -> Value {
+    let terminal = matches!(phase, "Succeeded" | "Failed");
     let old = &inputs.pod.status["conditions"];
     let unready = |statuses: &[Value]| -> Vec<String> {
         let not = statuses.iter().filter(|status| status["ready"] != true);
         not.filter_map(|status| status["name"].as_str().map(str::to_owned)).collect()
     };
     let not_ready = unready(statuses);
-    let containers = condition_of(!terminal && not_ready.is_empty(), terminal, inputs, "ContainersNotReady", || {
-        format!("containers with unready status: [{}]", not_ready.join(" "))
-    });
+    let containers = match (terminal, &not_ready[..]) {
+        (true, _) => over(inputs),
+        (false, []) => (true, None, None),
+        (false, names) => {
+            let message = format!("containers with unready status: [{}]", names.join(" "));
+            (false, Some("ContainersNotReady"), Some(message))
+        }
+    };
     let gates = missing_gates(inputs, old);
     let ready = if containers.0 && !gates.is_empty() {
         (false, Some("ReadinessGatesNotReady"), Some(gates.join(", ")))
@@ -81,19 +87,10 @@ fn initialized(inputs: &Inputs<'_>) -> Found {
 
 type Found = (bool, Option<&'static str>, Option<String>);
 
-fn condition_of(
-    good: bool,
-    terminal: bool,
-    inputs: &Inputs<'_>,
-    reason: &'static str,
-    message: impl Fn() -> String,
-) -> Found {
-    match (good, terminal, &inputs.record.finished) {
-        (true, ..) => (true, None, None),
-        (false, true, Some(finished)) if finished.succeeded => (false, Some("PodCompleted"), None),
-        (false, true, _) => (false, Some("PodFailed"), None),
-        (false, false, _) => (false, Some(reason), Some(message())),
-    }
+/// Of a pod that is over no container is ready.
+fn over(inputs: &Inputs<'_>) -> Found {
+    let completed = inputs.record.finished.as_ref().is_some_and(|finished| finished.succeeded);
+    (false, Some(if completed { "PodCompleted" } else { "PodFailed" }), None)
 }
 
 fn missing_gates(inputs: &Inputs<'_>, old: &Value) -> Vec<String> {

@@ -114,7 +114,7 @@ fn a_pod_that_failed_in_its_first_steps_was_never_initialised() {
     let mut pod = pod();
     pod["spec"]["initContainers"] = json!([{"name": "one", "image": "i"}, {"name": "two", "image": "i"}]);
     let fail = |record: &mut Record| {
-        record.finished = Some(Finished::ended(false));
+        record.finished = Some(Finished::badly());
     };
     let status = status_of(pod.clone(), &[("one", run(Some(0))), ("two", run(Some(1)))], &[], fail);
     let found = condition(&status, "Initialized");
@@ -236,7 +236,7 @@ fn a_resize_is_said_to_be_out_of_reach() {
 
 #[test]
 fn a_pod_that_is_through() {
-    let finished = Finished::ended(true);
+    let finished = Finished::well();
     let status = status_of(pod(), &[("a", run(Some(0)))], &[], |record| record.finished = Some(finished));
     assert_eq!(status["phase"], "Succeeded");
     assert_eq!(condition(&status, "Ready")["reason"], "PodCompleted");

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use agent::boundary::{
-    Attachment, EventKind, NetworkError, PodEvent, PodNetwork, PodRef, Token, TokenRequest, Upstream, UpstreamError,
+    Attachment, EventKind, NetworkError, PodEvent, PodNetwork, PodRef, ServiceLinks, Token, TokenRequest, Upstream,
+    UpstreamError,
 };
 use agent::{Agent, Config, ExecRequest};
 use api::uid::Uid;
@@ -135,7 +136,7 @@ impl Upstream for Teller {
     async fn runtime_handler(&self, class: &str) -> Result<String, UpstreamError> {
         Err(UpstreamError::NotFound(format!("runtimeclass.node.k8s.io {class:?} not found")))
     }
-    async fn service_environment(&self, _: &str, _: bool) -> Result<Vec<(String, String)>, UpstreamError> {
+    async fn service_environment(&self, _: &str, _: ServiceLinks) -> Result<Vec<(String, String)>, UpstreamError> {
         Ok(Vec::new())
     }
     async fn pod_removed(&self, pod: &PodRef) -> Result<(), UpstreamError> {

@@ -101,6 +101,10 @@ pub struct Path {
 }
 
 impl Path {
+    /// A path as columns of defined kinds have it, such as `.spec.replicas`.
+    ///
+    /// # Errors
+    /// [`NoPath`]: no JSONPath, or one that costs more than a column may.
     pub fn parse(text: &str) -> Result<Path, NoPath> {
         let mut reader = Reader { rest: text, depth: 0, steps: 0 };
         let path = reader.path()?;
@@ -108,6 +112,9 @@ impl Path {
     }
 
     /// The first value that is there.
+    ///
+    /// # Errors
+    /// [`Exhausted`] when more would be looked at than `search` has left; the object gets no value then.
     pub fn first<'v>(&self, value: &'v Value, search: &mut Search) -> Found<'v> {
         walk(&self.steps, value, search)
     }

@@ -3,7 +3,7 @@ use serde_json::json;
 
 use super::*;
 use crate::decode::{self, FieldValidation, MediaType};
-use crate::managed::{self, Writer};
+use crate::managed::{self, Conflicts, Writer};
 
 fn definition() -> Value {
     let text = include_bytes!("../../tests/data/crontab.yaml");
@@ -107,15 +107,15 @@ fn lists_merge_as_the_schema_says() {
     let kind = kind();
     let writer = |manager| Writer { manager, part: None, now: Timestamp::UNIX_EPOCH };
     let first = crontab(json!({"cronSpec": "*", "tags": ["a"], "rules": [{"name": "one", "on": true}]}));
-    let live = managed::apply(&kind, None, &first, writer("one"), false).unwrap();
+    let live = managed::apply(&kind, None, &first, writer("one"), Conflicts::Refuse).unwrap();
     let second = crontab(json!({"tags": ["b"], "rules": [{"name": "two"}]}));
-    let both = managed::apply(&kind, Some(&live), &second, writer("two"), false).unwrap();
+    let both = managed::apply(&kind, Some(&live), &second, writer("two"), Conflicts::Refuse).unwrap();
     assert_eq!(both["spec"]["tags"], json!(["a", "b"]));
     assert_eq!(both["spec"]["rules"], json!([{"name": "one", "on": true}, {"name": "two"}]));
     let third = crontab(json!({"rules": [{"name": "one", "on": false}]}));
-    let conflict = managed::apply(&kind, Some(&both), &third, writer("two"), false).unwrap_err();
+    let conflict = managed::apply(&kind, Some(&both), &third, writer("two"), Conflicts::Refuse).unwrap_err();
     assert!(conflict.message.contains(r#".spec.rules[name="one"].on"#), "{conflict}");
-    let odd = managed::apply(&kind, None, &crontab(json!({"odd": 1})), writer("one"), false).unwrap_err();
+    let odd = managed::apply(&kind, None, &crontab(json!({"odd": 1})), writer("one"), Conflicts::Refuse).unwrap_err();
     assert!(odd.message.ends_with(".spec.odd: field not declared in schema"), "{odd}");
 }
 

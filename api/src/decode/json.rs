@@ -85,12 +85,18 @@ fn number(text: &str) -> Value {
     }
 }
 
-/// The error is the text of Go's reader.
+/// A body that is JSON.
+///
+/// # Errors
+/// The text of Go's reader, or the limit of [`Budget::CLIENT`] that was met.
 pub fn parse(bytes: &[u8]) -> Result<Node, String> {
     parse_within(bytes, &mut Budget::CLIENT.meter())
 }
 
 /// JSON that is part of something larger.
+///
+/// # Errors
+/// Those of [`parse`], by the limits of this meter.
 pub fn parse_within(bytes: &[u8], meter: &mut Meter) -> Result<Node, String> {
     let mut reader = Reader { bytes, at: 0, meter };
     let node = reader.value()?;

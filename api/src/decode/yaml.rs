@@ -15,7 +15,10 @@ pub struct Yaml {
     pub strict: Vec<String>,
 }
 
-/// The error is the text of go-yaml.
+/// The first document of a body.
+///
+/// # Errors
+/// The text of go-yaml, or the limit of [`Budget::CLIENT`] that was met.
 pub fn parse(text: &str) -> Result<Yaml, String> {
     let mut builder = Builder::new(Budget::CLIENT.meter());
     let mut parser = Parser::new_from_str(text);

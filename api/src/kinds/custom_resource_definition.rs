@@ -7,7 +7,6 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use self::defaults::Unknown;
 use super::webhooks::{client, review_versions};
 use super::{Aspect, Behaviour, DEFAULT, Deletion, Generation, Part, Version};
 use crate::custom::path::{NoPath, Path};
@@ -15,7 +14,7 @@ use crate::custom::status::{begin_deletion, is_protected_group};
 use crate::default::{Object, nested, set, set_absent, text as member};
 use crate::kinds::MARK;
 use crate::names::{dns_1035_label, dns_subdomain};
-use crate::validate::{At, Errors, internal};
+use crate::validate::{At, Errors, Unknown, internal};
 use crate::value::{items, text};
 
 pub const BEHAVIOUR: Behaviour = Behaviour {
@@ -364,7 +363,7 @@ fn conversion(conversion: &At<'_>, errors: &mut Errors) {
         }
         match versions.is_empty() {
             true => versions.required("", errors),
-            false => review_versions(&versions, true, &["v1", "v1beta1"], errors),
+            false => review_versions(&versions, Unknown::Refused, &["v1", "v1beta1"], errors),
         }
         return;
     }

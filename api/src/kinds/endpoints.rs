@@ -34,9 +34,9 @@ fn endpoints(object: &Value, errors: &mut Errors) {
                 endpoint_address(address, &format!("{path}.{list}[{j}]"), errors);
             }
         }
-        let many = items(&subset["ports"]).count() > 1;
+        let count = items(&subset["ports"]).count();
         for (j, p) in items(&subset["ports"]).enumerate() {
-            endpoint_port(p, many, &format!("{path}.ports[{j}]"), errors);
+            endpoint_port(p, count, &format!("{path}.ports[{j}]"), errors);
         }
     }
 }
@@ -66,9 +66,10 @@ fn endpoint_address(address: &Value, path: &str, errors: &mut Errors) {
     }
 }
 
-fn endpoint_port(p: &Value, many: bool, path: &str, errors: &mut Errors) {
+/// One of `count` ports: where there are more, each has a name.
+fn endpoint_port(p: &Value, count: usize, path: &str, errors: &mut Errors) {
     match text(&p["name"]) {
-        "" if many => errors.push(FieldError::required(format!("{path}.name"), "")),
+        "" if count > 1 => errors.push(FieldError::required(format!("{path}.name"), "")),
         "" => {}
         name => invalid(&format!("{path}.name"), &p["name"], names::dns_label(name), errors),
     }

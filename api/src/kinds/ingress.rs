@@ -9,7 +9,7 @@ use super::{Aspect, Behaviour, DEFAULT, Generation, Part};
 use crate::default::{nested, set_absent};
 use crate::names::{dns_1035_label, dns_label, dns_subdomain, path_segment, port_name, wildcard_subdomain};
 use crate::table::cells::{NONE, at_most_three, or_none};
-use crate::validate::{At, Errors};
+use crate::validate::{At, Errors, NameRule};
 use crate::value::{count, items, text};
 
 pub const BEHAVIOUR: Behaviour = Behaviour {
@@ -75,12 +75,12 @@ fn spec(spec: &At<'_>, old: Option<&Value>, errors: &mut Errors) {
         let shown = rules.value.clone();
         spec.invalid_as(shown, "either `defaultBackend` or `rules` must be specified", errors);
     }
-    let relaxed = old.is_some_and(has_relaxed_name);
+    let service: NameRule = if old.is_some_and(has_relaxed_name) { dns_label } else { dns_1035_label };
     if default.is_given() {
-        backend(&default, relaxed, errors);
+        backend(&default, service, errors);
     }
     for rule in rules.items() {
-        self::rule(&rule, old, relaxed, errors);
+        self::rule(&rule, old, service, errors);
     }
     let secrets = |tls: &Value| {
         items(tls)
@@ -108,7 +108,7 @@ fn has_relaxed_name(old: &Value) -> bool {
     names.any(|name| dns_label(name).is_empty() && !dns_1035_label(name).is_empty())
 }
 
-fn rule(rule: &At<'_>, old: Option<&Value>, relaxed: bool, errors: &mut Errors) {
+fn rule(rule: &At<'_>, old: Option<&Value>, service: NameRule, errors: &mut Errors) {
     let host = rule.at("host");
     if !host.is_empty() {
         if host.text().parse::<IpAddr>().is_ok() {
@@ -121,16 +121,16 @@ fn rule(rule: &At<'_>, old: Option<&Value>, relaxed: bool, errors: &mut Errors) 
         let rules = At::of(old, "rules");
         rules.items().filter(|rule| rule.at("host").text().contains('*')).any(|rule| {
             let mut found = Vec::new();
-            paths(&rule.at("http"), relaxed, &mut found);
+            paths(&rule.at("http"), service, &mut found);
             !found.is_empty()
         })
     };
     if !(host.text().contains('*') && old.is_some_and(unchecked)) {
-        paths(&rule.at("http"), relaxed, errors);
+        paths(&rule.at("http"), service, errors);
     }
 }
 
-fn paths(http: &At<'_>, relaxed: bool, errors: &mut Errors) {
+fn paths(http: &At<'_>, service: NameRule, errors: &mut Errors) {
     if !http.is_given() {
         return;
     }
@@ -153,7 +153,7 @@ fn paths(http: &At<'_>, relaxed: bool, errors: &mut Errors) {
             }
             _ => kind.not_supported(&["Exact", "ImplementationSpecific", "Prefix"], errors),
         }
-        backend(&path.at("backend"), relaxed, errors);
+        backend(&path.at("backend"), service, errors);
     }
 }
 
@@ -170,7 +170,8 @@ fn strict_path(path: &At<'_>, errors: &mut Errors) {
     }
 }
 
-fn backend(backend: &At<'_>, relaxed: bool, errors: &mut Errors) {
+/// `named` is what the Service's name has to be.
+fn backend(backend: &At<'_>, named: NameRule, errors: &mut Errors) {
     let (resource, service) = (backend.at("resource"), backend.at("service"));
     match (resource.is_given(), service.is_given()) {
         (true, true) => return backend.invalid_as("", "cannot set both resource and service backends", errors),
@@ -178,7 +179,7 @@ fn backend(backend: &At<'_>, relaxed: bool, errors: &mut Errors) {
         (true, false) => return reference(&resource, errors),
         (false, true) => {}
     }
-    service.at("name").needs_name(if relaxed { dns_label } else { dns_1035_label }, errors);
+    service.at("name").needs_name(named, errors);
     let (name, number) = (service.at("port").at("name"), service.at("port").at("number"));
     match (!name.is_empty(), number.number().unwrap_or(0) != 0) {
         (true, true) => backend.invalid_as("", "cannot set both port name & port number", errors),

@@ -41,18 +41,22 @@ fn class(class: &Value, errors: &mut Errors) {
             let why = format!("maximum allowed value of a user defined priority is {HIGHEST}");
             At::of(class, "value").forbidden(why, errors);
         }
-    } else if let Some(why) = not_of_system(name, value, class["globalDefault"] == true) {
+    } else if let Some(why) = not_of_system(class) {
         let text = "priority class names with 'system-' prefix are reserved for system use only. error";
         At::of(class, "metadata").at("name").forbidden(format!("{text}: {why}"), errors);
     }
     At::of(class, "preemptionPolicy").one_of_if_given(&["PreemptLowerPriority", "Never"], errors);
 }
 
-fn not_of_system(name: &str, value: i64, default: bool) -> Option<String> {
+/// Why a class is none of the system's own.
+fn not_of_system(class: &Value) -> Option<String> {
+    let (name, value) = (text(&class["metadata"]["name"]), number(&class["value"]));
     match SYSTEM.iter().find(|(own, _)| *own == name) {
         None => Some(format!("{name} is not a known system priority class")),
         Some((_, own)) if *own != value => Some(format!("value of {name} PriorityClass must be {own}")),
-        Some(_) if default => Some(format!("globalDefault of {name} PriorityClass must be false")),
+        Some(_) if class["globalDefault"] == true => {
+            Some(format!("globalDefault of {name} PriorityClass must be false"))
+        }
         Some(_) => None,
     }
 }

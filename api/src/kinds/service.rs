@@ -49,8 +49,7 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
 fn service(object: &Value, errors: &mut Errors) {
     let spec = &object["spec"];
     let kind = text(&spec["type"]);
-    let headless = text(&spec["clusterIP"]) == "None";
-    if items(&spec["ports"]).next().is_none() && !headless && kind != "ExternalName" {
+    if items(&spec["ports"]).next().is_none() && !is_headless(spec) && kind != "ExternalName" {
         errors.push(FieldError::required("spec.ports", ""));
     }
     by_type(spec, kind, errors);
@@ -69,7 +68,7 @@ fn service(object: &Value, errors: &mut Errors) {
             special_ip(address, value, &path, errors);
         }
     }
-    families(spec, headless, errors);
+    families(spec, errors);
     one_of("spec.type", &spec["type"], &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], errors);
     for (i, cidr) in items(&spec["loadBalancerSourceRanges"]).enumerate() {
         if !is_cidr(text(cidr).trim()) {
@@ -80,10 +79,14 @@ fn service(object: &Value, errors: &mut Errors) {
     policies(spec, kind, errors);
 }
 
+fn is_headless(spec: &Value) -> bool {
+    text(&spec["clusterIP"]) == "None"
+}
+
 /// The cluster has IPv4 only; services that get no address may name both families.
-fn families(spec: &Value, headless: bool, errors: &mut Errors) {
+fn families(spec: &Value, errors: &mut Errors) {
     let selects = spec["selector"].as_object().is_some_and(|s| !s.is_empty());
-    if headless && !selects {
+    if is_headless(spec) && !selects {
         return;
     }
     if spec["ipFamilyPolicy"] == "RequireDualStack" {

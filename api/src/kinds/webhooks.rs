@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Aspect, Behaviour, DEFAULT, Generation, Version};
 use crate::default::{Object, set_absent};
 use crate::names::{dns_1035_label, dns_subdomain, qualified_name};
-use crate::validate::{At, Errors};
+use crate::validate::{At, Errors, Unknown};
 use crate::value::{items, text};
 
 const COMMON: Behaviour = Behaviour {
@@ -61,7 +61,8 @@ fn configuration(object: &Value, old: Option<&Value>, errors: &mut Errors) {
         false => &["None", "NoneOnDryRun"],
     };
     let known = |hook: &Value| items(&hook["admissionReviewVersions"]).any(|v| REVIEWS.contains(&text(v)));
-    let unknown = old.is_some_and(|old| items(&old["webhooks"]).any(|hook| !known(hook)));
+    let had_unknown = old.is_some_and(|old| items(&old["webhooks"]).any(|hook| !known(hook)));
+    let unknown = if had_unknown { Unknown::Stays } else { Unknown::Refused };
     let twice = old.is_some_and(|old| {
         let mut seen = HashSet::new();
         !items(&old["webhooks"]).all(|hook| seen.insert(text(&hook["name"])))
@@ -69,7 +70,7 @@ fn configuration(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     let mut names = HashSet::new();
     for hook in At::of(object, "webhooks").items() {
         webhook(&hook, effects, errors);
-        review_versions(&hook.at("admissionReviewVersions"), !unknown, &REVIEWS, errors);
+        review_versions(&hook.at("admissionReviewVersions"), unknown, &REVIEWS, errors);
         let name = hook.at("name");
         if !twice && !name.is_empty() && !names.insert(name.text()) {
             name.duplicate(errors);
@@ -111,8 +112,8 @@ fn qualified_domain(name: &At<'_>, errors: &mut Errors) {
     }
 }
 
-/// Versions of what is sent to a webhook, of which one at least is known.
-pub fn review_versions(versions: &At<'_>, needs_known: bool, known: &[&str], errors: &mut Errors) {
+/// Versions of what is sent to a webhook, of which one at least is known, unless `unknown` ones stay.
+pub fn review_versions(versions: &At<'_>, unknown: Unknown, known: &[&str], errors: &mut Errors) {
     if versions.is_empty() {
         return versions.required(&format!("must specify one of {}", known.join(", ")), errors);
     }
@@ -123,7 +124,7 @@ pub fn review_versions(versions: &At<'_>, needs_known: bool, known: &[&str], err
             false => version.invalid("duplicate version", errors),
         }
     }
-    if needs_known && !known.iter().any(|version| seen.contains(version)) {
+    if unknown == Unknown::Refused && !known.iter().any(|version| seen.contains(version)) {
         versions.invalid(format!("must include at least one of {}", known.join(", ")), errors);
     }
 }

@@ -147,10 +147,11 @@ fn who(names: &[&str]) -> String {
     format!("{} {}", one_or_more("container", names.len()), quoted(names.iter().copied()))
 }
 
-/// `pod and container "a"`: everything that sets a field wrongly.
-fn setters(pod: bool, names: &[&str]) -> Vec<String> {
-    let pod = pod.then(|| "pod".to_owned());
-    pod.into_iter().chain((!names.is_empty()).then(|| who(names))).collect()
+/// `pod and container "a"`: everything whose security context is wrong.
+fn setters(spec: &Value, wrong: impl Fn(&Value) -> bool) -> Vec<String> {
+    let pod = wrong(&spec["securityContext"]).then(|| "pod".to_owned());
+    let names = named(spec, |container| wrong(&container["securityContext"]));
+    pod.into_iter().chain((!names.is_empty()).then(|| who(&names))).collect()
 }
 
 fn violation(reason: impl Into<String>, detail: String) -> Option<Violation> {
@@ -166,7 +167,7 @@ fn app_armor(metadata: &Value, spec: &Value) -> Option<Violation> {
         let profile = &context["appArmorProfile"];
         !profile.is_null() && !matches!(text(&profile["type"]), "RuntimeDefault" | "Localhost")
     };
-    let mut bad = setters(wrong(&spec["securityContext"]), &named(spec, |c| wrong(&c["securityContext"])));
+    let mut bad = setters(spec, wrong);
     let contexts = containers(spec).map(|c| &c["securityContext"]).chain([&spec["securityContext"]]);
     let types: BTreeSet<&str> =
         contexts.filter(|c| wrong(c)).map(|context| text(&context["appArmorProfile"]["type"])).collect();
@@ -292,7 +293,7 @@ fn se_linux(spec: &Value, allowed: &[&str]) -> Option<Violation> {
         let options = options(context);
         !allowed.contains(&text(&options["type"])) || set(&options, "user") || set(&options, "role")
     };
-    let bad = setters(wrong(&spec["securityContext"]), &named(spec, |c| wrong(&c["securityContext"])));
+    let bad = setters(spec, wrong);
     if bad.is_empty() {
         return None;
     }
@@ -326,7 +327,7 @@ fn seccomp(spec: &Value, unset: Unset) -> Option<Violation> {
     let valid = |name: &String| matches!(name.as_str(), "RuntimeDefault" | "Localhost");
     let wrong = |context: &Value| !context["seccompProfile"].is_null() && !profile(context).is_some_and(|p| valid(&p));
     let pod = &spec["securityContext"];
-    let bad = setters(wrong(pod), &named(spec, |c| wrong(&c["securityContext"])));
+    let bad = setters(spec, wrong);
     if !bad.is_empty() {
         let contexts = containers(spec).map(|c| &c["securityContext"]).chain([pod]);
         let types: BTreeSet<String> = contexts.filter(|c| wrong(c)).map(|c| profile(c).unwrap_or_default()).collect();
@@ -353,7 +354,7 @@ fn sysctls(spec: &Value, allowed: &[&str]) -> Option<Violation> {
 
 fn host_process(spec: &Value) -> Option<Violation> {
     let wrong = |context: &Value| context["windowsOptions"]["hostProcess"] == true;
-    let bad = setters(wrong(&spec["securityContext"]), &named(spec, |c| wrong(&c["securityContext"])));
+    let bad = setters(spec, wrong);
     if bad.is_empty() {
         return None;
     }
@@ -393,14 +394,12 @@ fn volume_types(spec: &Value) -> Option<Violation> {
 
 fn run_as_non_root(spec: &Value) -> Option<Violation> {
     let reason = "runAsNonRoot != true";
-    let is = |context: &Value, wanted: bool| context["runAsNonRoot"] == wanted;
-    let pod = &spec["securityContext"];
-    let bad = setters(is(pod, false), &named(spec, |c| is(&c["securityContext"], false)));
+    let bad = setters(spec, |context| context["runAsNonRoot"] == false);
     if !bad.is_empty() {
         return violation(reason, format!("{} must not set securityContext.runAsNonRoot=false", bad.join(" and ")));
     }
     let silent = named(spec, |c| c["securityContext"]["runAsNonRoot"].is_null());
-    if is(pod, true) || silent.is_empty() {
+    if spec["securityContext"]["runAsNonRoot"] == true || silent.is_empty() {
         return None;
     }
     violation(reason, format!("pod or {} must set securityContext.runAsNonRoot=true", who(&silent)))
@@ -408,7 +407,7 @@ fn run_as_non_root(spec: &Value) -> Option<Violation> {
 
 fn run_as_user(spec: &Value) -> Option<Violation> {
     let wrong = |context: &Value| context["runAsUser"] == 0;
-    let bad = setters(wrong(&spec["securityContext"]), &named(spec, |c| wrong(&c["securityContext"])));
+    let bad = setters(spec, wrong);
     if bad.is_empty() {
         return None;
     }

@@ -16,7 +16,11 @@ pub struct Fields {
 }
 
 impl Fields {
-    /// The error is upstream's text.
+    /// From the query form, `a=b,c!=d`.
+    ///
+    /// # Errors
+    /// Upstream's text: what cannot be understood, or a field by which this kind cannot be selected; or
+    /// [`Exceeded::Requirements`].
     pub fn parse(kind: &Kind, text: &str) -> Result<Fields, String> {
         let mut terms = Vec::new();
         let parts = split_terms(text);

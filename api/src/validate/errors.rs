@@ -11,6 +11,14 @@ pub type Errors = Vec<FieldError>;
 
 pub type NameRule = fn(&str) -> Vec<String>;
 
+/// What becomes of what a schema or this server does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unknown {
+    Refused,
+    /// The stored object has some already.
+    Stays,
+}
+
 /// Protocols of ports, as they are listed.
 pub(crate) const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
 

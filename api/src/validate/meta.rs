@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Errors, NameRule, invalid};
+use crate::kind::Scope;
 use crate::names;
 use crate::status::{ErrorKind, FieldError, verbatim};
 use crate::value::{entries, items, text};
@@ -20,7 +21,7 @@ pub enum Finalizers {
     Any,
 }
 
-pub fn object(metadata: &Value, namespaced: bool, rule: NameRule, finalizers: Finalizers, errors: &mut Errors) {
+pub fn object(metadata: &Value, scope: Scope, rule: NameRule, finalizers: Finalizers, errors: &mut Errors) {
     let prefix = &metadata["generateName"];
     if !text(prefix).is_empty() {
         // A prefix may end in what a name may not.
@@ -32,7 +33,7 @@ pub fn object(metadata: &Value, namespaced: bool, rule: NameRule, finalizers: Fi
     } else {
         invalid("metadata.name", &metadata["name"], rule(text(&metadata["name"])), errors);
     }
-    if namespaced {
+    if scope == Scope::Namespaced {
         if text(&metadata["namespace"]).is_empty() {
             errors.push(FieldError::required("metadata.namespace", ""));
         } else {

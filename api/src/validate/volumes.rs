@@ -80,7 +80,13 @@ pub fn volume(spec: &At<'_>, place: Place<'_>, errors: &mut Errors) {
         false => {}
     }
     let placed = affinity.is_given() && !inline;
-    let found = one_source(spec, &SOURCES, |name, at, errors| source(name, &at, spec, place, placed, errors), errors);
+    let check = |name: &str, at: At<'_>, errors: &mut Errors| {
+        source(name, &at, spec, place, errors);
+        if name == "local" && !placed {
+            affinity.required("Local volume requires node affinity", errors);
+        }
+    };
+    let found = one_source(spec, &SOURCES, check, errors);
     if found == 0 {
         spec.required("must specify a volume type", errors);
     }
@@ -194,7 +200,7 @@ const NEEDED: [(&str, &[&str]); 12] = [
     ("scaleIO", &["gateway", "system", "volumeName"]),
 ];
 
-fn source(name: &str, at: &At<'_>, spec: &At<'_>, place: Place<'_>, placed: bool, errors: &mut Errors) {
+fn source(name: &str, at: &At<'_>, spec: &At<'_>, place: Place<'_>, errors: &mut Errors) {
     // Upstream names this one differently here.
     let renamed = At::new(at.value, format!("{}.persistentDisk", spec.path()));
     let at = if name == "gcePersistentDisk" { &renamed } else { at };
@@ -209,9 +215,6 @@ fn source(name: &str, at: &At<'_>, spec: &At<'_>, place: Place<'_>, placed: bool
             match path.text() {
                 "" => path.required("", errors),
                 _ => super::pod::volume::no_backsteps(path.value, path.path(), errors),
-            }
-            if !placed {
-                spec.at("nodeAffinity").required("Local volume requires node affinity", errors);
             }
         }
         "csi" => csi(at, errors),

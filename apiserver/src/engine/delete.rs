@@ -70,6 +70,11 @@ enum Step {
 }
 
 impl Engine {
+    /// Deletes an object as its kind does: at once, or with a mark until its finalizers or its node are done.
+    ///
+    /// # Errors
+    /// 404 when it is not there; 409 Conflict when it is not the one that the options name, or kept changing; what
+    /// admission says (403, 422); 500 when the stored object cannot be read. Storing fails as in [`Engine::create`].
     pub async fn delete(&self, context: &Context, target: &Target, options: &DeleteOptions) -> Result<Removal, Status> {
         self.delete_as(context, target, options, Reviewed::As(target)).await
     }
@@ -116,6 +121,10 @@ impl Engine {
     }
 
     /// Deletes what a list gives, one by one; gives that list, and texts for `Warning: 299` headers.
+    ///
+    /// # Errors
+    /// Those of [`Engine::list`], and the first deletion that fails other than by 404: what was deleted by then is
+    /// gone.
     pub async fn delete_collection(
         &self,
         context: &Context,

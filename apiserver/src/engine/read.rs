@@ -59,11 +59,21 @@ struct Token {
 
 impl Engine {
     /// The object, not older than `version`.
+    ///
+    /// # Errors
+    /// 404 when it is not there, 500 when it is stored and cannot be read, 504 when `version` lies ahead and does not
+    /// come in time. Without a version: 500 when the store does not answer, 503 when the server is shutting down.
     pub async fn get(&self, target: &Target, version: Option<Revision>) -> Result<Arc<Object>, Status> {
         self.wait_for(version).await?;
         self.find(target)
     }
 
+    /// What is selected: now, at a revision, or the page after a token.
+    ///
+    /// # Errors
+    /// 410 Expired when the revision is older than the history; for a page's token, with another one that goes on from
+    /// its place in the present state. 400 for a token that cannot be read or comes with a revision; 500, 503 and 504
+    /// as in [`Engine::get`].
     pub async fn list(&self, target: &Target, options: &ListOptions) -> Result<List, Status> {
         if !options.continue_token.is_empty() {
             return self.next_page(target, options);
@@ -149,53 +159,63 @@ fn page(snapshot: Snapshot, after: &str, options: &ListOptions, issued: i64) -> 
     List { revision, objects: taken, continue_token, remaining: (rest > 0 && !filtered).then_some(rest) }
 }
 
-/// The checks of list and watch parameters that belong together, in upstream's words.
-pub fn check_versions(
+/// The checks of a list's parameters that belong together, in upstream's words.
+///
+/// # Errors
+/// 422 with everything that contradicts.
+pub fn check_list(
     version: Option<&str>,
     version_match: Option<&str>,
     initial_events: Option<bool>,
-    watching: bool,
 ) -> Result<Option<VersionMatch>, Status> {
     let mut errors = Vec::new();
     let asked = version_match.filter(|text| !text.is_empty());
-    if watching {
-        match (initial_events, asked) {
-            (None, Some(_)) => errors.push(FieldError::forbidden(
-                "resourceVersionMatch",
-                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-            )),
-            (Some(_), found) if found != Some("NotOlderThan") => {
-                let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
-                errors.push(FieldError::forbidden("resourceVersionMatch", why));
-                if let Some(found) = found {
-                    errors.push(FieldError::not_supported("resourceVersionMatch", found, &["NotOlderThan"]));
-                }
-            }
-            _ => {}
-        }
-    } else {
-        if initial_events.is_some() {
-            errors.push(FieldError::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
-        }
-        match (asked, version.unwrap_or_default()) {
-            (Some(_), "") => errors.push(FieldError::forbidden(
-                "resourceVersionMatch",
-                "resourceVersionMatch is forbidden unless resourceVersion is provided",
-            )),
-            (Some("Exact"), "0") => errors.push(FieldError::forbidden(
-                "resourceVersionMatch",
-                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-            )),
-            (Some(other), _) if !matches!(other, "Exact" | "NotOlderThan") => {
-                errors.push(FieldError::not_supported("resourceVersionMatch", other, &["Exact", "NotOlderThan", ""]));
-            }
-            _ => {}
-        }
+    if initial_events.is_some() {
+        errors.push(FieldError::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
     }
-    if !errors.is_empty() {
-        return Err(Status::invalid("meta.k8s.io", "ListOptions", "", errors));
+    match (asked, version.unwrap_or_default()) {
+        (Some(_), "") => errors.push(FieldError::forbidden(
+            "resourceVersionMatch",
+            "resourceVersionMatch is forbidden unless resourceVersion is provided",
+        )),
+        (Some("Exact"), "0") => errors.push(FieldError::forbidden(
+            "resourceVersionMatch",
+            "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+        )),
+        (Some(other), _) if !matches!(other, "Exact" | "NotOlderThan") => {
+            errors.push(FieldError::not_supported("resourceVersionMatch", other, &["Exact", "NotOlderThan", ""]));
+        }
+        _ => {}
     }
+    unless_wrong(errors)?;
     Ok(asked.map(|text| if text == "Exact" { VersionMatch::Exact } else { VersionMatch::NotOlderThan }))
+}
+
+/// The same of a watch, which begins nowhere but where it is told.
+///
+/// # Errors
+/// As of [`check_list`].
+pub fn check_watch(version_match: Option<&str>, initial_events: Option<bool>) -> Result<(), Status> {
+    let mut errors = Vec::new();
+    match (initial_events, version_match.filter(|text| !text.is_empty())) {
+        (None, Some(_)) => errors.push(FieldError::forbidden(
+            "resourceVersionMatch",
+            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        )),
+        (Some(_), found) if found != Some("NotOlderThan") => {
+            let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+            errors.push(FieldError::forbidden("resourceVersionMatch", why));
+            if let Some(found) = found {
+                errors.push(FieldError::not_supported("resourceVersionMatch", found, &["NotOlderThan"]));
+            }
+        }
+        _ => {}
+    }
+    unless_wrong(errors)
+}
+
+fn unless_wrong(errors: Vec<FieldError>) -> Result<(), Status> {
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "ListOptions", "", errors)) }
 }
 
 #[cfg(test)]
@@ -211,10 +231,10 @@ mod tests {
 
     #[test]
     fn parameters_are_checked_as_upstream_words_them() {
-        let why = |result: Result<_, Status>| result.unwrap_err().message;
-        assert!(why(check_versions(Some("0"), Some("Exact"), None, false)).contains("forbidden for resourceVersion"));
-        assert!(why(check_versions(None, Some("Exact"), None, false)).contains("unless resourceVersion is provided"));
-        assert!(why(check_versions(None, None, Some(true), true)).contains("requires setting"));
-        assert_eq!(check_versions(Some("5"), Some("Exact"), None, false).unwrap(), Some(VersionMatch::Exact));
+        let why = |version| check_list(version, Some("Exact"), None).unwrap_err().message;
+        assert!(why(Some("0")).contains("forbidden for resourceVersion"));
+        assert!(why(None).contains("unless resourceVersion is provided"));
+        assert!(check_watch(None, Some(true)).unwrap_err().message.contains("requires setting"));
+        assert_eq!(check_list(Some("5"), Some("Exact"), None).unwrap(), Some(VersionMatch::Exact));
     }
 }

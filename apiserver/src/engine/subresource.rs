@@ -2,7 +2,7 @@
 
 use api::conditions::{self, Condition};
 use api::kind::Part;
-use api::managed::{self, Writer};
+use api::managed::{self, Conflicts, Writer};
 use api::status::{Cause, FieldError, Status};
 use api::uid::Uid;
 use serde_json::{Value, json};
@@ -15,6 +15,9 @@ use crate::request::{Context, DeleteOptions, Target, WriteOptions};
 
 impl Engine {
     /// Changes an object through its Scale; the outcome is the Scale.
+    ///
+    /// # Errors
+    /// Those of [`Engine::update`]; 400 for another name, 422 for negative replicas.
     pub async fn update_scale(
         &self,
         context: &Context,
@@ -40,13 +43,17 @@ impl Engine {
     }
 
     /// Server-side apply of a Scale: what it owns of the object is its replicas.
+    ///
+    /// # Errors
+    /// Those of [`Engine::update_scale`]; 400 for what is no Scale, 409 when others own the replicas and conflicts
+    /// are refused.
     pub async fn apply_scale(
         &self,
         context: &Context,
         target: &Target,
         options: &WriteOptions,
         applied: &Value,
-        force: bool,
+        conflicts: Conflicts,
     ) -> Result<Written, Status> {
         let kind = &target.kind;
         if (&applied["apiVersion"], &applied["kind"]) != (&json!("autoscaling/v1"), &json!("Scale")) {
@@ -72,7 +79,7 @@ impl Engine {
             if let Some(version) = applied["metadata"].get("resourceVersion") {
                 config["metadata"]["resourceVersion"] = version.clone();
             }
-            managed::apply(kind, Some(live), &config, writer, force).map(Draft::Apply)
+            managed::apply(kind, Some(live), &config, writer, conflicts).map(Draft::Apply)
         };
         let mut written = self.update(context, target, options, &apply).await?;
         written.object = Shown::Value(api::write::scale_of(&target.kind, &written.object.into_value()));
@@ -80,6 +87,10 @@ impl Engine {
     }
 
     /// `pods/NAME/binding`, or a Binding by itself: gives the pod its node, once; the pod's new revision.
+    ///
+    /// # Errors
+    /// 404 when the pod is not there; 409 Conflict when it is another, has a node or is being deleted; 500, as
+    /// upstream, for a target that is no node; what admission says.
     pub async fn bind(
         &self,
         context: &Context,
@@ -126,6 +137,11 @@ impl Engine {
     }
 
     /// `pods/NAME/eviction`: a deletion that respects disruption budgets.
+    ///
+    /// # Errors
+    /// 429 TooManyRequests while a budget that selects the pod has no disruption to spare or is not counted yet: to be
+    /// tried again. 403 for a budget that counts wrongly, 500 for more than one, 400 for another name. Else those of
+    /// [`Engine::delete`].
     pub async fn evict(
         &self,
         context: &Context,
@@ -143,7 +159,7 @@ impl Engine {
         let target = Target { part: None, ..asked.clone() };
         let pod = self.find(&target)?.value();
         if let Some(budget) = self.check_budgets(&target, &pod)? {
-            self.spend(context, &budget, &pod, deletion.dry_run).await?;
+            self.spend(context, &budget, &pod, &deletion).await?;
         }
         let removal = self.delete_as(context, &target, &deletion, Reviewed::Already).await?;
         warnings.extend(removal.warnings);
@@ -181,7 +197,13 @@ impl Engine {
     }
 
     /// Takes one disruption of a budget, so that the next eviction is not let through on the same count.
-    async fn spend(&self, context: &Context, budget: &Target, pod: &Value, dry_run: bool) -> Result<(), Status> {
+    async fn spend(
+        &self,
+        context: &Context,
+        budget: &Target,
+        pod: &Value,
+        deletion: &DeleteOptions,
+    ) -> Result<(), Status> {
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
         let take = |current: Option<&Value>| {
             let current = current.ok_or_else(|| budget.not_found())?;
@@ -192,7 +214,7 @@ impl Engine {
             next["status"]["disruptedPods"][name] = json!(api::time::rfc3339(context.now));
             Ok(Draft::Own(next))
         };
-        let options = WriteOptions { manager: "kube-apiserver".into(), dry_run };
+        let options = WriteOptions { manager: "kube-apiserver".into(), dry_run: deletion.dry_run };
         self.update(context, budget, &options, &take).await.map(drop)
     }
 }

@@ -59,6 +59,12 @@ pub type Change<'a> = dyn Fn(Option<&Value>) -> Result<Draft, Status> + Send + S
 
 impl Engine {
     /// Creates an object that was decoded in the target's version.
+    ///
+    /// # Errors
+    /// 409 AlreadyExists when the name is taken; 422 for what is not valid; 400 for another namespace, or what is too
+    /// deep; 403 by admission or for more rights than the user has; 404 when there is no such namespace. 507 while the
+    /// store has no space, 500 when it does not answer or failed, 503 when it is shutting down or others keep taking a
+    /// Service's addresses. Nothing was stored then; only of a store that did not answer nobody knows.
     pub async fn create(
         &self,
         context: &Context,
@@ -161,6 +167,11 @@ impl Engine {
     }
 
     /// Changes an object; `change` may run several times.
+    ///
+    /// # Errors
+    /// What `change` says; 404 when it is not there, and is not created so (by apply, or by a PUT of some kinds); 409
+    /// Conflict for another version or uid than the present one, or when it kept changing. Else those of
+    /// [`Engine::create`].
     pub async fn update(
         &self,
         context: &Context,

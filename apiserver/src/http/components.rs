@@ -14,16 +14,16 @@ pub fn is_kind(kind: &Kind) -> bool {
 
 /// What a cluster is made of: scheduler and controllers live and die with this process, the store may fail alone.
 pub fn all(engine: &Engine) -> Vec<Arc<Object>> {
-    let stored = engine.failure().borrow().is_none();
-    [("controller-manager", true), ("etcd-0", stored), ("scheduler", true)]
-        .map(|(name, well)| Arc::new(component(name, well)))
+    let store = engine.failure().borrow().as_ref().map(|_| "the store failed");
+    [("controller-manager", None), ("etcd-0", store), ("scheduler", None)]
+        .map(|(name, trouble)| Arc::new(component(name, trouble)))
         .into()
 }
 
-fn component(name: &str, well: bool) -> Object {
-    let condition = match well {
-        true => json!({"type": "Healthy", "status": "True", "message": "ok"}),
-        false => json!({"type": "Healthy", "status": "False", "error": "the store failed"}),
+fn component(name: &str, trouble: Option<&str>) -> Object {
+    let condition = match trouble {
+        None => json!({"type": "Healthy", "status": "True", "message": "ok"}),
+        Some(why) => json!({"type": "Healthy", "status": "False", "error": why}),
     };
     let object =
         json!({"kind": "ComponentStatus", "apiVersion": "v1", "metadata": {"name": name}, "conditions": [condition]});

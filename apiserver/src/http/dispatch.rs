@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 
 use super::caller::{authenticate, impersonate, impersonates_nobody};
 use super::connect::{Asked, check_origin, connects, enters};
-use super::negotiate::{self, Accepted};
-use super::params::{self, WriteParams};
+use super::negotiate::{self, Accepted, Content};
+use super::params::{self, WriteParams, Writing};
 use super::path::{Path, Query, ResourcePath};
 use super::read::{Busy, Received, header_of, receive};
 use super::reply::page_not_found;
@@ -82,8 +82,7 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     if resource.watch && !resource.subresource.is_empty() {
         return Err(Status::no_route());
     }
-    let watching = resource.watch || (parts.method == Method::GET && resource.name.is_empty() && query.flag("watch"));
-    let verb = verb(&parts.method, &resource, watching);
+    let verb = verb(&parts.method, &resource, &query);
     let asked = Attributes {
         verb: verb.into(),
         group: resource.group.clone(),
@@ -98,7 +97,7 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     let name =
         if resource.name.is_empty() { selected("metadata.name").unwrap_or_default() } else { resource.name.clone() };
     let asked = Attributes { name, node_name: selected("spec.nodeName"), ..asked };
-    let form = form(&resource, watching, &query);
+    let form = form(&resource, verb, &query);
     let level = Level::of(&user, &asked);
     let (streamed, received) = match verb {
         _ if Part::parse(&resource.subresource).is_some_and(|part| connects(Some(part))) => {
@@ -130,11 +129,12 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
         let asked = Asked { shared, context: &context, target: &target, query: &query, rest: &resource.rest };
         return asked.open(parts, body, seat).await;
     }
-    let accepted = negotiate::answer(
-        header_of(&parts, header::ACCEPT),
-        watching,
-        !resource.name.is_empty() || parts.method == Method::POST,
-    )?;
+    let content = match verb {
+        "watch" => Content::Watch,
+        _ if !resource.name.is_empty() || parts.method == Method::POST => Content::Object,
+        _ => Content::Other,
+    };
+    let accepted = negotiate::answer(header_of(&parts, header::ACCEPT), content)?;
     if target.kind.custom.is_some() && accepted.encoding == negotiate::Encoding::Protobuf {
         return Err(Status::none_acceptable(&["application/json", "application/yaml"]));
     }
@@ -144,10 +144,10 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
 }
 
 /// Whether a request keeps its seat beyond its answer's head.
-fn form(resource: &ResourcePath, watching: bool, query: &Query) -> Form {
+fn form(resource: &ResourcePath, verb: &str, query: &Query) -> Form {
     let streams = match Part::parse(&resource.subresource) {
         Some(Part::Log) => query.flag("follow"),
-        part => watching || connects(part),
+        part => verb == "watch" || connects(part),
     };
     if streams { Form::Stream } else { Form::Request }
 }
@@ -243,10 +243,11 @@ fn unknown(shared: &Shared, resource: &ResourcePath) -> Result<Reply, Status> {
     if known { Err(Status::no_route()) } else { Ok(page_not_found()) }
 }
 
-fn verb(method: &Method, resource: &ResourcePath, watching: bool) -> &'static str {
+fn verb(method: &Method, resource: &ResourcePath, query: &Query) -> &'static str {
     let one = !resource.name.is_empty();
     match *method {
-        _ if watching => "watch",
+        _ if resource.watch => "watch",
+        Method::GET if !one && query.flag("watch") => "watch",
         Method::GET | Method::HEAD if one => "get",
         Method::GET | Method::HEAD => "list",
         Method::POST => "create",
@@ -365,14 +366,14 @@ impl Call<'_> {
         }
     }
 
-    fn write_params(&self, options_kind: &str, apply: bool) -> Result<WriteParams, Status> {
-        params::write(&self.query, header_of(self.parts, header::USER_AGENT), options_kind, apply)
+    fn write_params(&self, writing: Writing) -> Result<WriteParams, Status> {
+        params::write(&self.query, header_of(self.parts, header::USER_AGENT), writing)
     }
 
     async fn create(&self, body: Received) -> Result<Reply, Status> {
         self.check_verb("create")?;
         let target = &self.target;
-        let params = self.write_params("CreateOptions", false)?;
+        let params = self.write_params(Writing::Create)?;
         let media = negotiate::body(header_of(self.parts, header::CONTENT_TYPE))?;
         let body = self.body(body).await?;
         if let Some(sub) = target.part.and_then(|part| target.kind.subresource(part)) {
@@ -456,7 +457,7 @@ impl Call<'_> {
 
     async fn put(&self, body: Received) -> Result<Reply, Status> {
         let target = &self.target;
-        let params = self.write_params("UpdateOptions", false)?;
+        let params = self.write_params(Writing::Update)?;
         let media = negotiate::body(header_of(self.parts, header::CONTENT_TYPE))?;
         let body = self.body(body).await?;
         if target.part == Some(Part::Scale) {
@@ -502,7 +503,7 @@ impl Call<'_> {
             _ => return Err(Status::plain(415, "UnsupportedMediaType", "415: Unsupported Media Type")),
         };
         let target = &self.target;
-        let params = self.write_params("PatchOptions", false)?;
+        let params = self.write_params(Writing::Patch)?;
         let body = self.body(body).await?;
         if target.part == Some(Part::Scale) {
             let sub = target.kind.subresource(Part::Scale).ok_or_else(Status::no_route)?;
@@ -526,20 +527,20 @@ impl Call<'_> {
 
     async fn apply(&self, body: Received) -> Result<Reply, Status> {
         let target = &self.target;
-        let params = self.write_params("PatchOptions", true)?;
+        let params = self.write_params(Writing::Apply)?;
         let body = self.body(body).await?;
         // As sent: what the types would add is not what the applier asked for.
         let applied = decode::untyped(decode::MediaType::Yaml, &body)
             .map_err(|why| Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {why}")))?;
-        let writer = self.writer(&params);
+        let (writer, engine) = (self.writer(&params), &self.shared.engine);
+        let WriteParams { options, conflicts, .. } = &params;
         if target.part == Some(Part::Scale) {
-            let written =
-                self.shared.engine.apply_scale(&self.context, target, &params.options, &applied, params.force).await?;
+            let written = engine.apply_scale(&self.context, target, options, &applied, *conflicts).await?;
             return self.scaled(written);
         }
         let apply =
-            |live: Option<&Value>| managed::apply(&target.kind, live, &applied, writer, params.force).map(Draft::Apply);
-        let written = self.shared.engine.update(&self.context, target, &params.options, &apply).await;
+            |live: Option<&Value>| managed::apply(&target.kind, live, &applied, writer, *conflicts).map(Draft::Apply);
+        let written = engine.update(&self.context, target, options, &apply).await;
         self.written(written, &[])
     }
 

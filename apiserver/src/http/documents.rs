@@ -8,7 +8,7 @@ use hyper::http::request::Parts;
 use serde_json::{Value, json};
 
 use super::kept::Document;
-use super::negotiate::{Encoding, OpenApi};
+use super::negotiate::{Content, Encoding, OpenApi};
 use super::path::{Discovery, Query};
 use super::read::header_of;
 use super::reply::page_not_found;
@@ -44,7 +44,7 @@ pub fn discovery(shared: &Shared, parts: &Parts, what: &Discovery) -> Result<Rep
             discovery::resources(&registry, group, version).ok_or_else(Status::no_route)?
         }
     };
-    let encoding = negotiate::answer(accept, false, false)?.encoding;
+    let encoding = negotiate::answer(accept, Content::Other)?.encoding;
     Ok(match encoding {
         Encoding::Yaml => reply::value(200, &document, encoding),
         // It has no protobuf form here.

@@ -73,16 +73,25 @@ impl<'a> Media<'a> {
     }
 }
 
+/// What is to be answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    Object,
+    Watch,
+    /// Lists and documents.
+    Other,
+}
+
 /// Chooses the first offered member; an absent header takes JSON. Protobuf is given for single objects, and only to
 /// clients that take nothing else.
-pub fn answer(accept: Option<&str>, watching: bool, single: bool) -> Result<Accepted, Status> {
+pub fn answer(accept: Option<&str>, content: Content) -> Result<Accepted, Status> {
     let accept = accept.filter(|text| !text.trim().is_empty()).unwrap_or("application/json");
     let asked: Vec<Media<'_>> = accept.split(',').map(|text| Media::parse(text.trim())).collect();
     let mut unknown_form = false;
     for media in &asked {
         let encoding = match media.type_ {
             "application/json" | "*/*" => Encoding::Json,
-            "application/yaml" if !watching => Encoding::Yaml,
+            "application/yaml" if content != Content::Watch => Encoding::Yaml,
             _ => continue,
         };
         match media.form() {
@@ -92,14 +101,14 @@ pub fn answer(accept: Option<&str>, watching: bool, single: bool) -> Result<Acce
     }
     let protobuf =
         |media: &Media<'_>| media.type_ == Encoding::Protobuf.content_type() && media.form() == Some(Form::Plain);
-    if single && !watching && asked.iter().any(protobuf) {
+    if content == Content::Object && asked.iter().any(protobuf) {
         return Ok(Accepted { form: Form::Plain, encoding: Encoding::Protobuf });
     }
     if unknown_form {
         return Err(Status::not_acceptable(&OFFERED));
     }
     let mut offered = OFFERED.to_vec();
-    if watching {
+    if content == Content::Watch {
         offered.extend(OFFERED_STREAMS);
     }
     Err(Status::none_acceptable(&offered))
@@ -184,13 +193,13 @@ mod tests {
     #[test]
     fn kubectls_headers_get_what_they_ask_for() {
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
-        assert_eq!(answer(Some(table), false, false).unwrap().form, Form::Table);
-        assert_eq!(answer(None, false, false).unwrap(), Accepted { form: Form::Plain, encoding: Encoding::Json });
+        assert_eq!(answer(Some(table), Content::Other).unwrap().form, Form::Table);
+        assert_eq!(answer(None, Content::Other).unwrap(), Accepted { form: Form::Plain, encoding: Encoding::Json });
         assert_eq!(
-            answer(Some("application/vnd.kubernetes.protobuf, */*"), false, true).unwrap().encoding,
+            answer(Some("application/vnd.kubernetes.protobuf, */*"), Content::Object).unwrap().encoding,
             Encoding::Json
         );
-        assert_eq!(answer(Some("text/plain"), true, false).unwrap_err().code, 406);
+        assert_eq!(answer(Some("text/plain"), Content::Watch).unwrap_err().code, 406);
     }
 
     #[test]

@@ -2,26 +2,46 @@
 
 use api::decode::FieldValidation;
 use api::kind::Kind;
+use api::managed::Conflicts;
 use api::selector::{Fields, Labels};
 use api::status::{FieldError, Status};
 use api::validate::{MANAGER_BYTES, manager as manager_name};
 
 use super::path::Query;
-use crate::engine::{ListOptions, VersionMatch, WatchOptions, WriteOptions, check_versions};
+use crate::engine::{ListOptions, VersionMatch, WatchOptions, WriteOptions, check_list, check_watch};
 
 /// What a writing request says beside its body.
 #[derive(Debug)]
 pub struct WriteParams {
     pub options: WriteOptions,
     pub validation: FieldValidation,
-    pub force: bool,
+    pub conflicts: Conflicts,
 }
 
-/// `options_kind` is the name upstream's errors carry (`CreateOptions`, …).
-pub fn write(query: &Query, user_agent: Option<&str>, options_kind: &str, apply: bool) -> Result<WriteParams, Status> {
+/// By which kind of request something is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writing {
+    Create,
+    Update,
+    Patch,
+    Apply,
+}
+
+impl Writing {
+    /// The name of its options that upstream's errors carry.
+    fn options(self) -> &'static str {
+        match self {
+            Self::Create => "CreateOptions",
+            Self::Update => "UpdateOptions",
+            Self::Patch | Self::Apply => "PatchOptions",
+        }
+    }
+}
+
+pub fn write(query: &Query, user_agent: Option<&str>, writing: Writing) -> Result<WriteParams, Status> {
     let mut errors = Vec::new();
     let manager = query.get("fieldManager").unwrap_or_default();
-    if apply && manager.is_empty() {
+    if writing == Writing::Apply && manager.is_empty() {
         errors.push(FieldError::required("fieldManager", "is required for apply patch"));
     }
     manager_name(manager, "fieldManager", &mut errors);
@@ -38,15 +58,16 @@ pub fn write(query: &Query, user_agent: Option<&str>, options_kind: &str, apply:
             FieldValidation::Warn
         }
     };
-    let force = query.get("force").is_some_and(|_| query.flag("force"));
-    if query.get("force").is_some() && !apply && options_kind == "PatchOptions" {
+    let forced = query.get("force").is_some_and(|_| query.flag("force"));
+    let conflicts = if forced { Conflicts::Force } else { Conflicts::Refuse };
+    if query.get("force").is_some() && writing == Writing::Patch {
         errors.push(FieldError::forbidden("force", "may not be specified for non-apply patch"));
     }
     if !errors.is_empty() {
-        return Err(Status::invalid("meta.k8s.io", options_kind, "", errors));
+        return Err(Status::invalid("meta.k8s.io", writing.options(), "", errors));
     }
     let manager = if manager.is_empty() { agent_name(user_agent) } else { manager.to_owned() };
-    Ok(WriteParams { options: WriteOptions { manager, dry_run: !dry_run.is_empty() }, validation, force })
+    Ok(WriteParams { options: WriteOptions { manager, dry_run: !dry_run.is_empty() }, validation, conflicts })
 }
 
 /// The first word of a User-Agent names the manager of clients that name none.
@@ -80,8 +101,7 @@ pub fn number<T: std::str::FromStr>(query: &Query, name: &str) -> Result<Option<
 
 pub fn list(kind: &Kind, query: &Query) -> Result<ListOptions, Status> {
     let initial = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
-    let version_match =
-        check_versions(query.get("resourceVersion"), query.get("resourceVersionMatch"), initial, false)?;
+    let version_match = check_list(query.get("resourceVersion"), query.get("resourceVersionMatch"), initial)?;
     let (labels, fields) = selectors(kind, query)?;
     number::<i64>(query, "timeoutSeconds")?;
     Ok(ListOptions {
@@ -100,7 +120,7 @@ pub fn get(query: &Query) -> Result<Option<u64>, Status> {
 
 pub fn watch(kind: &Kind, query: &Query) -> Result<WatchOptions, Status> {
     let initial = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
-    check_versions(query.get("resourceVersion"), query.get("resourceVersionMatch"), initial, true)?;
+    check_watch(query.get("resourceVersionMatch"), initial)?;
     let (labels, fields) = selectors(kind, query)?;
     Ok(WatchOptions {
         labels,
@@ -117,15 +137,16 @@ mod tests {
 
     #[test]
     fn apply_needs_a_manager() {
-        let refused = write(&Query::parse(""), Some("kubectl/v1.32"), "PatchOptions", true).unwrap_err();
+        let refused = write(&Query::parse(""), Some("kubectl/v1.32"), Writing::Apply).unwrap_err();
         assert!(refused.message.contains("fieldManager: Required value: is required for apply patch"));
-        let named = write(&Query::parse("dryRun=All"), Some("kubectl/v1.32"), "CreateOptions", false).unwrap();
+        let named = write(&Query::parse("dryRun=All"), Some("kubectl/v1.32"), Writing::Create).unwrap();
         assert_eq!((named.options.manager.as_str(), named.options.dry_run), ("kubectl", true));
     }
 
     #[test]
     fn force_is_for_apply_only() {
-        assert!(write(&Query::parse("force=true&fieldManager=x"), None, "PatchOptions", true).unwrap().force);
-        assert_eq!(write(&Query::parse("force=true"), None, "PatchOptions", false).unwrap_err().code, 422);
+        let applied = write(&Query::parse("force=true&fieldManager=x"), None, Writing::Apply).unwrap();
+        assert_eq!(applied.conflicts, Conflicts::Force);
+        assert_eq!(write(&Query::parse("force=true"), None, Writing::Patch).unwrap_err().code, 422);
     }
 }

@@ -106,7 +106,8 @@ pub async fn carry(
     let (prefix, host) = (prefix.to_owned(), host_of(&parts));
     let method = parts.method.clone();
     let upgrade = parts.headers.contains_key(header::UPGRADE).then(|| parts.extensions.remove::<OnUpgrade>()).flatten();
-    let request = onward(parts, path, &host, upgrade.is_some(), body);
+    let kept = if upgrade.is_some() { Kept::Upgrade } else { Kept::Nothing };
+    let request = onward(parts, path, &host, kept, body);
     let mut answer = match send(&place, address, request).await {
         Ok(answer) => answer,
         Err(why) => return Ok(reply::text(503, format!("error trying to reach service: {why}"))),
@@ -279,14 +280,14 @@ fn host_of(parts: &Parts) -> String {
 }
 
 /// The request as its receiver gets it: without what was for us.
-fn onward(parts: Parts, path: PathAndQuery, host: &str, upgrade: bool, body: Incoming) -> Request<Incoming> {
+fn onward(parts: Parts, path: PathAndQuery, host: &str, kept: Kept, body: Incoming) -> Request<Incoming> {
     let mut request = Request::new(body);
     *request.method_mut() = parts.method;
     *request.version_mut() = Version::HTTP_11;
     let asked = parts.uri.path().to_owned();
     *request.uri_mut() = Uri::from(path);
     let mut headers = parts.headers;
-    strip(&mut headers, upgrade);
+    strip(&mut headers, kept);
     headers.remove(header::AUTHORIZATION);
     let ours: Vec<HeaderName> =
         headers.keys().filter(|name| name.as_str().starts_with("impersonate-")).cloned().collect();
@@ -302,11 +303,11 @@ fn onward(parts: Parts, path: PathAndQuery, host: &str, upgrade: bool, body: Inc
     request
 }
 
-fn strip(headers: &mut HeaderMap, upgrade: bool) {
+fn strip(headers: &mut HeaderMap, kept: Kept) {
     HOP_BY_HOP.iter().for_each(|name| drop(headers.remove(*name)));
-    match upgrade {
-        true => drop(headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"))),
-        false => drop(headers.remove(header::UPGRADE)),
+    match kept {
+        Kept::Upgrade => drop(headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"))),
+        Kept::Nothing => drop(headers.remove(header::UPGRADE)),
     }
 }
 
@@ -336,7 +337,7 @@ async fn send(
     sender.send_request(request).await.map_err(|error| error.to_string())
 }
 
-/// What of an answer's connection headers goes on.
+/// What of the connection headers goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kept {
     Nothing,
@@ -347,7 +348,7 @@ enum Kept {
 fn back(mut answer: Reply, prefix: &str, host: &str, backend: SocketAddr, kept: Kept) -> Reply {
     *answer.version_mut() = Version::default();
     let headers = answer.headers_mut();
-    strip(headers, kept == Kept::Upgrade);
+    strip(headers, kept);
     // Whom a page may share its answers with is for this server to say.
     let shared: Vec<HeaderName> =
         headers.keys().filter(|name| name.as_str().starts_with("access-control-allow-")).cloned().collect();

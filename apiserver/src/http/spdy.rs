@@ -158,14 +158,23 @@ impl Writer {
         control(PING, &id.to_be_bytes())
     }
 
-    /// Data of a stream; `last` closes our half of it.
-    pub fn data(stream: u32, bytes: &[u8], last: bool) -> Bytes {
-        let mut out = BytesMut::with_capacity(bytes.len() + 8);
-        out.put_u32(stream & 0x7fff_ffff);
-        out.put_u32(u32::from(if last { FIN } else { 0 }) << 24 | length(bytes));
-        out.put_slice(bytes);
-        out.freeze()
+    /// Data of a stream.
+    pub fn data(stream: u32, bytes: &[u8]) -> Bytes {
+        data(stream, 0, bytes)
     }
+
+    /// The last data of a stream, which closes our half of it.
+    pub fn last(stream: u32, bytes: &[u8]) -> Bytes {
+        data(stream, FIN, bytes)
+    }
+}
+
+fn data(stream: u32, flags: u8, bytes: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(bytes.len() + 8);
+    out.put_u32(stream & 0x7fff_ffff);
+    out.put_u32(u32::from(flags) << 24 | length(bytes));
+    out.put_slice(bytes);
+    out.freeze()
 }
 
 fn control(kind: u16, payload: &[u8]) -> Bytes {
@@ -218,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_frame_waits_for_its_last_byte() {
-        let whole = Writer::data(5, b"hello", true);
+        let whole = Writer::last(5, b"hello");
         let mut buffer = BytesMut::from(&whole[..whole.len() - 1]);
         assert_eq!(Reader::new().take(&mut buffer), Ok(None));
         buffer.extend_from_slice(&whole[whole.len() - 1..]);

@@ -100,28 +100,41 @@ fn extensions(ca: &Certificate, request: &CertificateRequest, usages: &[String])
     let Usages { key, extended } = Usages::of(usages)?;
     let mut all = Vec::new();
     if !key.is_empty() {
-        all.push(extension(true, &KeyUsage(key))?);
+        all.push(extension(Criticality::Critical, &KeyUsage(key))?);
     }
     if !extended.is_empty() {
-        all.push(extension(false, &ExtendedKeyUsage(extended))?);
+        all.push(extension(Criticality::NonCritical, &ExtendedKeyUsage(extended))?);
     }
-    all.push(extension(true, &BasicConstraints { ca: false, path_len_constraint: None })?);
+    let constraints = BasicConstraints { ca: false, path_len_constraint: None };
+    all.push(extension(Criticality::Critical, &constraints)?);
     if let Some((_, SubjectKeyIdentifier(id))) = ca.tbs_certificate.get()? {
         let authority = AuthorityKeyIdentifier {
             key_identifier: Some(id),
             authority_cert_issuer: None,
             authority_cert_serial_number: None,
         };
-        all.push(extension(false, &authority)?);
+        all.push(extension(Criticality::NonCritical, &authority)?);
     }
     if let Some(names) = &request.alternative_names {
         // Where there is no subject, these names are all there is.
-        all.push(extension(request.asked.subject.0.is_empty(), names)?);
+        let alone = request.asked.subject.0.is_empty();
+        all.push(extension(if alone { Criticality::Critical } else { Criticality::NonCritical }, names)?);
     }
     Ok(all)
 }
 
-fn extension<T: AssociatedOid + Encode>(critical: bool, value: &T) -> Result<Extension, x509_cert::der::Error> {
+/// Whether who does not understand an extension has to refuse the certificate (RFC 5280, 4.2).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Criticality {
+    Critical,
+    NonCritical,
+}
+
+fn extension<T: AssociatedOid + Encode>(
+    criticality: Criticality,
+    value: &T,
+) -> Result<Extension, x509_cert::der::Error> {
+    let critical = criticality == Criticality::Critical;
     Ok(Extension { extn_id: T::OID, critical, extn_value: OctetString::new(value.to_der()?)? })
 }
 
@@ -211,7 +224,7 @@ mod tests {
             attributes: Default::default(),
         };
         if !names.is_empty() {
-            let names = extension(false, &SubjectAltName(names)).unwrap();
+            let names = extension(Criticality::NonCritical, &SubjectAltName(names)).unwrap();
             info.attributes.insert(ExtensionReq(vec![names]).try_into().unwrap()).unwrap();
         }
         let signature = BitString::from_bytes(&key.sign(&info.to_der().unwrap()).unwrap()).unwrap();

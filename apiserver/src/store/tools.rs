@@ -60,6 +60,10 @@ pub enum ToolError {
 }
 
 /// Reads all of a store; changes nothing.
+///
+/// # Errors
+/// [`StoreError::Damaged`]; [`StoreError::Lost`] when it ends before what was acknowledged; [`StoreError::Open`] when
+/// it cannot be read. What is undamaged and unreadable is no error, but told in the report.
 pub fn check(store: &Path) -> Result<Report, StoreError> {
     report(store, &read(store)?)
 }
@@ -85,6 +89,9 @@ fn report(store: &Path, found: &Found) -> Result<Report, StoreError> {
 }
 
 /// Whether a server has a store open; one that is not there is not.
+///
+/// # Errors
+/// [`StoreError::Open`] when the file cannot be opened or locked.
 pub fn in_use(store: &Path) -> Result<bool, StoreError> {
     match File::open(store) {
         Ok(file) => Ok(lock(file, store)?.is_none()),
@@ -94,6 +101,10 @@ pub fn in_use(store: &Path) -> Result<bool, StoreError> {
 }
 
 /// Gives space back to the file system; returns the file's size before and after.
+///
+/// # Errors
+/// [`StoreError::InUse`] while a server has it open, and those of [`check`]: a store that is not sound is left as it
+/// is.
 pub fn compact(store: &Path) -> Result<(u64, u64), StoreError> {
     let size = || std::fs::metadata(store).map(|found| found.len()).map_err(|error| open_failed(store, error));
     let before = size()?;
@@ -103,6 +114,10 @@ pub fn compact(store: &Path) -> Result<(u64, u64), StoreError> {
 }
 
 /// Copies a store as it is at one moment, beside a running server too.
+///
+/// # Errors
+/// [`ToolError::Exists`] for a file that is there, those of [`check`], [`ToolError::Write`]. `to` appears whole or not
+/// at all.
 pub fn backup(store: &Path, to: &Path) -> Result<Report, ToolError> {
     if to.exists() {
         return Err(ToolError::Exists { path: to.to_owned() });
@@ -118,6 +133,10 @@ pub fn backup(store: &Path, to: &Path) -> Result<Report, ToolError> {
 }
 
 /// Puts a backup in the place of a store that no server has open. Revisions go on beyond all that were ever given.
+///
+/// # Errors
+/// [`StoreError::InUse`] while a server has the store open, [`StoreError::Damaged`] or [`StoreError::Open`] for a
+/// backup that is of no use, [`ToolError::Write`]. The store stays as it was until it is replaced whole.
 pub fn restore(store: &Path, from: &Path) -> Result<Restored, ToolError> {
     let failed = |source| ToolError::Write { path: store.to_owned(), source };
     let _only_one = match File::open(store) {

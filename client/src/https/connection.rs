@@ -98,9 +98,9 @@ impl Connection {
                 Some(unsent) => {
                     let mut sender = self.sender().await?;
                     let again = sender.try_send_request(unsent).await;
-                    again.map_err(|failed| unanswered(failed.error(), false))
+                    again.map_err(|failed| Failed::Unsent(causes::chain(failed.error())))
                 }
-                None => Err(unanswered(failed.error(), true)),
+                None => Err(Failed::Unknown(causes::chain(failed.error()))),
             },
         }
     }
@@ -141,11 +141,6 @@ impl Connection {
         });
         Ok(sender)
     }
-}
-
-fn unanswered(error: &hyper::Error, sent: bool) -> Failed {
-    let why = causes::chain(error);
-    if sent { Failed::Unknown(why) } else { Failed::Unsent(why) }
 }
 
 fn tls_config(config: &Config) -> Result<rustls::ClientConfig, ConfigError> {

@@ -108,7 +108,8 @@ fn pass(
     };
     let mine: Vec<_> = selected.iter().filter(|set| is_mine(set)).cloned().collect();
     let is_old = |set: &ReplicaSet| !same_template(&set.spec.template, &deployment.spec.template);
-    let old_pods = mine.iter().any(|set| is_old(set) && running(set));
+    let run = mine.iter().any(|set| is_old(set) && running(set));
+    let old_pods = if run { OldPods::Running } else { OldPods::Gone };
     let taken = |name: &str| named(name).is_some_and(|set| !mine.iter().any(|own| Arc::ptr_eq(own, &set)));
     plan(deployment, &mine, old_pods, &taken, now)
 }
@@ -151,11 +152,18 @@ fn revision_of(annotations: &BTreeMap<String, String>) -> i64 {
     annotations.get(REVISION).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
+/// Pods of earlier templates: a Deployment that is recreated waits for their end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OldPods {
+    Running,
+    Gone,
+}
+
 /// `taken` tells whether somebody else has a ReplicaSet of that name.
 fn plan(
     deployment: &Deployment,
     sets: &[Arc<ReplicaSet>],
-    old_pods: bool,
+    old_pods: OldPods,
     taken: &dyn Fn(&str) -> bool,
     now: Timestamp,
 ) -> Plan {
@@ -219,7 +227,7 @@ fn create(
     deployment: &Deployment,
     sets: &[Arc<ReplicaSet>],
     revision: i64,
-    old_pods: bool,
+    old_pods: OldPods,
     taken: &dyn Fn(&str) -> bool,
 ) -> Action {
     let meta = &deployment.metadata.meta;
@@ -262,9 +270,9 @@ fn create(
     Action::Create { resource: REPLICA_SETS, namespace: meta.namespace.clone(), object, announce: None }
 }
 
-fn first_size(deployment: &Deployment, sets: &[Arc<ReplicaSet>], old_pods: bool) -> i64 {
+fn first_size(deployment: &Deployment, sets: &[Arc<ReplicaSet>], old_pods: OldPods) -> i64 {
     if deployment.spec.strategy.type_ == "Recreate" {
-        return if old_pods { 0 } else { deployment.spec.replicas };
+        return if old_pods == OldPods::Running { 0 } else { deployment.spec.replicas };
     }
     grown(deployment, 0, sets)
 }
@@ -327,12 +335,12 @@ fn was_resized(deployment: &Deployment, sets: &[Arc<ReplicaSet>]) -> bool {
 }
 
 /// One step of the rollout.
-fn roll(deployment: &Deployment, current: &Arc<ReplicaSet>, old: &[Arc<ReplicaSet>], old_pods: bool) -> Plan {
+fn roll(deployment: &Deployment, current: &Arc<ReplicaSet>, old: &[Arc<ReplicaSet>], old_pods: OldPods) -> Plan {
     let wanted = deployment.spec.replicas;
     if deployment.spec.strategy.type_ == "Recreate" {
         let running = old.iter().filter(|set| set.spec.replicas > 0);
         let mut plan: Plan = running.filter_map(|set| scale(deployment, set, 0)).collect();
-        if !old_pods {
+        if old_pods == OldPods::Gone {
             plan.extend(scale(deployment, current, wanted));
         }
         return plan;
@@ -410,7 +418,7 @@ mod tests {
     use super::sizes::Bounds;
     use super::*;
 
-    fn plan(deployment: &Deployment, sets: &[Arc<ReplicaSet>], old_pods: bool, now: Timestamp) -> Plan {
+    fn plan(deployment: &Deployment, sets: &[Arc<ReplicaSet>], old_pods: OldPods, now: Timestamp) -> Plan {
         super::plan(deployment, sets, old_pods, &|_| false, now)
     }
 
@@ -456,7 +464,7 @@ mod tests {
 
     #[test]
     fn a_first_set_is_made_whole_with_hash_and_revision() {
-        let made = plan(&deployment(3, "a", "25%", "25%"), &[], false, Timestamp::UNIX_EPOCH);
+        let made = plan(&deployment(3, "a", "25%", "25%"), &[], OldPods::Gone, Timestamp::UNIX_EPOCH);
         let Action::Create { object, .. } = &made[0] else { panic!("{made:?}") };
         let hash = object["metadata"]["labels"][HASH].as_str().unwrap();
         assert_eq!(object["metadata"]["name"], format!("web-{hash}"));
@@ -476,16 +484,19 @@ mod tests {
     #[test]
     fn a_new_template_grows_within_surge_and_shrinks_as_it_becomes_available() {
         let web = deployment(3, "b", "25%", "25%");
-        let made = plan(&web, &[set("old", "a", 3, 3, 1)], true, Timestamp::UNIX_EPOCH);
+        let made = plan(&web, &[set("old", "a", 3, 3, 1)], OldPods::Running, Timestamp::UNIX_EPOCH);
         let Some(Action::Create { object, .. }) = made.iter().find(|a| matches!(a, Action::Create { .. })) else {
             panic!()
         };
         assert_eq!(object["spec"]["replicas"], 1);
-        let waiting = plan(&web, &[set("old", "a", 3, 3, 1), set("new", "b", 1, 0, 2)], true, Timestamp::UNIX_EPOCH);
+        let waiting =
+            plan(&web, &[set("old", "a", 3, 3, 1), set("new", "b", 1, 0, 2)], OldPods::Running, Timestamp::UNIX_EPOCH);
         assert_eq!(scales(&waiting), []);
-        let stepped = plan(&web, &[set("old", "a", 3, 3, 1), set("new", "b", 1, 1, 2)], true, Timestamp::UNIX_EPOCH);
+        let stepped =
+            plan(&web, &[set("old", "a", 3, 3, 1), set("new", "b", 1, 1, 2)], OldPods::Running, Timestamp::UNIX_EPOCH);
         assert_eq!(scales(&stepped), [("old".to_owned(), 2)]);
-        let grown = plan(&web, &[set("old", "a", 2, 2, 1), set("new", "b", 1, 1, 2)], true, Timestamp::UNIX_EPOCH);
+        let grown =
+            plan(&web, &[set("old", "a", 2, 2, 1), set("new", "b", 1, 1, 2)], OldPods::Running, Timestamp::UNIX_EPOCH);
         assert_eq!(scales(&grown), [("new".to_owned(), 2)]);
     }
 
@@ -497,7 +508,12 @@ mod tests {
         let mut old = Arc::unwrap_or_clone(set("old", "a", 8, 10, 1));
         for (new, stale) in [(5, 10), (5, 9), (5, 8), (3, 10)] {
             old.status.available_replicas = stale;
-            let made = plan(&web, &[Arc::new(old.clone()), set("new", "b", new, 0, 2)], true, Timestamp::UNIX_EPOCH);
+            let made = plan(
+                &web,
+                &[Arc::new(old.clone()), set("new", "b", new, 0, 2)],
+                OldPods::Running,
+                Timestamp::UNIX_EPOCH,
+            );
             assert!(!scales(&made).iter().any(|(name, _)| name == "old"), "{new} {stale}: {made:?}");
         }
     }
@@ -507,7 +523,7 @@ mod tests {
         let made = plan(
             &deployment(3, "a", "25%", "25%"),
             &[set("old", "a", 0, 0, 1), set("new", "b", 3, 3, 2)],
-            true,
+            OldPods::Running,
             Timestamp::UNIX_EPOCH,
         );
         let revised = made.iter().any(|action| matches!(action, Action::Patch { key, patch, .. }
@@ -521,9 +537,9 @@ mod tests {
         let mut web = deployment(2, "b", "0", "0");
         web.spec.strategy = Strategy { type_: "Recreate".into(), rolling_update: None };
         let sets = [set("old", "a", 2, 2, 1), set("new", "b", 0, 0, 2)];
-        assert_eq!(scales(&plan(&web, &sets, true, Timestamp::UNIX_EPOCH)), [("old".to_owned(), 0)]);
+        assert_eq!(scales(&plan(&web, &sets, OldPods::Running, Timestamp::UNIX_EPOCH)), [("old".to_owned(), 0)]);
         let sets = [set("old", "a", 0, 0, 1), set("new", "b", 0, 0, 2)];
-        assert_eq!(scales(&plan(&web, &sets, false, Timestamp::UNIX_EPOCH)), [("new".to_owned(), 2)]);
+        assert_eq!(scales(&plan(&web, &sets, OldPods::Gone, Timestamp::UNIX_EPOCH)), [("new".to_owned(), 2)]);
     }
 
     use super::super::views::Strategy;
@@ -533,7 +549,7 @@ mod tests {
         let mut web = deployment(1, "a", "1", "0");
         let now: Timestamp = "2026-01-01T01:00:00Z".parse().unwrap();
         web.status = json!({"replicas": 1, "updatedReplicas": 1, "conditions": [{"type": "Progressing", "status": "True", "reason": "ReplicaSetUpdated", "message": "m", "lastUpdateTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
-        let made = plan(&web, &[set("s", "a", 1, 0, 1)], false, now);
+        let made = plan(&web, &[set("s", "a", 1, 0, 1)], OldPods::Gone, now);
         let stalled = made.iter().any(|action| action_reason(action) == Some("ProgressDeadlineExceeded"));
         assert!(stalled, "{made:?}");
     }
@@ -546,7 +562,7 @@ mod tests {
     #[test]
     fn a_name_that_somebody_has_gives_way() {
         let web = deployment(1, "a", "1", "0");
-        let made = super::plan(&web, &[], false, &|_| true, Timestamp::UNIX_EPOCH);
+        let made = super::plan(&web, &[], OldPods::Gone, &|_| true, Timestamp::UNIX_EPOCH);
         let raised = made.iter().any(|action| {
             matches!(action, Action::Patch { subresource: "status", patch, .. }
             if patch["status"]["collisionCount"] == 1)
@@ -559,13 +575,13 @@ mod tests {
         let mut web = deployment(1, "a", "1", "0");
         web.spec.paused = true;
         let says = |made: &Plan| made.iter().find_map(action_reason).map(str::to_owned);
-        let paused = plan(&web, &[set("s", "a", 1, 0, 1)], false, Timestamp::UNIX_EPOCH);
+        let paused = plan(&web, &[set("s", "a", 1, 0, 1)], OldPods::Gone, Timestamp::UNIX_EPOCH);
         assert_eq!(says(&paused).as_deref(), Some("DeploymentPaused"));
         web.spec.paused = false;
         web.status = json!({"replicas": 1, "updatedReplicas": 1, "conditions": [
             {"type": "Progressing", "status": "Unknown", "reason": "DeploymentPaused", "message": "Deployment is paused"},
             {"type": "Foreign", "status": "True"}]});
-        let resumed = plan(&web, &[set("s", "a", 1, 0, 1)], false, Timestamp::UNIX_EPOCH);
+        let resumed = plan(&web, &[set("s", "a", 1, 0, 1)], OldPods::Gone, Timestamp::UNIX_EPOCH);
         assert_eq!(says(&resumed).as_deref(), Some("DeploymentResumed"));
         let kept = resumed.iter().any(|action| {
             matches!(action, Action::Patch { subresource: "status", patch, .. }
@@ -582,7 +598,7 @@ mod tests {
         paused.spec.paused = true;
         let mut recreated = deployment(2, "b", "0", "0");
         recreated.spec.strategy = Strategy { type_: "Recreate".into(), rolling_update: None };
-        let at = |sets: &[Arc<ReplicaSet>]| plan(&web, sets, true, now);
+        let at = |sets: &[Arc<ReplicaSet>]| plan(&web, sets, OldPods::Running, now);
         let first = deployment(3, "a", "25%", "25%");
         let name = format!("web-{}", hash(&first.spec.template, 0));
         let owned = |set: Arc<ReplicaSet>| {
@@ -593,7 +609,7 @@ mod tests {
         super::super::golden::check(
             "deployment",
             &[
-                ("nothing is there", plan(&deployment(3, "a", "25%", "25%"), &[], false, now)),
+                ("nothing is there", plan(&deployment(3, "a", "25%", "25%"), &[], OldPods::Gone, now)),
                 ("a new template", at(&[set("old", "a", 3, 3, 1)])),
                 ("its first pod is available", at(&[set("old", "a", 3, 3, 1), set("new", "b", 1, 1, 2)])),
                 ("its first pod is not", at(&[set("old", "a", 3, 3, 1), set("new", "b", 1, 0, 2)])),
@@ -602,7 +618,7 @@ mod tests {
                     plan(
                         &deployment(3, "a", "25%", "25%"),
                         &[set("old", "a", 0, 0, 1), set("new", "b", 3, 3, 2)],
-                        true,
+                        OldPods::Running,
                         now,
                     )
                 }),
@@ -617,10 +633,10 @@ mod tests {
                 ("an orphan of another template was adopted, and no room is left", {
                     pass(&first, &[owned(set("old", "b", 4, 0, 1))], &|_| true, &|_| None, now)
                 }),
-                ("paused", plan(&paused, &[set("old", "a", 3, 3, 1)], true, now)),
+                ("paused", plan(&paused, &[set("old", "a", 3, 3, 1)], OldPods::Running, now)),
                 (
                     "all old ones go first",
-                    plan(&recreated, &[set("old", "a", 2, 2, 1), set("new", "b", 0, 0, 2)], true, now),
+                    plan(&recreated, &[set("old", "a", 2, 2, 1), set("new", "b", 0, 0, 2)], OldPods::Running, now),
                 ),
             ],
         );

@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 use super::views::PODS;
 
 /// Writes a pod's status: what `change` makes of it, with a condition. Another pod of this name is left alone.
+///
+/// # Errors
+/// What the server says; 404 also when another pod has the name by now.
 pub async fn tell(
     client: &Client,
     pod: &Meta,
@@ -36,6 +39,9 @@ pub async fn tell(
 
 /// Has a pod deleted for others' sake, which is said in its status before. Nothing is written of one that is gone, by itself or for
 /// another of its name.
+///
+/// # Errors
+/// What the server says, but for 404 and 409: those mean that it is gone.
 pub async fn send_away(client: &Client, pod: &Meta, reason: &str, message: String) -> Result<Option<Wrote>, Status> {
     let condition = Condition::new("DisruptionTarget", true).because(reason, message);
     let options = DeleteOptions { uid: Some(pod.uid.clone()), ..DeleteOptions::default() };

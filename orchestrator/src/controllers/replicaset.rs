@@ -330,11 +330,18 @@ mod tests {
         .unwrap()
     }
 
-    fn pod(name: &str, label: &str, owned: bool, phase: &str) -> Arc<Pod> {
-        let owners = if owned {
-            json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u", "controller": true}])
-        } else {
-            json!([])
+    /// Whose a pod is.
+    enum Owner {
+        Set,
+        Nobody,
+    }
+
+    fn pod(name: &str, label: &str, owner: Owner, phase: &str) -> Arc<Pod> {
+        let owners = match owner {
+            Owner::Set => {
+                json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u", "controller": true}])
+            }
+            Owner::Nobody => json!([]),
         };
         Arc::new(serde_json::from_value(json!({
             "metadata": {"name": name, "namespace": "ns", "uid": name, "resourceVersion": "1", "labels": {"app": label}, "ownerReferences": owners, "creationTimestamp": format!("2026-01-0{}T00:00:00Z", name.len())},
@@ -365,13 +372,13 @@ mod tests {
     fn missing_pods_are_created_and_ended_ones_replaced() {
         let now = Timestamp::UNIX_EPOCH;
         assert_eq!(kinds(&plan(Set::of(&set(2)), &[], &[], now)), ["create", "create", "status"]);
-        let owned = [pod("a", "web", true, "Running"), pod("b", "web", true, "Failed")];
+        let owned = [pod("a", "web", Owner::Set, "Running"), pod("b", "web", Owner::Set, "Failed")];
         assert_eq!(kinds(&plan(Set::of(&set(2)), &owned, &[], now)), ["create", "status"]);
     }
 
     #[test]
     fn a_relabelled_pod_is_released_and_replaced() {
-        let owned = [pod("a", "other", true, "Running")];
+        let owned = [pod("a", "other", Owner::Set, "Running")];
         let made = plan(Set::of(&set(1)), &owned, &[], Timestamp::UNIX_EPOCH);
         assert_eq!(kinds(&made), ["patch", "create", "status"]);
         let Action::Patch { patch, .. } = &made[0] else { panic!() };
@@ -380,14 +387,17 @@ mod tests {
 
     #[test]
     fn a_matching_orphan_is_adopted_before_anything_is_made() {
-        let made = plan(Set::of(&set(1)), &[], &[pod("a", "web", false, "Running")], Timestamp::UNIX_EPOCH);
+        let made = plan(Set::of(&set(1)), &[], &[pod("a", "web", Owner::Nobody, "Running")], Timestamp::UNIX_EPOCH);
         assert_eq!(kinds(&made), ["patch", "status"]);
     }
 
     #[test]
     fn surplus_goes_least_useful_first() {
-        let owned =
-            [pod("a", "web", true, "Running"), pod("bb", "web", true, "Pending"), pod("ccc", "web", true, "Running")];
+        let owned = [
+            pod("a", "web", Owner::Set, "Running"),
+            pod("bb", "web", Owner::Set, "Pending"),
+            pod("ccc", "web", Owner::Set, "Running"),
+        ];
         let made = plan(Set::of(&set(1)), &owned, &[], Timestamp::UNIX_EPOCH);
         let gone: Vec<_> = made
             .iter()
@@ -427,8 +437,8 @@ mod tests {
     #[test]
     fn plans_are_as_agreed() {
         let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
-        let running = |name: &str| pod(name, "web", true, "Running");
-        let three = [running("a"), running("bb"), pod("ccc", "web", true, "Pending")];
+        let running = |name: &str| pod(name, "web", Owner::Set, "Running");
+        let three = [running("a"), running("bb"), pod("ccc", "web", Owner::Set, "Pending")];
         let refused = Failure { act: Act::Create, status: api::status::Status::forbidden("", "pods", "web-x", "no") };
         let mut ready = running("a");
         let conditions = json!([{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T23:59:55Z"}]);
@@ -443,8 +453,8 @@ mod tests {
                 ("one left and another joined", {
                     plan(
                         Set::of(&set(2)),
-                        &[pod("a", "other", true, "Running")],
-                        &[pod("bb", "web", false, "Running")],
+                        &[pod("a", "other", Owner::Set, "Running")],
+                        &[pod("bb", "web", Owner::Nobody, "Running")],
                         now,
                     )
                 }),

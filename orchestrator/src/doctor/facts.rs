@@ -93,8 +93,8 @@ pub struct Clock {
     pub synchronised: bool,
 }
 
-/// `agent_runs`: another process is a node here already.
-pub fn gather(control: &control_plane::Settings, settings: &Settings, agent_runs: bool) -> Facts {
+/// As for a process that has claimed the namespace, where no other agent runs.
+pub fn gather(control: &control_plane::Settings, settings: &Settings) -> Facts {
     let near = nearest(&settings.data_dir);
     let node_ports = (*control.services.node_ports.start(), *control.services.node_ports.end());
     Facts {
@@ -122,7 +122,7 @@ pub fn gather(control: &control_plane::Settings, settings: &Settings, agent_runs
         routes: routes(&text("/proc/net/route")),
         listen: control.listen,
         listen_refused: said(TcpListener::bind(control.listen)),
-        agent_runs,
+        agent_runs: false,
         node_ports,
         listening: listening(node_ports),
         sysctl_writable: rustix::fs::access("/proc/sys/net/ipv4/ip_local_reserved_ports", rustix::fs::Access::WRITE_OK)

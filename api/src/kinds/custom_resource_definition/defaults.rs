@@ -4,17 +4,11 @@ use serde_json::Value;
 
 use crate::custom::embedded;
 use crate::custom::rules::Rules;
-use crate::validate::{At, Errors};
+use crate::validate::{At, Errors, Unknown};
 use crate::value::{entries, items};
 
-/// Whether a default may have members that its schema does not: one that is stored and has some stays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unknown {
-    Refused,
-    Stays,
-}
-
-/// What is wrong with the defaults below a structural schema. Below `additionalProperties` there are none.
+/// What is wrong with the defaults below a structural schema. Below `additionalProperties` there are none. `unknown` are
+/// members that a default has and its schema has not.
 pub fn check(schema: &At<'_>, unknown: Unknown, errors: &mut Errors) {
     let default = schema.at("default");
     if default.is_given() {

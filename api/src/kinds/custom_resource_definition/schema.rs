@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
-use super::defaults::{self, Unknown};
+use super::defaults;
 use crate::custom::{formats, rules};
 use crate::kinds::MARK;
-use crate::validate::{At, Errors};
+use crate::validate::{At, Errors, Unknown};
 use crate::value::{items, text};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,7 +206,7 @@ fn structure(schema: &At<'_>, level: Level, errors: &mut Errors) {
     if either && !kind.is_empty() {
         kind.forbidden("must be empty if x-kubernetes-int-or-string is true", errors);
     }
-    values(schema, either, errors);
+    values(schema, if either { Below::IntOrString } else { Below::Other }, errors);
     if embedded && kind.text() != "object" {
         let why = "must be object if x-kubernetes-embedded-resource is true";
         if kind.is_empty() { kind.required(why, errors) } else { kind.invalid(why, errors) }
@@ -272,34 +272,42 @@ const OUTSIDE_FLAGS: [&str; 4] = [
     "x-kubernetes-int-or-string",
 ];
 
-/// The rules on values below a schema; `anyOf` integer or string is how one says that it may be both.
-fn values(schema: &At<'_>, either: bool, errors: &mut Errors) {
+/// What the schema says by which rules on values stand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Below {
+    /// Its values may be both.
+    IntOrString,
+    Other,
+}
+
+/// The rules on values of a schema; `anyOf` integer or string is how one says that it may be both.
+fn values(schema: &At<'_>, below: Below, errors: &mut Errors) {
     let both = |list: &At<'_>| {
         let kinds: Vec<&str> = items(list.value).map(|schema| text(&schema["type"])).collect();
         kinds == ["integer", "string"]
     };
     for list in ["anyOf", "allOf", "oneOf"] {
         let rules = schema.at(list);
-        if list == "anyOf" && either && both(&rules) {
+        if list == "anyOf" && below == Below::IntOrString && both(&rules) {
             continue;
         }
         for rule in rules.items() {
-            let first = either && list == "allOf" && both(&rule.at("anyOf"));
-            nested(&rule, first, errors);
+            let says_so = list == "allOf" && both(&rule.at("anyOf"));
+            nested(&rule, if says_so { below } else { Below::Other }, errors);
         }
     }
     if schema.at("not").is_given() {
-        nested(&schema.at("not"), false, errors);
+        nested(&schema.at("not"), Below::Other, errors);
     }
 }
 
-fn nested(rule: &At<'_>, either: bool, errors: &mut Errors) {
-    values(rule, either, errors);
+fn nested(rule: &At<'_>, below: Below, errors: &mut Errors) {
+    values(rule, below, errors);
     if rule.at("items").is_given() {
-        nested(&rule.at("items"), false, errors);
+        nested(&rule.at("items"), Below::Other, errors);
     }
     for (name, property) in rule.at("properties").entries() {
-        nested(&property, false, errors);
+        nested(&property, Below::Other, errors);
         if name == "metadata" {
             property.forbidden("must not be specified in a nested context", errors);
         }

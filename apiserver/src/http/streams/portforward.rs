@@ -175,7 +175,12 @@ async fn session(
                 frames.send(writer.accept(stream)).await.map_err(|_| SessionError::Closed)?;
                 streams.opened(stream, &headers).await;
             }
-            Frame::Data { stream, bytes, last } => streams.received(stream, bytes, last).await,
+            Frame::Data { stream, bytes, last } => {
+                streams.received(stream, bytes).await;
+                if last {
+                    streams.inputs.remove(&stream);
+                }
+            }
             Frame::Reset { stream } => drop(streams.inputs.remove(&stream)),
             Frame::Ping { id } => frames.send(Writer::pong(id)).await.map_err(|_| SessionError::Closed)?,
             Frame::GoAway => return Ok(()),
@@ -224,32 +229,33 @@ impl Streams {
         self.running.spawn(async move {
             let failed = match dialer.nodes.dial(&dialer.pod, port).await {
                 Ok(connection) => {
-                    let wrap = |bytes: &[u8]| Writer::data(data, bytes, bytes.is_empty());
+                    let wrap = |bytes: &[u8]| {
+                        if bytes.is_empty() { Writer::last(data, b"") } else { Writer::data(data, bytes) }
+                    };
                     carry(connection, received, Output { frames: frames.clone(), wrap: &wrap }).await;
                     String::new()
                 }
                 Err(status) => {
-                    let _gone = frames.send(Writer::data(data, b"", true)).await;
+                    let _gone = frames.send(Writer::last(data, b"")).await;
                     format!("error forwarding port {port} to pod: {}", status.message)
                 }
             };
             // A client that is gone needs no word.
-            let _gone = frames.send(Writer::data(error, failed.as_bytes(), true)).await;
+            let _gone = frames.send(Writer::last(error, failed.as_bytes())).await;
         });
     }
 
-    async fn received(&mut self, stream: u32, bytes: Bytes, last: bool) {
+    async fn received(&mut self, stream: u32, bytes: Bytes) {
         if let Some(input) = self.inputs.get(&stream)
-            && (bytes.is_empty() || input.send(bytes).await.is_ok())
-            && !last
+            && !bytes.is_empty()
+            && input.send(bytes).await.is_err()
         {
-            return;
+            self.inputs.remove(&stream);
         }
-        self.inputs.remove(&stream);
     }
 
     async fn say(&self, stream: u32, why: &str) {
-        let _gone = self.frames.send(Writer::data(stream, why.as_bytes(), true)).await;
+        let _gone = self.frames.send(Writer::last(stream, why.as_bytes())).await;
     }
 }
 

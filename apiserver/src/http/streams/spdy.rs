@@ -188,11 +188,11 @@ async fn run(connection: Upgraded, session: Session, roles: Vec<Role>) -> Result
         let (_, exit) = futures::future::join(outputs, exit).await;
         if let Some(stream) = id(Role::Error) {
             let status = exit_status(exit).to_string();
-            let _gone = frames.send(Writer::data(stream, status.as_bytes(), true)).await;
+            let _gone = frames.send(Writer::last(stream, status.as_bytes())).await;
         }
         for role in [Role::Stdin, Role::Resize] {
             if let Some(stream) = id(role) {
-                let _gone = frames.send(Writer::data(stream, b"", true)).await;
+                let _gone = frames.send(Writer::last(stream, b"")).await;
             }
         }
     };
@@ -254,12 +254,12 @@ async fn pump(from: Option<Box<dyn AsyncRead + Send + Unpin>>, stream: Option<u3
     if let Some(mut from) = from {
         let mut buffer = vec![0; CHUNK];
         while let Ok(count @ 1..) = from.read(&mut buffer).await {
-            if to.send(Writer::data(stream, &buffer[..count], false)).await.is_err() {
+            if to.send(Writer::data(stream, &buffer[..count])).await.is_err() {
                 return;
             }
         }
     }
-    let _gone = to.send(Writer::data(stream, b"", true)).await;
+    let _gone = to.send(Writer::last(stream, b"")).await;
 }
 
 #[cfg(test)]

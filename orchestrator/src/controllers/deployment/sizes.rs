@@ -12,13 +12,19 @@ use super::super::views::{Deployment, REPLICA_SETS, ReplicaSet};
 pub(super) const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 pub(super) const MAXIMUM: &str = "deployment.kubernetes.io/max-replicas";
 
+/// What becomes of a part of a pod.
+enum Rounding {
+    Up,
+    Down,
+}
+
 /// `value` as a number of pods: absolute, or a percentage of `total`.
-fn resolve(value: &Value, total: i64, round_up: bool) -> i64 {
+fn resolve(value: &Value, total: i64, rounding: Rounding) -> i64 {
     let percent = value.as_str().and_then(|text| text.strip_suffix('%')).and_then(|text| text.parse::<i64>().ok());
-    match percent {
-        Some(percent) if round_up => (percent * total + 99) / 100,
-        Some(percent) => percent * total / 100,
-        None => value.as_i64().unwrap_or(0),
+    match (percent, rounding) {
+        (Some(percent), Rounding::Up) => (percent * total + 99) / 100,
+        (Some(percent), Rounding::Down) => percent * total / 100,
+        (None, _) => value.as_i64().unwrap_or(0),
     }
 }
 
@@ -34,8 +40,8 @@ pub(super) fn bounds(deployment: &Deployment) -> Bounds {
         return Bounds { surge: 0, unavailable: deployment.spec.replicas };
     };
     let total = deployment.spec.replicas;
-    let surge = resolve(&rolling.max_surge, total, true);
-    let unavailable = resolve(&rolling.max_unavailable, total, false);
+    let surge = resolve(&rolling.max_surge, total, Rounding::Up);
+    let unavailable = resolve(&rolling.max_unavailable, total, Rounding::Down);
     // Both zero would never move.
     let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable };
     Bounds { surge, unavailable: unavailable.min(total.max(if surge == 0 { 1 } else { 0 })) }

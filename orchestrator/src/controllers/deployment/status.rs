@@ -44,7 +44,12 @@ pub(super) fn status(
     let complete =
         updated == deployment.spec.replicas && replicas == updated && available == updated && current.is_some();
     let minimum = deployment.spec.replicas - bounds(deployment).unavailable;
-    let (progress, again) = progressing(deployment, current, complete, progressed, now);
+    let progress = match (complete, progressed) {
+        (true, _) => Progress::Complete,
+        (false, true) => Progress::Made,
+        (false, false) => Progress::Awaited,
+    };
+    let (progress, again) = progressing(deployment, current, progress, now);
     let mut said = vec![available_condition(available >= minimum)];
     said.extend(progress);
     said.extend(failure(current, sets));
@@ -71,7 +76,7 @@ pub(super) fn status(
 /// The types that are this controller's; others' conditions stay.
 const OWN: [&str; 3] = ["Available", "Progressing", "ReplicaFailure"];
 
-fn progress(state: impl Into<State>, reason: &str, message: impl Into<String>) -> Condition {
+fn progress_condition(state: impl Into<State>, reason: &str, message: impl Into<String>) -> Condition {
     Condition::new("Progressing", state).because(reason, message)
 }
 
@@ -89,12 +94,19 @@ fn available_condition(enough: bool) -> Condition {
     Condition::new("Available", enough).because(reason, message)
 }
 
+/// How far a rollout has come since the stored status.
+#[derive(PartialEq, Eq)]
+enum Progress {
+    Complete,
+    Made,
+    Awaited,
+}
+
 /// The Progressing condition, and when to look again for the deadline.
 fn progressing(
     deployment: &Deployment,
     current: Option<&ReplicaSet>,
-    complete: bool,
-    progressed: bool,
+    progress: Progress,
     now: Timestamp,
 ) -> (Option<Condition>, Option<Action>) {
     let seconds = deployment.spec.progress_deadline_seconds.unwrap_or(600);
@@ -110,9 +122,9 @@ fn progressing(
         Some(set) => format!("ReplicaSet \"{}\"", set.metadata.meta.name),
         None => format!("Deployment \"{}\"", deployment.metadata.meta.name),
     };
-    if complete {
+    if progress == Progress::Complete {
         return (
-            Some(progress(true, "NewReplicaSetAvailable", format!("{subject} has successfully progressed."))),
+            Some(progress_condition(true, "NewReplicaSetAvailable", format!("{subject} has successfully progressed."))),
             None,
         );
     }
@@ -120,16 +132,16 @@ fn progressing(
     if deployment.spec.paused {
         return match (reason, stored) {
             (Some("ProgressDeadlineExceeded"), Some(stored)) => (Some(Condition::said_by(stored)), None),
-            _ => (Some(progress(State::Unknown, "DeploymentPaused", "Deployment is paused")), None),
+            _ => (Some(progress_condition(State::Unknown, "DeploymentPaused", "Deployment is paused")), None),
         };
     }
     let again = |after: i64| Action::Again {
         key: Key::of(&deployment.metadata.meta),
         after: Duration::from_secs(u64::try_from(after.max(1)).unwrap_or(1)),
     };
-    let moving = || progress(true, "ReplicaSetUpdated", format!("{subject} is progressing."));
+    let moving = || progress_condition(true, "ReplicaSetUpdated", format!("{subject} is progressing."));
     let Some(stored) = stored else {
-        let created = progress(
+        let created = progress_condition(
             true,
             "NewReplicaSetCreated",
             format!("Created new replica set {subject}").replace("replica set ReplicaSet", "replica set"),
@@ -137,18 +149,25 @@ fn progressing(
         return (Some(created), Some(again(seconds)));
     };
     if reason == Some("DeploymentPaused") {
-        return (Some(progress(State::Unknown, "DeploymentResumed", "Deployment is resumed")), Some(again(seconds)));
+        return (
+            Some(progress_condition(State::Unknown, "DeploymentResumed", "Deployment is resumed")),
+            Some(again(seconds)),
+        );
     }
     // A new template starts a new count.
     let restarted = reason == Some("NewReplicaSetAvailable");
-    if progressed || restarted {
+    if progress == Progress::Made || restarted {
         return (Some(moving()), Some(again(seconds)));
     }
     let since = stored["lastUpdateTime"].as_str().and_then(|text| text.parse::<Timestamp>().ok()).unwrap_or(now);
     let left = seconds - (now.as_second() - since.as_second());
     if left <= 0 {
         return (
-            Some(progress(false, "ProgressDeadlineExceeded", format!("{subject} has timed out progressing."))),
+            Some(progress_condition(
+                false,
+                "ProgressDeadlineExceeded",
+                format!("{subject} has timed out progressing."),
+            )),
             None,
         );
     }

@@ -17,13 +17,21 @@ fn service(target: Value) -> Service {
     .unwrap()
 }
 
-fn pod(name: &str, ready: bool, deleting: bool) -> Arc<Pod> {
+#[derive(PartialEq)]
+enum Life {
+    Ready,
+    Unready,
+    /// It is being deleted, and still ready.
+    Leaving,
+}
+
+fn pod(name: &str, life: Life) -> Arc<Pod> {
     let mut value = json!({
         "metadata": {"name": name, "namespace": "ns", "uid": name, "labels": {"app": "web"}},
         "spec": {"nodeName": "n", "containers": [{"ports": [{"name": "web", "containerPort": 8080, "protocol": "TCP"}]}]},
-        "status": {"phase": "Running", "podIP": format!("10.244.0.{}", name.len()), "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]},
+        "status": {"phase": "Running", "podIP": format!("10.244.0.{}", name.len()), "conditions": [{"type": "Ready", "status": if life == Life::Unready { "False" } else { "True" }}]},
     });
-    if deleting {
+    if life == Life::Leaving {
         value["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     }
     Arc::new(serde_json::from_value(value).unwrap())
@@ -32,7 +40,7 @@ fn pod(name: &str, ready: bool, deleting: bool) -> Arc<Pod> {
 #[test]
 fn conditions_tell_ready_serving_and_terminating() {
     let service = service(json!(8080));
-    let groups = endpoints_of(&service, &[pod("a", true, false), pod("bb", false, false), pod("ccc", true, true)]);
+    let groups = endpoints_of(&service, &[pod("a", Life::Ready), pod("bb", Life::Unready), pod("ccc", Life::Leaving)]);
     let facts: Vec<_> = groups[0].1.iter().map(|a| (a.ready, a.serving, a.terminating)).collect();
     assert_eq!(facts, [(true, true, false), (false, false, false), (false, true, true)]);
 }
@@ -40,21 +48,21 @@ fn conditions_tell_ready_serving_and_terminating() {
 #[test]
 fn a_named_port_is_found_in_the_pod() {
     let service = service(json!("web"));
-    let groups = endpoints_of(&service, &[pod("a", true, false)]);
+    let groups = endpoints_of(&service, &[pod("a", Life::Ready)]);
     assert_eq!(groups[0].0[0].2, Some(8080));
 }
 
 #[test]
 fn slices_that_fit_stay_and_one_that_differs_is_changed() {
     let service = service(json!(8080));
-    let one = groups(&endpoints_of(&service, &[pod("a", true, false)]), endpoint);
+    let one = groups(&endpoints_of(&service, &[pod("a", Life::Ready)]), endpoint);
     let made = plan_slices(&service, CONTROLLER, one.clone(), &[]);
     let Action::Create { object, .. } = &made[0] else { panic!() };
     let mut stored = object.clone();
     stored["metadata"]["name"] = json!("web-x");
     let stored: Arc<EndpointSlice> = Arc::new(serde_json::from_value(stored).unwrap());
     assert!(plan_slices(&service, CONTROLLER, one, std::slice::from_ref(&stored)).is_empty());
-    let two = groups(&endpoints_of(&service, &[pod("a", true, false), pod("bb", true, false)]), endpoint);
+    let two = groups(&endpoints_of(&service, &[pod("a", Life::Ready), pod("bb", Life::Ready)]), endpoint);
     assert!(matches!(&plan_slices(&service, CONTROLLER, two, &[stored])[..], [Action::Patch { .. }]));
 }
 
@@ -62,7 +70,7 @@ fn slices_that_fit_stay_and_one_that_differs_is_changed() {
 fn endpoints_show_ready_and_unready_apart() {
     let service = service(json!(8080));
     let shown =
-        subsets(&endpoints_of(&service, &[pod("a", true, false), pod("bb", false, false), pod("ccc", true, true)]));
+        subsets(&endpoints_of(&service, &[pod("a", Life::Ready), pod("bb", Life::Unready), pod("ccc", Life::Leaving)]));
     assert_eq!(shown.list[0]["addresses"].as_array().unwrap().len(), 1);
     assert_eq!(shown.list[0]["notReadyAddresses"].as_array().unwrap().len(), 1);
     assert!(!shown.truncated);
@@ -186,7 +194,7 @@ fn plans_are_as_agreed() {
     let of = |pods: &[Arc<Pod>]| groups(&endpoints_of(&service, pods), endpoint);
     let slices =
         |pods: &[Arc<Pod>], existing: &[Arc<EndpointSlice>]| plan_slices(&service, CONTROLLER, of(pods), existing);
-    let (one, two) = ([pod("a", true, false)], [pod("a", true, false), pod("bb", false, false)]);
+    let (one, two) = ([pod("a", Life::Ready)], [pod("a", Life::Ready), pod("bb", Life::Unready)]);
     let Action::Create { mut object, .. } = slices(&one, &[]).remove(0) else { panic!() };
     object["metadata"]["name"] = json!("web-x");
     object["metadata"]["resourceVersion"] = json!("7");
