@@ -16,9 +16,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::kind::{Gvk, Kind, Part, Presence, Scope, Storage, Subresource, Text};
+use crate::kind::{Gvk, Kind, Part, Presence, Storage, Subresource, Text};
 use crate::kinds::CUSTOM;
 use crate::schema::{Schema, of_kind, structural};
+use crate::scope::Scope;
 use crate::value::{items, text};
 
 pub use self::check::{at, create, update};

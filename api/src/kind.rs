@@ -8,15 +8,10 @@ use crate::custom::{Custom, Stage};
 use crate::kinds::{self, Behaviour};
 use crate::names::version_rank;
 use crate::schema::{self, Schema};
+use crate::scope::Scope;
 
 pub use self::part::Part;
 pub use crate::schema::Text;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Scope {
-    Cluster,
-    Namespaced,
-}
 
 /// Group, version and kind; the core group is "".
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -34,6 +34,7 @@ pub mod pod_security;
 pub mod quantity;
 pub mod references;
 pub mod schema;
+pub mod scope;
 pub mod selector;
 pub mod status;
 pub mod sysctl;

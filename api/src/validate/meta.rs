@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{Errors, NameRule, invalid};
-use crate::kind::Scope;
 use crate::names;
+use crate::scope::Scope;
 use crate::status::{ErrorKind, FieldError, verbatim};
 use crate::value::{entries, items, text};
 
