@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use api::uid::Uid;
+use api::view::Meta;
 use async_trait::async_trait;
 use serde_json::Value;
 
@@ -14,6 +15,12 @@ pub struct PodRef {
     pub namespace: String,
     pub name: String,
     pub uid: Uid,
+}
+
+impl PodRef {
+    pub fn of(pod: &Meta) -> Self {
+        Self { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

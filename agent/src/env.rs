@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::quantity::Quantity;
+use api::view::Meta;
 use serde_json::Value;
 
 use crate::boundary::{PodRef, ServiceLinks, Upstream, UpstreamError};
-use crate::model::{Container, EnvSource, KeyRef, Metadata, Pod, ResourceFieldRef};
+use crate::model::{Container, EnvSource, KeyRef, Pod, ResourceFieldRef};
 
 #[derive(Debug, thiserror::Error)]
 pub enum EnvError {
@@ -55,7 +56,7 @@ pub async fn environment(
     for source in &container.env_from {
         for (reference, keyed) in [(&source.config_map_ref, Keyed::ConfigMap), (&source.secret_ref, Keyed::Secret)] {
             let Some(reference) = reference else { continue };
-            for (key, value) in object_data(upstream, &pod.metadata.reference(), reference, keyed).await? {
+            for (key, value) in object_data(upstream, &PodRef::of(&pod.metadata), reference, keyed).await? {
                 env.set(format!("{}{key}", source.prefix), String::from_utf8_lossy(&value));
             }
         }
@@ -142,7 +143,7 @@ async fn resolve(
     let keys = [(&source.config_map_key_ref, Keyed::ConfigMap), (&source.secret_key_ref, Keyed::Secret)];
     for (reference, keyed) in keys {
         let Some(reference) = reference else { continue };
-        let data = object_data(upstream, &pod.metadata.reference(), reference, keyed).await?;
+        let data = object_data(upstream, &PodRef::of(&pod.metadata), reference, keyed).await?;
         return match data.get(&reference.key) {
             Some(value) => Ok(Some(String::from_utf8_lossy(value).into_owned())),
             None if reference.optional => Ok(None),
@@ -228,7 +229,7 @@ pub fn field_value(pod: &Pod, facts: &Facts, path: &str) -> Result<String, EnvEr
     })
 }
 
-fn label(metadata: &Metadata, key: &str) -> String {
+fn label(metadata: &Meta, key: &str) -> String {
     metadata.labels.get(key).cloned().unwrap_or_default()
 }
 

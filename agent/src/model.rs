@@ -3,37 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use api::uid::Uid;
+use api::view::{ContainerPort, Meta};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-use crate::boundary::PodRef;
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Pod {
-    pub metadata: Metadata,
+    pub metadata: Meta,
     pub spec: PodSpec,
     pub status: Value,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Metadata {
-    pub name: String,
-    pub namespace: String,
-    pub uid: Uid,
-    pub generation: Option<i64>,
-    pub labels: BTreeMap<String, String>,
-    pub annotations: BTreeMap<String, String>,
-    pub deletion_timestamp: Option<jiff::Timestamp>,
-    pub deletion_grace_period_seconds: Option<i64>,
-}
-
-impl Metadata {
-    pub fn reference(&self) -> PodRef {
-        PodRef { namespace: self.namespace.clone(), name: self.name.clone(), uid: self.uid.clone() }
-    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -171,18 +150,6 @@ pub struct Container {
     pub restart_policy: Option<String>,
     /// Whose processes an ephemeral container sees.
     pub target_container_name: Option<String>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ContainerPort {
-    pub name: Option<String>,
-    pub container_port: u16,
-    /// Zero when none.
-    pub host_port: u16,
-    #[serde(rename = "hostIP")]
-    pub host_ip: String,
-    pub protocol: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

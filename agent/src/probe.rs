@@ -291,7 +291,7 @@ fn address(target: &Target, port: &Value, host: Option<&str>) -> Result<String, 
     let number = match port {
         Value::Number(number) => number.as_u64().and_then(|number| u16::try_from(number).ok()),
         Value::String(name) => {
-            let named = target.container.ports.iter().find(|port| port.name.as_deref() == Some(name));
+            let named = target.container.ports.iter().find(|port| port.name == *name);
             named.map(|port| port.container_port).or_else(|| name.parse().ok())
         }
         _ => None,

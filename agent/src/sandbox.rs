@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use api::sysctl::dotted;
 use api::uid::Uid;
+use api::view::ContainerPort;
 use pod::protocol::{Setup, State};
 use tokio::sync::mpsc;
 
@@ -18,7 +19,7 @@ use crate::boundary::{Attachment, HostPort, NetworkError};
 use crate::disk;
 use crate::env::hostname;
 use crate::files::{Resolver, cluster_searches};
-use crate::model::{ContainerPort, Pod, PodSpec};
+use crate::model::{Pod, PodSpec};
 use crate::node::Node;
 use crate::process_link::{LinkError, LinkEvent, ProcessLink};
 use crate::record::Record;

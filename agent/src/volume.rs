@@ -14,7 +14,7 @@ use api::quantity::Quantity;
 use jiff::Timestamp;
 
 use crate::admit::absent_kind;
-use crate::boundary::{TokenRequest, Upstream, UpstreamError};
+use crate::boundary::{PodRef, TokenRequest, Upstream, UpstreamError};
 use crate::disk;
 use crate::door::Folder;
 use crate::env::{EnvError, Facts, Keyed, field_value, object_data, resource_value};
@@ -178,7 +178,7 @@ impl Volumes<'_> {
         files: &mut Files,
     ) -> Result<(), ContentError> {
         let reference = KeyRef { name: source.name.clone(), key: String::new(), optional: source.optional };
-        let mut data = object_data(self.upstream, &self.pod.metadata.reference(), &reference, keyed).await?;
+        let mut data = object_data(self.upstream, &PodRef::of(&self.pod.metadata), &reference, keyed).await?;
         let mode = default_mode.unwrap_or(0o644);
         if source.items.is_empty() {
             return data.into_iter().try_for_each(|(key, content)| files.add(&key, content, mode));

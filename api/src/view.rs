@@ -45,7 +45,24 @@ pub struct Meta {
     pub resource_version: String,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
+    /// None of kinds whose specification nobody counts.
+    pub generation: Option<i64>,
     pub deletion_timestamp: Option<String>,
+    pub deletion_grace_period_seconds: Option<i64>,
+}
+
+/// A port of a container, as its pod says it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerPort {
+    /// Empty where it has none.
+    pub name: String,
+    pub container_port: u16,
+    /// 0 where it has none.
+    pub host_port: u16,
+    #[serde(rename = "hostIP")]
+    pub host_ip: String,
+    pub protocol: String,
 }
 
 /// `v1` Service: what the service path and DNS read.

@@ -398,7 +398,7 @@ fn clean_up(deployment: &Deployment, current: Option<&ReplicaSet>, old: &[Arc<Re
     let idle = |set: &&Arc<ReplicaSet>| {
         set.spec.replicas == 0
             && set.status.replicas == 0
-            && set.metadata.owned.generation <= set.status.observed_generation
+            && set.metadata.meta.generation.unwrap_or_default() <= set.status.observed_generation
             && set.metadata.meta.deletion_timestamp.is_none()
     };
     let mut candidates: Vec<_> = old.iter().filter(idle).collect();

@@ -296,7 +296,7 @@ fn status(set: Set<'_>, active: &[Arc<Pod>], now: Timestamp) -> Option<Action> {
     let (ready, available) =
         (count(&Pod::is_ready), count(&|pod| ownership::is_available(pod, set.spec.min_ready_seconds, now)));
     let old = &set.status;
-    let generation = set.metadata.owned.generation;
+    let generation = set.metadata.meta.generation.unwrap_or_default();
     let settled = settled_conditions(set).filter(|_| replicas == set.spec.replicas);
     let same =
         (old.replicas, old.fully_labeled_replicas, old.ready_replicas, old.available_replicas, old.observed_generation)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::uid::Uid;
-use api::view::Meta;
+use api::view::{ContainerPort, Meta};
 pub use client::views::{CONFIG_MAPS, LEASES, NODES, PODS, SERVICES, SLICES, label_entry};
 use client::{Resource, View};
 use serde::Deserialize;
@@ -34,7 +34,6 @@ pub struct OwnerReference {
 pub struct Owned {
     pub owner_references: Vec<OwnerReference>,
     pub creation_timestamp: String,
-    pub generation: i64,
     pub finalizers: Vec<String>,
 }
 
@@ -88,17 +87,6 @@ pub struct Container {
     pub ports: Vec<ContainerPort>,
     pub resources: Resources,
     pub restart_policy: String,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ContainerPort {
-    pub name: String,
-    pub container_port: u16,
-    pub host_port: u16,
-    #[serde(rename = "hostIP")]
-    pub host_ip: String,
-    pub protocol: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]

@@ -30,7 +30,7 @@ pub(super) fn status(
         .max(0);
     let nullable = |number: i64| if number == 0 { Value::Null } else { json!(number) };
     let counts = json!({
-        "observedGeneration": deployment.metadata.owned.generation,
+        "observedGeneration": deployment.metadata.meta.generation.unwrap_or_default(),
         "replicas": nullable(replicas),
         "updatedReplicas": nullable(updated),
         "readyReplicas": nullable(ready),
