@@ -14,7 +14,7 @@ use proxy_common::*;
 
 use crate::atomic;
 use crate::choose::{Caller, contains, find_service, is_gone};
-use crate::forward::{From, Place, is_pod_address, place_of};
+use crate::forward::{Place, Sender, is_pod_address, place_of};
 use crate::maps::{BEGUN, EXPOSED, FLOWS, NEWEST, node, of_map, whole};
 use crate::packet::{FIN, Layer4, Packet, RST, set_words, words};
 use crate::shares;
@@ -84,8 +84,8 @@ pub enum Seen {
 /// Finds what becomes of this packet and where that lies, if its flow is known. What a pod sends to a pod is nobody's but an
 /// endpoint's answer.
 #[inline(always)]
-pub fn find(packet: &mut Packet, from: From, node: &NodeConfig) -> Place {
-    if from != From::Pod || !is_pod_address(packet.tuple.dst, node) {
+pub fn find(packet: &mut Packet, from: Sender, node: &NodeConfig) -> Place {
+    if from != Sender::Pod || !is_pod_address(packet.tuple.dst, node) {
         let place = forward(packet, from, node);
         if place != Place::NO_FLOW {
             return place;
@@ -192,7 +192,7 @@ fn exposed(answer: &Tuple, asking: &mut Tuple) -> bool {
 }
 
 #[inline(always)]
-fn forward(packet: &mut Packet, from: From, node: &NodeConfig) -> Place {
+fn forward(packet: &mut Packet, from: Sender, node: &NodeConfig) -> Place {
     let Some(flow) = FLOWS.get_ptr_mut(&packet.tuple) else { return Place::NO_FLOW };
     // SAFETY: a map element.
     if unsafe { contents(flow, &packet.tuple, &mut packet.to) } == Seen::Unknown {
@@ -217,7 +217,7 @@ fn forward(packet: &mut Packet, from: From, node: &NodeConfig) -> Place {
 
 /// Whether what may open a connection follows a flow that exists. Datagrams ask each time, openings of connections once.
 #[inline(always)]
-fn leads_on(packet: &mut Packet, flow: &Flow, from: From) -> bool {
+fn leads_on(packet: &mut Packet, flow: &Flow, from: Sender) -> bool {
     match packet.layer4 {
         Layer4::Tcp => amphi_leads_on(packet, flow.member, flow.snat, from.word()) != 0,
         _ => flow.member == Member::NONE.bits() || !is_gone(flow.member),
@@ -232,7 +232,7 @@ fn leads_on(packet: &mut Packet, flow: &Flow, from: From) -> bool {
 pub extern "C" fn amphi_leads_on(packet: *mut Packet, member: u64, snat: u32, from: u32) -> u32 {
     // SAFETY: callers give a packet of their own.
     let Some(Packet { tuple, to, .. }) = (unsafe { packet.as_ref() }) else { return 0 };
-    (is_served(tuple, member, From::from_word(from).scope()) && finds_answers(tuple, to, member, snat)) as u32
+    (is_served(tuple, member, Sender::from_word(from).scope()) && finds_answers(tuple, to, member, snat)) as u32
 }
 
 /// Whether an endpoint is one of those that the client's address has now. What goes to no service needs none.

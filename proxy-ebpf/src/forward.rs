@@ -21,13 +21,13 @@ pub const TC_ACT_SHOT: i32 = 2;
 /// Where a packet came from, which decides how it may be answered and which frontends it sees.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum From {
+pub enum Sender {
     Pod,
     Host,
     Uplink,
 }
 
-impl From {
+impl Sender {
     pub const fn word(self) -> u32 {
         self as u32
     }
@@ -155,12 +155,12 @@ impl Exit {
 
 /// Gives the packet the addresses it shall have and sends it on; the program's result.
 #[inline(always)]
-pub fn send(ctx: &TcContext, packet: &Packet, exit: Exit, from: From, node: &NodeConfig) -> Result<i32> {
-    // What has no hop left is the stack's to answer for, which to a pod it does with the addresses that the pod used. From outside
+pub fn send(ctx: &TcContext, packet: &Packet, exit: Exit, from: Sender, node: &NodeConfig) -> Result<i32> {
+    // What has no hop left is the stack's to answer for, which to a pod it does with the addresses that the pod used. Sender outside
     // it must not be taken for the host's own.
     let dead = packet.ttl <= 1;
     let onwards = exit != Exit::STACK && exit != Exit::HOST_AS_SERVICE;
-    if dead && from == From::Pod && onwards {
+    if dead && from == Sender::Pod && onwards {
         return Ok(TC_ACT_UNSPEC);
     }
     let hop = match exit {

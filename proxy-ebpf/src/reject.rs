@@ -8,7 +8,7 @@ use aya_ebpf::helpers::{bpf_csum_diff, bpf_redirect, bpf_redirect_peer, bpf_skb_
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::forward::{From, TC_ACT_SHOT, ifindex};
+use crate::forward::{Sender, TC_ACT_SHOT, ifindex};
 use crate::mangle::set_ethernet;
 use crate::maps::{count, node};
 use crate::packet::{ACK, FIN, IP, Ipv4Header, Layer4, PLAIN, Packet, RST, SYN, UNREACHABLE};
@@ -47,7 +47,7 @@ struct PseudoHeader {
 
 /// Answers the packet, or drops it where no answer is possible; the program's result.
 #[inline(always)]
-pub fn reject(ctx: &TcContext, packet: &mut Packet, from: From, code: u8) -> i32 {
+pub fn reject(ctx: &TcContext, packet: &mut Packet, from: Sender, code: u8) -> i32 {
     amphi_reject(ctx.skb.skb, packet, from.word(), code as u32)
 }
 
@@ -57,7 +57,7 @@ pub fn reject(ctx: &TcContext, packet: &mut Packet, from: From, code: u8) -> i32
 pub extern "C" fn amphi_reject(skb: *mut __sk_buff, packet: *mut Packet, from: u32, code: u32) -> i32 {
     // SAFETY: callers give a packet of their own.
     let (Some(packet), Some(node)) = (unsafe { packet.as_ref() }, node()) else { return TC_ACT_SHOT };
-    match answer(&TcContext::new(skb), packet, From::from_word(from), node, code as u8) {
+    match answer(&TcContext::new(skb), packet, Sender::from_word(from), node, code as u8) {
         Some(action) => action,
         None => {
             count(Counter::Unanswerable);
@@ -67,7 +67,7 @@ pub extern "C" fn amphi_reject(skb: *mut __sk_buff, packet: *mut Packet, from: u
 }
 
 #[inline(always)]
-fn answer(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig, code: u8) -> Option<i32> {
+fn answer(ctx: &TcContext, packet: &Packet, from: Sender, node: &NodeConfig, code: u8) -> Option<i32> {
     // With IP options a packet is not worth the stack space.
     if packet.transport() != PLAIN {
         return None;
@@ -82,7 +82,7 @@ fn answer(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig, code:
 }
 
 #[inline(always)]
-fn reset(ctx: &TcContext, packet: &Packet, flags: u8, from: From) -> Option<Counter> {
+fn reset(ctx: &TcContext, packet: &Packet, flags: u8, from: Sender) -> Option<Counter> {
     let asked: TcpHeader = ctx.load(PLAIN).ok()?;
     let header_length = (asked.offset >> 4) as u16 * 4;
     let payload = packet.length.wrapping_sub(IP_HEADER as u16).wrapping_sub(header_length);
@@ -115,7 +115,7 @@ fn reset(ctx: &TcContext, packet: &Packet, flags: u8, from: From) -> Option<Coun
     cut(ctx, PLAIN + size_of::<TcpHeader>())?;
     store_ip(ctx, packet, packet.tuple.dst, TCP, size_of::<TcpHeader>())?;
     ctx.store(PLAIN, &tcp, RECOMPUTE).ok()?;
-    if from == From::Uplink && device_sums_up(ctx)? {
+    if from == Sender::Uplink && device_sums_up(ctx)? {
         // What it adds to: the part that it does not see.
         tcp.check = !fold(sum);
     }
@@ -175,19 +175,19 @@ fn store_ip(ctx: &TcContext, packet: &Packet, src: Ip4, protocol: u8, payload: u
 }
 
 #[inline(always)]
-fn send_back(ctx: &TcContext, packet: &Packet, from: From, node: &NodeConfig) -> Option<i32> {
+fn send_back(ctx: &TcContext, packet: &Packet, from: Sender, node: &NodeConfig) -> Option<i32> {
     let verdict = match from {
-        From::Pod => {
+        Sender::Pod => {
             set_ethernet(ctx, pod_mac(packet.tuple.src), HOST_MAC).ok()?;
             // SAFETY: an ingress hook of tc, as the helper demands.
             unsafe { bpf_redirect_peer(ifindex(ctx), 0) }
         }
-        From::Host => {
+        Sender::Host => {
             set_ethernet(ctx, HOST_MAC, SERVICE_MAC).ok()?;
             // SAFETY: the helper has no preconditions.
             unsafe { bpf_redirect(node.service_link, BPF_F_INGRESS as u64) }
         }
-        From::Uplink => {
+        Sender::Uplink => {
             let [dst, src]: [[u8; 6]; 2] = ctx.load(0).ok()?;
             set_ethernet(ctx, src, dst).ok()?;
             // SAFETY: the helper has no preconditions.

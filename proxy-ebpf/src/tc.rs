@@ -14,7 +14,7 @@ use proxy_common::*;
 use crate::choose::{Caller, Choice, Endpoint, choose, find_service};
 use crate::flow::{self, Begun, Source};
 use crate::forward::{
-    Exit, From, Place, TC_ACT_SHOT, TC_ACT_UNSPEC, Way, ifindex, is_marked, local_pod_of, place_beyond, place_of,
+    Exit, Place, Sender, TC_ACT_SHOT, TC_ACT_UNSPEC, Way, ifindex, is_marked, local_pod_of, place_beyond, place_of,
     route, send,
 };
 use crate::icmp::{self, Known};
@@ -71,13 +71,13 @@ fn amphi_from_pod(ctx: TcContext) -> i32 {
     let mut room = MaybeUninit::uninit();
     let Some(packet) = Packet::read(&ctx, &mut room) else {
         // What claims to be IPv4 and cannot be read cannot show whose it is either.
-        return if claims_ip4(&ctx) { drop(Counter::DropSpoofed) } else { TC_ACT_UNSPEC };
+        return if claims_ip4(&ctx) { discard(Counter::DropSpoofed) } else { TC_ACT_UNSPEC };
     };
     if local_pod(packet.tuple.src).is_none_or(|pod| pod.ifindex != ifindex(&ctx)) {
-        return drop(Counter::DropSpoofed);
+        return discard(Counter::DropSpoofed);
     }
     let Some(node) = node() else { return TC_ACT_UNSPEC };
-    handle(&ctx, packet, From::Pod, node)
+    handle(&ctx, packet, Sender::Pod, node)
 }
 
 /// What the host sends to services, where no socket hook saw it: it comes out at the far end of the service link.
@@ -86,9 +86,9 @@ fn amphi_from_host(ctx: TcContext) -> i32 {
     let mut room = MaybeUninit::uninit();
     let Some(packet) = Packet::read(&ctx, &mut room) else { return TC_ACT_SHOT };
     let Some(node) = node() else { return TC_ACT_SHOT };
-    match handle(&ctx, packet, From::Host, node) {
+    match handle(&ctx, packet, Sender::Host, node) {
         // The far end is no place to receive anything.
-        TC_ACT_UNSPEC => drop(Counter::Unanswerable),
+        TC_ACT_UNSPEC => discard(Counter::Unanswerable),
         action => action,
     }
 }
@@ -100,9 +100,9 @@ fn amphi_from_uplink(ctx: TcContext) -> i32 {
     let Some(packet) = Packet::read(&ctx, &mut room) else { return TC_ACT_UNSPEC };
     let Some(node) = node() else { return TC_ACT_UNSPEC };
     if is_of_this_node(packet.tuple.src, node) {
-        return drop(Counter::DropSpoofed);
+        return discard(Counter::DropSpoofed);
     }
-    handle(&ctx, packet, From::Uplink, node)
+    handle(&ctx, packet, Sender::Uplink, node)
 }
 
 /// Addresses that only this node's own pods and programs send with; what shows one from outside is forged.
@@ -126,7 +126,7 @@ fn amphi_from_stack(ctx: TcContext) -> i32 {
     if packet.layer4 == Layer4::IcmpError {
         match icmp::translate(&ctx, packet) {
             Known::NotOurs => return TC_ACT_UNSPEC,
-            Known::Mangled => return drop(Counter::DropMangle),
+            Known::Mangled => return discard(Counter::DropMangle),
             Known::Translated => {}
         }
     } else if flow::find_reply(packet) == Place::NO_FLOW {
@@ -134,17 +134,17 @@ fn amphi_from_stack(ctx: TcContext) -> i32 {
     }
     match rewrite(&ctx, packet, Hop::NONE) {
         Ok(()) => TC_ACT_UNSPEC,
-        Err(_) => drop(Counter::DropMangle),
+        Err(_) => discard(Counter::DropMangle),
     }
 }
 
-fn drop(reason: Counter) -> i32 {
+fn discard(reason: Counter) -> i32 {
     count(reason);
     TC_ACT_SHOT
 }
 
 #[inline(always)]
-fn handle(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) -> i32 {
+fn handle(ctx: &TcContext, packet: &mut Packet, from: Sender, node: &NodeConfig) -> i32 {
     let mut verdict = Verdict(amphi_decide(ctx.skb.skb, packet, from.word(), of_map(node)));
     if verdict == Verdict::BEGIN {
         verdict = Verdict(amphi_begin(ctx.skb.skb, packet, from.word(), of_map(node)));
@@ -152,7 +152,7 @@ fn handle(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) -
     match verdict.act() {
         Verdict::SEND => match send(ctx, packet, Exit::from_word(verdict.value()), from, node) {
             Ok(action) => action,
-            Err(_) => drop(Counter::DropMangle),
+            Err(_) => discard(Counter::DropMangle),
         },
         Verdict::REJECT => reject(ctx, packet, from, verdict.value() as u8),
         Verdict::DROP => {
@@ -171,11 +171,11 @@ extern "C" fn amphi_decide(skb: *mut __sk_buff, packet: *mut Packet, from: u32, 
     let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, unsafe { node.as_ref() }) else {
         return Verdict::NEXT.0;
     };
-    decide(&TcContext::new(skb), packet, From::from_word(from), node).0
+    decide(&TcContext::new(skb), packet, Sender::from_word(from), node).0
 }
 
 #[inline(always)]
-fn decide(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) -> Verdict {
+fn decide(ctx: &TcContext, packet: &mut Packet, from: Sender, node: &NodeConfig) -> Verdict {
     let place = match packet.layer4 {
         Layer4::Unknown => Place::NO_FLOW,
         // An error about a flow goes where the flow's replies go; others are ordinary packets.
@@ -198,14 +198,14 @@ extern "C" fn amphi_begin(skb: *mut __sk_buff, packet: *mut Packet, from: u32, n
         return Verdict::NEXT.0;
     };
     set_words(&mut packet.to, words(&packet.tuple));
-    begin(&TcContext::new(skb), packet, From::from_word(from), node).0
+    begin(&TcContext::new(skb), packet, Sender::from_word(from), node).0
 }
 
 /// A packet of no known flow: to a service, or straight to where its address says. A pod's address is never a service's.
 #[inline(always)]
-fn begin(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) -> Verdict {
+fn begin(ctx: &TcContext, packet: &mut Packet, from: Sender, node: &NodeConfig) -> Verdict {
     if let Some(pod) = local_pod_of(packet.tuple.dst, node) {
-        if from == From::Uplink && is_of_flows(packet) && !is_of_cluster(packet.tuple.src, node) {
+        if from == Sender::Uplink && is_of_flows(packet) && !is_of_cluster(packet.tuple.src, node) {
             flow::note_direct(packet);
         }
         return Verdict::send(Exit::pod(pod.ifindex));
@@ -222,8 +222,8 @@ fn begin(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) ->
     }
     if dst.is_within(node.service_net, node.service_mask) {
         return match from {
-            From::Uplink => Verdict::drop(Counter::DropClusterIpOutside),
-            From::Pod | From::Host => Verdict::reject(PORT_UNREACHABLE),
+            Sender::Uplink => Verdict::drop(Counter::DropClusterIpOutside),
+            Sender::Pod | Sender::Host => Verdict::reject(PORT_UNREACHABLE),
         };
     }
     untranslated(ctx, packet, from, node)
@@ -247,7 +247,7 @@ fn to_endpoint(
     packet: &mut Packet,
     endpoint: &Endpoint,
     slot: Slot,
-    from: From,
+    from: Sender,
     node: &NodeConfig,
 ) -> Verdict {
     if !packet.is_opening() {
@@ -275,24 +275,24 @@ fn to_endpoint(
 
 /// Replies must pass here again: so a client that would answer itself, or that an endpoint could reach by another way, is hidden.
 #[inline(always)]
-fn source_for(packet: &Packet, backend: Ip4, place: Place, slot: Slot, from: From) -> Source {
+fn source_for(packet: &Packet, backend: Ip4, place: Place, slot: Slot, from: Sender) -> Source {
     match (from, place) {
-        (From::Pod, Place::OUTSIDE) => Source::Node,
-        (From::Pod, _) if backend == packet.tuple.src => Source::Gateway,
-        (From::Pod | From::Host, Place::THIS_NODE) => Source::Gateway,
-        (From::Pod | From::Host, _) if packet.tuple.protocol == UDP => Source::OtherPort,
-        (From::Pod | From::Host, _) => Source::Keep,
-        (From::Uplink, Place::THIS_NODE) => Source::Keep,
-        (From::Uplink, _) if slot.has(Slot::KEEP_SOURCE) => Source::Keep,
-        (From::Uplink, _) => Source::Node,
+        (Sender::Pod, Place::OUTSIDE) => Source::Node,
+        (Sender::Pod, _) if backend == packet.tuple.src => Source::Gateway,
+        (Sender::Pod | Sender::Host, Place::THIS_NODE) => Source::Gateway,
+        (Sender::Pod | Sender::Host, _) if packet.tuple.protocol == UDP => Source::OtherPort,
+        (Sender::Pod | Sender::Host, _) => Source::Keep,
+        (Sender::Uplink, Place::THIS_NODE) => Source::Keep,
+        (Sender::Uplink, _) if slot.has(Slot::KEEP_SOURCE) => Source::Keep,
+        (Sender::Uplink, _) => Source::Node,
     }
 }
 
 /// Sends a translated packet on.
 #[inline(always)]
-fn exit(packet: &Packet, place: Place, from: From) -> Verdict {
+fn exit(packet: &Packet, place: Place, from: Sender) -> Verdict {
     match place {
-        Place::THIS_NODE if from == From::Host || packet.to.src != packet.tuple.src => {
+        Place::THIS_NODE if from == Sender::Host || packet.to.src != packet.tuple.src => {
             Verdict::send(Exit::HOST_AS_SERVICE)
         }
         Place::THIS_NODE => Verdict::send(Exit::STACK),
@@ -317,15 +317,15 @@ fn is_middle(packet: &Packet) -> bool {
 
 /// A packet whose addresses stay, unless it leaves the cluster. Its destination is no local pod.
 #[inline(always)]
-fn untranslated(ctx: &TcContext, packet: &mut Packet, from: From, node: &NodeConfig) -> Verdict {
+fn untranslated(ctx: &TcContext, packet: &mut Packet, from: Sender, node: &NodeConfig) -> Verdict {
     match place_beyond(packet.tuple.dst, node) {
         Place::NOBODY => Verdict::reject(nobody(packet)),
         // An answer to who hides behind the node's address: the host knows nothing of him.
-        Place::THIS_NODE if from == From::Pod && is_middle(packet) && flows_are_carried() => {
+        Place::THIS_NODE if from == Sender::Pod && is_middle(packet) && flows_are_carried() => {
             Verdict::drop(Counter::DropCarried)
         }
-        Place::CLUSTER if from == From::Pod => Verdict::send(Exit::UPLINK),
-        Place::OUTSIDE if from == From::Pod => leave(ctx, packet, node),
+        Place::CLUSTER if from == Sender::Pod => Verdict::send(Exit::UPLINK),
+        Place::OUTSIDE if from == Sender::Pod => leave(ctx, packet, node),
         _ => Verdict::NEXT,
     }
 }

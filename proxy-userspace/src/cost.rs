@@ -2,7 +2,8 @@
 //!
 //! `BPF_PROG_TEST_RUN` with a repeat count runs a program again on what it made of the packet. So the maps are filled with rings: a
 //! known flow leads to another known flow and back, a service's endpoint is the next service. Each run then does the whole work.
-//! Packets end when their time to live is used up, which bounds the runs of one call.
+//! Packets end when their time to live is used up, which bounds the runs of one call. What leaves with the node's own address makes
+//! no ring, as nobody outside may send with it: there each call is one run.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -11,19 +12,29 @@ use proxy_common::{Flow, Ip4, Member, NodeConfig, PodLink, Port, Scope, Slot, TC
 
 use crate::desired::{Contents, EndpointSet, Entry, Frontend, Target};
 use crate::object::{self, PacketHook, Pins, Programs};
-use crate::proxy::{LIMITS, Maps, Result, written};
+use crate::proxy::{LIMITS, Maps, ProxyError, Result, written};
 use crate::sys::{self, Put};
 use crate::table::Table;
 
-/// Runs of one call: one less than a time to live has hops.
-const RUNS: u32 = 250;
-const CALLS: u16 = 200;
+/// How often a program runs on one packet after another: runs of one call, fewer than a time to live has hops, and calls.
+#[derive(Debug, Clone, Copy)]
+struct Repeat {
+    runs: u32,
+    calls: u16,
+}
+
+const IN_A_RING: Repeat = Repeat { runs: 250, calls: 200 };
+/// Fewer than there are ports behind the node.
+const ONCE_EACH: Repeat = Repeat { runs: 1, calls: 10_000 };
+/// `TC_ACT_SHOT`.
+const DROPPED: u32 = 2;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 /// The device of test packets is the loopback.
 const LOOPBACK: u32 = 1;
 
 const CLIENT: Ip4 = Ip4::new([203, 0, 113, 5]);
+const OTHER_CLIENT: Ip4 = Ip4::new([203, 0, 113, 6]);
 const NODE: Ip4 = Ip4::new([192, 0, 2, 1]);
 const PODS: [Ip4; 2] = [Ip4::new([10, 244, 0, 5]), Ip4::new([10, 244, 0, 6])];
 
@@ -63,13 +74,16 @@ fn measure_at(pins: &Pins) -> Result<(Vec<PacketCost>, Vec<ProgramSize>)> {
     let maps = Maps::open(pins)?;
     fill(&maps)?;
     let (pod, uplink) = (programs.get(PacketHook::FromPod.program())?, programs.get(PacketHook::FromUplink.program())?);
-    let openings = |ring: Ring| move |call: u16| packet(SYN, &tuple(CLIENT, 1024 + call, ring.service(0), 80));
+    let opening = |ring: Ring, call: u16| {
+        let service = ring.service((call % 256) as u8);
+        packet(SYN, &tuple(CLIENT, 1024 + call, service, 80))
+    };
     let costs = vec![
-        cost("not IPv4", uplink, |_| vec![0; 60])?,
-        cost("known flow", uplink, |_| packet(ACK, &flow_ring()[0]))?,
-        cost("pod to pod", pod, |_| packet(ACK, &tuple(PODS[0], 4000, PODS[1], 8080)))?,
-        cost("new flow, source kept", uplink, openings(Ring::SourceKept))?,
-        cost("new flow behind the node's address", uplink, openings(Ring::BehindNode))?,
+        cost("not IPv4", uplink, IN_A_RING, |_| vec![0; 60])?,
+        cost("known flow", uplink, IN_A_RING, |_| packet(ACK, &flow_ring()[0]))?,
+        cost("pod to pod", pod, IN_A_RING, |_| packet(ACK, &tuple(PODS[0], 4000, PODS[1], 8080)))?,
+        cost("new flow, source kept", uplink, IN_A_RING, |call| opening(Ring::SourceKept, call))?,
+        cost("new flow behind the node's address", uplink, ONCE_EACH, |call| opening(Ring::BehindNode, call))?,
     ];
     Ok((costs, sizes(&programs)?))
 }
@@ -82,14 +96,19 @@ fn sizes(programs: &Programs) -> Result<Vec<ProgramSize>> {
     programs.all().map(size).collect()
 }
 
-fn cost(what: &'static str, program: &OwnedFd, make: impl Fn(u16) -> Vec<u8>) -> Result<PacketCost> {
+fn cost(what: &'static str, program: &OwnedFd, repeat: Repeat, make: impl Fn(u16) -> Vec<u8>) -> Result<PacketCost> {
     let mut times = Vec::new();
-    for call in 0..CALLS {
-        let (_, _, nanoseconds) = sys::test_run(program.as_fd(), &make(call), RUNS).map_err(written("TEST_RUN"))?;
+    for call in 0..repeat.calls {
+        let (verdict, _, nanoseconds) =
+            sys::test_run(program.as_fd(), &make(call), repeat.runs).map_err(written("TEST_RUN"))?;
+        if verdict == DROPPED {
+            return Err(ProxyError::Dropped { what });
+        }
         times.push(nanoseconds);
     }
     times.sort_unstable();
-    Ok(PacketCost { what, median: times[times.len() / 2], least: times[0], runs: RUNS * u32::from(CALLS) })
+    let runs = repeat.runs * u32::from(repeat.calls);
+    Ok(PacketCost { what, median: times[times.len() / 2], least: times[0], runs })
 }
 
 fn tuple(src: Ip4, sport: u16, dst: Ip4, dport: u16) -> Tuple {
@@ -98,7 +117,7 @@ fn tuple(src: Ip4, sport: u16, dst: Ip4, dport: u16) -> Tuple {
 
 /// Two flows, each of whose packets become the other's: everything that can change changes.
 fn flow_ring() -> [Tuple; 2] {
-    [tuple(CLIENT, 4000, PODS[0], 80), tuple(NODE, 50_000, PODS[1], 8080)]
+    [tuple(CLIENT, 4000, PODS[0], 80), tuple(OTHER_CLIENT, 50_000, PODS[1], 8080)]
 }
 
 /// A ring of services, each the endpoint of the one before, by what its endpoints see of a client.

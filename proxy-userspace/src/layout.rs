@@ -1,7 +1,7 @@
 //! The layout of each pinned map, and how the contents of an earlier one become those of the next.
 //!
 //! The number of a layout is part of the pin's name. A map whose layout stays is adopted as it is; one that changed gets a step
-//! here, through which [`migrate`](crate::migrate) carries what an earlier version left.
+//! here, through which `migrate` carries what an earlier version left.
 
 /// An element of a map, as the kernel keeps it. Arrays have their index as key.
 #[derive(Debug, Clone, PartialEq, Eq)]

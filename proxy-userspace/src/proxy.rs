@@ -67,6 +67,8 @@ pub enum ProxyError {
     Netns { whose: String, source: io::Error },
     #[error("the sweeper thread cannot start")]
     Thread(#[source] io::Error),
+    #[error("{what}: the packet that is measured is dropped")]
+    Dropped { what: &'static str },
 }
 
 pub(crate) type Result<T> = std::result::Result<T, ProxyError>;

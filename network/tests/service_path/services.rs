@@ -30,6 +30,24 @@ fn cluster_ip_tcp_is_balanced_for_pods_and_host() {
 }
 
 #[test]
+fn tcp_and_udp_on_one_port_are_told_apart() {
+    for hooks in BOTH {
+        let world = World::new(hooks);
+        tcp_server(&world.pods[0], "stream", 8080);
+        udp_server(&world.pods[0], "datagram", 9090);
+        let both = Service::new("both", "10.96.0.80", "TCP", json!({"nodePort": 30080}));
+        world.serve(&[both.to(&[(PODS[0], 8080)]).also("UDP", 9090)]);
+        let (inside, outside) = ("10.96.0.80:80", "192.168.77.1:30080");
+        for (client, to) in [(&world.pods[1], inside), (&world.node, inside), (&world.client, outside)] {
+            let (stream, datagram) = (ask_tcp(client, to).unwrap(), ask_udp(client, to).unwrap());
+            assert!(stream.0.starts_with("stream"), "{hooks:?} {to}: {stream:?}");
+            assert!(datagram.0.starts_with("datagram"), "{hooks:?} {to}: {datagram:?}");
+            assert_eq!((stream.1.to_string(), datagram.1.to_string()), (to.into(), to.into()));
+        }
+    }
+}
+
+#[test]
 fn no_endpoint_is_refused_at_once() {
     for hooks in BOTH {
         let world = World::new(hooks);

@@ -296,13 +296,14 @@ pub fn wait_until(is_so: impl Fn() -> bool) {
     }
 }
 
-/// A Service with one port, and its endpoints.
+/// A Service with one port, or with one of each protocol, and its endpoints.
 pub struct Service {
     name: &'static str,
     spec: Value,
     status: Value,
     protocol: &'static str,
     endpoints: Vec<(String, u16)>,
+    also: Option<(&'static str, u16)>,
 }
 
 impl Service {
@@ -313,11 +314,20 @@ impl Service {
             spec["ports"][0]["nodePort"] = port.clone();
         }
         spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-        Self { name, spec, status: json!({}), protocol, endpoints: Vec::new() }
+        Self { name, spec, status: json!({}), protocol, endpoints: Vec::new(), also: None }
     }
 
     pub fn to(mut self, endpoints: &[(&str, u16)]) -> Self {
         self.endpoints = endpoints.iter().map(|(ip, port)| ((*ip).to_owned(), *port)).collect();
+        self
+    }
+
+    /// The same port, in another protocol, leads to another port of the endpoints.
+    pub fn also(mut self, protocol: &'static str, port: u16) -> Self {
+        let mut other = self.spec["ports"][0].clone();
+        (other["name"], other["protocol"]) = (json!("also"), json!(protocol));
+        self.spec["ports"].as_array_mut().unwrap().push(other);
+        self.also = Some((protocol, port));
         self
     }
 
@@ -338,8 +348,10 @@ impl Service {
             .iter()
             .map(|(ip, _)| json!({"addresses": [ip], "nodeName": "n1", "conditions": {"ready": true}}))
             .collect();
+        let mut ports = vec![json!({"protocol": self.protocol, "port": port})];
+        ports.extend(self.also.map(|(protocol, port)| json!({"name": "also", "protocol": protocol, "port": port})));
         json!({"metadata": {"namespace": "default", "name": self.name, "labels": {"kubernetes.io/service-name": self.name}},
-            "addressType": "IPv4", "endpoints": endpoints, "ports": [{"protocol": self.protocol, "port": port}]})
+            "addressType": "IPv4", "endpoints": endpoints, "ports": ports})
     }
 }
 
