@@ -58,7 +58,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// # Errors
 /// As the client is to read them: 400 for a log that is not there, or what the pod does not let be asked; 500 for a
-/// container that does not run, and (see [`unreachable`]) when the node's agent cannot be reached or fails.
+/// container that does not run, and (see [`unreachable()`]) when the node's agent cannot be reached or fails.
 #[async_trait]
 pub trait Nodes: Send + Sync + 'static {
     /// A container's log as text. `pod` is the stored object.
