@@ -180,6 +180,8 @@ async fn a_crash_loop_backs_off_and_keeps_the_previous_log() {
         .await;
     let container = &status["containerStatuses"][0];
     assert_eq!((&container["restartCount"], &status["phase"]), (&json!(1), &json!("Running")));
+    let said = format!("back-off 10s restarting failed container=main pod=crash_default({uid})");
+    assert_eq!(container["state"]["waiting"]["message"], said);
     let last = &container["lastState"]["terminated"];
     assert_eq!(
         (&last["exitCode"], &last["reason"], &last["message"]),

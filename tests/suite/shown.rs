@@ -32,6 +32,12 @@ pub fn shown(space: &Space<'_>) -> Result<()> {
     for part in ["Starting kubelet.", "status is now: NodeReady"] {
         ensure!(node.contains(part), "{part} is missing:\n{node}");
     }
+    let cluster = space.kubectl(&["cluster-info"])?;
+    // kubectl may colour the names.
+    for part in ["Kubernetes control plane", "DNS", "/services/kube-dns:dns/proxy"] {
+        ensure!(cluster.contains(part), "{part} is missing:\n{cluster}");
+    }
+    ensure!(!cluster.contains("CoreDNS"), "a server that is not there: {cluster}");
     let disk = space.get(&["nodes"], "{.items[0].status.capacity.ephemeral-storage}")?;
     ensure!(disk.ends_with("Ki"), "the disk's size is {disk}");
     let nodes = space.kubectl(&["get", "nodes", "-o", "wide"])?;
