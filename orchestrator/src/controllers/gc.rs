@@ -12,7 +12,7 @@ use api::status::Status;
 use api::uid::Uid;
 use client::follow::{self, Scope, Step};
 use client::queue::{Outcome, Queue};
-use client::{Client, DeleteOptions, Item, Propagation, Resource, ServedKind};
+use client::{Client, DeleteOptions, Item, Propagation, Resource, Selector, ServedKind};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
@@ -33,15 +33,7 @@ const DEFINITIONS: &str = "customresourcedefinitions";
 
 /// Collects for ever.
 pub async fn run(client: Client) {
-    let collector = Arc::new(Collector {
-        client,
-        graph: Mutex::default(),
-        kinds: Mutex::default(),
-        queue: Queue::default(),
-        redefined: Notify::new(),
-        resources: Mutex::default(),
-        filling: watch::channel(None).0,
-    });
+    let collector = Arc::new(Collector::new(client));
     let mut tasks = JoinSet::new();
     for _ in 0..WORKERS {
         tasks.spawn(collector.clone().work());
@@ -97,6 +89,18 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Collector {
+    fn new(client: Client) -> Self {
+        Self {
+            client,
+            graph: Mutex::default(),
+            kinds: Mutex::default(),
+            queue: Queue::default(),
+            redefined: Notify::new(),
+            resources: Mutex::default(),
+            filling: watch::channel(None).0,
+        }
+    }
+
     /// Follows every kind, from its definition to its end.
     async fn follow_kinds(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
         let mut followed = Followed::new();
@@ -278,7 +282,9 @@ impl Collector {
             }
             Verdict::Forget(gone) => self.forget(uid, fact, &gone).await,
             Verdict::Unblock => self.edit(uid, fact, unblock).await,
-            Verdict::Orphan(dependents) => {
+            Verdict::Orphan(known) => {
+                let mut dependents: BTreeSet<Uid> = known.into_iter().collect();
+                dependents.extend(self.look_for_dependents(uid, fact).await?);
                 for dependent in dependents {
                     let found = lock(&self.graph).get(&dependent).cloned();
                     let Some(found) = found else { continue };
@@ -291,6 +297,36 @@ impl Collector {
             }
             Verdict::Finish => self.unfinalize(uid, fact, FOREGROUND).await,
         }
+    }
+
+    /// Asks the server for all that an object owns, as each kind's news come for themselves: what it was given just before
+    /// it went may not be known yet, and would be collected with it.
+    async fn look_for_dependents(&self, uid: &Uid, fact: &Fact) -> Result<Vec<Uid>, Status> {
+        let everywhere = fact.key.namespace.is_empty();
+        let kinds: Vec<(usize, Resource)> = {
+            let (resources, kinds) = (lock(&self.resources), lock(&self.kinds));
+            let may_be_owned = |resource: &Resource| {
+                kinds.iter().any(|kind| kind.resource == *resource && (everywhere || kind.namespaced))
+            };
+            resources.iter().cloned().enumerate().filter(|(_, resource)| may_be_owned(resource)).collect()
+        };
+        let mut found = Vec::new();
+        for (kind, resource) in kinds {
+            let list = match self.client.list(&resource, &fact.key.namespace, &Selector::default()).await {
+                // A kind that goes has no objects that stay.
+                Err(status) if status.code == 404 => continue,
+                list => list?,
+            };
+            let facts = list.items.iter().filter_map(|item| read(kind, item).ok());
+            for (dependent, fact) in facts.filter(|(_, fact)| fact.owners.iter().any(|owner| owner.uid == *uid)) {
+                let mut graph = lock(&self.graph);
+                if graph.get(&dependent).is_none_or(|known| known.version < fact.version) {
+                    graph.set(&dependent, fact).into_iter().for_each(|uid| self.queue.add(uid));
+                }
+                found.push(dependent);
+            }
+        }
+        Ok(found)
     }
 
     async fn forget(&self, uid: &Uid, fact: &Fact, gone: &[Uid]) -> Result<(), Status> {
@@ -389,7 +425,41 @@ fn read(kind: usize, item: &Item) -> Result<(Uid, Fact), serde_json::Error> {
 
 #[cfg(test)]
 mod tests {
+    use apiserver::identity::{MASTERS, User};
+    use apiserver::nodes::NoNodes;
+    use apiserver::server::{Config, Server};
+
     use super::*;
+
+    const MAPS: Resource = Resource::core("configmaps");
+
+    #[tokio::test]
+    async fn what_is_not_known_yet_is_orphaned_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::open(&Config::on_loopback(folder.path().join("store.redb")), Arc::new(NoNodes)).await;
+        let client = server.unwrap().client(User::new("tester", &[MASTERS]), "tester");
+        let owner = client.create(&MAPS, "default", json!({"metadata": {"name": "owner"}})).await.unwrap();
+        let uid = Uid::of(&owner);
+        let reference = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid}]);
+        let dependent = json!({"metadata": {"name": "dependent", "ownerReferences": reference}});
+        client.create(&MAPS, "default", dependent).await.unwrap();
+        let orphan = DeleteOptions { propagation: Some(Propagation::Orphan), ..DeleteOptions::default() };
+        client.delete(&MAPS, "default", "owner", &orphan).await.unwrap();
+
+        // A collector to which nobody has told anything but that the owner goes.
+        let collector = Collector::new(client.clone());
+        *lock(&collector.kinds) = client.kinds().await.unwrap();
+        lock(&collector.resources).push(MAPS);
+        let all = client.list(&MAPS, "default", &Selector::default()).await.unwrap();
+        let owner = all.items.iter().find(|item| item.key.name == "owner").unwrap();
+        let (uid, fact) = read(0, owner).unwrap();
+        lock(&collector.graph).set(&uid, fact.clone());
+        collector.carry_out(&uid, &fact, Verdict::Orphan(Vec::new())).await.unwrap();
+
+        assert_eq!(client.get(&MAPS, "default", "owner").await.unwrap_err().code, 404);
+        let left = client.get(&MAPS, "default", "dependent").await.unwrap();
+        assert!(left["metadata"]["ownerReferences"].is_null(), "{left}");
+    }
 
     #[test]
     fn what_is_deleted_is_what_was_judged() {
