@@ -32,7 +32,7 @@ const GROUPS: &[Group] = &[
     group("setup: install what is missing", setup::setup),
     group("BPF: the committed object is what the sources give", ebpf::check_ebpf),
     group("unit and kernel tests", || {
-        build::cargo(&["test", "--workspace", "--exclude", "e2e", "--exclude", "network"])
+        build::cargo(&["test", "--workspace", "--exclude", "e2e", "--exclude", "network", "--no-fail-fast"])
     }),
     // One world at a time: each loads the programs and has two seconds for every answer.
     group("service path and pod network", || build::cargo(&["test", "--package", "network", "--", "--test-threads=1"])),
