@@ -32,7 +32,7 @@ pub fn shown(space: &Space<'_>) -> Result<()> {
     for part in ["Starting kubelet.", "status is now: NodeReady"] {
         ensure!(node.contains(part), "{part} is missing:\n{node}");
     }
-    let cluster = space.kubectl(&["cluster-info"])?;
+    let cluster = space.kubectl(&["cluster-info", "--namespace", "kube-system"])?;
     // kubectl may colour the names.
     for part in ["Kubernetes control plane", "DNS", "/services/kube-dns:dns/proxy"] {
         ensure!(cluster.contains(part), "{part} is missing:\n{cluster}");
