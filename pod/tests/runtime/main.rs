@@ -168,6 +168,19 @@ fn containers_share_one_pid_namespace_when_asked() {
     assert_eq!(pod.exec("b", process).0, 0, "b still runs");
 }
 
+/// Nothing else wakes the pod process here: an end that it looked away from would stay unknown.
+#[test]
+fn the_end_of_a_short_command_is_not_missed() {
+    let mut pod = TestPod::start("short", |_| {});
+    let config = pod.config("c", "sleep 1000");
+    pod.run("c", &config);
+    let mut process = config["process"].clone();
+    process["args"] = json!(["true"]);
+    for _ in 0..1500 {
+        assert_eq!(pod.exec("c", process.clone()).0, 0);
+    }
+}
+
 #[test]
 fn standard_input_reaches_the_container() {
     let mut pod = TestPod::start("stdin", |_| {});
