@@ -104,10 +104,13 @@ impl Visit for Line {
 const CHILDS: &str = "error in executing process : ";
 /// The child's own last line says nothing new.
 const LAST_LINE: &str = "failed to initialize container process";
+/// What follows is why it could not take away at once what it had made; that goes with the pod.
+const AFTERWARDS: &str = ". error during cleanup: ";
 
 /// The reason in runc's words, as far as it has words for it: what was said, what was written down, and the working
 /// folder that was asked for.
 pub fn reason(said: &str, written: &[String], cwd: &Path) -> String {
+    let said = said.split_once(AFTERWARDS).map_or(said, |(why, _)| why);
     let Some((_, childs)) = said.split_once(CHILDS) else { return with_details(said, written) };
     let written: Vec<String> = written.iter().take_while(|line| !line.starts_with(LAST_LINE)).cloned().collect();
     let told = mount_refused(&written).or_else(|| cwd_refused(&written, cwd));
@@ -188,6 +191,8 @@ mod tests {
         let last = ["failed to initialize container process: exec: \"x\": executable file not found in $PATH"];
         let words = r#"error during container init: exec: "x": executable file not found in $PATH"#;
         assert_eq!(of(said, &last), words);
+        let busy = format!("{said}. error during cleanup: failed to cleanup container: io error: could not delete");
+        assert_eq!(of(&busy, &last), words);
     }
 
     #[test]

@@ -127,7 +127,8 @@ fn enter(prepared: &Prepared<'_>, mut tell: File) -> ! {
     let forked = join(prepared).and_then(|()| sys::fork_with(libc::CLONE_PARENT));
     let outcome = match forked {
         Ok(Some(pid)) => {
-            let told = write!(tell, "P{pid}");
+            // In one write: the process may have something to tell at the same time.
+            let told = tell.write_all(format!("P{pid}").as_bytes());
             sys::exit_now(i32::from(told.is_err()))
         }
         Ok(None) => become_process(prepared, tell),
@@ -138,7 +139,7 @@ fn enter(prepared: &Prepared<'_>, mut tell: File) -> ! {
 
 /// Says what went wrong; the exit code of a process that never was.
 fn fail(tell: &mut File, error: &io::Error) -> i32 {
-    let _ = write!(tell, "E{error}"); // nobody else to tell
+    let _ = tell.write_all(format!("E{error}").as_bytes()); // nobody else to tell
     127
 }
 

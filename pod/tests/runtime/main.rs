@@ -157,9 +157,16 @@ fn containers_share_one_pid_namespace_when_asked() {
     pod.run("a", &first);
     pod.run("b", &second);
     let mut process = second["process"].clone();
+    // A container that was told to start is its program a moment later.
     process["args"] = json!(["sh", "-c", "ps; readlink /proc/1/root; grep CapEff /proc/1/status"]);
-    let (code, text) = pod.exec("b", process);
-    assert_eq!(text.matches("sleep 1000").count(), 2, "{code} {text}");
+    let deadline = Instant::now() + PATIENCE;
+    let text = loop {
+        let (code, text) = pod.exec("b", process.clone());
+        if text.matches("sleep 1000").count() == 2 {
+            break text;
+        }
+        assert!(Instant::now() < deadline, "{code} {text}");
+    };
     assert!(text.contains("CapEff:\t0000000000000000"), "{text}");
     assert!(matches!(pod.call(Op::Signal { container: "a".into(), signal: 9 }, &[]), Outcome::Done));
     assert_eq!(pod.wait_exit("a").code, 137);
