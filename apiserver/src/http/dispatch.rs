@@ -97,12 +97,11 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     let name =
         if resource.name.is_empty() { selected("metadata.name").unwrap_or_default() } else { resource.name.clone() };
     let asked = Attributes { name, node_name: selected("spec.nodeName"), ..asked };
-    let form = form(&resource, verb, &query);
+    let part = Part::parse(&resource.subresource);
+    let form = form(part, verb, &query);
     let level = Level::of(&user, &asked);
     let (streamed, received) = match verb {
-        _ if Part::parse(&resource.subresource).is_some_and(|part| connects(Some(part))) => {
-            (Some(body), Received::nothing())
-        }
+        _ if connects(part) => (Some(body), Received::nothing()),
         "get" | "list" | "watch" => (None, Received::nothing()),
         _ => match receive(&shared.limits, level, &user, body).await {
             Ok(received) => (None, received),
@@ -114,7 +113,7 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     };
     authorize(shared, &user, &asked)?;
     // A WebSocket begins as a GET: whoever may only read gets no shell by it.
-    if verb == "get" && enters(Part::parse(&resource.subresource)) {
+    if verb == "get" && enters(part) {
         authorize(shared, &user, &Attributes { verb: "create".into(), ..asked.clone() })?;
     }
     let Some(kind) = defined(shared, &resource, kind).await? else { return unknown(shared, &resource) };
@@ -144,8 +143,8 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
 }
 
 /// Whether a request keeps its seat beyond its answer's head.
-fn form(resource: &ResourcePath, verb: &str, query: &Query) -> Form {
-    let streams = match Part::parse(&resource.subresource) {
+fn form(part: Option<Part>, verb: &str, query: &Query) -> Form {
+    let streams = match part {
         Some(Part::Log) => query.flag("follow"),
         part => verb == "watch" || connects(part),
     };

@@ -77,9 +77,6 @@ impl Server {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
             }
-            // In this order: a child that ends once the pipe is empty fills it again, and the next round sees that.
-            self.drain_wake();
-            self.reap();
             let ready = fds.iter().zip(sources).filter(|(fd, _)| fd.revents != 0).map(|(_, source)| source);
             let mut ended_outputs = Vec::new();
             for source in ready.collect::<Vec<_>>() {
@@ -115,8 +112,11 @@ impl Server {
 
     fn handle(&mut self, source: Source, ended_outputs: &mut Vec<(usize, usize)>) {
         match source {
-            // Every round empties it.
-            Source::Wake => {}
+            // In this order: a child that ends once the pipe is empty fills it again, and the next round sees that.
+            Source::Wake => {
+                self.drain_wake();
+                self.reap();
+            }
             Source::Listener => self.accept(),
             Source::Connection(index) => self.connections[index].exchange(),
             Source::Output(container, output) => {
