@@ -138,7 +138,7 @@ pub async fn start(settings: &Settings, nodes: Arc<dyn Nodes>) -> Result<Running
         authority: server.authority().clone(),
         address,
         services: settings.services.clone(),
-        pods: settings.pods,
+        pods: settings.pods.clone(),
         servers: match settings.etcd {
             Some(_) => {
                 let (servers, keep) = servers::several(own(), address, parting.stop.clone());

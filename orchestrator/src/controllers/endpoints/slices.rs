@@ -183,12 +183,12 @@ pub(super) fn plan_slices(
 
 /// The slices of one family. An endpoint stays where it is. New ones go to slices that change anyway,
 /// then to one with room for all that are left, then to new slices; a slice that is left with none goes.
-fn plan_family<'a>(
+fn plan_family(
     service: &Service,
     family: AddressType,
     labels: &BTreeMap<String, String>,
     wanted: Vec<Group>,
-    mut rest: Vec<&'a EndpointSlice>,
+    mut rest: Vec<&EndpointSlice>,
 ) -> Plan {
     let mut drafts = Vec::new();
     for group in wanted {
