@@ -85,9 +85,10 @@ impl Owner<'_> {
         ownership::owner("apps/v1", self.kind, self.meta)
     }
 
-    /// The revision of the present template; what has to be written first where that is none, or not the newest.
+    /// The revision of the present template. `taken` tells whether somebody has a revision of that name.
     ///
-    /// `taken` tells whether somebody has a revision of that name.
+    /// # Errors
+    /// What has to be written first, where there is no such revision, or it is not the newest.
     pub fn current(&self, own: &[Arc<Revision>], taken: &dyn Fn(&str) -> bool) -> Result<Arc<Revision>, Plan> {
         let data = data(self.template);
         let newest = own.iter().map(|revision| revision.revision).max().unwrap_or(0);
