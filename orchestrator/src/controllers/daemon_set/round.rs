@@ -37,6 +37,9 @@ struct Moves<'a> {
     gone: Vec<&'a Arc<Pod>>,
 }
 
+/// The pod of the present template, and that of an earlier one.
+type Pair<'a> = (Option<&'a Arc<Pod>>, Option<&'a Arc<Pod>>);
+
 impl<'a> Round<'a> {
     pub fn of(set: &'a DaemonSet, hash: &'a str, nodes: &'a [Arc<Node>], own: &'a [Arc<Pod>], now: Timestamp) -> Self {
         let fit = Fit::of(set);
@@ -168,8 +171,8 @@ impl<'a> Round<'a> {
         number(self.nodes.iter().filter(|(_, standing)| *standing == Standing::Wanted).count())
     }
 
-    /// The pod of the present template and that of an earlier one; none where there are more.
-    fn pair(&self, node: &str) -> Option<(Option<&'a Arc<Pod>>, Option<&'a Arc<Pod>>)> {
+    /// None where a node has more than such two.
+    fn pair(&self, node: &str) -> Option<Pair<'a>> {
         let (mut new, mut old) = (None, None);
         for pod in self.on(node).iter().filter(|pod| !pod.is_deleting()) {
             let known = if self.is_updated(pod) { &mut new } else { &mut old };

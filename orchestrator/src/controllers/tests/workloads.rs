@@ -183,7 +183,7 @@ async fn a_suspended_job_has_no_pods_and_goes_on_later() {
 /// Short Jobs, twenty at a time: nothing of them is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_short_jobs_leave_nothing_behind() {
-    const JOBS_AT_ALL: usize = 100;
+    const JOBS_AT_ALL: usize = 500;
     const AT_A_TIME: usize = 20;
     let world = World::new().await;
     let nodes = world.play_nodes(|_| "Succeeded");
