@@ -36,7 +36,7 @@ pub struct Settings {
     pub listen: SocketAddr,
     pub advertise: IpAddr,
     pub services: ServiceNetwork,
-    pub pods: PodRanges,
+    pub pods: Vec<PodRanges>,
     pub domain: String,
     pub controllers: Selection,
     pub names: Vec<String>,

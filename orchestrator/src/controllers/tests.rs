@@ -56,7 +56,7 @@ impl World {
             authority: server.authority().clone(),
             address: server.address(),
             services: config.services.clone(),
-            pods: PodRanges::usual(),
+            pods: vec![PodRanges::usual()],
             servers: crate::servers::alone(server.address()),
         };
         let ready = table::ready(&server, &facts, &chosen);
@@ -736,7 +736,7 @@ async fn each_controller_runs_alone() {
         authority: server.authority().clone(),
         address: server.address(),
         services: config.services.clone(),
-        pods: PodRanges::usual(),
+        pods: vec![PodRanges::usual()],
         servers: crate::servers::alone(server.address()),
     };
     let labels = json!({"app": "a"});

@@ -50,7 +50,7 @@ impl World {
             authority: self.server.authority().clone(),
             address: self.server.address(),
             services: Config::on_loopback("unused".into()).services,
-            pods: crate::pod_ranges::PodRanges::usual(),
+            pods: vec![crate::pod_ranges::PodRanges::usual()],
             servers: crate::servers::alone(self.server.address()),
         };
         Given { client: self.client.clone(), caches: caches.clone(), facts }
