@@ -57,12 +57,17 @@ impl World {
             .collect()
     }
 
-    async fn reasons(&self, name: &str) -> Vec<String> {
-        let events = self.all(&Resource::core("events"), "").await;
-        let about = events.iter().filter(|event| event["involvedObject"]["name"] == name);
-        about
-            .map(|event| format!("{}: {}", event["reason"].as_str().unwrap(), event["message"].as_str().unwrap()))
-            .collect()
+    /// Until an event about an object begins so: events come after what they tell.
+    async fn told(&self, name: &str, beginning: &str) {
+        let look = || async {
+            let events = self.all(&Resource::core("events"), "").await;
+            let about = events.iter().filter(|event| event["involvedObject"]["name"] == name);
+            let texts: Vec<_> = about
+                .map(|event| format!("{}: {}", event["reason"].as_str().unwrap(), event["message"].as_str().unwrap()))
+                .collect();
+            if texts.iter().any(|text| text.starts_with(beginning)) { Ok(()) } else { Err(Status::internal("not yet")) }
+        };
+        self.until(beginning, look).await;
     }
 }
 
@@ -107,8 +112,7 @@ async fn a_job_runs_to_its_end_and_counts_each_pod_once() {
     let hosts: Vec<_> =
         world.all(&PODS, "job=indexed").await.iter().map(|pod| pod["spec"]["hostname"].clone()).collect();
     assert!((0..4).all(|index| hosts.contains(&json!(format!("indexed-{index}")))), "{hosts:?}");
-    let reasons = world.reasons("plain").await;
-    assert!(reasons.contains(&"Completed: Job completed".to_owned()), "{reasons:?}");
+    world.told("plain", "Completed: Job completed").await;
     nodes.abort();
 }
 
@@ -222,8 +226,7 @@ async fn a_cron_job_follows_its_jobs() {
     let seen =
         world.becomes(CRON_JOBS, ("default", "tick"), |cron| cron["status"]["lastSuccessfulTime"].is_string()).await;
     assert!(seen["status"]["lastScheduleTime"].is_null(), "its own time has not come");
-    let reasons = world.reasons("tick").await;
-    assert!(reasons.iter().any(|reason| reason.starts_with("SuccessfulDelete: Deleted job ")), "{reasons:?}");
+    world.told("tick", "SuccessfulDelete: Deleted job ").await;
     nodes.abort();
 }
 
