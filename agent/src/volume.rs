@@ -147,8 +147,12 @@ impl Volumes<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
     use std::sync::Arc;
+
+    use super::*;
+    use crate::boundary::TokenRequest;
+    use crate::model::EmptyDir;
 
     /// No API server is asked.
     struct Nobody;
