@@ -38,6 +38,8 @@ impl Controller for Jobs {
     const NAME: &'static str = "job-controller";
     const ACCOUNT: Account = Account::Service("job-controller");
     const READS: &'static [Kept] = &[Kept::of::<Job>(), Kept::of::<Pod>()];
+    /// Short Jobs come in crowds, and each goes through rounds that wait for the disk.
+    const WORKERS: usize = 16;
 
     fn new(_: &Given) -> Self {
         Self

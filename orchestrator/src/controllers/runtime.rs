@@ -19,8 +19,6 @@ use super::given::{Account, Given};
 use super::pods;
 use super::views::PODS;
 
-/// Workers of one controller: different keys at the same time, never one key twice.
-const WORKERS: usize = 4;
 /// Actions of one plan under way at once; the store commits them in groups.
 const CONCURRENT: usize = 32;
 
@@ -107,6 +105,8 @@ pub trait Controller: Send + Sync + 'static {
     const ACCOUNT: Account;
     /// The views it reads.
     const READS: &'static [Kept];
+    /// Different keys at the same time, never one key twice.
+    const WORKERS: usize = 4;
 
     fn new(given: &Given) -> Self;
 
@@ -128,7 +128,7 @@ pub async fn run<C: Controller>(controller: C, client: Client, caches: Arc<Cache
     let controller = Arc::new(controller);
     controller.watch(&caches, &queue);
     caches.synced().await;
-    let workers = (0..WORKERS).map(|_| work(controller.clone(), client.clone(), caches.clone(), queue.clone()));
+    let workers = (0..C::WORKERS).map(|_| work(controller.clone(), client.clone(), caches.clone(), queue.clone()));
     futures::future::join_all(workers).await;
 }
 
