@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use agent::config::DEFAULT_POD_MAX_PIDS;
 use agent::image::Registries;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use api::sysctl::Allowed;
 use apiserver::Anonymous;
 use apiserver::admission;
@@ -422,7 +422,7 @@ fn local_address() -> Result<IpAddr> {
 
 fn service_network(text: &str) -> Result<ServiceNetwork> {
     let range = up::parse_cidr("--service-cidr", text)?;
-    ServiceNetwork::new(&[range.into()]).context("--service-cidr")
+    ServiceNetwork::new(&[range.into()]).map_err(|bad| anyhow!("--service-cidr {bad}"))
 }
 
 /// Puts the settings of a `--config` file before those of the command line, which then win.
