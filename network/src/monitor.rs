@@ -83,7 +83,7 @@ impl Monitor {
         if found.link.name != self.uplink.link.name {
             self.proxy.detach_device(&self.uplink.link.name)?;
         }
-        node::service_link(&self.netlink, found.link.mtu).await?;
+        node::service_link(&self.config, &self.netlink, found.link.mtu).await?;
         self.pods.lock().await.set_mtu(found.link.mtu).await;
         self.uplink = found;
         Ok(())

@@ -40,6 +40,7 @@ impl Kernel {
             snat_first: 50_000,
             snat_count: 15_000,
             epoch: 1,
+            pod_flows: MAX_FLOWS as u32 / POD_SHARE,
             cluster_net: Ip4::new([10, 244, 0, 0]),
             cluster_mask: Ip4::new([255, 254, 0, 0]),
             pod_net: Ip4::new([10, 244, 0, 0]),
@@ -48,9 +49,8 @@ impl Kernel {
             service_mask: Ip4::new([255, 240, 0, 0]),
             ..Default::default()
         };
-        maps.node.put(&0, &node, Put::Any).unwrap();
-        let pod = PodLink { ifindex: LOOPBACK, ip: Ip4::new(CLIENT) };
-        maps.pods.put(&pod.ip.0, &pod.bits(), Put::Any).unwrap();
+        maps.v4.node.put(&0, &node, Put::Any).unwrap();
+        maps.v4.add_pod(CLIENT.into(), LOOPBACK).unwrap();
         Self { root, pins, programs, maps, port: 1024.into() }
     }
 

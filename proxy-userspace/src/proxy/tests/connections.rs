@@ -54,8 +54,8 @@ impl World {
     /// With so many ports behind the node.
     fn with_ports(count: u16) -> Self {
         let world = Self::new();
-        let node = NodeConfig { snat_count: count, ..world.kernel.maps.node.get(&0).unwrap().unwrap() };
-        world.kernel.maps.node.put(&0, &node, Put::Any).unwrap();
+        let node = NodeConfig { snat_count: count, ..world.kernel.maps.v4.node.get(&0).unwrap().unwrap() };
+        world.kernel.maps.v4.node.put(&0, &node, Put::Any).unwrap();
         world
     }
 
@@ -134,25 +134,25 @@ impl World {
     }
 
     fn flows(&self) -> Vec<(Tuple, Flow)> {
-        self.kernel.maps.flows.entries().unwrap()
+        self.kernel.maps.v4.flows.entries().unwrap()
     }
 
     fn flow(&self, client: ([u8; 4], u16)) -> Option<Flow> {
-        self.kernel.maps.flows.get(&tuple(TCP, client, (NODE, NODE_PORT))).unwrap()
+        self.kernel.maps.v4.flows.get(&tuple(TCP, client, (NODE, NODE_PORT))).unwrap()
     }
 
     /// Every flow is as many seconds older, and those past their deadline go.
     fn pass_seconds(&self, seconds: u64) {
         for (key, flow) in self.flows() {
             let seen = flow.seen.saturating_sub(seconds * SECOND);
-            self.kernel.maps.flows.put(&key, &Flow { seen, tick: 0, ..flow }, Put::Any).unwrap();
+            self.kernel.maps.v4.flows.put(&key, &Flow { seen, tick: 0, ..flow }, Put::Any).unwrap();
         }
         self.kernel.maps.sweep(&mut Suspects::default()).unwrap();
     }
 
     /// Places among the shared ports that somebody has.
     fn users(&self) -> usize {
-        let words = self.kernel.maps.snat.whole().unwrap();
+        let words = self.kernel.maps.v4.snat.whole().unwrap();
         let places = words.chunks_exact(size_of::<SnatPlace>() / 8);
         places.filter(|place| place[0].load(Ordering::Relaxed) != 0).count()
     }
@@ -212,7 +212,7 @@ fn where_all_flows_are_in_use_what_is_over_gives_way_and_nothing_that_lives() {
     let fill = |number: u32| {
         let [_, a, b, c] = number.to_be_bytes();
         let key = tuple(TCP, ([100, 64 + a, b, c], 1024), (NODE, NODE_PORT));
-        world.kernel.maps.flows.put(&key, &living, Put::New)
+        world.kernel.maps.v4.flows.put(&key, &living, Put::New)
     };
     let filled = (0..).take_while(|number| fill(*number).is_ok()).count();
     assert_eq!(filled, MAX_FLOWS - MAX_NEW_FLOWS);
@@ -220,7 +220,7 @@ fn where_all_flows_are_in_use_what_is_over_gives_way_and_nothing_that_lives() {
     assert_eq!(world.client_sends(CLIENT_SIDE, SYN).tuple.dst.octets()[..3], [10, 245, 0]);
     assert_eq!((world.flows().len(), world.users()), (MAX_FLOWS, users), "one for one, and its port");
     for (key, flow) in world.flows().into_iter().filter(|(_, flow)| flow.reset != 0) {
-        world.kernel.maps.flows.put(&key, &Flow { reset: 0, replied: 1, assured: 1, ..flow }, Put::Any).unwrap();
+        world.kernel.maps.v4.flows.put(&key, &Flow { reset: 0, replied: 1, assured: 1, ..flow }, Put::Any).unwrap();
     }
     let another = (CLIENT_SIDE.0, CLIENT_SIDE.1 + 1);
     world.client_sends(another, SYN);
@@ -280,9 +280,9 @@ fn a_clients_port_that_comes_round_again_keeps_its_port_behind_the_node() {
 fn what_is_over_or_gave_way_does_not_count_for_its_clients_share() {
     for ends in ENDS {
         let world = World::with_ports(2);
-        let client = Ip4::new(CLIENT_SIDE.0).0;
-        world.kernel.maps.shares.put(&client, &0, Put::Any).unwrap();
-        let share = || world.kernel.maps.shares.get(&client).unwrap().unwrap();
+        let client = Ip4::new(CLIENT_SIDE.0);
+        world.kernel.maps.v4.shares.put(&client, &0, Put::Any).unwrap();
+        let share = || world.kernel.maps.v4.shares.get(&client).unwrap().unwrap();
         let shown = world.open(CLIENT_SIDE);
         assert_eq!(share(), 1);
         for (side, flags) in ends {
@@ -372,9 +372,9 @@ fn an_opening_that_comes_again_finds_its_answers() {
         let shown = world.client_sends(CLIENT_SIDE, SYN).tuple;
         assert_eq!(shown.src == Ip4::new(CLIENT_SIDE.0), flags == Slot::KEEP_SOURCE);
         // The way back is gone, however that came to be.
-        world.kernel.maps.snat.whole().unwrap().iter().for_each(|word| word.store(0, Ordering::Relaxed));
-        for (endpoint, _) in world.kernel.maps.exposed.entries().unwrap() {
-            world.kernel.maps.exposed.remove(&endpoint).unwrap();
+        world.kernel.maps.v4.snat.whole().unwrap().iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        for (endpoint, _) in world.kernel.maps.v4.exposed.entries().unwrap() {
+            world.kernel.maps.v4.exposed.remove(&endpoint).unwrap();
         }
         world.open(CLIENT_SIDE);
         assert_eq!((world.flows().len(), world.users()), (1, usize::from(flags == 0)));
@@ -415,14 +415,14 @@ fn the_sweep_takes_no_flow_that_was_used_since_it_looked() {
     world.open(CLIENT_SIDE);
     let key = tuple(TCP, CLIENT_SIDE, (NODE, NODE_PORT));
     let old = Flow { seen: 0, tick: 0, reset: 1, ..world.flow(CLIENT_SIDE).unwrap() };
-    world.kernel.maps.flows.put(&key, &old, Put::Any).unwrap();
+    world.kernel.maps.v4.flows.put(&key, &old, Put::Any).unwrap();
     let looked = world.flows();
     // The port comes round again between the look and the removal.
     world.open(CLIENT_SIDE);
-    let (now, places) = (sys::monotonic_nanoseconds(), world.kernel.maps.places().unwrap());
+    let (now, places) = (sys::monotonic_nanoseconds(), world.kernel.maps.v4.places().unwrap());
     for (key, flow) in looked {
         assert!(flow.has_expired(TCP, now));
-        world.kernel.maps.end_if_expired(&places, &key, now).unwrap();
+        world.kernel.maps.v4.end_if_expired(&places, &key, now).unwrap();
     }
     assert!(world.flow(CLIENT_SIDE).is_some());
     assert_eq!(world.users(), 1);
@@ -437,7 +437,8 @@ fn a_flow_that_begins_while_the_sweep_removes_its_forerunner_goes_back() {
     world
         .kernel
         .maps
-        .take_out(&world.kernel.maps.places().unwrap(), &key, |flow| flow.stage() == Stage::Closed)
+        .v4
+        .take_out(&world.kernel.maps.v4.places().unwrap(), &key, |flow| flow.stage() == Stage::Closed)
         .unwrap();
     assert_eq!(world.client_sends(CLIENT_SIDE, ACK).tuple, shown);
     assert_eq!(world.endpoint_sends(&shown, ACK).tuple.dst, Ip4::new(CLIENT_SIDE.0));
@@ -445,7 +446,8 @@ fn a_flow_that_begins_while_the_sweep_removes_its_forerunner_goes_back() {
     world
         .kernel
         .maps
-        .take_out(&world.kernel.maps.places().unwrap(), &key, |flow| flow.stage() == Stage::Closed)
+        .v4
+        .take_out(&world.kernel.maps.v4.places().unwrap(), &key, |flow| flow.stage() == Stage::Closed)
         .unwrap();
     assert_eq!((world.flow(CLIENT_SIDE), world.users()), (None, 0));
 }
@@ -454,7 +456,7 @@ fn a_flow_that_begins_while_the_sweep_removes_its_forerunner_goes_back() {
 fn a_place_without_a_flow_is_free_again_after_two_sweeps() {
     let world = World::new();
     let shown = world.open(CLIENT_SIDE);
-    world.kernel.maps.flows.remove(&tuple(TCP, CLIENT_SIDE, (NODE, NODE_PORT))).unwrap();
+    world.kernel.maps.v4.flows.remove(&tuple(TCP, CLIENT_SIDE, (NODE, NODE_PORT))).unwrap();
     let mut suspects = Suspects::default();
     world.kernel.maps.sweep(&mut suspects).unwrap();
     assert_eq!(world.users(), 1, "{shown:?} may be just beginning");
@@ -467,7 +469,7 @@ fn what_ended_is_swept_when_a_process_starts() {
     let world = World::new();
     world.open(CLIENT_SIDE);
     for (key, flow) in world.flows() {
-        world.kernel.maps.flows.put(&key, &Flow { seen: 0, reset: 1, ..flow }, Put::Any).unwrap();
+        world.kernel.maps.v4.flows.put(&key, &Flow { seen: 0, reset: 1, ..flow }, Put::Any).unwrap();
     }
     let kernel = &world.kernel;
     let table = kernel.settle(&Contents::default());
@@ -493,7 +495,7 @@ fn an_element_that_was_recycled_is_no_flow_of_its_reader() {
     let flow = world.flow(CLIENT_SIDE).unwrap();
     // As a reader would find it whose element another flow has got: contents that are not the key's.
     let other = Flow { to: Tuple { dst: Ip4::new([10, 244, 0, 77]), ..flow.to }, ..flow };
-    world.kernel.maps.flows.put(&key, &other, Put::Any).unwrap();
+    world.kernel.maps.v4.flows.put(&key, &other, Put::Any).unwrap();
     assert_ne!(world.client_sends(CLIENT_SIDE, ACK).tuple.dst, Ip4::new([10, 244, 0, 77]));
     assert_ne!(world.endpoint_sends(&shown, ACK).tuple.dst, Ip4::new(CLIENT_SIDE.0));
 }
