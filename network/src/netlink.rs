@@ -9,7 +9,7 @@ use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt, TryStreamExt};
 use ipnetwork::IpNetwork;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteScope};
 use proxy_userspace::sys::inside;
@@ -116,13 +116,20 @@ impl Netlink {
     pub async fn addresses(&self) -> Result<Vec<(u32, IpAddr)>> {
         let found: Vec<_> =
             self.handle.address().get().execute().try_collect().await.map_err(failed("listing addresses"))?;
-        let own = |attribute: &AddressAttribute| match attribute {
-            AddressAttribute::Local(ip @ IpAddr::V4(_)) | AddressAttribute::Address(ip @ IpAddr::V6(_)) => Some(*ip),
-            _ => None,
+        // That of an end is told beside that of the other end, and alone where there is no such.
+        let own = |message: &AddressMessage| {
+            let local = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(ip) => Some(*ip),
+                _ => None,
+            });
+            local.or_else(|| {
+                message.attributes.iter().find_map(|attribute| match attribute {
+                    AddressAttribute::Address(ip) => Some(*ip),
+                    _ => None,
+                })
+            })
         };
-        let all = found
-            .iter()
-            .flat_map(|message| message.attributes.iter().filter_map(own).map(|ip| (message.header.index, ip)));
+        let all = found.iter().filter_map(|message| Some((message.header.index, own(message)?)));
         Ok(all.filter(|(_, ip)| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())).collect())
     }
 

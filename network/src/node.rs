@@ -33,7 +33,7 @@ pub(crate) fn gateway(ip: IpAddr) -> IpAddr {
 
 /// Gives the uplink and the near end of the service link.
 pub(crate) async fn set_up(config: &Config, netlink: &Netlink, proxy: &Proxy) -> Result<(Uplink, Link)> {
-    let uplink = uplink(config, netlink).await?;
+    let uplink = uplink(config, netlink, Wanted::All).await?;
     let (near, far) = service_link(config, netlink, uplink.link.mtu).await?;
     route_services(config, netlink, &near).await?;
     proxy.add_node_netns(&netns::open(Path::new("/proc/thread-self/ns/net"))?, config.node_ips())?;
@@ -42,9 +42,17 @@ pub(crate) async fn set_up(config: &Config, netlink: &Netlink, proxy: &Proxy) ->
     Ok((uplink, near))
 }
 
-pub(crate) async fn uplink(config: &Config, netlink: &Netlink) -> Result<Uplink> {
+/// Which of the node's addresses the uplink has to carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    All,
+    /// One family goes on while the other's address is away.
+    Any,
+}
+
+pub(crate) async fn uplink(config: &Config, netlink: &Netlink, wanted: Wanted) -> Result<Uplink> {
     let addresses = netlink.addresses().await?;
-    let link = find_uplink(config.node_ips(), &addresses, &netlink.links().await?)?;
+    let link = find_uplink(config.node_ips(), &addresses, &netlink.links().await?, wanted)?;
     let mut own: Vec<IpAddr> = addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, ip)| *ip).collect();
     own.sort_unstable();
     Ok(Uplink { link, addresses: own })
@@ -61,18 +69,25 @@ pub(crate) fn tell(config: &Config, proxy: &Proxy, near: &Link, uplink: &Uplink)
     Ok(())
 }
 
-fn find_uplink(node_ips: Addresses, addresses: &[(u32, IpAddr)], links: &[Link]) -> Result<Link> {
-    let mut found: Option<(IpAddr, u32)> = None;
+fn find_uplink(node_ips: Addresses, addresses: &[(u32, IpAddr)], links: &[Link], wanted: Wanted) -> Result<Link> {
+    let mut found: Option<(IpAddr, &Link)> = None;
+    let mut missing = None;
     for node_ip in node_ips.iter() {
         let carrier = addresses.iter().find(|(_, ip)| *ip == node_ip);
-        let (index, _) = carrier.ok_or(NetworkError::NoUplink(node_ip))?;
+        let Some(link) = carrier.and_then(|(index, _)| links.iter().find(|link| link.index == *index)) else {
+            missing = Some(node_ip);
+            continue;
+        };
         match found {
-            Some((other, device)) if device != *index => return Err(NetworkError::Apart(other, node_ip)),
-            _ => found = Some((node_ip, *index)),
+            Some((other, device)) if device != link => return Err(NetworkError::Apart(other, node_ip)),
+            _ => found = Some((node_ip, link)),
         }
     }
-    let (node_ip, index) = found.ok_or(NetworkError::NoUplink(Ipv4Addr::UNSPECIFIED.into()))?;
-    links.iter().find(|link| link.index == index).cloned().ok_or(NetworkError::NoUplink(node_ip))
+    match (found, missing) {
+        (Some((_, link)), None) => Ok(link.clone()),
+        (Some((_, link)), Some(_)) if wanted == Wanted::Any => Ok(link.clone()),
+        (_, missing) => Err(NetworkError::NoUplink(missing.unwrap_or(Ipv4Addr::UNSPECIFIED.into()))),
+    }
 }
 
 /// Makes the service link, or gives the one that is there this MTU.
@@ -197,12 +212,16 @@ mod tests {
         let links = [link(1, "lo"), link(2, "eth0")];
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let addresses = [(1, ip("127.0.0.1")), (2, ip("192.0.2.7")), (2, ip("2001:db8::7")), (1, ip("2001:db8::8"))];
-        let find = |ips: &[&str]| find_uplink(ips.iter().map(|text| ip(text)).collect(), &addresses, &links);
+        let find_some =
+            |ips: &[&str], wanted| find_uplink(ips.iter().map(|text| ip(text)).collect(), &addresses, &links, wanted);
+        let find = |ips: &[&str]| find_some(ips, Wanted::All);
         for ips in [&["192.0.2.7"][..], &["2001:db8::7"], &["192.0.2.7", "2001:db8::7"]] {
             assert_eq!(find(ips).unwrap().name, "eth0", "{ips:?}");
         }
         assert!(find(&["192.0.2.8"]).unwrap_err().to_string().contains("--node-ip"));
         assert!(matches!(find(&["192.0.2.7", "2001:db8::8"]), Err(NetworkError::Apart(..))));
         assert!(matches!(find(&["192.0.2.7", "2001:db8::9"]), Err(NetworkError::NoUplink(_))));
+        assert_eq!(find_some(&["192.0.2.7", "2001:db8::9"], Wanted::Any).unwrap().name, "eth0");
+        assert!(find_some(&["192.0.2.8", "2001:db8::9"], Wanted::Any).is_err());
     }
 }

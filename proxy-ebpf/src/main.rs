@@ -17,6 +17,7 @@ mod forward;
 mod icmp;
 mod mangle;
 mod maps;
+mod neighbour;
 mod packet;
 mod reject;
 mod shares;

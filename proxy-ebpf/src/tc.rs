@@ -81,8 +81,7 @@ fn from_pod<A: Net>(skb: *mut __sk_buff) -> i32 {
     // What cannot be read cannot show whose it is either.
     let Some(packet) = Packet::<A>::read(ctx, &mut room) else { return discard(Counter::DropSpoofed) };
     if A::is_of_link(&packet.tuple) {
-        // It has one neighbour, which it knows.
-        return TC_ACT_SHOT;
+        return A::answer_on_link(ctx, packet);
     }
     if local_pod(packet.tuple.src).is_none_or(|pod| pod.ifindex != ifindex(ctx)) {
         return discard(Counter::DropSpoofed);

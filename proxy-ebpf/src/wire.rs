@@ -70,8 +70,11 @@ pub trait Wire: Addr {
     /// The ends of a socket that would get answers to `to`, and the size of that part.
     fn socket(to: &Tuple<Self>) -> (bpf_sock_tuple, u32);
 
-    /// What links talk about among themselves: none of it leaves one, and nobody forges it.
+    /// What links talk about among themselves: none of it leaves one.
     fn is_of_link(tuple: &Tuple<Self>) -> bool;
+
+    /// What becomes of that where a pod sends it; the program's result.
+    fn answer_on_link(ctx: &TcContext, packet: &Packet<Self>) -> i32;
 }
 
 /// Whether the transport header is in a packet.

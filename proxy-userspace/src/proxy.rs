@@ -25,8 +25,7 @@ use crate::object::{self, LoadError, PacketHook, Pins, Programs};
 use crate::sys::{self, Map, Put};
 use crate::table::{Limits, Refusal, Table};
 
-use maps::Twins;
-pub(crate) use maps::{Maps, written};
+pub(crate) use maps::{Maps, Twins, written};
 use sweep::Suspects;
 
 pub(crate) const LIMITS: Limits = Limits {

@@ -47,7 +47,6 @@ fn spoofed_and_outside_packets_are_dropped_and_counted() {
 fn nobody_outside_sends_with_an_address_of_this_node() {
     for world in in_each_family(SocketHooks::Attached) {
         let receiver = bound(&world.pods[1], "0.0.0.0:9");
-        receiver.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
         world.client.command("ip route add 10.244.0.0/24 via 192.168.77.1");
         let send = |source: &str| {
             let (socket, to) = (bound(&world.client, &format!("{source}:0")), world.family.at("10.244.0.6:9"));
@@ -56,6 +55,7 @@ fn nobody_outside_sends_with_an_address_of_this_node() {
         // Its own address is good, and lets the neighbour be found.
         send("192.168.77.2");
         assert_eq!(receiver.recv(&mut [0; 8]).unwrap(), 1);
+        receiver.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
         // A pod's, a service's, the node's own, and the gateway that pods take the node for.
         for forged in ["10.244.0.5", "10.96.0.80", "192.168.77.1", "169.254.1.1"] {
             world.client.command(&format!("ip addr add {forged}/32 dev lo"));

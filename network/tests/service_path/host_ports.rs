@@ -102,7 +102,8 @@ fn a_host_port_that_is_anothers_is_had_when_it_comes_free() {
         assert_eq!(world.open_host_port(0, 8888, None), []);
         let refused = world.open_host_port(1, 8888, None);
         let said: Vec<String> = refused.iter().map(ToString::to_string).collect();
-        assert_eq!(said[0], "0.0.0.0:8888/TCP belongs to host ports of 10.244.0.5 already");
+        let (every, pod) = (world.family.at("0.0.0.0:8888"), world.family.ip(PODS[0]));
+        assert_eq!(said[0], format!("{every}/TCP belongs to host ports of {pod} already"));
         world.detach("pod-0");
         assert!(ask_tcp(&world.client, HOST_PORT).unwrap().0.starts_with("b "));
     }
@@ -114,7 +115,7 @@ fn a_host_port_is_of_the_nodes_addresses_and_no_others() {
         tcp_server(&world.pods[0], "a", 8080);
         tcp_server(&world.pods[1], "b", 8080);
         let refused = world.open_host_port(0, 8888, Some("203.0.113.5"));
-        assert_eq!(refused, [HostPortRefusal::Elsewhere("203.0.113.5".parse().unwrap())]);
+        assert_eq!(refused, [HostPortRefusal::Elsewhere(world.family.ip("203.0.113.5"))]);
         refuses(&world);
         assert_eq!(world.open_host_port(0, 8888, Some("192.168.77.1")), []);
         serves(&world, SocketHooks::Attached);

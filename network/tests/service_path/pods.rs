@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 
 use proxy_userspace::SocketHooks;
 
+use crate::family::{Family, Setting};
 use crate::world::*;
 
 #[test]
@@ -79,4 +80,16 @@ fn an_absent_pod_is_answered_for() {
         tcp_server(&again, "b2", 8080);
         assert!(ask_tcp(&world.pods[0], "10.244.0.6:8080").unwrap().0.starts_with("b2"));
     }
+}
+
+/// Its neighbours are known for good. Who makes his pod forget them all the same is told again.
+#[test]
+fn a_pod_that_forgot_its_gateway_is_told_it_again() {
+    let world = World::new(Setting { family: Family::V6, hooks: SocketHooks::Attached });
+    tcp_server(&world.pods[1], "b", 8080);
+    let gateway = world.family.ip("169.254.1.1");
+    let known = world.pods[0].command("ip -6 neigh show");
+    assert!(known.contains(&gateway.to_string()) && known.contains("PERMANENT"), "{known}");
+    world.pods[0].command(&format!("ip -6 neigh del {gateway} dev eth0"));
+    assert!(ask_tcp(&world.pods[0], "10.244.0.6:8080").is_ok());
 }

@@ -44,7 +44,7 @@ fn a_pod_has_a_share_of_the_flows_and_no_more() {
     for world in in_each_family(SocketHooks::Attached) {
         let servers = 9000..9012;
         servers.clone().for_each(|port| udp_server(&world.client, "far", port));
-        let most = if world.family == Family::V4 { proxy_common::MAX_FLOWS } else { 98_304 } / 8;
+        let most = if world.family == Family::V4 { proxy_common::MAX_FLOWS } else { 90_112 } / 8;
         assert_eq!(ask_from(&world.pods[0], 20_000..22_500, servers.clone()), most);
         assert!(world.counters()["drop_flow_share"] > 0);
         assert_eq!(ask_from(&world.pods[0], 20_000..20_001, servers.clone()), servers.len(), "what it has goes on");

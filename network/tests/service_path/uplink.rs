@@ -43,6 +43,8 @@ fn an_uplink_may_get_another_name() {
                 world.node.command(&command);
             }
             world.node.command(&format!("ip link set {to} up"));
+            // Those of IPv6 go with a device that is down.
+            world.node.command(&format!("ip addr replace 192.168.77.1/24 dev {to}"));
         };
         world.meanwhile(|| {
             rename(&world, "eth0", "lan0");

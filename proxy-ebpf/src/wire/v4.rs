@@ -7,6 +7,7 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
 use super::{IP, PORTS, Part, TCP_FLAGS, Wire, difference, hop_difference};
+use crate::forward::TC_ACT_SHOT;
 use crate::mangle::{Hop, Mangled, RECOMPUTE, fold, sum};
 use crate::packet::{Layer4, Packet, set_words, words};
 
@@ -213,5 +214,10 @@ impl Wire for Ip4 {
     #[inline(always)]
     fn is_of_link(_tuple: &Tuple) -> bool {
         false
+    }
+
+    #[inline(always)]
+    fn answer_on_link(_ctx: &TcContext, _packet: &Packet<Self>) -> i32 {
+        TC_ACT_SHOT
     }
 }

@@ -12,6 +12,7 @@ use proxy_common::*;
 
 use super::{IP, PORTS, Part, TCP_FLAGS, Wire, difference, hop_difference};
 use crate::mangle::{Hop, Mangled, RECOMPUTE, sum};
+use crate::neighbour;
 use crate::packet::{Layer4, Packet, set_words, words};
 
 const PLAIN: usize = Ip::PLAIN;
@@ -233,6 +234,11 @@ impl Wire for Ip {
     fn is_of_link(tuple: &Tuple<Self>) -> bool {
         let Tuple { src, dst, .. } = tuple;
         src.is_link_local() || src.is_unspecified() || dst.is_link_local() || dst.is_multicast()
+    }
+
+    #[inline(always)]
+    fn answer_on_link(ctx: &TcContext, packet: &Packet<Self>) -> i32 {
+        neighbour::answer(ctx, packet)
     }
 }
 
