@@ -242,8 +242,10 @@ impl ServerArguments {
             listen: self.listen,
             advertise,
             services: service_network(&self.service_cidr)?,
-            pods: PodRanges::new(up::parse_cidr("--pod-cidr", &self.pod_cidr)?, self.node_cidr_mask_size)
-                .context("--node-cidr-mask-size")?,
+            pods: vec![
+                PodRanges::new(up::parse_cidr("--pod-cidr", &self.pod_cidr)?.into(), self.node_cidr_mask_size)
+                    .context("--node-cidr-mask-size")?,
+            ],
             domain: cluster_domain(&self.cluster_domain)?,
             controllers: Selection::parse(&self.controllers)?,
             names: Vec::new(),
@@ -315,15 +317,17 @@ impl UpArguments {
         let mut control = self.server.settings_at(self.server.advertise_address.unwrap_or(ip.into()))?;
         control.names.push(name.clone());
         let services = &control.services;
+        let service_range = up::parse_cidr("--service-cidr", &self.server.service_cidr)?;
+        let IpAddr::V4(cluster_dns) = services.dns() else { bail!("--service-cidr: an IPv4 prefix is wanted") };
         let settings = node::Settings {
             data_dir: self.server.data_dir.clone(),
             run_dir: self.run_dir.clone(),
             name,
             ip,
             pod_cidr: up::parse_cidr("--pod-cidr", &self.server.pod_cidr)?,
-            service_cidr: services.range,
+            service_cidr: service_range,
             node_ports: PortRange { first: *services.node_ports.start(), last: *services.node_ports.end() },
-            cluster_dns: services.dns(),
+            cluster_dns,
             domain: control.domain.clone(),
             cgroup_root: self.cgroup_root.clone().map_or_else(cgroup2_mount, Ok)?,
             pod_cgroup: pod_cgroup(&self.pod_cgroup)?,
@@ -417,10 +421,8 @@ fn local_address() -> Result<IpAddr> {
 }
 
 fn service_network(text: &str) -> Result<ServiceNetwork> {
-    match up::parse_cidr("--service-cidr", text)? {
-        range if (8..=28).contains(&range.prefix()) => Ok(ServiceNetwork::new(range)),
-        range => bail!("--service-cidr {text}: a prefix of {} bits is out of range (8 to 28)", range.prefix()),
-    }
+    let range = up::parse_cidr("--service-cidr", text)?;
+    ServiceNetwork::new(&[range.into()]).context("--service-cidr")
 }
 
 /// Puts the settings of a `--config` file before those of the command line, which then win.

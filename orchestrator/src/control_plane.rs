@@ -36,7 +36,7 @@ pub struct Settings {
     pub listen: SocketAddr,
     pub advertise: IpAddr,
     pub services: ServiceNetwork,
-    pub pods: PodRanges,
+    pub pods: Vec<PodRanges>,
     pub domain: String,
     pub controllers: Selection,
     pub names: Vec<String>,
@@ -138,7 +138,7 @@ pub async fn start(settings: &Settings, nodes: Arc<dyn Nodes>) -> Result<Running
         authority: server.authority().clone(),
         address,
         services: settings.services.clone(),
-        pods: settings.pods,
+        pods: settings.pods.clone(),
         servers: match settings.etcd {
             Some(_) => {
                 let (servers, keep) = servers::several(own(), address, parting.stop.clone());
