@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
 use crate::netlink::{Changes, Link, Netlink};
-use crate::node::{self, Uplink};
+use crate::node::{self, Uplink, Wanted};
 use crate::pods::Pods;
 use crate::{Config, NetworkError, Result};
 
@@ -66,7 +66,7 @@ impl Monitor {
     }
 
     async fn look(&mut self) -> Result<()> {
-        let found = match node::uplink(&self.config, &self.netlink).await {
+        let found = match node::uplink(&self.config, &self.netlink, Wanted::Any).await {
             // Between two devices, or two leases.
             Err(NetworkError::NoUplink(ip)) => {
                 tracing::warn!(%ip, "no device carries the node's address");
@@ -83,7 +83,7 @@ impl Monitor {
         if found.link.name != self.uplink.link.name {
             self.proxy.detach_device(&self.uplink.link.name)?;
         }
-        node::service_link(&self.netlink, found.link.mtu).await?;
+        node::service_link(&self.config, &self.netlink, found.link.mtu).await?;
         self.pods.lock().await.set_mtu(found.link.mtu).await;
         self.uplink = found;
         Ok(())

@@ -19,7 +19,7 @@ use client::Client;
 use client::events::{Recorder, Reference};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use network::{Network, PortRange};
-use proxy_userspace::{ExternalIps, Proxy, SocketHooks};
+use proxy_userspace::{ExternalIps, Families, Proxy, SocketHooks};
 use tokio::task::JoinSet;
 
 use outlook::Outlook;
@@ -130,6 +130,7 @@ async fn load(settings: &Settings) -> Result<Arc<Proxy>> {
         bpf_root: settings.bpf_root.clone(),
         cgroup_root: settings.cgroup_root.clone(),
         socket_hooks: SocketHooks::Attached,
+        families: Families::V4,
     };
     let loaded = tokio::task::spawn_blocking(move || Proxy::start(&config)).await;
     Ok(Arc::new(loaded.context("loading the service path failed")??))
@@ -222,11 +223,15 @@ fn dns_clients(node: Ipv4Addr, pods: Ipv4Network) -> Result<Vec<IpNetwork>> {
 }
 
 fn network_config(settings: &Settings, node_cidr: Ipv4Network) -> network::Config {
-    network::Config {
+    let v4 = network::Ranges {
         node_ip: settings.ip,
         pod_cidr: node_cidr,
         cluster_cidr: settings.pod_cidr,
         service_cidr: settings.service_cidr,
+    };
+    network::Config {
+        v4: Some(v4),
+        v6: None,
         node_ports: settings.node_ports,
         snat_ports: network::Config::DEFAULT_SNAT_PORTS,
         state_file: state_file(&settings.data_dir),

@@ -5,6 +5,8 @@
 
 mod agent;
 mod datagrams;
+mod dual;
+mod family;
 mod forged;
 mod host_ports;
 mod load;
