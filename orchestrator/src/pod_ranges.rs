@@ -53,6 +53,11 @@ impl PodRanges {
         Self { cluster, node: Self::USUAL }
     }
 
+    /// The whole.
+    pub fn cluster(&self) -> Ipv4Network {
+        self.cluster
+    }
+
     /// How many parts there are.
     pub fn count(&self) -> usize {
         1 << (self.node - self.cluster.prefix())

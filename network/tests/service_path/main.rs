@@ -11,6 +11,7 @@ mod load;
 mod masquerade;
 mod netns;
 mod node_ports;
+mod peers;
 mod pods;
 mod ports;
 mod services;

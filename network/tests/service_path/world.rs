@@ -11,12 +11,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use network::{Config, HostPortRefusal, Network, PodNetwork, PortRange};
+use network::{Config, HostPortRefusal, Network, Peer, PodNetwork, PortRange};
 use proxy_userspace::desired::{HostPort, LocalServer, NodeFacts, desired};
 use proxy_userspace::layout::{CURRENT, Layout};
 use proxy_userspace::{Proxy, SocketHooks};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 use crate::netns::Namespace;
 
@@ -40,6 +41,8 @@ pub struct World {
     runtime: Arc<Runtime>,
     folder: Folder,
     snat_ports: PortRange,
+    /// Other nodes.
+    pub peers: watch::Sender<Vec<Peer>>,
 }
 
 /// Pins and state of a node; gone when the test ends, however it ends.
@@ -78,9 +81,11 @@ impl World {
         let (node, client) = (Namespace::new(), Namespace::new());
         join(&node, &client);
         let runtime = Arc::new(tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
-        let (proxy, network) = start(&node, &runtime, config(folder.path(), snat_ports), hooks, CURRENT);
+        let peers = watch::Sender::new(Vec::new());
+        let followed = peers.subscribe();
+        let (proxy, network) = start(&node, &runtime, config(folder.path(), snat_ports), hooks, CURRENT, followed);
         let network = Some(network);
-        let mut world = Self { node, client, pods: Vec::new(), proxy, network, runtime, folder, snat_ports };
+        let mut world = Self { node, client, pods: Vec::new(), proxy, network, runtime, folder, snat_ports, peers };
         for (index, ip) in PODS.iter().enumerate() {
             let pod = Namespace::new();
             world.attach(&format!("pod-{index}"), ip, &pod.path());
@@ -88,6 +93,11 @@ impl World {
             world.pods.push(pod);
         }
         world
+    }
+
+    /// No agent runs any more.
+    pub fn stop(&mut self) {
+        self.network = None;
     }
 
     /// What an agent does when it comes back.
@@ -99,7 +109,7 @@ impl World {
     pub fn restart_in_layouts(&mut self, hooks: SocketHooks, layouts: &'static [Layout]) {
         self.network = None;
         let config = config(self.folder.path(), self.snat_ports);
-        let (proxy, network) = start(&self.node, &self.runtime, config, hooks, layouts);
+        let (proxy, network) = start(&self.node, &self.runtime, config, hooks, layouts, self.peers.subscribe());
         (self.proxy, self.network) = (proxy, Some(network));
     }
 
@@ -236,6 +246,7 @@ fn start(
     node_config: Config,
     hooks: SocketHooks,
     layouts: &'static [Layout],
+    peers: watch::Receiver<Vec<Peer>>,
 ) -> (Arc<Proxy>, Arc<Network>) {
     let runtime = Arc::clone(runtime);
     node.run(move || {
@@ -246,7 +257,7 @@ fn start(
         };
         let proxy = Arc::new(Proxy::start_in_layouts(&config, layouts).unwrap_or_else(|error| panic!("{error:?}")));
         let network = runtime
-            .block_on(Network::start(&node_config, Arc::clone(&proxy)))
+            .block_on(Network::start(&node_config, Arc::clone(&proxy), peers))
             .unwrap_or_else(|error| panic!("{error:?}"));
         (proxy, Arc::new(network))
     })

@@ -13,9 +13,28 @@ use rustix::fs::statvfs;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Resource, getrlimit};
 
-use crate::control_plane;
+use crate::cluster::Cluster;
+use crate::machine::Machine;
 use crate::store_command::store_of;
-use node::Settings;
+
+/// Whose machine is looked at.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    pub machine: Machine,
+    /// Not known before a machine has joined.
+    pub cluster: Option<Cluster>,
+    /// Where a server of this machine shall listen.
+    pub listen: Option<SocketAddr>,
+    /// The server that is elsewhere.
+    pub server: Option<Reached>,
+}
+
+/// A server elsewhere (`host:port`), and why it cannot be used.
+#[derive(Debug, Clone)]
+pub struct Reached {
+    pub address: String,
+    pub refused: Option<String>,
+}
 
 #[derive(Debug, Clone)]
 pub struct Facts {
@@ -38,14 +57,16 @@ pub struct Facts {
     pub overlay_refused: Option<String>,
     pub node_ip: Ipv4Addr,
     pub node_ip_is_here: bool,
-    pub pod_cidr: Ipv4Network,
-    pub service_cidr: Ipv4Network,
+    /// Of pods and Services, once they are known.
+    pub ranges: Option<(Ipv4Network, Ipv4Network)>,
     /// Of other devices than ours, without the default route.
     pub routes: Vec<(String, Ipv4Network)>,
-    pub listen: SocketAddr,
+    pub listen: Option<SocketAddr>,
     pub listen_refused: Option<String>,
+    pub server: Option<Reached>,
     pub agent_runs: bool,
-    pub node_ports: (u16, u16),
+    /// Once they are known.
+    pub node_ports: Option<(u16, u16)>,
     /// Ports of `node_ports` that programs listen on.
     pub listening: Vec<u16>,
     pub sysctl_writable: bool,
@@ -94,9 +115,10 @@ pub struct Clock {
 }
 
 /// As for a process that has claimed the namespace, where no other agent runs.
-pub fn gather(control: &control_plane::Settings, settings: &Settings) -> Facts {
-    let near = nearest(&settings.data_dir);
-    let node_ports = (*control.services.node_ports.start(), *control.services.node_ports.end());
+pub fn gather(subject: &Subject) -> Facts {
+    let Subject { machine, cluster, listen, server } = subject;
+    let near = nearest(&machine.data_dir);
+    let node_ports = cluster.as_ref().map(|cluster| (cluster.node_ports.first, cluster.node_ports.last));
     Facts {
         uid: rustix::process::geteuid().as_raw(),
         kernel: line("/proc/sys/kernel/osrelease"),
@@ -106,31 +128,31 @@ pub fn gather(control: &control_plane::Settings, settings: &Settings) -> Facts {
             .lines()
             .filter_map(|line| Some(line.split('\t').nth(1)?.into()))
             .collect(),
-        bpf_root: settings.bpf_root.clone(),
-        cgroup_root: settings.cgroup_root.clone(),
-        cgroup_root_is_v2: is_of(&settings.cgroup_root, CGROUP2),
-        hierarchies: hierarchies(pod::mounts::read().unwrap_or_default(), &settings.pod_cgroup),
-        device_rules_refused: said(try_device_rules(&settings.cgroup_root, &settings.pod_cgroup)),
-        data_dir: settings.data_dir.clone(),
-        store_exists: store_of(&settings.data_dir).exists(),
+        bpf_root: machine.bpf_root.clone(),
+        cgroup_root: machine.cgroup_root.clone(),
+        cgroup_root_is_v2: is_of(&machine.cgroup_root, CGROUP2),
+        hierarchies: hierarchies(pod::mounts::read().unwrap_or_default(), &machine.pod_cgroup),
+        device_rules_refused: said(try_device_rules(&machine.cgroup_root, &machine.pod_cgroup)),
+        data_dir: machine.data_dir.clone(),
+        store_exists: store_of(&machine.data_dir).exists(),
         disk: disk(near),
         overlay_refused: said(try_overlay(near)),
-        node_ip: settings.ip,
-        node_ip_is_here: UdpSocket::bind((settings.ip, 0)).is_ok(),
-        pod_cidr: settings.pod_cidr,
-        service_cidr: settings.service_cidr,
+        node_ip: machine.ip,
+        node_ip_is_here: UdpSocket::bind((machine.ip, 0)).is_ok(),
+        ranges: cluster.as_ref().map(|cluster| (cluster.pods, cluster.services)),
         routes: routes(&text("/proc/net/route")),
-        listen: control.listen,
-        listen_refused: said(TcpListener::bind(control.listen)),
+        listen: *listen,
+        listen_refused: listen.and_then(|listen| said(TcpListener::bind(listen))),
+        server: server.clone(),
         agent_runs: false,
         node_ports,
-        listening: listening(node_ports),
+        listening: node_ports.map(listening).unwrap_or_default(),
         sysctl_writable: rustix::fs::access("/proc/sys/net/ipv4/ip_local_reserved_ports", rustix::fs::Access::WRITE_OK)
             .is_ok(),
         open_files: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
         processes: process_limit(),
         inotify: (number("/proc/sys/fs/inotify/max_user_instances"), number("/proc/sys/fs/inotify/max_user_watches")),
-        clock: clock(&store_of(&settings.data_dir)),
+        clock: clock(&store_of(&machine.data_dir)),
     }
 }
 
