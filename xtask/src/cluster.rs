@@ -123,18 +123,19 @@ impl Cluster {
         self.start_registry(&switch)?;
         let (first, others) = nodes.split_first().context("a cluster has a node")?;
         say(&format!("{}: amphipod up", first.name));
-        self.start_node(first, binary)?;
-        self.wait_started(first)?;
+        let process = self.start_node(first, binary)?;
+        self.wait_started(first, process)?;
         if !others.is_empty() {
             say("a join token");
             self.make_token(first, binary)?;
         }
+        let mut processes = Vec::new();
         for node in others {
             say(&format!("{}: amphipod agent", node.name));
-            self.start_node(node, binary)?;
+            processes.push((node, self.start_node(node, binary)?));
         }
-        for node in others {
-            self.wait_started(node)?;
+        for (node, process) in processes {
+            self.wait_started(node, process)?;
         }
         self.forward(first)?;
         let listed: Vec<Value> = nodes
@@ -214,7 +215,8 @@ impl Cluster {
         }
     }
 
-    fn start_node(&self, node: &Node, binary: &Path) -> Result<()> {
+    /// Gives the process that it started.
+    fn start_node(&self, node: &Node, binary: &Path) -> Result<u32> {
         fs::create_dir_all(&node.data_dir)?;
         let registries = self.registries()?;
         let log = fs::File::options().create(true).append(true).open(node.data_dir.with_extension("log"))?;
@@ -232,14 +234,15 @@ impl Cluster {
             .arg("--registries")
             .arg(&registries);
         let child = detached(command, Stdio::null(), log)?;
-        self.note_process(child.id())
+        self.note_process(child.id())?;
+        Ok(child.id())
     }
 
     /// Waits for what a node has once it serves, or has joined.
-    fn wait_started(&self, node: &Node) -> Result<()> {
+    fn wait_started(&self, node: &Node, process: u32) -> Result<()> {
         let file = if node.name == self.node(1).name { "admin.kubeconfig" } else { "node.crt" };
-        let (file, index) = (node.data_dir.join(file), self.index(&node.name)?);
-        wait_for(READY, || file.exists() || self.node_pid(index).is_none()).ok();
+        let file = node.data_dir.join(file);
+        wait_for(READY, || file.exists() || has_ended(process)).ok();
         if !file.exists() {
             bail!("{} did not start:\n{}", node.name, tail(&node.data_dir.with_extension("log")));
         }
@@ -267,8 +270,8 @@ impl Cluster {
         let index = self.index(place)?;
         ensure!(self.node_pid(index).is_none(), "amphipod runs on {place} already");
         let node = self.node(index);
-        self.start_node(&node, binary)?;
-        self.wait_started(&node)
+        let process = self.start_node(&node, binary)?;
+        self.wait_started(&node, process)
     }
 
     /// Makes the API server of a namespace reachable from here: a listener of ours, served from in there.

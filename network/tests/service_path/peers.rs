@@ -24,7 +24,8 @@ fn other() -> Peer {
 fn two_nodes(hooks: SocketHooks) -> World {
     let mut world = World::new(hooks);
     world.client.command(&format!("ip addr add {FAR}/32 dev lo"));
-    world.client.command(&format!("ip route add 10.244.0.0/24 via {NODE}"));
+    // Datagrams come from the pod that was asked.
+    world.client.command(&format!("ip route add 10.244.0.0/24 via {NODE} src {FAR}"));
     tcp_server(&world.client, "far", 8080);
     udp_server(&world.client, "far", 8080);
     tcp_server(&world.pods[0], "a", 8080);

@@ -48,7 +48,8 @@ impl Nodes for Echoing {
         let (ended, exit) = oneshot::channel();
         tokio::spawn(async move {
             let _alive = alive;
-            complained.write_all(options.command.join(" ").as_bytes()).await.unwrap();
+            // A terminal has no stream of its own for it.
+            let _unheard = complained.write_all(options.command.join(" ").as_bytes()).await;
             drop(complained);
             let _gone = tokio::io::copy(&mut heard, &mut said).await;
             let _nobody = ended.send(Ok(7));
