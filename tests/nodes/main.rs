@@ -217,18 +217,13 @@ fn forwarded(world: &World<'_>, pod: &str) -> Result<()> {
         BufReader::new(out).read_line(&mut line)?;
         let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next());
         let address = format!("127.0.0.1:{}", port.with_context(|| format!("it says {line:?}"))?);
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        Kept::over(TcpStream::connect(address)?)?.ask()
     };
     let answer = asked();
     child.kill()?;
     child.wait()?;
     let answer = answer.with_context(|| format!("port-forward to {pod}"))?;
-    ensure!(answer.ends_with(pod), "port-forward to {pod}: {answer}");
+    ensure!(answer == pod, "port-forward to {pod}: {answer}");
     Ok(())
 }
 
@@ -237,11 +232,14 @@ struct Kept(BufReader<TcpStream>);
 
 impl Kept {
     fn open(place: &Place, to: SocketAddr) -> Result<Self> {
-        let stream = inside(&place.netns()?, || TcpStream::connect_timeout(&to, PATIENCE)).context("connect")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let mut kept = Self(BufReader::new(stream));
+        let mut kept = Self::over(inside(&place.netns()?, || TcpStream::connect_timeout(&to, PATIENCE))?)?;
         kept.ask()?;
         Ok(kept)
+    }
+
+    fn over(stream: TcpStream) -> Result<Self> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(BufReader::new(stream)))
     }
 
     fn ask(&mut self) -> Result<String> {
@@ -259,7 +257,7 @@ impl Kept {
         }
         let mut body = vec![0; length];
         self.0.read_exact(&mut body)?;
-        Ok(text(&body))
+        Ok(text(&body).trim().to_owned())
     }
 }
 
@@ -335,6 +333,7 @@ fn refused(world: &World<'_>) -> Result<()> {
     expect("a deleted token", "node3", &token, "the server does not accept the token")?;
     ensure!(!amphipod(&["list"])?.contains(id), "it is gone");
     let ended = amphipod(&["create", "--ttl", "1s"])?;
+    // Earlier, it would be taken.
     std::thread::sleep(Duration::from_secs(2));
     expect("a token that ended", "node3", &ended, "the server does not accept the token")?;
     match world.space.get(&["node", "node3"], "{.metadata.name}") {
