@@ -14,8 +14,10 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 
+use crate::addresses::Addresses;
 use crate::apparmor::AppArmor;
 use crate::boundary::{PodNetwork, PodRef, Upstream};
+use crate::cgroups::{self, CgroupError, Cgroups};
 use crate::claim::{self, ClaimError};
 use crate::config::Config;
 use crate::dial::{self, DialError};
@@ -25,7 +27,7 @@ use crate::exec::{self, AttachRequest, ExecError, ExecRequest, ExecSession};
 use crate::guard;
 use crate::image::{ImageError, ImageStore, MountError, Registries, RegistryError, check_upper};
 use crate::logs::{self, LogError, LogOptions};
-use crate::node::{Addresses, CgroupError, Cgroups, Node, remove_cgroup};
+use crate::node::Node;
 use crate::record::{Record, Records};
 use crate::step::{Part, Step};
 use crate::teardown::{TeardownError, tear_down};
@@ -453,7 +455,7 @@ pub async fn remove_everything(config: Config, network: Arc<dyn PodNetwork>) -> 
         tear_down(&node, Part::Whole, &uid, ips.get(&uid).copied()).await?;
     }
     for root in node.cgroups.own_roots() {
-        remove_cgroup(&root).map_err(ResetError::Files)?;
+        cgroups::remove(&root).map_err(ResetError::Files)?;
     }
     let data = ["pods", "volumes", "containers", "logs", "images"].map(|name| node.config.data_dir.join(name));
     for folder in data.iter().chain([&node.config.run_dir.join("pods")]) {

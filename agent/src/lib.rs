@@ -8,10 +8,12 @@
 //! *Architecture invariant:* every name of a kernel object or folder derives from the pod's UID, so recovery is
 //! "existing − recorded", and needs no memory of steps. Liveness of a pod process is a file lock, never a pid.
 
+mod addresses;
 mod admit;
 mod agent;
 mod apparmor;
 pub mod boundary;
+mod cgroups;
 pub mod claim;
 pub mod config;
 mod dial;

@@ -9,9 +9,10 @@ use std::time::Duration;
 use api::uid::Uid;
 
 use crate::boundary::NetworkError;
+use crate::cgroups;
 use crate::disk;
 use crate::door::{Folder, Stop};
-use crate::node::{Node, remove_cgroup};
+use crate::node::Node;
 use crate::step::{Part, Step};
 
 /// Killed processes are gone at once, unless they hang in the kernel.
@@ -43,7 +44,7 @@ async fn run(step: Step, node: &Node, uid: &Uid, ip: Option<IpAddr>) -> Result<(
         },
         Step::KillProcesses => kill_processes(node, uid).await,
         Step::UnmountRuns => unmount_runs(node, uid),
-        Step::RemoveCgroups => node.cgroups.pod_folders(uid).iter().try_for_each(|folder| remove_cgroup(folder)),
+        Step::RemoveCgroups => node.cgroups.pod_folders(uid).iter().try_for_each(|folder| cgroups::remove(folder)),
         Step::RemoveSandboxFiles => remove_sandbox_files(node, uid).await,
         Step::RemoveLayers => disk::remove_tree_aside(node.pod_layers(uid)).await,
         Step::UnmountVolumes => {

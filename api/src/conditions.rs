@@ -106,11 +106,14 @@ pub enum Stamp {
     Heard,
     /// When it was probed: written as null, since nothing probes.
     Probe,
+    /// The same where it is found out without a probe: since when it has this status.
+    Found,
 }
 
 /// The times that conditions of each kind carry.
 pub const PLAIN: &[Stamp] = &[Stamp::Transition];
 pub const OF_PODS: &[Stamp] = &[Stamp::Probe, Stamp::Transition];
+pub const OF_JOBS: &[Stamp] = &[Stamp::Found, Stamp::Transition];
 pub const OF_DEPLOYMENTS: &[Stamp] = &[Stamp::Update, Stamp::Transition];
 pub const OF_NODES: &[Stamp] = &[Stamp::Heartbeat, Stamp::Transition];
 /// What is said of a node by others.
@@ -122,14 +125,14 @@ impl Stamp {
             Self::Transition => "lastTransitionTime",
             Self::Update => "lastUpdateTime",
             Self::Heartbeat | Self::Heard => "lastHeartbeatTime",
-            Self::Probe => "lastProbeTime",
+            Self::Probe | Self::Found => "lastProbeTime",
         }
     }
 
     /// Whether the stored time still holds.
     fn stays(self, old: &Value, new: &Condition) -> bool {
         match self {
-            Self::Transition => new.holds_as(old),
+            Self::Transition | Self::Found => new.holds_as(old),
             Self::Update => {
                 new.holds_as(old)
                     && (old["reason"].as_str().unwrap_or_default(), old["message"].as_str().unwrap_or_default())
@@ -238,6 +241,8 @@ mod tests {
         assert_eq!(times(true, OF_PODS), "lastProbeTime null, lastTransitionTime 1");
         assert_eq!(times(true, OF_NODES), "lastHeartbeatTime 2, lastTransitionTime 1");
         assert_eq!(times(false, OF_SILENT_NODES), "lastHeartbeatTime 1, lastTransitionTime 2");
+        assert_eq!(times(true, OF_JOBS), "lastProbeTime 1, lastTransitionTime 1");
+        assert_eq!(times(false, OF_JOBS), "lastProbeTime 2, lastTransitionTime 2");
         assert_eq!(times(true, OF_DEPLOYMENTS), "lastTransitionTime 1, lastUpdateTime 1");
     }
 

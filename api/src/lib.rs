@@ -3,7 +3,7 @@
 //! A request body becomes an object in this order: [`decode`] → [`convert`] → [`default`] → [`write`] (strategy) →
 //! [`validate`] → [`managed`]; a patch goes through [`patch`] first. [`kind`] is the table, [`schema`] the types behind
 //! it. Reads use [`selector`], [`table`], [`discovery`] and [`openapi`]. [`status`] is how everything fails, [`uid`] what
-//! tells an object from its namesakes.
+//! tells an object from its namesakes, [`schedule`] when CronJobs run.
 
 /// A table about the kinds: Kubernetes' own, then ours.
 macro_rules! data {
@@ -33,6 +33,7 @@ pub mod patch;
 pub mod pod_security;
 pub mod quantity;
 pub mod references;
+pub mod schedule;
 pub mod schema;
 pub mod scope;
 pub mod selector;

@@ -83,6 +83,8 @@ pub struct ServiceSpec {
     /// Empty, `None` (headless) or addresses, first one primary.
     #[serde(rename = "clusterIPs")]
     pub cluster_ips: Vec<String>,
+    /// `IPv4`, `IPv6`: those of the addresses, or of a headless Service's endpoints.
+    pub ip_families: Vec<String>,
     #[serde(rename = "externalIPs")]
     pub external_ips: Vec<String>,
     pub external_name: String,

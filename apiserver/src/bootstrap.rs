@@ -51,9 +51,10 @@ async fn keep(engine: &Engine, context: &Context, options: &WriteOptions, object
 }
 
 fn service_range(engine: &Engine) -> Value {
+    let ranges: Vec<String> = engine.services.ranges().map(|range| range.network().to_string()).collect();
     let ready = json!({"type": "Ready", "status": "True", "message": "Kubernetes default Service CIDR is ready"});
     json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
-        "spec": {"cidrs": [engine.services.to_string()]}, "status": {"conditions": [ready]}})
+        "spec": {"cidrs": ranges}, "status": {"conditions": [ready]}})
 }
 
 /// Says how an object stands that nobody has said it of, where that is known from the start.

@@ -452,7 +452,7 @@ impl Cache {
                 (history.oldest(), history.bytes().0)
             };
             kept = kept.max(bytes);
-            if kept - bytes > memory::WORTH_IT {
+            if memory::is_worth_it(kept, bytes) {
                 kept = bytes;
                 memory::give_back();
             }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use api::kind::Registry;
 use api::status::Status;
 use client::Client;
-use ipnetwork::Ipv4Network;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -43,7 +43,8 @@ pub struct Config {
 }
 
 /// Where Services' addresses come from when nobody says.
-const SERVICES: Ipv4Network = Ipv4Network::new_checked(Ipv4Addr::new(10, 96, 0, 0), 12).expect("12 bits fit");
+const SERVICES: IpNetwork =
+    IpNetwork::V4(Ipv4Network::new_checked(Ipv4Addr::new(10, 96, 0, 0), 12).expect("12 bits fit"));
 
 impl Config {
     /// A server by itself on loopback, at a port the kernel chooses, with Kubernetes' usual ranges: for tests and examples.
@@ -52,7 +53,7 @@ impl Config {
             store: StoreAt::File(store),
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             advertise: Ipv4Addr::LOCALHOST.into(),
-            services: ServiceNetwork::new(SERVICES),
+            services: ServiceNetwork::new(&[SERVICES]).expect("a range of ours"),
             domain: "cluster.local".into(),
             names: Vec::new(),
             admission: Settings::default(),
@@ -212,7 +213,7 @@ fn names(config: &Config) -> Vec<String> {
 }
 
 fn addresses(config: &Config) -> Vec<IpAddr> {
-    let mut all = vec![config.services.api_server().into(), config.advertise, [127, 0, 0, 1].into()];
+    let mut all = vec![config.services.api_server(), config.advertise, [127, 0, 0, 1].into()];
     if !config.listen.ip().is_unspecified() {
         all.push(config.listen.ip());
     }

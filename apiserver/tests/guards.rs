@@ -227,7 +227,7 @@ async fn only_nodes_open_tunnels() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn services_that_are_made_at_once_get_addresses_of_their_own() {
     const SERVICES: usize = 11;
-    let small = ServiceNetwork::new("10.96.0.0/28".parse().unwrap());
+    let small = ServiceNetwork::new(&["10.96.0.0/28".parse().unwrap()]).unwrap();
     let world = world(Arc::new(NoNodes), |config| config.services = small).await;
     let made = (0..SERVICES).map(|number| {
         let master = world.master.clone();

@@ -193,7 +193,7 @@ pub fn run() -> Result<()> {
         }
         Command::Doctor(DoctorArguments { up, .. }) => {
             let (control, machine) = up.settings()?;
-            doctor::run(&up::look(&control, &machine))
+            doctor::run(&up::look(&control, &machine)?)
         }
         Command::Dns(command) => names::run(&command),
         Command::KeepDnsSockets => names::keep_sockets(),
@@ -234,8 +234,10 @@ impl ServerArguments {
             listen: self.listen,
             advertise,
             services: service_network(&self.service_cidr)?,
-            pods: PodRanges::new(up::parse_cidr("--pod-cidr", &self.pod_cidr)?, self.node_cidr_mask_size)
-                .context("--node-cidr-mask-size")?,
+            pods: vec![
+                PodRanges::new(up::parse_cidr("--pod-cidr", &self.pod_cidr)?.into(), self.node_cidr_mask_size)
+                    .context("--node-cidr-mask-size")?,
+            ],
             domain: cluster_domain(&self.cluster_domain)?,
             controllers: Selection::parse(&self.controllers)?,
             names: Vec::new(),
@@ -310,10 +312,8 @@ fn cluster_domain(text: &str) -> Result<String> {
 }
 
 fn service_network(text: &str) -> Result<ServiceNetwork> {
-    match up::parse_cidr("--service-cidr", text)? {
-        range if (8..=28).contains(&range.prefix()) => Ok(ServiceNetwork::new(range)),
-        range => bail!("--service-cidr {text}: a prefix of {} bits is out of range (8 to 28)", range.prefix()),
-    }
+    let range = up::parse_cidr("--service-cidr", text)?;
+    ServiceNetwork::new(&[range.into()]).context("--service-cidr")
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use apiserver::Anonymous;
 use apiserver::EtcdSettings;
 use apiserver::admission;
@@ -15,6 +15,7 @@ use apiserver::identity::{AUTHENTICATED, MASTERS, User};
 use apiserver::nodes::{NoNodes, Nodes};
 use apiserver::server::{Config, Server, StoreAt};
 use client::Caches;
+use ipnetwork::IpNetwork;
 use network::PortRange;
 use proxy_userspace::ExternalIps;
 use tokio::task::JoinSet;
@@ -39,7 +40,7 @@ pub struct Settings {
     pub listen: SocketAddr,
     pub advertise: IpAddr,
     pub services: ServiceNetwork,
-    pub pods: PodRanges,
+    pub pods: Vec<PodRanges>,
     pub domain: String,
     pub controllers: Selection,
     pub names: Vec<String>,
@@ -49,19 +50,29 @@ pub struct Settings {
 
 impl Settings {
     /// What nodes have to know.
-    pub fn cluster(&self) -> Cluster {
+    ///
+    /// # Errors
+    /// When pods or Services have no IPv4 range, which nodes want.
+    pub fn cluster(&self) -> Result<Cluster> {
+        let v4 = |range| match range {
+            IpNetwork::V4(range) => Some(range),
+            IpNetwork::V6(_) => None,
+        };
+        let pods = self.pods.iter().find_map(|range| v4(range.cluster()));
+        let services = self.services.ranges().find_map(|range| v4(range.network()));
+        let IpAddr::V4(dns) = self.services.dns() else { bail!("--service-cidr: an IPv4 prefix is wanted first") };
         let ports = &self.services.node_ports;
-        Cluster {
-            pods: self.pods.cluster(),
-            services: self.services.range,
+        Ok(Cluster {
+            pods: pods.context("--pod-cidr: an IPv4 prefix is wanted")?,
+            services: services.context("--service-cidr: an IPv4 prefix is wanted")?,
             node_ports: PortRange { first: *ports.start(), last: *ports.end() },
-            dns: self.services.dns(),
+            dns,
             domain: self.domain.clone(),
             external_ips: match self.admission.external_ips {
                 admission::ExternalIps::Allowed => ExternalIps::Served,
                 admission::ExternalIps::Inactive => ExternalIps::Ignored,
             },
-        }
+        })
     }
 }
 
@@ -155,12 +166,12 @@ pub async fn start(settings: &Settings, nodes: Arc<dyn Nodes>) -> Result<Running
     let (mut tasks, parting) = (JoinSet::new(), Parting::default());
     let reader = server.client(User::new("system:kube-controller-manager", &[AUTHENTICATED]), "amphipod");
     let own = || server.client(User::new("system:apiserver", &[MASTERS]), "kube-apiserver");
-    settings.cluster().publish(&own()).await.context("cannot tell nodes about the cluster")?;
+    settings.cluster()?.publish(&own()).await.context("cannot tell nodes about the cluster")?;
     let facts = Facts {
         authority: server.authority().clone(),
         address,
         services: settings.services.clone(),
-        pods: settings.pods,
+        pods: settings.pods.clone(),
         servers: match settings.etcd {
             Some(_) => {
                 let (servers, keep) = servers::several(own(), address, parting.stop.clone());

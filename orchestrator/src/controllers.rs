@@ -5,8 +5,11 @@ use std::collections::BTreeSet;
 
 use thiserror::Error;
 
+pub mod amount;
 pub mod bootstrap_tokens;
 pub mod certificates;
+pub mod cron_job;
+pub mod daemon_set;
 pub mod deployment;
 pub mod endpoints;
 pub mod gc;
@@ -14,6 +17,7 @@ pub mod given;
 #[cfg(test)]
 mod golden;
 pub mod housekeeping;
+pub mod job;
 pub mod namespaces;
 pub mod node_ipam;
 pub mod ownership;
@@ -22,9 +26,12 @@ pub mod pod_gc;
 pub mod pods;
 pub mod replicaset;
 pub mod replication_controller;
+pub mod revisions;
 pub mod runtime;
+pub mod stateful_set;
 pub mod table;
 pub mod taint_eviction;
+pub mod ttl_after_finished;
 pub mod views;
 
 use table::TABLE;

@@ -71,7 +71,7 @@ impl ControlPlane {
             authority: server.authority().clone(),
             address: server.address(),
             services: config.services.clone(),
-            pods: ranges,
+            pods: vec![ranges],
             servers: crate::servers::alone(server.address()),
         };
         let mut tasks = JoinSet::new();

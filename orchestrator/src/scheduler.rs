@@ -29,12 +29,12 @@ use surroundings::minds;
 mod bind;
 mod company;
 mod decide;
-mod demand;
-mod filter;
+pub mod demand;
+pub mod filter;
 mod pending;
 mod preempt;
 mod score;
-mod snapshot;
+pub mod snapshot;
 mod surroundings;
 
 const NAME: &str = "default-scheduler";

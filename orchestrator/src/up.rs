@@ -26,11 +26,11 @@ const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 /// [`control_plane::serve`]. Pods run on.
 pub async fn run(control: control_plane::Settings, machine: Machine) -> Result<()> {
     let _only_one = claim::claim_namespace()?;
-    doctor::admit(&look(&control, &machine))?;
+    doctor::admit(&look(&control, &machine)?)?;
     let slot = AgentSlot::new(&machine.name);
     let mut running = control_plane::start(&control, Arc::new(slot.clone())).await?;
     reset::remember(&machine)?;
-    let settings = machine.in_cluster(&control.cluster(), None);
+    let settings = machine.in_cluster(&control.cluster()?, None);
     let mut tasks = std::mem::take(&mut running.tasks);
     let client = running.server.client(User::node(&settings.name), "kubelet");
     let node = node::start(&settings, client, &mut tasks).await?;
@@ -41,9 +41,12 @@ pub async fn run(control: control_plane::Settings, machine: Machine) -> Result<(
 }
 
 /// What `doctor` looks at.
-pub fn look(control: &control_plane::Settings, machine: &Machine) -> doctor::Subject {
-    let (cluster, listen) = (Some(control.cluster()), Some(control.listen));
-    doctor::Subject { machine: machine.clone(), cluster, listen, server: None }
+///
+/// # Errors
+/// When the cluster's settings are none for a node.
+pub fn look(control: &control_plane::Settings, machine: &Machine) -> Result<doctor::Subject> {
+    let (cluster, listen) = (Some(control.cluster()?), Some(control.listen));
+    Ok(doctor::Subject { machine: machine.clone(), cluster, listen, server: None })
 }
 
 /// `kubectl get nodes` shows where the server runs. A node must not give itself a role, so the server does.

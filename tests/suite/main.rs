@@ -31,6 +31,7 @@ mod services;
 mod shown;
 mod soak;
 mod traffic;
+mod workloads;
 
 /// Whether a case bears others beside it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -75,6 +76,10 @@ const CASES: &[Case] = &[
     ("definitions", "kinds are defined, used and undefined", Beside, definitions::defined),
     ("certificates", "a person asks for a certificate and is given it", Beside, certificates::given),
     ("controllers", "a replication controller keeps pods", Beside, definitions::replicated),
+    ("jobs", "jobs run to their end, fail, wait and go", Beside, workloads::jobs),
+    ("cron-jobs", "a cron job makes jobs when their time comes", Beside, workloads::cron_jobs),
+    ("daemons", "a daemon set is on the node, rolls and goes back", Beside, workloads::daemons),
+    ("stateful", "a stateful set keeps names and order", Beside, workloads::stateful),
 ];
 
 /// Cases at a time, when nobody says otherwise (`--test-threads`).

@@ -1,12 +1,11 @@
 //! CronJobs.
 
-mod schedule;
-
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{Behaviour, DEFAULT, Generation, job};
 use crate::default::{set, set_absent};
+use crate::schedule::{Schedule, zones};
 use crate::table::cells::{NONE, age, containers, or_none, selector};
 use crate::validate::{At, Errors};
 use crate::value::{count, text};
@@ -33,7 +32,6 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
         let job = At::of(object, "spec").at("jobTemplate").at("spec");
         job::name_warnings(object).into_iter().chain(job::spec_warnings(&job)).collect()
     }),
-    inactive: Some("no jobs are made for it"),
     ..DEFAULT
 };
 
@@ -72,7 +70,7 @@ fn job_template(spec: &At<'_>, errors: &mut Errors) {
 }
 
 fn schedule(when: &At<'_>, zone: &At<'_>, old: Option<&Value>, errors: &mut Errors) {
-    if let Err(why) = schedule::check(when.text()) {
+    if let Err(why) = Schedule::parse(when.text()) {
         when.invalid(why, errors);
     }
     if !when.text().contains("TZ") {
@@ -104,7 +102,7 @@ fn time_zone(zone: &At<'_>, errors: &mut Errors) {
         let why = "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
         zone.invalid(why, errors);
     }
-    if name != "Local" && !schedule::zones().contains(name) {
+    if name != "Local" && !zones().contains(name) {
         zone.invalid(unknown, errors);
     }
 }

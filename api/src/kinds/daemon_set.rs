@@ -46,7 +46,6 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
         out.extend(columns(o));
         out
     }),
-    inactive: Some("no pods are made for it"),
     ..DEFAULT
 };
 

@@ -42,7 +42,6 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     pod: Some("/spec/template"),
     cells: Some(cells),
     warnings: Some(|job| name_warnings(job).into_iter().chain(spec_warnings(&At::of(job, "spec"))).collect()),
-    inactive: Some("no pods are made for it"),
     ..DEFAULT
 };
 

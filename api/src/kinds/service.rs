@@ -1,5 +1,6 @@
 //! Services: ports at an address of their own; what they have beside what clients ask for, and what they keep or lose when their type changes.
 
+mod addresses;
 mod update;
 
 use std::collections::HashSet;
@@ -7,7 +8,7 @@ use std::collections::HashSet;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-pub use self::update::{Needs, service_families};
+pub use self::update::Needs;
 
 use super::{Aspect, Behaviour, DEFAULT, Deletion, Generation, Part, Put, Shows};
 use crate::default::{Object, nested, set, set_absent, text as member};
@@ -23,7 +24,7 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     name: names::dns_1035_label,
     validate: Some(service),
     validate_update: Some(|new, old, errors| {
-        address_stays(new, old, errors);
+        addresses::stay(new, old, errors);
         service(new, errors);
     }),
     validate_part: Some(|part, new, _, errors| {
@@ -33,16 +34,16 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
     }),
     defaults: &[("core.v1.Service", default)],
     generation: Generation::Client,
-    create: Some(service_families),
+    create: Some(update::prepare_create),
     update: Some(update::update_service),
     put: Put::Creates,
     delete: Deletion { shows: Shows::Object, ..Deletion::DEFAULT },
     selectable: &[field("spec.clusterIP"), field("spec.type")],
     cells: Some(cells),
-    missing: &[
-        (Aspect::Validation, "two address families, which this cluster does not have"),
-        (Aspect::Warnings, "of addresses that are written in other forms, and of fields that nothing reads any more"),
-    ],
+    missing: &[(
+        Aspect::Warnings,
+        "of addresses that are written in other forms, and of fields that nothing reads any more",
+    )],
     ..DEFAULT
 };
 
@@ -59,16 +60,13 @@ fn service(object: &Value, errors: &mut Errors) {
         invalid("spec.selector", value, names::label_value(text(value)), errors);
     }
     affinity(spec, errors);
-    for (i, ip) in items(&spec["clusterIPs"]).enumerate().filter(|(_, ip)| text(ip) != "None") {
-        self::ip(ip, &format!("spec.clusterIPs[{i}]"), errors);
-    }
     for (i, value) in items(&spec["externalIPs"]).enumerate() {
         let path = format!("spec.externalIPs[{i}]");
         if let Some(address) = ip(value, &path, errors) {
             special_ip(address, value, &path, errors);
         }
     }
-    families(spec, errors);
+    addresses::validate(spec, errors);
     one_of("spec.type", &spec["type"], &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], errors);
     for (i, cidr) in items(&spec["loadBalancerSourceRanges"]).enumerate() {
         if !is_cidr(text(cidr).trim()) {
@@ -81,25 +79,6 @@ fn service(object: &Value, errors: &mut Errors) {
 
 fn is_headless(spec: &Value) -> bool {
     text(&spec["clusterIP"]) == "None"
-}
-
-/// The cluster has IPv4 only; services that get no address may name both families.
-fn families(spec: &Value, errors: &mut Errors) {
-    let selects = spec["selector"].as_object().is_some_and(|s| !s.is_empty());
-    if is_headless(spec) && !selects {
-        return;
-    }
-    if spec["ipFamilyPolicy"] == "RequireDualStack" {
-        let why = "this cluster is not configured for dual-stack services";
-        errors.push(FieldError::invalid("spec.ipFamilyPolicy", "RequireDualStack", why));
-    }
-    for (i, family) in items(&spec["ipFamilies"]).enumerate().filter(|(_, f)| **f == "IPv6") {
-        errors.push(FieldError::invalid(
-            format!("spec.ipFamilies[{i}]"),
-            family.clone(),
-            "not configured on this cluster",
-        ));
-    }
 }
 
 fn by_type(spec: &Value, kind: &str, errors: &mut Errors) {
@@ -201,16 +180,6 @@ fn policies(spec: &Value, kind: &str, errors: &mut Errors) {
     }
     if !spec["loadBalancerClass"].is_null() && kind != "LoadBalancer" {
         errors.push(FieldError::forbidden("spec.loadBalancerClass", "may only be used when `type` is 'LoadBalancer'"));
-    }
-}
-
-fn address_stays(new: &Value, old: &Value, errors: &mut Errors) {
-    let (spec, before) = (&new["spec"], &old["spec"]);
-    let typed = |s: &Value| text(&s["type"]) != "ExternalName";
-    let (ip, was) = (&spec["clusterIPs"][0], &before["clusterIPs"][0]);
-    if typed(spec) && typed(before) && !was.is_null() && ip != was {
-        let shown = if ip.is_null() { json!([]) } else { spec["clusterIPs"].clone() };
-        errors.push(FieldError::invalid("spec.clusterIPs[0]", shown, "may not change once set"));
     }
 }
 

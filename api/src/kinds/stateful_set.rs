@@ -38,7 +38,6 @@ pub const BEHAVIOUR: Behaviour = Behaviour {
             "spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended";
         all.then(|| why.to_owned()).into_iter().collect()
     }),
-    inactive: Some("no pods are made for it"),
     missing: &[(Aspect::Warnings, "of claims of its templates")],
     ..DEFAULT
 };

@@ -3,28 +3,22 @@
 //! Nothing is held in memory: an address is an IPAddress object, a node port a create-only key, so two servers cannot
 //! give out the same one.
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::ops::RangeInclusive;
+mod families;
+mod network;
+
+use std::net::IpAddr;
 
 use api::kind::Kind;
 use api::kinds::service::Needs;
 use api::status::{FieldError, Status};
-use ipnetwork::Ipv4Network;
 use serde_json::{Value, json};
 
 use super::Engine;
 use crate::object::{Collection, Encoded, Header, INTERNAL, ObjectKey, new_uid};
 use crate::store::{Expect, Write};
+use network::Family;
 
-/// What services may be given.
-#[derive(Debug, Clone)]
-pub struct ServiceNetwork {
-    pub range: Ipv4Network,
-    pub node_ports: RangeInclusive<u16>,
-}
-
-/// Where node ports come from, as Kubernetes has it.
-const NODE_PORTS: RangeInclusive<u16> = 30000..=32767;
+pub use network::{BadRange, ServiceNetwork, ServiceRange};
 
 /// Node ports in use: keys of a collection that no kind shows.
 fn node_ports() -> Collection {
@@ -37,48 +31,6 @@ fn addresses() -> Collection {
 
 /// Tries at random before the range is walked.
 const RANDOM_TRIES: u32 = 64;
-
-impl ServiceNetwork {
-    /// With the usual node ports.
-    pub fn new(range: Ipv4Network) -> Self {
-        Self { range, node_ports: NODE_PORTS }
-    }
-
-    fn first(&self) -> u32 {
-        u32::from(self.range.network())
-    }
-
-    /// Addresses that may be given out: neither the network's own nor the broadcast one.
-    fn size(&self) -> u32 {
-        (u32::from(self.range.broadcast()) - self.first()).saturating_sub(1)
-    }
-
-    fn usable(&self, address: Ipv4Addr) -> bool {
-        let offset = u32::from(address).wrapping_sub(self.first());
-        (1..=self.size()).contains(&offset)
-    }
-
-    /// The first address: the `kubernetes` Service.
-    pub fn api_server(&self) -> Ipv4Addr {
-        Ipv4Addr::from(self.first() + 1)
-    }
-
-    /// The tenth address: the cluster DNS service.
-    pub fn dns(&self) -> Ipv4Addr {
-        Ipv4Addr::from(self.first() + 10)
-    }
-
-    /// Addresses below this offset are for those who ask for one: dynamic ones come from above it first.
-    fn reserved(&self) -> u32 {
-        (self.size() / 16).clamp(0, 256).max(if self.size() >= 16 { 16 } else { 0 })
-    }
-}
-
-impl std::fmt::Display for ServiceNetwork {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.range.network(), self.range.prefix())
-    }
-}
 
 fn is_service(kind: &Kind) -> bool {
     kind.group.is_empty() && kind.plural == "services"
@@ -99,7 +51,7 @@ impl Engine {
             return Ok(Vec::new());
         }
         let mut writes = Vec::new();
-        self.allocate_address(old, service, &mut writes)?;
+        self.allocate_addresses(old, service, &mut writes)?;
         self.allocate_ports(old, service, &mut writes)?;
         Ok(writes)
     }
@@ -124,87 +76,90 @@ impl Engine {
         Some(Write::remove(collection, key, found.revision))
     }
 
-    fn allocate_address(
+    fn allocate_addresses(
         &self,
         old: Option<&Value>,
         service: &mut Value,
         writes: &mut Vec<Write>,
     ) -> Result<(), Status> {
         let held = old.map(held_addresses).unwrap_or_default();
-        let type_ = service["spec"]["type"].as_str().unwrap_or("ClusterIP");
-        if type_ == "ExternalName" {
-            writes.extend(held.iter().filter_map(|address| self.free(addresses(), address)));
-            return Ok(());
+        let mut given = Vec::new();
+        if service["spec"]["type"] != "ExternalName" {
+            families::decide(&self.services.families(), old, service).map_err(|errors| refused(service, errors))?;
+            let list = service["spec"]["clusterIPs"].as_array().into_iter().flatten();
+            let asked: Vec<String> = list.filter_map(Value::as_str).map(str::to_owned).collect();
+            if asked.first().is_some_and(|first| first == "None") {
+                return Ok(());
+            }
+            for (place, family) in families::of(service).into_iter().enumerate() {
+                let address = match asked.get(place) {
+                    Some(kept) if held.contains(kept) => {
+                        given.push(kept.clone());
+                        continue;
+                    }
+                    Some(asked) => self.claim_address(asked, place, family, service)?,
+                    None => self.pick_address(family, service)?,
+                };
+                writes.push(self.address_write(address, service));
+                given.push(address.to_string());
+            }
+            service["spec"]["clusterIP"] = json!(given.first());
+            service["spec"]["clusterIPs"] = json!(given);
         }
-        let asked = service["spec"]["clusterIP"].as_str().unwrap_or_default().to_owned();
-        if asked == "None" || (!asked.is_empty() && held.contains(&asked)) {
-            return Ok(());
-        }
-        let address = if asked.is_empty() { self.pick_address(service)? } else { self.claim_address(&asked, service)? };
-        let Some(address) = address else { return Ok(()) };
-        service["spec"]["clusterIP"] = json!(address.to_string());
-        service["spec"]["clusterIPs"] = json!([address.to_string()]);
-        api::kinds::service::service_families(service);
-        writes.push(self.address_write(address, service));
+        let gone = held.iter().filter(|address| !given.contains(address));
+        writes.extend(gone.filter_map(|address| self.free(addresses(), address)));
         Ok(())
     }
 
-    /// A given address; `None` when validation will refuse it anyway.
-    fn claim_address(&self, asked: &str, service: &Value) -> Result<Option<Ipv4Addr>, Status> {
-        let refuse = |why: String| {
-            let error = FieldError::invalid("spec.clusterIPs", json!([asked]), why);
-            Status::invalid("", "Service", service["metadata"]["name"].as_str().unwrap_or_default(), vec![error])
+    /// An address that was asked for.
+    fn claim_address(&self, asked: &str, place: usize, family: Family, service: &Value) -> Result<IpAddr, Status> {
+        let refuse = |path: &str, why: String| {
+            let list = service["spec"]["clusterIPs"].clone();
+            refused(service, vec![FieldError::invalid(path, list, why)])
         };
-        let address = match asked.parse::<IpAddr>() {
-            Ok(IpAddr::V4(address)) => address,
-            Ok(IpAddr::V6(_)) => {
-                let error =
-                    FieldError::invalid("spec.clusterIPs[0]", json!([asked]), "IPv6 is not configured on this cluster");
-                return Err(Status::invalid(
-                    "",
-                    "Service",
-                    service["metadata"]["name"].as_str().unwrap_or_default(),
-                    vec![error],
-                ));
-            }
-            Err(_) => return Ok(None),
+        let address: Option<IpAddr> = asked.parse().ok();
+        let (Some(address), Some(range)) = (address, self.services.range(family)) else {
+            let family = address.map_or("it", |address| Family::of(&address).name());
+            let why = format!("{family} is not configured on this cluster");
+            return Err(refuse(&format!("spec.clusterIPs[{place}]"), why));
         };
-        if !self.services.range.contains(address) {
-            return Err(refuse(format!(
-                "failed to allocate IP {asked}: the provided network does not match the current range"
-            )));
-        }
-        if !self.services.usable(address) {
-            let range = self.services.to_string();
-            return Err(refuse(format!(
-                "failed to allocate IP {asked}: the provided IP ({asked}) is not in the valid range. The range of valid IPs is {range}"
-            )));
-        }
-        if self.cache().collection(&addresses()).get(&ObjectKey::new("", asked)).is_some() {
-            return Err(refuse(format!("failed to allocate IP {asked}: provided IP is already allocated")));
-        }
-        Ok(Some(address))
+        let why = if !range.network().contains(address) {
+            "the provided network does not match the current range".to_owned()
+        } else if !range.gives(&address) {
+            let range = range.network();
+            format!("the provided IP ({asked}) is not in the valid range. The range of valid IPs is {range}")
+        } else if self.cache().collection(&addresses()).get(&ObjectKey::new("", &address.to_string())).is_some() {
+            "provided IP is already allocated".to_owned()
+        } else {
+            return Ok(address);
+        };
+        Err(refuse("spec.clusterIPs", format!("failed to allocate IP {asked}: {why}")))
     }
 
-    fn pick_address(&self, service: &Value) -> Result<Option<Ipv4Addr>, Status> {
-        let network = &self.services;
+    fn pick_address(&self, family: Family, service: &Value) -> Result<IpAddr, Status> {
+        let name = service["metadata"]["name"].as_str().unwrap_or_default();
+        let full = |range: &str| {
+            let why = "failed to allocate a serviceIP: range is full";
+            Status::internal(format!("{why} ({range}, service {name})"))
+        };
+        let range = self.services.range(family).ok_or_else(|| full(family.name()))?;
+        self.free_address(range).ok_or_else(|| full(&range.network().to_string()))
+    }
+
+    /// One at random from above what is reserved for those who ask, or the first one that is free.
+    fn free_address(&self, range: ServiceRange) -> Option<IpAddr> {
         let taken = self.cache().collection(&addresses());
-        let free = |offset: u32| {
-            let address = Ipv4Addr::from(network.first() + offset);
+        let free = |offset: u64| {
+            let address = range.at(offset);
             taken.get(&ObjectKey::new("", &address.to_string())).is_none().then_some(address)
         };
-        let (low, high) = (network.reserved() + 1, network.size());
-        let random = (0..RANDOM_TRIES).find_map(|_| free(low + random() % (high - low + 1)));
-        let found = random.or_else(|| (low..=high).find_map(free)).or_else(|| (1..low).find_map(free));
-        found.map(Some).ok_or_else(|| {
-            let why = "failed to allocate a serviceIP: range is full";
-            let name = service["metadata"]["name"].as_str().unwrap_or_default();
-            Status::internal(format!("{why} ({network}, service {name})"))
-        })
+        let (low, high) = (range.reserved() + 1, range.size());
+        let mut drawn = (0..RANDOM_TRIES).map(|_| low + random() % (high - low + 1));
+        drawn.find_map(free).or_else(|| (low..=high).find_map(free)).or_else(|| (1..low).find_map(free))
     }
 
     /// The IPAddress object that stands for an allocation.
-    fn address_write(&self, address: Ipv4Addr, service: &Value) -> Write {
+    fn address_write(&self, address: IpAddr, service: &Value) -> Write {
         let (uid, now) = (new_uid(), api::time::rfc3339(jiff::Timestamp::now()));
         let object = json!({
             "apiVersion": "networking.k8s.io/v1",
@@ -213,7 +168,7 @@ impl Engine {
                 "name": address.to_string(),
                 "uid": uid,
                 "creationTimestamp": now,
-                "labels": {"ipaddress.kubernetes.io/ip-family": "IPv4", "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io"},
+                "labels": {"ipaddress.kubernetes.io/ip-family": Family::of(&address).name(), "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io"},
             },
             "spec": {"parentRef": {
                 "resource": "services",
@@ -298,7 +253,7 @@ impl Engine {
     fn pick_port(&self, kept: &[u16]) -> Result<u16, Status> {
         let (low, high) = (*self.services.node_ports.start(), *self.services.node_ports.end());
         let free = |port: &u16| !kept.contains(port) && !self.port_taken(*port);
-        let span = u32::from(high - low) + 1;
+        let span = u64::from(high - low) + 1;
         let mut tries = (0..RANDOM_TRIES).map(|_| low + u16::try_from(random() % span).unwrap_or(0));
         tries
             .find(free)
@@ -327,26 +282,12 @@ fn held_ports(service: &Value) -> Vec<u16> {
     held
 }
 
-fn random() -> u32 {
-    let bytes = *uuid::Uuid::new_v4().as_bytes();
-    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+fn refused(service: &Value, errors: Vec<FieldError>) -> Status {
+    Status::invalid("", "Service", service["metadata"]["name"].as_str().unwrap_or_default(), errors)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn network() -> ServiceNetwork {
-        ServiceNetwork::new("10.96.0.0/12".parse().unwrap())
-    }
-
-    #[test]
-    fn the_range_knows_its_ends() {
-        let network = network();
-        assert_eq!(network.api_server(), Ipv4Addr::new(10, 96, 0, 1));
-        assert_eq!(network.dns(), Ipv4Addr::new(10, 96, 0, 10));
-        assert!(network.usable(Ipv4Addr::new(10, 111, 255, 254)));
-        assert!(!network.usable(Ipv4Addr::new(10, 111, 255, 255)) && !network.usable(Ipv4Addr::new(10, 112, 0, 1)));
-        assert_eq!(network.to_string(), "10.96.0.0/12");
-    }
+fn random() -> u64 {
+    // None of these bytes holds the version or the variant.
+    let bytes = *uuid::Uuid::new_v4().as_bytes();
+    u64::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[9], bytes[10]])
 }

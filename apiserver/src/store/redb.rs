@@ -31,7 +31,7 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// 2: values carry checksums.
 const FORMAT: u64 = 2;
 /// Page cache of redb, bytes: reads come from the watch cache, so a small one is enough.
-const PAGE_CACHE: usize = 8 << 20;
+const PAGE_CACHE: usize = 4 << 20;
 /// Bytes of a file that is left as it is, whatever it holds.
 const WORTH_IT: u64 = 64 << 20;
 /// How many times as large as its contents a file may be.

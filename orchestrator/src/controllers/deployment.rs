@@ -1,12 +1,10 @@
 //! Deployment: ReplicaSets by template, rolled over within surge and unavailability, with revisions.
 
 use std::collections::BTreeMap;
-use std::hash::Hasher as _;
 use std::sync::Arc;
 
 use api::selector::Labels;
 use client::{Caches, Kept, Key};
-use fnv::FnvHasher;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -138,14 +136,8 @@ fn same_template(a: &Value, b: &Value) -> bool {
     bare(a) == bare(b)
 }
 
-/// A short name of a template: FNV-1a over its canonical text, in the letters of generated names.
 fn hash(template: &Value, collisions: i64) -> String {
-    let mut hash = FnvHasher::default();
-    hash.write(format!("{}{collisions}", bare(template)).as_bytes());
-    let bytes = hash.finish().to_le_bytes();
-    let letters =
-        |at: usize| api::names::suffix([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3], bytes[(at + 4) % 8]]);
-    format!("{}{}", letters(0), letters(3))
+    ownership::hash(&format!("{}{collisions}", bare(template)))
 }
 
 fn revision_of(annotations: &BTreeMap<String, String>) -> i64 {

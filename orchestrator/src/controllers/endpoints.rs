@@ -98,15 +98,20 @@ fn is_selected(service: &Service) -> bool {
     !service.spec.selector.is_empty() && service.spec.type_ != "ExternalName"
 }
 
-/// The endpoints of a Service, of the pods that it selects, grouped by the target ports that those resolve.
+/// The endpoints of a Service, of the pods that it selects and in its families, grouped by the target ports that those resolve.
 fn endpoints_of(service: &Service, pods: &[Arc<Pod>]) -> Vec<(Ports, Vec<Address>)> {
     let mut groups: Vec<(Ports, Vec<Address>)> = Vec::new();
-    for pod in pods.iter().filter(|pod| !pod.has_ended() && !pod.status.pod_ip.is_empty()) {
+    let families = families(service);
+    for pod in pods.iter().filter(|pod| !pod.has_ended()) {
+        let own = families.iter().filter_map(|family| ip_of(pod, *family));
+        let own: Vec<Address> = own.map(|ip| address(service, pod, ip)).collect();
+        if own.is_empty() {
+            continue;
+        }
         let ports = ports_of(service, pod);
-        let address = address(service, pod);
         match groups.iter_mut().find(|(known, _)| *known == ports) {
-            Some((_, addresses)) => addresses.push(address),
-            None => groups.push((ports, vec![address])),
+            Some((_, addresses)) => addresses.extend(own),
+            None => groups.push((ports, own)),
         }
     }
     for (_, addresses) in &mut groups {
@@ -115,13 +120,48 @@ fn endpoints_of(service: &Service, pods: &[Arc<Pod>]) -> Vec<(Ports, Vec<Address
     groups
 }
 
-fn address(service: &Service, pod: &Pod) -> Address {
+/// What a slice calls the family of its addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AddressType {
+    V4,
+    V6,
+}
+
+impl AddressType {
+    /// Of an address as it is written.
+    fn of(ip: &str) -> Self {
+        if ip.contains(':') { Self::V6 } else { Self::V4 }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+}
+
+/// The families that a Service's endpoints are wanted in, its own first; IPv4 where nobody said.
+fn families(service: &Service) -> Vec<AddressType> {
+    let named =
+        service.spec.ip_families.iter().map(|name| if name == "IPv6" { AddressType::V6 } else { AddressType::V4 });
+    let named: Vec<AddressType> = named.collect();
+    if named.is_empty() { vec![AddressType::V4] } else { named }
+}
+
+/// The pod's address in a family.
+fn ip_of(pod: &Pod, family: AddressType) -> Option<&str> {
+    let all = pod.status.pod_ips.iter().map(|pod_ip| pod_ip.ip.as_str()).chain([pod.status.pod_ip.as_str()]);
+    all.filter(|ip| !ip.is_empty()).find(|ip| AddressType::of(ip) == family)
+}
+
+fn address(service: &Service, pod: &Pod, ip: &str) -> Address {
     let meta = &pod.metadata.meta;
     let terminating = pod.is_deleting();
     let serving = pod.is_ready() || service.spec.publish_not_ready_addresses;
     let named = pod.spec.subdomain == service.metadata.name && meta.namespace == service.metadata.namespace;
     Address {
-        ip: pod.status.pod_ip.clone(),
+        ip: ip.to_owned(),
         node: pod.spec.node_name.clone(),
         hostname: if named { pod.spec.hostname.clone() } else { String::new() },
         pod: meta.name.clone(),

@@ -39,7 +39,8 @@ pub struct Facts {
     /// Where others reach the API server.
     pub address: SocketAddr,
     pub services: ServiceNetwork,
-    pub pods: PodRanges,
+    /// One, or one of each family; the first is the one that pods are known by.
+    pub pods: Vec<PodRanges>,
     pub servers: Servers,
 }
 

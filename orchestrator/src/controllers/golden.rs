@@ -63,6 +63,10 @@ fn show(plan: &[Action], indent: &str, out: &mut String) {
                 writeln!(out, "{indent}one, two, four … at once:").unwrap();
                 show(actions, &format!("{indent}    "), out);
             }
+            Action::InTurn(actions) => {
+                writeln!(out, "{indent}one after the other:").unwrap();
+                show(actions, &format!("{indent}    "), out);
+            }
         }
     }
 }

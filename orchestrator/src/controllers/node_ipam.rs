@@ -1,4 +1,4 @@
-//! Each node gets a part of the pods' range.
+//! Each node gets a part of the pods' range, or of each where pods have addresses of both families.
 //!
 //! The view says which parts seem free ([`parts`]); that no two nodes get one is the API's part, which claims a range in the write
 //! that gives it. A choice that somebody else made too is refused there, and another is made.
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use client::events::{EventType, Reference};
 use client::{Caches, Kept, Key};
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use serde_json::json;
 
 use super::given::{Account, Given};
@@ -18,10 +18,11 @@ use parts::Parts;
 mod parts;
 
 pub struct NodeIpam {
-    parts: Arc<Mutex<Parts>>,
+    /// Those of each family, in the order in which nodes name theirs.
+    parts: Arc<Mutex<Vec<Parts>>>,
 }
 
-fn lock(parts: &Mutex<Parts>) -> MutexGuard<'_, Parts> {
+fn lock(parts: &Mutex<Vec<Parts>>) -> MutexGuard<'_, Vec<Parts>> {
     parts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -31,7 +32,7 @@ impl Controller for NodeIpam {
     const READS: &'static [Kept] = &[Kept::of::<Node>()];
 
     fn new(given: &Given) -> Self {
-        Self { parts: Arc::new(Mutex::new(Parts::new(given.facts.pods))) }
+        Self { parts: Arc::new(Mutex::new(given.facts.pods.iter().copied().map(Parts::new).collect())) }
     }
 
     fn watch(&self, caches: &Caches, queue: &Queue) {
@@ -39,8 +40,10 @@ impl Controller for NodeIpam {
         caches.of::<Node>().on_change(move |old, new| {
             let Some(node) = new.or(old) else { return };
             let ranges = new.map(|node| node.spec.pod_cidrs.iter().filter_map(|range| range.parse().ok()));
-            let ranges = ranges.map(Iterator::collect::<Vec<Ipv4Network>>);
-            lock(&parts).set(&node.metadata.meta.name, ranges.as_deref());
+            let ranges = ranges.map(Iterator::collect::<Vec<IpNetwork>>);
+            for parts in lock(&parts).iter_mut() {
+                parts.set(&node.metadata.meta.name, ranges.as_deref());
+            }
             match new {
                 Some(node) if node.spec.pod_cidrs.is_empty() => queue.add(Key::of(&node.metadata.meta)),
                 Some(_) => {}
@@ -57,28 +60,30 @@ impl Controller for NodeIpam {
 
     fn reconcile(&self, key: &Key, caches: &Caches) -> Plan {
         let node = caches.of::<Node>().get("", &key.name).filter(|node| node.spec.pod_cidrs.is_empty());
-        node.map(|node| plan(&node, lock(&self.parts).choose(&key.name))).unwrap_or_default()
+        let choose = || lock(&self.parts).iter_mut().map(|parts| parts.choose(&key.name)).collect();
+        node.map(|node| plan(&node, choose())).unwrap_or_default()
     }
 
     fn failed(&self, key: &Key, _: &Caches, _: &Failure) -> Plan {
-        lock(&self.parts).give_back(&key.name);
+        lock(&self.parts).iter_mut().for_each(|parts| parts.give_back(&key.name));
         Plan::new()
     }
 }
 
-fn plan(node: &Node, free: Option<Ipv4Network>) -> Plan {
+fn plan(node: &Node, free: Option<Vec<IpNetwork>>) -> Plan {
     let meta = &node.metadata.meta;
-    let Some(range) = free else {
+    let Some(ranges) = free else {
         let message = format!("Node {} status is now: CIDRNotAvailable", meta.name);
         let about = Reference::new("v1", "Node", meta);
         return vec![Action::Event { about, type_: EventType::Normal, reason: "CIDRNotAvailable", message }];
     };
+    let ranges: Vec<String> = ranges.iter().map(IpNetwork::to_string).collect();
     vec![Action::Patch {
         resource: NODES,
         key: Key::of(meta),
         subresource: "",
         version: Some(meta.resource_version.clone()),
-        patch: json!({"spec": {"podCIDR": range.to_string(), "podCIDRs": [range.to_string()]}}),
+        patch: json!({"spec": {"podCIDR": ranges.first(), "podCIDRs": ranges}}),
     }]
 }
 
@@ -86,7 +91,7 @@ fn plan(node: &Node, free: Option<Ipv4Network>) -> Plan {
 mod tests {
     use super::*;
 
-    fn cidr(text: &str) -> Ipv4Network {
+    fn cidr(text: &str) -> IpNetwork {
         text.parse().unwrap()
     }
 
@@ -96,7 +101,11 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": "n", "uid": "u", "resourceVersion": "7"}})).unwrap();
         super::super::golden::check(
             "node-ipam",
-            &[("a free part", plan(&node, Some(cidr("10.244.1.0/24")))), ("none", plan(&node, None))],
+            &[
+                ("a free part", plan(&node, Some(vec![cidr("10.244.1.0/24")]))),
+                ("one of each family", plan(&node, Some(vec![cidr("10.244.1.0/24"), cidr("fd00:10:244:1::/64")]))),
+                ("none", plan(&node, None)),
+            ],
         );
     }
 }

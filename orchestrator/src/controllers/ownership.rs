@@ -1,14 +1,17 @@
-//! What owners do with what they own: taken, given up, written as owner references (what others wrote there stays), and
-//! found to be available.
+//! What owners do with what they own: taken, given up, written as owner references (what others wrote there stays), named
+//! after templates, and found to be available.
 
+use std::hash::Hasher as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fnv::FnvHasher;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::runtime::Action;
 use super::views::{Metadata, OwnerReference, Pod};
+use api::selector::Labels;
 use api::uid::Uid;
 use api::view::Meta;
 use client::Key;
@@ -58,6 +61,21 @@ fn repoint(resource: Resource, object: &Metadata, owners: Vec<Value>) -> Action 
         version: Some(object.meta.resource_version.clone()),
         patch: json!({"metadata": {"ownerReferences": owners}}),
     }
+}
+
+/// A short name of a template: FNV-1a over its text, in the letters of generated names.
+pub fn hash(text: &str) -> String {
+    let mut hash = FnvHasher::default();
+    hash.write(text.as_bytes());
+    let bytes = hash.finish().to_le_bytes();
+    let letters =
+        |at: usize| api::names::suffix([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3], bytes[(at + 4) % 8]]);
+    format!("{}{}", letters(0), letters(3))
+}
+
+/// A pod has the labels that are asked for.
+pub fn selects(labels: &Labels, pod: &Pod) -> bool {
+    labels.matches(|key| pod.metadata.meta.labels.get(key).map(String::as_str))
 }
 
 /// When a pod counts as available; `None` while it is not ready.

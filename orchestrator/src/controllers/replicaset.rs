@@ -136,18 +136,14 @@ impl<V: Replicating> Controller for Replicas<V> {
 }
 
 fn selects(set: Set<'_>, pod: &Pod) -> bool {
-    set.labels().is_some_and(|labels| !labels.is_everything() && matches(&labels, pod))
-}
-
-fn matches(labels: &Labels, pod: &Pod) -> bool {
-    labels.matches(|key| pod.metadata.meta.labels.get(key).map(String::as_str))
+    set.labels().is_some_and(|labels| !labels.is_everything() && ownership::selects(&labels, pod))
 }
 
 /// What brings the set's pods to the wanted number, and its status to the truth.
 fn plan(set: Set<'_>, owned: &[Arc<Pod>], orphans: &[Arc<Pod>], now: Timestamp) -> Plan {
     let Some(labels) = set.labels() else { return Plan::new() };
     let mut plan = Plan::new();
-    let (mine, strangers): (Vec<_>, Vec<_>) = owned.iter().cloned().partition(|pod| matches(&labels, pod));
+    let (mine, strangers): (Vec<_>, Vec<_>) = owned.iter().cloned().partition(|pod| ownership::selects(&labels, pod));
     let mut mine: Vec<Arc<Pod>> = mine;
     if set.metadata.meta.deletion_timestamp.is_none() {
         plan.extend(
@@ -156,7 +152,7 @@ fn plan(set: Set<'_>, owned: &[Arc<Pod>], orphans: &[Arc<Pod>], now: Timestamp) 
                 .filter(|pod| pod.is_active())
                 .map(|pod| ownership::release(PODS, &pod.metadata, &set.metadata.meta.uid)),
         );
-        let adopted = orphans.iter().filter(|pod| pod.is_active() && matches(&labels, pod));
+        let adopted = orphans.iter().filter(|pod| pod.is_active() && ownership::selects(&labels, pod));
         for pod in adopted {
             plan.push(ownership::adopt(PODS, &pod.metadata, owner(set)));
             mine.push(pod.clone());
@@ -195,7 +191,7 @@ fn resize(set: Set<'_>, mine: &[Arc<Pod>]) -> Plan {
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 /// The order in which pods go: unassigned, pending, unready, cheap, crowded, lately ready, often restarted, young.
-fn usefulness(pod: &Pod, neighbours: usize) -> impl Ord + use<> {
+pub fn usefulness(pod: &Pod, neighbours: usize) -> impl Ord + use<> {
     let phase = match &*pod.status.phase {
         "Running" => 2,
         "Unknown" => 1,
@@ -363,6 +359,7 @@ mod tests {
             Action::Again { .. } => "again",
             Action::Event { .. } => "event",
             Action::Slowly(_) => "slowly",
+            Action::InTurn(_) => "in turn",
             Action::IfAllowed { .. } => "if allowed",
         })
         .collect()

@@ -76,6 +76,8 @@ pub enum Action {
     },
     /// One, then two, then four … at once, until one fails: what refuses one would refuse them all.
     Slowly(Vec<Action>),
+    /// One after the other, until one fails: each stands on the one before.
+    InTurn(Vec<Action>),
 }
 
 /// What kind of write it was that failed.
@@ -202,6 +204,16 @@ impl Hands {
         all
     }
 
+    async fn in_turn(&self, actions: Vec<Action>) -> Applied {
+        let mut all = Applied::default();
+        for action in actions {
+            if all.failure.is_none() {
+                all.add(self.act(action).await);
+            }
+        }
+        all
+    }
+
     async fn act(&self, action: Action) -> Applied {
         let outcome = match action {
             Action::Create { resource, namespace, object, announce } => {
@@ -250,6 +262,7 @@ impl Hands {
                 Err(status) => Err(Failure { act: Act::Create, status }),
             },
             Action::Slowly(actions) => return Box::pin(self.slowly(actions)).await,
+            Action::InTurn(actions) => return Box::pin(self.in_turn(actions)).await,
         };
         match outcome {
             Ok(written) => Applied { written: written.into_iter().collect(), failure: None },

@@ -11,8 +11,9 @@ use tokio::task::JoinSet;
 use super::given::{Account, Facts, Given};
 use super::runtime::{self, Controller};
 use super::{
-    Selection, bootstrap_tokens, certificates, deployment, endpoints, gc, housekeeping, namespaces, node_ipam, peers,
-    pod_gc, replicaset, replication_controller, taint_eviction,
+    Selection, bootstrap_tokens, certificates, cron_job, daemon_set, deployment, endpoints, gc, housekeeping, job,
+    namespaces, node_ipam, peers, pod_gc, replicaset, replication_controller, stateful_set, taint_eviction,
+    ttl_after_finished,
 };
 use crate::{scheduler, system_objects};
 
@@ -34,10 +35,15 @@ pub struct Row {
     start: fn(Given) -> BoxFuture<'static, ()>,
 }
 
-pub static TABLE: [Row; 21] = [
+pub static TABLE: [Row; 26] = [
     row::<replicaset::ReplicaSets>(),
     row::<replication_controller::ReplicationControllers>(),
     row::<deployment::Deployments>(),
+    row::<stateful_set::StatefulSets>(),
+    row::<daemon_set::DaemonSets>(),
+    row::<job::Jobs>(),
+    row::<cron_job::CronJobs>(),
+    row::<ttl_after_finished::TtlAfterFinished>(),
     row::<endpoints::EndpointSlices>(),
     row::<endpoints::EndpointsObjects>(),
     row::<endpoints::Mirroring>(),

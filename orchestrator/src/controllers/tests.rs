@@ -23,7 +23,9 @@ use super::views::{
 use super::*;
 use crate::pod_ranges::PodRanges;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+mod workloads;
+
+const PATIENCE: Duration = Duration::from_secs(60);
 const CHOSEN: [&str; 2] = ["*", "-scheduler"];
 
 /// A control plane without a scheduler or nodes.
@@ -39,16 +41,22 @@ struct World {
 
 impl World {
     async fn new() -> Self {
+        Self::of(&CHOSEN).await
+    }
+
+    /// With these controllers.
+    async fn of(chosen: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = Config::on_loopback(folder.path().join("store.redb"));
         let server = Server::open(&config, Arc::new(NoNodes)).await.unwrap();
-        let chosen = Selection::parse(&CHOSEN.map(str::to_owned)).unwrap();
+        let chosen: Vec<String> = chosen.iter().map(|name| (*name).to_owned()).collect();
+        let chosen = Selection::parse(&chosen).unwrap();
         let mut tasks = JoinSet::new();
         let facts = Facts {
             authority: server.authority().clone(),
             address: server.address(),
             services: config.services.clone(),
-            pods: PodRanges::usual(),
+            pods: vec![PodRanges::usual()],
             servers: crate::servers::alone(server.address()),
         };
         let ready = table::ready(&server, &facts, &chosen);
@@ -728,7 +736,7 @@ async fn each_controller_runs_alone() {
         authority: server.authority().clone(),
         address: server.address(),
         services: config.services.clone(),
-        pods: PodRanges::usual(),
+        pods: vec![PodRanges::usual()],
         servers: crate::servers::alone(server.address()),
     };
     let labels = json!({"app": "a"});

@@ -125,6 +125,7 @@ pub struct PodStatus {
     pub pod_ips: Vec<PodIp>,
     pub conditions: Vec<Condition>,
     pub container_statuses: Vec<ContainerStatus>,
+    pub init_container_statuses: Vec<ContainerStatus>,
     pub nominated_node_name: String,
     pub start_time: Option<String>,
 }
@@ -132,7 +133,22 @@ pub struct PodStatus {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ContainerStatus {
+    pub name: String,
     pub restart_count: i64,
+    pub state: ContainerState,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ContainerState {
+    pub terminated: Option<Terminated>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Terminated {
+    pub exit_code: i64,
+    pub finished_at: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -159,6 +175,11 @@ impl Pod {
 
     pub fn is_ready(&self) -> bool {
         self.condition("Ready").is_some_and(|ready| ready.status == "True")
+    }
+
+    /// Waits to be counted by a Job.
+    pub fn is_tracked(&self) -> bool {
+        tracked_by(self).is_some()
     }
 
     pub fn is_deleting(&self) -> bool {
@@ -377,7 +398,7 @@ pub struct LeaseSpec {
 }
 
 /// `owner/UID` for the owner that controls the object, `orphan/NAMESPACE` where none does.
-fn owner_index(metadata: &Metadata) -> String {
+pub fn owner_index(metadata: &Metadata) -> String {
     match metadata.owned.controller() {
         Some(owner) => format!("owner/{}", owner.uid),
         None => format!("orphan/{}", metadata.meta.namespace),
@@ -458,10 +479,26 @@ pub fn node_entry(node: &str) -> String {
     format!("node/{node}")
 }
 
-/// By owner, node and each label ([`label_entry`]).
+/// What keeps a pod until its Job has counted it.
+pub const JOB_TRACKING: &str = "batch.kubernetes.io/job-tracking";
+
+/// The index entry of the pods that wait to be counted by a Job of that name; without a name, by nobody.
+pub fn tracked_entry(namespace: &str, job: &str) -> String {
+    format!("tracked/{namespace}/{job}")
+}
+
+/// The Job that is to count a pod: its controller's name, empty where that is none.
+pub fn tracked_by(pod: &Pod) -> Option<&str> {
+    let tracked = pod.metadata.owned.finalizers.iter().any(|finalizer| finalizer == JOB_TRACKING);
+    let owner = pod.metadata.owned.controller().filter(|owner| owner.kind == "Job");
+    tracked.then(|| owner.map_or("", |owner| &*owner.name))
+}
+
+/// By owner, node, each label ([`label_entry`]), and the Job that is to count it.
 fn pod_indexes(pod: &Pod) -> Vec<String> {
     let meta = &pod.metadata.meta;
     let mut all = vec![owner_index(&pod.metadata)];
+    all.extend(tracked_by(pod).map(|job| tracked_entry(&meta.namespace, job)));
     if !pod.spec.node_name.is_empty() {
         all.push(node_entry(&pod.spec.node_name));
     }

@@ -6,9 +6,8 @@ use crate::default::text;
 use crate::value::items;
 use crate::write::section;
 
-/// What a Service on an IPv4 cluster has besides its address: family, policy, and `clusterIP` beside `clusterIPs`.
-/// Part of [`prepare_create`]; call it again after an update that made the service need an address.
-pub fn service_families(service: &mut Value) {
+/// `clusterIPs` beside `clusterIP`, and neither for a Service that has no address. Families are the server's to decide.
+pub fn prepare_create(service: &mut Value) {
     let spec = section(service, "spec");
     if text(spec, "type") == "ExternalName" {
         for name in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
@@ -19,11 +18,6 @@ pub fn service_families(service: &mut Value) {
     if let (Some(ip), None) = (spec.get("clusterIP").filter(|ip| **ip != json!("")).cloned(), spec.get("clusterIPs")) {
         spec.insert("clusterIPs".into(), json!([ip]));
     }
-    let selects = spec.get("selector").and_then(Value::as_object).is_some_and(|s| !s.is_empty());
-    let dual = text(spec, "clusterIP") == "None" && !selects;
-    spec.entry("ipFamilyPolicy").or_insert_with(|| json!(if dual { "RequireDualStack" } else { "SingleStack" }));
-    let families = if dual { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) };
-    spec.entry("ipFamilies").or_insert(families);
 }
 
 /// An update that leaves allocated values out keeps them, and one that changes the type loses what the new type lacks.
@@ -46,6 +40,9 @@ pub fn update_service(service: &mut Value, old: &Value) {
             None => new.remove("clusterIPs"),
         };
     }
+    if text(new, "ipFamilyPolicy") == "SingleStack" && text_of(old, "ipFamilyPolicy") != "SingleStack" {
+        keep_first(new, old);
+    }
     match (before.outside, after.outside) {
         (true, true) => keep_node_ports(new, old),
         (true, false) => drop_node_ports(new, old),
@@ -65,6 +62,17 @@ pub fn update_service(service: &mut Value, old: &Value) {
     }
     if text_of(old, "type") == "LoadBalancer" && text(new, "type") != "LoadBalancer" {
         drop_same(new, old, &["allocateLoadBalancerNodePorts", "loadBalancerClass"]);
+    }
+}
+
+/// Who changes two families to one, and names none, means the first.
+fn keep_first(new: &mut Map<String, Value>, old: &Value) {
+    for name in ["clusterIPs", "ipFamilies"] {
+        if new.get(name) == old.get(name)
+            && let Some(Value::Array(list)) = new.get_mut(name)
+        {
+            list.truncate(1);
+        }
     }
 }
 

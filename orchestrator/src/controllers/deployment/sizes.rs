@@ -4,29 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use client::Key;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::super::amount::{Rounding, resolve};
 use super::super::runtime::Action;
 use super::super::views::{Deployment, REPLICA_SETS, ReplicaSet};
 
 pub(super) const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 pub(super) const MAXIMUM: &str = "deployment.kubernetes.io/max-replicas";
-
-/// What becomes of a part of a pod.
-enum Rounding {
-    Up,
-    Down,
-}
-
-/// `value` as a number of pods: absolute, or a percentage of `total`.
-fn resolve(value: &Value, total: i64, rounding: Rounding) -> i64 {
-    let percent = value.as_str().and_then(|text| text.strip_suffix('%')).and_then(|text| text.parse::<i64>().ok());
-    match (percent, rounding) {
-        (Some(percent), Rounding::Up) => (percent * total + 99) / 100,
-        (Some(percent), Rounding::Down) => percent * total / 100,
-        (None, _) => value.as_i64().unwrap_or(0),
-    }
-}
 
 /// How far a rollout may go beyond and below the wanted number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,8 @@ use super::super::given::{Account, Given};
 use super::super::runtime::{Action, Controller, Plan, Queue};
 use super::super::views::{ENDPOINTS, Endpoints, Pod};
 use super::{
-    Address, HEADLESS, Ports, endpoints_of, is_headless, is_selected, relabelled, selected, watch_pods, watch_services,
+    Address, AddressType, HEADLESS, Ports, endpoints_of, families, is_headless, is_selected, relabelled, selected,
+    watch_pods, watch_services,
 };
 
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
@@ -49,7 +50,12 @@ impl Controller for EndpointsObjects {
         if !is_selected(&service) {
             return Plan::new();
         }
-        let groups = endpoints_of(&service, &selected(&service, caches));
+        let mut groups = endpoints_of(&service, &selected(&service, caches));
+        // Endpoints show one address of a pod.
+        let first = families(&service).into_iter().next();
+        for (_, addresses) in &mut groups {
+            addresses.retain(|address| Some(AddressType::of(&address.ip)) == first);
+        }
         write_endpoints(&service, found.as_deref(), subsets(&groups))
     }
 }

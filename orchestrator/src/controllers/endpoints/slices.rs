@@ -14,8 +14,8 @@ use super::super::given::{Account, Given};
 use super::super::runtime::{Action, Controller, Plan, Queue};
 use super::super::views::Pod;
 use super::{
-    Address, HEADLESS, Ports, endpoints_of, is_headless, is_selected, owners, relabelled, selected, watch_pods,
-    watch_services,
+    Address, AddressType, HEADLESS, Ports, endpoints_of, families, is_headless, is_selected, owners, relabelled,
+    selected, watch_pods, watch_services,
 };
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -107,9 +107,10 @@ pub(super) struct Wanted {
     read: Endpoint,
 }
 
-/// The endpoints that share ports.
+/// The endpoints of a family that share ports.
 #[derive(Debug, Clone)]
 pub(super) struct Group {
+    family: AddressType,
     ports: Value,
     endpoints: BTreeMap<Identity, Wanted>,
 }
@@ -130,12 +131,14 @@ pub(super) fn groups(groups: &[(Ports, Vec<Address>)], show: impl Fn(&Address) -
         let read: Endpoint = serde_json::from_value(written.clone()).unwrap_or_default();
         (identity(&read), Wanted { written, read })
     };
-    let group = |(ports, addresses): &(Ports, Vec<Address>)| {
+    let group = |(ports, addresses): &(Ports, Vec<Address>), family: AddressType| {
         let port = |(name, protocol, port): &(String, String, Option<u16>)| json!({"name": name, "protocol": protocol, "port": port});
         let ports = Value::Array(ports.iter().map(port).collect());
-        Group { ports, endpoints: addresses.iter().map(wanted).collect() }
+        let own = addresses.iter().filter(|address| AddressType::of(&address.ip) == family);
+        Group { family, ports, endpoints: own.map(wanted).collect() }
     };
-    groups.iter().map(group).collect()
+    let all = groups.iter().flat_map(|found| [AddressType::V4, AddressType::V6].map(|family| group(found, family)));
+    all.filter(|group| !group.endpoints.is_empty()).collect()
 }
 
 /// A slice on its way to what it is to hold.
@@ -152,21 +155,46 @@ impl Draft<'_> {
     }
 }
 
-/// Brings existing slices to the wanted contents. An endpoint stays where it is. New ones go to slices that change anyway,
-/// then to one with room for all that are left, then to new slices; a slice that is left with none goes.
+/// Brings existing slices to the wanted contents, family by family: a slice never changes its own.
 pub(super) fn plan_slices(
     service: &Service,
     manager: &str,
-    wanted: Vec<Group>,
+    mut wanted: Vec<Group>,
     existing: &[Arc<EndpointSlice>],
 ) -> Plan {
     let labels = labels(service, manager);
-    let mut rest: Vec<&EndpointSlice> = existing.iter().map(|slice| &**slice).collect();
+    let mut families = families(service);
+    for group in &wanted {
+        if !families.contains(&group.family) {
+            families.push(group.family);
+        }
+    }
+    let (mut plan, mut rest) = (Plan::new(), existing.iter().map(|slice| &**slice).collect::<Vec<_>>());
+    for family in families {
+        let (own, others) = wanted.into_iter().partition(|group| group.family == family);
+        wanted = others;
+        let (found, strange) = rest.into_iter().partition(|slice| slice.address_type == family.name());
+        rest = strange;
+        plan.extend(plan_family(service, family, &labels, own, found));
+    }
+    plan.extend(rest.into_iter().map(delete));
+    plan
+}
+
+/// The slices of one family. An endpoint stays where it is. New ones go to slices that change anyway,
+/// then to one with room for all that are left, then to new slices; a slice that is left with none goes.
+fn plan_family(
+    service: &Service,
+    family: AddressType,
+    labels: &BTreeMap<String, String>,
+    wanted: Vec<Group>,
+    mut rest: Vec<&EndpointSlice>,
+) -> Plan {
     let mut drafts = Vec::new();
     for group in wanted {
         let (own, others) = rest.into_iter().partition(|slice| has_ports(slice, &group.ports));
         rest = others;
-        drafts.extend(fill(group, own, &labels));
+        drafts.extend(fill(group, own, labels));
     }
     let (mut drafts, empty): (Vec<_>, Vec<_>) = drafts.into_iter().partition(|draft| !draft.endpoints.is_empty());
     rest.extend(empty.iter().filter_map(|draft| draft.stored));
@@ -174,14 +202,14 @@ pub(super) fn plan_slices(
     if drafts.is_empty() {
         let blank = rest.iter().position(|slice| slice.endpoints.is_empty() && slice.ports.is_empty());
         let stored = blank.map(|at| rest.swap_remove(at));
-        let changed = stored.is_none_or(|stored| stored.metadata.labels != labels);
+        let changed = stored.is_none_or(|stored| stored.metadata.labels != *labels);
         drafts.push(Draft { stored, ports: Value::Null, endpoints: Vec::new(), changed });
     }
     // What would go takes the place of what would be made.
     for draft in drafts.iter_mut().filter(|draft| draft.stored.is_none()) {
         draft.stored = rest.pop();
     }
-    let written = drafts.iter().filter(|draft| draft.changed).map(|draft| write(service, &labels, draft));
+    let written = drafts.iter().filter(|draft| draft.changed).map(|draft| write(service, family, labels, draft));
     written.chain(rest.into_iter().map(delete)).collect()
 }
 
@@ -220,7 +248,7 @@ fn has_ports(slice: &EndpointSlice, ports: &Value) -> bool {
     serde_json::from_value::<EndpointSlice>(wanted).is_ok_and(|wanted| wanted.ports == slice.ports)
 }
 
-fn write(service: &Service, labels: &BTreeMap<String, String>, draft: &Draft<'_>) -> Action {
+fn write(service: &Service, family: AddressType, labels: &BTreeMap<String, String>, draft: &Draft<'_>) -> Action {
     let endpoints: Vec<&Value> = draft.endpoints.iter().map(|wanted| &wanted.written).collect();
     match draft.stored {
         Some(stored) => Action::Patch {
@@ -230,7 +258,7 @@ fn write(service: &Service, labels: &BTreeMap<String, String>, draft: &Draft<'_>
             version: Some(stored.metadata.resource_version.clone()),
             patch: json!({"metadata": {"labels": relabelled(&stored.metadata.labels, labels)}, "ports": draft.ports, "endpoints": endpoints}),
         },
-        None => create(service, labels, draft.ports.clone(), json!(endpoints)),
+        None => create(service, family, labels, draft.ports.clone(), json!(endpoints)),
     }
 }
 
@@ -245,13 +273,19 @@ fn labels(service: &Service, manager: &str) -> BTreeMap<String, String> {
     labels
 }
 
-fn create(service: &Service, labels: &BTreeMap<String, String>, ports: Value, endpoints: Value) -> Action {
+fn create(
+    service: &Service,
+    family: AddressType,
+    labels: &BTreeMap<String, String>,
+    ports: Value,
+    endpoints: Value,
+) -> Action {
     let meta = &service.metadata;
     let object = json!({
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {"generateName": format!("{}-", meta.name), "namespace": meta.namespace, "labels": labels, "ownerReferences": owners(service)},
-        "addressType": "IPv4",
+        "addressType": family.name(),
         "ports": ports,
         "endpoints": endpoints,
     });

@@ -189,6 +189,32 @@ fn a_slice_that_is_left_with_nothing_goes_and_the_last_one_stays() {
 }
 
 #[test]
+fn each_family_has_slices_of_its_own() {
+    let mut service = service(json!(8080));
+    let mut dual = (*pod("a", Life::Ready)).clone();
+    let ips = json!([{"ip": "10.244.0.1"}, {"ip": "fd00:10:244::1"}]);
+    dual.status.pod_ips = serde_json::from_value(ips).unwrap();
+    let pods = [Arc::new(dual), pod("bb", Life::Ready)];
+    let plan = |service: &Service, existing: &[Arc<EndpointSlice>]| {
+        plan_slices(service, CONTROLLER, groups(&endpoints_of(service, &pods), endpoint), existing)
+    };
+    service.spec.ip_families = vec!["IPv6".into(), "IPv4".into()];
+    let made = plan(&service, &[]).into_iter().enumerate().map(|(index, action)| {
+        let Action::Create { mut object, .. } = action else { panic!("{action:?}") };
+        object["metadata"]["name"] = json!(format!("web-{index}"));
+        Arc::new(serde_json::from_value::<EndpointSlice>(object).unwrap())
+    });
+    let made: Vec<_> = made.collect();
+    let shown: Vec<(&str, usize)> = made.iter().map(|slice| (&*slice.address_type, slice.endpoints.len())).collect();
+    assert_eq!(shown, [("IPv6", 1), ("IPv4", 2)]);
+    assert_eq!(made[0].endpoints[0].addresses, ["fd00:10:244::1"]);
+    assert_eq!(plan(&service, &made), []);
+    // Without the second family its slice goes, and the other stays as it is.
+    service.spec.ip_families = vec!["IPv4".into()];
+    assert!(matches!(&plan(&service, &made)[..], [Action::Delete { key, .. }] if key.name == "web-0"));
+}
+
+#[test]
 fn plans_are_as_agreed() {
     let service = service(json!(8080));
     let of = |pods: &[Arc<Pod>]| groups(&endpoints_of(&service, pods), endpoint);

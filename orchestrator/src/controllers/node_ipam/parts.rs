@@ -1,4 +1,4 @@
-//! Which parts of the pods' range are free. Pure.
+//! Which parts of a range of pods are free. Pure.
 //!
 //! A part that was chosen counts as taken from then on, so that nodes that come together get different ones at the first try; it
 //! is given back when the choice was refused.
@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
 use crate::pod_ranges::PodRanges;
 
@@ -17,9 +17,9 @@ pub struct Parts {
     /// How many ranges lie in each part: more than one where nodes were given theirs by hand.
     used: Vec<u32>,
     /// By node, what it has.
-    held: HashMap<String, Vec<Ipv4Network>>,
+    held: HashMap<String, Vec<IpNetwork>>,
     /// By node, what it is being given.
-    chosen: HashMap<String, Ipv4Network>,
+    chosen: HashMap<String, IpNetwork>,
     /// Where the next search begins.
     next: usize,
 }
@@ -31,7 +31,7 @@ impl Parts {
     }
 
     /// A node has these ranges now; `None` when it is gone.
-    pub fn set(&mut self, node: &str, ranges: Option<&[Ipv4Network]>) {
+    pub fn set(&mut self, node: &str, ranges: Option<&[IpNetwork]>) {
         if ranges.is_none_or(|ranges| !ranges.is_empty()) {
             self.give_back(node);
         }
@@ -47,7 +47,7 @@ impl Parts {
     }
 
     /// A part for a node: the one it is being given, or the first free one after what was chosen last.
-    pub fn choose(&mut self, node: &str) -> Option<Ipv4Network> {
+    pub fn choose(&mut self, node: &str) -> Option<IpNetwork> {
         if let Some(range) = self.chosen.get(node) {
             return Some(*range);
         }
@@ -67,7 +67,7 @@ impl Parts {
         }
     }
 
-    fn count(&mut self, range: Ipv4Network, what: Use) {
+    fn count(&mut self, range: IpNetwork, what: Use) {
         let Range { start, end } = self.ranges.places(range);
         for used in &mut self.used[start..end] {
             match what {
@@ -88,7 +88,7 @@ enum Use {
 mod tests {
     use super::*;
 
-    fn cidr(text: &str) -> Ipv4Network {
+    fn cidr(text: &str) -> IpNetwork {
         text.parse().unwrap()
     }
 
@@ -115,9 +115,16 @@ mod tests {
     #[test]
     fn nodes_that_come_together_get_different_parts() {
         let mut parts = parts();
-        let given: Vec<_> =
-            ["a", "b", "c", "d", "e"].map(|node| parts.choose(node).map(|range| range.network().octets()[2])).into();
-        assert_eq!(given, [Some(0), Some(1), Some(2), Some(3), None]);
+        let given: Vec<Option<String>> =
+            ["a", "b", "c", "d", "e"].map(|node| parts.choose(node).map(|range| range.to_string())).into();
+        assert_eq!(
+            given,
+            ["10.244.0.0/24", "10.244.1.0/24", "10.244.2.0/24", "10.244.3.0/24"]
+                .map(|range| Some(range.to_owned()))
+                .into_iter()
+                .chain([None])
+                .collect::<Vec<_>>()
+        );
         assert_eq!(parts.choose("b"), Some(cidr("10.244.1.0/24")), "it is asked again before it is seen");
         // Seen, and asked about by others.
         parts.set("b", Some(&[cidr("10.244.1.0/24")]));

@@ -50,7 +50,7 @@ impl World {
             authority: self.server.authority().clone(),
             address: self.server.address(),
             services: Config::on_loopback("unused".into()).services,
-            pods: crate::pod_ranges::PodRanges::usual(),
+            pods: vec![crate::pod_ranges::PodRanges::usual()],
             servers: crate::servers::alone(self.server.address()),
         };
         Given { client: self.client.clone(), caches: caches.clone(), facts }
@@ -122,6 +122,16 @@ async fn what_would_be_refused_a_hundred_times_is_tried_once() {
     let some = hands.apply(vec![Action::Slowly(names.into_iter().map(create).collect())]).await;
     assert_eq!((some.written.len(), some.failure.is_some()), (2, true));
     assert_eq!(world.client.list(&CONFIG_MAPS, "default", &Selector::default()).await.unwrap().items.len(), 2);
+}
+
+#[tokio::test]
+async fn what_stands_on_a_refused_write_is_not_tried() {
+    let world = World::new().await;
+    let hands = world.hands();
+    let names = ["a", "b", "No Name", "d"];
+    let some = hands.apply(vec![Action::InTurn(names.into_iter().map(create).collect())]).await;
+    assert_eq!((some.written.len(), some.failure.is_some()), (2, true));
+    assert_eq!(world.reasons().await.len(), 2);
 }
 
 /// Makes its object when it is not there, and takes it away when it is: each reconcile must see what the last one wrote.
