@@ -573,14 +573,18 @@ async fn a_server_is_known_by_its_authoritys_fingerprint() {
 async fn a_renewed_certificate_is_that_of_what_is_asked_from_then_on() {
     let world = World::new().await;
     let authority = &world.https;
-    let nobody = Https::new(HttpsConfig { identity: Identity::Token("nobody.0123456789abcdef".into()), ..authority.clone() });
+    let nobody =
+        Https::new(HttpsConfig { identity: Identity::Token("nobody.0123456789abcdef".into()), ..authority.clone() });
     let https = nobody.unwrap();
     let client = Client::new(https.clone());
     assert_eq!(client.list(&MAPS, "default", &Selector::default()).await.unwrap_err().code, 401);
     let broken = Identity::Certificate { chain: "none".into(), key: "none".into() };
     https.renew(&broken).await.unwrap_err();
     assert_eq!(client.list(&MAPS, "default", &Selector::default()).await.unwrap_err().code, 401);
-    let mut watch = Client::new(Https::new(authority.clone()).unwrap()).watch(&MAPS, "default", &Selector::default()).await.unwrap();
+    let mut watch = Client::new(Https::new(authority.clone()).unwrap())
+        .watch(&MAPS, "default", &Selector::default())
+        .await
+        .unwrap();
     https.renew(&authority.identity).await.unwrap();
     client.list(&MAPS, "default", &Selector::default()).await.unwrap();
     watch.next().await.unwrap();

@@ -157,7 +157,8 @@ impl Https {
         let answer = self.connection.upgrade(request).await.map_err(Failed::status)?;
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             let upgraded = hyper::upgrade::on(answer).await;
-            let broken = |error| Status::service_unavailable(format!("the connection broke: {}", causes::chain(&error)));
+            let broken =
+                |error| Status::service_unavailable(format!("the connection broke: {}", causes::chain(&error)));
             return Ok(TokioIo::new(upgraded.map_err(broken)?));
         }
         let code = answer.status().as_u16();

@@ -127,7 +127,8 @@ impl Network {
         pods.forget_vanished().await?;
         let pods = Arc::new(Mutex::new(pods));
         let (config, followed) = (config.clone(), Arc::clone(&pods));
-        let monitor = Monitor { config, netlink: listening, changes, proxy, pods: followed, near, uplink, peers, others };
+        let monitor =
+            Monitor { config, netlink: listening, changes, proxy, pods: followed, near, uplink, peers, others };
         Ok(Self { pods, monitor: tokio::spawn(monitor.follow()).abort_handle() })
     }
 

@@ -11,8 +11,8 @@ use ipnetwork::Ipv4Network;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
 use rtnetlink::RouteMessageBuilder;
 
-use crate::netlink::{Link, Netlink, failed, is_absent};
 use crate::Result;
+use crate::netlink::{Link, Netlink, failed, is_absent};
 
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(97);
 
@@ -71,7 +71,9 @@ pub(crate) async fn route(netlink: &Netlink, uplink: &Link, source: Ipv4Addr, pe
             .build();
         let made = netlink.handle().route().add(message).replace().execute().await;
         match made.map_err(failed(format!("adding the route to {to} by {via}"))) {
-            Ok(()) => tracing::info!(node = name, range = %to, %via, device = uplink.name, "pods of another node are reached"),
+            Ok(()) => {
+                tracing::info!(node = name, range = %to, %via, device = uplink.name, "pods of another node are reached")
+            }
             Err(error) => tracing::error!(
                 node = name,
                 range = %to,

@@ -61,7 +61,8 @@ pub async fn join(server: &str, token: Option<&JoinToken>, folder: &Path, node: 
     let certificate = match held(&files, node)? {
         Some(certificate) => certificate,
         None => {
-            let token = token.with_context(|| format!("this machine has no certificate of node {node} that holds: {NO_TOKEN}"))?;
+            let token = token
+                .with_context(|| format!("this machine has no certificate of node {node} that holds: {NO_TOKEN}"))?;
             let asking = Https::new(config(server, &authority, Identity::Token(token.token.to_string())))?;
             let pem = request::certificate(&Client::new(asking), files.key(), node).await?;
             tracing::info!(node, "this machine has joined");
@@ -86,7 +87,10 @@ async fn authority(server: &str, token: Option<&JoinToken>, files: &KeptFiles) -
     match (files.authority()?, token) {
         (Some(known), Some(token)) => {
             let same = Fingerprint::of_pem(&known).is_ok_and(|known| known == token.authority);
-            ensure!(same, "{shown} belongs to another cluster than the token: `amphipod reset` first, or another --data-dir");
+            ensure!(
+                same,
+                "{shown} belongs to another cluster than the token: `amphipod reset` first, or another --data-dir"
+            );
             Ok(known)
         }
         (Some(known), None) => Ok(known),

@@ -145,7 +145,9 @@ mod tests {
         assert_eq!(of("https://api.example:443/").unwrap(), "api.example:443");
         assert_eq!(of("https://[fd00::1]").unwrap(), "[fd00::1]:6443");
         assert_eq!(of("https://[fd00::1]:1").unwrap(), "[fd00::1]:1");
-        for other in ["10.0.0.1", "http://a", "https://", "https://a:b", "https://a:0", "https://a/b", "https://fd00::1"] {
+        for other in
+            ["10.0.0.1", "http://a", "https://", "https://a:b", "https://a:0", "https://a/b", "https://fd00::1"]
+        {
             assert!(of(other).unwrap_err().to_string().contains("is wanted"), "{other}");
         }
     }

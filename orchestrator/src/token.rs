@@ -22,7 +22,9 @@ const EVEN: u8 = 252;
 
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TokenError {
-    #[error("the token does not name the cluster's authority, so no server could be believed: give all of what `amphipod token create` printed")]
+    #[error(
+        "the token does not name the cluster's authority, so no server could be believed: give all of what `amphipod token create` printed"
+    )]
     NoAuthority,
     #[error("this is no join token: A10HASH::ID.SECRET is wanted, as `amphipod token create` prints it")]
     Form,

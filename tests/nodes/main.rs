@@ -169,7 +169,8 @@ fn node_ports(world: &World<'_>) -> Result<()> {
     let client = world.cluster().client();
     for node in [first, second] {
         let url = format!("http://{}/", outside(world, node, "web-node2")?);
-        until("the port answers outside", || Ok(client.fetch(&url)?.trim() == "web-node2")).context(node.name.clone())?;
+        until("the port answers outside", || Ok(client.fetch(&url)?.trim() == "web-node2"))
+            .context(node.name.clone())?;
     }
     // With policy Local only the node with the endpoint serves.
     let policy = |policy: &str| {

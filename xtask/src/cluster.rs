@@ -298,7 +298,8 @@ impl Cluster {
                 .output();
             output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).matches(" Ready ").count() == nodes)
         };
-        let logs = || (1..=nodes).map(|index| tail(&self.node(index).data_dir.with_extension("log"))).collect::<Vec<_>>();
+        let logs =
+            || (1..=nodes).map(|index| tail(&self.node(index).data_dir.with_extension("log"))).collect::<Vec<_>>();
         let ready = wait_for(READY, kubectl);
         ready.with_context(|| format!("not every node is ready:\n{}", logs().join("\n\n")))
     }
@@ -319,8 +320,9 @@ impl Cluster {
         let alive = made["processes"].as_array()?.iter().filter(|process| is_same(process));
         let mut pids = alive.filter_map(|process| u32::try_from(process["pid"].as_u64()?).ok());
         pids.find(|pid| {
-            fs::read_to_string(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|line| ["\0up\0", "\0agent\0"].iter().any(|role| line.contains(role)) && line.contains(&data_dir))
+            fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+                ["\0up\0", "\0agent\0"].iter().any(|role| line.contains(role)) && line.contains(&data_dir)
+            })
         })
     }
 

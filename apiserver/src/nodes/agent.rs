@@ -98,10 +98,8 @@ async fn carry(session: Session, mut input: impl AsyncRead + Unpin, out: mpsc::S
         }
     };
     let process = async {
-        let outputs = futures::future::join(
-            frames::pump(stdout, Kind::Stdout, &out),
-            frames::pump(stderr, Kind::Stderr, &out),
-        );
+        let outputs =
+            futures::future::join(frames::pump(stdout, Kind::Stdout, &out), frames::pump(stderr, Kind::Stderr, &out));
         // Output first: a client shows what came before the exit code.
         let (_, exit) = futures::future::join(outputs, exit).await;
         let end: Value = json!(Exit::from(exit));

@@ -78,7 +78,9 @@ pub enum PinError {
     Config(#[from] ConfigError),
     #[error("{server} cannot be reached: {why}")]
     Unreachable { server: String, why: String },
-    #[error("the authority of {server} is not the one with the fingerprint {wanted}: it is another cluster, or somebody stands in between")]
+    #[error(
+        "the authority of {server} is not the one with the fingerprint {wanted}: it is another cluster, or somebody stands in between"
+    )]
     OtherAuthority { server: String, wanted: Fingerprint },
     #[error("the certificate of {server} does not hold: {why}")]
     Certificate { server: String, why: String },

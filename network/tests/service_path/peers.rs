@@ -13,11 +13,7 @@ use crate::world::*;
 const FAR: &str = "10.244.1.5";
 
 fn other() -> Peer {
-    Peer {
-        name: "n2".into(),
-        addresses: vec![CLIENT.parse().unwrap()],
-        pods: vec!["10.244.1.0/24".parse().unwrap()],
-    }
+    Peer { name: "n2".into(), addresses: vec![CLIENT.parse().unwrap()], pods: vec!["10.244.1.0/24".parse().unwrap()] }
 }
 
 /// A world whose client is the other node, with one pod.
@@ -98,7 +94,11 @@ fn routes_follow_the_nodes_and_come_back() {
     world.meanwhile(|| {
         world.node.command("ip route del 10.244.1.0/24 proto 97");
         wait_until(|| routes(&world).contains("10.244.1.0/24"));
-        let nowhere = Peer { name: "n3".into(), addresses: vec![[198, 51, 100, 1].into()], pods: vec!["10.244.2.0/24".parse().unwrap()] };
+        let nowhere = Peer {
+            name: "n3".into(),
+            addresses: vec![[198, 51, 100, 1].into()],
+            pods: vec!["10.244.2.0/24".parse().unwrap()],
+        };
         let third = Peer { name: "n4".into(), pods: vec!["10.244.3.0/24".parse().unwrap()], ..other() };
         world.peers.send_replace(vec![nowhere, third]);
         wait_until(|| routes(&world).contains("10.244.3.0/24"));

@@ -56,7 +56,6 @@ pub struct NodeArguments {
     dns_autopath: bool,
 }
 
-
 impl NodeArguments {
     /// With the address that the flag does not name.
     ///

@@ -75,7 +75,8 @@ mod tests {
             let first = asked.borrow().len() == 1;
             std::future::ready(if first { Err(anyhow!("the server is away")) } else { Ok(certificate(now())) })
         };
-        let _ended = tokio::time::timeout(Duration::from_secs(200 * 86_400), keep(certificate(began), now, renew)).await;
+        let _ended =
+            tokio::time::timeout(Duration::from_secs(200 * 86_400), keep(certificate(began), now, renew)).await;
         let days: Vec<i64> = asked.borrow().iter().map(|at| at.as_second() / DAY).collect();
         let [first, again, next, ..] = days[..] else { panic!("{days:?}") };
         assert!((60..70).contains(&first) && again == first, "{days:?}");

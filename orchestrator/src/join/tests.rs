@@ -58,7 +58,12 @@ async fn a_machine_joins_once_and_renews_by_itself() {
     let key = joined.files.fingerprint();
     registration::register("n", Some(&key), &joined.client(), &json!({})).await.unwrap();
     let secret = format!("bootstrap-token-{}", token.token.id);
-    world.plane.admin.delete(&Resource::core("secrets"), "kube-system", &secret, &DeleteOptions::default()).await.unwrap();
+    world
+        .plane
+        .admin
+        .delete(&Resource::core("secrets"), "kube-system", &secret, &DeleteOptions::default())
+        .await
+        .unwrap();
 
     let again = world.joins(None, folder.path(), "n").await.unwrap();
     assert_eq!(again.certificate.pem, joined.certificate.pem);

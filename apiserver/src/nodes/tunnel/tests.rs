@@ -96,7 +96,8 @@ impl World {
     /// With the node `a` at the other end of a tunnel.
     async fn new() -> Self {
         let fleet = Arc::new(Fleet::new(Arc::new(NoNodes)));
-        let (echoing, far) = (Echoing { sizes: watch::Sender::new(None), sessions: watch::Sender::new(0) }, fleet.clone());
+        let (echoing, far) =
+            (Echoing { sizes: watch::Sender::new(None), sessions: watch::Sender::new(0) }, fleet.clone());
         let (sizes, sessions) = (echoing.sizes.subscribe(), echoing.sessions.subscribe());
         let (one, other) = duplex(BUFFER);
         tokio::spawn(async move { far.carry("a", one).await });
