@@ -212,10 +212,11 @@ fn streams(world: &World<'_>) -> Result<()> {
 fn forwarded(world: &World<'_>, pod: &str) -> Result<()> {
     let mut command = world.space.kubectl_command(&["port-forward", &format!("pod/{pod}"), ":80"]);
     let mut child = command.stdout(std::process::Stdio::piped()).spawn()?;
-    let out = child.stdout.take().context("no standard output")?;
-    let asked = || -> Result<String> {
+    // Kept open: kubectl tells there of each connection, and ends when nobody listens.
+    let mut out = BufReader::new(child.stdout.take().context("no standard output")?);
+    let mut asked = || -> Result<String> {
         let mut line = String::new();
-        BufReader::new(out).read_line(&mut line)?;
+        out.read_line(&mut line)?;
         let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next());
         let address = format!("127.0.0.1:{}", port.with_context(|| format!("it says {line:?}"))?);
         Kept::over(TcpStream::connect(address)?)?.ask()

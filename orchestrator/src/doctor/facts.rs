@@ -119,6 +119,9 @@ pub fn gather(subject: &Subject) -> Facts {
     let Subject { machine, cluster, listen, server } = subject;
     let near = nearest(&machine.data_dir);
     let node_ports = cluster.as_ref().map(|cluster| (cluster.node_ports.first, cluster.node_ports.last));
+    // Of other nodes' parts it has routes itself, which outlive it.
+    let was_node = node::state_file(&machine.data_dir).exists();
+    let own = cluster.as_ref().map(|cluster| cluster.pods).filter(|_| was_node);
     Facts {
         uid: rustix::process::geteuid().as_raw(),
         kernel: line("/proc/sys/kernel/osrelease"),
@@ -140,7 +143,7 @@ pub fn gather(subject: &Subject) -> Facts {
         node_ip: machine.ip,
         node_ip_is_here: UdpSocket::bind((machine.ip, 0)).is_ok(),
         ranges: cluster.as_ref().map(|cluster| (cluster.pods, cluster.services)),
-        routes: routes(&text("/proc/net/route")),
+        routes: routes(&text("/proc/net/route"), own.as_ref()),
         listen: *listen,
         listen_refused: listen.and_then(|listen| said(TcpListener::bind(listen))),
         server: server.clone(),
@@ -276,14 +279,16 @@ fn try_overlay(place: &Path) -> io::Result<()> {
     }
 }
 
-fn routes(table: &str) -> Vec<(String, Ipv4Network)> {
+/// Without those by a gateway to parts of `own`.
+fn routes(table: &str, own: Option<&Ipv4Network>) -> Vec<(String, Ipv4Network)> {
     let of_line = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let device = *fields.first()?;
         let word = |at: usize| Some(u32::from_str_radix(fields.get(at)?, 16).ok()?.swap_bytes());
-        let (to, mask) = (word(1)?, word(7)?);
+        let (to, via, mask) = (word(1)?, word(2)?, word(7)?);
         let range = Ipv4Network::with_netmask(to.into(), mask.into()).ok()?;
-        (range.prefix() > 0 && !device.starts_with("amphi")).then(|| (device.to_owned(), range))
+        let ours = device.starts_with("amphi") || (via != 0 && own.is_some_and(|own| range.is_subnet_of(*own)));
+        (range.prefix() > 0 && !ours).then(|| (device.to_owned(), range))
     };
     table.lines().skip(1).filter_map(of_line).collect()
 }
@@ -336,8 +341,12 @@ mod tests {
         let table = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
             eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
             eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
+            eth0\t0001F40A\t020200C0\t0003\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
             amphi-svc\t0000600A\t00000000\t0001\t0\t0\t0\t0000F0FF\t0\t0\t0\n";
-        assert_eq!(routes(table), [("eth0".to_owned(), "192.0.2.0/24".parse().unwrap())]);
+        let found = |range: &str| ("eth0".to_owned(), range.parse().unwrap());
+        assert_eq!(routes(table, None), [found("192.0.2.0/24"), found("10.244.1.0/24")]);
+        let pods = "10.244.0.0/16".parse().unwrap();
+        assert_eq!(routes(table, Some(&pods)), [found("192.0.2.0/24")], "to another node's pods");
     }
 
     #[test]
