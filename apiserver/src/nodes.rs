@@ -155,7 +155,6 @@ mod as_text {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
     pub fn serialize<S: Serializer>(time: &Option<jiff::Timestamp>, to: S) -> Result<S::Ok, S::Error> {
         time.map(|time| time.to_string()).serialize(to)
     }

@@ -57,7 +57,7 @@ mod tests {
                 ..view::PeerSpec::default()
             };
             let metadata = view::Meta { name: "b".into(), ..view::Meta::default() };
-            Some(read(&view::Peer { metadata, spec, ..view::Peer::default() }))
+            Some(read(&view::Peer { metadata, spec }))
         };
         let mut known = Vec::new();
         assert!(change(&mut known, "b", peer("192.0.2.2")) && !change(&mut known, "b", peer("192.0.2.2")));

@@ -36,6 +36,7 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, once")]
 enum Command {
     /// Run the API server, controllers and scheduler
     #[command(args_override_self = true)]

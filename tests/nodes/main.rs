@@ -180,7 +180,7 @@ fn node_ports(world: &World<'_>) -> Result<()> {
     policy("Local")?;
     let (elsewhere, here) = (outside(world, first, "web-node2")?, outside(world, second, "web-node2")?);
     until("the node without the endpoint serves no more", || Ok(!answers(client, elsewhere)?))?;
-    until("the node with the endpoint serves", || Ok(answers(client, here)?))?;
+    until("the node with the endpoint serves", || answers(client, here))?;
     policy("Cluster")?;
     until("both serve again", || Ok(answers(client, elsewhere)? && answers(client, here)?))
 }
