@@ -1,17 +1,17 @@
 //! What this crate asks of netlink, each call repeatable: making what exists and deleting what does not are no errors.
 
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt, TryStreamExt};
-use ipnetwork::Ipv4Network;
-use netlink_packet_route::address::AddressAttribute;
+use ipnetwork::IpNetwork;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
-use netlink_packet_route::route::{RouteProtocol, RouteScope};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteScope};
 use proxy_userspace::sys::inside;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder};
@@ -21,6 +21,7 @@ use crate::{NetworkError, Result};
 
 const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
+const ESRCH: i32 = 3;
 
 /// A netlink socket, in the namespace where it was opened.
 #[derive(Debug)]
@@ -47,15 +48,15 @@ pub(crate) struct End<'a> {
     pub netns: Option<&'a File>,
 }
 
-/// Where a route leads.
+/// Where a route leads: all its addresses are of one family.
 pub(crate) struct Route {
-    pub to: Ipv4Network,
-    pub via: Option<Ipv4Addr>,
+    pub to: IpNetwork,
+    pub via: Option<IpAddr>,
     pub device: u32,
-    pub source: Option<Ipv4Addr>,
+    pub source: Option<IpAddr>,
 }
 
-fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+pub(crate) fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
     move |source| NetworkError::Netlink { what: what.into(), source }
 }
 
@@ -66,7 +67,16 @@ fn code(error: &rtnetlink::Error) -> Option<i32> {
     }
 }
 
+/// Whether a route or its device was not there.
+pub(crate) fn is_absent(error: &rtnetlink::Error) -> bool {
+    matches!(code(error), Some(ESRCH | ENODEV))
+}
+
 impl Netlink {
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
     pub fn here() -> Result<Self> {
         Self::new().map_err(NetworkError::Socket)
     }
@@ -87,9 +97,10 @@ impl Netlink {
         Ok(Self { handle, plain: UnixDatagram::unbound()? })
     }
 
-    /// With what happens to devices and addresses here from now on.
+    /// With what happens to devices, addresses and routes here from now on.
     pub fn listening() -> Result<(Self, Changes)> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
+        let groups =
+            [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Ipv4Route];
         let (connection, handle, messages) =
             rtnetlink::new_multicast_connection(&groups).map_err(NetworkError::Socket)?;
         tokio::spawn(connection);
@@ -112,19 +123,25 @@ impl Netlink {
         Ok(found.iter().map(link).collect())
     }
 
-    /// Every IPv4 address, with its device.
-    pub async fn addresses(&self) -> Result<Vec<(u32, Ipv4Addr)>> {
+    /// Every address that means something beyond its link, with its device.
+    pub async fn addresses(&self) -> Result<Vec<(u32, IpAddr)>> {
         let found: Vec<_> =
             self.handle.address().get().execute().try_collect().await.map_err(failed("listing addresses"))?;
-        let v4 = found.iter().filter(|message| message.header.family == AddressFamily::Inet);
-        Ok(v4
-            .flat_map(|message| {
-                message.attributes.iter().filter_map(|attribute| match attribute {
-                    AddressAttribute::Local(IpAddr::V4(ip)) => Some((message.header.index, *ip)),
+        // That of an end is told beside that of the other end, and alone where there is no such.
+        let own = |message: &AddressMessage| {
+            let local = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(ip) => Some(*ip),
+                _ => None,
+            });
+            local.or_else(|| {
+                message.attributes.iter().find_map(|attribute| match attribute {
+                    AddressAttribute::Address(ip) => Some(*ip),
                     _ => None,
                 })
             })
-            .collect())
+        };
+        let all = found.iter().filter_map(|message| Some((message.header.index, own(message)?)));
+        Ok(all.filter(|(_, ip)| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())).collect())
     }
 
     pub async fn make_pair(&self, near: &End<'_>, far: &End<'_>, mtu: u32) -> Result<()> {
@@ -170,30 +187,22 @@ impl Netlink {
         }
     }
 
-    pub async fn add_address(&self, link: u32, ip: Ipv4Addr, length: u8) -> Result<()> {
-        let request = self.handle.address().add(link, ip.into(), length).replace();
+    /// An address of no other's, which there is no need to ask the link about.
+    pub async fn add_address(&self, link: u32, ip: IpAddr) -> Result<()> {
+        let mut request = self.handle.address().add(link, ip, whole(ip).prefix()).replace();
+        if ip.is_ipv6() {
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
         request.execute().await.map_err(failed(format!("adding address {ip}")))
     }
 
-    pub async fn add_neighbour(&self, link: u32, ip: Ipv4Addr, mac: [u8; 6]) -> Result<()> {
-        let request = self.handle.neighbours().add(link, ip.into()).link_layer_address(&mac).replace();
+    pub async fn add_neighbour(&self, link: u32, ip: IpAddr, mac: [u8; 6]) -> Result<()> {
+        let request = self.handle.neighbours().add(link, ip).link_layer_address(&mac).replace();
         request.execute().await.map_err(failed(format!("adding neighbour {ip}")))
     }
 
     pub async fn add_route(&self, route: &Route) -> Result<()> {
-        let mut message = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(route.to.network(), route.to.prefix())
-            .output_interface(route.device)
-            // Of routes that it did not make, systemd-networkd removes all others.
-            .protocol(RouteProtocol::Kernel);
-        message = match route.via {
-            Some(gateway) => message.gateway(gateway).onlink(),
-            None => message.scope(RouteScope::Link),
-        };
-        if let Some(source) = route.source {
-            message = message.pref_source(source);
-        }
-        match self.handle.route().add(message.build()).replace().execute().await {
+        match self.handle.route().add(message(route)).replace().execute().await {
             Err(error) if code(&error) != Some(EEXIST) => {
                 Err(failed(format!("adding the route to {}", route.to))(error))
             }
@@ -202,17 +211,42 @@ impl Netlink {
     }
 }
 
-/// What the kernel says by itself about devices and IPv4 addresses.
+/// The range of one address.
+pub(crate) fn whole(ip: IpAddr) -> IpNetwork {
+    IpNetwork::from(ip)
+}
+
+fn message(route: &Route) -> RouteMessage {
+    const OF_ONE_FAMILY: &str = "a route's addresses are of one family";
+    let builder = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(route.to.network(), route.to.prefix())
+        .expect(OF_ONE_FAMILY)
+        .output_interface(route.device)
+        // Of routes that it did not make, systemd-networkd removes all others.
+        .protocol(RouteProtocol::Kernel);
+    let builder = match route.via {
+        Some(gateway) => builder.gateway(gateway).expect(OF_ONE_FAMILY).onlink(),
+        None => builder.scope(RouteScope::Link),
+    };
+    match route.source {
+        Some(source) => builder.pref_source(source).expect(OF_ONE_FAMILY).build(),
+        None => builder.build(),
+    }
+}
+
+/// What the kernel says by itself about devices, addresses and IPv4 routes.
 pub(crate) struct Changes(UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)>);
 
 impl Changes {
-    /// Waits for one that may concern a device. False: there will be none.
-    pub async fn concerning(&mut self, device: u32) -> bool {
-        use RouteNetlinkMessage::{DelLink, NewLink};
+    /// Waits for one that may concern a device, or one of the routes that are to stay. False: there will be none.
+    pub async fn concerning(&mut self, device: u32, stays: impl Fn(&RouteMessage) -> bool) -> bool {
+        use RouteNetlinkMessage::{DelLink, DelRoute, NewLink, NewRoute};
         while let Some((message, _)) = self.0.next().await {
             match message.payload {
                 // Pods' devices come and go all the time.
                 NetlinkPayload::InnerMessage(NewLink(link) | DelLink(link)) if link.header.index != device => {}
+                NetlinkPayload::InnerMessage(NewRoute(_)) => {}
+                NetlinkPayload::InnerMessage(DelRoute(route)) if !stays(&route) => {}
                 // Any address may be the node's, and what was lost may be about it.
                 _ => return true,
             }

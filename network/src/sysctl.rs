@@ -40,6 +40,26 @@ pub(crate) fn write_if_present(name: &str, value: &str) -> Result<()> {
     if path(name).exists() { write(name, value) } else { Ok(()) }
 }
 
+/// Makes a device of ours one whose neighbours and routes are all known: nothing is asked of its link, and nothing believed. It has
+/// no address but what it is given. Has to come before the device is set up.
+pub(crate) fn settle_v6(device: &str) -> Result<()> {
+    const SETTINGS: [(&str, &str); 5] = [
+        ("addr_gen_mode", "1"),
+        ("accept_ra", "0"),
+        ("accept_dad", "0"),
+        ("accept_redirects", "0"),
+        ("disable_ipv6", "0"),
+    ];
+    SETTINGS.iter().try_for_each(|(name, value)| write(&format!("ipv6/conf/{device}/{name}"), value))
+}
+
+/// Packets that come in by this device may go on by another. Kernels before 6.17 ask the setting of the whole host, too, which stays
+/// as it is: then only what programs here send on themselves gets anywhere.
+pub(crate) fn forward_v6(device: &str) -> Result<()> {
+    write(&format!("ipv6/conf/{device}/forwarding"), "1")?;
+    write_if_present(&format!("ipv6/conf/{device}/force_forwarding"), "1")
+}
+
 fn path(name: &str) -> PathBuf {
     Path::new(ROOT).join(name)
 }

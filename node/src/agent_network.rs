@@ -29,20 +29,12 @@ fn failed(error: &dyn std::error::Error) -> NetworkError {
 fn translated(asked: &[boundary::HostPort]) -> (Vec<HostPort>, Vec<String>) {
     let (mut ports, mut absent) = (Vec::new(), Vec::new());
     for boundary::HostPort { host_ip, host_port, container_port, protocol } in asked {
-        let host_ip = match host_ip {
-            None => Ok(None),
-            Some(IpAddr::V4(ip)) => Ok(Some(*ip)),
-            Some(IpAddr::V6(ip)) => Err(ip),
-        };
-        match (host_ip, protocol_number(protocol)) {
-            (Ok(host_ip), Some(protocol)) => {
-                let (host_port, container_port) = (*host_port, *container_port);
+        match protocol_number(protocol) {
+            Some(protocol) => {
+                let (host_ip, host_port, container_port) = (*host_ip, *host_port, *container_port);
                 ports.push(HostPort { host_ip, host_port, container_port, protocol });
             }
-            (Ok(_), None) => absent.push(format!("host port: {host_port}/{protocol} is not translated on this node")),
-            (Err(ip), _) => {
-                absent.push(format!("host port: the pod has no IPv6 address to lead [{ip}]:{host_port} to"))
-            }
+            None => absent.push(format!("host port: {host_port}/{protocol} is not translated on this node")),
         }
     }
     (ports, absent)
@@ -51,12 +43,9 @@ fn translated(asked: &[boundary::HostPort]) -> (Vec<HostPort>, Vec<String>) {
 #[async_trait]
 impl PodNetwork for AgentNetwork {
     async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, NetworkError> {
-        let IpAddr::V4(ip) = attachment.ip else {
-            return Err(NetworkError(format!("{} is no IPv4 address", attachment.ip)));
-        };
         let (host_ports, absent) = translated(&attachment.host_ports);
         let (uid, netns) = (&attachment.pod.uid, attachment.netns.clone());
-        let pod = network::PodNetwork { uid: uid.to_string(), ip, netns, host_ports };
+        let pod = network::PodNetwork { uid: uid.to_string(), addresses: attachment.ip.into(), netns, host_ports };
         let refused = self.network.attach(&pod).await.map_err(|error| failed(&error))?;
         let (namespace, searches) = (&attachment.pod.namespace, attachment.searches.as_deref());
         self.dns.pod_came(attachment.ip, uid, namespace, searches);
@@ -88,11 +77,9 @@ mod tests {
         let (ports, absent) = translated(&all);
         let port = |host_ip, protocol| HostPort { host_ip, host_port: 8080, container_port: 80, protocol };
         let number = |name| protocol_number(name).unwrap();
-        assert_eq!(ports, [port(None, number("TCP")), port(Some([192, 0, 2, 1].into()), number("UDP"))]);
-        let expected = [
-            "host port: 8080/SCTP is not translated on this node",
-            "host port: the pod has no IPv6 address to lead [::1]:8080 to",
-        ];
-        assert_eq!(absent, expected);
+        let ip = |text: &str| Some(text.parse().unwrap());
+        let [tcp, udp] = ["TCP", "UDP"].map(number);
+        assert_eq!(ports, [port(None, tcp), port(ip("192.0.2.1"), udp), port(ip("::1"), tcp)]);
+        assert_eq!(absent, ["host port: 8080/SCTP is not translated on this node"]);
     }
 }

@@ -86,8 +86,8 @@ pub struct Feed {
 
 impl Feed {
     pub fn new(settings: &Settings, proxy: Arc<Proxy>, dns: Arc<dns::Server>, complaints: Complaints) -> Self {
-        let server = (settings.ip, dns.address().port());
-        let local = LocalServer { address: (settings.cluster_dns, DNS_PORT), server };
+        let server = (settings.ip, dns.address().port()).into();
+        let local = LocalServer { address: (settings.cluster_dns, DNS_PORT).into(), server };
         let facts = NodeFacts {
             node_name: settings.name.clone(),
             local_servers: vec![local],

@@ -19,9 +19,11 @@ impl Ip4 {
     pub const fn is_loopback(self) -> bool {
         self.octets()[0] == 127
     }
+}
 
-    pub const fn is_within(self, net: Self, mask: Self) -> bool {
-        self.0 & mask.0 == net.0
+impl From<core::net::Ipv4Addr> for Ip4 {
+    fn from(ip: core::net::Ipv4Addr) -> Self {
+        Self::new(ip.octets())
     }
 }
 
@@ -53,15 +55,15 @@ const MAPPED: u32 = 0x0000_ffff_u32.to_be();
 
 impl Ip {
     pub const fn v4(ip: Ip4) -> Self {
-        Self::from_words([0, 0, MAPPED, ip.0])
+        Self::from_quads([0, 0, MAPPED, ip.0])
     }
 
     /// Words as sockets have them: four bytes each, in the order of the wire.
-    pub const fn from_words(words: [u32; 4]) -> Self {
+    pub const fn from_quads(words: [u32; 4]) -> Self {
         Self { high: join(words[0], words[1]), low: join(words[2], words[3]) }
     }
 
-    pub const fn words(self) -> [u32; 4] {
+    pub const fn quads(self) -> [u32; 4] {
         let ([a, b], [c, d]) = (split(self.high), split(self.low));
         [a, b, c, d]
     }
@@ -69,6 +71,10 @@ impl Ip {
     /// The two words that it is.
     pub const fn halves(self) -> [u64; 2] {
         [self.high, self.low]
+    }
+
+    pub const fn from_halves([high, low]: [u64; 2]) -> Self {
+        Self { high, low }
     }
 
     pub const fn from_octets(octets: [u8; 16]) -> Self {
@@ -100,14 +106,39 @@ impl Ip {
         }
     }
 
+    /// Of IPv6: it means something on one link only.
+    pub const fn is_link_local(self) -> bool {
+        self.octets()[0] == 0xfe && self.octets()[1] & 0xc0 == 0x80
+    }
+
+    /// Of IPv6.
+    pub const fn is_multicast(self) -> bool {
+        self.octets()[0] == 0xff
+    }
+
     pub const fn family(self) -> Family {
         if self.to_v4().is_some() { Family::V4 } else { Family::V6 }
     }
 
     /// Sixteen bytes as one number, for tags.
     pub const fn folded(self) -> u32 {
-        let [a, b, c, d] = self.words();
+        let [a, b, c, d] = self.quads();
         a.rotate_left(3) ^ b.rotate_left(11) ^ c.rotate_left(19) ^ d
+    }
+}
+
+impl From<core::net::Ipv6Addr> for Ip {
+    fn from(ip: core::net::Ipv6Addr) -> Self {
+        Self::from_octets(ip.octets())
+    }
+}
+
+impl From<core::net::IpAddr> for Ip {
+    fn from(ip: core::net::IpAddr) -> Self {
+        match ip {
+            core::net::IpAddr::V4(ip) => Self::v4(ip.into()),
+            core::net::IpAddr::V6(ip) => ip.into(),
+        }
     }
 }
 
@@ -134,6 +165,7 @@ pub enum Family {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Addr;
 
     #[test]
     fn bytes_lie_as_on_the_wire() {
@@ -141,6 +173,15 @@ mod tests {
         assert_eq!(Port::new(0x1234).0.to_ne_bytes(), [0x12, 0x34]);
         assert_eq!(Port::new(53).get(), 53);
         assert!(Ip4::new([10, 244, 3, 4]).is_within(Ip4::new([10, 244, 0, 0]), Ip4::new([255, 255, 0, 0])));
+        let v6 = |octets: [u8; 2], last| {
+            let mut all = [0; 16];
+            (all[0], all[1], all[15]) = (octets[0], octets[1], last);
+            Ip::from_octets(all)
+        };
+        assert!(v6([0xfd, 7], 9).is_within(v6([0xfd, 7], 0), v6([0xff, 0xff], 0)));
+        assert!(!v6([0xfd, 7], 9).is_within(v6([0xfd, 7], 8), v6([0xff, 0xff], 0xff)));
+        assert!(v6([0xfe, 0xbf], 1).is_link_local() && !v6([0xfe, 0xc0], 1).is_link_local());
+        assert!(v6([0xff, 2], 1).is_multicast() && !v6([0xfe, 0x80], 1).is_multicast());
     }
 
     #[test]
@@ -150,7 +191,7 @@ mod tests {
         assert_eq!((Ip::v4(v4).to_v4(), Ip::v4(v4).family()), (Some(v4), Family::V4));
         let v6 = core::array::from_fn(|byte| byte as u8);
         assert_eq!(Ip::from_octets(v6).octets(), v6);
-        assert_eq!(Ip::from_words(Ip::from_octets(v6).words()), Ip::from_octets(v6));
+        assert_eq!(Ip::from_quads(Ip::from_octets(v6).quads()), Ip::from_octets(v6));
         assert_eq!((Ip::from_octets(v6).to_v4(), Ip::from_octets(v6).family()), (None, Family::V6));
         let mut loopback = [0; 16];
         assert!(Ip::from_octets(loopback).is_unspecified() && Ip::v4(Ip4::UNSPECIFIED).is_unspecified());

@@ -1,14 +1,14 @@
 //! Connections on the packet path: one entry each, and the ways from an answer back to it.
 
-use crate::{Ip4, Member, Port, TCP, UDP};
+use crate::{Addr, Ip, Ip4, Member, Port, TCP, UDP};
 
-/// A packet's ends as a hook sees them on the wire. ICMP echoes have their identifier as the asking side's port. Two words, so that
-/// copying and comparing take two instructions each.
+/// A packet's ends as a hook sees them on the wire. ICMP echoes have their identifier as the asking side's port. Whole words, so that
+/// copying and comparing take few instructions.
 #[repr(C, align(8))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Tuple {
-    pub src: Ip4,
-    pub dst: Ip4,
+pub struct Tuple<A = Ip4> {
+    pub src: A,
+    pub dst: A,
     pub sport: Port,
     pub dport: Port,
     pub protocol: u8,
@@ -16,87 +16,52 @@ pub struct Tuple {
     pub rest: u16,
 }
 
-impl Tuple {
-    pub const fn reversed(&self) -> Self {
+impl<A: Addr> Tuple<A> {
+    #[inline(always)]
+    pub fn reversed(&self) -> Self {
         Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, ..*self }
     }
 
-    pub const fn ports(&self) -> u32 {
+    #[inline(always)]
+    pub fn ports(&self) -> u32 {
         self.sport.0 as u32 | (self.dport.0 as u32) << 16
     }
 
-    /// The key as two words.
-    pub const fn words(&self) -> [u64; 2] {
-        [self.addresses(), self.second()]
-    }
-
-    pub const fn from_words(words: [u64; 2]) -> Self {
-        let [addresses, second] = words;
-        Self {
-            src: Ip4(addresses as u32),
-            dst: Ip4((addresses >> 32) as u32),
-            sport: Port(second as u16),
-            dport: Port((second >> 16) as u16),
-            protocol: (second >> 32) as u8,
-            pad: 0,
-            rest: 0,
-        }
-    }
-
-    /// The words of the tuple that goes the other way.
-    pub const fn reversed_words(words: [u64; 2]) -> [u64; 2] {
-        let [addresses, second] = words;
-        [addresses.rotate_left(32), (second & !0xffff_ffff) | (second as u32).rotate_left(16) as u64]
-    }
-
-    const fn addresses(&self) -> u64 {
-        self.src.0 as u64 | (self.dst.0 as u64) << 32
-    }
-
-    const fn second(&self) -> u64 {
-        self.ports() as u64 | (self.protocol as u64) << 32
-    }
-
     /// The far end of packets to somebody who shows a port of the range: what tells two users of one port apart.
-    pub const fn remote(&self) -> u64 {
-        end(self.dst, self.dport, self.protocol) | 1 << 56
+    #[inline(always)]
+    pub fn remote(&self) -> u64 {
+        self.dst.end_mark(self.dport, self.protocol)
     }
 
     /// The end that answers, as a key of `EXPOSED`.
-    pub const fn answering(&self) -> u64 {
-        end(self.src, self.sport, self.protocol)
+    #[inline(always)]
+    pub fn answering(&self) -> A::End {
+        self.src.end(self.sport, self.protocol)
     }
-}
 
-/// An end of a connection in one word.
-pub const fn end(addr: Ip4, port: Port, protocol: u8) -> u64 {
-    addr.0 as u64 | (port.0 as u64) << 32 | (protocol as u64) << 48
+    /// The end that is asked, as such a key.
+    #[inline(always)]
+    pub fn answerer(&self) -> A::End {
+        self.dst.end(self.dport, self.protocol)
+    }
 }
 
 /// The address under which an endpoint is exposed, and when that was last made sure of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exposed {
-    pub addr: Ip4,
+pub struct Exposed<A = Ip4> {
+    pub addr: A,
     pub port: Port,
     /// In units of `EPOCH_NS`, and wrapping.
     pub epoch: u16,
 }
 
-impl Exposed {
+impl<A> Exposed<A> {
     const EPOCH_SHIFT: u32 = 36;
     /// About 69 seconds.
     pub const EPOCH_NS: u64 = 1 << Self::EPOCH_SHIFT;
 
     pub const fn epoch_of(now: u64) -> u16 {
         (now >> Self::EPOCH_SHIFT) as u16
-    }
-
-    pub const fn bits(self) -> u64 {
-        self.addr.0 as u64 | (self.port.0 as u64) << 32 | (self.epoch as u64) << 48
-    }
-
-    pub const fn from_bits(bits: u64) -> Self {
-        Self { addr: Ip4(bits as u32), port: Port((bits >> 32) as u16), epoch: (bits >> 48) as u16 }
     }
 }
 
@@ -111,9 +76,9 @@ pub enum Direction {
 /// A connection. The key is what its client's packets show.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Flow {
+pub struct Flow<A = Ip4> {
     /// What the client's packets become.
-    pub to: Tuple,
+    pub to: Tuple<A>,
     /// Monotonic nanoseconds of the last packet, at most a second late.
     pub seen: u64,
     /// Of key and `to`: an element that was recycled under its reader shows another.
@@ -153,17 +118,13 @@ pub enum Stage {
     Closed,
 }
 
-impl Flow {
-    pub const fn tag_of(key: &Tuple, to: &Tuple) -> u64 {
-        Self::tag_of_words(key.words(), to.words())
+impl<A: Addr> Flow<A> {
+    pub fn tag_of(key: &Tuple<A>, to: &Tuple<A>) -> u64 {
+        A::tag(A::words(key), A::words(to))
     }
+}
 
-    pub const fn tag_of_words(key: [u64; 2], to: [u64; 2]) -> u64 {
-        let first = (key[0] ^ to[1].rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let second = (key[1] ^ to[0].rotate_left(17)).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
-        first ^ second.rotate_left(32)
-    }
-
+impl<A> Flow<A> {
     /// Both sides have closed it, or one has reset it.
     pub const fn is_over(&self) -> bool {
         self.reset != 0 || self.client_fin & self.server_fin != 0
@@ -211,48 +172,38 @@ impl Flow {
     }
 }
 
-/// Users of one port at a time, each towards another far end, of which there are so many kinds. As many bits as `way` gives.
-pub const SNAT_WAYS: usize = 8;
-const _: () = assert!(SNAT_WAYS == 1 << (32 - 29));
-
-/// One of the ways of a port of the range for translated sources. Half a line of a processor's cache, and so never in two.
+/// One of the ways of a port of the range for translated sources. A line of a processor's cache or half of one, and so never in two.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SnatPlace {
+pub struct SnatPlace<A: Addr = Ip4> {
     /// `Tuple::remote` of the user; zero is free. Claimed by compare-and-swap.
     pub remote: u64,
     /// The flow's key, as words.
-    pub key: [u64; 2],
+    pub key: A::Words,
     /// Not zero: a program of the node may have bound the port.
     pub bound: u64,
+    pub spare: A::Spare,
 }
 
-impl SnatPlace {
+impl<A: Addr> SnatPlace<A> {
     /// The one way that a far end has on every port: so a port is free towards it, or taken, at one look.
-    pub const fn way(remote: u64) -> u32 {
-        (remote as u32 ^ (remote >> 29) as u32).wrapping_mul(0x9e37_79b9) >> 29
+    #[inline(always)]
+    pub fn way(remote: u64) -> u32 {
+        (remote as u32 ^ (remote >> 29) as u32).wrapping_mul(0x9e37_79b9) >> (32 - A::SNAT_WAYS.trailing_zeros())
     }
 
     /// The index of a place, by the port's number within the range.
-    pub const fn index(port: u32, way: u32) -> u32 {
-        port * SNAT_WAYS as u32 + way
+    #[inline(always)]
+    pub fn index(port: u32, way: u32) -> u32 {
+        port * A::SNAT_WAYS as u32 + way
     }
 
     /// The port's number of a place.
-    pub const fn port(index: u32) -> u32 {
-        index / SNAT_WAYS as u32
+    #[inline(always)]
+    pub fn port(index: u32) -> u32 {
+        index / A::SNAT_WAYS as u32
     }
 }
-
-pub const NO_TUPLE: Tuple = Tuple {
-    src: Ip4::UNSPECIFIED,
-    dst: Ip4::UNSPECIFIED,
-    sport: Port(0),
-    dport: Port(0),
-    protocol: 0,
-    pad: 0,
-    rest: 0,
-};
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -264,11 +215,26 @@ pub struct FragmentKey {
     pub pad: u8,
 }
 
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FragmentKey6 {
+    pub src: Ip,
+    pub dst: Ip,
+    pub id: u32,
+    pub protocol: u8,
+    pub pad: [u8; 3],
+}
+
 const _: () = {
     assert!(size_of::<Tuple>() == 16);
     assert!(size_of::<Flow>() == 80);
     assert!(size_of::<SnatPlace>() == 32);
     assert!(size_of::<FragmentKey>() == 12);
+    assert!(size_of::<Tuple<Ip>>() == 40);
+    assert!(size_of::<Flow<Ip>>() == 104);
+    assert!(size_of::<SnatPlace<Ip>>() == 64);
+    assert!(size_of::<FragmentKey6>() == 40);
+    assert!(Ip4::SNAT_WAYS.is_power_of_two() && Ip::SNAT_WAYS.is_power_of_two());
 };
 
 #[cfg(test)]
@@ -287,10 +253,22 @@ mod tests {
         }
     }
 
+    fn tuple6() -> Tuple<Ip> {
+        let address = |first: u8| Ip::from_octets(core::array::from_fn(|byte| first + byte as u8));
+        let Tuple { sport, dport, protocol, pad, rest, .. } = tuple();
+        Tuple { src: address(1), dst: address(101), sport, dport, protocol, pad, rest }
+    }
+
+    fn reverses<A: Addr>(tuple: Tuple<A>) {
+        assert_eq!((tuple.reversed().src, tuple.reversed().reversed()), (tuple.dst, tuple));
+        assert_eq!(A::from_words(A::words(&tuple)), tuple);
+        assert_eq!(A::reversed(A::words(&tuple)), A::words(&tuple.reversed()));
+    }
+
     #[test]
     fn reversing_twice_changes_nothing() {
-        assert_eq!(tuple().reversed().src, tuple().dst);
-        assert_eq!(tuple().reversed().reversed(), tuple());
+        reverses(tuple());
+        reverses(tuple6());
     }
 
     #[test]
@@ -298,15 +276,16 @@ mod tests {
     fn the_words_of_a_key_are_its_bytes() {
         // SAFETY: both are plain bytes of one size.
         let words = unsafe { core::mem::transmute::<Tuple, [u64; 2]>(tuple()) };
-        assert_eq!(words, tuple().words());
-        assert_eq!(Tuple::from_words(words), tuple());
-        assert_eq!(Tuple::reversed_words(words), tuple().reversed().words());
+        assert_eq!(words, Ip4::words(&tuple()));
+        // SAFETY: as above.
+        let words = unsafe { core::mem::transmute::<Tuple<Ip>, [u64; 5]>(tuple6()) };
+        assert_eq!(words, Ip::words(&tuple6()));
     }
 
     #[test]
     fn a_connection_waits_as_long_as_its_stage_says() {
         const SECOND: u64 = 1_000_000_000;
-        let new = Flow::default();
+        let new: Flow = Flow::default();
         let replied = Flow { replied: 1, ..new };
         let assured = Flow { assured: 1, ..replied };
         let half = Flow { client_fin: 1, ..assured };
@@ -330,22 +309,44 @@ mod tests {
         assert_eq!(Flow { client_fin: 1, ..replied }.stage(), Stage::Replied);
     }
 
-    #[test]
-    fn a_tag_is_of_key_and_contents() {
-        let to = Tuple { dst: Ip4::new([9, 9, 9, 9]), ..tuple() };
-        let tag = Flow::tag_of(&tuple(), &to);
-        assert_ne!(tag, Flow::tag_of(&to, &tuple()));
-        for other in [Tuple { sport: Port::new(3), ..to }, Tuple { src: Ip4::new([1, 2, 3, 5]), ..to }, to.reversed()] {
-            assert_ne!(tag, Flow::tag_of(&tuple(), &other));
+    fn tags<A: Addr>(key: Tuple<A>, others: impl IntoIterator<Item = Tuple<A>>) {
+        let to = Tuple { dst: A::GATEWAY, ..key };
+        let tag = Flow::tag_of(&key, &to);
+        assert_ne!(tag, Flow::tag_of(&to, &key));
+        let moved = [Tuple { sport: Port::new(3), ..to }, to.reversed()];
+        for other in others.into_iter().map(|other| Tuple { dst: A::GATEWAY, ..other }).chain(moved) {
+            assert_ne!(tag, Flow::tag_of(&key, &other));
         }
     }
 
     #[test]
+    fn a_tag_is_of_key_and_contents() {
+        tags(tuple(), [Tuple { src: Ip4::new([1, 2, 3, 5]), ..tuple() }]);
+        // Every byte of a longer address counts.
+        tags(
+            tuple6(),
+            (0..16).map(|byte| {
+                let mut octets = tuple6().src.octets();
+                octets[byte] ^= 0x80;
+                Tuple { src: Ip::from_octets(octets), ..tuple6() }
+            }),
+        );
+    }
+
+    fn packs<A: Addr>(tuple: Tuple<A>) {
+        let exposed = Exposed { addr: tuple.src, port: Port::new(443), epoch: 65_535 };
+        assert_eq!(A::from_exposed(A::exposed(exposed)), exposed);
+        let ways = A::SNAT_WAYS as u32;
+        assert_eq!(SnatPlace::<A>::port(SnatPlace::<A>::index(14_999, ways - 1)), 14_999);
+        assert!((0..1000u64).all(|far| SnatPlace::<A>::way(far.wrapping_mul(0x1234_5678_9abc_def1)) < ways));
+        assert_ne!(tuple.remote(), 0);
+        assert_ne!(tuple.remote(), tuple.reversed().remote());
+        assert_eq!(tuple.reversed().answering(), tuple.answerer());
+    }
+
+    #[test]
     fn packed_ends_and_places_survive_a_round_trip() {
-        let exposed = Exposed { addr: Ip4::new([10, 96, 0, 1]), port: Port::new(443), epoch: 65_535 };
-        assert_eq!(Exposed::from_bits(exposed.bits()), exposed);
-        assert_eq!(SnatPlace::port(SnatPlace::index(14_999, 7)), 14_999);
-        assert_ne!(tuple().remote(), 0);
-        assert_eq!(tuple().reversed().answering(), end(tuple().dst, tuple().dport, TCP));
+        packs(tuple());
+        packs(tuple6());
     }
 }

@@ -10,6 +10,7 @@
 
 mod address;
 mod counter;
+mod family;
 mod flow;
 mod node;
 mod service;
@@ -17,8 +18,9 @@ mod socket;
 
 pub use address::{Family, Ip, Ip4, Port};
 pub use counter::Counter;
-pub use flow::{Direction, Exposed, Flow, FragmentKey, NO_TUPLE, SNAT_WAYS, SnatPlace, Stage, Tuple, end};
-pub use node::{Netns, NodeConfig, PodLink, pod_mac};
+pub use family::Addr;
+pub use flow::{Direction, Exposed, Flow, FragmentKey, FragmentKey6, SnatPlace, Stage, Tuple};
+pub use node::{Netns, NodeConfig, PodLink};
 pub use service::{
     Affinity, AffinityKey, AffinityValue, Backend, FrontendKey, Member, NodePort, Scope, Slot, generation_of,
 };
@@ -41,14 +43,14 @@ pub const MAX_PODS: usize = 4_096;
 pub const MAX_NODE_ADDRESSES: usize = 16_384;
 /// Connections on the packet path.
 pub const MAX_FLOWS: usize = 131_072;
-/// Answered flows of one pod, an eighth of all: whoever opens more is refused, and its neighbours go on.
-pub const MAX_POD_FLOWS: u64 = MAX_FLOWS as u64 / 8;
 /// Flows that are not assured yet; the oldest give way. A power of two.
 pub const MAX_NEW_FLOWS: usize = 32_768;
+pub const MAX_NEW_FLOWS6: usize = 16_384;
 /// Ports of the range for translated sources that can be used.
 pub const MAX_SNAT_PORTS: usize = 16_384;
-/// The ways of all of them: 4 MiB.
-pub const MAX_SNAT_PLACES: usize = MAX_SNAT_PORTS * SNAT_WAYS;
+/// The ways of all of them: 4 MiB in either family.
+pub const MAX_SNAT_PLACES: usize = MAX_SNAT_PORTS * <Ip4 as Addr>::SNAT_WAYS;
+pub const MAX_SNAT_PLACES6: usize = MAX_SNAT_PORTS * <Ip as Addr>::SNAT_WAYS;
 /// Endpoints whose clients keep their address and port.
 pub const MAX_EXPOSED: usize = 16_384;
 pub const MAX_AFFINITY: usize = 65_536;
@@ -57,6 +59,7 @@ pub const MAX_FRAGMENTS: usize = 8_192;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMP: u8 = 1;
+pub const ICMP6: u8 = 58;
 pub const SCTP: u8 = 132;
 
 /// Ethernet address of every host end, so that a pod's neighbour entry never changes.
@@ -65,6 +68,8 @@ pub const HOST_MAC: [u8; 6] = [0x0e, 0x68, 0, 0, 0, 1];
 pub const SERVICE_MAC: [u8; 6] = [0x0e, 0x68, 0, 0, 0, 2];
 /// Every pod's gateway, and the source that a pod sees when it reaches itself through a service: 169.254.1.1.
 pub const GATEWAY: Ip4 = Ip4::new([169, 254, 1, 1]);
+/// The same of IPv6: fd61:6d70:6869::1. No link-local one, which would need a scope wherever it shows, and which routers outside have.
+pub const GATEWAY6: Ip = Ip::from_octets([0xfd, 0x61, 0x6d, 0x70, 0x68, 0x69, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 
 /// Values of the map of node addresses.
 pub const THIS_NODE: u32 = 1;

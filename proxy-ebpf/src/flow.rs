@@ -14,9 +14,10 @@ use proxy_common::*;
 
 use crate::atomic;
 use crate::choose::{Caller, contains, find_service, is_gone};
+use crate::family::Net;
 use crate::forward::{Place, Sender, is_pod_address, place_of};
-use crate::maps::{BEGUN, EXPOSED, FLOWS, NEWEST, node, of_map, whole};
-use crate::packet::{FIN, Layer4, Packet, RST, set_words, words};
+use crate::maps::{node, of_map, whole};
+use crate::packet::{FIN, Layer4, Packet, RST, are_same, no_tuple, set_words, words};
 use crate::shares;
 use crate::snat::{self, Answered};
 
@@ -84,7 +85,7 @@ pub enum Seen {
 /// Finds what becomes of this packet and where that lies, if its flow is known. What a pod sends to a pod is nobody's but an
 /// endpoint's answer.
 #[inline(always)]
-pub fn find(packet: &mut Packet, from: Sender, node: &NodeConfig) -> Place {
+pub fn find<A: Net>(packet: &mut Packet<A>, from: Sender, node: &NodeConfig<A>) -> Place {
     if from != Sender::Pod || !is_pod_address(packet.tuple.dst, node) {
         let place = forward(packet, from, node);
         if place != Place::NO_FLOW {
@@ -94,27 +95,20 @@ pub fn find(packet: &mut Packet, from: Sender, node: &NodeConfig) -> Place {
     find_answered(packet, node)
 }
 
-/// The same for what the host sends: only its endpoints' answers are of flows.
+/// The same for what the host sends: only its endpoints' answers are of flows. A step of its own.
 #[inline(always)]
-pub fn find_reply(packet: &mut Packet) -> Place {
-    Place::from_word(amphi_find_reply(packet))
-}
-
-/// `find_reply`, verified by itself.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn amphi_find_reply(packet: *mut Packet) -> u32 {
+pub fn find_reply<A: Net>(packet: *mut Packet<A>) -> u32 {
     // SAFETY: callers give a packet of their own.
     let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, node()) else { return Place::NO_FLOW.word() };
     find_answered(packet, node).word()
 }
 
 #[inline(always)]
-fn find_answered(packet: &mut Packet, node: &NodeConfig) -> Place {
-    let mut asking = NO_TUPLE;
+fn find_answered<A: Net>(packet: &mut Packet<A>, node: &NodeConfig<A>) -> Place {
+    let mut asking = no_tuple();
     // A client may have by itself a port that somebody else shows to the same endpoint: then only its own flow fits.
     if snat::asking(&packet.tuple, &mut asking, node) {
-        let place = reply(packet, &mut asking, node);
+        let place = reply_to(packet, &mut asking, node);
         if place != Place::NO_FLOW {
             return place;
         }
@@ -122,46 +116,40 @@ fn find_answered(packet: &mut Packet, node: &NodeConfig) -> Place {
     if !exposed(&packet.tuple, &mut asking) {
         return Place::NO_FLOW;
     }
-    reply(packet, &mut asking, node)
+    reply_to(packet, &mut asking, node)
 }
 
 /// The translation of a tuple, without touching its flow: for errors that quote it.
 #[inline(always)]
-pub fn peek(tuple: &Tuple, to: &mut Tuple) -> Seen {
+pub fn peek<A: Net>(tuple: &mut Tuple<A>, to: &mut Tuple<A>) -> Seen {
     let Some(node) = node() else { return Seen::Unknown };
-    if let Some(flow) = FLOWS.get_ptr(tuple) {
+    if let Some(flow) = A::flows().get_ptr(&*tuple) {
         // SAFETY: a map element.
         return unsafe { contents(flow, tuple, to) };
     }
-    let mut asking = *tuple;
-    let by_port = snat::asking(tuple, &mut asking, node) && is_answer(&asking, tuple);
-    if by_port || (exposed(tuple, &mut asking) && is_answer(&asking, tuple)) {
-        *to = asking.reversed();
+    let mut asking = no_tuple();
+    let by_port = snat::asking(tuple, &mut asking, node) && A::is_answer(&raw mut asking, tuple) != 0;
+    if by_port || (exposed(tuple, &mut asking) && A::is_answer(&raw mut asking, tuple) != 0) {
+        set_words(to, A::reversed(words(&asking)));
         return Seen::Known;
     }
-    if is_answer(&tuple.reversed(), tuple) {
-        *to = *tuple;
+    set_words(&mut asking, A::reversed(words(tuple)));
+    if A::is_answer(&raw mut asking, tuple) != 0 {
+        set_words(to, words(tuple));
         return Seen::Known;
     }
     Seen::Unknown
 }
 
+/// Whether a tuple is that of an answer to what `asking` is the key of. A step of its own.
 #[inline(always)]
-fn is_answer(asking: &Tuple, answer: &Tuple) -> bool {
-    let (mut asking, mut answer) = (*asking, *answer);
-    amphi_is_answer(&raw mut asking, &raw mut answer) != 0
-}
-
-/// `is_answer`, verified by itself.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn amphi_is_answer(asking: *mut Tuple, answer: *mut Tuple) -> u32 {
+pub fn is_answer<A: Net>(asking: *mut Tuple<A>, answer: *mut Tuple<A>) -> u32 {
     // SAFETY: callers give tuples of their own.
     let (Some(asking), Some(answer)) = (unsafe { asking.as_ref() }, unsafe { answer.as_ref() }) else { return 0 };
-    let Some(flow) = FLOWS.get_ptr(asking) else { return 0 };
-    let mut to = *answer;
+    let Some(flow) = A::flows().get_ptr(asking) else { return 0 };
     // SAFETY: a map element.
-    unsafe { (contents(flow, asking, &mut to) == Seen::Known && to.reversed() == *answer) as u32 }
+    let (shown, tag) = unsafe { (words(&(*flow).to), whole(&raw const (*flow).tag)) };
+    (tag == A::tag(words(asking), shown) && are_same::<A>(A::reversed(shown), words(answer))) as u32
 }
 
 /// What a flow's packets become, unless its element was recycled for another.
@@ -169,10 +157,10 @@ pub extern "C" fn amphi_is_answer(asking: *mut Tuple, answer: *mut Tuple) -> u32
 /// # Safety
 /// `flow` points to an element of `FLOWS`.
 #[inline(always)]
-unsafe fn contents(flow: *const Flow, key: &Tuple, to: &mut Tuple) -> Seen {
+unsafe fn contents<A: Net>(flow: *const Flow<A>, key: &Tuple<A>, to: &mut Tuple<A>) -> Seen {
     // SAFETY: the caller vouches for the pointer.
     let (found, tag) = unsafe { (words(&(*flow).to), whole(&raw const (*flow).tag)) };
-    if tag != Flow::tag_of_words(words(key), found) {
+    if tag != A::tag(words(key), found) {
         return Seen::Unknown;
     }
     set_words(to, found);
@@ -181,19 +169,18 @@ unsafe fn contents(flow: *const Flow, key: &Tuple, to: &mut Tuple) -> Seen {
 
 /// The key of the connection whose client kept its address and port.
 #[inline(always)]
-fn exposed(answer: &Tuple, asking: &mut Tuple) -> bool {
-    let Some(word) = EXPOSED.get_ptr(answer.answering()) else { return false };
+fn exposed<A: Net>(answer: &Tuple<A>, asking: &mut Tuple<A>) -> bool {
+    let Some(bits) = A::exposed_ends().get_ptr(answer.answering()) else { return false };
     // SAFETY: the pointer is to a map element.
-    let service = Exposed::from_bits(unsafe { whole(word) });
-    let [addresses, second] = Tuple::reversed_words(words(answer));
-    let addresses = (addresses & 0xffff_ffff) | (service.addr.0 as u64) << 32;
-    set_words(asking, [addresses, (second & !0xffff_0000) | (service.port.0 as u64) << 16]);
+    let service = A::from_exposed(unsafe { core::ptr::read_volatile(bits) });
+    let asked = A::from_words(A::reversed(words(answer)));
+    set_words(asking, A::words(&Tuple { dst: service.addr, dport: service.port, ..asked }));
     true
 }
 
 #[inline(always)]
-fn forward(packet: &mut Packet, from: Sender, node: &NodeConfig) -> Place {
-    let Some(flow) = FLOWS.get_ptr_mut(&packet.tuple) else { return Place::NO_FLOW };
+fn forward<A: Net>(packet: &mut Packet<A>, from: Sender, node: &NodeConfig<A>) -> Place {
+    let Some(flow) = A::flows().get_ptr_mut(&packet.tuple) else { return Place::NO_FLOW };
     // SAFETY: a map element.
     if unsafe { contents(flow, &packet.tuple, &mut packet.to) } == Seen::Unknown {
         return Place::NO_FLOW;
@@ -201,7 +188,7 @@ fn forward(packet: &mut Packet, from: Sender, node: &NodeConfig) -> Place {
     // SAFETY: a map element; one that is recycled from now on may get a mark that is not its own, which shortens or lengthens its
     // idle life.
     let flow = unsafe { &mut *flow };
-    if packet.is_opening() && !leads_on(packet, flow, from) {
+    if packet.is_opening() && !is_followed(packet, flow, from) {
         forget(&packet.tuple);
         return Place::NO_FLOW;
     }
@@ -217,19 +204,18 @@ fn forward(packet: &mut Packet, from: Sender, node: &NodeConfig) -> Place {
 
 /// Whether what may open a connection follows a flow that exists. Datagrams ask each time, openings of connections once.
 #[inline(always)]
-fn leads_on(packet: &mut Packet, flow: &Flow, from: Sender) -> bool {
+fn is_followed<A: Net>(packet: &mut Packet<A>, flow: &Flow<A>, from: Sender) -> bool {
     match packet.layer4 {
-        Layer4::Tcp => amphi_leads_on(packet, flow.member, flow.snat, from.word()) != 0,
+        Layer4::Tcp => A::leads_on(packet, flow.member, flow.snat, from.word()) != 0,
         _ => flow.member == Member::NONE.bits() || !is_gone(flow.member),
     }
 }
 
 /// Whether an opening follows a flow that exists: one that was sent again, or one of a client whose port came round again. That one
 /// keeps its port behind the node, too: so the endpoint sees one client with one clock. With another port it might take the opening
-/// for a packet of somebody's old connection. Verified by itself.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn amphi_leads_on(packet: *mut Packet, member: u64, snat: u32, from: u32) -> u32 {
+/// for a packet of somebody's old connection. A step of its own.
+#[inline(always)]
+pub fn leads_on<A: Net>(packet: *mut Packet<A>, member: u64, snat: u32, from: u32) -> u32 {
     // SAFETY: callers give a packet of their own.
     let Some(Packet { tuple, to, .. }) = (unsafe { packet.as_ref() }) else { return 0 };
     (is_served(tuple, member, Sender::from_word(from).scope()) && finds_answers(tuple, to, member, snat)) as u32
@@ -237,25 +223,25 @@ pub extern "C" fn amphi_leads_on(packet: *mut Packet, member: u64, snat: u32, fr
 
 /// Whether an endpoint is one of those that the client's address has now. What goes to no service needs none.
 #[inline(always)]
-fn is_served(asked: &Tuple, member: u64, scope: Scope) -> bool {
+fn is_served<A: Net>(asked: &Tuple<A>, member: u64, scope: Scope) -> bool {
     if member == Member::NONE.bits() {
         return true;
     }
     let Tuple { dst, dport, protocol, .. } = *asked;
-    find_service(Ip::v4(dst), dport, protocol, scope, Caller::Elsewhere)
+    find_service(dst.to_ip(), dport, protocol, scope, Caller::Elsewhere)
         .is_some_and(|service| contains(service.slot, member))
 }
 
 /// Whether answers find a flow. It takes a sweep, a kill or a recycled element at the wrong moment that they do not, but whoever waits
 /// for one has nothing else to bring it back.
 #[inline(always)]
-fn finds_answers(tuple: &Tuple, to: &Tuple, member: u64, snat: u32) -> bool {
+fn finds_answers<A: Net>(tuple: &Tuple<A>, to: &Tuple<A>, member: u64, snat: u32) -> bool {
     match snat {
         // The far end of the answers' own packets is the key itself.
         0 if member == Member::NONE.bits() => true,
-        0 => EXPOSED.get_ptr(end(to.dst, to.dport, to.protocol)).is_some_and(|word| {
+        0 => A::exposed_ends().get_ptr(to.answerer()).is_some_and(|bits| {
             // SAFETY: the pointer is to a map element.
-            let service = Exposed::from_bits(unsafe { whole(word) });
+            let service = A::from_exposed(unsafe { core::ptr::read_volatile(bits) });
             service.addr == tuple.dst && service.port == tuple.dport
         }),
         _ => snat::has_place(snat, tuple, to),
@@ -264,27 +250,41 @@ fn finds_answers(tuple: &Tuple, to: &Tuple, member: u64, snat: u32) -> bool {
 
 /// What becomes of an answer of the connection with this key, and where that lies, if it is one.
 #[inline(always)]
-pub fn reply(packet: &mut Packet, asking: &mut Tuple, node: &NodeConfig) -> Place {
-    Place::from_word(amphi_reply(packet, asking, of_map(node)))
+pub fn reply_to<A: Net>(packet: &mut Packet<A>, asking: &mut Tuple<A>, node: &NodeConfig<A>) -> Place {
+    Place::from_word(A::reply(packet, asking, of_map(node)))
 }
 
-/// `reply`, verified by itself.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn amphi_reply(packet: *mut Packet, asking: *mut Tuple, node: *mut NodeConfig) -> u32 {
+/// The same of the connection whose client's packets are the packet's own the other way round.
+#[inline(always)]
+pub fn reply_unchanged<A: Net>(packet: &mut Packet<A>, node: &NodeConfig<A>) -> Place {
+    Place::from_word(A::reply(packet, core::ptr::null_mut(), of_map(node)))
+}
+
+/// Both, a step of its own.
+#[inline(always)]
+pub fn reply<A: Net>(packet: *mut Packet<A>, asking: *mut Tuple<A>, node: *mut NodeConfig<A>) -> u32 {
     // SAFETY: callers give a packet and a tuple of their own, and the node.
-    let (packet, asking, node) = unsafe { (packet.as_mut(), asking.as_ref(), node.as_ref()) };
-    let (Some(packet), Some(asking), Some(node)) = (packet, asking, node) else { return Place::NO_FLOW.word() };
+    let (Some(packet), asking, Some(node)) = (unsafe { (packet.as_mut(), asking.as_ref(), node.as_ref()) }) else {
+        return Place::NO_FLOW.word();
+    };
+    let mut own = no_tuple();
+    let asking = match asking {
+        Some(asking) => asking,
+        None => {
+            set_words(&mut own, A::reversed(words(&packet.tuple)));
+            &own
+        }
+    };
     answer(packet, asking, node).word()
 }
 
 #[inline(always)]
-fn answer(packet: &mut Packet, asking: &Tuple, node: &NodeConfig) -> Place {
-    let Some(flow) = FLOWS.get_ptr_mut(asking) else { return Place::NO_FLOW };
+fn answer<A: Net>(packet: &mut Packet<A>, asking: &Tuple<A>, node: &NodeConfig<A>) -> Place {
+    let Some(flow) = A::flows().get_ptr_mut(asking) else { return Place::NO_FLOW };
     // SAFETY: a map element; the tag shows whether it still is this flow's.
     let (shown, tag) = unsafe { (words(&(*flow).to), whole(&raw const (*flow).tag)) };
     let asked = words(asking);
-    if tag != Flow::tag_of_words(asked, shown) || Tuple::reversed_words(shown) != words(&packet.tuple) {
+    if tag != A::tag(asked, shown) || !are_same::<A>(A::reversed(shown), words(&packet.tuple)) {
         return Place::NO_FLOW;
     }
     // SAFETY: as for `forward`.
@@ -299,13 +299,13 @@ fn answer(packet: &mut Packet, asking: &Tuple, node: &NodeConfig) -> Place {
     if packet.is_closing() {
         shares::change(flow, asking.src, |flow| mark_closing(packet, &mut flow.server_fin, &mut flow.reset));
     }
-    set_words(&mut packet.to, Tuple::reversed_words(asked));
+    set_words(&mut packet.to, A::reversed(asked));
     place(flow, Direction::Reply, asking.src, node)
 }
 
 /// Writes the time now and then, to leave clock and cache line alone otherwise.
 #[inline(always)]
-fn touch(flow: &mut Flow) {
+fn touch<A>(flow: &mut Flow<A>) {
     // SAFETY: the helper has no preconditions.
     let tick = unsafe { bpf_jiffies64() } as u32;
     if tick.wrapping_sub(flow.tick) >= TICKS {
@@ -316,7 +316,7 @@ fn touch(flow: &mut Flow) {
 }
 
 #[inline(always)]
-fn mark_closing(packet: &Packet, fin: &mut u8, reset: &mut u8) {
+fn mark_closing<A>(packet: &Packet<A>, fin: &mut u8, reset: &mut u8) {
     if packet.flags & FIN != 0 {
         *fin = 1;
     }
@@ -328,13 +328,13 @@ fn mark_closing(packet: &Packet, fin: &mut u8, reset: &mut u8) {
 /// The endpoint has taken a connection whose client's port came round again. An opening alone changes nothing: one that nobody
 /// answers lives no longer than what it follows.
 #[inline(always)]
-fn live_again(flow: &mut Flow) {
+fn live_again<A>(flow: &mut Flow<A>) {
     (flow.assured, flow.client_fin, flow.server_fin, flow.reset) = (0, 0, 0, 0);
 }
 
 /// Where an address lies, from memory while nothing has changed.
 #[inline(always)]
-fn place(flow: &mut Flow, direction: Direction, addr: Ip4, node: &NodeConfig) -> Place {
+fn place<A: Net>(flow: &mut Flow<A>, direction: Direction, addr: A, node: &NodeConfig<A>) -> Place {
     let exit = direction as usize;
     if flow.epoch != node.epoch {
         flow.exits = [0; 2];
@@ -350,19 +350,24 @@ fn place(flow: &mut Flow, direction: Direction, addr: Ip4, node: &NodeConfig) ->
 
 /// Begins a flow from a packet to the endpoint that its `to` has; the rest of `to` is found here.
 #[inline(always)]
-pub fn begin(ctx: &TcContext, packet: &mut Packet, source: Source, member: u64, node: &NodeConfig) -> Begun {
-    Begun::from_word(amphi_begin_flow(ctx.skb.skb, packet, source as u32, member, of_map(node)))
+pub fn begin_from<A: Net>(
+    ctx: &TcContext,
+    packet: &mut Packet<A>,
+    source: Source,
+    member: u64,
+    node: &NodeConfig<A>,
+) -> Begun {
+    Begun::from_word(A::begin_flow(ctx.skb.skb, packet, source as u32, member, of_map(node)))
 }
 
-/// `begin`, verified by itself.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn amphi_begin_flow(
+/// `begin_from`, a step of its own.
+#[inline(always)]
+pub fn begin<A: Net>(
     skb: *mut __sk_buff,
-    packet: *mut Packet,
+    packet: *mut Packet<A>,
     source: u32,
     member: u64,
-    node: *mut NodeConfig,
+    node: *mut NodeConfig<A>,
 ) -> u32 {
     // SAFETY: callers give a packet of their own, and the node.
     let (Some(packet), Some(node)) = (unsafe { packet.as_mut() }, unsafe { node.as_ref() }) else {
@@ -372,10 +377,16 @@ pub extern "C" fn amphi_begin_flow(
 }
 
 #[inline(always)]
-fn track(skb: *mut __sk_buff, packet: &mut Packet, source: Source, member: u64, node: &NodeConfig) -> Begun {
+fn track<A: Net>(
+    skb: *mut __sk_buff,
+    packet: &mut Packet<A>,
+    source: Source,
+    member: u64,
+    node: &NodeConfig<A>,
+) -> Begun {
     packet.to.src = match source {
         Source::Keep | Source::OtherPort => packet.tuple.src,
-        Source::Gateway => GATEWAY,
+        Source::Gateway => A::GATEWAY,
         Source::Node => node.node_ip,
     };
     let mut place = 0;
@@ -386,7 +397,7 @@ fn track(skb: *mut __sk_buff, packet: &mut Packet, source: Source, member: u64, 
             return Begun::NoPort;
         }
     }
-    if record(packet, member, place) {
+    if write_down(packet, member, place) {
         return Begun::Yes;
     }
     snat::release(place, &packet.tuple);
@@ -396,79 +407,83 @@ fn track(skb: *mut __sk_buff, packet: &mut Packet, source: Source, member: u64, 
 /// Notes a packet from outside to a pod's own address, so that its answers are known for what they are. Without a note they show
 /// the node's address.
 #[inline(always)]
-pub fn note_direct(packet: &mut Packet) {
-    record(packet, Member::NONE.bits(), 0);
+pub fn note_direct<A: Net>(packet: &mut Packet<A>) {
+    write_down(packet, Member::NONE.bits(), 0);
 }
 
-/// Makes sure that answers of an endpoint lead to this service. False: they lead to another, under which its clients know it too.
-#[inline(always)]
-fn expose(from: &Tuple, to: &Tuple) -> bool {
-    let key = end(to.dst, to.dport, to.protocol);
+/// Makes sure that answers of an endpoint lead to this service. False: they lead to another, under which its clients know it too. Not
+/// in place, for the search of a port needs the stack as well.
+#[inline(never)]
+fn expose<A: Net>(from: &Tuple<A>, to: &Tuple<A>) -> bool {
+    let key = to.answerer();
     // SAFETY: the helper has no preconditions.
-    let epoch = Exposed::epoch_of(unsafe { bpf_ktime_get_coarse_ns() });
+    let epoch = Exposed::<A>::epoch_of(unsafe { bpf_ktime_get_coarse_ns() });
     let wanted = Exposed { addr: from.dst, port: from.dport, epoch };
-    let Some(word) = EXPOSED.get_ptr_mut(key) else { return EXPOSED.insert(key, wanted.bits(), NOEXIST).is_ok() };
+    let Some(bits) = A::exposed_ends().get_ptr_mut(key) else {
+        return A::exposed_ends().insert(key, A::exposed(wanted), NOEXIST).is_ok();
+    };
     // SAFETY: the pointer is to a map element.
-    let found = Exposed::from_bits(unsafe { whole(word) });
+    let found = A::from_exposed(unsafe { core::ptr::read_volatile(bits) });
     if found.addr != wanted.addr || found.port != wanted.port {
         return false;
     }
     if found.epoch != epoch {
         // SAFETY: as above.
-        unsafe { core::ptr::write_volatile(word, wanted.bits()) };
+        unsafe { core::ptr::write_volatile(bits, A::exposed(wanted)) };
     }
     true
 }
 
 #[inline(always)]
-fn record(packet: &mut Packet, member: u64, place: u32) -> bool {
-    let mut error = amphi_record(packet, member, place);
-    if error == FULL && amphi_make_room() != 0 {
-        error = amphi_record(packet, member, place);
+fn write_down<A: Net>(packet: &mut Packet<A>, member: u64, place: u32) -> bool {
+    let mut error = A::record(packet, member, place);
+    if error == FULL && A::make_room() != 0 {
+        error = A::record(packet, member, place);
     }
     if error != 0 {
         return false;
     }
-    amphi_note_newest(&raw mut packet.tuple);
+    A::note_newest(&raw mut packet.tuple);
     true
 }
 
-/// Writes a flow down, unless its key has one; else the kernel's error. Apart from what follows it, so that their needs of the stack
-/// do not add up.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn amphi_record(packet: *mut Packet, member: u64, place: u32) -> i32 {
+/// Writes a flow down, unless its key has one; else the kernel's error. A step apart from what follows it, so that their needs of the
+/// stack do not add up.
+#[inline(always)]
+pub fn record<A: Net>(packet: *mut Packet<A>, member: u64, place: u32) -> i32 {
     // SAFETY: callers give a packet of their own.
     let Some(Packet { tuple, to, .. }) = (unsafe { packet.as_ref() }) else { return FULL };
     // SAFETY: the helper has no preconditions.
     let seen = unsafe { bpf_ktime_get_coarse_ns() };
-    let (to, mut flow) = (words(to), [0u64; size_of::<Flow>() / 8]);
-    (flow[0], flow[1]) = (to[0], to[1]);
-    flow[offset_of!(Flow, seen) / 8] = seen;
-    flow[offset_of!(Flow, tag) / 8] = Flow::tag_of_words(words(tuple), to);
-    flow[offset_of!(Flow, member) / 8] = member;
-    flow[offset_of!(Flow, snat) / 8] = place as u64;
+    let mut flow = A::EMPTY;
+    let fields = flow.as_mut();
+    fields[offset_of!(Flow<A>, tag) / 8] = A::tag(words(tuple), words(to));
+    for (field, word) in fields.iter_mut().zip(words(to).as_ref()) {
+        *field = *word;
+    }
+    fields[offset_of!(Flow<A>, seen) / 8] = seen;
+    fields[offset_of!(Flow<A>, member) / 8] = member;
+    fields[offset_of!(Flow<A>, snat) / 8] = place as u64;
     // SAFETY: a flow has this size and alignment, and no byte that is not a field's; `to` is its first, and the place lies in the
     // lower half of its word, as bytes lie on the target.
-    let flow = unsafe { &*flow.as_ptr().cast::<Flow>() };
-    FLOWS.insert(tuple, flow, NOEXIST).err().unwrap_or(0)
+    let flow = unsafe { &*core::ptr::from_ref(&flow).cast::<Flow<A>>() };
+    A::flows().insert(tuple, flow, NOEXIST).err().unwrap_or(0)
 }
 
 /// The search for a flow that gives way.
-struct Looking {
-    oldest: Tuple,
+struct Looking<A> {
+    oldest: Tuple<A>,
     seen: u64,
     met: u32,
 }
 
 /// Where all flows are in use, ends the oldest met of those that are over or not assured; 0: it met none. Only the newest flows are
-/// looked at, for there is no list of others.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn amphi_make_room() -> u32 {
-    let mut looking = Looking { oldest: NO_TUPLE, seen: u64::MAX, met: 0 };
+/// looked at, for there is no list of others. A step of its own.
+#[inline(always)]
+pub fn make_room<A: Net>() -> u32 {
+    let mut looking = Looking { oldest: no_tuple::<A>(), seen: u64::MAX, met: 0 };
     // SAFETY: the callback takes what it is given here, which outlives the call.
-    unsafe { bpf_loop(LOOKS, look as *mut c_void, (&raw mut looking).cast(), 0) };
+    unsafe { bpf_loop(LOOKS, look::<A> as *mut c_void, (&raw mut looking).cast(), 0) };
     if looking.met != 0 {
         forget(&looking.oldest);
     }
@@ -476,17 +491,17 @@ pub extern "C" fn amphi_make_room() -> u32 {
 }
 
 /// One look at any of the newest flows; the search goes on.
-unsafe extern "C" fn look(_index: u32, looking: *mut Looking) -> i64 {
-    // SAFETY: `amphi_make_room` passes its own.
+unsafe extern "C" fn look<A: Net>(_index: u32, looking: *mut Looking<A>) -> i64 {
+    // SAFETY: `make_room` passes its own.
     let looking = unsafe { &mut *looking };
     // SAFETY: the helper has no preconditions.
     let number = unsafe { bpf_get_prandom_u32() };
-    let Some(place) = NEWEST.get_ptr(number & (MAX_NEW_FLOWS as u32 - 1)) else { return 0 };
+    let Some(place) = A::newest(number & (A::NEW_FLOWS - 1)) else { return 0 };
     // SAFETY: an element of a map; halves of two keys are nobody's.
     let place = unsafe { words(&*place) };
-    let mut key = NO_TUPLE;
+    let mut key = no_tuple();
     set_words(&mut key, place);
-    let Some(flow) = FLOWS.get_ptr(key) else { return 0 };
+    let Some(flow) = A::flows().get_ptr(&key) else { return 0 };
     // SAFETY: a map element.
     let (gives_way, seen) = unsafe { (snat::gives_way(flow), (*flow).seen) };
     if gives_way && seen < looking.seen {
@@ -496,42 +511,41 @@ unsafe extern "C" fn look(_index: u32, looking: *mut Looking) -> i64 {
     0
 }
 
-/// Takes the place of the connection that began longest ago. One that is not assured by now ends with it.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn amphi_note_newest(key: *mut Tuple) -> u32 {
+/// Takes the place of the connection that began longest ago. One that is not assured by now ends with it. A step of its own.
+#[inline(always)]
+pub fn note_newest<A: Net>(key: *mut Tuple<A>) -> u32 {
     // SAFETY: callers give a tuple of their own.
-    let (Some(key), Some(begun)) = (unsafe { key.as_ref() }, BEGUN.get_ptr_mut(0)) else { return 0 };
+    let (Some(key), Some(begun)) = (unsafe { key.as_ref() }, A::begun()) else { return 0 };
     // SAFETY: an element of a map.
     let number = unsafe { atomic::next(begun) };
-    let Some(place) = NEWEST.get_ptr_mut(number as u32 & (MAX_NEW_FLOWS as u32 - 1)) else { return 0 };
+    let Some(place) = A::newest(number as u32 & (A::NEW_FLOWS - 1)) else { return 0 };
     // SAFETY: an element of a map, which is only this program's until as many flows as there are places have begun.
     let place = unsafe { &mut *place };
     let (old, new) = (words(place), words(key));
     set_words(place, new);
     // No connection of protocol 0 is noted: nobody was here before.
-    if old[1] != 0 && old != new {
-        let mut key = NO_TUPLE;
+    if A::from_words(old).protocol != 0 && !are_same::<A>(old, new) {
+        let mut key = no_tuple();
         set_words(&mut key, old);
-        end_unless_assured(&key);
+        end_unless_assured::<A>(&key);
     }
     0
 }
 
 #[inline(always)]
-fn end_unless_assured(key: &Tuple) {
+fn end_unless_assured<A: Net>(key: &Tuple<A>) {
     // SAFETY: a map element.
-    if FLOWS.get_ptr(key).is_some_and(|flow| unsafe { (*flow).assured } == 0) {
+    if A::flows().get_ptr(key).is_some_and(|flow| unsafe { (*flow).assured } == 0) {
         forget(key);
     }
 }
 
 #[inline(always)]
-fn forget(key: &Tuple) {
-    let Some(flow) = FLOWS.get_ptr(key) else { return };
+fn forget<A: Net>(key: &Tuple<A>) {
+    let Some(flow) = A::flows().get_ptr(key) else { return };
     // SAFETY: a map element.
     let (counts, place) = unsafe { ((*flow).counts(), (*flow).snat) };
-    if FLOWS.remove(key).is_ok() {
+    if A::flows().remove(key).is_ok() {
         snat::release(place, key);
         if counts {
             shares::lose(key.src);

@@ -1,16 +1,16 @@
 //! Where a packet goes once its addresses are right: into a local pod, to the host itself, or out by the uplink.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_F_INGRESS, bpf_fib_lookup as FibLookup};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
+use crate::family::Net;
 use crate::mangle::{Hop, Result, rewrite};
-use crate::maps::{local_pod, node_address};
+use crate::maps::{count, local_pod, node_address};
 use crate::packet::Packet;
 
-const AF_INET: u8 = 2;
 const SKIP_NEIGHBOUR: u32 = 1 << 2;
 const FIB_SUCCESS: i64 = 0;
 const FIB_BLACKHOLE: i64 = 1;
@@ -78,20 +78,20 @@ impl Place {
 
     /// The place of an address as a flow remembers it; 0 is nothing.
     #[inline(always)]
-    pub fn note(self, addr: Ip4) -> u64 {
-        if self.0 == 0 { 0 } else { PodLink { ifindex: self.0, ip: addr }.bits() }
+    pub fn note<A: Net>(self, addr: A) -> u64 {
+        if self.0 == 0 { 0 } else { PodLink { ifindex: self.0, mark: addr.mark() }.bits() }
     }
 
     /// `NOBODY`: it remembers nothing about this address.
     #[inline(always)]
-    pub fn recall(note: u64, addr: Ip4) -> Self {
+    pub fn recall<A: Net>(note: u64, addr: A) -> Self {
         let link = PodLink::from_bits(note);
-        if link.ip == addr { Self(link.ifindex) } else { Self::NOBODY }
+        if link.mark == addr.mark() { Self(link.ifindex) } else { Self::NOBODY }
     }
 }
 
 #[inline(always)]
-pub fn place_of(addr: Ip4, node: &NodeConfig) -> Place {
+pub fn place_of<A: Net>(addr: A, node: &NodeConfig<A>) -> Place {
     match local_pod_of(addr, node) {
         Some(pod) => Place::pod(pod.ifindex),
         None => place_beyond(addr, node),
@@ -100,19 +100,19 @@ pub fn place_of(addr: Ip4, node: &NodeConfig) -> Place {
 
 /// The host end of a pod on this node: no address beyond the cluster's pods is looked up.
 #[inline(always)]
-pub fn local_pod_of(addr: Ip4, node: &NodeConfig) -> Option<PodLink> {
+pub fn local_pod_of<A: Net>(addr: A, node: &NodeConfig<A>) -> Option<PodLink> {
     if is_pod_address(addr, node) { local_pod(addr) } else { None }
 }
 
 /// Whether an address is of the range that all the cluster's pods have theirs of.
 #[inline(always)]
-pub fn is_pod_address(addr: Ip4, node: &NodeConfig) -> bool {
+pub fn is_pod_address<A: Net>(addr: A, node: &NodeConfig<A>) -> bool {
     addr.is_within(node.cluster_net, node.cluster_mask)
 }
 
 /// The place of what is no local pod.
 #[inline(always)]
-pub fn place_beyond(addr: Ip4, node: &NodeConfig) -> Place {
+pub fn place_beyond<A: Net>(addr: A, node: &NodeConfig<A>) -> Place {
     if addr.is_within(node.pod_net, node.pod_mask) {
         return Place::NOBODY;
     }
@@ -155,7 +155,50 @@ impl Exit {
 
 /// Gives the packet the addresses it shall have and sends it on; the program's result.
 #[inline(always)]
-pub fn send(ctx: &TcContext, packet: &Packet, exit: Exit, from: Sender, node: &NodeConfig) -> Result<i32> {
+pub fn send<A: Net>(ctx: &TcContext, packet: &Packet<A>, exit: Exit, from: Sender, node: &NodeConfig<A>) -> i32 {
+    match A::FAMILY {
+        Family::V4 => rewrite_and_send(ctx, packet, exit, from, node),
+        // What it needs of the stack does not add up with what deciding does.
+        Family::V6 => send_apart(ctx.skb.skb, packet, exit, from, node),
+    }
+}
+
+#[inline(never)]
+fn send_apart<A: Net>(
+    skb: *mut __sk_buff,
+    packet: &Packet<A>,
+    exit: Exit,
+    from: Sender,
+    node: &NodeConfig<A>,
+) -> i32 {
+    rewrite_and_send(&TcContext::new(skb), packet, exit, from, node)
+}
+
+#[inline(always)]
+fn rewrite_and_send<A: Net>(
+    ctx: &TcContext,
+    packet: &Packet<A>,
+    exit: Exit,
+    from: Sender,
+    node: &NodeConfig<A>,
+) -> i32 {
+    match try_to_send(ctx, packet, exit, from, node) {
+        Ok(action) => action,
+        Err(_) => {
+            count(Counter::DropMangle);
+            TC_ACT_SHOT
+        }
+    }
+}
+
+#[inline(always)]
+fn try_to_send<A: Net>(
+    ctx: &TcContext,
+    packet: &Packet<A>,
+    exit: Exit,
+    from: Sender,
+    node: &NodeConfig<A>,
+) -> Result<i32> {
     // What has no hop left is the stack's to answer for, which to a pod it does with the addresses that the pod used. Sender outside
     // it must not be taken for the host's own.
     let dead = packet.ttl <= 1;
@@ -168,7 +211,7 @@ pub fn send(ctx: &TcContext, packet: &Packet, exit: Exit, from: Sender, node: &N
         Exit::HOST_AS_SERVICE => Hop { counted: false, macs: Some((HOST_MAC, SERVICE_MAC)) },
         _ if dead => Hop::NONE,
         Exit::UPLINK => Hop { counted: true, macs: None },
-        _ => Hop { counted: true, macs: Some((pod_mac(packet.to.dst), HOST_MAC)) },
+        _ => Hop { counted: true, macs: Some((packet.to.dst.pod_mac(), HOST_MAC)) },
     };
     rewrite(ctx, packet, hop)?;
     if exit == Exit::STACK || (dead && onwards) {
@@ -218,14 +261,12 @@ pub enum Way {
 }
 
 #[inline(never)]
-pub fn route(ctx: &TcContext, to: &Tuple) -> Way {
+pub fn route<A: Net>(ctx: &TcContext, to: &Tuple<A>) -> Way {
     // SAFETY: all fields are integers.
     let mut query: FibLookup = unsafe { core::mem::zeroed() };
-    query.family = AF_INET;
     query.l4_protocol = to.protocol;
     query.ifindex = ifindex(ctx);
-    query.__bindgen_anon_3.ipv4_src = to.src.0;
-    query.__bindgen_anon_4.ipv4_dst = to.dst.0;
+    A::fill_route(&mut query, to);
     // SAFETY: the query is of the stated size.
     let answer = unsafe { bpf_fib_lookup(ctx.as_ptr(), &mut query, size_of::<FibLookup>() as i32, SKIP_NEIGHBOUR) };
     match answer {

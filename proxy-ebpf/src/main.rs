@@ -2,7 +2,8 @@
 //!
 //! `socket` sends connections to services straight to an endpoint when a program connects; `tc` does the same for packets that no
 //! socket hook saw, moves packets between pods, and hides pods behind the node's address on the way out. Both read the maps of
-//! `maps`, which user space fills. A program's body is parse → decide → verdict.
+//! `maps`, which user space fills. A program's body is parse → decide → verdict. What it does is written for both families at once:
+//! `wire` has what differs in their headers, `family` the maps of each.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -10,17 +11,20 @@
 
 mod atomic;
 mod choose;
+mod family;
 mod flow;
 mod forward;
 mod icmp;
 mod mangle;
 mod maps;
+mod neighbour;
 mod packet;
 mod reject;
 mod shares;
 mod snat;
 mod socket;
 mod tc;
+mod wire;
 
 /// The helpers that the programs need are for GPL-compatible programs; of this crate's two licences the kernel is given that one.
 #[unsafe(link_section = "license")]

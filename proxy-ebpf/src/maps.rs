@@ -1,11 +1,21 @@
-//! Every map, what it holds and why it has its type. User space pins them by these names.
+//! Every map, what it holds and why it has its type. User space pins them by these names, and gives those of one family the sizes that
+//! the families of its node leave them.
 
+use aya_ebpf::Global;
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use proxy_common::*;
 
+use crate::family::Net;
+
 const MMAPABLE: usize = 1 << 10;
+
+/// Whether the node has addresses of a family. Constants once the programs are loaded: what a node does not serve is no part of them.
+#[unsafe(no_mangle)]
+pub static SERVES_V4: Global<u32> = Global::new(1);
+#[unsafe(no_mangle)]
+pub static SERVES_V6: Global<u32> = Global::new(1);
 
 /// Address, port, protocol, scope → slot. A plain hash: a full one refuses the service instead of losing another.
 #[btf_map]
@@ -39,17 +49,21 @@ pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue, MAX_AFFINITY> = LruH
 #[btf_map]
 pub static LOCAL_NETNS: HashMap<u64, u64, MAX_NETNS> = HashMap::new();
 
+/// Of those that have one, the IPv6 address: who stays with an endpoint is known by the address that he has in that family.
+#[btf_map]
+pub static LOCAL_NETNS6: HashMap<u64, Ip, MAX_NETNS> = HashMap::new();
+
 /// Address of a pod on this node → `PodLink` bits.
 #[btf_map]
-pub static PODS: HashMap<u32, u64, MAX_PODS> = HashMap::new();
+pub static PODS: HashMap<Ip4, u64, MAX_PODS> = HashMap::new();
 
 /// Address of a pod on this node → its confirmed flows. The programs count up, the sweep counts anew.
 #[btf_map]
-pub static SHARES: HashMap<u32, u64, MAX_PODS> = HashMap::new();
+pub static SHARES: HashMap<Ip4, u64, MAX_PODS> = HashMap::new();
 
 /// Address of any node → `THIS_NODE` or `OTHER_NODE`.
 #[btf_map]
-pub static NODE_ADDRESSES: HashMap<u32, u32, MAX_NODE_ADDRESSES> = HashMap::new();
+pub static NODE_ADDRESSES: HashMap<Ip4, u32, MAX_NODE_ADDRESSES> = HashMap::new();
 
 #[btf_map]
 pub static NODE: Array<NodeConfig, 1> = Array::new();
@@ -81,6 +95,38 @@ pub static BEGUN: Array<u64, 1> = Array::new();
 /// Ports (source | destination << 16) of fragmented packets, for the fragments that carry none.
 #[btf_map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, u32, MAX_FRAGMENTS> = LruHashMap::new();
+
+/// The twins for IPv6 of the maps whose keys or values are addresses as packets show them.
+#[btf_map]
+pub static PODS6: HashMap<Ip, u64, MAX_PODS> = HashMap::new();
+
+#[btf_map]
+pub static SHARES6: HashMap<Ip, u64, MAX_PODS> = HashMap::new();
+
+#[btf_map]
+pub static NODE_ADDRESSES6: HashMap<Ip, u32, MAX_NODE_ADDRESSES> = HashMap::new();
+
+#[btf_map]
+pub static NODE6: Array<NodeConfig<Ip>, 1> = Array::new();
+
+#[btf_map]
+pub static FLOWS6: HashMap<Tuple<Ip>, Flow<Ip>, MAX_FLOWS> = HashMap::new();
+
+#[btf_map]
+pub static SNAT6: Array<SnatPlace<Ip>, MAX_SNAT_PLACES6, MMAPABLE> = Array::new();
+
+/// Key and value are of three words: a value that is read while its element is recycled leads to no flow.
+#[btf_map]
+pub static EXPOSED6: HashMap<[u64; 3], [u64; 3], MAX_EXPOSED> = HashMap::new();
+
+#[btf_map]
+pub static NEWEST6: Array<Tuple<Ip>, MAX_NEW_FLOWS6> = Array::new();
+
+#[btf_map]
+pub static BEGUN6: Array<u64, 1> = Array::new();
+
+#[btf_map]
+pub static FRAGMENTS6: LruHashMap<FragmentKey6, u32, MAX_FRAGMENTS> = LruHashMap::new();
 
 /// Where a connected socket was meant to go. Dies with the socket.
 #[btf_map]
@@ -116,12 +162,14 @@ pub fn count_number(counter: u32) {
 }
 
 /// The node for a function that is verified by itself, which cannot be told that it only reads.
-pub const fn of_map(node: &NodeConfig) -> *mut NodeConfig {
+pub const fn of_map<A>(node: &NodeConfig<A>) -> *mut NodeConfig<A> {
     core::ptr::from_ref(node).cast_mut()
 }
 
-pub fn node() -> Option<&'static NodeConfig> {
-    NODE.get(0)
+/// The node in a family, if it is one there.
+#[inline(always)]
+pub fn node<A: Net>() -> Option<&'static NodeConfig<A>> {
+    A::node().filter(|node| node.uplink != 0)
 }
 
 /// Whether a flow that nobody knows may be one that is not carried over yet: then its packets are lost, not answered, and sent
@@ -143,20 +191,29 @@ pub unsafe fn whole(value: *const u64) -> u64 {
 
 /// What a node address is, if it is one.
 #[inline(always)]
-pub fn node_address(addr: Ip4) -> Option<u32> {
+pub fn node_address<A: Net>(addr: A) -> Option<u32> {
     // SAFETY: see `whole`; a recycled element still says "an address of some node".
-    NODE_ADDRESSES.get_ptr(addr.0).map(|kind| unsafe { core::ptr::read_volatile(kind) })
+    A::node_addresses().get_ptr(addr).map(|kind| unsafe { core::ptr::read_volatile(kind) })
 }
 
 /// Whether any node has an address.
 #[inline(always)]
 pub fn is_node_address(ip: Ip) -> bool {
-    ip.to_v4().is_some_and(|ip| node().is_some_and(|node| node.node_ip == ip) || node_address(ip).is_some())
+    match ip.to_v4() {
+        Some(ip) => is_nodes(ip),
+        None => is_nodes(ip),
+    }
+}
+
+#[inline(always)]
+fn is_nodes<A: Net>(addr: A) -> bool {
+    node::<A>().is_some_and(|node| node.node_ip == addr) || node_address(addr).is_some()
 }
 
 /// The host end of a pod on this node.
-pub fn local_pod(addr: Ip4) -> Option<PodLink> {
+#[inline(always)]
+pub fn local_pod<A: Net>(addr: A) -> Option<PodLink> {
     // SAFETY: the pointer is to a map element.
-    let link = PodLink::from_bits(unsafe { whole(PODS.get_ptr(addr.0)?) });
-    (link.ip == addr).then_some(link)
+    let link = PodLink::from_bits(unsafe { whole(A::pods().get_ptr(addr)?) });
+    (link.mark == addr.mark()).then_some(link)
 }

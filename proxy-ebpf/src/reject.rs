@@ -4,22 +4,18 @@
 //! through a device, so that no device completes a checksum where the question's transport header used to be.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS};
-use aya_ebpf::helpers::{bpf_csum_diff, bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail};
+use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail};
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
+use crate::family::Net;
 use crate::forward::{Sender, TC_ACT_SHOT, ifindex};
-use crate::mangle::set_ethernet;
+use crate::mangle::{RECOMPUTE, fold, set_ethernet, sum};
 use crate::maps::{count, node};
-use crate::packet::{ACK, FIN, IP, Ipv4Header, Layer4, PLAIN, Packet, RST, SYN, UNREACHABLE};
+use crate::packet::{ACK, FIN, Layer4, Packet, RST, SYN};
+use crate::wire::IP;
 
-pub const PORT_UNREACHABLE: u8 = 3;
-pub const HOST_UNREACHABLE: u8 = 1;
-const RECOMPUTE: u64 = 1;
 const TCP_CHECK: usize = 16;
-const IP_HEADER: usize = 20;
-/// An ICMP error quotes the header and eight bytes.
-const QUOTE: usize = IP_HEADER + 8;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -35,26 +31,19 @@ struct TcpHeader {
     urgent: u16,
 }
 
-/// The part of the addresses that transport checksums cover.
+/// An ICMP error.
 #[repr(C)]
-struct PseudoHeader {
-    src: u32,
-    dst: u32,
-    zero: u8,
-    protocol: u8,
-    length: u16,
+struct Error<Q> {
+    kind: u8,
+    code: u8,
+    check: u16,
+    rest: u32,
+    quote: Q,
 }
 
-/// Answers the packet, or drops it where no answer is possible; the program's result.
+/// Answers the packet, or drops it where no answer is possible; the program's result. A step of its own: it is rare.
 #[inline(always)]
-pub fn reject(ctx: &TcContext, packet: &mut Packet, from: Sender, code: u8) -> i32 {
-    amphi_reject(ctx.skb.skb, packet, from.word(), code as u32)
-}
-
-/// `reject`, for every caller at once: it is rare.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn amphi_reject(skb: *mut __sk_buff, packet: *mut Packet, from: u32, code: u32) -> i32 {
+pub fn reject<A: Net>(skb: *mut __sk_buff, packet: *mut Packet<A>, from: u32, code: u32) -> i32 {
     // SAFETY: callers give a packet of their own.
     let (Some(packet), Some(node)) = (unsafe { packet.as_ref() }, node()) else { return TC_ACT_SHOT };
     match answer(&TcContext::new(skb), packet, Sender::from_word(from), node, code as u8) {
@@ -67,9 +56,15 @@ pub extern "C" fn amphi_reject(skb: *mut __sk_buff, packet: *mut Packet, from: u
 }
 
 #[inline(always)]
-fn answer(ctx: &TcContext, packet: &Packet, from: Sender, node: &NodeConfig, code: u8) -> Option<i32> {
-    // With IP options a packet is not worth the stack space.
-    if packet.transport() != PLAIN {
+fn answer<A: Net>(
+    ctx: &TcContext,
+    packet: &Packet<A>,
+    from: Sender,
+    node: &NodeConfig<A>,
+    code: u8,
+) -> Option<i32> {
+    // With options a packet is not worth the stack space.
+    if packet.transport() != A::PLAIN {
         return None;
     }
     let answered = match packet.layer4 {
@@ -82,10 +77,10 @@ fn answer(ctx: &TcContext, packet: &Packet, from: Sender, node: &NodeConfig, cod
 }
 
 #[inline(always)]
-fn reset(ctx: &TcContext, packet: &Packet, flags: u8, from: Sender) -> Option<Counter> {
-    let asked: TcpHeader = ctx.load(PLAIN).ok()?;
+fn reset<A: Net>(ctx: &TcContext, packet: &Packet<A>, flags: u8, from: Sender) -> Option<Counter> {
+    let asked: TcpHeader = ctx.load(A::PLAIN).ok()?;
     let header_length = (asked.offset >> 4) as u16 * 4;
-    let payload = packet.length.wrapping_sub(IP_HEADER as u16).wrapping_sub(header_length);
+    let payload = packet.length.wrapping_sub(A::HEADER as u16).wrapping_sub(header_length);
     let controls = (flags & SYN != 0) as u32 + (flags & FIN != 0) as u32;
     let end = u32::from_be(asked.seq).wrapping_add(payload as u32).wrapping_add(controls);
     let (seq, ack, flags) = match flags & ACK {
@@ -103,50 +98,40 @@ fn reset(ctx: &TcContext, packet: &Packet, flags: u8, from: Sender) -> Option<Co
         check: 0,
         urgent: 0,
     };
-    let mut pseudo = PseudoHeader {
-        src: packet.tuple.dst.0,
-        dst: packet.tuple.src.0,
-        zero: 0,
-        protocol: TCP,
-        length: (size_of::<TcpHeader>() as u16).to_be(),
-    };
-    let sum = sum(&mut pseudo, 0);
-    tcp.check = fold(self::sum(&mut tcp, sum));
-    cut(ctx, PLAIN + size_of::<TcpHeader>())?;
-    store_ip(ctx, packet, packet.tuple.dst, TCP, size_of::<TcpHeader>())?;
-    ctx.store(PLAIN, &tcp, RECOMPUTE).ok()?;
-    if from == Sender::Uplink && device_sums_up(ctx)? {
+    let pseudo = A::pseudo_sum(packet.tuple.dst, packet.tuple.src, TCP, size_of::<TcpHeader>());
+    tcp.check = !fold(sum(&mut tcp, pseudo) as u64);
+    cut(ctx, A::PLAIN + size_of::<TcpHeader>())?;
+    A::store_header(ctx, packet.tuple.dst, packet.tuple.src, TCP, size_of::<TcpHeader>())?;
+    ctx.store(A::PLAIN, &tcp, RECOMPUTE).ok()?;
+    if from == Sender::Uplink && device_sums_up::<A>(ctx)? {
         // What it adds to: the part that it does not see.
-        tcp.check = !fold(sum);
+        tcp.check = fold(pseudo as u64);
     }
-    ctx.store(PLAIN, &tcp, RECOMPUTE).ok()?;
+    ctx.store(A::PLAIN, &tcp, RECOMPUTE).ok()?;
     Some(Counter::Reset)
 }
 
 /// Whether the device that sends the packet will put a sum over the transport header into it, as it was to do for the question. The
 /// kernel's helper leaves such a sum alone unless told that addresses changed, which is how to see it.
 #[inline(always)]
-fn device_sums_up(ctx: &TcContext) -> Option<bool> {
-    let before: u16 = ctx.load(PLAIN + TCP_CHECK).ok()?;
-    ctx.l4_csum_replace(PLAIN + TCP_CHECK, 0, 1, 2).ok()?;
-    let after: u16 = ctx.load(PLAIN + TCP_CHECK).ok()?;
+fn device_sums_up<A: Net>(ctx: &TcContext) -> Option<bool> {
+    let before: u16 = ctx.load(A::PLAIN + TCP_CHECK).ok()?;
+    ctx.l4_csum_replace(A::PLAIN + TCP_CHECK, 0, 1, 2).ok()?;
+    let after: u16 = ctx.load(A::PLAIN + TCP_CHECK).ok()?;
     Some(before == after)
 }
 
 #[inline(always)]
-fn unreachable(ctx: &TcContext, packet: &Packet, code: u8, node: &NodeConfig) -> Option<Counter> {
-    let quote: [u8; QUOTE] = ctx.load(IP).ok()?;
-    let mut message = [0u8; 8 + QUOTE];
-    message[0] = UNREACHABLE;
-    message[1] = code;
-    message[8..].copy_from_slice(&quote);
-    let check = fold(sum(&mut message, 0)).to_ne_bytes();
-    message[2] = check[0];
-    message[3] = check[1];
-    cut(ctx, PLAIN + message.len())?;
-    let source = if code == PORT_UNREACHABLE { packet.tuple.dst } else { node.node_ip };
-    store_ip(ctx, packet, source, ICMP, message.len())?;
-    ctx.store(PLAIN, &message, RECOMPUTE).ok()?;
+fn unreachable<A: Net>(ctx: &TcContext, packet: &Packet<A>, code: u8, node: &NodeConfig<A>) -> Option<Counter> {
+    let quote: A::Quote = ctx.load(IP).ok()?;
+    let mut error = Error { kind: A::UNREACHABLE, code, check: 0, rest: 0, quote };
+    let length = size_of::<Error<A::Quote>>();
+    let source = if code == A::PORT_UNREACHABLE { packet.tuple.dst } else { node.node_ip };
+    let seed = A::icmp_sum(source, packet.tuple.src, length);
+    error.check = !fold(sum(&mut error, seed) as u64);
+    cut(ctx, A::PLAIN + length)?;
+    A::store_header(ctx, source, packet.tuple.src, A::ICMP, length)?;
+    ctx.store(A::PLAIN, &error, RECOMPUTE).ok()?;
     Some(Counter::Unreachable)
 }
 
@@ -157,28 +142,10 @@ fn cut(ctx: &TcContext, length: usize) -> Option<()> {
 }
 
 #[inline(always)]
-fn store_ip(ctx: &TcContext, packet: &Packet, src: Ip4, protocol: u8, payload: usize) -> Option<()> {
-    let mut header = Ipv4Header {
-        version_ihl: 0x45,
-        tos: 0,
-        length: ((IP_HEADER + payload) as u16).to_be(),
-        id: 0,
-        fragment: 0x4000u16.to_be(),
-        ttl: 64,
-        protocol,
-        check: 0,
-        src: src.0,
-        dst: packet.tuple.src.0,
-    };
-    header.check = fold(sum(&mut header, 0));
-    ctx.store(IP, &header, RECOMPUTE).ok()
-}
-
-#[inline(always)]
-fn send_back(ctx: &TcContext, packet: &Packet, from: Sender, node: &NodeConfig) -> Option<i32> {
+fn send_back<A: Net>(ctx: &TcContext, packet: &Packet<A>, from: Sender, node: &NodeConfig<A>) -> Option<i32> {
     let verdict = match from {
         Sender::Pod => {
-            set_ethernet(ctx, pod_mac(packet.tuple.src), HOST_MAC).ok()?;
+            set_ethernet(ctx, packet.tuple.src.pod_mac(), HOST_MAC).ok()?;
             // SAFETY: an ingress hook of tc, as the helper demands.
             unsafe { bpf_redirect_peer(ifindex(ctx), 0) }
         }
@@ -195,18 +162,4 @@ fn send_back(ctx: &TcContext, packet: &Packet, from: Sender, node: &NodeConfig) 
         }
     };
     Some(verdict as i32)
-}
-
-#[inline(always)]
-fn sum<T>(data: &mut T, seed: u32) -> u32 {
-    // SAFETY: the range is the value itself, whose size is a multiple of four; all such types here have no padding.
-    unsafe {
-        bpf_csum_diff(core::ptr::null_mut(), 0, core::ptr::from_mut(data).cast(), size_of::<T>() as u32, seed) as u32
-    }
-}
-
-fn fold(sum: u32) -> u16 {
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !(sum as u16)
 }

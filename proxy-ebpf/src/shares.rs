@@ -2,12 +2,12 @@
 
 use proxy_common::*;
 
+use crate::family::Net;
 use crate::forward::is_pod_address;
-use crate::maps::SHARES;
 
 /// Changes a flow, and the count of whoever began it with it.
 #[inline(always)]
-pub fn change(flow: &mut Flow, client: Ip4, change: impl FnOnce(&mut Flow)) {
+pub fn change<A: Net>(flow: &mut Flow<A>, client: A, change: impl FnOnce(&mut Flow<A>)) {
     let counted = flow.counts();
     change(flow);
     if flow.counts() != counted {
@@ -17,13 +17,13 @@ pub fn change(flow: &mut Flow, client: Ip4, change: impl FnOnce(&mut Flow)) {
 
 /// One of this client's flows counts no more.
 #[inline(always)]
-pub fn lose(client: Ip4) {
+pub fn lose<A: Net>(client: A) {
     update(client, |flows| flows.saturating_sub(1));
 }
 
 #[inline(always)]
-fn update(client: Ip4, count: impl FnOnce(u64) -> u64) {
-    if let Some(flows) = SHARES.get_ptr_mut(client.0) {
+fn update<A: Net>(client: A, count: impl FnOnce(u64) -> u64) {
+    if let Some(flows) = A::shares().get_ptr_mut(client) {
         // SAFETY: an aligned element of a map. Two processors at once may lose a flow, and it may be recycled for another pod.
         unsafe { *flows = count(*flows) };
     }
@@ -31,8 +31,9 @@ fn update(client: Ip4, count: impl FnOnce(u64) -> u64) {
 
 /// Whether a client is a pod that has as many flows as one may have.
 #[inline(always)]
-pub fn is_spent(client: Ip4, node: &NodeConfig) -> bool {
+pub fn is_spent<A: Net>(client: A, node: &NodeConfig<A>) -> bool {
     // SAFETY: the pointer is to a map element.
-    is_pod_address(client, node)
-        && SHARES.get_ptr(client.0).is_some_and(|flows| unsafe { core::ptr::read_volatile(flows) } >= MAX_POD_FLOWS)
+    node.pod_flows != 0
+        && is_pod_address(client, node)
+        && A::shares().get_ptr(client).is_some_and(|flows| unsafe { core::ptr::read_volatile(flows) } >= node.pod_flows as u64)
 }

@@ -12,7 +12,7 @@ use proxy_common::*;
 
 use crate::atomic::swap_half;
 use crate::choose::{Caller, Choice, any, choose, contains, find_service, node_port};
-use crate::maps::{CONNECTED, LOCAL_NETNS, ORIGINS, PEERS, SENDERS, count, node, whole};
+use crate::maps::{CONNECTED, LOCAL_NETNS, LOCAL_NETNS6, ORIGINS, PEERS, SENDERS, count, whole};
 use crate::snat;
 
 const ALLOW: i32 = 1;
@@ -113,14 +113,14 @@ fn deny(errno: i32) -> i32 {
 
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, form: Form) -> Verdict {
-    let Some(netns) = local_netns(ctx) else { return Verdict::Pass };
+    let Some(here) = local_netns(ctx) else { return Verdict::Pass };
     let protocol = protocol(ctx);
     let given = address(ctx, form);
-    let Some(service) = find_service(given.ip, given.port, protocol, Scope::Internal, caller(netns)) else {
+    let Some(service) = find_service(given.ip, given.port, protocol, Scope::Internal, here.caller()) else {
         forget_origin(ctx);
         return Verdict::Pass;
     };
-    match choose(service, Ip::v4(netns.ip)) {
+    match choose(service, here.client(service.slot, given.ip)) {
         // Connecting a datagram socket never fails on Linux, and some programs do it once and for all: what it sends is answered by
         // the packet program, or translated there once an endpoint exists.
         Choice::Refuse if protocol == UDP => {
@@ -165,15 +165,10 @@ fn forget_origin(ctx: &SockAddrContext) {
 }
 
 #[inline(always)]
-fn caller(netns: Netns) -> Caller {
-    if netns.kind == Netns::NODE { Caller::Node } else { Caller::Elsewhere }
-}
-
-#[inline(always)]
 fn send(ctx: &SockAddrContext, form: Form) -> Verdict {
-    let Some(netns) = local_netns(ctx) else { return Verdict::Pass };
+    let Some(here) = local_netns(ctx) else { return Verdict::Pass };
     let given = address(ctx, form);
-    let Some(service) = find_service(given.ip, given.port, UDP, Scope::Internal, caller(netns)) else {
+    let Some(service) = find_service(given.ip, given.port, UDP, Scope::Internal, here.caller()) else {
         return Verdict::Pass;
     };
     if let Some(backend) = connected_to(ctx, service.slot, given) {
@@ -187,8 +182,9 @@ fn send(ctx: &SockAddrContext, form: Form) -> Verdict {
         return Verdict::Pass;
     }
     // SAFETY: not null, so a value of this socket's storage, which this thread has locked.
-    let verdict =
-        translate(ctx, form, unsafe { &mut *senders }, service.slot, given, || choose(service, Ip::v4(netns.ip)));
+    let verdict = translate(ctx, form, unsafe { &mut *senders }, service.slot, given, || {
+        choose(service, here.client(service.slot, given.ip))
+    });
     unlock(senders);
     verdict
 }
@@ -400,9 +396,9 @@ fn of_earlier_layout(ctx: &SockAddrContext, seen: Address) -> Option<Address> {
 /// Keeps the node's programs off NodePorts, and takes note of what they use of the range for translated sources.
 #[inline(always)]
 fn bind(ctx: &SockAddrContext, form: Form) -> i32 {
-    let Some(netns) = local_netns(ctx) else { return ALLOW };
+    let Some(here) = local_netns(ctx) else { return ALLOW };
     let port = Port(port_word(ctx) as u16);
-    if netns.kind != Netns::NODE || port.get() == 0 {
+    if here.caller() != Caller::Node || port.get() == 0 {
         return ALLOW;
     }
     let protocol = protocol(ctx);
@@ -415,18 +411,44 @@ fn bind(ctx: &SockAddrContext, form: Form) -> i32 {
         count(Counter::BindRefused);
         return deny(EADDRINUSE);
     }
-    if let Some(node) = node() {
-        snat::note_bound(port, node);
+    snat::note_bound::<Ip4>(port);
+    if matches!(form, Form::V6) {
+        snat::note_bound::<Ip>(port);
     }
     ALLOW
 }
 
+/// The known network namespace of a socket.
+#[derive(Clone, Copy)]
+struct Here {
+    cookie: u64,
+    netns: Netns,
+}
+
+impl Here {
+    #[inline(always)]
+    fn caller(self) -> Caller {
+        if self.netns.kind == Netns::NODE { Caller::Node } else { Caller::Elsewhere }
+    }
+
+    /// Who asks, in the family of the address that he asks; nobody else's business where no service has affinity.
+    #[inline(always)]
+    fn client(self, slot: Slot, asked: Ip) -> Ip {
+        if asked.to_v4().is_some() || !slot.has(Slot::AFFINITY) {
+            return Ip::v4(self.netns.ip);
+        }
+        // SAFETY: a map element; one that is recycled is another client's, who then shares an endpoint.
+        LOCAL_NETNS6.get_ptr(self.cookie).map_or(Ip::default(), |ip| unsafe { *ip })
+    }
+}
+
 #[inline(always)]
-fn local_netns(ctx: &SockAddrContext) -> Option<Netns> {
+fn local_netns(ctx: &SockAddrContext) -> Option<Here> {
     // SAFETY: the helper takes this program type's context.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: the pointer is to a map element.
-    Some(Netns::from_bits(unsafe { whole(LOCAL_NETNS.get_ptr(cookie)?) }))
+    let netns = Netns::from_bits(unsafe { whole(LOCAL_NETNS.get_ptr(cookie)?) });
+    Some(Here { cookie, netns })
 }
 
 /// Reads one word of the context: the verifier takes only whole words at the known offsets.
@@ -460,7 +482,7 @@ fn port_word(ctx: &SockAddrContext) -> u32 {
 fn address(ctx: &SockAddrContext, form: Form) -> Address {
     let ip = match form {
         Form::V4 => Ip::v4(Ip4(word!(ctx, user_ip4))),
-        Form::V6 => Ip::from_words([
+        Form::V6 => Ip::from_quads([
             word!(ctx, user_ip6[0]),
             word!(ctx, user_ip6[1]),
             word!(ctx, user_ip6[2]),
@@ -472,7 +494,7 @@ fn address(ctx: &SockAddrContext, form: Form) -> Address {
 
 #[inline(always)]
 fn set_address(ctx: &SockAddrContext, form: Form, to: Address) {
-    let [first, second, third, fourth] = to.ip.words();
+    let [first, second, third, fourth] = to.ip.quads();
     match form {
         Form::V4 => set_word!(ctx, fourth, user_ip4),
         Form::V6 => {

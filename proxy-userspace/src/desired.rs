@@ -39,8 +39,8 @@ pub enum ExternalIps {
 /// A service address that leads to a server of this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LocalServer {
-    pub address: (Ipv4Addr, u16),
-    pub server: (Ipv4Addr, u16),
+    pub address: SocketAddr,
+    pub server: SocketAddr,
 }
 
 /// What a client addresses. An unspecified address stands for every node address.
@@ -162,11 +162,10 @@ struct PortOf<'a> {
 pub fn desired_local_servers(facts: &NodeFacts) -> Vec<Entry> {
     let both = facts.local_servers.iter().flat_map(|local| [(local, UDP), (local, TCP)]);
     both.map(|(local, protocol)| {
-        let (addr, port) = local.address;
-        let (ip, server_port) = local.server;
-        let target = Target { ip: ip.into(), port: server_port };
+        let (addr, port) = (local.address.ip(), local.address.port());
+        let target = Target { ip: local.server.ip(), port: local.server.port() };
         let set = EndpointSet { backends: vec![target], ..Default::default() };
-        let frontends = vec![Frontend { addr: addr.into(), port, protocol, scope: Scope::Internal }];
+        let frontends = vec![Frontend { addr, port, protocol, scope: Scope::Internal }];
         Entry { port, protocol, frontends, set }
     })
     .collect()
@@ -175,34 +174,39 @@ pub fn desired_local_servers(facts: &NodeFacts) -> Vec<Entry> {
 /// A port of a container that the node answers on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostPort {
-    /// Every node address when none.
-    pub host_ip: Option<Ipv4Addr>,
+    /// Every node address of the pod's families when none.
+    pub host_ip: Option<IpAddr>,
     pub host_port: u16,
     pub container_port: u16,
     /// As in IP headers.
     pub protocol: u8,
 }
 
-/// The name under which a pod's host ports stand among the services; no Service can have it.
-pub fn host_ports_of(pod_ip: Ipv4Addr) -> ServiceName {
+/// The name under which the host ports of a pod's address stand among the services; no Service can have it.
+pub fn host_ports_of(pod_ip: IpAddr) -> ServiceName {
     format!("host ports of {pod_ip}")
 }
 
-/// The entries of a pod's host ports.
-pub fn desired_host_ports(pod_ip: Ipv4Addr, ports: &[HostPort]) -> Vec<Entry> {
+/// The entries of the host ports of a pod's address: those of addresses of the node in its family.
+pub fn desired_host_ports(pod_ip: IpAddr, ports: &[HostPort]) -> Vec<Entry> {
+    let every = match pod_ip {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
     let entry = |host: &HostPort| {
-        let addr = host.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED).into();
+        let addr = host.host_ip.unwrap_or(every);
         let frontend = |scope| Frontend { addr, port: host.host_port, protocol: host.protocol, scope };
         // Clients keep their address, as with port mapping by a network plugin.
         let set = EndpointSet {
-            backends: vec![Target { ip: pod_ip.into(), port: host.container_port }],
+            backends: vec![Target { ip: pod_ip, port: host.container_port }],
             flags: Slot::KEEP_SOURCE | Slot::HOST_PORT,
             affinity_seconds: 0,
         };
         let frontends = vec![frontend(Scope::Internal), frontend(Scope::External)];
         Entry { port: host.host_port, protocol: host.protocol, frontends, set }
     };
-    ports.iter().map(entry).collect()
+    let is_of_family = |host: &&HostPort| host.host_ip.is_none_or(|ip| ip.is_ipv4() == pod_ip.is_ipv4());
+    ports.iter().filter(is_of_family).map(entry).collect()
 }
 
 /// SCTP is not translated: the kernels this runs on lack it and its checksum needs another way.
@@ -276,9 +280,8 @@ impl Frontends {
         // The unspecified address would be every address of the node.
         let addresses = addresses.filter(|ip| family_of(ip) == family && !ip.is_unspecified());
         external.extend(addresses.map(|ip| (ip, port.port)));
-        let taken = |ip: &IpAddr| {
-            facts.local_servers.iter().any(|local| (IpAddr::from(local.address.0), local.address.1) == (*ip, port.port))
-        };
+        let taken =
+            |ip: &IpAddr| facts.local_servers.iter().any(|local| local.address == SocketAddr::new(*ip, port.port));
         let cluster = cluster_ips.iter().filter(|ip| !taken(ip));
         Self {
             cluster: cluster.map(|ip| frontend(*ip, port.port, Scope::Internal)).collect(),

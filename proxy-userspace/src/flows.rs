@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use proxy_common::{Flow, Member, Tuple, end};
+use proxy_common::{Addr, Flow, Member, Tuple};
 
 /// How many flows that are answered and not over each of these pods began, by address.
-pub fn shares(flows: &[(Tuple, Flow)], pods: impl Iterator<Item = u32>) -> BTreeMap<u32, u64> {
-    let mut shares: BTreeMap<u32, u64> = pods.map(|address| (address, 0)).collect();
+pub fn shares<A: Addr>(flows: &[(Tuple<A>, Flow<A>)], pods: impl Iterator<Item = A>) -> BTreeMap<A, u64> {
+    let mut shares: BTreeMap<A, u64> = pods.map(|address| (address, 0)).collect();
     for (tuple, _) in flows.iter().filter(|(_, flow)| flow.counts()) {
-        if let Some(count) = shares.get_mut(&tuple.src.0) {
+        if let Some(count) = shares.get_mut(&tuple.src) {
             *count += 1;
         }
     }
@@ -16,9 +16,9 @@ pub fn shares(flows: &[(Tuple, Flow)], pods: impl Iterator<Item = u32>) -> BTree
 }
 
 /// The endpoints whose answers must find a client that kept its address and port.
-pub fn exposed(flows: &[(Tuple, Flow)]) -> impl Iterator<Item = u64> {
+pub fn exposed<A: Addr>(flows: &[(Tuple<A>, Flow<A>)]) -> impl Iterator<Item = A::End> {
     let kept = flows.iter().filter(|(_, flow)| flow.snat == 0 && flow.endpoint() != Member::NONE);
-    kept.map(|(_, flow)| end(flow.to.dst, flow.to.dport, flow.to.protocol))
+    kept.map(|(_, flow)| flow.to.answerer())
 }
 
 #[cfg(test)]
@@ -50,9 +50,9 @@ mod tests {
         let unanswered = Flow { replied: 0, ..flow(1) };
         let over = Flow { reset: 1, ..flow(1) };
         let flows = [(tuple(), flow(1)), (tuple().reversed(), flow(1)), (tuple(), unanswered), (tuple(), over)];
-        let other = Ip4::new([10, 244, 0, 1]).0;
-        let counted = shares(&flows, [tuple().src.0, other].into_iter());
-        assert_eq!(counted, BTreeMap::from([(tuple().src.0, 1), (other, 0)]));
+        let other = Ip4::new([10, 244, 0, 1]);
+        let counted = shares(&flows, [tuple().src, other].into_iter());
+        assert_eq!(counted, BTreeMap::from([(tuple().src, 1), (other, 0)]));
     }
 
     #[test]
@@ -60,6 +60,6 @@ mod tests {
         let moved = Flow { snat: 5, ..flow(2) };
         let direct = Flow { member: Member::NONE.bits(), ..flow(3) };
         let exposed: Vec<u64> = exposed(&[(tuple(), flow(1)), (tuple(), moved), (tuple(), direct)]).collect();
-        assert_eq!(exposed, [end(Ip4::new([10, 244, 0, 1]), Port::new(5353), TCP)]);
+        assert_eq!(exposed, [Ip4::new([10, 244, 0, 1]).end(Port::new(5353), TCP)]);
     }
 }

@@ -96,7 +96,7 @@ fn node_with_epoch(raw: Raw) -> Option<Raw> {
 }
 
 /// A map's own steps stand in its row, and again with one more for the version to come.
-const fn layouts(age: Age) -> [Layout; 24] {
+const fn layouts(age: Age) -> [Layout; 35] {
     use Carry::{Never, Once, Sockets, Twice};
     const fn row(age: Age, map: &'static str, carry: Carry, steps: [&'static [Step]; 2]) -> Layout {
         Layout { map, carry, steps: steps[age as usize] }
@@ -127,6 +127,17 @@ const fn layouts(age: Age) -> [Layout; 24] {
         row(age, "NEWEST", Never, SAME),
         row(age, "BEGUN", Never, SAME),
         row(age, "FRAGMENTS", Never, SAME),
+        row(age, "LOCAL_NETNS6", Once, SAME),
+        row(age, "PODS6", Once, SAME),
+        row(age, "SHARES6", Never, SAME),
+        row(age, "NODE_ADDRESSES6", Once, SAME),
+        row(age, "NODE6", Once, SAME),
+        row(age, "FLOWS6", Twice, SAME),
+        row(age, "SNAT6", Never, SAME),
+        row(age, "EXPOSED6", Twice, SAME),
+        row(age, "NEWEST6", Never, SAME),
+        row(age, "BEGUN6", Never, SAME),
+        row(age, "FRAGMENTS6", Never, SAME),
         row(age, "COUNTERS", Once, SAME),
         row(age, "CONNECTED", Sockets, FIXED),
         row(age, "SENDERS", Sockets, FIXED),

@@ -7,6 +7,7 @@
 
 pub mod cost;
 pub mod desired;
+mod family;
 mod flows;
 pub mod layout;
 mod links;
@@ -19,6 +20,7 @@ pub mod sys;
 pub mod table;
 
 pub use desired::ExternalIps;
+pub use family::{Addresses, Families};
 pub use object::PacketHook;
 pub use proxy::{Config, Pinned, Proxy, ProxyError, Refusals, SocketHooks};
-pub use proxy_common::{Ip4, NodeConfig};
+pub use proxy_common::{Ip, Ip4, NodeConfig};

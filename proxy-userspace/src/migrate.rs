@@ -33,6 +33,8 @@ pub(crate) struct Migration {
 struct Older {
     layout: Layout,
     version: u32,
+    /// The pin's name.
+    pin: String,
 }
 
 /// When contents are read: before the programs are exchanged, and after.
@@ -44,6 +46,7 @@ pub(crate) enum Pass {
 
 impl Migration {
     pub fn find(pins: &Pins) -> Result<Self, MigrateError> {
+        put_aside(pins)?;
         let folder = pins.maps();
         let failed = |source| MigrateError::Pin { path: folder.clone(), source };
         let mut names = Vec::new();
@@ -58,10 +61,13 @@ impl Migration {
         let mut migration = Self::default();
         let mut newer = Vec::new();
         for name in names {
-            let Some((version, map)) = parse_pin_name(name) else { continue };
+            let aside = name.strip_prefix(ASIDE);
+            let Some((version, map)) = parse_pin_name(aside.unwrap_or(name)) else { continue };
             match layouts.iter().find(|layout| layout.map == map) {
+                Some(layout) if version < layout.version() || (version == layout.version() && aside.is_some()) => {
+                    migration.older.push(Older { layout: *layout, version, pin: name.clone() });
+                }
                 Some(layout) if version == layout.version() => {}
-                Some(layout) if version < layout.version() => migration.older.push(Older { layout: *layout, version }),
                 found => {
                     // A later version that died before it was done leaves this one's maps beside its own.
                     let lost = found.filter(|layout| !names.contains(&layout.pin_name()));
@@ -108,8 +114,8 @@ impl Migration {
 
     /// Removes the pins; the kernel frees the maps with their last program.
     pub fn finish(&self, pins: &Pins) -> Result<(), MigrateError> {
-        let older = self.older.iter().map(|older| crate::layout::pin_name(older.version, older.layout.map));
-        for path in older.chain(self.foreign.iter().cloned()).map(|name| pins.maps().join(name)) {
+        let older = self.older.iter().map(|older| &older.pin);
+        for path in older.chain(&self.foreign).map(|name| pins.maps().join(name)) {
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     return Err(MigrateError::Pin { path, source });
@@ -121,12 +127,36 @@ impl Migration {
     }
 }
 
+/// Before the name of a map that has the right layout and not the size that it shall have.
+const ASIDE: &str = "aside-";
+
+/// Gives maps of another size other names. One that was put aside before holds what is left of a start that died then: unless its
+/// successor is of a wrong size too, and then it is that which counts.
+fn put_aside(pins: &Pins) -> Result<(), MigrateError> {
+    for layout in pins.layouts() {
+        let (path, map) = (pins.map(layout.map), layout.map);
+        let Some(wanted) = pins.families().elements(map) else { continue };
+        let (from, to) = (layout.version(), layout.version());
+        match RawMap::open(&path, possible_cpus()) {
+            Ok(found) if found.elements() == wanted => {}
+            Ok(found) => {
+                tracing::info!(map, found = found.elements(), wanted, "map is made anew in another size");
+                let aside = path.with_file_name(format!("{ASIDE}{}", layout.pin_name()));
+                fs::rename(&path, aside).map_err(|source| MigrateError::Pin { path, source })?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(MigrateError::Carry { map, from, to, source }),
+        }
+    }
+    Ok(())
+}
+
 impl Older {
-    /// How many elements went over.
+    /// How many elements went over. What a smaller map has no room for does not.
     fn carry(&self, pins: &Pins, cpus: usize) -> io::Result<usize> {
-        let old = RawMap::open(&pins.maps().join(crate::layout::pin_name(self.version, self.layout.map)), cpus)?;
+        let old = RawMap::open(&pins.maps().join(&self.pin), cpus)?;
         let new = RawMap::open(&pins.map(self.layout.map), cpus)?;
-        let mut carried = 0;
+        let (mut carried, mut lost) = (0, 0);
         for raw in old.entries()? {
             if old.is_array() && raw.value.iter().all(|byte| *byte == 0) {
                 continue;
@@ -136,8 +166,12 @@ impl Older {
             match new.put(&raw, put) {
                 Ok(()) => carried += 1,
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+                Err(error) if error.raw_os_error() == Some(libc::E2BIG) && new.elements() < old.elements() => lost += 1,
                 Err(error) => return Err(error),
             }
+        }
+        if lost > 0 {
+            tracing::warn!(map = self.layout.map, lost, "a smaller map has no room for all that it held");
         }
         Ok(carried)
     }

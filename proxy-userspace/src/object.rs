@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
 use aya::{EbpfError, EbpfLoader};
 
+use crate::family::Families;
 use crate::layout::{self, Layout};
 use crate::sys;
 
@@ -115,6 +116,7 @@ impl Programs {
 pub struct Pins {
     root: PathBuf,
     layouts: &'static [Layout],
+    families: Families,
 }
 
 impl Pins {
@@ -123,7 +125,16 @@ impl Pins {
     }
 
     pub fn in_layouts(root: &Path, layouts: &'static [Layout]) -> Self {
-        Self { root: root.to_owned(), layouts }
+        Self { root: root.to_owned(), layouts, families: Families::V4 }
+    }
+
+    /// With maps of the sizes for a node of these families.
+    pub fn of(self, families: Families) -> Self {
+        Self { families, ..self }
+    }
+
+    pub fn families(&self) -> Families {
+        self.families
     }
 
     pub fn layouts(&self) -> &'static [Layout] {
@@ -247,7 +258,12 @@ pub fn load(pins: &Pins) -> Result<Programs, LoadError> {
     let mut loader = EbpfLoader::new();
     for layout in pins.layouts() {
         loader.map_pin_path(layout.map, pins.map(layout.map));
+        if let Some(elements) = pins.families.elements(layout.map) {
+            loader.map_max_entries(layout.map, elements);
+        }
     }
+    let (v4, v6) = pins.families.served();
+    loader.override_global("SERVES_V4", &v4, true).override_global("SERVES_V6", &v6, true);
     let mut object = loader.load(&OBJECT.0).map_err(Box::new)?;
     let mut wanted = Vec::new();
     let names: Vec<_> =

@@ -4,10 +4,10 @@ mod bound;
 mod maps;
 mod sweep;
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use proxy_common::*;
 
 use crate::desired::{Contents, Entry, HostPort, ServiceName, desired_host_ports, host_ports_of};
+use crate::family::{Addresses, Families, Twin};
 use crate::layout::{self, Layout};
 use crate::links::{self, LinkError};
 use crate::migrate::earlier;
@@ -24,7 +25,7 @@ use crate::object::{self, LoadError, PacketHook, Pins, Programs};
 use crate::sys::{self, Map, Put};
 use crate::table::{Limits, Refusal, Table};
 
-pub(crate) use maps::{Maps, written};
+pub(crate) use maps::{Maps, Twins, written};
 use sweep::Suspects;
 
 pub(crate) const LIMITS: Limits = Limits {
@@ -33,6 +34,8 @@ pub(crate) const LIMITS: Limits = Limits {
     backends: MAX_BACKENDS as u32,
     frontends: MAX_FRONTENDS,
 };
+/// Of all flows, what one pod may have: the part with this number. Whoever opens more is refused, and its neighbours go on.
+pub(crate) const POD_SHARE: u32 = 8;
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// Nanoseconds that carrying flows over takes at most; after that the programs answer for what they do not know.
 const CARRIED_WITHIN: u64 = 3_000_000_000;
@@ -44,6 +47,8 @@ pub struct Config {
     /// The cgroup2 folder whose processes' sockets are seen.
     pub cgroup_root: PathBuf,
     pub socket_hooks: SocketHooks,
+    /// Those of the node. Maps that have other sizes for it now are made anew, and what they held is carried over.
+    pub families: Families,
 }
 
 /// Services work without socket hooks too, packet by packet.
@@ -126,7 +131,7 @@ impl Proxy {
     pub fn start_in_layouts(config: &Config, layouts: &'static [Layout]) -> Result<Self> {
         object::check_machine(&config.cgroup_root)?;
         object::prepare_root(&config.bpf_root)?;
-        let pins = Pins::in_layouts(&config.bpf_root, layouts);
+        let pins = Pins::in_layouts(&config.bpf_root, layouts).of(config.families);
         let programs = take_over(&pins)?;
         let maps = Maps::open(&pins)?;
         let mut table = maps.adopt()?;
@@ -168,33 +173,23 @@ impl Proxy {
         self.shared.change(|table| table.change(name, entries))
     }
 
-    /// Tells the packet programs about their node, in whose network namespace the caller is.
+    /// Tells the packet programs about their node, in whose network namespace the caller is, in the families that it has.
     ///
     /// # Errors
     /// [`ProxyError::Write`] where the programs cannot be told, or the ports in use not be read: they go on with what they know.
-    pub fn configure_node(&self, node: &NodeConfig) -> Result<()> {
-        self.shared.maps.note_bound(node)?;
-        let probe_ports = (self.shared.socket_hooks == SocketHooks::Absent).into();
-        self.shared.renew_epoch(|epoch, _| NodeConfig { epoch, probe_ports, ..*node })
+    pub fn configure_node(&self, v4: Option<&NodeConfig>, v6: Option<&NodeConfig<Ip>>) -> Result<()> {
+        self.shared.configure(&self.shared.maps.v4, v4)?;
+        self.shared.configure(&self.shared.maps.v6, v6)
     }
 
-    /// The addresses that carry NodePorts: this node's and the others'.
+    /// The addresses that carry NodePorts: this node's and the others', of either family.
     ///
     /// # Errors
-    /// [`ProxyError::Write`] where the map refuses, with `E2BIG` for more addresses than it holds. Some have changed by then; a
+    /// [`ProxyError::Write`] where a map refuses, with `E2BIG` for more addresses than it holds. Some have changed by then; a
     /// repeat changes the rest.
-    pub fn set_node_addresses(&self, this: &[Ipv4Addr], others: &[Ipv4Addr]) -> Result<()> {
-        let key = |ip: &Ipv4Addr| Ip4::new(ip.octets()).0;
-        let mut wanted: BTreeMap<u32, u32> = others.iter().map(|ip| (key(ip), OTHER_NODE)).collect();
-        wanted.extend(this.iter().map(|ip| (key(ip), THIS_NODE)));
-        let map = &self.shared.maps.node_addresses;
-        for (address, _) in map.entries().map_err(written("NODE_ADDRESSES"))? {
-            if !wanted.contains_key(&address) {
-                map.remove(&address).map_err(written("NODE_ADDRESSES"))?;
-            }
-        }
-        let mut entries = wanted.iter();
-        entries.try_for_each(|(address, kind)| map.put(address, kind, Put::Any)).map_err(written("NODE_ADDRESSES"))?;
+    pub fn set_node_addresses(&self, this: &[IpAddr], others: &[IpAddr]) -> Result<()> {
+        self.shared.maps.v4.set_node_addresses(this, others)?;
+        self.shared.maps.v6.set_node_addresses(this, others)?;
         self.shared.places_changed()
     }
 
@@ -203,57 +198,58 @@ impl Proxy {
     /// # Errors
     /// [`ProxyError::Netns`] where `netns` is no network namespace or cannot be entered, [`ProxyError::Write`] where the map
     /// refuses. Then what the node sends to services is translated packet by packet, until a repeat succeeds.
-    pub fn add_node_netns(&self, netns: &File, ip: Ipv4Addr) -> Result<()> {
-        self.add_netns(netns, Netns { kind: Netns::NODE, ip: Ip4::new(ip.octets()) }, "the node")
+    pub fn add_node_netns(&self, netns: &File, addresses: Addresses) -> Result<()> {
+        self.add_netns(netns, Netns::NODE, addresses, "the node")
     }
 
-    /// A pod of this node: packets to `ip` go into `ifindex`, and its sockets are translated.
+    /// A pod of this node: packets to its addresses go into `ifindex`, and its sockets are translated.
     ///
     /// # Errors
     /// [`ProxyError::Netns`] where `netns` is no network namespace or cannot be entered, [`ProxyError::Write`] where a map
     /// refuses, with `E2BIG` where it has all the pods it can hold. A repeat adds what is missing, [`Proxy::remove_pod`] takes
     /// away what is there.
-    pub fn add_pod(&self, ip: Ipv4Addr, ifindex: u32, netns: &File) -> Result<()> {
-        let address = Ip4::new(ip.octets());
-        self.add_netns(netns, Netns { kind: Netns::POD, ip: address }, "a pod")?;
-        // Before the pod can send: without a row it has no bounds.
-        self.shared.maps.shares.put(&address.0, &0, Put::Any).map_err(written("SHARES"))?;
-        let link = PodLink { ifindex, ip: address };
-        self.shared.maps.pods.put(&address.0, &link.bits(), Put::Any).map_err(written("PODS"))?;
+    pub fn add_pod(&self, addresses: Addresses, ifindex: u32, netns: &File) -> Result<()> {
+        self.add_netns(netns, Netns::POD, addresses, "a pod")?;
+        for ip in addresses.iter() {
+            self.shared.maps.v4.add_pod(ip, ifindex)?;
+            self.shared.maps.v6.add_pod(ip, ifindex)?;
+        }
         self.shared.places_changed()
     }
 
-    /// The ports of the node that lead to a pod, whatever Services there are. They go with the pod; what is another's already waits
-    /// until it is free.
+    /// The ports of the node that lead to a pod's address, whatever Services there are, as far as they are of its family. They go with
+    /// the pod; what is another's already waits until it is free.
     ///
     /// # Errors
     /// As for [`Proxy::apply`]. A port that is another's is no error: it is among the refusals.
-    pub fn set_host_ports(&self, pod: Ipv4Addr, ports: &[HostPort]) -> Result<Vec<Refusal>> {
+    pub fn set_host_ports(&self, pod: IpAddr, ports: &[HostPort]) -> Result<Vec<Refusal>> {
         let name = host_ports_of(pod);
         let refusals = self.apply_service(&name, &desired_host_ports(pod, ports))?;
         Ok(refusals.into_iter().filter(|(whose, _)| *whose == name).map(|(_, refusal)| refusal).collect())
     }
 
-    /// Takes away all that is kept of a pod. One that is not there is no error.
+    /// Takes away all that is kept of a pod by one of its addresses; its sockets are translated no more. One that is not there is no
+    /// error.
     ///
     /// # Errors
     /// [`ProxyError::Write`] where a map refuses. A repeat removes what is left, but for host ports: see [`Proxy::apply`].
-    pub fn remove_pod(&self, ip: Ipv4Addr) -> Result<()> {
+    pub fn remove_pod(&self, ip: IpAddr) -> Result<()> {
         // As long as the pod is known, a process that comes next takes them up.
         self.set_host_ports(ip, &[])?;
-        let address = Ip4::new(ip.octets());
         let maps = &self.shared.maps;
-        maps.pods.remove(&address.0).map_err(written("PODS"))?;
+        maps.v4.forget_pod(ip)?;
+        maps.v6.forget_pod(ip)?;
         self.shared.places_changed()?;
-        maps.shares.remove(&address.0).map_err(written("SHARES"))?;
-        self.forget_netns(Netns { kind: Netns::POD, ip: address }, None)
+        maps.v4.forget_share(ip)?;
+        maps.v6.forget_share(ip)?;
+        self.forget_netns(Netns::POD, ip.into(), None)
     }
 
     /// Address and host end of every pod that the maps hold, for removing what no pod owns any more.
     ///
     /// # Errors
-    /// [`ProxyError::Write`] where the map of pods cannot be read.
-    pub fn pods(&self) -> Result<Vec<(Ipv4Addr, u32)>> {
+    /// [`ProxyError::Write`] where a map of pods cannot be read.
+    pub fn pods(&self) -> Result<Vec<(IpAddr, u32)>> {
         self.shared.maps.pods()
     }
 
@@ -265,19 +261,31 @@ impl Proxy {
         Ok(self.shared.maps.local_netns.get(&cookie).map_err(written("LOCAL_NETNS"))?.is_some())
     }
 
-    fn add_netns(&self, netns: &File, owner: Netns, whose: &str) -> Result<()> {
+    fn add_netns(&self, netns: &File, kind: u32, addresses: Addresses, whose: &str) -> Result<()> {
         let cookie =
             sys::netns_cookie(netns).map_err(|source| ProxyError::Netns { whose: whose.to_owned(), source })?;
-        self.forget_netns(owner, Some(cookie))?;
-        self.shared.maps.local_netns.put(&cookie, &owner.bits(), Put::Any).map_err(written("LOCAL_NETNS"))
+        self.forget_netns(kind, addresses, Some(cookie))?;
+        let maps = &self.shared.maps;
+        match addresses.v6 {
+            Some(ip) => maps.local_netns6.put(&cookie, &ip.into(), Put::Any).map_err(written("LOCAL_NETNS6"))?,
+            None => drop(maps.local_netns6.remove(&cookie).map_err(written("LOCAL_NETNS6"))?),
+        }
+        let owner = Netns { kind, ip: addresses.v4.map_or(Ip4::UNSPECIFIED, Ip4::from) };
+        maps.local_netns.put(&cookie, &owner.bits(), Put::Any).map_err(written("LOCAL_NETNS"))
     }
 
     /// Drops namespaces of the same owner, which an earlier run left.
-    fn forget_netns(&self, owner: Netns, keep: Option<u64>) -> Result<()> {
-        let map = &self.shared.maps.local_netns;
-        for (cookie, bits) in map.entries().map_err(written("LOCAL_NETNS"))? {
-            if bits == owner.bits() && Some(cookie) != keep {
-                map.remove(&cookie).map_err(written("LOCAL_NETNS"))?;
+    fn forget_netns(&self, kind: u32, addresses: Addresses, keep: Option<u64>) -> Result<()> {
+        let (maps, v4) = (&self.shared.maps, addresses.v4.map(Ip4::from));
+        let v6 = addresses.v6.map(Ip::from);
+        let of_v6 = maps.local_netns6.entries().map_err(written("LOCAL_NETNS6"))?;
+        let of_v6: HashMap<u64, Ip> = of_v6.into_iter().collect();
+        for (cookie, bits) in maps.local_netns.entries().map_err(written("LOCAL_NETNS"))? {
+            let (owner, second) = (Netns::from_bits(bits), of_v6.get(&cookie));
+            let is_same = v4 == Some(owner.ip) || (v6.is_some() && v6.as_ref() == second);
+            if owner.kind == kind && is_same && Some(cookie) != keep {
+                maps.local_netns.remove(&cookie).map_err(written("LOCAL_NETNS"))?;
+                maps.local_netns6.remove(&cookie).map_err(written("LOCAL_NETNS6"))?;
             }
         }
         Ok(())
@@ -330,11 +338,8 @@ impl Proxy {
     /// # Errors
     /// [`ProxyError::Write`] where the map of flows refuses; some are gone by then.
     pub fn forget_flows(&self) -> Result<()> {
-        let flows = &self.shared.maps.flows;
-        for (key, _) in flows.entries().map_err(written("FLOWS"))? {
-            flows.remove(&key).map_err(written("FLOWS"))?;
-        }
-        Ok(())
+        self.shared.maps.v4.forget_flows()?;
+        self.shared.maps.v6.forget_flows()
     }
 
     /// A loaded program, to be tried on packets.
@@ -450,17 +455,33 @@ impl Shared {
         Ok(change.refusals)
     }
 
-    /// Pods or node addresses came or went: flows look up anew where their packets go.
-    fn places_changed(&self) -> Result<()> {
-        self.renew_epoch(|epoch, before| NodeConfig { epoch, ..before })
+    /// Tells the programs of one family; none: the node has no address of it.
+    fn configure<A: Twin>(&self, maps: &Twins<A>, node: Option<&NodeConfig<A>>) -> Result<()> {
+        if let Some(node) = node {
+            maps.note_bound(node)?;
+        }
+        let probe_ports = (self.socket_hooks == SocketHooks::Absent).into();
+        let pod_flows = maps.most_flows / POD_SHARE;
+        let told = node.map(|node| NodeConfig { probe_ports, pod_flows, ..*node }).unwrap_or_default();
+        self.renew_epoch(maps, |epoch, _| NodeConfig { epoch, ..told })
     }
 
-    fn renew_epoch(&self, node: impl FnOnce(u32, NodeConfig) -> NodeConfig) -> Result<()> {
+    /// Pods or node addresses came or went: flows look up anew where their packets go.
+    fn places_changed(&self) -> Result<()> {
+        self.renew_epoch(&self.maps.v4, |epoch, before| NodeConfig { epoch, ..before })?;
+        self.renew_epoch(&self.maps.v6, |epoch, before| NodeConfig { epoch, ..before })
+    }
+
+    fn renew_epoch<A: Twin>(
+        &self,
+        maps: &Twins<A>,
+        node: impl FnOnce(u32, NodeConfig<A>) -> NodeConfig<A>,
+    ) -> Result<()> {
         // One change at a time, so that no epoch comes twice.
         let _state = self.lock();
-        let before = self.maps.node.get(&0).map_err(written("NODE"))?.unwrap_or_default();
+        let before = maps.node.get(&0).map_err(written(A::NODE))?.unwrap_or_default();
         let epoch = before.epoch.wrapping_add(1).max(1);
-        self.maps.node.put(&0, &node(epoch, before), Put::Any).map_err(written("NODE"))
+        maps.node.put(&0, &node(epoch, before), Put::Any).map_err(written(A::NODE))
     }
 
     /// The first sweep is due at once: processes that end before each other's next sweep would otherwise leave every flow behind.

@@ -39,9 +39,17 @@ macro_rules! plain {
     )* };
 }
 
-plain!(u32, u64, proxy_common::FrontendKey, proxy_common::AffinityKey, proxy_common::AffinityValue);
-plain!(proxy_common::NodeConfig, proxy_common::Tuple, proxy_common::Flow, proxy_common::FragmentKey);
-plain!(proxy_common::SnatPlace);
+plain!(u32, u64, [u64; 3], proxy_common::FrontendKey, proxy_common::AffinityKey, proxy_common::AffinityValue);
+plain!(proxy_common::Ip4, proxy_common::Ip);
+
+macro_rules! plain_in_both_families {
+    ($($type:ident),*) => { $(
+        // SAFETY: as above, for the two kinds of address that there are.
+        unsafe impl<A: proxy_common::Addr> Plain for proxy_common::$type<A> {}
+    )* };
+}
+
+plain_in_both_families!(Tuple, Flow, SnatPlace, NodeConfig);
 
 #[repr(C)]
 struct ElementAttr {

@@ -8,7 +8,7 @@ mod backends;
 mod space;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use proxy_common::{Affinity, Member, Slot};
 
@@ -195,17 +195,17 @@ impl Table {
     }
 
     /// Takes up the host ports that an earlier process left of these pods.
-    pub fn take_up_host_ports(&mut self, pods: &BTreeSet<Ipv4Addr>) -> Change {
-        let mut left: BTreeMap<(Ipv4Addr, u32), Vec<Frontend>> = BTreeMap::new();
+    pub fn take_up_host_ports(&mut self, pods: &BTreeSet<IpAddr>) -> Change {
+        let mut left: BTreeMap<(IpAddr, u32), Vec<Frontend>> = BTreeMap::new();
         for (frontend, slot) in &self.frontends {
             let held = self.slots.get(slot).filter(|held| held.owner.is_none() && is_host_port(&held.set));
-            if let Some([Target { ip: IpAddr::V4(pod), .. }]) = held.map(|held| held.set.backends.as_slice())
+            if let Some([Target { ip: pod, .. }]) = held.map(|held| held.set.backends.as_slice())
                 && pods.contains(pod)
             {
                 left.entry((*pod, *slot)).or_default().push(*frontend);
             }
         }
-        let mut by_pod: BTreeMap<Ipv4Addr, Vec<Entry>> = BTreeMap::new();
+        let mut by_pod: BTreeMap<IpAddr, Vec<Entry>> = BTreeMap::new();
         for ((pod, slot), mut frontends) in left {
             frontends.sort();
             let Frontend { port, protocol, .. } = frontends[0];

@@ -49,6 +49,9 @@ const GROUPS: &[Group] = &[
     only_in_full("store: the power cut at every operation of the disk", || {
         build::cargo(&["test", "--package", "apiserver", "--lib", "--", "--ignored", "power_cut"])
     }),
+    only_in_full("service path and pod network: each family with socket hooks and without", || {
+        build::cargo(&["test", "--package", "network", "--features", "every-world", "--", "--test-threads=1"])
+    }),
     only_in_full("machines with systemd, cgroup v2 alone and Debian's kernel", crate::vm::cases),
     only_in_full("a cluster disturbed at random", || soak(10, None)),
 ];

@@ -12,7 +12,7 @@ use agent::boundary::{
 use agent::{Agent, Config, ExecRequest};
 use api::uid::Uid;
 use network::Network;
-use proxy_userspace::{Proxy, SocketHooks};
+use proxy_userspace::{Families, Proxy, SocketHooks};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 
@@ -153,28 +153,33 @@ impl RealNetwork {
             bpf_root: folder.join("bpf"),
             cgroup_root: super::world::cgroup2(),
             socket_hooks: SocketHooks::Absent,
+            families: Families::V4,
         };
         let proxy = Arc::new(Proxy::start(&proxy).unwrap());
         let IpAddr::V4(node_ip) = world_ip() else { panic!("an IPv4 address") };
-        let config = network::Config {
+        let v4 = network::Ranges {
             node_ip,
             pod_cidr: "10.244.0.0/29".parse().unwrap(),
             cluster_cidr: "10.244.0.0/16".parse().unwrap(),
             service_cidr: "10.96.0.0/12".parse().unwrap(),
+        };
+        let config = network::Config {
+            v4: Some(v4),
+            v6: None,
             node_ports: network::PortRange { first: 30_000, last: 32_767 },
             snat_ports: network::Config::DEFAULT_SNAT_PORTS,
             state_file: folder.join("network.json"),
         };
-        RealNetwork(Network::start(&config, proxy).await.unwrap())
+        RealNetwork(Network::start(&config, proxy, tokio::sync::watch::channel(Vec::new()).1).await.unwrap())
     }
 }
 
 #[async_trait::async_trait]
 impl PodNetwork for RealNetwork {
     async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, NetworkError> {
-        let IpAddr::V4(ip) = attachment.ip else { panic!("an IPv4 address") };
         let (uid, netns) = (attachment.pod.uid.to_string(), attachment.netns.clone());
-        let attached = self.0.attach(&network::PodNetwork { uid, ip, netns, host_ports: Vec::new() }).await;
+        let addresses = attachment.ip.into();
+        let attached = self.0.attach(&network::PodNetwork { uid, addresses, netns, host_ports: Vec::new() }).await;
         attached.map(|_| Vec::new()).map_err(|error| NetworkError(causes::chain(&error)))
     }
     async fn detach(&self, uid: &Uid, _: IpAddr) -> Result<(), NetworkError> {

@@ -1,7 +1,6 @@
 //! Datagrams to services: which address answers show, and what sockets hear when endpoints come and go.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, UdpSocket};
 
 use proxy_userspace::SocketHooks;
 use serde_json::json;
@@ -10,32 +9,30 @@ use crate::world::*;
 
 #[test]
 fn datagrams_show_the_services_address() {
-    for hooks in BOTH {
-        let world = World::new(hooks);
+    for &setting in WORLDS {
+        let world = World::new(setting);
         udp_server(&world.pods[1], "b", 5353);
         let services = || {
             [("one", "10.96.0.11"), ("two", "10.96.0.12")].map(|(name, ip)| Service::new(name, ip, "UDP", json!({})))
         };
         world.serve(&services().map(|service| service.to(&[(PODS[1], 5353)])));
         for client in [&world.pods[0], &world.node] {
-            let (_, from) = ask_udp(client, "10.96.0.11:80").unwrap_or_else(|error| panic!("{hooks:?} {error}"));
+            let (_, from) = ask_udp(client, "10.96.0.11:80").unwrap_or_else(|error| panic!("{setting:?} {error}"));
             assert_eq!(from.to_string(), "10.96.0.11:80");
             // One socket, two services, one endpoint behind both: each reply carries the address that was asked.
-            let socket = client.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+            let socket = bound(client, "0.0.0.0:0");
             for service in ["10.96.0.11:80", "10.96.0.12:80", "10.96.0.11:80"] {
-                let (_, from) =
-                    ask_udp_on(&socket, client, service).unwrap_or_else(|error| panic!("{hooks:?} {service} {error}"));
-                assert_eq!(from.to_string(), service, "{hooks:?}");
+                let (_, from) = ask_udp_on(&socket, client, service)
+                    .unwrap_or_else(|error| panic!("{setting:?} {service} {error}"));
+                assert_eq!(from.to_string(), service, "{setting:?}");
             }
-            let connected = client.run(|| {
-                let socket = UdpSocket::bind("0.0.0.0:0")?;
-                socket.set_read_timeout(Some(PATIENCE))?;
-                socket.connect("10.96.0.12:80")?;
-                socket.send(b"who")?;
-                let (_, from) = socket.recv_from(&mut [0; 100])?;
-                Ok::<_, std::io::Error>((from, socket.peer_addr()?))
+            let connected = connected_udp(client, "10.96.0.12:80");
+            let connected = client.run(move || {
+                connected.send(b"who")?;
+                let (_, from) = connected.recv_from(&mut [0; 100])?;
+                Ok::<_, std::io::Error>((from, connected.peer_addr()?))
             });
-            let service: SocketAddr = "10.96.0.12:80".parse().unwrap();
+            let service = client.at("10.96.0.12:80");
             assert_eq!(connected.unwrap(), (service, service));
         }
     }
@@ -44,40 +41,42 @@ fn datagrams_show_the_services_address() {
 /// A resolver may connect for its errors and then send with an address all the same.
 #[test]
 fn a_connected_socket_that_names_the_service_reaches_its_own_endpoint() {
-    let world = World::new(SocketHooks::Attached);
-    for (pod, name) in world.pods.iter().zip(["a", "b"]) {
-        udp_server(pod, name, 8080);
+    for world in in_each_family(SocketHooks::Attached) {
+        for (pod, name) in world.pods.iter().zip(["a", "b"]) {
+            udp_server(pod, name, 8080);
+        }
+        world.serve(&[Service::new("udp", "10.96.0.11", "UDP", json!({})).to(&both_pods(8080))]);
+        for _ in 0..12 {
+            let socket = connected_udp(&world.node, "10.96.0.11:80");
+            ask_udp_on(&socket, &world.node, "10.96.0.11:80").unwrap();
+        }
+        // It follows when the endpoint goes: what it hears then comes from elsewhere, to which it is not connected.
+        let socket = connected_udp(&world.pods[0], "10.96.0.11:80");
+        let (first, _) = ask_udp_on(&socket, &world.pods[0], "10.96.0.11:80").unwrap();
+        let left = if first.starts_with('a') { 1 } else { 0 };
+        world.serve(&[Service::new("udp", "10.96.0.11", "UDP", json!({})).to(&[(PODS[left], 8080)])]);
+        let unconnected = ask_udp(&world.pods[0], "10.96.0.11:80").unwrap();
+        assert_ne!(unconnected.0[..1], first[..1]);
     }
-    world.serve(&[Service::new("udp", "10.96.0.11", "UDP", json!({})).to(&both_pods(8080))]);
-    for _ in 0..12 {
-        let socket = connected_udp(&world.node, "10.96.0.11:80");
-        ask_udp_on(&socket, &world.node, "10.96.0.11:80").unwrap();
-    }
-    // It follows when the endpoint goes: what it hears then comes from elsewhere, to which it is not connected.
-    let socket = connected_udp(&world.pods[0], "10.96.0.11:80");
-    let (first, _) = ask_udp_on(&socket, &world.pods[0], "10.96.0.11:80").unwrap();
-    let left = if first.starts_with('a') { 1 } else { 0 };
-    world.serve(&[Service::new("udp", "10.96.0.11", "UDP", json!({})).to(&[(PODS[left], 8080)])]);
-    let unconnected = ask_udp(&world.pods[0], "10.96.0.11:80").unwrap();
-    assert_ne!(unconnected.0[..1], first[..1]);
 }
 
 #[test]
 fn connecting_datagrams_never_fails_and_an_endpoint_may_come_later() {
-    for hooks in BOTH {
-        let world = World::new(hooks);
+    for &setting in WORLDS {
+        let world = World::new(setting);
         udp_server(&world.pods[1], "b", 8080);
         let udp = || Service::new("udp", "10.96.0.11", "UDP", json!({}));
         world.serve(&[udp()]);
         for client in [&world.pods[0], &world.node] {
             let socket = connected_udp(client, "10.96.0.11:80");
             socket.send(b"who").unwrap();
-            assert_eq!(socket.recv(&mut [0; 10]).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{hooks:?}");
+            assert_eq!(socket.recv(&mut [0; 10]).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{setting:?}");
             world.serve(&[udp().to(&[(PODS[1], 8080)])]);
             socket.send(b"who").unwrap();
             let mut answer = [0; 100];
-            let length = socket.recv(&mut answer).unwrap();
-            assert!(answer[..length].starts_with(b"b "), "{hooks:?}");
+            let length =
+                socket.recv(&mut answer).unwrap_or_else(|error| panic!("{setting:?} {error} {:?}", world.counters()));
+            assert!(answer[..length].starts_with(b"b "), "{setting:?}");
             world.serve(&[udp()]);
         }
     }
@@ -86,60 +85,60 @@ fn connecting_datagrams_never_fails_and_an_endpoint_may_come_later() {
 /// The list of one socket's services is shared by its threads.
 #[test]
 fn threads_of_one_socket_do_not_mix_services() {
-    let world = World::new(SocketHooks::Attached);
-    udp_server(&world.pods[1], "b", 8080);
-    udp_server(&world.pods[1], "c", 8081);
-    world.serve(&[
-        Service::new("one", "10.96.0.11", "UDP", json!({})).to(&[(PODS[1], 8080)]),
-        Service::new("two", "10.96.0.12", "UDP", json!({})).to(&[(PODS[1], 8081)]),
-    ]);
-    let socket = world.pods[0].run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    let netns = world.pods[0].file();
-    std::thread::scope(|scope| {
-        for service in ["10.96.0.11:80", "10.96.0.12:80"] {
-            let (socket, netns) = (&socket, &netns);
-            scope.spawn(move || {
-                let send = || (0..500).try_for_each(|_| socket.send_to(b"who", service).map(drop));
-                proxy_userspace::sys::inside(netns, send).unwrap();
-            });
-        }
-        let mut heard = 0;
-        let mut answer = [0; 100];
-        // Buffers are short: some may be lost, none may be somebody else's.
-        while let Ok((length, from)) = socket.recv_from(&mut answer) {
-            let expected = if answer[..length].starts_with(b"b ") { "10.96.0.11:80" } else { "10.96.0.12:80" };
-            assert_eq!(from.to_string(), expected);
-            heard += 1;
-            if heard == 1000 {
-                break;
+    for world in in_each_family(SocketHooks::Attached) {
+        udp_server(&world.pods[1], "b", 8080);
+        udp_server(&world.pods[1], "c", 8081);
+        world.serve(&[
+            Service::new("one", "10.96.0.11", "UDP", json!({})).to(&[(PODS[1], 8080)]),
+            Service::new("two", "10.96.0.12", "UDP", json!({})).to(&[(PODS[1], 8081)]),
+        ]);
+        let socket = bound(&world.pods[0], "0.0.0.0:0");
+        let netns = world.pods[0].file();
+        std::thread::scope(|scope| {
+            for service in ["10.96.0.11:80", "10.96.0.12:80"].map(|service| world.family.at(service)) {
+                let (socket, netns) = (&socket, &netns);
+                scope.spawn(move || {
+                    let send = || (0..500).try_for_each(|_| socket.send_to(b"who", service).map(drop));
+                    proxy_userspace::sys::inside(netns, send).unwrap();
+                });
             }
-        }
-        assert!(heard > 100, "{heard}");
-    });
+            let mut heard = 0;
+            let mut answer = [0; 100];
+            // Buffers are short: some may be lost, none may be somebody else's.
+            while let Ok((length, from)) = socket.recv_from(&mut answer) {
+                let expected = if answer[..length].starts_with(b"b ") { "10.96.0.11:80" } else { "10.96.0.12:80" };
+                assert_eq!(from, world.family.at(expected));
+                heard += 1;
+                if heard == 1000 {
+                    break;
+                }
+            }
+            assert!(heard > 100, "{heard}");
+        });
+    }
 }
 
 #[test]
 fn fragments_follow_their_first() {
-    let world = World::new(SocketHooks::Absent);
-    udp_server(&world.pods[1], "b", 8080);
-    udp_server(&world.client, "far", 8080);
-    world.serve(&[Service::new("udp", "10.96.0.11", "UDP", json!({"nodePort": 30080})).to(&[(PODS[1], 8080)])]);
-    let to = [
-        (&world.pods[0], "10.96.0.11:80"),
-        (&world.client, "192.168.77.1:30080"),
-        (&world.pods[0], "192.168.77.2:8080"),
-        (&world.pods[0], "10.244.0.6:8080"),
-    ];
-    for (client, address) in to {
-        let answer = client.run(move || {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
-            socket.set_read_timeout(Some(PATIENCE))?;
-            socket.send_to(&[7; 4000], address)?;
-            let mut answer = [0; 100];
-            let (length, _) = socket.recv_from(&mut answer)?;
-            Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer[..length]).into_owned())
-        });
-        assert!(answer.as_ref().is_ok_and(|answer| answer.ends_with(" 4000")), "{address} {answer:?}");
+    for world in in_each_family(SocketHooks::Absent) {
+        udp_server(&world.pods[1], "b", 8080);
+        udp_server(&world.client, "far", 8080);
+        world.serve(&[Service::new("udp", "10.96.0.11", "UDP", json!({"nodePort": 30080})).to(&[(PODS[1], 8080)])]);
+        let to = [
+            (&world.pods[0], "10.96.0.11:80"),
+            (&world.client, "192.168.77.1:30080"),
+            (&world.pods[0], "192.168.77.2:8080"),
+            (&world.pods[0], "10.244.0.6:8080"),
+        ];
+        for (client, address) in to {
+            let (socket, to) = (bound(client, "0.0.0.0:0"), client.at(address));
+            let answer = client.run(move || {
+                socket.send_to(&[7; 4000], to)?;
+                let mut answer = [0; 100];
+                let (length, _) = socket.recv_from(&mut answer)?;
+                Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer[..length]).into_owned())
+            });
+            assert!(answer.as_ref().is_ok_and(|answer| answer.ends_with(" 4000")), "{address} {answer:?}");
+        }
     }
 }

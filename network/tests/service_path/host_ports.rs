@@ -30,25 +30,25 @@ fn refuses(world: &World) {
 
 #[test]
 fn host_ports_lead_to_their_pod_as_long_as_it_is_there_whatever_services_there_are() {
-    for hooks in BOTH {
-        let mut world = World::new(hooks);
+    for &setting in WORLDS {
+        let mut world = World::new(setting);
         tcp_server(&world.pods[0], "a", 8080);
         assert_eq!(world.open_host_port(0, 8888, None), []);
-        serves(&world, hooks);
+        serves(&world, setting.hooks);
         world.serve(&[]);
-        serves(&world, hooks);
+        serves(&world, setting.hooks);
         world.serve(&[Service::new("web", "10.96.0.80", "TCP", json!({})).to(&[(PODS[0], 8080)])]);
-        serves(&world, hooks);
+        serves(&world, setting.hooks);
         // An agent that comes back knows them before it knows pods or Services.
-        world.restart(hooks);
-        serves(&world, hooks);
+        world.restart(setting.hooks);
+        serves(&world, setting.hooks);
         world.serve(&[]);
-        serves(&world, hooks);
+        serves(&world, setting.hooks);
         assert_eq!(world.open_host_port(0, 8888, None), []);
-        serves(&world, hooks);
+        serves(&world, setting.hooks);
         world.detach("pod-0");
         refuses(&world);
-        world.restart(hooks);
+        world.restart(setting.hooks);
         world.serve(&[]);
         refuses(&world);
     }
@@ -56,77 +56,84 @@ fn host_ports_lead_to_their_pod_as_long_as_it_is_there_whatever_services_there_a
 
 #[test]
 fn ports_of_pods_are_reserved_as_long_as_they_have_them_however_many_there_are() {
-    let mut world = World::new(SocketHooks::Attached);
-    let reserved = |world: &World| {
-        let list = world.node.command("sysctl -n net.ipv4.ip_local_reserved_ports");
-        list.trim().split(',').map(str::to_owned).collect::<Vec<_>>()
-    };
-    let before = reserved(&world);
-    // Longer than what is read at first where a file is read to its end.
-    let ports = [80, 443, 8080, 9100, 10_250, 20_000, 25_000];
-    for port in ports {
-        assert_eq!(world.open_host_ports(0, &[port]), []);
+    for mut world in in_each_family(SocketHooks::Attached) {
+        let reserved = |world: &World| {
+            let list = world.node.command("sysctl -n net.ipv4.ip_local_reserved_ports");
+            list.trim().split(',').map(str::to_owned).collect::<Vec<_>>()
+        };
+        let before = reserved(&world);
+        // Longer than what is read at first where a file is read to its end.
+        let ports = [80, 443, 8080, 9100, 10_250, 20_000, 25_000];
+        for port in ports {
+            assert_eq!(world.open_host_ports(0, &[port]), []);
+        }
+        assert_eq!(world.open_host_ports(0, &ports), []);
+        let during = reserved(&world);
+        assert!(
+            ports.iter().all(|port| during.contains(&port.to_string()))
+                && before.iter().all(|own| during.contains(own))
+        );
+        world.restart(SocketHooks::Attached);
+        assert_eq!(world.open_host_ports(0, &ports), []);
+        world.detach("pod-0");
+        assert_eq!(reserved(&world), before);
     }
-    assert_eq!(world.open_host_ports(0, &ports), []);
-    let during = reserved(&world);
-    assert!(
-        ports.iter().all(|port| during.contains(&port.to_string())) && before.iter().all(|own| during.contains(own))
-    );
-    world.restart(SocketHooks::Attached);
-    assert_eq!(world.open_host_ports(0, &ports), []);
-    world.detach("pod-0");
-    assert_eq!(reserved(&world), before);
 }
 
 #[test]
 fn host_ports_go_with_a_pod_that_went_while_no_agent_ran() {
-    let mut world = World::new(SocketHooks::Attached);
-    assert_eq!(world.open_host_port(0, 8888, None), []);
-    let devices = || world.node.command("ip -o link show").lines().count();
-    let before = devices();
-    // The kernel takes a namespace apart in its own time.
-    drop(world.pods.remove(0));
-    world.meanwhile(|| wait_until(|| devices() < before));
-    world.restart(SocketHooks::Attached);
-    world.serve(&[]);
-    assert_eq!(ask_tcp(&world.client, HOST_PORT).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    for mut world in in_each_family(SocketHooks::Attached) {
+        assert_eq!(world.open_host_port(0, 8888, None), []);
+        let devices = || world.node.command("ip -o link show").lines().count();
+        let before = devices();
+        // The kernel takes a namespace apart in its own time.
+        drop(world.pods.remove(0));
+        world.meanwhile(|| wait_until(|| devices() < before));
+        world.restart(SocketHooks::Attached);
+        world.serve(&[]);
+        assert_eq!(ask_tcp(&world.client, HOST_PORT).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
 }
 
 #[test]
 fn a_host_port_that_is_anothers_is_had_when_it_comes_free() {
-    let world = World::new(SocketHooks::Attached);
-    tcp_server(&world.pods[1], "b", 8080);
-    assert_eq!(world.open_host_port(0, 8888, None), []);
-    let refused = world.open_host_port(1, 8888, None);
-    let said: Vec<String> = refused.iter().map(ToString::to_string).collect();
-    assert_eq!(said[0], "0.0.0.0:8888/TCP belongs to host ports of 10.244.0.5 already");
-    world.detach("pod-0");
-    assert!(ask_tcp(&world.client, HOST_PORT).unwrap().0.starts_with("b "));
+    for world in in_each_family(SocketHooks::Attached) {
+        tcp_server(&world.pods[1], "b", 8080);
+        assert_eq!(world.open_host_port(0, 8888, None), []);
+        let refused = world.open_host_port(1, 8888, None);
+        let said: Vec<String> = refused.iter().map(ToString::to_string).collect();
+        let (every, pod) = (world.family.at("0.0.0.0:8888"), world.family.ip(PODS[0]));
+        assert_eq!(said[0], format!("{every}/TCP belongs to host ports of {pod} already"));
+        world.detach("pod-0");
+        assert!(ask_tcp(&world.client, HOST_PORT).unwrap().0.starts_with("b "));
+    }
 }
 
 #[test]
 fn a_host_port_is_of_the_nodes_addresses_and_no_others() {
-    let world = World::new(SocketHooks::Attached);
-    tcp_server(&world.pods[0], "a", 8080);
-    tcp_server(&world.pods[1], "b", 8080);
-    let refused = world.open_host_port(0, 8888, Some("203.0.113.5"));
-    assert_eq!(refused, [HostPortRefusal::Elsewhere("203.0.113.5".parse().unwrap())]);
-    refuses(&world);
-    assert_eq!(world.open_host_port(0, 8888, Some("192.168.77.1")), []);
-    serves(&world, SocketHooks::Attached);
-    // The node's own loopback is nobody else's.
-    assert_eq!(world.open_host_port(0, 8080, Some("127.0.0.1")), []);
-    assert!(ask_tcp(&world.node, "127.0.0.1:8080").unwrap().0.starts_with("a "));
-    assert!(ask_tcp(&world.pods[1], "127.0.0.1:8080").unwrap().0.starts_with("b "));
-    assert_eq!(ask_tcp(&world.client, "192.168.77.1:8080").unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    for world in in_each_family(SocketHooks::Attached) {
+        tcp_server(&world.pods[0], "a", 8080);
+        tcp_server(&world.pods[1], "b", 8080);
+        let refused = world.open_host_port(0, 8888, Some("203.0.113.5"));
+        assert_eq!(refused, [HostPortRefusal::Elsewhere(world.family.ip("203.0.113.5"))]);
+        refuses(&world);
+        assert_eq!(world.open_host_port(0, 8888, Some("192.168.77.1")), []);
+        serves(&world, SocketHooks::Attached);
+        // The node's own loopback is nobody else's.
+        assert_eq!(world.open_host_port(0, 8080, Some("127.0.0.1")), []);
+        assert!(ask_tcp(&world.node, "127.0.0.1:8080").unwrap().0.starts_with("a "));
+        assert!(ask_tcp(&world.pods[1], "127.0.0.1:8080").unwrap().0.starts_with("b "));
+        assert_eq!(ask_tcp(&world.client, "192.168.77.1:8080").unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
 }
 
 #[test]
 fn the_kernel_chooses_no_host_port() {
-    let world = World::new(SocketHooks::Attached);
-    assert_eq!(world.open_host_port(0, 8888, None), []);
-    let reserved = || world.node.command("cat /proc/sys/net/ipv4/ip_local_reserved_ports").trim().to_owned();
-    assert_eq!(reserved(), "8888,30000-32767,50000-64999");
-    world.reset();
-    assert_eq!(reserved(), "");
+    for world in in_each_family(SocketHooks::Attached) {
+        assert_eq!(world.open_host_port(0, 8888, None), []);
+        let reserved = || world.node.command("cat /proc/sys/net/ipv4/ip_local_reserved_ports").trim().to_owned();
+        assert_eq!(reserved(), "8888,30000-32767,50000-64999");
+        world.reset();
+        assert_eq!(reserved(), "");
+    }
 }

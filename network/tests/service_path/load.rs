@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,15 +12,15 @@ use crate::world::*;
 
 #[test]
 fn much_data_passes_whole() {
-    for hooks in BOTH {
-        let world = World::new(hooks);
+    for &setting in WORLDS {
+        let world = World::new(setting);
         tcp_server(&world.pods[1], "b", 8080);
         world.serve(&[Service::new("np", "10.96.0.80", "TCP", json!({"nodePort": 30080})).to(&[(PODS[1], 8080)])]);
         for (client, address) in
             [(&world.pods[0], "10.96.0.80:80"), (&world.node, "10.96.0.80:80"), (&world.client, "192.168.77.1:30080")]
         {
+            let mut stream = connect(client, address).unwrap();
             let total = client.run(move || {
-                let mut stream = TcpStream::connect_timeout(&address.parse().unwrap(), PATIENCE)?;
                 stream.set_read_timeout(Some(PATIENCE))?;
                 let mut total = 0;
                 for _ in 0..20 {
@@ -36,44 +35,45 @@ fn much_data_passes_whole() {
                 }
                 Ok::<_, std::io::Error>(total)
             });
-            assert!(total.unwrap_or_else(|error| panic!("{hooks:?} {address} {error}")) > 20 * 200_000);
+            assert!(total.unwrap_or_else(|error| panic!("{setting:?} {address} {error}")) > 20 * 200_000);
         }
     }
 }
 
 #[test]
 fn flipping_sets_never_fails_a_client() {
-    let world = World::new(SocketHooks::Attached);
-    for (pod, name) in world.pods.iter().zip(["a", "b"]) {
-        tcp_server(pod, name, 8080);
-    }
-    world.serve(&[web().to(&[(PODS[0], 8080)])]);
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let flipper = scope.spawn(|| {
-            let mut flips = 0;
-            while !stop.load(Ordering::Relaxed) {
-                world.serve(&[web().to(&[(PODS[flips % 2], 8080)])]);
-                flips += 1;
-            }
-            flips
-        });
-        let mut seen = BTreeSet::new();
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(2) {
-            let outcome = ask_tcp(&world.pods[0], "10.96.0.80:80");
-            seen.insert(outcome.map(|(answer, _)| answer[..1].to_owned()).map_err(|error| error.to_string()));
+    for world in in_each_family(SocketHooks::Attached) {
+        for (pod, name) in world.pods.iter().zip(["a", "b"]) {
+            tcp_server(pod, name, 8080);
         }
-        stop.store(true, Ordering::Relaxed);
-        assert!(flipper.join().unwrap() > 100);
-        assert_eq!(seen, BTreeSet::from([Ok("a".to_owned()), Ok("b".to_owned())]));
-    });
+        world.serve(&[web().to(&[(PODS[0], 8080)])]);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let flipper = scope.spawn(|| {
+                let mut flips = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    world.serve(&[web().to(&[(PODS[flips % 2], 8080)])]);
+                    flips += 1;
+                }
+                flips
+            });
+            let mut seen = BTreeSet::new();
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(2) {
+                let outcome = ask_tcp(&world.pods[0], "10.96.0.80:80");
+                seen.insert(outcome.map(|(answer, _)| answer[..1].to_owned()).map_err(|error| error.to_string()));
+            }
+            stop.store(true, Ordering::Relaxed);
+            assert!(flipper.join().unwrap() > 100);
+            assert_eq!(seen, BTreeSet::from([Ok("a".to_owned()), Ok("b".to_owned())]));
+        });
+    }
 }
 
 #[test]
 fn many_short_connections_all_succeed() {
-    for hooks in BOTH {
-        let world = World::new(hooks);
+    for &setting in WORLDS {
+        let world = World::new(setting);
         tcp_server(&world.pods[0], "a", 8080);
         tcp_server(&world.pods[1], "b", 8080);
         world.serve(&[Service::new("np", "10.96.0.81", "TCP", json!({"nodePort": 30080})).to(&both_pods(8080))]);
@@ -84,6 +84,6 @@ fn many_short_connections_all_succeed() {
             let workers = [scope.spawn(|| outside(2000)), scope.spawn(|| inside(2000)), scope.spawn(|| host(2000))];
             workers.map(|worker| worker.join().unwrap())
         });
-        assert_eq!(failures, [0, 0, 0], "{hooks:?} {:?}", world.counters());
+        assert_eq!(failures, [0, 0, 0], "{setting:?} {:?}", world.counters());
     }
 }

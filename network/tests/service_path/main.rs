@@ -5,12 +5,15 @@
 
 mod agent;
 mod datagrams;
+mod dual;
+mod family;
 mod forged;
 mod host_ports;
 mod load;
 mod masquerade;
 mod netns;
 mod node_ports;
+mod peers;
 mod pods;
 mod ports;
 mod services;

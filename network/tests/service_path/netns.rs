@@ -1,10 +1,13 @@
 //! Network namespaces for tests: each is held by one parked thread, so that nothing is left when the test ends, however it ends.
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
+
+use crate::family::Family;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -12,10 +15,11 @@ type Job = Box<dyn FnOnce() + Send>;
 pub struct Namespace {
     jobs: Sender<Job>,
     tid: i32,
+    pub family: Family,
 }
 
 impl Namespace {
-    pub fn new() -> Self {
+    pub fn of(family: Family) -> Self {
         let (jobs, inbox) = channel::<Job>();
         let (ready, entered) = channel();
         std::thread::spawn(move || {
@@ -27,8 +31,10 @@ impl Namespace {
                 job();
             }
         });
-        let namespace = Self { jobs, tid: entered.recv_timeout(Duration::from_secs(10)).unwrap() };
+        let namespace = Self { jobs, tid: entered.recv_timeout(Duration::from_secs(10)).unwrap(), family };
         namespace.command("ip link set lo up");
+        // Addresses are good at once: nobody else has them.
+        namespace.command("sysctl -qw net/ipv6/conf/default/accept_dad=0");
         namespace
     }
 
@@ -41,9 +47,22 @@ impl Namespace {
         outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
+    /// The address and port that this name has here.
+    pub fn at(&self, name: &str) -> SocketAddr {
+        self.family.at(name)
+    }
+
     /// Runs a command line inside, which must succeed; gives its output.
     pub fn command(&self, line: &str) -> String {
-        let line = line.to_owned();
+        self.run_line(self.family.line(line))
+    }
+
+    /// The same in each family that there is here.
+    pub fn in_each(&self, line: &str) {
+        self.family.each().iter().for_each(|family| drop(self.run_line(family.line(line))));
+    }
+
+    fn run_line(&self, line: String) -> String {
         self.run(move || {
             let mut words = line.split_whitespace();
             let output = Command::new(words.next().unwrap()).args(words).output().unwrap();

@@ -18,8 +18,8 @@ fn assert_packet_path(world: &World, before: &std::collections::BTreeMap<&'stati
 
 #[test]
 fn node_port_from_outside_hides_the_client_under_policy_cluster() {
-    for hooks in BOTH {
-        let world = World::new(hooks);
+    for &setting in WORLDS {
+        let world = World::new(setting);
         tcp_server(&world.pods[0], "a", 8080);
         udp_server(&world.pods[0], "a", 8080);
         let udp = Service::new("udp", "10.96.0.82", "UDP", json!({"nodePort": 30081}));
@@ -38,54 +38,60 @@ fn node_port_from_outside_hides_the_client_under_policy_cluster() {
 
 #[test]
 fn node_port_keeps_the_client_under_policy_local() {
-    let world = World::new(SocketHooks::Attached);
-    tcp_server(&world.pods[0], "a", 8080);
-    let extra = json!({"nodePort": 30080, "externalTrafficPolicy": "Local"});
-    world.serve(&[Service::new("np", "10.96.0.81", "TCP", extra).to(&[(PODS[0], 8080)])]);
-    let before = world.counters();
-    let (answer, _) = ask_tcp(&world.client, "192.168.77.1:30080").unwrap();
-    assert!(answer.starts_with("a 192.168.77.2:"), "{answer}");
-    assert_packet_path(&world, &before);
+    for world in in_each_family(SocketHooks::Attached) {
+        tcp_server(&world.pods[0], "a", 8080);
+        let extra = json!({"nodePort": 30080, "externalTrafficPolicy": "Local"});
+        world.serve(&[Service::new("np", "10.96.0.81", "TCP", extra).to(&[(PODS[0], 8080)])]);
+        let before = world.counters();
+        let (answer, _) = ask_tcp(&world.client, "192.168.77.1:30080").unwrap();
+        assert!(answer.starts_with("a 192.168.77.2:"), "{answer}");
+        assert_packet_path(&world, &before);
+    }
 }
 
 #[test]
 fn node_port_reaches_an_endpoint_of_the_host_itself() {
-    let world = World::new(SocketHooks::Attached);
-    tcp_server(&world.node, "host", 8081);
-    world.serve(&[Service::new("np", "10.96.0.81", "TCP", json!({"nodePort": 30080})).to(&[(NODE, 8081)])]);
-    let (answer, peer) = ask_tcp(&world.client, "192.168.77.1:30080").unwrap();
-    assert!(answer.starts_with("host 192.168.77.2:"), "{answer}");
-    assert_eq!(peer.to_string(), "192.168.77.1:30080");
+    for world in in_each_family(SocketHooks::Attached) {
+        tcp_server(&world.node, "host", 8081);
+        world.serve(&[Service::new("np", "10.96.0.81", "TCP", json!({"nodePort": 30080})).to(&[(NODE, 8081)])]);
+        let (answer, peer) = ask_tcp(&world.client, "192.168.77.1:30080").unwrap();
+        assert!(answer.starts_with("host 192.168.77.2:"), "{answer}");
+        assert_eq!(peer.to_string(), "192.168.77.1:30080");
+    }
 }
 
 #[test]
 fn node_port_from_inside_and_by_loopback() {
-    let world = World::new(SocketHooks::Attached);
-    tcp_server(&world.pods[0], "a", 8080);
-    let extra = json!({"nodePort": 30080, "externalTrafficPolicy": "Local"});
-    world.serve(&[Service::new("np", "10.96.0.81", "TCP", extra).to(&[(PODS[0], 8080)])]);
-    assert!(ask_tcp(&world.pods[1], "192.168.77.1:30080").is_ok());
-    assert!(ask_tcp(&world.node, "192.168.77.1:30080").is_ok());
-    assert!(ask_tcp(&world.node, "127.0.0.1:30080").is_ok());
-    // A pod's loopback is its own.
-    assert_eq!(ask_tcp(&world.pods[1], "127.0.0.1:30080").unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    for world in in_each_family(SocketHooks::Attached) {
+        tcp_server(&world.pods[0], "a", 8080);
+        let extra = json!({"nodePort": 30080, "externalTrafficPolicy": "Local"});
+        world.serve(&[Service::new("np", "10.96.0.81", "TCP", extra).to(&[(PODS[0], 8080)])]);
+        assert!(ask_tcp(&world.pods[1], "192.168.77.1:30080").is_ok());
+        assert!(ask_tcp(&world.node, "192.168.77.1:30080").is_ok());
+        assert!(ask_tcp(&world.node, "127.0.0.1:30080").is_ok());
+        // A pod's loopback is its own.
+        assert_eq!(ask_tcp(&world.pods[1], "127.0.0.1:30080").unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
 }
 
 #[test]
 fn node_ports_cannot_be_bound_on_the_host() {
-    let world = World::new(SocketHooks::Attached);
-    world.serve(&[Service::new("np", "10.96.0.81", "TCP", json!({"nodePort": 30080})).to(&[(PODS[0], 8080)])]);
-    for (port, refused) in [(30080, true), (30081, false), (50000, false), (64999, false), (65000, false)] {
-        let outcome = world.node.run(move || std::net::TcpListener::bind(("0.0.0.0", port)).map(drop));
-        assert_eq!(
-            outcome.map_err(|error| error.kind()),
-            if refused { Err(ErrorKind::AddrInUse) } else { Ok(()) },
-            "{port}"
-        );
+    for world in in_each_family(SocketHooks::Attached) {
+        world.serve(&[Service::new("np", "10.96.0.81", "TCP", json!({"nodePort": 30080})).to(&[(PODS[0], 8080)])]);
+        for (port, refused) in [(30080, true), (30081, false), (50000, false), (64999, false), (65000, false)] {
+            let own = world.family.at(&format!("0.0.0.0:{port}"));
+            let outcome = world.node.run(move || std::net::TcpListener::bind(own).map(drop));
+            assert_eq!(
+                outcome.map_err(|error| error.kind()),
+                if refused { Err(ErrorKind::AddrInUse) } else { Ok(()) },
+                "{port}"
+            );
+        }
+        let own = world.family.at("0.0.0.0:30080");
+        assert!(world.pods[0].run(move || std::net::TcpListener::bind(own).is_ok()));
+        let reserved = world.node.command("cat /proc/sys/net/ipv4/ip_local_reserved_ports");
+        assert_eq!(reserved.trim(), "30000-32767,50000-64999");
     }
-    assert!(world.pods[0].run(|| std::net::TcpListener::bind(("0.0.0.0", 30080)).is_ok()));
-    let reserved = world.node.command("cat /proc/sys/net/ipv4/ip_local_reserved_ports");
-    assert_eq!(reserved.trim(), "30000-32767,50000-64999");
 }
 
 /// "This host" is the pod itself, also when the number is a NodePort.
@@ -104,12 +110,15 @@ fn the_unspecified_address_is_the_callers_own() {
 /// The device that takes the question may have left its checksum to whoever sends it on.
 #[test]
 fn refusals_are_whole_where_a_device_would_sum_up() {
-    let world = World::new(SocketHooks::Attached);
-    world.serve(&[Service::new("lb", "10.96.0.81", "TCP", json!({"type": "LoadBalancer"})).balanced("192.168.78.1")]);
-    world.client.command("ip route add 192.168.78.1 via 192.168.77.1");
-    for offload in ["on", "off"] {
-        world.client.command(&format!("ethtool -K eth0 tx {offload}"));
-        let error = ask_tcp(&world.client, "192.168.78.1:80").unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "tx {offload}");
+    for world in in_each_family(SocketHooks::Attached) {
+        world.serve(&[
+            Service::new("lb", "10.96.0.81", "TCP", json!({"type": "LoadBalancer"})).balanced("192.168.78.1")
+        ]);
+        world.client.command("ip route add 192.168.78.1 via 192.168.77.1");
+        for offload in ["on", "off"] {
+            world.client.command(&format!("ethtool -K eth0 tx {offload}"));
+            let error = ask_tcp(&world.client, "192.168.78.1:80").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "tx {offload}");
+        }
     }
 }

@@ -7,7 +7,6 @@ use proxy_userspace::SocketHooks;
 use proxy_userspace::layout::{CURRENT, Layout, NEXT};
 use serde_json::json;
 
-use crate::netns::Namespace;
 use crate::world::*;
 
 fn services() -> [Service; 2] {
@@ -17,19 +16,6 @@ fn services() -> [Service; 2] {
         Service::new("tcp", "10.96.0.80", "TCP", sticky).to(&[(PODS[0], 8080), (PODS[1], 8080)]),
         Service::new("udp", "10.96.0.81", "UDP", json!({"nodePort": 30081})).to(to),
     ]
-}
-
-fn connect(place: &Namespace, to: &'static str) -> TcpStream {
-    place.run(move || TcpStream::connect_timeout(&to.parse().unwrap(), PATIENCE).unwrap())
-}
-
-fn connect_udp(place: &Namespace, to: &'static str) -> UdpSocket {
-    place.run(move || {
-        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-        socket.connect(to).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket
-    })
 }
 
 /// Connections of every kind, each with what its server sees of it.
@@ -48,11 +34,12 @@ impl Open {
             connect(node, "10.96.0.80:80"),
             connect(pod, "203.0.113.5:9000"),
         ];
+        let streams = streams.into_iter().map(Result::unwrap).collect();
         let datagrams = vec![
-            connect_udp(client, "192.168.77.1:30081"),
-            connect_udp(pod, "10.96.0.81:80"),
-            connect_udp(node, "10.96.0.81:80"),
-            connect_udp(pod, "192.168.77.2:9000"),
+            connected_udp(client, "192.168.77.1:30081"),
+            connected_udp(pod, "10.96.0.81:80"),
+            connected_udp(node, "10.96.0.81:80"),
+            connected_udp(pod, "192.168.77.2:9000"),
         ];
         Self { streams, datagrams }
     }
@@ -90,8 +77,8 @@ fn pins(layouts: &[Layout]) -> BTreeSet<String> {
 
 #[test]
 fn connections_survive_an_upgrade_to_other_layouts() {
-    for hooks in [SocketHooks::Attached, SocketHooks::Absent] {
-        let mut world = World::new(hooks);
+    for &setting in WORLDS {
+        let (mut world, hooks) = (World::new(setting), setting.hooks);
         serve_everywhere(&world);
         let mut open = Open::new(&world);
         let before = open.ask();
@@ -100,18 +87,18 @@ fn connections_survive_an_upgrade_to_other_layouts() {
         world.restart_in_layouts(hooks, NEXT);
         assert_eq!(world.pinned_maps(), pins(NEXT));
         assert!(pins(NEXT).intersection(&pins(CURRENT)).count() == 4, "all but what sockets hold moved");
-        assert_eq!(open.ask(), before, "{hooks:?}");
+        assert_eq!(open.ask(), before, "{setting:?}");
         // What began is known, so nothing began anew; the counts go on.
-        assert_eq!(world.rose(&counted).get("service_flow"), None, "{hooks:?}");
+        assert_eq!(world.rose(&counted).get("service_flow"), None, "{setting:?}");
         // Contents serve before the first apply, sticky clients keep their endpoint, and the next start adopts all of it.
         for (client, address, index) in [(&world.client, "192.168.77.1:30080", 0), (&world.pods[1], "10.96.0.80:80", 1)]
         {
-            assert_eq!(ask_tcp(client, address).unwrap().0[..1], before[index][..1], "{hooks:?}");
+            assert_eq!(ask_tcp(client, address).unwrap().0[..1], before[index][..1], "{setting:?}");
         }
         world.serve(&services());
-        assert_eq!(open.ask(), before, "{hooks:?}");
+        assert_eq!(open.ask(), before, "{setting:?}");
         world.restart_in_layouts(hooks, NEXT);
-        assert_eq!(open.ask(), before, "{hooks:?}");
+        assert_eq!(open.ask(), before, "{setting:?}");
     }
 }
 

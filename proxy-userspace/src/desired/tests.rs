@@ -141,8 +141,7 @@ fn ports_match_by_name_and_protocol() {
 
 #[test]
 fn a_local_server_wins_over_the_service_of_its_address() {
-    let local =
-        LocalServer { address: ("10.96.0.10".parse().unwrap(), 53), server: ("10.0.0.1".parse().unwrap(), 5353) };
+    let local = LocalServer { address: "10.96.0.10:53".parse().unwrap(), server: "10.0.0.1:5353".parse().unwrap() };
     let facts = NodeFacts { local_servers: vec![local], ..facts() };
     let dns = service(json!({"clusterIPs": ["10.96.0.10"], "ports": [{"name": "dns", "protocol": "UDP", "port": 53},
         {"name": "metrics", "protocol": "TCP", "port": 9153}]}));

@@ -85,7 +85,8 @@ fn flows_of_another_shape_arrive_converted() {
         let value = [&seconds.to_ne_bytes()[..], &bytes(tuple(1).reversed())].concat();
         old.put(&Raw { key: bytes(tuple(port)), value }, Put::New).unwrap();
     }
-    RawMap::create(&pins.map("FLOWS"), Shape { key: 16, value: size_of::<Flow>() }, 16).unwrap();
+    let shape = Shape { key: 16, value: size_of::<Flow>() };
+    RawMap::create(&pins.map("FLOWS"), shape, proxy_common::MAX_FLOWS as u32).unwrap();
     let migration = Migration::find(&pins).unwrap();
     migration.carry(&pins, Pass::First).unwrap();
     let expected = [(tuple(4000), flow(5_000_000_000)), (tuple(4002), flow(7_000_000_000))];

@@ -6,30 +6,32 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use proxy_common::{NodeConfig, SNAT_WAYS, SnatPlace};
+use proxy_common::{Addr, NodeConfig, SnatPlace};
 
-use super::maps::{Maps, SNAT_WORDS};
+use super::maps::{Twins, snat_words};
 use super::{Result, written};
+use crate::family::Twin;
 
-const BOUND: usize = std::mem::offset_of!(SnatPlace, bound) / 8;
+/// What answers in one family: sockets of the other may, too.
 const LISTS: [&str; 4] = ["tcp", "tcp6", "udp", "udp6"];
 
-impl Maps {
+impl<A: Twin> Twins<A> {
     /// Marks the ports of the range that sockets of the caller's network namespace have.
-    pub fn note_bound(&self, node: &NodeConfig) -> Result<()> {
-        let words = self.snat.whole().map_err(written("SNAT"))?;
+    pub fn note_bound(&self, node: &NodeConfig<A>) -> Result<()> {
+        let words = self.snat.whole().map_err(written(A::SNAT))?;
         for list in LISTS {
             let text = match std::fs::read_to_string(Path::new("/proc/thread-self/net").join(list)) {
                 // A kernel without the family.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                read => read.map_err(written("SNAT"))?,
+                read => read.map_err(written(A::SNAT))?,
             };
             for port in local_ports(&text) {
                 let number = port.wrapping_sub(node.snat_first);
                 if number < node.snat_count {
-                    let first = SnatPlace::index(number.into(), 0) as usize * SNAT_WORDS;
-                    let places = words.iter().skip(first).take(SNAT_WAYS * SNAT_WORDS);
-                    places.skip(BOUND).step_by(SNAT_WORDS).for_each(|word| word.store(1, Ordering::Relaxed));
+                    let (words_each, bound) = (snat_words::<A>(), std::mem::offset_of!(SnatPlace<A>, bound) / 8);
+                    let first = SnatPlace::<A>::index(number.into(), 0) as usize * words_each;
+                    let places = words.iter().skip(first).take(<A as Addr>::SNAT_WAYS * words_each);
+                    places.skip(bound).step_by(words_each).for_each(|word| word.store(1, Ordering::Relaxed));
                 }
             }
         }

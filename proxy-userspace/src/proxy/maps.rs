@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proxy_common::*;
 
 use super::{LIMITS, ProxyError, Result};
 use crate::desired::{Frontend, Target};
+use crate::family::Twin;
 use crate::object::{self, LoadError, Pins};
 use crate::sys::{Map, Put, SharedArray, Words};
 use crate::table::{Generation, Left, Op, Table};
@@ -17,7 +18,9 @@ use crate::table::{Generation, Left, Op, Table};
 const BACKEND_WORDS: usize = size_of::<Backend>() / 8;
 const STATE: usize = std::mem::offset_of!(Backend, state) / 8;
 /// Words of a place among the ports for translated sources.
-pub(super) const SNAT_WORDS: usize = size_of::<SnatPlace>() / 8;
+pub(super) const fn snat_words<A: Addr>() -> usize {
+    size_of::<SnatPlace<A>>() / 8
+}
 
 #[derive(Debug)]
 pub(crate) struct Maps {
@@ -28,14 +31,88 @@ pub(crate) struct Maps {
     pub sets: SharedArray,
     pub backends: SharedArray,
     pub local_netns: Map<u64, u64>,
-    pub pods: Map<u32, u64>,
-    pub shares: Map<u32, u64>,
-    pub node_addresses: Map<u32, u32>,
-    pub node: Map<u32, NodeConfig>,
-    pub flows: Map<Tuple, Flow>,
-    pub snat: SharedArray,
-    pub exposed: Map<u64, u64>,
+    pub local_netns6: Map<u64, Ip>,
+    pub v4: Twins<Ip4>,
+    pub v6: Twins<Ip>,
     pub counters: Map<u32, u64>,
+}
+
+/// The maps of one family.
+#[derive(Debug)]
+pub(crate) struct Twins<A: Twin> {
+    pub pods: Map<A, u64>,
+    pub shares: Map<A, u64>,
+    pub node_addresses: Map<A, u32>,
+    pub node: Map<u32, NodeConfig<A>>,
+    pub flows: Map<Tuple<A>, Flow<A>>,
+    /// How many flows there may be.
+    pub most_flows: u32,
+    pub snat: SharedArray,
+    pub exposed: Map<A::End, A::End>,
+}
+
+impl<A: Twin> Twins<A> {
+    fn open(pins: &Pins) -> std::result::Result<Self, LoadError> {
+        let elements = |map| pins.families().elements(map).unwrap_or(1);
+        Ok(Self {
+            pods: object::open(pins, A::PODS)?,
+            shares: object::open(pins, A::SHARES)?,
+            node_addresses: object::open(pins, A::NODE_ADDRESSES)?,
+            node: object::open(pins, A::NODE)?,
+            flows: object::open(pins, A::FLOWS)?,
+            most_flows: elements(A::FLOWS),
+            snat: object::open_shared(pins, A::SNAT, elements(A::SNAT) as usize * snat_words::<A>())?,
+            exposed: object::open(pins, A::EXPOSED)?,
+        })
+    }
+
+    /// Makes the addresses that are of this family those of nodes.
+    pub fn set_node_addresses(&self, this: &[IpAddr], others: &[IpAddr]) -> Result<()> {
+        let of_kind = |addresses: &[IpAddr], kind| -> Vec<(A, u32)> {
+            addresses.iter().filter_map(|ip| Some((A::of(*ip)?, kind))).collect()
+        };
+        let wanted = of_kind(others, OTHER_NODE).into_iter().chain(of_kind(this, THIS_NODE));
+        let wanted: BTreeMap<A, u32> = wanted.collect();
+        let map = &self.node_addresses;
+        for (address, _) in map.entries().map_err(written(A::NODE_ADDRESSES))? {
+            if !wanted.contains_key(&address) {
+                map.remove(&address).map_err(written(A::NODE_ADDRESSES))?;
+            }
+        }
+        let mut entries = wanted.iter();
+        entries.try_for_each(|(address, kind)| map.put(address, kind, Put::Any)).map_err(written(A::NODE_ADDRESSES))
+    }
+
+    /// Packets to a pod's address, if it is of this family, go into a device.
+    pub fn add_pod(&self, ip: IpAddr, ifindex: u32) -> Result<()> {
+        let Some(addr) = A::of(ip) else { return Ok(()) };
+        // Before the pod can send: without a row it has no bounds.
+        self.shares.put(&addr, &0, Put::Any).map_err(written(A::SHARES))?;
+        self.pods.put(&addr, &PodLink { ifindex, mark: addr.mark() }.bits(), Put::Any).map_err(written(A::PODS))
+    }
+
+    pub fn forget_pod(&self, ip: IpAddr) -> Result<()> {
+        let Some(addr) = A::of(ip) else { return Ok(()) };
+        self.pods.remove(&addr).map(drop).map_err(written(A::PODS))
+    }
+
+    pub fn forget_share(&self, ip: IpAddr) -> Result<()> {
+        let Some(addr) = A::of(ip) else { return Ok(()) };
+        self.shares.remove(&addr).map(drop).map_err(written(A::SHARES))
+    }
+
+    pub fn forget_flows(&self) -> Result<()> {
+        for (key, _) in self.flows.entries().map_err(written(A::FLOWS))? {
+            self.flows.remove(&key).map_err(written(A::FLOWS))?;
+        }
+        Ok(())
+    }
+
+    /// Address and host end of every pod.
+    fn pods(&self) -> Result<impl Iterator<Item = (IpAddr, u32)>> {
+        let pods = self.pods.entries().map_err(written(A::PODS))?;
+        Ok(pods.into_iter().map(|(ip, bits)| (ip.address(), PodLink::from_bits(bits).ifindex)))
+    }
 }
 
 impl Maps {
@@ -48,13 +125,9 @@ impl Maps {
             sets: object::open_shared(pins, "SETS", MAX_MEMBERS)?,
             backends: object::open_shared(pins, "BACKENDS", MAX_BACKENDS * BACKEND_WORDS)?,
             local_netns: object::open(pins, "LOCAL_NETNS")?,
-            pods: object::open(pins, "PODS")?,
-            shares: object::open(pins, "SHARES")?,
-            node_addresses: object::open(pins, "NODE_ADDRESSES")?,
-            node: object::open(pins, "NODE")?,
-            flows: object::open(pins, "FLOWS")?,
-            snat: object::open_shared(pins, "SNAT", MAX_SNAT_PLACES * SNAT_WORDS)?,
-            exposed: object::open(pins, "EXPOSED")?,
+            local_netns6: object::open(pins, "LOCAL_NETNS6")?,
+            v4: Twins::open(pins)?,
+            v6: Twins::open(pins)?,
             counters: object::open(pins, "COUNTERS")?,
         })
     }
@@ -103,7 +176,7 @@ impl Maps {
     }
 
     fn write_backend(&self, member: Member, target: &Target, protocol: u8) -> io::Result<()> {
-        let backend = Backend::new(ip(target.ip), Port::new(target.port), protocol, member.generation);
+        let backend = Backend::new(target.ip.into(), Port::new(target.port), protocol, member.generation);
         let words = self.backend_words(member.index)?;
         for (word, half) in words.iter().zip(backend.addr.halves()) {
             word.store(half, Ordering::Relaxed);
@@ -121,10 +194,9 @@ impl Maps {
         Ok(())
     }
 
-    /// Address and host end of every pod.
-    pub fn pods(&self) -> Result<Vec<(Ipv4Addr, u32)>> {
-        let pods = self.pods.entries().map_err(written("PODS"))?;
-        Ok(pods.into_iter().map(|(ip, bits)| (Ip4(ip).octets().into(), PodLink::from_bits(bits).ifindex)).collect())
+    /// Every address of a pod, with its host end.
+    pub fn pods(&self) -> Result<Vec<(IpAddr, u32)>> {
+        Ok(self.v4.pods()?.chain(self.v6.pods()?).collect())
     }
 
     /// The table of what an earlier process left.
@@ -197,13 +269,6 @@ pub(crate) fn written(map: &'static str) -> impl Fn(io::Error) -> ProxyError {
     move |source| ProxyError::Write { map, source }
 }
 
-fn ip(ip: IpAddr) -> Ip {
-    match ip {
-        IpAddr::V4(ip) => Ip::v4(Ip4::new(ip.octets())),
-        IpAddr::V6(ip) => Ip::from_octets(ip.octets()),
-    }
-}
-
 fn address(ip: Ip) -> IpAddr {
     match ip.to_v4() {
         Some(ip) => ip.octets().into(),
@@ -228,7 +293,7 @@ fn node_port_frontend(index: u32, scope: Scope) -> Frontend {
 }
 
 fn frontend_key(frontend: &Frontend) -> FrontendKey {
-    FrontendKey::new(ip(frontend.addr), Port::new(frontend.port), frontend.protocol, frontend.scope)
+    FrontendKey::new(frontend.addr.into(), Port::new(frontend.port), frontend.protocol, frontend.scope)
 }
 
 fn frontend(key: &FrontendKey) -> Option<Frontend> {

@@ -2,12 +2,15 @@
 //! program show it.
 
 mod connections;
+mod hostile;
+mod memory;
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
+use crate::cost::{addr, mask};
 use crate::desired::{EndpointSet, Frontend, Target};
 use crate::object;
 use crate::table::Op;
@@ -26,31 +29,37 @@ pub(super) struct Kernel {
     port: std::sync::atomic::AtomicU16,
 }
 
+/// 10.244.0.0/24 of 10.244.0.0/15, and services in 10.96.0.0/12.
+fn node<A: Twin>(maps: &Twins<A>) -> NodeConfig<A> {
+    NodeConfig {
+        node_ip: addr(NODE),
+        uplink: LOOPBACK,
+        service_link: LOOPBACK,
+        snat_first: 50_000,
+        snat_count: 15_000,
+        epoch: 1,
+        pod_flows: maps.most_flows / POD_SHARE,
+        cluster_net: addr([10, 244, 0, 0]),
+        cluster_mask: mask(15),
+        pod_net: addr([10, 244, 0, 0]),
+        pod_mask: mask(24),
+        service_net: addr([10, 96, 0, 0]),
+        service_mask: mask(12),
+        ..Default::default()
+    }
+}
+
 impl Kernel {
     pub fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         object::prepare_root(&root.path().join("bpf")).unwrap();
-        let pins = Pins::new(&root.path().join("bpf"));
+        let pins = Pins::new(&root.path().join("bpf")).of(Families::Both);
         let programs = object::load(&pins).unwrap_or_else(|error| panic!("{error:?}"));
         let maps = Maps::open(&pins).unwrap();
-        let node = NodeConfig {
-            node_ip: Ip4::new(NODE),
-            uplink: LOOPBACK,
-            service_link: LOOPBACK,
-            snat_first: 50_000,
-            snat_count: 15_000,
-            epoch: 1,
-            cluster_net: Ip4::new([10, 244, 0, 0]),
-            cluster_mask: Ip4::new([255, 254, 0, 0]),
-            pod_net: Ip4::new([10, 244, 0, 0]),
-            pod_mask: Ip4::new([255, 255, 255, 0]),
-            service_net: Ip4::new([10, 96, 0, 0]),
-            service_mask: Ip4::new([255, 240, 0, 0]),
-            ..Default::default()
-        };
-        maps.node.put(&0, &node, Put::Any).unwrap();
-        let pod = PodLink { ifindex: LOOPBACK, ip: Ip4::new(CLIENT) };
-        maps.pods.put(&pod.ip.0, &pod.bits(), Put::Any).unwrap();
+        maps.v4.node.put(&0, &node(&maps.v4), Put::Any).unwrap();
+        maps.v6.node.put(&0, &node(&maps.v6), Put::Any).unwrap();
+        maps.v4.add_pod(addr::<Ip4>(CLIENT).address(), LOOPBACK).unwrap();
+        maps.v6.add_pod(addr::<Ip>(CLIENT).address(), LOOPBACK).unwrap();
         Self { root, pins, programs, maps, port: 1024.into() }
     }
 

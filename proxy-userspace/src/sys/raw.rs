@@ -62,6 +62,7 @@ pub struct Shape {
 pub struct RawMap {
     fd: OwnedFd,
     kind: u32,
+    elements: u32,
     shape: Shape,
 }
 
@@ -88,11 +89,21 @@ impl RawMap {
             PER_CPU_HASH | PER_CPU_ARRAY | LRU_PER_CPU_HASH => (info.value_size as usize).next_multiple_of(8) * cpus,
             _ => info.value_size as usize,
         };
-        Ok(Self { fd, kind: info.kind, shape: Shape { key: info.key_size as usize, value } })
+        Ok(Self {
+            fd,
+            kind: info.kind,
+            elements: info.max_entries,
+            shape: Shape { key: info.key_size as usize, value },
+        })
     }
 
     pub fn shape(&self) -> Shape {
         self.shape
+    }
+
+    /// The most it can hold.
+    pub fn elements(&self) -> u32 {
+        self.elements
     }
 
     /// Every index of an array always has an element: a new one is zero.
@@ -173,6 +184,6 @@ impl RawMap {
         // SAFETY: integers only; the result is a new descriptor of ours.
         let fd = unsafe { bpf(MAP_CREATE, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd)) }?;
         super::call::object_pin(fd.as_fd(), path)?;
-        Ok(Self { fd, kind: HASH, shape })
+        Ok(Self { fd, kind: HASH, elements, shape })
     }
 }

@@ -158,9 +158,9 @@ fn a_restart_adopts_and_touches_only_differences() {
 
 #[test]
 fn host_ports_are_their_pods_whatever_services_there_are() {
-    let pod = Ipv4Addr::new(10, 244, 0, 9);
+    let pod = IpAddr::from([10, 244, 0, 9]);
     let port = |host_port, host_ip| HostPort { host_ip, host_port, container_port: 8080, protocol: TCP };
-    let entries = desired_host_ports(pod, &[port(8888, None), port(80, Some(Ipv4Addr::new(192, 0, 2, 1)))]);
+    let entries = desired_host_ports(pod, &[port(8888, None), port(80, Some([192, 0, 2, 1].into()))]);
     let (mut table, mut memory) = (Table::new(LIMITS), Memory::default());
     table.change(&host_ports_of(pod), &entries).ops.iter().for_each(|op| memory.run(op));
     let services = Contents::from([("a".into(), vec![entry(&[1], &[1])])]);
@@ -182,7 +182,7 @@ fn host_ports_are_their_pods_whatever_services_there_are() {
 
 #[test]
 fn host_ports_of_a_pod_that_is_gone_go_with_the_first_contents() {
-    let pod = Ipv4Addr::new(10, 244, 0, 9);
+    let pod = IpAddr::from([10, 244, 0, 9]);
     let port = HostPort { host_ip: None, host_port: 8888, container_port: 8080, protocol: TCP };
     let (mut table, mut memory) = (Table::new(LIMITS), Memory::default());
     let entries = desired_host_ports(pod, &[port]);
