@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 /// What a folder of ours has in it from its first moments.
-const DATA_MARKS: [&str; 2] = ["store.redb", "agent.lock"];
+const DATA_MARKS: [&str; 3] = ["store.redb", "agent.lock", "places.json"];
 const RUN_MARKS: [&str; 4] = ["boot_id", "pods", "bpf", "seccomp"];
 /// What a new file system has in it.
 const NOBODYS: &str = "lost+found";
@@ -78,6 +78,7 @@ mod tests {
             (0o755, &["lost+found"], true),
             (0o755, &["store.redb", "more"], true),
             (0o755, &["agent.lock"], true),
+            (0o755, &["places.json"], true),
             (0o1777, &[], false),
             (0o1777, &["store.redb"], false),
             (0o777, &["agent.lock"], false),

@@ -41,6 +41,7 @@ mod reply;
 mod serving;
 mod spdy;
 mod streams;
+mod tunnel;
 mod watch;
 
 pub use kept::Documents;

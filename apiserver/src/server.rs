@@ -21,6 +21,7 @@ use crate::identity::{MASTERS, User};
 use crate::limits::Limits;
 use crate::local::Local;
 use crate::nodes::Nodes;
+use crate::nodes::tunnel::Fleet;
 use crate::pki::{Authority, PkiError};
 use crate::shared::{Anonymous, Shared};
 use crate::store::Failure;
@@ -125,7 +126,7 @@ impl Server {
         let shared = Shared {
             engine,
             tokens,
-            nodes,
+            nodes: Arc::new(Fleet::new(nodes)),
             documents: Documents::default(),
             limits: Limits::default(),
             anonymous: config.anonymous,

@@ -6,13 +6,13 @@ use crate::authn::Tokens;
 use crate::engine::Engine;
 use crate::http::Documents;
 use crate::limits::Limits;
-use crate::nodes::Nodes;
+use crate::nodes::tunnel::Fleet;
 
 /// What every request needs.
 pub struct Shared {
     pub engine: Arc<Engine>,
     pub tokens: Tokens,
-    pub nodes: Arc<dyn Nodes>,
+    pub nodes: Arc<Fleet>,
     pub(crate) documents: Documents,
     pub(crate) limits: Limits,
     pub(crate) anonymous: Anonymous,

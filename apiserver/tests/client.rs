@@ -6,6 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::client::https::pin::{Fingerprint, PinError, authority_of};
 use ::client::https::{Config as HttpsConfig, Https, Identity};
 use ::client::{
     Client, DeleteOptions, Deleted, Event, EventStream, Informer, Key, Propagation, Resource, Selector, View, Wrote,
@@ -551,4 +552,40 @@ async fn who_shows_a_certificate_is_told_which() {
     let credential = told["status"]["userInfo"]["extra"]["authentication.kubernetes.io/credential-id"][0].as_str();
     let print = credential.unwrap().strip_prefix("X509SHA256=").unwrap();
     assert!(print.len() == 64 && print.chars().all(|digit| matches!(digit, '0'..='9' | 'a'..='f')), "{print}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_is_known_by_its_authoritys_fingerprint() {
+    let world = World::new().await;
+    let (server, wanted) = (&world.https.server, Fingerprint::of_pem(&world.https.ca).unwrap());
+    let shown = authority_of(server, wanted).await.unwrap();
+    assert_eq!(Fingerprint::of_pem(&shown).unwrap(), wanted);
+    let ca = HttpsConfig { ca: shown, ..world.https.clone() };
+    remote(&ca).list(&MAPS, "default", &Selector::default()).await.unwrap();
+    let other: Fingerprint = "0".repeat(64).parse().unwrap();
+    let refused = authority_of(server, other).await.unwrap_err();
+    assert!(matches!(refused, PinError::OtherAuthority { wanted, .. } if wanted == other), "{refused}");
+    let nobody = authority_of("localhost:1", wanted).await.unwrap_err();
+    assert!(matches!(nobody, PinError::Unreachable { .. }), "{nobody}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewed_certificate_is_that_of_what_is_asked_from_then_on() {
+    let world = World::new().await;
+    let authority = &world.https;
+    let nobody =
+        Https::new(HttpsConfig { identity: Identity::Token("nobody.0123456789abcdef".into()), ..authority.clone() });
+    let https = nobody.unwrap();
+    let client = Client::new(https.clone());
+    assert_eq!(client.list(&MAPS, "default", &Selector::default()).await.unwrap_err().code, 401);
+    let broken = Identity::Certificate { chain: "none".into(), key: "none".into() };
+    https.renew(&broken).await.unwrap_err();
+    assert_eq!(client.list(&MAPS, "default", &Selector::default()).await.unwrap_err().code, 401);
+    let mut watch = Client::new(Https::new(authority.clone()).unwrap())
+        .watch(&MAPS, "default", &Selector::default())
+        .await
+        .unwrap();
+    https.renew(&authority.identity).await.unwrap();
+    client.list(&MAPS, "default", &Selector::default()).await.unwrap();
+    watch.next().await.unwrap();
 }

@@ -213,6 +213,17 @@ async fn a_bootstrap_token_may_ask_to_join_and_nothing_else() {
     assert_eq!(asks("abcdef.0123456789abcdef", requests).await, 401);
 }
 
+#[tokio::test]
+async fn only_nodes_open_tunnels() {
+    let world = world(Arc::new(NoNodes), |_| {}).await;
+    let mut client = Client::new(world.admin.clone());
+    let upgrade = [("upgrade", "amphipod-tunnel-1".to_owned()), ("connection", "Upgrade".to_owned())];
+    for identity in [Identity::Admin, Identity::Anonymous] {
+        let answer = client.request(identity, "GET", "/amphipod/tunnel", &upgrade, b"").await;
+        assert_eq!(answer.code, 403, "{identity:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn services_that_are_made_at_once_get_addresses_of_their_own() {
     const SERVICES: usize = 11;

@@ -136,6 +136,6 @@ async fn relay(follow: &mut Follow, mut events: Box<dyn EventStream>, act: &mut 
 }
 
 /// Between half of it and all of it: those who lost one server together do not come back together.
-pub(crate) fn jittered(pause: Duration) -> Duration {
+pub fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + fastrand::f64() / 2.0)
 }

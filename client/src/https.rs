@@ -16,11 +16,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, USER_AGENT};
-use hyper::{Method, Request, Response};
+use hyper::header::{
+    ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, UPGRADE, USER_AGENT,
+};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::object::{Item, List, Revision, ServedKind, revision_of};
 use crate::transport::{Change, DeleteOptions, Deleted, EventStream, Selector, Target, Transport};
@@ -32,8 +36,10 @@ mod answer;
 mod connection;
 mod discovery;
 mod path;
+pub mod pin;
 mod watch;
 
+pub use answer::refusal;
 pub use connection::ConfigError;
 
 /// Largest answer that is read, bytes: a page of the largest objects.
@@ -123,6 +129,41 @@ impl Https {
             Identity::Certificate { .. } => None,
         };
         Ok(Self { connection: connection.into(), authorization, manager: config.manager })
+    }
+
+    /// Another certificate of the same identity, for all that is asked from now on; what is under way goes on.
+    ///
+    /// # Errors
+    /// When certificate or key cannot be read; the one before stays.
+    pub async fn renew(&self, certificate: &Identity) -> Result<(), ConfigError> {
+        self.connection.renew(certificate).await
+    }
+
+    /// A connection of its own that speaks another protocol from its first answer on.
+    ///
+    /// # Errors
+    /// What the server says, or 503 when none answers.
+    pub async fn upgrade(
+        &self,
+        path: &str,
+        protocol: &'static str,
+    ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Status> {
+        let request = Request::get(path)
+            .header(HOST, self.connection.authority())
+            .header(USER_AGENT, &self.manager)
+            .header(CONNECTION, "Upgrade")
+            .header(UPGRADE, protocol);
+        let request = request.body(Full::new(Bytes::new())).map_err(|error| Status::bad_request(error.to_string()))?;
+        let answer = self.connection.upgrade(request).await.map_err(Failed::status)?;
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let upgraded = hyper::upgrade::on(answer).await;
+            let broken =
+                |error| Status::service_unavailable(format!("the connection broke: {}", causes::chain(&error)));
+            return Ok(TokioIo::new(upgraded.map_err(broken)?));
+        }
+        let code = answer.status().as_u16();
+        let text = answer.into_body().collect().await.map(|text| text.to_bytes()).unwrap_or_default();
+        Err(answer::refusal(code, &text))
     }
 
     fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, Status> {

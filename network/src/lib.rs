@@ -1,7 +1,7 @@
 //! The pod network of one node: the node's own set-up, and one link per pod.
 //!
-//! [`Network::start`] finds the uplink by the node's address, makes the service link and tells the packet programs about both; a task
-//! of it follows what becomes of the uplink.
+//! [`Network::start`] finds the uplink by the node's address, makes the service link, leads routes to other nodes' pods and tells the
+//! packet programs about all of them; a task of it follows what becomes of the uplink and of the other nodes.
 //! [`Network::attach`] gives a pod its link, [`Network::detach`] takes it away, [`Network::reconcile`] brings links in line with the
 //! pods that exist. All of it acts in the network namespace of the calling process, writes no firewall rule, and sets per-device
 //! settings of its own devices only, but for the reserved port ranges, which [`Network::reset`] restores.
@@ -12,6 +12,7 @@ mod monitor;
 mod netlink;
 mod netns;
 mod node;
+mod peers;
 mod pods;
 mod ports;
 mod sysctl;
@@ -26,9 +27,10 @@ pub use proxy_userspace::Addresses;
 use proxy_userspace::desired::HostPort;
 use proxy_userspace::table::Refusal;
 use proxy_userspace::{Families, Proxy, ProxyError};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::AbortHandle;
 
+pub use peers::Peer;
 pub use ports::PortRange;
 
 use monitor::Monitor;
@@ -143,23 +145,26 @@ impl Drop for Network {
 }
 
 impl Network {
-    /// Sets the node up. Safe to repeat: what an earlier agent made is taken up.
+    /// Sets the node up. Safe to repeat: what an earlier agent made is taken up. `peers` are the other nodes, complete as it begins:
+    /// connections to those that it does not name would be taken for some to the outside.
     ///
     /// # Errors
     /// [`NetworkError::NoUplink`] where no device carries a node's address, `Apart` where it is not one that carries both, `NoLink`
     /// and `Vanished` for the service link;
     /// `Netlink`, `File`, `Socket` and `Proxy` say what was refused. What was made stays, and a repeat takes it up.
-    pub async fn start(config: &Config, proxy: Arc<Proxy>) -> Result<Self> {
+    pub async fn start(config: &Config, proxy: Arc<Proxy>, mut peers: watch::Receiver<Vec<Peer>>) -> Result<Self> {
         // What changes from here on is heard of.
         let (listening, changes) = Netlink::listening()?;
         let netlink = Netlink::here()?;
-        let (uplink, near) = node::set_up(config, &netlink, &proxy).await?;
+        let others = peers.borrow_and_update().clone();
+        let (uplink, near) = node::set_up(config, &netlink, &proxy, &others).await?;
         let reserved = node::reserve_ports(config)?;
         let pods = Pods::new(netlink, Arc::clone(&proxy), config.node_ips(), uplink.link.mtu, reserved);
         pods.forget_vanished().await?;
         let pods = Arc::new(Mutex::new(pods));
         let (config, followed) = (config.clone(), Arc::clone(&pods));
-        let monitor = Monitor { config, netlink: listening, changes, proxy, pods: followed, near, uplink };
+        let monitor =
+            Monitor { config, netlink: listening, changes, proxy, pods: followed, near, uplink, peers, others };
         Ok(Self { pods, monitor: tokio::spawn(monitor.follow()).abort_handle() })
     }
 

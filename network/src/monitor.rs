@@ -1,5 +1,5 @@
 //! Follows the uplink while the agent runs: addresses that come and go on it, and the device itself, which may be renamed, replaced, or
-//! get another MTU.
+//! get another MTU. And follows other nodes, to whose pods routes lead by it.
 //!
 //! What the kernel says only wakes the monitor, which then asks what is so: a message that was lost changes nothing.
 
@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_userspace::Proxy;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::netlink::{Changes, Link, Netlink};
 use crate::node::{self, Uplink, Wanted};
+use crate::peers::{self, Peer};
 use crate::pods::Pods;
 use crate::{Config, NetworkError, Result};
 
@@ -29,6 +30,9 @@ pub(crate) struct Monitor {
     pub near: Link,
     /// As the programs know it.
     pub uplink: Uplink,
+    /// The other nodes, and those that the programs know.
+    pub peers: watch::Receiver<Vec<Peer>>,
+    pub others: Vec<Peer>,
 }
 
 /// What there is to do next.
@@ -58,7 +62,14 @@ impl Monitor {
 
     /// False: never again.
     async fn is_woken(&mut self, next: Next) -> bool {
-        let woken = self.changes.concerning(self.uplink.link.index);
+        let woken = self.changes.concerning(self.uplink.link.index, peers::is_ours);
+        let woken = async {
+            tokio::select! {
+                woken = woken => woken,
+                // Its sender ends with the node.
+                Ok(()) = self.peers.changed() => true,
+            }
+        };
         match next {
             Next::Wait => woken.await,
             Next::Retry => timeout(AGAIN_AFTER, woken).await.unwrap_or(true),
@@ -74,18 +85,28 @@ impl Monitor {
             }
             found => found?,
         };
-        if found == self.uplink {
-            return Ok(());
+        let others = self.peers.borrow_and_update().clone();
+        if found != self.uplink || others != self.others {
+            self.tell(&found, &others).await?;
+        }
+        // Also where nothing else changed: somebody may have removed one.
+        peers::route(&self.netlink, &found.link, self.config.node_ips().v4, &others).await?;
+        (self.uplink, self.others) = (found, others);
+        Ok(())
+    }
+
+    async fn tell(&self, found: &Uplink, others: &[Peer]) -> Result<()> {
+        if *found == self.uplink {
+            return Ok(self.proxy.set_node_addresses(&found.addresses, &peers::addresses(others))?);
         }
         let (device, addresses) = (&found.link, &found.addresses);
         tracing::info!(device = device.name, index = device.index, mtu = device.mtu, ?addresses, "the uplink changed");
-        node::tell(&self.config, &self.proxy, &self.near, &found)?;
+        node::tell(&self.config, &self.proxy, &self.near, found, others)?;
         if found.link.name != self.uplink.link.name {
             self.proxy.detach_device(&self.uplink.link.name)?;
         }
         node::service_link(&self.config, &self.netlink, found.link.mtu).await?;
         self.pods.lock().await.set_mtu(found.link.mtu).await;
-        self.uplink = found;
         Ok(())
     }
 }

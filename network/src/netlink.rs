@@ -21,6 +21,7 @@ use crate::{NetworkError, Result};
 
 const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
+const ESRCH: i32 = 3;
 
 /// A netlink socket, in the namespace where it was opened.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ pub(crate) struct Route {
     pub source: Option<IpAddr>,
 }
 
-fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+pub(crate) fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
     move |source| NetworkError::Netlink { what: what.into(), source }
 }
 
@@ -66,7 +67,16 @@ fn code(error: &rtnetlink::Error) -> Option<i32> {
     }
 }
 
+/// Whether a route or its device was not there.
+pub(crate) fn is_absent(error: &rtnetlink::Error) -> bool {
+    matches!(code(error), Some(ESRCH | ENODEV))
+}
+
 impl Netlink {
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
     pub fn here() -> Result<Self> {
         Self::new().map_err(NetworkError::Socket)
     }
@@ -87,9 +97,10 @@ impl Netlink {
         Ok(Self { handle, plain: UnixDatagram::unbound()? })
     }
 
-    /// With what happens to devices and addresses here from now on.
+    /// With what happens to devices, addresses and routes here from now on.
     pub fn listening() -> Result<(Self, Changes)> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        let groups =
+            [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Ipv4Route];
         let (connection, handle, messages) =
             rtnetlink::new_multicast_connection(&groups).map_err(NetworkError::Socket)?;
         tokio::spawn(connection);
@@ -223,17 +234,19 @@ fn message(route: &Route) -> RouteMessage {
     }
 }
 
-/// What the kernel says by itself about devices and addresses.
+/// What the kernel says by itself about devices, addresses and IPv4 routes.
 pub(crate) struct Changes(UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)>);
 
 impl Changes {
-    /// Waits for one that may concern a device. False: there will be none.
-    pub async fn concerning(&mut self, device: u32) -> bool {
-        use RouteNetlinkMessage::{DelLink, NewLink};
+    /// Waits for one that may concern a device, or one of the routes that are to stay. False: there will be none.
+    pub async fn concerning(&mut self, device: u32, stays: impl Fn(&RouteMessage) -> bool) -> bool {
+        use RouteNetlinkMessage::{DelLink, DelRoute, NewLink, NewRoute};
         while let Some((message, _)) = self.0.next().await {
             match message.payload {
                 // Pods' devices come and go all the time.
                 NetlinkPayload::InnerMessage(NewLink(link) | DelLink(link)) if link.header.index != device => {}
+                NetlinkPayload::InnerMessage(NewRoute(_)) => {}
+                NetlinkPayload::InnerMessage(DelRoute(route)) if !stays(&route) => {}
                 // Any address may be the node's, and what was lost may be about it.
                 _ => return true,
             }

@@ -9,6 +9,7 @@ use proxy_common::{GATEWAY, GATEWAY6, HOST_MAC, Ip, Ip4, NodeConfig, SERVICE_MAC
 use proxy_userspace::{Addresses, PacketHook, Proxy};
 
 use crate::netlink::{End, Link, Netlink, Route, whole};
+use crate::peers::{self, Peer};
 use crate::{Config, NetworkError, PortRange, Result, netns, ports, sysctl};
 
 /// The host's end of the service link: routes to services lead here, and answers of services come in here.
@@ -32,13 +33,19 @@ pub(crate) fn gateway(ip: IpAddr) -> IpAddr {
 }
 
 /// Gives the uplink and the near end of the service link.
-pub(crate) async fn set_up(config: &Config, netlink: &Netlink, proxy: &Proxy) -> Result<(Uplink, Link)> {
+pub(crate) async fn set_up(
+    config: &Config,
+    netlink: &Netlink,
+    proxy: &Proxy,
+    others: &[Peer],
+) -> Result<(Uplink, Link)> {
     let uplink = uplink(config, netlink, Wanted::All).await?;
     let (near, far) = service_link(config, netlink, uplink.link.mtu).await?;
     route_services(config, netlink, &near).await?;
     proxy.add_node_netns(&netns::open(Path::new("/proc/thread-self/ns/net"))?, config.node_ips())?;
     proxy.attach_device(&far.name, far.index, PacketHook::FromHost)?;
-    tell(config, proxy, &near, &uplink)?;
+    tell(config, proxy, &near, &uplink, others)?;
+    peers::route(netlink, &uplink.link, config.node_ips().v4, others).await?;
     Ok((uplink, near))
 }
 
@@ -58,12 +65,12 @@ pub(crate) async fn uplink(config: &Config, netlink: &Netlink, wanted: Wanted) -
     Ok(Uplink { link, addresses: own })
 }
 
-/// Tells the programs about the uplink, and gives it its own.
-pub(crate) fn tell(config: &Config, proxy: &Proxy, near: &Link, uplink: &Uplink) -> Result<()> {
+/// Tells the programs about the uplink and other nodes, and gives it its own.
+pub(crate) fn tell(config: &Config, proxy: &Proxy, near: &Link, uplink: &Uplink, others: &[Peer]) -> Result<()> {
     let Uplink { link, addresses } = uplink;
     let (v4, v6) = (node_config4(config, link, near), node_config6(config, link, near));
     proxy.configure_node(v4.as_ref(), v6.as_ref())?;
-    proxy.set_node_addresses(addresses, &[])?;
+    proxy.set_node_addresses(addresses, &peers::addresses(others))?;
     proxy.attach_device(&link.name, link.index, PacketHook::FromUplink)?;
     proxy.attach_device(&link.name, link.index, PacketHook::FromStack)?;
     Ok(())
@@ -181,6 +188,7 @@ fn node_config<A: Default>(
 }
 
 pub(crate) async fn tear_down(netlink: &Netlink, state_file: &Path) -> Result<()> {
+    peers::remove_all(netlink).await?;
     if let Some(near) = netlink.link(NEAR).await? {
         netlink.delete(near.index).await?;
     }

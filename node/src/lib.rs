@@ -2,7 +2,7 @@
 //!
 //! Entry point: [`start`]. What the node sees of the API is its [`outlook`]; the parts do not know each other and meet here:
 //! [`pods`] tells the agent its pods, [`upstream`] answers what the agent asks ([`content`] what pods mount), [`services`]
-//! feeds the service path and DNS, [`registration`] makes the Node object and [`heartbeat`] keeps it. All of them are tasks
+//! feeds the service path and DNS, `peers` the network, [`registration`] makes the Node object and [`heartbeat`] keeps it. All of them are tasks
 //! of the set that `start` is given.
 //!
 //! *Architecture invariant:* it knows a `client::Client`, not where the server is, and asks for nothing that a node may not
@@ -29,6 +29,7 @@ mod agent_network;
 pub mod content;
 pub mod heartbeat;
 pub mod outlook;
+mod peers;
 pub mod pods;
 pub mod registration;
 pub mod services;
@@ -45,6 +46,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     pub run_dir: PathBuf,
     pub name: String,
+    /// The fingerprint of the key by which the cluster knows this machine; see [`registration::KEY`].
+    pub key: Option<String>,
     pub ip: Ipv4Addr,
     /// All pods' addresses.
     pub pod_cidr: Ipv4Network,
@@ -97,7 +100,8 @@ pub async fn start(settings: &Settings, client: Client, tasks: &mut JoinSet<()>)
     let (outlook, changed) = Outlook::open(&client, &settings.name, tasks);
     let facts = status::facts(settings)?;
     let (proxy, node_cidr) = tokio::try_join!(load(settings), place(settings, &client, &outlook, &facts))?;
-    let network = Network::start(&network_config(settings, node_cidr), proxy.clone()).await?;
+    let peers = peers::follow(&outlook.views, &settings.name).await;
+    let network = Network::start(&network_config(settings, node_cidr), proxy.clone(), peers).await?;
     let dns = Arc::new(start_dns(settings, node_cidr)?);
     let complaints = services::Complaints::start(recorder.clone(), tasks);
     let feed = services::Feed::new(settings, proxy.clone(), dns.clone(), complaints);
@@ -138,7 +142,7 @@ async fn load(settings: &Settings) -> Result<Arc<Proxy>> {
 
 /// This node's place in the cluster: its object, and its part of the pods' range.
 async fn place(settings: &Settings, client: &Client, outlook: &Outlook, facts: &Facts) -> Result<Ipv4Network> {
-    registration::register(&settings.name, client, facts).await?;
+    registration::register(&settings.name, settings.key.as_deref(), client, facts).await?;
     registration::range(&settings.name, &mut outlook.own.clone()).await
 }
 

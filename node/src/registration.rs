@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use api::status::Status;
 use client::Client;
 use client::views::NODES;
@@ -15,21 +15,32 @@ use crate::status::{self, Facts, Readiness};
 /// After which it is said what is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Makes the Node, unless it is there from before.
+/// By which key a machine is known that joined: its Node's name is no other machine's until somebody deletes the Node. A node in one
+/// process with its server has none.
+pub const KEY: &str = "node.amphipod.io/key";
+
+/// Makes the Node, unless it is there from before. `key` is the fingerprint of this machine's.
 ///
 /// # Errors
-/// What the server says, unless that is that the node is there; 503 when none answers.
-pub async fn register(name: &str, client: &Client, facts: &Facts) -> Result<()> {
-    match client.create(&NODES, "", node(name, facts)).await {
-        Ok(_) => Ok(()),
-        Err(status) if status.reason == "AlreadyExists" => Ok(()),
-        Err(status) => Err(status).with_context(|| format!("cannot register node {name}")),
+/// What the server says, unless that is that the node is there; 503 when none answers. That the node is another machine's.
+pub async fn register(name: &str, key: Option<&str>, client: &Client, facts: &Facts) -> Result<()> {
+    let failed = || format!("cannot register node {name}");
+    match client.create(&NODES, "", node(name, key, facts)).await {
+        Ok(_) => return Ok(()),
+        Err(status) if status.reason == "AlreadyExists" => {}
+        Err(status) => return Err(status).with_context(failed),
     }
+    let there = client.get(&NODES, "", name).await.with_context(failed)?;
+    ensure!(
+        there["metadata"]["annotations"][KEY].as_str() == key,
+        "node {name} is another machine's: choose another --node-name, or delete it first (`kubectl delete node {name}`)"
+    );
+    Ok(())
 }
 
-fn node(name: &str, facts: &Facts) -> Value {
+fn node(name: &str, key: Option<&str>, facts: &Facts) -> Value {
     let (os, arch) = ("linux", status::architecture());
-    json!({
+    let mut node = json!({
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": name, "labels": {
@@ -40,7 +51,11 @@ fn node(name: &str, facts: &Facts) -> Value {
             "beta.kubernetes.io/arch": arch,
         }},
         "status": status::merged(&json!({}), facts, Readiness::Starting),
-    })
+    });
+    if let Some(key) = key {
+        node["metadata"]["annotations"] = json!({KEY: key});
+    }
+    node
 }
 
 /// Waits for the node's part of the pods' range.

@@ -113,7 +113,7 @@ async fn a_pod_runs_on_a_node_that_is_elsewhere() {
     let (mut outlook, changed) = Outlook::open(&client, "a", &mut tasks);
     let facts =
         json!({"capacity": {"cpu": "2", "pods": "10"}, "addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]});
-    registration::register("a", &client, &facts).await.unwrap();
+    registration::register("a", None, &client, &facts).await.unwrap();
     // As the control plane gives it.
     let range = json!({"spec": {"podCIDR": "10.244.0.0/24", "podCIDRs": ["10.244.0.0/24"]}});
     admin.patch(&NODES, "", "a", "", &range).await.unwrap();

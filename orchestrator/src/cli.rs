@@ -1,26 +1,27 @@
 //! The command line: raw arguments (and the YAML file that stands for them) become validated settings.
 
-use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
-use agent::config::DEFAULT_POD_MAX_PIDS;
-use agent::image::Registries;
-use anyhow::{Context, Result, bail, ensure};
-use api::sysctl::Allowed;
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use apiserver::Anonymous;
 use apiserver::admission;
 use apiserver::engine::ServiceNetwork;
 use apiserver::{EtcdSettings, EtcdTls};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use network::PortRange;
-use proxy_userspace::ExternalIps;
-use serde_yaml::Value;
 
 use crate::control_plane;
 use crate::controllers::Selection;
+use crate::machine::Machine;
 use crate::pod_ranges::PodRanges;
-use crate::{doctor, names, reset, store_command, up};
+use crate::{agent_command, doctor, names, reset, store_command, token_command, up};
+
+use self::agent::AgentArguments;
+use self::node::NodeArguments;
+
+mod agent;
+mod config;
+mod node;
 
 #[derive(Parser)]
 #[command(
@@ -35,6 +36,7 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, once")]
 enum Command {
     /// Run the API server, controllers and scheduler
     #[command(args_override_self = true)]
@@ -42,9 +44,14 @@ enum Command {
     /// Run server and agent in one process: a cluster on this machine
     #[command(args_override_self = true)]
     Up(UpArguments),
-    /// Say what this machine lacks for `up` with the same flags, with the remedies
+    /// Run this machine's agent, as a node of a cluster whose server is elsewhere
     #[command(args_override_self = true)]
-    Doctor(UpArguments),
+    Agent(AgentArguments),
+    /// Make, list or delete the tokens with which machines join
+    Token(token_command::Arguments),
+    /// Say what this machine lacks for `up` (or `agent`) with the same flags, with the remedies
+    #[command(args_override_self = true, args_conflicts_with_subcommands = true)]
+    Doctor(DoctorArguments),
     /// Ask the node's DNS
     #[command(subcommand)]
     Dns(names::Command),
@@ -53,9 +60,9 @@ enum Command {
     KeepDnsSockets,
     /// Check, compact, back up or restore the store
     Store(store_command::Arguments),
-    /// Remove everything that `up` ever made, data included
+    /// Remove everything that `up` or `agent` ever made, data included
     Reset {
-        /// The data folder that `up` was given
+        /// The data folder that `up` or `agent` was given
         #[arg(long, default_value = "/var/lib/amphipod")]
         data_dir: PathBuf,
     },
@@ -140,46 +147,23 @@ impl From<AnonymousAuth> for Anonymous {
 struct UpArguments {
     #[command(flatten)]
     server: ServerArguments,
-    /// Sockets, namespaces and other run-time state; keep it short
-    #[arg(long, default_value = "/run/amphipod")]
-    run_dir: PathBuf,
-    /// Name of this node [default: the machine's host name]
-    #[arg(long)]
-    node_name: Option<String>,
-    /// IPv4 address of this node [default: the one that leads to the default route]
-    #[arg(long)]
-    node_ip: Option<Ipv4Addr>,
-    /// The cgroup2 folder where socket hooks attach [default: the cgroup2 mount]
-    #[arg(long)]
-    cgroup_root: Option<PathBuf>,
-    /// Parent of the pods' cgroups, below each hierarchy's mount
-    #[arg(long, default_value = "amphipod")]
-    pod_cgroup: String,
-    /// Folder of pinned BPF objects; a BPF file system is mounted there if none is [default: bpf in the run folder]
-    #[arg(long)]
-    bpf_root: Option<PathBuf>,
-    /// YAML file that says where registries are and how to reach them
-    #[arg(long)]
-    registries: Option<PathBuf>,
-    /// How many processes a pod may have; -1 for as many as the machine
-    #[arg(long, default_value_t = DEFAULT_POD_MAX_PIDS as i64, allow_negative_numbers = true)]
-    pod_max_pids: i64,
-    /// Kernel settings that pods may choose beside the safe ones; a trailing * stands for any end
-    #[arg(long, value_delimiter = ',')]
-    allowed_unsafe_sysctls: Vec<String>,
-    /// Name servers for names outside the cluster: ADDRESS[:PORT] [default: those of /etc/resolv.conf]
-    #[arg(long, value_delimiter = ',', value_name = "ADDRESS")]
-    dns_upstream: Vec<String>,
-    /// Name servers of one zone and all names below it; may be given again for others
-    #[arg(long, value_delimiter = ',', value_name = "ZONE=ADDRESS[,ADDRESS…]")]
-    dns_stub: Vec<String>,
-    /// Write every question to DNS into the log
-    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", action = ArgAction::Set)]
-    dns_log: bool,
-    /// Answer names that pods find along their search lists in one go; wrong for programs that ask for whole names of services
-    /// that are not there
-    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", action = ArgAction::Set)]
-    dns_autopath: bool,
+    #[command(flatten)]
+    node: NodeArguments,
+}
+
+#[derive(Args)]
+struct DoctorArguments {
+    #[command(subcommand)]
+    of: Option<Of>,
+    #[command(flatten)]
+    up: UpArguments,
+}
+
+#[derive(Subcommand)]
+enum Of {
+    /// The same for `agent`: this machine, and the way to its server
+    #[command(args_override_self = true)]
+    Agent(AgentArguments),
 }
 
 /// Parses the command line and runs what it says.
@@ -188,7 +172,7 @@ struct UpArguments {
 /// In words for whoever typed it: a setting that cannot be understood, or what the command itself could not do. clap
 /// answers wrong flags itself, and exits.
 pub fn run() -> Result<()> {
-    let arguments = with_config(std::env::args_os().collect())?;
+    let arguments = config::with_file(&Arguments::command(), std::env::args_os().collect())?;
     start_log();
     match Arguments::parse_from(arguments).command {
         Command::Server(arguments) => {
@@ -196,12 +180,21 @@ pub fn run() -> Result<()> {
             daemon()?.block_on(control_plane::run(control))
         }
         Command::Up(arguments) => {
-            let (control, node) = arguments.settings()?;
-            daemon()?.block_on(up::run(control, node))
+            let (control, machine) = arguments.settings()?;
+            daemon()?.block_on(up::run(control, machine))
         }
-        Command::Doctor(arguments) => {
-            let (control, node) = arguments.settings()?;
-            doctor::run(&control, &node)
+        Command::Agent(arguments) => {
+            let settings = arguments.settings()?;
+            daemon()?.block_on(agent_command::run(settings))
+        }
+        Command::Token(arguments) => runtime()?.block_on(token_command::run(&arguments)),
+        Command::Doctor(DoctorArguments { of: Some(Of::Agent(arguments)), .. }) => {
+            let settings = arguments.settings()?;
+            runtime()?.block_on(agent_command::examine(&settings))
+        }
+        Command::Doctor(DoctorArguments { up, .. }) => {
+            let (control, machine) = up.settings()?;
+            doctor::run(&up::look(&control, &machine)?)
         }
         Command::Dns(command) => names::run(&command),
         Command::KeepDnsSockets => names::keep_sockets(),
@@ -230,7 +223,7 @@ impl ServerArguments {
     fn settings(&self) -> Result<control_plane::Settings> {
         match self.advertise_address {
             Some(address) => self.settings_at(address),
-            None if self.listen.ip().is_unspecified() => self.settings_at(local_address()?),
+            None if self.listen.ip().is_unspecified() => self.settings_at(node::local_address(node::ANYWHERE)?),
             None => self.settings_at(self.listen.ip()),
         }
     }
@@ -298,78 +291,20 @@ impl ServerArguments {
 }
 
 impl UpArguments {
-    fn settings(&self) -> Result<(control_plane::Settings, node::Settings)> {
-        let ip = match (self.node_ip, self.server.listen.ip()) {
-            (Some(ip), _) => ip,
-            (None, IpAddr::V4(ip)) if !ip.is_unspecified() && !ip.is_loopback() => ip,
-            _ => match local_address()? {
-                IpAddr::V4(ip) => ip,
-                IpAddr::V6(ip) => bail!("this machine is reached at {ip}: give an IPv4 address with --node-ip"),
-            },
+    fn settings(&self) -> Result<(control_plane::Settings, Machine)> {
+        let ip = || match self.server.listen.ip() {
+            IpAddr::V4(ip) if !ip.is_unspecified() && !ip.is_loopback() => Ok(ip),
+            _ => node::v4(node::local_address(node::ANYWHERE)?),
         };
-        let name = match &self.node_name {
-            Some(name) => name.clone(),
-            None => host_name()?,
-        };
-        if !is_subdomain(&name) {
-            bail!("node name {name:?}: lower case letters, digits, '-' and '.' are wanted; give one with --node-name");
-        }
-        let mut control = self.server.settings_at(self.server.advertise_address.unwrap_or(ip.into()))?;
-        control.names.push(name.clone());
-        let services = &control.services;
-        let service_range = up::parse_cidr("--service-cidr", &self.server.service_cidr)?;
-        let IpAddr::V4(cluster_dns) = services.dns() else { bail!("--service-cidr: an IPv4 prefix is wanted") };
-        let settings = node::Settings {
-            data_dir: self.server.data_dir.clone(),
-            run_dir: self.run_dir.clone(),
-            name,
-            ip,
-            pod_cidr: up::parse_cidr("--pod-cidr", &self.server.pod_cidr)?,
-            service_cidr: service_range,
-            node_ports: PortRange { first: *services.node_ports.start(), last: *services.node_ports.end() },
-            cluster_dns,
-            domain: control.domain.clone(),
-            cgroup_root: self.cgroup_root.clone().map_or_else(cgroup2_mount, Ok)?,
-            pod_cgroup: pod_cgroup(&self.pod_cgroup)?,
-            bpf_root: self.bpf_root.clone().unwrap_or_else(|| self.run_dir.join("bpf")),
-            registries: self.registries()?,
-            external_ips: match self.server.allow_external_ips {
-                true => ExternalIps::Served,
-                false => ExternalIps::Ignored,
-            },
-            pod_max_pids: pod_max_pids(self.pod_max_pids)?,
-            allowed_unsafe_sysctls: self.allowed_unsafe_sysctls()?,
-            names: names::settings(&self.dns_upstream, &self.dns_stub, self.dns_log.into(), self.dns_autopath.into())?,
-        };
-        Ok((control, settings))
-    }
-
-    /// Read again by the agent: here a mistake is told before anything begins.
-    fn registries(&self) -> Result<Option<PathBuf>> {
-        if let Some(path) = &self.registries {
-            Registries::load(path).with_context(|| format!("--registries {}", path.display()))?;
-        }
-        Ok(self.registries.clone())
-    }
-
-    fn allowed_unsafe_sysctls(&self) -> Result<Vec<String>> {
-        Allowed::parse(&self.allowed_unsafe_sysctls).context("--allowed-unsafe-sysctls")?;
-        Ok(self.allowed_unsafe_sysctls.clone())
-    }
-}
-
-fn pod_max_pids(number: i64) -> Result<Option<u64>> {
-    match number {
-        -1 => Ok(None),
-        1.. => Ok(Some(number.unsigned_abs())),
-        _ => bail!(
-            "--pod-max-pids {number}: a number of processes from 1 on is wanted, or -1 for as many as the machine"
-        ),
+        let machine = self.node.machine(&self.server.data_dir, ip)?;
+        let mut control = self.server.settings_at(self.server.advertise_address.unwrap_or(machine.ip.into()))?;
+        control.names.push(machine.name.clone());
+        Ok((control, machine))
     }
 }
 
 fn cluster_domain(text: &str) -> Result<String> {
-    if !is_subdomain(text) {
+    if !node::is_subdomain(text) {
         bail!(
             "--cluster-domain {text:?}: lower case letters, digits and '-' between single dots are wanted, as in cluster.local"
         );
@@ -377,126 +312,22 @@ fn cluster_domain(text: &str) -> Result<String> {
     Ok(text.to_owned())
 }
 
-/// A folder of our own: at the root itself the pods of other kubelets would count as strays, and be ended.
-fn pod_cgroup(text: &str) -> Result<String> {
-    let own = text.trim_start_matches('/').trim_end_matches('/');
-    let plain = |part: &str| !matches!(part, "" | "." | "..");
-    if !own.split('/').all(plain) {
-        bail!("--pod-cgroup {text:?}: a folder below the hierarchies' root is wanted, such as amphipod");
-    }
-    Ok(own.to_owned())
-}
-
-fn host_name() -> Result<String> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host name")?;
-    Ok(name.trim().to_lowercase())
-}
-
-/// An RFC 1123 subdomain.
-fn is_subdomain(name: &str) -> bool {
-    let label = |label: &str| {
-        let bytes = label.as_bytes();
-        let ends = [bytes.first(), bytes.last()].into_iter().all(|end| end.is_some_and(u8::is_ascii_alphanumeric));
-        ends && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
-    };
-    name.len() <= 253 && name.split('.').all(|part| part.len() <= 63 && label(part))
-}
-
-fn cgroup2_mount() -> Result<PathBuf> {
-    let mounts = pod::mounts::read().context("cannot read the mount table")?;
-    let found = mounts.into_iter().find(|mount| mount.kind == "cgroup2").map(|mount| mount.point);
-    found.context("no cgroup2 hierarchy is mounted: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`")
-}
-
-/// The address from which this machine reaches the world; nothing is sent to find it.
-fn local_address() -> Result<IpAddr> {
-    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot open a socket")?;
-    // A documentation address: only the route to it is looked up.
-    match socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).and_then(|()| socket.local_addr()) {
-        Ok(address) => Ok(address.ip()),
-        Err(_) => bail!(
-            "this machine has no default route to tell its address by: give one with --advertise-address (or --node-ip)"
-        ),
-    }
-}
-
 fn service_network(text: &str) -> Result<ServiceNetwork> {
     let range = up::parse_cidr("--service-cidr", text)?;
-    ServiceNetwork::new(&[range.into()]).context("--service-cidr")
-}
-
-/// Puts the settings of a `--config` file before those of the command line, which then win.
-fn with_config(arguments: Vec<OsString>) -> Result<Vec<OsString>> {
-    let texts: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
-    let spaced = texts.windows(2).find(|pair| pair[0] == "--config").map(|pair| pair[1]);
-    let joined = texts.iter().find_map(|text| text.strip_prefix("--config="));
-    let Some(path) = spaced.or(joined) else { return Ok(arguments) };
-    let settings = read_config(Path::new(path))?;
-    let (head, tail) = arguments.split_at(arguments.len().min(2));
-    check_names(path, head.get(1).and_then(|name| name.to_str()).unwrap_or_default(), &settings)?;
-    let flags = settings.into_iter().map(|(key, value)| OsString::from(format!("--{key}={value}")));
-    Ok(head.iter().cloned().chain(flags).chain(tail.iter().cloned()).collect())
-}
-
-fn read_config(path: &Path) -> Result<Vec<(String, String)>> {
-    let shown = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
-    let value: Value = serde_yaml::from_str(&text).with_context(|| format!("{shown} is not YAML"))?;
-    let Value::Mapping(map) = value else { bail!("{shown}: settings are wanted, one `name: value` a line") };
-    map.into_iter()
-        .map(|(key, value)| {
-            let key = key.as_str().with_context(|| format!("{shown}: a setting's name is not text"))?.to_owned();
-            let value =
-                scalar(&value).with_context(|| format!("{shown}: {key} is neither a value nor a list of values"))?;
-            Ok((key, value))
-        })
-        .collect()
-}
-
-fn scalar(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Bool(flag) => Some(flag.to_string()),
-        Value::Sequence(items) => items.iter().map(scalar).collect::<Option<Vec<_>>>().map(|items| items.join(",")),
-        _ => None,
-    }
-}
-
-/// A misspelt setting is named with its file, not as a flag nobody typed.
-fn check_names(path: &str, command: &str, settings: &[(String, String)]) -> Result<()> {
-    let root = Arguments::command();
-    let Some(command) = root.find_subcommand(command) else { return Ok(()) };
-    let known: Vec<&str> =
-        command.get_arguments().filter_map(|argument| argument.get_long()).filter(|name| *name != "config").collect();
-    match settings.iter().find(|(name, _)| !known.contains(&name.as_str())) {
-        Some((name, _)) => bail!("{path}: there is no setting {name:?}; there are: {}", known.join(", ")),
-        None => Ok(()),
-    }
+    ServiceNetwork::new(&[range.into()]).map_err(|bad| anyhow!("--service-cidr {bad}"))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
 
     fn parse(arguments: &[&str]) -> Result<control_plane::Settings> {
-        let arguments = with_config(arguments.iter().map(OsString::from).collect())?;
+        let arguments = config::with_file(&Arguments::command(), arguments.iter().map(OsString::from).collect())?;
         match Arguments::try_parse_from(arguments)?.command {
             Command::Server(arguments) => arguments.settings(),
             _ => bail!("not the server command"),
-        }
-    }
-
-    #[test]
-    fn node_names_are_checked() {
-        assert!(is_subdomain("node-1.example") && !is_subdomain("Node") && !is_subdomain("-a") && !is_subdomain("a_b"));
-    }
-
-    #[test]
-    fn pods_have_a_cgroup_of_their_own() {
-        assert_eq!(pod_cgroup("/system.slice/amphipod.service/").unwrap(), "system.slice/amphipod.service");
-        for bad in ["", "/", "a//b", "../a", "."] {
-            assert!(pod_cgroup(bad).unwrap_err().to_string().starts_with("--pod-cgroup"), "{bad}");
         }
     }
 
@@ -542,10 +373,9 @@ mod tests {
                 ("--allowed-unsafe-sysctls", "kernel.core_pattern", "namespaced"),
             ] {
                 let given = ["amphipod", command, "--node-ip", "192.0.2.1", "--node-name", "n", flag, value];
-                let (Command::Up(arguments) | Command::Doctor(arguments)) =
-                    Arguments::try_parse_from(given).unwrap().command
-                else {
-                    panic!("not {command}");
+                let arguments = match Arguments::try_parse_from(given).unwrap().command {
+                    Command::Up(arguments) | Command::Doctor(DoctorArguments { up: arguments, .. }) => arguments,
+                    _ => panic!("not {command}"),
                 };
                 let error = format!("{:#}", arguments.settings().map(drop).unwrap_err());
                 assert!(error.starts_with(flag) && error.contains(word), "{flag} {value}: {error}");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use apiserver::Anonymous;
 use apiserver::EtcdSettings;
 use apiserver::admission;
@@ -15,10 +15,14 @@ use apiserver::identity::{AUTHENTICATED, MASTERS, User};
 use apiserver::nodes::{NoNodes, Nodes};
 use apiserver::server::{Config, Server, StoreAt};
 use client::Caches;
+use ipnetwork::IpNetwork;
+use network::PortRange;
+use proxy_userspace::ExternalIps;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cluster::Cluster;
 use crate::controllers::Selection;
 use crate::controllers::given::Facts;
 use crate::controllers::table::{self, Runs};
@@ -42,6 +46,34 @@ pub struct Settings {
     pub names: Vec<String>,
     pub admission: admission::Settings,
     pub anonymous: Anonymous,
+}
+
+impl Settings {
+    /// What nodes have to know.
+    ///
+    /// # Errors
+    /// When pods or Services have no IPv4 range, which nodes want.
+    pub fn cluster(&self) -> Result<Cluster> {
+        let v4 = |range| match range {
+            IpNetwork::V4(range) => Some(range),
+            IpNetwork::V6(_) => None,
+        };
+        let pods = self.pods.iter().find_map(|range| v4(range.cluster()));
+        let services = self.services.ranges().find_map(|range| v4(range.network()));
+        let IpAddr::V4(dns) = self.services.dns() else { bail!("--service-cidr: an IPv4 prefix is wanted first") };
+        let ports = &self.services.node_ports;
+        Ok(Cluster {
+            pods: pods.context("--pod-cidr: an IPv4 prefix is wanted")?,
+            services: services.context("--service-cidr: an IPv4 prefix is wanted")?,
+            node_ports: PortRange { first: *ports.start(), last: *ports.end() },
+            dns,
+            domain: self.domain.clone(),
+            external_ips: match self.admission.external_ips {
+                admission::ExternalIps::Allowed => ExternalIps::Served,
+                admission::ExternalIps::Inactive => ExternalIps::Ignored,
+            },
+        })
+    }
 }
 
 /// A control plane with its tasks started.
@@ -134,6 +166,7 @@ pub async fn start(settings: &Settings, nodes: Arc<dyn Nodes>) -> Result<Running
     let (mut tasks, parting) = (JoinSet::new(), Parting::default());
     let reader = server.client(User::new("system:kube-controller-manager", &[AUTHENTICATED]), "amphipod");
     let own = || server.client(User::new("system:apiserver", &[MASTERS]), "kube-apiserver");
+    settings.cluster()?.publish(&own()).await.context("cannot tell nodes about the cluster")?;
     let facts = Facts {
         authority: server.authority().clone(),
         address,
@@ -170,7 +203,10 @@ pub async fn start(settings: &Settings, nodes: Arc<dyn Nodes>) -> Result<Running
 }
 
 /// Waits for SIGTERM or SIGINT; the end of any task before that is fatal.
-async fn wait(tasks: &mut JoinSet<()>) -> Result<()> {
+///
+/// # Errors
+/// That a task ended.
+pub async fn wait(tasks: &mut JoinSet<()>) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;

@@ -1,4 +1,4 @@
-//! `amphipod doctor`: what this machine lacks to be a node, each with its remedy. `up` holds itself to the same table.
+//! `amphipod doctor`: what this machine lacks to be a node, each with its remedy. `up` and `agent` hold themselves to the same table.
 //!
 //! [`facts`] looks at the machine; the rows of [`CHECKS`] judge what it found and touch nothing.
 
@@ -7,9 +7,9 @@ use std::fmt;
 use anyhow::{Result, bail};
 
 use crate::claim::{self, ClaimError};
-use crate::control_plane;
 use facts::{Facts, Hierarchy};
-use node::Settings;
+
+pub use facts::{Reached, Subject};
 
 pub mod facts;
 
@@ -72,6 +72,7 @@ const CHECKS: &[Check] = &[
     ("node address", node_address),
     ("address ranges", ranges),
     ("API port", api_port),
+    ("API server", api_server),
     ("NodePorts", node_ports),
     ("kernel settings", settings_writable),
     ("open files", open_files),
@@ -84,9 +85,9 @@ const CHECKS: &[Check] = &[
 ///
 /// # Errors
 /// The number of rows that fail, when any does.
-pub fn run(control: &control_plane::Settings, settings: &Settings) -> Result<()> {
+pub fn run(subject: &Subject) -> Result<()> {
     let agent_runs = matches!(claim::claim_namespace(), Err(ClaimError::Held));
-    let verdicts = judge(&Facts { agent_runs, ..facts::gather(control, settings) });
+    let verdicts = judge(&Facts { agent_runs, ..facts::gather(subject) });
     for (name, verdict) in &verdicts {
         let word = match verdict {
             Verdict::Ok(_) => "OK",
@@ -102,12 +103,12 @@ pub fn run(control: &control_plane::Settings, settings: &Settings) -> Result<()>
     }
 }
 
-/// The same for `up`: refuses with the first failure, logs what is only missing.
+/// The same for `up` and `agent`: refuses with the first failure, logs what is only missing.
 ///
 /// # Errors
 /// The first row that fails.
-pub fn admit(control: &control_plane::Settings, settings: &Settings) -> Result<()> {
-    for (check, verdict) in judge(&facts::gather(control, settings)) {
+pub fn admit(subject: &Subject) -> Result<()> {
+    for (check, verdict) in judge(&facts::gather(subject)) {
         match verdict {
             Verdict::Ok(found) => tracing::debug!(check, found, "machine checked"),
             Verdict::Warn { found, remedy } => tracing::warn!(check, found, remedy, "machine checked"),
@@ -302,39 +303,54 @@ fn node_address(facts: &Facts) -> Verdict {
     Verdict::fail(format!("{ip} is no address of this machine"), "give one that is with --node-ip")
 }
 
+const LATER: &str = "known when this machine joins";
+
 fn ranges(facts: &Facts) -> Verdict {
-    let ours = [("--pod-cidr", facts.pod_cidr), ("--service-cidr", facts.service_cidr)];
-    if facts.pod_cidr.overlaps(facts.service_cidr) {
-        let both = format!("{} and {}", facts.pod_cidr, facts.service_cidr);
+    let Some((pods, services)) = facts.ranges else { return Verdict::ok(LATER) };
+    if pods.overlaps(services) {
+        let both = format!("{pods} and {services}");
         return Verdict::fail(format!("pods and Services share addresses ({both})"), "choose ranges apart");
     }
-    for (flag, range) in ours {
+    for (flag, range) in [("--pod-cidr", pods), ("--service-cidr", services)] {
         if range.contains(facts.node_ip) {
-            return Verdict::fail(format!("{range} holds this machine's address"), format!("choose another {flag}"));
+            let remedy = format!("choose another {flag} of the server");
+            return Verdict::fail(format!("{range} holds this machine's address"), remedy);
         }
         if let Some((device, route)) = facts.routes.iter().find(|(_, route)| route.overlaps(range)) {
             let found = format!("{range} overlaps the route to {route} by {device}");
             return Verdict::warn(found, format!("choose another {flag} if anything there is to be reached"));
         }
     }
-    Verdict::ok(format!("{} for pods, {} for Services", facts.pod_cidr, facts.service_cidr))
+    Verdict::ok(format!("{pods} for pods, {services} for Services"))
 }
 
 fn api_port(facts: &Facts) -> Verdict {
+    let Some(listen) = facts.listen else { return Verdict::ok("none: the server is elsewhere") };
     match (&facts.listen_refused, facts.agent_runs) {
-        (None, _) => Verdict::ok(format!("{}", facts.listen)),
-        (Some(_), true) => Verdict::ok(format!("{}, amphipod runs already", facts.listen)),
+        (None, _) => Verdict::ok(format!("{listen}")),
+        (Some(_), true) => Verdict::ok(format!("{listen}, amphipod runs already")),
         (Some(why), false) => Verdict::fail(
-            format!("cannot listen on {}: {why}", facts.listen),
+            format!("cannot listen on {listen}: {why}"),
             "stop what uses it, or choose another with --listen",
         ),
     }
 }
 
+fn api_server(facts: &Facts) -> Verdict {
+    match &facts.server {
+        None => Verdict::ok("in this process"),
+        Some(Reached { address, refused: None }) => Verdict::ok(address),
+        Some(Reached { refused: Some(why), .. }) => {
+            Verdict::fail(why, "start it, let this machine reach its port, or name another with --server")
+        }
+    }
+}
+
 fn node_ports(facts: &Facts) -> Verdict {
+    let Some((first, last)) = facts.node_ports else { return Verdict::ok(LATER) };
     let taken: Vec<String> = facts.listening.iter().map(u16::to_string).collect();
     if taken.is_empty() {
-        return Verdict::ok(format!("{}-{}", facts.node_ports.0, facts.node_ports.1));
+        return Verdict::ok(format!("{first}-{last}"));
     }
     let found = format!("in use by programs of this machine: {}", taken.join(", "));
     Verdict::warn(found, "a Service with such a NodePort takes it from them: move them to ports outside the range")
@@ -409,6 +425,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    const SERVICES: &str = "10.96.0.0/12";
+
     /// A machine with nothing to say about.
     fn good() -> Facts {
         let controllers = ["cpu", "memory", "pids", "io"].map(str::to_owned).into();
@@ -435,13 +453,13 @@ mod tests {
             overlay_refused: None,
             node_ip: [192, 0, 2, 7].into(),
             node_ip_is_here: true,
-            pod_cidr: "10.244.0.0/16".parse().unwrap(),
-            service_cidr: "10.96.0.0/12".parse().unwrap(),
+            ranges: Some(("10.244.0.0/16".parse().unwrap(), SERVICES.parse().unwrap())),
             routes: vec![("eth0".into(), "192.0.2.0/24".parse().unwrap())],
-            listen: "0.0.0.0:6443".parse().unwrap(),
+            listen: Some("0.0.0.0:6443".parse().unwrap()),
             listen_refused: None,
+            server: None,
             agent_runs: false,
-            node_ports: (30000, 32767),
+            node_ports: Some((30000, 32767)),
             listening: Vec::new(),
             sysctl_writable: true,
             open_files: 524_288,
@@ -519,9 +537,20 @@ mod tests {
 
     #[test]
     fn address_ranges_are_held_against_each_other_and_the_routes() {
-        one(|f| f.pod_cidr = "10.100.0.0/16".parse().unwrap(), "FAIL address ranges", "share addresses");
+        let shared = Some(("10.100.0.0/16".parse().unwrap(), SERVICES.parse().unwrap()));
+        one(|f| f.ranges = shared, "FAIL address ranges", "share addresses");
         one(|f| f.node_ip = [10, 244, 0, 9].into(), "FAIL address ranges", "--pod-cidr");
         one(|f| f.routes.push(("vpn".into(), "10.0.0.0/8".parse().unwrap())), "WARN address ranges", "by vpn");
+    }
+
+    #[test]
+    fn an_agent_wants_its_server_and_no_port() {
+        let agent = |refused: Option<&str>| {
+            let server = Some(Reached { address: "10.0.0.1:6443".into(), refused: refused.map(str::to_owned) });
+            move |f: &mut Facts| (f.listen, f.ranges, f.node_ports, f.server) = (None, None, None, server.clone())
+        };
+        assert_eq!(complaints(agent(None)), Vec::<String>::new());
+        one(agent(Some("10.0.0.1:6443 cannot be reached: refused")), "FAIL API server", "--server");
     }
 
     #[test]

@@ -42,17 +42,17 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// Server and controllers of one process, over a folder that outlives them.
-struct ControlPlane {
-    admin: Client,
+pub struct ControlPlane {
+    pub admin: Client,
     server: Arc<dyn Fn(&str) -> Client + Send + Sync>,
-    authority: Arc<Authority>,
-    address: std::net::SocketAddr,
+    pub authority: Arc<Authority>,
+    pub address: std::net::SocketAddr,
     tasks: JoinSet<()>,
     _stop: DropGuard,
 }
 
 impl ControlPlane {
-    async fn start(folder: &Path, ranges: PodRanges) -> Self {
+    pub async fn start(folder: &Path, ranges: PodRanges) -> Self {
         let config = Config::on_loopback(folder.join("store.redb"));
         let opened = async {
             loop {
@@ -148,7 +148,7 @@ async fn fifty_nodes_at_once_get_ranges_of_their_own() {
         registered.spawn(async move {
             let mut tasks = JoinSet::new();
             let (mut outlook, _changed) = Outlook::open(&client, &name(number), &mut tasks);
-            registration::register(&name(number), &client, &facts(number)).await.unwrap();
+            registration::register(&name(number), None, &client, &facts(number)).await.unwrap();
             registration::range(&name(number), &mut outlook.own).await.unwrap().to_string()
         });
     }
@@ -187,7 +187,7 @@ async fn no_range_is_lost_with_who_gave_it() {
         let mut made = JoinSet::new();
         for number in round * 8..(round + 1) * 8 {
             let client = (plane.server)(&name(number));
-            made.spawn(async move { registration::register(&name(number), &client, &facts(number)).await });
+            made.spawn(async move { registration::register(&name(number), None, &client, &facts(number)).await });
         }
         // Some have their range by now, some are being given one, some are not there yet.
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -196,13 +196,13 @@ async fn no_range_is_lost_with_who_gave_it() {
         drop(plane);
         plane = ControlPlane::start(folder.path(), few).await;
         for number in round * 8..(round + 1) * 8 {
-            registration::register(&name(number), &(plane.server)(&name(number)), &facts(number)).await.unwrap();
+            registration::register(&name(number), None, &(plane.server)(&name(number)), &facts(number)).await.unwrap();
         }
     }
     let full = plane.ranges_of(32).await;
     assert!(distinct(&full), "{full:?}");
     // Nothing is left for another, until one goes.
-    registration::register(&name(40), &(plane.server)(&name(40)), &facts(40)).await.unwrap();
+    registration::register(&name(40), None, &(plane.server)(&name(40)), &facts(40)).await.unwrap();
     let freed = full[&name(7)].clone();
     plane.admin.delete(&NODES, "", &name(7), &DeleteOptions::default()).await.unwrap();
     let after = async {
@@ -331,7 +331,7 @@ impl Agent {
             requests: requests.clone(),
         });
         let (mut outlook, changed) = Outlook::open(&client, &name(number), &mut tasks);
-        registration::register(&name(number), &client, &facts(number)).await.unwrap();
+        registration::register(&name(number), None, &client, &facts(number)).await.unwrap();
         registration::range(&name(number), &mut outlook.own).await.unwrap();
         let (runner, own) = (Arc::new(NoPods::default()), outlook.own.clone());
         tasks.spawn(node::pods::follow(Follower {

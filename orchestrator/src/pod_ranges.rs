@@ -66,6 +66,11 @@ impl PodRanges {
         Self::new("10.244.0.0/16".parse().unwrap(), None).unwrap()
     }
 
+    /// All pods' addresses.
+    pub fn cluster(&self) -> IpNetwork {
+        self.cluster
+    }
+
     /// How many parts there are.
     pub fn count(&self) -> usize {
         1 << (self.node - self.cluster.prefix())

@@ -1,6 +1,6 @@
-//! `amphipod reset`: away with everything that `up` made, in whatever state it was left.
+//! `amphipod reset`: away with everything that `up` or `agent` made, in whatever state it was left.
 //!
-//! What `up` made is known from `places.json`, which it writes before it makes anything outside the data folder; it is
+//! What they made is known from `places.json`, which they write before they make anything outside the data folder; it is
 //! removed last, so that a reset that was cut off can be repeated.
 
 use std::fs;
@@ -17,15 +17,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::claim;
 use crate::control_plane::write_private;
+use crate::machine::Machine;
 use crate::store_command::store_of;
-use node::Settings;
 
 /// In the data folder: what reset has to know.
 const PLACES: &str = "places.json";
 /// Files of the data folder beside those of the store, the last one last.
-const FILES: [&str; 6] = ["admin.kubeconfig", "admin.new", "network.json", "places.new", "agent.lock", PLACES];
+const FILES: [&str; 11] = [
+    "admin.kubeconfig",
+    "admin.new",
+    "node.crt",
+    "node.key",
+    "node.new",
+    "node-ca.crt",
+    "node-ca.new",
+    "network.json",
+    "places.new",
+    "agent.lock",
+    PLACES,
+];
 
-/// Where `up` put things.
+/// Where things were put.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Places {
     run_dir: PathBuf,
@@ -37,13 +49,13 @@ struct Places {
 ///
 /// # Errors
 /// When the file cannot be written; nothing may be put anywhere then.
-pub fn remember(settings: &Settings) -> Result<()> {
+pub fn remember(machine: &Machine) -> Result<()> {
     let places = Places {
-        run_dir: settings.run_dir.clone(),
-        pod_cgroup: settings.pod_cgroup.clone(),
-        bpf_root: settings.bpf_root.clone(),
+        run_dir: machine.run_dir.clone(),
+        pod_cgroup: machine.pod_cgroup.clone(),
+        bpf_root: machine.bpf_root.clone(),
     };
-    write_private(&settings.data_dir.join(PLACES), &serde_json::to_string_pretty(&places).context("encoding")?)
+    write_private(&machine.data_dir.join(PLACES), &serde_json::to_string_pretty(&places).context("encoding")?)
 }
 
 /// Removes pods, network, programs, images and the store of a data folder.

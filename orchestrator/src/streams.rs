@@ -1,4 +1,4 @@
-//! The API server's way to containers of this process's own node.
+//! The way to containers of this process's own node, for the API server: in the same process, or through this node's tunnel.
 
 use std::sync::{Arc, OnceLock};
 

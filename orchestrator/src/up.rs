@@ -7,13 +7,13 @@ use api::status::Status;
 use apiserver::identity::{MASTERS, User};
 use apiserver::server::Server;
 use ipnetwork::Ipv4Network;
-use node::Settings;
 use serde_json::{Value, json};
 
 use crate::claim;
 use crate::control_plane;
 use crate::controllers::views::NODES;
 use crate::doctor;
+use crate::machine::Machine;
 use crate::reset;
 use crate::streams::AgentSlot;
 
@@ -24,12 +24,13 @@ const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 /// # Errors
 /// When another agent has this network namespace, the machine cannot be a node, or a part does not start; later, as
 /// [`control_plane::serve`]. Pods run on.
-pub async fn run(control: control_plane::Settings, settings: Settings) -> Result<()> {
+pub async fn run(control: control_plane::Settings, machine: Machine) -> Result<()> {
     let _only_one = claim::claim_namespace()?;
-    doctor::admit(&control, &settings)?;
-    let slot = AgentSlot::new(&settings.name);
+    doctor::admit(&look(&control, &machine)?)?;
+    let slot = AgentSlot::new(&machine.name);
     let mut running = control_plane::start(&control, Arc::new(slot.clone())).await?;
-    reset::remember(&settings)?;
+    reset::remember(&machine)?;
+    let settings = machine.in_cluster(&control.cluster()?, None);
     let mut tasks = std::mem::take(&mut running.tasks);
     let client = running.server.client(User::node(&settings.name), "kubelet");
     let node = node::start(&settings, client, &mut tasks).await?;
@@ -37,6 +38,15 @@ pub async fn run(control: control_plane::Settings, settings: Settings) -> Result
     show_role(&running.server, &settings.name).await.context("cannot label this node with its role")?;
     tracing::info!(address = %running.server.address(), node = settings.name, "ready");
     control_plane::serve(running.server, &mut tasks, &running.parting).await
+}
+
+/// What `doctor` looks at.
+///
+/// # Errors
+/// When the cluster's settings are none for a node.
+pub fn look(control: &control_plane::Settings, machine: &Machine) -> Result<doctor::Subject> {
+    let (cluster, listen) = (Some(control.cluster()?), Some(control.listen));
+    Ok(doctor::Subject { machine: machine.clone(), cluster, listen, server: None })
 }
 
 /// `kubectl get nodes` shows where the server runs. A node must not give itself a role, so the server does.

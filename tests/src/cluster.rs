@@ -52,7 +52,7 @@ impl Cluster {
     /// When an earlier cluster of this name cannot be taken down, or this one not be brought up. What is left of it goes with the
     /// next try.
     pub fn up(name: &str) -> Result<Self> {
-        Self::up_by(name, &[])
+        Self::up_by(name, 1, &[])
     }
 
     /// The same with another release than `target/release/amphipod`.
@@ -60,15 +60,26 @@ impl Cluster {
     /// # Errors
     /// As for [`Cluster::up`].
     pub fn up_with(name: &str, binary: &Path) -> Result<Self> {
-        Self::up_by(name, &["--binary", &binary.display().to_string()])
+        Self::up_by(name, 1, &["--binary", &binary.display().to_string()])
     }
 
-    fn up_by(name: &str, words: &[&str]) -> Result<Self> {
+    /// A cluster of several nodes, of which the first has the server.
+    ///
+    /// # Errors
+    /// As for [`Cluster::up`].
+    pub fn up_nodes(name: &str, nodes: usize, binary: Option<&Path>) -> Result<Self> {
+        match binary {
+            Some(binary) => Self::up_by(name, nodes, &["--binary", &binary.display().to_string()]),
+            None => Self::up_by(name, nodes, &[]),
+        }
+    }
+
+    fn up_by(name: &str, nodes: usize, words: &[&str]) -> Result<Self> {
         let folder = workspace().join("target/clusters").join(name);
         if folder.exists() {
             xtask(&["cluster", "down", name])?;
         }
-        xtask(&[&["cluster", "up", "--nodes", "1", "--name", name], words].concat())?;
+        xtask(&[&["cluster", "up", "--nodes", &nodes.to_string(), "--name", name], words].concat())?;
         let path = folder.join("cluster.json");
         let read = || -> Result<Made> { Ok(serde_json::from_str(&std::fs::read_to_string(&path)?)?) };
         let made = read().with_context(|| format!("cannot read {}", path.display()))?;

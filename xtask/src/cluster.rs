@@ -1,4 +1,5 @@
-//! Test clusters: each node in a network namespace of its own, a client outside on the same link, a registry.
+//! Test clusters: each node in a network namespace of its own, a client outside on the same link, a registry. The first node has the
+//! server, the others join it by a token.
 //!
 //! ```text
 //!   node1 ─┐
@@ -85,7 +86,6 @@ impl Cluster {
     /// Brings the cluster up with this binary; tells each step through `say`.
     pub fn up(&self, nodes: usize, binary: &Path, say: &dyn Fn(&str)) -> Result<()> {
         ensure!((1..=80).contains(&nodes), "1 to 80 nodes are wanted, not {nodes}");
-        ensure!(nodes == 1, "clusters of several nodes are not there yet: use --nodes 1");
         ensure!(!self.dir.exists(), "cluster {} is there already: cargo xtask cluster down {}", self.name, self.name);
         fs::create_dir_all(&self.dir).with_context(|| format!("cannot create {}", self.dir.display()))?;
         let all: Vec<Node> = (1..=nodes).map(|index| self.node(index)).collect();
@@ -121,11 +121,23 @@ impl Cluster {
         netns::plug(&client, &format!("{CLIENT}/24"), GATEWAY, &switch, "br0", "client")?;
         say("registry with the test images (nginx, hostname-server, busybox)");
         self.start_registry(&switch)?;
-        for node in nodes {
-            say(&format!("{}: amphipod up", node.name));
-            self.start_node(node, binary)?;
+        let (first, others) = nodes.split_first().context("a cluster has a node")?;
+        say(&format!("{}: amphipod up", first.name));
+        let process = self.start_node(first, binary)?;
+        self.wait_started(first, process)?;
+        if !others.is_empty() {
+            say("a join token");
+            self.make_token(first, binary)?;
         }
-        self.forward(&nodes[0])?;
+        let mut processes = Vec::new();
+        for node in others {
+            say(&format!("{}: amphipod agent", node.name));
+            processes.push((node, self.start_node(node, binary)?));
+        }
+        for (node, process) in processes {
+            self.wait_started(node, process)?;
+        }
+        self.forward(first)?;
         let listed: Vec<Value> = nodes
             .iter()
             .map(|node| {
@@ -142,7 +154,7 @@ impl Cluster {
                 "registry": REGISTRY,
             }),
         )?;
-        self.wait_ready()
+        self.wait_ready(nodes.len())
     }
 
     fn start_registry(&self, switch: &str) -> Result<()> {
@@ -169,15 +181,49 @@ impl Cluster {
         Ok(path)
     }
 
-    fn start_node(&self, node: &Node, binary: &Path) -> Result<()> {
+    fn token_file(&self) -> PathBuf {
+        self.dir.join("join-token")
+    }
+
+    /// Has a node with a server make the token by which the others join.
+    fn make_token(&self, node: &Node, binary: &Path) -> Result<()> {
+        let arguments = ["token", "create", "--data-dir", &node.data_dir.display().to_string()];
+        let token = || netns::inside(&node.netns, &binary.display().to_string(), &arguments);
+        // The kubeconfig is there a moment before the server listens.
+        let mut made = token();
+        wait_for(READY, || {
+            if made.is_err() {
+                made = token();
+            }
+            made.is_ok()
+        })
+        .ok();
+        fs::write(self.token_file(), made?).context("cannot write the join token")
+    }
+
+    /// The flags by which a node is what it is; whoever has a server tells the others where.
+    fn role(&self, node: &Node) -> Vec<String> {
+        let server = self.node(1);
+        match node.name == server.name {
+            true => ["up", "--listen", &format!("0.0.0.0:{API_PORT}")].map(str::to_owned).into(),
+            false => {
+                let url = format!("https://{}:{API_PORT}", server.ip);
+                ["agent", "--server", &url, "--token-file", &self.token_file().display().to_string()]
+                    .map(str::to_owned)
+                    .into()
+            }
+        }
+    }
+
+    /// Gives the process that it started.
+    fn start_node(&self, node: &Node, binary: &Path) -> Result<u32> {
         fs::create_dir_all(&node.data_dir)?;
         let registries = self.registries()?;
         let log = fs::File::options().create(true).append(true).open(node.data_dir.with_extension("log"))?;
         let mut command = netns::command(&node.netns, &binary.display().to_string());
         command
-            .arg("up")
+            .args(self.role(node))
             .args(["--node-name", &node.name, "--node-ip", &node.ip])
-            .args(["--listen", &format!("0.0.0.0:{API_PORT}")])
             .arg("--data-dir")
             .arg(&node.data_dir)
             .arg("--run-dir")
@@ -189,9 +235,15 @@ impl Cluster {
             .arg(&registries);
         let child = detached(command, Stdio::null(), log)?;
         self.note_process(child.id())?;
-        let kubeconfig = node.data_dir.join("admin.kubeconfig");
-        wait_for(READY, || kubeconfig.exists() || has_ended(child.id())).ok();
-        if !kubeconfig.exists() {
+        Ok(child.id())
+    }
+
+    /// Waits for what a node has once it serves, or has joined.
+    fn wait_started(&self, node: &Node, process: u32) -> Result<()> {
+        let file = if node.name == self.node(1).name { "admin.kubeconfig" } else { "node.crt" };
+        let file = node.data_dir.join(file);
+        wait_for(READY, || file.exists() || has_ended(process)).ok();
+        if !file.exists() {
             bail!("{} did not start:\n{}", node.name, tail(&node.data_dir.with_extension("log")));
         }
         Ok(())
@@ -217,7 +269,9 @@ impl Cluster {
     pub fn start(&self, place: &str, binary: &Path) -> Result<()> {
         let index = self.index(place)?;
         ensure!(self.node_pid(index).is_none(), "amphipod runs on {place} already");
-        self.start_node(&self.node(index), binary)
+        let node = self.node(index);
+        let process = self.start_node(&node, binary)?;
+        self.wait_started(&node, process)
     }
 
     /// Makes the API server of a namespace reachable from here: a listener of ours, served from in there.
@@ -235,17 +289,19 @@ impl Cluster {
         fs::write(self.kubeconfig(), here).context("cannot write the kubeconfig")
     }
 
-    fn wait_ready(&self) -> Result<()> {
+    fn wait_ready(&self, nodes: usize) -> Result<()> {
         let kubectl = || {
             let output = Command::new("kubectl")
                 .arg("--kubeconfig")
                 .arg(self.kubeconfig())
                 .args(["get", "nodes", "--no-headers"])
                 .output();
-            output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(" Ready "))
+            output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).matches(" Ready ").count() == nodes)
         };
+        let logs =
+            || (1..=nodes).map(|index| tail(&self.node(index).data_dir.with_extension("log"))).collect::<Vec<_>>();
         let ready = wait_for(READY, kubectl);
-        ready.with_context(|| format!("the node is not ready:\n{}", tail(&self.node(1).data_dir.with_extension("log"))))
+        ready.with_context(|| format!("not every node is ready:\n{}", logs().join("\n\n")))
     }
 
     /// Remembers a process, by id and start time, so that `down` ends this one and no successor of its number.
@@ -257,15 +313,16 @@ impl Cluster {
         self.write("made.json", &made)
     }
 
-    /// The pid of a node's running `amphipod up`.
+    /// The pid of a node's running `amphipod up` or `agent`.
     fn node_pid(&self, index: usize) -> Option<u32> {
         let data_dir = self.node(index).data_dir.display().to_string();
         let made = self.read("made.json")?;
         let alive = made["processes"].as_array()?.iter().filter(|process| is_same(process));
         let mut pids = alive.filter_map(|process| u32::try_from(process["pid"].as_u64()?).ok());
         pids.find(|pid| {
-            fs::read_to_string(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|line| line.contains("\0up\0") && line.contains(&data_dir))
+            fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+                ["\0up\0", "\0agent\0"].iter().any(|role| line.contains(role)) && line.contains(&data_dir)
+            })
         })
     }
 

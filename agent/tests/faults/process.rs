@@ -170,7 +170,7 @@ impl RealNetwork {
             snat_ports: network::Config::DEFAULT_SNAT_PORTS,
             state_file: folder.join("network.json"),
         };
-        RealNetwork(Network::start(&config, proxy).await.unwrap())
+        RealNetwork(Network::start(&config, proxy, tokio::sync::watch::channel(Vec::new()).1).await.unwrap())
     }
 }
 

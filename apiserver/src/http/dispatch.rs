@@ -22,11 +22,12 @@ use super::path::{Path, Query, ResourcePath};
 use super::read::{Busy, Received, header_of, receive};
 use super::reply::page_not_found;
 use super::reply::{self, Include, Reply};
-use super::{Peer, components, documents, health, streams, watch};
+use super::{Peer, components, documents, health, streams, tunnel, watch};
 use crate::authz::Attributes;
 use crate::engine::{Deleted, Draft, Removal, Written, deletion_warnings};
 use crate::identity::User;
 use crate::limits::{Form, Level, RETRY_SECONDS};
+use crate::nodes::TUNNEL;
 use crate::request::{Context, DeleteOptions, Target};
 use crate::reviews;
 use crate::shared::Shared;
@@ -62,6 +63,7 @@ pub async fn answer(shared: &Arc<Shared>, peer: &Peer, request: Request<Incoming
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     let resource = match path {
         Path::Resource(resource) => resource,
+        Path::Other if parts.uri.path() == TUNNEL => return tunnel::open(shared, peer, &user, parts),
         other => {
             let verb = parts.method.as_str().to_lowercase();
             let asked = Attributes { verb, path: Some(parts.uri.path().to_owned()), ..Attributes::default() };

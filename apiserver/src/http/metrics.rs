@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::nodes::Nodes as _;
 use crate::object::INTERNAL;
 use crate::shared::Shared;
 

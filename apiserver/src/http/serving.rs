@@ -11,7 +11,7 @@ use thiserror::Error;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::pki::{Authority, Identity, LEAF_DAYS, PkiError};
+use crate::pki::{Authority, LEAF_DAYS, PkiError};
 
 #[derive(Debug, Error)]
 pub enum TlsError {
@@ -54,7 +54,7 @@ impl Serving {
         names: Vec<String>,
         addresses: Vec<std::net::IpAddr>,
     ) -> Result<Self, TlsError> {
-        let first = certified(&authority.serving(&names, &addresses)?)?;
+        let first = certified(&authority, &names, &addresses)?;
         Ok(Self { authority, names, addresses, current: Arc::new(Current(RwLock::new(first))) })
     }
 
@@ -75,7 +75,7 @@ impl Serving {
     }
 
     fn renew(&self) -> Result<(), TlsError> {
-        let next = certified(&self.authority.serving(&self.names, &self.addresses)?)?;
+        let next = certified(&self.authority, &self.names, &self.addresses)?;
         *self.current.0.write().unwrap_or_else(PoisonError::into_inner) = next;
         Ok(())
     }
@@ -95,8 +95,15 @@ impl Serving {
     }
 }
 
-fn certified(identity: &Identity) -> Result<Arc<CertifiedKey>, TlsError> {
-    let chain = CertificateDer::pem_slice_iter(identity.certificate.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+/// A new certificate, with the authority's own behind it: who knows only that one's fingerprint, a machine that joins, sees it there.
+fn certified(
+    authority: &Authority,
+    names: &[String],
+    addresses: &[std::net::IpAddr],
+) -> Result<Arc<CertifiedKey>, TlsError> {
+    let identity = authority.serving(names, addresses)?;
+    let chain = [&*identity.certificate, &*authority.ca_certificate].concat();
+    let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes())?;
     Ok(Arc::new(CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider())?))
 }

@@ -2,9 +2,10 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
-use x509_cert::der::Decode;
 use x509_cert::der::oid::AssociatedOid;
+use x509_cert::der::{Decode, Encode as _};
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
@@ -73,6 +74,15 @@ impl CertificateRequest {
         let names = OtherNames::of(alternative_names.as_ref());
         let Subject { common_name, organizations } = Subject::of(&asked.subject)?;
         Ok(Self { asked, alternative_names, common_name, organizations, names })
+    }
+
+    /// SHA-256 of the public key (its SubjectPublicKeyInfo), in hexadecimal digits.
+    ///
+    /// # Errors
+    /// When the key cannot be written as it was read.
+    pub fn key_fingerprint(&self) -> Result<String, RequestError> {
+        let key = self.asked.public_key.to_der().map_err(|error| RequestError::Unreadable(error.to_string()))?;
+        Ok(format!("{:x}", Sha256::digest(key)))
     }
 }
 

@@ -10,15 +10,18 @@ use api::status::Status;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::client::conn::http1;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::{Config, Identity};
 
@@ -70,19 +73,38 @@ type Sender = SendRequest<Full<Bytes>>;
 pub struct Connection {
     authority: String,
     name: ServerName<'static>,
-    tls: TlsConnector,
-    current: Mutex<Option<Sender>>,
+    ca: String,
+    line: Mutex<Line>,
+}
+
+/// How to connect, and what is connected.
+struct Line {
+    config: Arc<ClientConfig>,
+    sender: Option<Sender>,
+}
+
+/// The name that a server's certificate has to have.
+pub(super) fn name_of(server: &str) -> Result<ServerName<'static>, ConfigError> {
+    let unusable = || ConfigError::Server(server.to_owned());
+    let (host, port) = server.rsplit_once(':').ok_or_else(unusable)?;
+    port.parse::<u16>().map_err(|_| unusable())?;
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    ServerName::try_from(host).map_err(|_| unusable())
 }
 
 impl Connection {
     pub fn new(config: &Config) -> Result<Self, ConfigError> {
-        let unusable = || ConfigError::Server(config.server.clone());
-        let (host, port) = config.server.rsplit_once(':').ok_or_else(unusable)?;
-        port.parse::<u16>().map_err(|_| unusable())?;
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let name = ServerName::try_from(host).map_err(|_| unusable())?;
-        let tls = TlsConnector::from(Arc::new(tls_config(config)?));
-        Ok(Self { authority: config.server.clone(), name, tls, current: Mutex::default() })
+        let name = name_of(&config.server)?;
+        let tls = Arc::new(tls_config(&config.ca, &config.identity)?);
+        let line = Mutex::new(Line { config: tls, sender: None });
+        Ok(Self { authority: config.server.clone(), name, ca: config.ca.clone(), line })
+    }
+
+    /// What is asked from now on is asked as this identity, over a connection of its own.
+    pub async fn renew(&self, identity: &Identity) -> Result<(), ConfigError> {
+        let config = Arc::new(tls_config(&self.ca, identity)?);
+        *self.line.lock().await = Line { config, sender: None };
+        Ok(())
     }
 
     pub fn authority(&self) -> &str {
@@ -105,24 +127,44 @@ impl Connection {
         }
     }
 
-    async fn sender(&self) -> Result<Sender, Failed> {
-        // Held while connecting: who comes meanwhile takes the same connection.
-        let mut current = self.current.lock().await;
-        if let Some(sender) = current.as_mut().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
-        }
-        let connected = tokio::time::timeout(CONNECT, self.connect()).await;
-        let sender = connected.map_err(|_| Failed::Unsent(format!("not connected within {} s", CONNECT.as_secs())))?;
-        let sender = sender.map_err(Failed::Unsent)?;
-        *current = Some(sender.clone());
-        Ok(sender)
+    /// Sends a request over a connection that may become something else, and gives the head of the answer.
+    pub async fn upgrade(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failed> {
+        let mut config = (*self.line.lock().await.config).clone();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let answered = async {
+            let stream = self.dial(&TlsConnector::from(Arc::new(config))).await.map_err(Failed::Unsent)?;
+            let told = |error: hyper::Error| Failed::Unsent(causes::chain(&error));
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(told)?;
+            // Ends with what it became, or with its answer.
+            tokio::spawn(connection.with_upgrades());
+            sender.send_request(request).await.map_err(|error| Failed::Unknown(causes::chain(&error)))
+        };
+        let late = |_| Failed::Unsent(format!("no answer within {} s", CONNECT.as_secs()));
+        tokio::time::timeout(CONNECT, answered).await.map_err(late)?
     }
 
-    async fn connect(&self) -> Result<Sender, String> {
+    async fn dial(&self, tls: &TlsConnector) -> Result<TlsStream<TcpStream>, String> {
         let stream = TcpStream::connect(&*self.authority).await.map_err(|error| causes::chain(&error))?;
         // A request is small and waited for.
         stream.set_nodelay(true).map_err(|error| causes::chain(&error))?;
-        let stream = self.tls.connect(self.name.clone(), stream).await.map_err(|error| causes::chain(&error))?;
+        tls.connect(self.name.clone(), stream).await.map_err(|error| causes::chain(&error))
+    }
+
+    async fn sender(&self) -> Result<Sender, Failed> {
+        // Held while connecting: who comes meanwhile takes the same connection.
+        let mut line = self.line.lock().await;
+        if let Some(sender) = line.sender.as_mut().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        let connected = tokio::time::timeout(CONNECT, self.connect(&line.config)).await;
+        let sender = connected.map_err(|_| Failed::Unsent(format!("not connected within {} s", CONNECT.as_secs())))?;
+        let sender = sender.map_err(Failed::Unsent)?;
+        line.sender = Some(sender.clone());
+        Ok(sender)
+    }
+
+    async fn connect(&self, config: &Arc<ClientConfig>) -> Result<Sender, String> {
+        let stream = self.dial(&TlsConnector::from(config.clone())).await?;
         let (sender, connection) = Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(SILENCE)
@@ -143,16 +185,16 @@ impl Connection {
     }
 }
 
-fn tls_config(config: &Config) -> Result<rustls::ClientConfig, ConfigError> {
+fn tls_config(ca: &str, identity: &Identity) -> Result<ClientConfig, ConfigError> {
     let mut roots = rustls::RootCertStore::empty();
-    for authority in CertificateDer::pem_slice_iter(config.ca.as_bytes()) {
+    for authority in CertificateDer::pem_slice_iter(ca.as_bytes()) {
         roots.add(authority?)?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots);
-    let mut tls = match &config.identity {
+    let mut tls = match identity {
         Identity::Certificate { chain, key } => {
             let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<Vec<_>, _>>()?;
             builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes())?)?

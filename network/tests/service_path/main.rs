@@ -13,6 +13,7 @@ mod load;
 mod masquerade;
 mod netns;
 mod node_ports;
+mod peers;
 mod pods;
 mod ports;
 mod services;

@@ -11,12 +11,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use network::{Config, HostPortRefusal, Network, PodNetwork, PortRange, Ranges};
+use network::{Config, HostPortRefusal, Network, Peer, PodNetwork, PortRange, Ranges};
 use proxy_userspace::desired::{HostPort, LocalServer, NodeFacts, desired};
 use proxy_userspace::layout::{CURRENT, Layout};
 use proxy_userspace::{Proxy, SocketHooks};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 use crate::family::{Family, Setting, named_at};
 use crate::netns::Namespace;
@@ -41,6 +42,8 @@ pub struct World {
     folder: Folder,
     snat_ports: PortRange,
     pub family: Family,
+    /// Other nodes.
+    pub peers: watch::Sender<Vec<Peer>>,
 }
 
 /// A world of either family, one after the other.
@@ -84,9 +87,12 @@ impl World {
         let (node, client) = (Namespace::of(family), Namespace::of(family));
         join(&node, &client);
         let runtime = Arc::new(tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
-        let (proxy, network) = start(&node, &runtime, config(family, folder.path(), snat_ports), hooks, CURRENT);
+        let peers = watch::Sender::new(Vec::new());
+        let config = config(family, folder.path(), snat_ports);
+        let (proxy, network) = start(&node, &runtime, config, hooks, CURRENT, peers.subscribe());
         let network = Some(network);
-        let mut world = Self { node, client, pods: Vec::new(), proxy, network, runtime, folder, snat_ports, family };
+        let mut world =
+            Self { node, client, pods: Vec::new(), proxy, network, runtime, folder, snat_ports, family, peers };
         for (index, ip) in PODS.iter().enumerate() {
             let pod = world.namespace();
             world.attach(&format!("pod-{index}"), ip, &pod.path());
@@ -101,6 +107,11 @@ impl World {
         Namespace::of(self.family)
     }
 
+    /// No agent runs any more.
+    pub fn stop(&mut self) {
+        self.network = None;
+    }
+
     /// What an agent does when it comes back.
     pub fn restart(&mut self, hooks: SocketHooks) {
         self.restart_in_layouts(hooks, CURRENT);
@@ -110,7 +121,7 @@ impl World {
     pub fn restart_in_layouts(&mut self, hooks: SocketHooks, layouts: &'static [Layout]) {
         self.network = None;
         let config = config(self.family, self.folder.path(), self.snat_ports);
-        let (proxy, network) = start(&self.node, &self.runtime, config, hooks, layouts);
+        let (proxy, network) = start(&self.node, &self.runtime, config, hooks, layouts, self.peers.subscribe());
         (self.proxy, self.network) = (proxy, Some(network));
     }
 
@@ -258,6 +269,7 @@ fn start(
     node_config: Config,
     hooks: SocketHooks,
     layouts: &'static [Layout],
+    peers: watch::Receiver<Vec<Peer>>,
 ) -> (Arc<Proxy>, Arc<Network>) {
     let runtime = Arc::clone(runtime);
     node.run(move || {
@@ -269,7 +281,7 @@ fn start(
         };
         let proxy = Arc::new(Proxy::start_in_layouts(&config, layouts).unwrap_or_else(|error| panic!("{error:?}")));
         let network = runtime
-            .block_on(Network::start(&node_config, Arc::clone(&proxy)))
+            .block_on(Network::start(&node_config, Arc::clone(&proxy), peers))
             .unwrap_or_else(|error| panic!("{error:?}"));
         (proxy, Arc::new(network))
     })

@@ -13,9 +13,28 @@ use rustix::fs::statvfs;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Resource, getrlimit};
 
-use crate::control_plane;
+use crate::cluster::Cluster;
+use crate::machine::Machine;
 use crate::store_command::store_of;
-use node::Settings;
+
+/// Whose machine is looked at.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    pub machine: Machine,
+    /// Not known before a machine has joined.
+    pub cluster: Option<Cluster>,
+    /// Where a server of this machine shall listen.
+    pub listen: Option<SocketAddr>,
+    /// The server that is elsewhere.
+    pub server: Option<Reached>,
+}
+
+/// A server elsewhere (`host:port`), and why it cannot be used.
+#[derive(Debug, Clone)]
+pub struct Reached {
+    pub address: String,
+    pub refused: Option<String>,
+}
 
 #[derive(Debug, Clone)]
 pub struct Facts {
@@ -38,14 +57,16 @@ pub struct Facts {
     pub overlay_refused: Option<String>,
     pub node_ip: Ipv4Addr,
     pub node_ip_is_here: bool,
-    pub pod_cidr: Ipv4Network,
-    pub service_cidr: Ipv4Network,
+    /// Of pods and Services, once they are known.
+    pub ranges: Option<(Ipv4Network, Ipv4Network)>,
     /// Of other devices than ours, without the default route.
     pub routes: Vec<(String, Ipv4Network)>,
-    pub listen: SocketAddr,
+    pub listen: Option<SocketAddr>,
     pub listen_refused: Option<String>,
+    pub server: Option<Reached>,
     pub agent_runs: bool,
-    pub node_ports: (u16, u16),
+    /// Once they are known.
+    pub node_ports: Option<(u16, u16)>,
     /// Ports of `node_ports` that programs listen on.
     pub listening: Vec<u16>,
     pub sysctl_writable: bool,
@@ -94,9 +115,13 @@ pub struct Clock {
 }
 
 /// As for a process that has claimed the namespace, where no other agent runs.
-pub fn gather(control: &control_plane::Settings, settings: &Settings) -> Facts {
-    let near = nearest(&settings.data_dir);
-    let node_ports = (*control.services.node_ports.start(), *control.services.node_ports.end());
+pub fn gather(subject: &Subject) -> Facts {
+    let Subject { machine, cluster, listen, server } = subject;
+    let near = nearest(&machine.data_dir);
+    let node_ports = cluster.as_ref().map(|cluster| (cluster.node_ports.first, cluster.node_ports.last));
+    // Of other nodes' parts it has routes itself, which outlive it.
+    let was_node = node::state_file(&machine.data_dir).exists();
+    let own = cluster.as_ref().map(|cluster| cluster.pods).filter(|_| was_node);
     Facts {
         uid: rustix::process::geteuid().as_raw(),
         kernel: line("/proc/sys/kernel/osrelease"),
@@ -106,31 +131,31 @@ pub fn gather(control: &control_plane::Settings, settings: &Settings) -> Facts {
             .lines()
             .filter_map(|line| Some(line.split('\t').nth(1)?.into()))
             .collect(),
-        bpf_root: settings.bpf_root.clone(),
-        cgroup_root: settings.cgroup_root.clone(),
-        cgroup_root_is_v2: is_of(&settings.cgroup_root, CGROUP2),
-        hierarchies: hierarchies(pod::mounts::read().unwrap_or_default(), &settings.pod_cgroup),
-        device_rules_refused: said(try_device_rules(&settings.cgroup_root, &settings.pod_cgroup)),
-        data_dir: settings.data_dir.clone(),
-        store_exists: store_of(&settings.data_dir).exists(),
+        bpf_root: machine.bpf_root.clone(),
+        cgroup_root: machine.cgroup_root.clone(),
+        cgroup_root_is_v2: is_of(&machine.cgroup_root, CGROUP2),
+        hierarchies: hierarchies(pod::mounts::read().unwrap_or_default(), &machine.pod_cgroup),
+        device_rules_refused: said(try_device_rules(&machine.cgroup_root, &machine.pod_cgroup)),
+        data_dir: machine.data_dir.clone(),
+        store_exists: store_of(&machine.data_dir).exists(),
         disk: disk(near),
         overlay_refused: said(try_overlay(near)),
-        node_ip: settings.ip,
-        node_ip_is_here: UdpSocket::bind((settings.ip, 0)).is_ok(),
-        pod_cidr: settings.pod_cidr,
-        service_cidr: settings.service_cidr,
-        routes: routes(&text("/proc/net/route")),
-        listen: control.listen,
-        listen_refused: said(TcpListener::bind(control.listen)),
+        node_ip: machine.ip,
+        node_ip_is_here: UdpSocket::bind((machine.ip, 0)).is_ok(),
+        ranges: cluster.as_ref().map(|cluster| (cluster.pods, cluster.services)),
+        routes: routes(&text("/proc/net/route"), own.as_ref()),
+        listen: *listen,
+        listen_refused: listen.and_then(|listen| said(TcpListener::bind(listen))),
+        server: server.clone(),
         agent_runs: false,
         node_ports,
-        listening: listening(node_ports),
+        listening: node_ports.map(listening).unwrap_or_default(),
         sysctl_writable: rustix::fs::access("/proc/sys/net/ipv4/ip_local_reserved_ports", rustix::fs::Access::WRITE_OK)
             .is_ok(),
         open_files: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
         processes: process_limit(),
         inotify: (number("/proc/sys/fs/inotify/max_user_instances"), number("/proc/sys/fs/inotify/max_user_watches")),
-        clock: clock(&store_of(&settings.data_dir)),
+        clock: clock(&store_of(&machine.data_dir)),
     }
 }
 
@@ -254,14 +279,16 @@ fn try_overlay(place: &Path) -> io::Result<()> {
     }
 }
 
-fn routes(table: &str) -> Vec<(String, Ipv4Network)> {
+/// Without those by a gateway to parts of `own`.
+fn routes(table: &str, own: Option<&Ipv4Network>) -> Vec<(String, Ipv4Network)> {
     let of_line = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let device = *fields.first()?;
         let word = |at: usize| Some(u32::from_str_radix(fields.get(at)?, 16).ok()?.swap_bytes());
-        let (to, mask) = (word(1)?, word(7)?);
+        let (to, via, mask) = (word(1)?, word(2)?, word(7)?);
         let range = Ipv4Network::with_netmask(to.into(), mask.into()).ok()?;
-        (range.prefix() > 0 && !device.starts_with("amphi")).then(|| (device.to_owned(), range))
+        let ours = device.starts_with("amphi") || (via != 0 && own.is_some_and(|own| range.is_subnet_of(*own)));
+        (range.prefix() > 0 && !ours).then(|| (device.to_owned(), range))
     };
     table.lines().skip(1).filter_map(of_line).collect()
 }
@@ -314,8 +341,12 @@ mod tests {
         let table = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
             eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
             eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
+            eth0\t0001F40A\t020200C0\t0003\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
             amphi-svc\t0000600A\t00000000\t0001\t0\t0\t0\t0000F0FF\t0\t0\t0\n";
-        assert_eq!(routes(table), [("eth0".to_owned(), "192.0.2.0/24".parse().unwrap())]);
+        let found = |range: &str| ("eth0".to_owned(), range.parse().unwrap());
+        assert_eq!(routes(table, None), [found("192.0.2.0/24"), found("10.244.1.0/24")]);
+        let pods = "10.244.0.0/16".parse().unwrap();
+        assert_eq!(routes(table, Some(&pods)), [found("192.0.2.0/24")], "to another node's pods");
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //!
 //! Clients' certificates are approved for whom a role grants `nodeclient` or `selfnodeclient`, as kube-controller-manager does; certificates
 //! of nodes' own servers where they name what the Node object says of itself.
+//!
+//! A node's name belongs to the machine that had it first, known by its key, until its Node is deleted ([`taken`]): whoever has a join
+//! token may become a node, and none that is there.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -10,16 +13,19 @@ use std::time::Duration;
 use apiserver::identity::NODE;
 use apiserver::pki::request::{CertificateRequest, KUBELET_CLIENT, KUBELET_SERVING};
 use client::{Caches, Kept, Key};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use node::registration::KEY;
 use serde_json::{Value, json};
 
 use super::super::given::{Account, Given};
 use super::super::runtime::{Action, Controller, Plan, Queue};
 use super::super::views::{Node, SigningRequest};
-use super::{APPROVED, DENIED, find, signers, watch_requests, with_condition};
+use super::{APPROVED, DENIED, FAILED, find, signers, watch_requests, with_condition};
 
 /// When one is looked at again that nobody may have: a role may grant it by then, or a node know its addresses.
 const LATER: Duration = Duration::from_secs(60);
+/// How long a machine that was given a certificate may take to register its Node.
+const TO_REGISTER: SignedDuration = SignedDuration::from_mins(2);
 
 pub struct Approving;
 
@@ -44,11 +50,62 @@ impl Controller for Approving {
         let Some(request) = find(caches, key).filter(undecided) else { return Plan::new() };
         let Ok(asked) = CertificateRequest::read(&request.spec.request) else { return Plan::new() };
         let node = asked.common_name.strip_prefix(NODE).and_then(|name| caches.of::<Node>().get("", name));
-        plan(&request, &asked, node.as_deref(), Timestamp::now())
+        let others = caches.of::<SigningRequest>().all();
+        let others: Vec<&SigningRequest> = others.iter().map(|other| &**other).collect();
+        plan(&request, &asked, &Known { node: node.as_deref(), requests: &others, now: Timestamp::now() })
     }
 }
 
-pub(super) fn plan(request: &SigningRequest, asked: &CertificateRequest, node: Option<&Node>, now: Timestamp) -> Plan {
+/// What is known of the name that a request is about.
+pub(super) struct Known<'a> {
+    pub node: Option<&'a Node>,
+    /// All requests there are.
+    pub requests: &'a [&'a SigningRequest],
+    pub now: Timestamp,
+}
+
+/// Why no other machine may have this name; `None` if it may.
+fn taken(request: &SigningRequest, asked: &CertificateRequest, known: &Known<'_>) -> Option<String> {
+    let name = asked.common_name.strip_prefix(NODE).unwrap_or(&asked.common_name);
+    let key = asked.key_fingerprint().ok();
+    if let Some(node) = known.node {
+        let same = key.is_some() && node.metadata.meta.annotations.get(KEY) == key.as_ref();
+        let why = format!(
+            "node {name} is another machine's: choose another --node-name, or delete it first (`kubectl delete node {name}`)"
+        );
+        return (!same).then_some(why);
+    }
+    // Until the first machine's Node is there, its request stands for it.
+    let before = |other: &&&SigningRequest| {
+        is_before(other, request, known.now)
+            && CertificateRequest::read(&other.spec.request)
+                .is_ok_and(|its| its.common_name == asked.common_name && its.key_fingerprint().ok() != key)
+    };
+    known.requests.iter().find(before).map(|other| {
+        let first = &other.metadata.meta.name;
+        format!("another machine is just joining as node {name} (request {first}): choose another --node-name")
+    })
+}
+
+/// Whether another request of the same kind comes before this one. Requests that nobody touched yet are in the order of their revisions,
+/// which is also that in which they are seen here: of two at once, the later one always finds the earlier.
+fn is_before(other: &SigningRequest, request: &SigningRequest, now: Timestamp) -> bool {
+    let refused = [DENIED, FAILED].iter().any(|kind| other.condition(kind).is_some());
+    if other.metadata.meta.uid == request.metadata.meta.uid || other.spec.signer_name != KUBELET_CLIENT || refused {
+        return false;
+    }
+    let revision = |of: &SigningRequest| of.metadata.meta.resource_version.parse::<u64>().ok();
+    match other.condition(APPROVED) {
+        Some(approved) => {
+            let at = approved["lastUpdateTime"].as_str().and_then(|at| at.parse::<Timestamp>().ok());
+            at.is_some_and(|at| now.duration_since(at) < TO_REGISTER)
+        }
+        None => revision(other) < revision(request),
+    }
+}
+
+pub(super) fn plan(request: &SigningRequest, asked: &CertificateRequest, known: &Known<'_>) -> Plan {
+    let now = known.now;
     let spec = &request.spec;
     let own = spec.username == asked.common_name;
     let approved = |message| vec![with_condition(request, "approval", (APPROVED, "AutoApproved", message), now)];
@@ -66,11 +123,14 @@ pub(super) fn plan(request: &SigningRequest, asked: &CertificateRequest, node: O
                     "Auto approving self kubelet client certificate after SubjectAccessReview.",
                     any,
                 ),
-                false => any,
+                false => match taken(request, asked, known) {
+                    Some(why) => vec![with_condition(request, "approval", (DENIED, "NameTaken", &why), now)],
+                    None => any,
+                },
             }
         }
         KUBELET_SERVING if own && signers::kubelet_serving(asked, &spec.usages).is_none() => {
-            match node.is_some_and(|node| names_itself(asked, node)) {
+            match known.node.is_some_and(|node| names_itself(asked, node)) {
                 true => approved("Auto approving kubelet serving certificate of the addresses of its own node."),
                 false => again(),
             }

@@ -1,3 +1,4 @@
+use api::uid::Uid;
 use apiserver::pki::request::{API_CLIENT, CertificateRequest, KUBELET_CLIENT, KUBELET_SERVING};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -5,6 +6,7 @@ use jiff::Timestamp;
 use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use serde_json::{Value, json};
 
+use super::approving::Known;
 use super::signing::Outcome;
 use super::{approving, cleaning, signers, signing};
 use crate::controllers::golden;
@@ -42,6 +44,50 @@ fn request(spec: &Value, conditions: &Value) -> SigningRequest {
         "spec": spec, "status": {"conditions": conditions},
     }))
     .unwrap()
+}
+
+#[test]
+fn a_nodes_name_is_the_first_machines() {
+    const NOW: &str = "2026-01-01T01:00:00Z";
+    // A request at a revision, with a key of its own.
+    let joining = |name: &str, revision: &str, conditions: Value| {
+        let spec = json!({"signerName": KUBELET_CLIENT, "usages": CLIENT, "username": "system:bootstrap:abcdef",
+            "request": pem("system:node:n", "system:nodes", &[])});
+        let mut made = request(&spec, &conditions);
+        (made.metadata.meta.name, made.metadata.meta.uid) = (name.into(), Uid::new(name));
+        made.metadata.meta.resource_version = revision.into();
+        made
+    };
+    let plan = |of: &SigningRequest, node: Option<&Node>, others: &[&SigningRequest]| {
+        let asked = CertificateRequest::read(&of.spec.request).unwrap();
+        approving::plan(of, &asked, &Known { node, requests: others, now: at(NOW) })
+    };
+    let decided = |kind: &str, time: &str| json!([{"type": kind, "status": "True", "lastUpdateTime": time}]);
+    let (first, second) = (joining("first", "7", json!([])), joining("second", "8", json!([])));
+    let key = |of: &SigningRequest| CertificateRequest::read(&of.spec.request).unwrap().key_fingerprint().unwrap();
+    let node = |annotations: Value| -> Node {
+        serde_json::from_value(json!({"metadata": {"name": "n", "annotations": annotations}})).unwrap()
+    };
+    let (its, unknown) = (node(json!({"node.amphipod.io/key": key(&first)})), node(json!({})));
+    let both = [&first, &second];
+    let (given, long_ago, denied) = (
+        joining("given", "9", decided("Approved", "2026-01-01T00:59:00Z")),
+        joining("given", "9", decided("Approved", "2026-01-01T00:57:00Z")),
+        joining("denied", "3", decided("Denied", "2026-01-01T00:59:00Z")),
+    );
+    golden::check(
+        "certificates-names",
+        &[
+            ("the first of two", plan(&first, None, &both)),
+            ("the second of two", plan(&second, None, &both)),
+            ("one that is late", plan(&second, None, &[&second, &given])),
+            ("a name that was given long ago, and is no node's", plan(&second, None, &[&second, &long_ago])),
+            ("a name that somebody else did not get", plan(&second, None, &[&second, &denied])),
+            ("the same machine again", plan(&first, Some(&its), &[&first])),
+            ("the name of another machine", plan(&second, Some(&its), &[&second])),
+            ("the name of a node without a key", plan(&second, Some(&unknown), &[&second])),
+        ],
+    );
 }
 
 fn at(text: &str) -> Timestamp {
@@ -98,7 +144,7 @@ fn plans_are_as_agreed() {
     let decided = request(&json!({"signerName": API_CLIENT}), &approved);
     assert!(signing::is_due(&decided) && !signing::is_due(&own));
     let approve = |request: &SigningRequest, asked: &CertificateRequest, node: Option<&Node>| {
-        approving::plan(request, asked, node, now)
+        approving::plan(request, asked, &Known { node, requests: &[], now })
     };
     let clean = |conditions: &Value, now: &str| cleaning::plan(&request(&json!({}), conditions), at(now));
     let plans: [(&str, Plan); 13] = [
