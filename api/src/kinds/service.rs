@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 pub use self::update::Needs;
 
+use self::addresses::is_headless;
 use super::{Aspect, Behaviour, DEFAULT, Deletion, Generation, Part, Put, Shows};
 use crate::default::{Object, nested, set, set_absent, text as member};
 use crate::names;
@@ -75,10 +76,6 @@ fn service(object: &Value, errors: &mut Errors) {
         }
     }
     policies(spec, kind, errors);
-}
-
-fn is_headless(spec: &Value) -> bool {
-    text(&spec["clusterIP"]) == "None"
 }
 
 fn by_type(spec: &Value, kind: &str, errors: &mut Errors) {

@@ -4,6 +4,7 @@
 mod connections;
 mod hostile;
 mod memory;
+mod sums;
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;

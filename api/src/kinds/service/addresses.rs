@@ -2,7 +2,6 @@
 
 use serde_json::{Value, json};
 
-use super::is_headless;
 use crate::status::FieldError;
 use crate::validate::meta::ip;
 use crate::validate::{Errors, one_of};
@@ -10,6 +9,10 @@ use crate::value::{items, text};
 
 const FAMILIES: &[&str] = &["IPv4", "IPv6"];
 const POLICIES: &[&str] = &["PreferDualStack", "RequireDualStack", "SingleStack"];
+
+pub(super) fn is_headless(spec: &Value) -> bool {
+    text(&spec["clusterIP"]) == "None"
+}
 
 pub(super) fn validate(spec: &Value, errors: &mut Errors) {
     if text(&spec["type"]) == "ExternalName" {
