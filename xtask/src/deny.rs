@@ -30,6 +30,9 @@ pub fn deny() -> Result<()> {
     } else {
         println!("no RustSec data here: crates that strangers can reach are held to their listed versions instead");
     }
+    // cargo-deny reads the manifests of every crate in Cargo.lock, also of those that no build here downloads.
+    run(Command::new("cargo").args(["fetch", "--locked"]).current_dir(workspace_root()))
+        .context("downloading every crate")?;
     let mut deny = Command::new(cargo_deny()?);
     deny.args(["--offline", "check"]).args(checks).current_dir(workspace_root());
     run(&mut deny)
