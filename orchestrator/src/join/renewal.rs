@@ -15,22 +15,21 @@ const RETRY: Duration = Duration::from_secs(60);
 
 /// Renews for ever. `renew` asks for the next certificate and takes it into use.
 pub async fn keep<F: Future<Output = Result<Certificate>>>(
-    mut certificate: Certificate,
+    certificate: Certificate,
     now: impl Fn() -> Timestamp,
     renew: impl Fn() -> F,
 ) {
+    let (mut due, mut until) = (due(&certificate), certificate.until);
     loop {
-        let due = due(&certificate);
         while let Some(left) = left(due, now()) {
             tokio::time::sleep(left.min(LOOK)).await;
         }
         match renew().await {
             Ok(next) => {
-                tracing::info!(until = %next.until, "this node's certificate is renewed");
-                certificate = next;
+                (due, until) = (self::due(&next), next.until);
+                tracing::info!(%until, "this node's certificate is renewed");
             }
             Err(error) => {
-                let until = certificate.until;
                 tracing::error!(%until, error = format!("{error:#}"), "this node's certificate is not renewed");
                 tokio::time::sleep(jittered(RETRY)).await;
             }
