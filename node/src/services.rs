@@ -120,6 +120,12 @@ impl Feed {
                 namespaces.add(Subject::Namespace(namespace.metadata.name.clone()));
             }
         });
+        let (complaints, known) = (self.complaints.clone(), Arc::downgrade(caches));
+        self.proxy.on_doubt(move |name, error| {
+            if let Some(caches) = known.upgrade() {
+                complain(&caches, &complaints, name, complaints::NOT_UPDATED, causes::chain(error));
+            }
+        });
         tasks.spawn(self.run(caches.clone()));
         settled
     }
@@ -180,21 +186,20 @@ impl Feed {
     }
 
     /// What the kernel does not hold is said on the Service that misses it.
-    fn report(&self, caches: &Caches, applied: Result<proxy_userspace::Refusals, proxy_userspace::ProxyError>) {
-        match applied {
-            Ok(refusals) => {
-                let refused: HashMap<_, _> = refusals.into_iter().collect();
-                for (name, refusal) in refused {
-                    let (namespace, name) = name.split_once('/').unwrap_or(("", &name));
-                    let Some(service) = caches.of::<Service>().get(namespace, name) else {
-                        tracing::warn!(name, %refusal, "not in the service path");
-                        continue;
-                    };
-                    let about = Reference { kind: "Service".into(), ..Reference::pod(&service.metadata) };
-                    self.complaints.add(Complaint { about, message: refusal.to_string() });
-                }
-            }
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "service path not updated"),
+    fn report(&self, caches: &Caches, refusals: proxy_userspace::Refusals) {
+        let refused: HashMap<_, _> = refusals.into_iter().collect();
+        for (name, refusal) in refused {
+            complain(caches, &self.complaints, &name, complaints::FULL, refusal.to_string());
         }
     }
+}
+
+/// Says something on a Service, by the name that the service path has for it.
+fn complain(caches: &Caches, complaints: &Complaints, name: &str, reason: &'static str, message: String) {
+    let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+    let Some(service) = caches.of::<Service>().get(namespace, name) else {
+        tracing::warn!(name, message, "not in the service path");
+        return;
+    };
+    complaints.add(Complaint { about: Reference::new("v1", "Service", &service.metadata), reason, message });
 }

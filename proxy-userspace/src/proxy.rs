@@ -1,6 +1,7 @@
 //! The service path of one node: loaded programs, their maps, and the one place that writes them.
 
 mod bound;
+mod doubt;
 mod maps;
 mod sweep;
 
@@ -9,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,8 +24,9 @@ use crate::migrate::earlier;
 use crate::migrate::{MigrateError, Migration, Pass};
 use crate::object::{self, LoadError, PacketHook, Pins, Programs};
 use crate::sys::{self, Map, Put};
-use crate::table::{Limits, Refusal, Table};
+use crate::table::{Limits, Refusal, Table, Waste};
 
+use doubt::Doubts;
 pub(crate) use maps::{Maps, Twins, written};
 use sweep::Suspects;
 
@@ -37,6 +39,8 @@ pub(crate) const LIMITS: Limits = Limits {
 /// Of all flows, what one pod may have: the part with this number. Whoever opens more is refused, and its neighbours go on.
 pub(crate) const POD_SHARE: u32 = 8;
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// Until what failed is tried again: at first, and at most.
+const MEND_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// Nanoseconds that carrying flows over takes at most; after that the programs answer for what they do not know.
 const CARRIED_WITHIN: u64 = 3_000_000_000;
 
@@ -68,6 +72,8 @@ pub enum ProxyError {
     Migrate(#[from] MigrateError),
     #[error("map {map} refuses a change")]
     Write { map: &'static str, source: io::Error },
+    #[error("what the kernel holds of {whose} is in doubt: {why}")]
+    Doubt { whose: ServiceName, why: String },
     #[error("the network namespace of {whose} cannot be read")]
     Netns { whose: String, source: io::Error },
     #[error("the sweeper thread cannot start")]
@@ -80,6 +86,15 @@ pub(crate) type Result<T> = std::result::Result<T, ProxyError>;
 
 /// Services that are not, or not wholly, translated, and why.
 pub type Refusals = Vec<(ServiceName, Refusal)>;
+
+/// Hears of each service whose write failed, once until it holds, and why.
+pub struct Listener(Box<dyn Fn(&str, &ProxyError) + Send + Sync>);
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Listener")
+    }
+}
 
 /// A running service path. Dropping it leaves everything in the kernel at work.
 #[derive(Debug)]
@@ -96,19 +111,23 @@ struct Shared {
     state: Mutex<State>,
     wake: Condvar,
     socket_hooks: SocketHooks,
+    listener: OnceLock<Listener>,
 }
 
 #[derive(Debug)]
 struct State {
     table: Table,
     tidy: Tidy,
+    /// Given up, and not handed out again yet.
+    waste: Waste,
+    doubts: Doubts,
 }
 
 /// What the sweeper is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tidy {
     Idle,
-    /// Sets changed: hand places out again.
+    /// Sets changed: hand places out again, and look after what failed.
     Due,
     Stop,
 }
@@ -156,21 +175,32 @@ impl Proxy {
         object::remove_root(bpf_root)
     }
 
-    /// Brings all Services to `contents`. Unchanged ones cost a comparison.
-    ///
-    /// # Errors
-    /// [`ProxyError::Write`] where a map refuses a step. The maps can be read at any step, so services go on with what is
-    /// written; but the steps behind it count as made, and only the next start, which looks at the maps, makes them.
-    pub fn apply(&self, contents: &Contents) -> Result<Refusals> {
+    /// Brings all Services to `contents`. Unchanged ones cost a comparison. A service of which a map refuses a step is in doubt: it is
+    /// written anew, whole, until it holds. The maps can be read at any step, so meanwhile it goes on with what is written.
+    pub fn apply(&self, contents: &Contents) -> Refusals {
         self.shared.change(|table| table.replace(contents))
     }
 
-    /// Brings one service to `entries`; none removes it.
-    ///
-    /// # Errors
-    /// As for [`Proxy::apply`].
-    pub fn apply_service(&self, name: &str, entries: &[Entry]) -> Result<Refusals> {
+    /// The same for one service; no entry removes it.
+    pub fn apply_service(&self, name: &str, entries: &[Entry]) -> Refusals {
         self.shared.change(|table| table.change(name, entries))
+    }
+
+    /// Who hears of services in doubt; there is one listener, the first. It is called while the service path waits.
+    pub fn on_doubt(&self, tell: impl Fn(&str, &ProxyError) + Send + Sync + 'static) {
+        // A second one has nothing to hear.
+        let _ = self.shared.listener.set(Listener(Box::new(tell)));
+    }
+
+    /// Whether the kernel holds what it shall of a service, as far as is known.
+    pub fn is_certain(&self, name: &str) -> bool {
+        self.shared.lock().doubts.of(name).is_none()
+    }
+
+    /// Services in doubt, and how many writes failed ever since this process began.
+    pub fn doubts(&self) -> (usize, u64) {
+        let state = self.shared.lock();
+        (state.doubts.len(), state.doubts.failures())
     }
 
     /// Tells the packet programs about their node, in whose network namespace the caller is, in the families that it has.
@@ -221,10 +251,14 @@ impl Proxy {
     /// the pod; what is another's already waits until it is free.
     ///
     /// # Errors
-    /// As for [`Proxy::apply`]. A port that is another's is no error: it is among the refusals.
+    /// [`ProxyError::Doubt`] where a map refuses; what is missing is written as soon as it can be. A port that is another's is no
+    /// error: it is among the refusals.
     pub fn set_host_ports(&self, pod: IpAddr, ports: &[HostPort]) -> Result<Vec<Refusal>> {
         let name = host_ports_of(pod);
-        let refusals = self.apply_service(&name, &desired_host_ports(pod, ports))?;
+        let refusals = self.apply_service(&name, &desired_host_ports(pod, ports));
+        if let Some(why) = self.shared.lock().doubts.of(&name).map(str::to_owned) {
+            return Err(ProxyError::Doubt { whose: name, why });
+        }
         Ok(refusals.into_iter().filter(|(whose, _)| *whose == name).map(|(_, refusal)| refusal).collect())
     }
 
@@ -232,7 +266,7 @@ impl Proxy {
     /// error.
     ///
     /// # Errors
-    /// [`ProxyError::Write`] where a map refuses. A repeat removes what is left, but for host ports: see [`Proxy::apply`].
+    /// [`ProxyError::Write`] where a map refuses, `Doubt` where it refuses host ports. A repeat removes what is left.
     pub fn remove_pod(&self, ip: IpAddr) -> Result<()> {
         // As long as the pod is known, a process that comes next takes them up.
         self.set_host_ports(ip, &[])?;
@@ -435,8 +469,8 @@ fn named(counters: &Map<u32, u64>) -> io::Result<Vec<(&'static str, u64)>> {
 
 impl Shared {
     fn new(pins: Pins, maps: Maps, table: Table, socket_hooks: SocketHooks) -> Self {
-        let state = Mutex::new(State { table, tidy: Tidy::Due });
-        Self { pins, maps, state, wake: Condvar::new(), socket_hooks }
+        let state = State { table, tidy: Tidy::Due, waste: Waste::default(), doubts: Doubts::default() };
+        Self { pins, maps, state: Mutex::new(state), wake: Condvar::new(), socket_hooks, listener: OnceLock::new() }
     }
 
     /// A panic elsewhere leaves the table as it was: every change to it is made before anything can fail.
@@ -444,15 +478,34 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, plan: impl Fn(&mut Table) -> crate::table::Change) -> Result<Refusals> {
+    fn change(&self, plan: impl Fn(&mut Table) -> crate::table::Change) -> Refusals {
         let mut state = self.lock();
-        let change = plan(&mut state.table);
+        let State { table, doubts, waste, tidy } = &mut *state;
+        let change = plan(table);
         if !change.ops.is_empty() {
-            state.tidy = Tidy::Due;
+            *tidy = Tidy::Due;
             self.wake.notify_all();
         }
-        change.ops.iter().try_for_each(|op| self.maps.run(op))?;
-        Ok(change.refusals)
+        let made = doubts.make(&change, table, |op| self.maps.run(op));
+        waste.merge(made.waste);
+        drop(state);
+        for (name, error) in &made.doubtful {
+            tracing::error!(service = name, error = error as &dyn std::error::Error, "service path not updated");
+            if let Some(Listener(tell)) = self.listener.get() {
+                tell(name, error);
+            }
+        }
+        change.refusals
+    }
+
+    /// Writes anew what may not hold; whether something still does not.
+    fn mend(&self) -> bool {
+        let mut state = self.lock();
+        let State { table, doubts, waste, .. } = &mut *state;
+        let (mended, released) = doubts.mend(table, |op| self.maps.run(op));
+        waste.merge(released);
+        mended.iter().for_each(|service| tracing::info!(service, "service path updated after all"));
+        doubts.len() > 0
     }
 
     /// Tells the programs of one family; none: the node has no address of it.
@@ -488,22 +541,33 @@ impl Shared {
     fn sweep_until_stopped(&self) {
         let mut due = Instant::now();
         let mut suspects = Suspects::default();
+        let (mut mend_after, mut mend_at) = (MEND_AFTER.0, None);
         loop {
-            let state = self.lock();
-            let left = due.saturating_duration_since(Instant::now());
-            let waited = self.wake.wait_timeout_while(state, left, |state| state.tidy == Tidy::Idle);
-            let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.lock();
+            if state.doubts.len() > 0 && mend_at.is_none() {
+                mend_at = Some(Instant::now() + mend_after);
+            }
+            let next = mend_at.map_or(due, |at: Instant| at.min(due));
+            let left = next.saturating_duration_since(Instant::now());
+            if state.tidy == Tidy::Idle {
+                let waited = self.wake.wait_timeout_while(state, left, |state| state.tidy == Tidy::Idle);
+                (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            }
             if state.tidy == Tidy::Stop {
                 return;
             }
             state.tidy = Tidy::Idle;
-            let waste = state.table.take_waste();
+            let waste = std::mem::take(&mut state.waste);
             drop(state);
             if !waste.is_empty() {
                 match sys::wait_for_programs() {
                     Ok(()) => self.reclaim(waste),
                     Err(error) => tracing::error!(%error, "membarrier failed: places of old endpoint sets stay unused"),
                 }
+            }
+            if mend_at.is_some_and(|at| Instant::now() >= at) {
+                mend_after = if self.mend() { (mend_after * 2).min(MEND_AFTER.1) } else { MEND_AFTER.0 };
+                mend_at = None;
             }
             if Instant::now() >= due {
                 due = Instant::now() + SWEEP_EVERY;
@@ -520,10 +584,8 @@ impl Shared {
         if self.lock().table.refused() == 0 {
             return;
         }
-        match self.change(Table::retry) {
-            Ok(refusals) => tracing::info!(still_refused = refusals.len(), "services without room were tried again"),
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "trying services again failed"),
-        }
+        let refusals = self.change(Table::retry);
+        tracing::info!(still_refused = refusals.len(), "services without room were tried again");
     }
 }
 

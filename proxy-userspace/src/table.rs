@@ -53,6 +53,13 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Whether something goes: it has to wait for what takes its place.
+    pub(crate) fn takes_away(&self) -> bool {
+        matches!(self, Self::RemoveFrontend { .. } | Self::RetireBackend { .. })
+    }
+}
+
 /// Why a service is not, or not wholly, in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -73,6 +80,20 @@ pub enum Refusal {
 pub struct Change {
     pub ops: Vec<Op>,
     pub refusals: Vec<(ServiceName, Refusal)>,
+    /// Whose the steps are, from each number on.
+    whose: Vec<(usize, ServiceName)>,
+}
+
+impl Change {
+    /// The steps of each service in turn. Those of no name take away what an earlier process left.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (&str, &[Op])> {
+        let ends = self.whose.iter().skip(1).map(|(start, _)| *start).chain([self.ops.len()]);
+        self.whose.iter().zip(ends).map(|((start, name), end)| (name.as_str(), &self.ops[*start..end]))
+    }
+
+    fn begin(&mut self, name: &str) {
+        self.whose.push((self.ops.len(), name.to_owned()));
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -97,6 +118,12 @@ impl Waste {
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty() && self.members.is_empty() && self.backends.is_empty()
     }
+
+    pub fn merge(&mut self, other: Self) {
+        self.slots.extend(other.slots);
+        self.members.extend(other.members);
+        self.backends.extend(other.backends);
+    }
 }
 
 /// What an earlier process left of a slot.
@@ -118,6 +145,25 @@ struct Held {
     users: u32,
     /// Unknown for a slot adopted from the kernel until a service takes it up.
     owner: Option<ServiceName>,
+}
+
+impl Held {
+    /// How it is written, up to the store that makes it visible.
+    fn steps(&self, slot: u32, protocol: u8) -> Vec<Op> {
+        let endpoints = self.members.iter().zip(&self.set.backends);
+        let mut ops: Vec<Op> =
+            endpoints.map(|(&member, &target)| Op::WriteBackend { member, target, protocol }).collect();
+        let mut members = self.members.clone();
+        members.sort();
+        ops.push(Op::WriteSet { base: self.base, members });
+        if self.set.flags & Slot::AFFINITY != 0 {
+            let bits = Affinity { id: self.affinity_id, seconds: self.set.affinity_seconds }.bits();
+            ops.push(Op::WriteAffinity { slot, bits });
+        }
+        let count = self.set.backends.len() as u16;
+        ops.push(Op::FlipSlot { slot, bits: Slot { base: self.base, count, flags: self.set.flags }.bits() });
+        ops
+    }
 }
 
 #[derive(Debug)]
@@ -234,6 +280,7 @@ impl Table {
                 self.set_service(name, entries, &mut change);
             }
         }
+        change.begin("");
         self.remove_unowned(&mut change);
         self.backends.retire_orphans(&mut change.ops);
         change
@@ -286,7 +333,28 @@ impl Table {
         self.slots.get(slot).map(|held| held.set.backends.as_slice())
     }
 
+    /// Everything that a service has, as if nothing of it were written: for each of its sets how to write it, and then what leads there.
+    pub(crate) fn steps_of(&self, name: &str) -> Vec<(Vec<Op>, Vec<Op>)> {
+        let mut by_slot: BTreeMap<u32, (u8, Vec<Op>)> = BTreeMap::new();
+        for entry in self.services.get(name).into_iter().flatten() {
+            for frontend in
+                entry.frontends.iter().filter(|frontend| self.owners.get(frontend).is_some_and(|own| own == name))
+            {
+                if let Some(&slot) = self.frontends.get(frontend) {
+                    let (_, frontends) = by_slot.entry(slot).or_insert_with(|| (entry.protocol, Vec::new()));
+                    frontends.push(Op::PutFrontend { frontend: *frontend, slot });
+                }
+            }
+        }
+        let steps = by_slot.into_iter().filter_map(|(slot, (protocol, frontends))| {
+            let held = self.slots.get(&slot)?;
+            Some((held.steps(slot, protocol), frontends))
+        });
+        steps.collect()
+    }
+
     fn set_service(&mut self, name: &str, entries: &[Entry], change: &mut Change) {
+        change.begin(name);
         self.refused.remove(name);
         let old = self.services.remove(name).unwrap_or_default();
         if !entries.is_empty() {
