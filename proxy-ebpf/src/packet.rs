@@ -8,7 +8,7 @@ use proxy_common::*;
 
 use crate::family::Net;
 use crate::maps::{SERVES_V4, SERVES_V6};
-use crate::wire::{Part, TCP_FLAGS, Wire};
+use crate::wire::{Part, SCTP_CHUNK, TCP_FLAGS, Wire};
 
 pub const FIN: u8 = 1;
 pub const SYN: u8 = 2;
@@ -21,6 +21,7 @@ pub const ACK: u8 = 16;
 pub enum Layer4 {
     Tcp,
     Udp,
+    Sctp,
     EchoRequest,
     EchoReply,
     /// An ICMP message about another packet.
@@ -62,7 +63,7 @@ pub struct Packet<A> {
     /// Length of the IP packet.
     pub length: u16,
     pub layer4: Layer4,
-    /// Of TCP; else none.
+    /// Of TCP, or what means the same of SCTP; else none.
     pub flags: u8,
     pub ttl: u8,
     pub pad: u8,
@@ -165,13 +166,18 @@ impl<A> Packet<A> {
         self.offset as usize
     }
 
+    /// Whether its flows are connections, which packets open and close.
+    pub fn is_of_connection(&self) -> bool {
+        matches!(self.layer4, Layer4::Tcp | Layer4::Sctp)
+    }
+
     pub fn is_opening(&self) -> bool {
-        self.layer4 != Layer4::Tcp || self.flags & (SYN | ACK) == SYN
+        !self.is_of_connection() || self.flags & (SYN | ACK) == SYN
     }
 
     /// The second packet of a connection.
     pub fn accepts(&self) -> bool {
-        self.layer4 == Layer4::Tcp && self.flags & (SYN | ACK) == SYN | ACK
+        self.is_of_connection() && self.flags & (SYN | ACK) == SYN | ACK
     }
 
     pub fn is_closing(&self) -> bool {
@@ -189,18 +195,35 @@ pub fn read_any<A: Net>(skb: *mut __sk_buff, packet: *mut Packet<A>) -> u32 {
     read as u32
 }
 
+/// What the first chunk of an SCTP packet means, in the flags of TCP.
+#[inline(always)]
+fn flags_of_chunk(kind: u8) -> u8 {
+    match kind {
+        // INIT, INIT ACK, ABORT; SHUTDOWN and its answers.
+        1 => SYN,
+        2 => SYN | ACK,
+        6 => RST,
+        7 | 8 | 14 => FIN,
+        _ => ACK,
+    }
+}
+
 /// False: cut short.
 #[inline(always)]
 fn parse_layer4<A: Net>(ctx: &TcContext, packet: &mut Packet<A>) -> bool {
     let (offset, tuple) = (packet.transport(), &mut packet.tuple);
     packet.layer4 = match tuple.protocol {
-        TCP | UDP => {
+        TCP | UDP | SCTP => {
             let Ok([sport, dport]) = ctx.load::<[u16; 2]>(offset) else { return false };
             (tuple.sport, tuple.dport) = (Port(sport), Port(dport));
             if tuple.protocol == TCP {
                 let Ok(flags) = ctx.load(offset + TCP_FLAGS) else { return false };
                 packet.flags = flags;
                 Layer4::Tcp
+            } else if tuple.protocol == SCTP {
+                let Ok(chunk) = ctx.load(offset + SCTP_CHUNK) else { return false };
+                packet.flags = flags_of_chunk(chunk);
+                Layer4::Sctp
             } else {
                 Layer4::Udp
             }

@@ -69,7 +69,7 @@ fn answer<A: Net>(
     }
     let answered = match packet.layer4 {
         Layer4::Tcp if packet.flags & RST == 0 => reset(ctx, packet, packet.flags, from),
-        Layer4::Udp | Layer4::EchoRequest => unreachable(ctx, packet, code, node),
+        Layer4::Udp | Layer4::Sctp | Layer4::EchoRequest => unreachable(ctx, packet, code, node),
         _ => None,
     }?;
     count(answered);

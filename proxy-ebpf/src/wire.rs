@@ -15,6 +15,8 @@ pub const IP: usize = 14;
 /// The length of what every transport header begins with: both ports, or ICMP's fixed part.
 pub const PORTS: usize = 8;
 pub const TCP_FLAGS: usize = 13;
+/// The kind of the first chunk.
+pub const SCTP_CHUNK: usize = 12;
 
 /// A family on the wire.
 pub trait Wire: Addr {

@@ -183,7 +183,7 @@ impl Ring {
             Self::BehindNode => 0,
         };
         let frontends = vec![Frontend { addr, port: 80, protocol: TCP, scope: Scope::External }];
-        let set = EndpointSet { backends: vec![next], flags, affinity_seconds: 0 };
+        let set = EndpointSet { backends: vec![next], flags, ..Default::default() };
         Entry { port: 80, protocol: TCP, frontends, set }
     }
 }

@@ -3,6 +3,7 @@
 mod bound;
 mod doubt;
 mod maps;
+mod stale;
 mod sweep;
 
 use std::collections::HashMap;
@@ -10,6 +11,7 @@ use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,10 +26,11 @@ use crate::migrate::earlier;
 use crate::migrate::{MigrateError, Migration, Pass};
 use crate::object::{self, LoadError, PacketHook, Pins, Programs};
 use crate::sys::{self, Map, Put};
-use crate::table::{Limits, Refusal, Table, Waste};
+use crate::table::{Limits, Op, Refusal, Table, Waste};
 
 use doubt::Doubts;
 pub(crate) use maps::{Maps, Twins, written};
+use stale::{Looks, Views};
 use sweep::Suspects;
 
 pub(crate) const LIMITS: Limits = Limits {
@@ -35,6 +38,7 @@ pub(crate) const LIMITS: Limits = Limits {
     members: MAX_MEMBERS as u32,
     backends: MAX_BACKENDS as u32,
     frontends: MAX_FRONTENDS,
+    ranges: MAX_SOURCE_RANGES,
 };
 /// Of all flows, what one pod may have: the part with this number. Whoever opens more is refused, and its neighbours go on.
 pub(crate) const POD_SHARE: u32 = 8;
@@ -112,6 +116,9 @@ struct Shared {
     wake: Condvar,
     socket_hooks: SocketHooks,
     listener: OnceLock<Listener>,
+    views: Views,
+    /// Connected datagram sockets that were ended, ever since this process began.
+    ended: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -121,6 +128,7 @@ struct State {
     /// Given up, and not handed out again yet.
     waste: Waste,
     doubts: Doubts,
+    looks: Looks,
 }
 
 /// What the sweeper is asked to do.
@@ -296,9 +304,10 @@ impl Proxy {
     }
 
     fn add_netns(&self, netns: &File, kind: u32, addresses: Addresses, whose: &str) -> Result<()> {
-        let cookie =
-            sys::netns_cookie(netns).map_err(|source| ProxyError::Netns { whose: whose.to_owned(), source })?;
+        let failed = |source| ProxyError::Netns { whose: whose.to_owned(), source };
+        let cookie = sys::netns_cookie(netns).map_err(failed)?;
         self.forget_netns(kind, addresses, Some(cookie))?;
+        self.shared.views.add(cookie, netns).map_err(failed)?;
         let maps = &self.shared.maps;
         match addresses.v6 {
             Some(ip) => maps.local_netns6.put(&cookie, &ip.into(), Put::Any).map_err(written("LOCAL_NETNS6"))?,
@@ -320,6 +329,7 @@ impl Proxy {
             if owner.kind == kind && is_same && Some(cookie) != keep {
                 maps.local_netns.remove(&cookie).map_err(written("LOCAL_NETNS"))?;
                 maps.local_netns6.remove(&cookie).map_err(written("LOCAL_NETNS6"))?;
+                self.shared.views.remove(cookie);
             }
         }
         Ok(())
@@ -365,6 +375,11 @@ impl Proxy {
     /// Services that are not wholly translated because a map is full. They are tried again whenever places come free.
     pub fn refused(&self) -> usize {
         self.shared.lock().table.refused()
+    }
+
+    /// Datagram sockets that were ended for their endpoint went, ever since this process began.
+    pub fn ended_sockets(&self) -> u64 {
+        self.shared.ended.load(Ordering::Relaxed)
     }
 
     /// Ends every connection of the packet path at once, as if it had never been: for tests of what becomes of their packets.
@@ -469,8 +484,18 @@ fn named(counters: &Map<u32, u64>) -> io::Result<Vec<(&'static str, u64)>> {
 
 impl Shared {
     fn new(pins: Pins, maps: Maps, table: Table, socket_hooks: SocketHooks) -> Self {
-        let state = State { table, tidy: Tidy::Due, waste: Waste::default(), doubts: Doubts::default() };
-        Self { pins, maps, state: Mutex::new(state), wake: Condvar::new(), socket_hooks, listener: OnceLock::new() }
+        let (waste, doubts, looks) = (Waste::default(), Doubts::default(), Looks::begin());
+        let state = State { table, tidy: Tidy::Due, waste, doubts, looks };
+        Self {
+            pins,
+            maps,
+            state: Mutex::new(state),
+            wake: Condvar::new(),
+            socket_hooks,
+            listener: OnceLock::new(),
+            views: Views::default(),
+            ended: AtomicU64::new(0),
+        }
     }
 
     /// A panic elsewhere leaves the table as it was: every change to it is made before anything can fail.
@@ -480,8 +505,12 @@ impl Shared {
 
     fn change(&self, plan: impl Fn(&mut Table) -> crate::table::Change) -> Refusals {
         let mut state = self.lock();
-        let State { table, doubts, waste, tidy } = &mut *state;
+        let State { table, doubts, waste, tidy, looks } = &mut *state;
         let change = plan(table);
+        let is_left = |op: &Op| matches!(op, Op::RetireBackend { index } if self.maps.is_of_datagrams(*index));
+        if change.ops.iter().any(is_left) {
+            looks.again();
+        }
         if !change.ops.is_empty() {
             *tidy = Tidy::Due;
             self.wake.notify_all();
@@ -547,7 +576,7 @@ impl Shared {
             if state.doubts.len() > 0 && mend_at.is_none() {
                 mend_at = Some(Instant::now() + mend_after);
             }
-            let next = mend_at.map_or(due, |at: Instant| at.min(due));
+            let next = [Some(due), mend_at, state.looks.due()].into_iter().flatten().min().unwrap_or(due);
             let left = next.saturating_duration_since(Instant::now());
             if state.tidy == Tidy::Idle {
                 let waited = self.wake.wait_timeout_while(state, left, |state| state.tidy == Tidy::Idle);
@@ -558,6 +587,7 @@ impl Shared {
             }
             state.tidy = Tidy::Idle;
             let waste = std::mem::take(&mut state.waste);
+            let look = state.looks.take();
             drop(state);
             if !waste.is_empty() {
                 match sys::wait_for_programs() {
@@ -565,12 +595,17 @@ impl Shared {
                     Err(error) => tracing::error!(%error, "membarrier failed: places of old endpoint sets stay unused"),
                 }
             }
+            // By now whoever was led there has it written down.
+            if look {
+                self.ended.fetch_add(self.views.end_stale(&self.maps), Ordering::Relaxed);
+            }
             if mend_at.is_some_and(|at| Instant::now() >= at) {
                 mend_after = if self.mend() { (mend_after * 2).min(MEND_AFTER.1) } else { MEND_AFTER.0 };
                 mend_at = None;
             }
             if Instant::now() >= due {
                 due = Instant::now() + SWEEP_EVERY;
+                self.views.keep_known(&self.maps);
                 if let Err(error) = self.maps.sweep(&mut suspects) {
                     tracing::error!(error = &error as &dyn std::error::Error, "sweeping flows failed");
                 }

@@ -34,7 +34,7 @@ impl Complaints {
         complaints
     }
 
-    fn queue() -> (Self, mpsc::Receiver<Complaint>) {
+    pub(super) fn queue() -> (Self, mpsc::Receiver<Complaint>) {
         let (queue, waiting) = mpsc::channel(MOST);
         (Self(queue), waiting)
     }

@@ -110,7 +110,11 @@ impl Doubts {
         // What is taken away too early is missed by those whom the kernel still leads there.
         if sets_hold {
             doubt.owed.retain(|op| {
-                let is_anothers = matches!(op, Op::RemoveFrontend { frontend } if table.endpoints(frontend).is_some());
+                let is_anothers = match op {
+                    Op::RemoveFrontend { frontend } => table.endpoints(frontend).is_some(),
+                    Op::RemoveRange { slot, range } => table.has_range(*slot, range),
+                    _ => false,
+                };
                 let error = if is_anothers { None } else { run(op).err() };
                 let stays = error.is_some();
                 failed.extend(error);
@@ -136,7 +140,7 @@ mod tests {
     use crate::desired::{EndpointSet, Entry, Frontend, Target};
     use crate::table::Limits;
 
-    const LIMITS: Limits = Limits { slots: 8, members: 16, backends: 16, frontends: 8 };
+    const LIMITS: Limits = Limits { slots: 8, members: 16, backends: 16, frontends: 8, ranges: 8 };
 
     fn entry(service: u8, endpoints: &[u8]) -> Entry {
         let frontend = Frontend { addr: [10, 96, 0, service].into(), port: 80, protocol: TCP, scope: Scope::Internal };
