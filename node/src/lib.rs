@@ -19,7 +19,7 @@ use client::Client;
 use client::events::{Recorder, Reference};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use network::{Network, PortRange};
-use proxy_userspace::{ExternalIps, Families, Proxy, SocketHooks};
+use proxy_userspace::{Attachment, ExternalIps, Families, Proxy, SocketHooks};
 use tokio::task::JoinSet;
 
 use outlook::Outlook;
@@ -134,6 +134,7 @@ async fn load(settings: &Settings) -> Result<Arc<Proxy>> {
         bpf_root: settings.bpf_root.clone(),
         cgroup_root: settings.cgroup_root.clone(),
         socket_hooks: SocketHooks::Attached,
+        attachment: Attachment::of_this_kernel(),
         families: Families::V4,
     };
     let loaded = tokio::task::spawn_blocking(move || Proxy::start(&config)).await;

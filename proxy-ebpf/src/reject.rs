@@ -8,10 +8,10 @@ use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail};
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::family::Net;
+use crate::family::{Net, node};
 use crate::forward::{Sender, TC_ACT_SHOT, ifindex};
 use crate::mangle::{RECOMPUTE, fold, set_ethernet, sum};
-use crate::maps::{count, node};
+use crate::maps::count;
 use crate::packet::{ACK, FIN, Layer4, Packet, RST, SYN};
 use crate::wire::IP;
 
@@ -56,13 +56,7 @@ pub fn reject<A: Net>(skb: *mut __sk_buff, packet: *mut Packet<A>, from: u32, co
 }
 
 #[inline(always)]
-fn answer<A: Net>(
-    ctx: &TcContext,
-    packet: &Packet<A>,
-    from: Sender,
-    node: &NodeConfig<A>,
-    code: u8,
-) -> Option<i32> {
+fn answer<A: Net>(ctx: &TcContext, packet: &Packet<A>, from: Sender, node: &NodeConfig<A>, code: u8) -> Option<i32> {
     // With options a packet is not worth the stack space.
     if packet.transport() != A::PLAIN {
         return None;

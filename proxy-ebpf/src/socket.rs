@@ -311,8 +311,7 @@ fn translate(
         Choice::Bar => Verdict::Bar,
         Choice::Drop => Verdict::Pass,
         Choice::Endpoint(first) => {
-            let mut sender =
-                Sender { service, backend: address_of(first), member: first.member, used: now };
+            let mut sender = Sender { service, backend: address_of(first), member: first.member, used: now };
             if remember(senders, connected, &mut sender) || another(senders, connected, slot, &mut sender) {
                 set_address(ctx, form, sender.backend);
                 count(Counter::SocketTranslated);

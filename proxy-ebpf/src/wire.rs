@@ -7,8 +7,7 @@ use aya_ebpf::bindings::{bpf_fib_lookup as FibLookup, bpf_sock_tuple};
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::mangle::{Hop, Mangled};
-use crate::packet::Packet;
+use crate::packet::{Hop, Mangled, Packet};
 
 /// The network header follows the Ethernet header.
 pub const IP: usize = 14;
@@ -47,7 +46,13 @@ pub trait Wire: Addr {
     fn read_quoted(ctx: &TcContext, at: usize, quoted: &mut Tuple<Self>) -> Option<usize>;
 
     /// Gives a quoted packet other addresses; `check` is where the message's own sum lies.
-    fn rewrite_quoted(ctx: &TcContext, at: usize, check: usize, from: &Tuple<Self>, to: &Tuple<Self>) -> Result<(), Mangled>;
+    fn rewrite_quoted(
+        ctx: &TcContext,
+        at: usize,
+        check: usize,
+        from: &Tuple<Self>,
+        to: &Tuple<Self>,
+    ) -> Result<(), Mangled>;
 
     /// What to add to a sum over the addresses of `from` for one over those of `to`.
     fn difference(from: &Tuple<Self>, to: &Tuple<Self>) -> u32;

@@ -11,9 +11,9 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
 use super::{IP, PORTS, Part, TCP_FLAGS, Wire, difference, hop_difference};
-use crate::mangle::{Hop, Mangled, RECOMPUTE, sum};
+use crate::mangle::{RECOMPUTE, sum};
 use crate::neighbour;
-use crate::packet::{Layer4, Packet, set_words, words};
+use crate::packet::{Hop, Layer4, Mangled, Packet, set_words, words};
 
 const PLAIN: usize = Ip::PLAIN;
 const NEXT: usize = IP + 6;
@@ -115,9 +115,8 @@ impl Wire for Ip {
         if byte(IP) >> 4 != VERSION || is_mapped([a, b]) || is_mapped([c, d]) {
             return false;
         }
-        let (ports, length) = unsafe {
-            (core::ptr::read((data + PLAIN) as *const u32), core::ptr::read((data + IP + 4) as *const u16))
-        };
+        let (ports, length) =
+            unsafe { (core::ptr::read((data + PLAIN) as *const u32), core::ptr::read((data + IP + 4) as *const u16)) };
         let words = [a, b, c, d, ports as u64 | (next as u64) << 32];
         set_words(&mut packet.tuple, words);
         set_words(&mut packet.to, words);
