@@ -41,8 +41,8 @@ pub const MAX_MEMBERS: usize = 393_216;
 pub const MAX_BACKENDS: usize = 262_144;
 /// Network namespaces whose sockets are translated: the node's own and one per pod.
 pub const MAX_NETNS: usize = 4_096;
-/// Connected datagram sockets that are known to be led to an endpoint: 1 MiB.
-pub const MAX_LED: usize = 16_384;
+/// Connected datagram sockets that are known to be led to an endpoint: half a MiB.
+pub const MAX_LED: usize = 8_192;
 pub const MAX_PODS: usize = 4_096;
 /// Addresses of all nodes of the cluster.
 pub const MAX_NODE_ADDRESSES: usize = 16_384;

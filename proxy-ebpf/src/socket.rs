@@ -292,7 +292,7 @@ fn translate(
     ctx: &SockAddrContext,
     form: Form,
     senders: &mut Senders,
-    connected: *const Connected,
+    connected: *mut Connected,
     slot: Slot,
     given: Address,
     choose: impl FnOnce() -> Choice,
@@ -312,7 +312,7 @@ fn translate(
         Choice::Drop => Verdict::Pass,
         Choice::Endpoint(first) => {
             let mut sender = Sender { service, backend: address_of(first), member: first.member, used: now };
-            if remember(senders, connected, &mut sender) || another(senders, connected, slot, &mut sender) {
+            if amphi_remember(senders, connected, &raw mut sender) != 0 || another(senders, connected, slot, &mut sender) {
                 set_address(ctx, form, sender.backend);
                 count(Counter::SocketTranslated);
             } else {
@@ -354,23 +354,21 @@ extern "C" fn amphi_same_as_before(senders: *mut Senders, slot: u64, service: *m
     NONE
 }
 
-/// Notes that replies of a backend are its service's, unless they already mean the one that the socket is, or was, connected to.
-#[inline(always)]
-fn remember(senders: *mut Senders, connected: *const Connected, sender: &mut Sender) -> bool {
-    // SAFETY: none, or a value of this socket's storage.
-    let means = unsafe { connected.as_ref() };
-    let is_anothers = means.is_some_and(|means| {
-        means.head.version != 0 && is_same(means.backend, sender.backend) && !is_same(means.service, sender.service)
-    });
-    !is_anothers && amphi_remember(senders, sender) != 0
-}
-
-/// Notes that replies of a backend are its service's; 0 when they already mean another service, or there is no room.
+/// Notes that replies of a backend are its service's; 0 when they already mean another service, as that which the socket is or was
+/// connected to, or there is no room.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn amphi_remember(senders: *mut Senders, sender: *mut Sender) -> u32 {
+extern "C" fn amphi_remember(senders: *mut Senders, connected: *mut Connected, sender: *mut Sender) -> u32 {
     // SAFETY: callers give values of their own.
     let (Some(senders), Some(new)) = (unsafe { senders.as_mut() }, unsafe { sender.as_ref() }) else { return 0 };
+    // SAFETY: as above; it may be none.
+    if let Some(means) = unsafe { connected.as_ref() }
+        && means.head.version != 0
+        && is_same(means.backend, new.backend)
+        && !is_same(means.service, new.service)
+    {
+        return 0;
+    }
     for sender in &senders.list {
         if is_same(sender.backend, new.backend) && !is_same(sender.service, new.service) && !is_idle(sender, new.used) {
             return 0;
@@ -388,11 +386,11 @@ extern "C" fn amphi_remember(senders: *mut Senders, sender: *mut Sender) -> u32 
 
 /// A few more draws when the first endpoint was taken by another service of the same socket.
 #[inline(always)]
-fn another(senders: &mut Senders, connected: *const Connected, slot: Slot, sender: &mut Sender) -> bool {
+fn another(senders: &mut Senders, connected: *mut Connected, slot: Slot, sender: &mut Sender) -> bool {
     for _ in 0..3 {
         if let Choice::Endpoint(endpoint) = any(slot) {
             (sender.backend, sender.member) = (address_of(endpoint), endpoint.member);
-            if remember(senders, connected, sender) {
+            if amphi_remember(senders, connected, sender) != 0 {
                 return true;
             }
         }

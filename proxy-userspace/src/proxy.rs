@@ -92,8 +92,10 @@ pub(crate) type Result<T> = std::result::Result<T, ProxyError>;
 /// Services that are not, or not wholly, translated, and why.
 pub type Refusals = Vec<(ServiceName, Refusal)>;
 
+type Tell = dyn Fn(&str, &ProxyError) + Send + Sync;
+
 /// Hears of each service whose write failed, once until it holds, and why.
-pub struct Listener(Box<dyn Fn(&str, &ProxyError) + Send + Sync>);
+struct Listener(Box<Tell>);
 
 impl std::fmt::Debug for Listener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

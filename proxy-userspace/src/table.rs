@@ -62,6 +62,13 @@ pub enum Op {
     },
 }
 
+/// How a set is written, and what leads there.
+#[derive(Debug)]
+pub(crate) struct Steps {
+    pub set: Vec<Op>,
+    pub frontends: Vec<Op>,
+}
+
 impl Op {
     /// Whether something goes: it has to wait for what takes its place.
     pub(crate) fn takes_away(&self) -> bool {
@@ -365,7 +372,7 @@ impl Table {
     }
 
     /// Everything that a service has, as if nothing of it were written: for each of its sets how to write it, and then what leads there.
-    pub(crate) fn steps_of(&self, name: &str) -> Vec<(Vec<Op>, Vec<Op>)> {
+    pub(crate) fn steps_of(&self, name: &str) -> Vec<Steps> {
         let mut by_slot: BTreeMap<u32, (u8, Vec<Op>)> = BTreeMap::new();
         for entry in self.services.get(name).into_iter().flatten() {
             for frontend in
@@ -379,7 +386,7 @@ impl Table {
         }
         let steps = by_slot.into_iter().filter_map(|(slot, (protocol, frontends))| {
             let held = self.slots.get(&slot)?;
-            Some((held.steps(slot, protocol), frontends))
+            Some(Steps { set: held.steps(slot, protocol), frontends })
         });
         steps.collect()
     }

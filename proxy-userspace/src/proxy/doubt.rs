@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ProxyError, Result};
 use crate::desired::ServiceName;
-use crate::table::{Change, Op, Table, Waste};
+use crate::table::{Change, Op, Steps, Table, Waste};
 
 #[derive(Debug, Default)]
 pub(super) struct Doubts {
@@ -98,7 +98,7 @@ impl Doubts {
     fn write_anew(&mut self, name: &str, table: &Table, run: impl Fn(&Op) -> Result<()>) {
         let Some(mut doubt) = self.services.remove(name) else { return };
         let (mut failed, mut sets_hold) = (Vec::new(), true);
-        for (set, frontends) in table.steps_of(name) {
+        for Steps { set, frontends } in table.steps_of(name) {
             match set.iter().try_for_each(&run) {
                 Ok(()) => failed.extend(frontends.iter().filter_map(|op| run(op).err())),
                 Err(error) => {
