@@ -166,9 +166,8 @@ async fn answer(stream: TcpStream, about: Arc<Reference>, said: watch::Receiver<
     builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(false);
     let serving = builder.serve_connection(TokioIo::new(stream), service);
     // Whoever does not take the answer is no better than who does not ask.
-    match tokio::time::timeout(PATIENCE * 2, serving).await {
-        Ok(Err(error)) => tracing::debug!(%error, "a load balancer's question ends early"),
-        Ok(Ok(())) | Err(_) => {}
+    if let Ok(Err(error)) = tokio::time::timeout(PATIENCE * 2, serving).await {
+        tracing::debug!(%error, "a load balancer's question ends early");
     }
 }
 
