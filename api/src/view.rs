@@ -98,6 +98,8 @@ pub struct ServiceSpec {
     pub internal_traffic_policy: String,
     pub health_check_node_port: u16,
     pub publish_not_ready_addresses: bool,
+    /// `PreferSameZone`, `PreferClose` (the same) or `PreferSameNode`; empty: nobody is preferred.
+    pub traffic_distribution: String,
     pub load_balancer_source_ranges: Vec<String>,
 }
 
@@ -143,6 +145,9 @@ pub struct LoadBalancerStatus {
 pub struct LoadBalancerIngress {
     pub ip: String,
     pub hostname: String,
+    /// `VIP` (also when absent): nodes take it for their own; or `Proxy`.
+    #[serde(rename = "ipMode")]
+    pub ip_mode: String,
 }
 
 /// `discovery.k8s.io/v1` EndpointSlice.
@@ -170,7 +175,23 @@ pub struct Endpoint {
     pub conditions: EndpointConditions,
     pub hostname: String,
     pub node_name: String,
+    pub zone: String,
     pub target_ref: Option<ObjectReference>,
+    pub hints: EndpointHints,
+}
+
+/// Which clients an endpoint is meant for first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointHints {
+    pub for_zones: Vec<Hint>,
+    pub for_nodes: Vec<Hint>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Hint {
+    pub name: String,
 }
 
 /// Absent means: ready true, serving as ready, terminating false (Kubernetes' reading of unset conditions).

@@ -73,13 +73,13 @@ mod tests {
             container_port: 80,
             protocol: protocol.into(),
         };
-        let all = [asked(None, "TCP"), asked(Some("192.0.2.1"), "UDP"), asked(None, "SCTP"), asked(Some("::1"), "TCP")];
+        let all = [asked(None, "TCP"), asked(Some("192.0.2.1"), "UDP"), asked(None, "DCCP"), asked(Some("::1"), "TCP")];
         let (ports, absent) = translated(&all);
         let port = |host_ip, protocol| HostPort { host_ip, host_port: 8080, container_port: 80, protocol };
         let number = |name| protocol_number(name).unwrap();
         let ip = |text: &str| Some(text.parse().unwrap());
         let [tcp, udp] = ["TCP", "UDP"].map(number);
         assert_eq!(ports, [port(None, tcp), port(ip("192.0.2.1"), udp), port(ip("::1"), tcp)]);
-        assert_eq!(absent, ["host port: 8080/SCTP is not translated on this node"]);
+        assert_eq!(absent, ["host port: 8080/DCCP is not translated on this node"]);
     }
 }

@@ -104,7 +104,7 @@ pub async fn start(settings: &Settings, client: Client, tasks: &mut JoinSet<()>)
     let network = Network::start(&network_config(settings, node_cidr), proxy.clone(), peers).await?;
     let dns = Arc::new(start_dns(settings, node_cidr)?);
     let complaints = services::Complaints::start(recorder.clone(), tasks);
-    let feed = services::Feed::new(settings, proxy.clone(), dns.clone(), complaints);
+    let feed = services::Feed::new(settings, proxy.clone(), dns.clone(), complaints, outlook.own.clone());
     let settled = feed.start(&outlook.views, tasks);
     let upstream = upstream::ApiUpstream::new(client.clone(), recorder.clone(), outlook.clone(), tasks);
     let pod_network = Arc::new(agent_network::AgentNetwork::new(network, dns.clone()));

@@ -3,23 +3,26 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use api::view::{EndpointSlice, Service};
+use api::view::{EndpointSlice, Meta, Service};
 use client::events::Reference;
 use client::{Caches, Key, Revision};
 use dns::Snapshot;
 use proxy_userspace::Proxy;
-use proxy_userspace::desired::{LocalServer, NodeFacts, desired, desired_service};
+use proxy_userspace::desired::{LocalServer, NodeFacts, desired, desired_service, health_check_port, ready_here};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::Settings;
-use crate::outlook::Namespace;
+use crate::outlook::{Namespace, Own};
 use complaints::Complaint;
 pub use complaints::Complaints;
+use health::{Health, HealthChecks};
 
 mod complaints;
+mod health;
 
 const DNS_PORT: u16 = 53;
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// What a change is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -81,19 +84,29 @@ pub struct Feed {
     dns: Arc<dns::Server>,
     facts: NodeFacts,
     complaints: Complaints,
+    health: HealthChecks,
     changed: Arc<Changed>,
+    own: Own,
 }
 
 impl Feed {
-    pub fn new(settings: &Settings, proxy: Arc<Proxy>, dns: Arc<dns::Server>, complaints: Complaints) -> Self {
+    pub fn new(
+        settings: &Settings,
+        proxy: Arc<Proxy>,
+        dns: Arc<dns::Server>,
+        complaints: Complaints,
+        own: Own,
+    ) -> Self {
         let server = (settings.ip, dns.address().port()).into();
         let local = LocalServer { address: (settings.cluster_dns, DNS_PORT).into(), server };
         let facts = NodeFacts {
             node_name: settings.name.clone(),
+            zone: String::new(),
             local_servers: vec![local],
             external_ips: settings.external_ips,
         };
-        Self { settled: watch::channel(0).0, proxy, dns, facts, complaints, changed: Arc::default() }
+        let health = HealthChecks::new(&settings.name, complaints.clone());
+        Self { settled: watch::channel(0).0, proxy, dns, facts, complaints, health, changed: Arc::default(), own }
     }
 
     /// Subscribes to the caches and starts feeding.
@@ -120,16 +133,35 @@ impl Feed {
                 namespaces.add(Subject::Namespace(namespace.metadata.name.clone()));
             }
         });
+        let (complaints, known) = (self.complaints.clone(), Arc::downgrade(caches));
+        self.proxy.on_doubt(move |name, error| {
+            if let Some(caches) = known.upgrade() {
+                complain(&caches, &complaints, name, complaints::NOT_UPDATED, causes::chain(error));
+            }
+        });
         tasks.spawn(self.run(caches.clone()));
         settled
     }
 
-    async fn run(self, caches: Arc<Caches>) {
+    async fn run(mut self, caches: Arc<Caches>) {
         caches.synced().await;
         self.changed.take();
+        self.facts.zone = self.zone();
         let mut snapshot = self.everything(&caches);
+        let mut own = self.own.clone();
         loop {
-            self.changed.wake.notified().await;
+            tokio::select! {
+                () = self.changed.wake.notified() => {}
+                Ok(()) = own.changed() => {
+                    let zone = self.zone();
+                    if zone != self.facts.zone {
+                        // Others are nearest now.
+                        self.facts.zone = zone;
+                        snapshot = self.everything(&caches);
+                    }
+                    continue;
+                }
+            }
             // Taken before the keys: what was seen by now is among them.
             let seen = caches.of::<EndpointSlice>().seen();
             let subjects = self.changed.take();
@@ -149,13 +181,25 @@ impl Feed {
         }
     }
 
+    fn zone(&self) -> String {
+        let own = self.own.borrow();
+        let labels = own.as_ref().map(|node| &node["metadata"]["labels"]);
+        labels.and_then(|labels| labels[ZONE].as_str()).unwrap_or_default().to_owned()
+    }
+
     /// The whole state at once: what an earlier agent left is reconciled, not flushed.
-    fn everything(&self, caches: &Caches) -> Snapshot {
+    fn everything(&mut self, caches: &Caches) -> Snapshot {
         let services: Vec<Service> = caches.of::<Service>().all().iter().map(|service| (**service).clone()).collect();
         let slices: Vec<EndpointSlice> =
             caches.of::<EndpointSlice>().all().iter().map(|slice| (**slice).clone()).collect();
         let applied = self.proxy.apply(&desired(&services, &slices, &self.facts));
         self.report(caches, applied);
+        self.health.retain(|namespace, name| caches.of::<Service>().get(namespace, name).is_some());
+        for service in &services {
+            let Meta { namespace, name, .. } = &service.metadata;
+            let of_service = caches.of::<EndpointSlice>().indexed(&format!("service/{namespace}/{name}"));
+            self.check_health(service, &of_service.iter().map(|slice| &**slice).collect::<Vec<_>>());
+        }
         let namespaces = caches.of::<Namespace>().all();
         let names = namespaces.iter().map(|namespace| namespace.metadata.name.clone());
         let snapshot = Snapshot::compute(names, &services, &slices);
@@ -163,7 +207,7 @@ impl Feed {
         snapshot
     }
 
-    fn one(&self, caches: &Caches, key: &Key, snapshot: &mut Snapshot) {
+    fn one(&mut self, caches: &Caches, key: &Key, snapshot: &mut Snapshot) {
         let service = caches.of::<Service>().get(&key.namespace, &key.name);
         let slices = caches.of::<EndpointSlice>().indexed(&format!("service/{}/{}", key.namespace, key.name));
         let slices: Vec<&EndpointSlice> = slices.iter().map(|slice| &**slice).collect();
@@ -174,27 +218,46 @@ impl Feed {
         let applied = self.proxy.apply_service(&format!("{}/{}", key.namespace, key.name), &entries);
         self.report(caches, applied);
         match &service {
-            Some(service) => snapshot.set(service, &slices),
-            None => snapshot.remove(&key.namespace, &key.name),
+            Some(service) => {
+                self.check_health(service, &slices);
+                snapshot.set(service, &slices);
+            }
+            None => {
+                self.health.close(&key.namespace, &key.name);
+                snapshot.remove(&key.namespace, &key.name);
+            }
+        }
+    }
+
+    /// What balancers are told of a Service by now.
+    fn check_health(&mut self, service: &Service, slices: &[&EndpointSlice]) {
+        let Meta { namespace, name, .. } = &service.metadata;
+        let health = health_check_port(service).map(|port| Health {
+            port,
+            endpoints: ready_here(slices, &self.facts),
+            certain: self.proxy.is_certain(&format!("{namespace}/{name}")),
+        });
+        match health {
+            Some(health) => self.health.set(&Reference::new("v1", "Service", &service.metadata), health),
+            None => self.health.close(namespace, name),
         }
     }
 
     /// What the kernel does not hold is said on the Service that misses it.
-    fn report(&self, caches: &Caches, applied: Result<proxy_userspace::Refusals, proxy_userspace::ProxyError>) {
-        match applied {
-            Ok(refusals) => {
-                let refused: HashMap<_, _> = refusals.into_iter().collect();
-                for (name, refusal) in refused {
-                    let (namespace, name) = name.split_once('/').unwrap_or(("", &name));
-                    let Some(service) = caches.of::<Service>().get(namespace, name) else {
-                        tracing::warn!(name, %refusal, "not in the service path");
-                        continue;
-                    };
-                    let about = Reference { kind: "Service".into(), ..Reference::pod(&service.metadata) };
-                    self.complaints.add(Complaint { about, message: refusal.to_string() });
-                }
-            }
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "service path not updated"),
+    fn report(&self, caches: &Caches, refusals: proxy_userspace::Refusals) {
+        let refused: HashMap<_, _> = refusals.into_iter().collect();
+        for (name, refusal) in refused {
+            complain(caches, &self.complaints, &name, complaints::FULL, refusal.to_string());
         }
     }
+}
+
+/// Says something on a Service, by the name that the service path has for it.
+fn complain(caches: &Caches, complaints: &Complaints, name: &str, reason: &'static str, message: String) {
+    let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+    let Some(service) = caches.of::<Service>().get(namespace, name) else {
+        tracing::warn!(name, message, "not in the service path");
+        return;
+    };
+    complaints.add(Complaint { about: Reference::new("v1", "Service", &service.metadata), reason, message });
 }

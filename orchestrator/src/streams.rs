@@ -103,12 +103,17 @@ fn metrics(node: &Running) -> String {
         Err(error) => tracing::warn!(%error, "the service path's counters cannot be read"),
     }
     let (held, limit) = node.proxy.usage();
+    let (in_doubt, failures) = node.proxy.doubts();
     out += &format!(
         "# TYPE amphipod_service_frontends gauge\namphipod_service_frontends {held}\n\
          # TYPE amphipod_service_frontends_limit gauge\namphipod_service_frontends_limit {limit}\n\
          # TYPE amphipod_services_refused gauge\namphipod_services_refused {}\n\
+         # TYPE amphipod_services_in_doubt gauge\namphipod_services_in_doubt {in_doubt}\n\
+         # TYPE amphipod_service_path_failed_writes_total counter\namphipod_service_path_failed_writes_total {failures}\n\
+         # TYPE amphipod_service_path_ended_sockets_total counter\namphipod_service_path_ended_sockets_total {}\n\
          # TYPE amphipod_watched_objects gauge\namphipod_watched_objects {}\n",
         node.proxy.refused(),
+        node.proxy.ended_sockets(),
         node.content.watched(),
     );
     out += &node.dns.metrics();

@@ -35,6 +35,8 @@ counters! {
     Unanswerable = "drop_unanswerable",
     /// The policy is Local and the endpoints are elsewhere.
     DropPolicy = "drop_policy",
+    /// The service is for certain sources only, and the client is none of them.
+    DropSourceRange = "drop_source_range",
     /// A pod sent with an address that is not its own, or nobody knows whose; or an outsider sent with one of this node's.
     DropSpoofed = "drop_spoofed",
     /// A client outside addressed a ClusterIP.

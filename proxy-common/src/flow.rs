@@ -1,6 +1,6 @@
 //! Connections on the packet path: one entry each, and the ways from an answer back to it.
 
-use crate::{Addr, Ip, Ip4, Member, TCP, Tuple, UDP};
+use crate::{Addr, Ip, Ip4, Member, SCTP, TCP, Tuple, UDP};
 
 /// Which way a packet of a flow goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl<A> Flow<A> {
     pub const fn patience(&self, protocol: u8) -> u64 {
         match (self.stage(), protocol) {
             (Stage::HalfClosed, _) => 3600,
-            (Stage::Assured, TCP) => 24 * 3600,
+            (Stage::Assured, TCP | SCTP) => 24 * 3600,
             (Stage::Assured, UDP) => 180,
             (Stage::New | Stage::Replied, _) => 60,
             (Stage::Closed, _) => Self::CLOSED_PATIENCE,
@@ -209,6 +209,7 @@ mod tests {
             (new, TCP, 60),
             (replied, TCP, 60),
             (assured, TCP, 24 * 3600),
+            (assured, SCTP, 24 * 3600),
             (half, TCP, 3600),
             (closed, TCP, 75),
             (reset, TCP, 75),

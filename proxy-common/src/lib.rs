@@ -23,7 +23,8 @@ pub use family::Addr;
 pub use flow::{Direction, Flow, SnatPlace, Stage};
 pub use node::{Netns, NodeConfig, PodLink};
 pub use service::{
-    Affinity, AffinityKey, AffinityValue, Backend, FrontendKey, Member, NodePort, Scope, Slot, generation_of,
+    Affinity, AffinityKey, AffinityValue, Backend, FrontendKey, Member, NodePort, Scope, Slot, Source, SourceRange,
+    generation_of,
 };
 pub use socket::{Address, Connected, Head, Origin, PEERS_PER_SOCKET, Peer, Peers, Sender, Senders};
 pub use tuple::{Exposed, FragmentKey, FragmentKey6, Tuple};
@@ -40,6 +41,8 @@ pub const MAX_MEMBERS: usize = 393_216;
 pub const MAX_BACKENDS: usize = 262_144;
 /// Network namespaces whose sockets are translated: the node's own and one per pod.
 pub const MAX_NETNS: usize = 4_096;
+/// Connected datagram sockets that are known to be led to an endpoint: half a MiB.
+pub const MAX_LED: usize = 8_192;
 pub const MAX_PODS: usize = 4_096;
 /// Addresses of all nodes of the cluster.
 pub const MAX_NODE_ADDRESSES: usize = 16_384;
@@ -55,6 +58,8 @@ pub const MAX_SNAT_PLACES: usize = MAX_SNAT_PORTS * <Ip4 as Addr>::SNAT_WAYS;
 pub const MAX_SNAT_PLACES6: usize = MAX_SNAT_PORTS * <Ip as Addr>::SNAT_WAYS;
 /// Endpoints whose clients keep their address and port.
 pub const MAX_EXPOSED: usize = 16_384;
+/// Ranges of sources that load balancers' addresses are for. They take memory as they come: half a MiB at most.
+pub const MAX_SOURCE_RANGES: usize = 8_192;
 pub const MAX_AFFINITY: usize = 65_536;
 pub const MAX_FRAGMENTS: usize = 8_192;
 

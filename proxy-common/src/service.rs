@@ -172,6 +172,8 @@ impl Slot {
     pub const DROP_WHEN_EMPTY: u16 = 4;
     /// Of a pod, not of a Service: it stays while the pod has its address. Nothing to the programs; it tells the next process.
     pub const HOST_PORT: u16 = 8;
+    /// Only for clients of its ranges (`loadBalancerSourceRanges`).
+    pub const SOURCE_RANGES: u16 = 16;
 
     pub const fn bits(self) -> u64 {
         self.base as u64 | (self.count as u64) << 32 | (self.flags as u64) << 48
@@ -203,6 +205,41 @@ impl Affinity {
     }
 }
 
+/// Who asks which slot, as ranges are matched: the slot whole, and then the address from its first byte on.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    pub slot: u32,
+    /// Of an [`Ip`].
+    pub quads: [u32; 4],
+}
+
+/// A range of sources that a slot is for.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SourceRange {
+    /// Bits of the source that count.
+    length: u32,
+    source: Source,
+}
+
+impl SourceRange {
+    /// All bits of a source.
+    pub const WHOLE: u32 = size_of::<Source>() as u32 * 8;
+    /// Those of the slot.
+    const SLOT: u32 = 32;
+
+    /// `length` bits of a mapped address count, none of which is set behind them.
+    pub const fn new(slot: u32, net: Ip, length: u8) -> Self {
+        Self { length: Self::SLOT + length as u32, source: Source { slot, quads: net.quads() } }
+    }
+
+    /// Slot, network and its length among the 128 bits of an address.
+    pub const fn parts(&self) -> (u32, Ip, u8) {
+        (self.source.slot, Ip::from_quads(self.source.quads), self.length.saturating_sub(Self::SLOT) as u8)
+    }
+}
+
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AffinityKey {
@@ -223,6 +260,7 @@ pub struct AffinityValue {
 const _: () = {
     assert!(size_of::<FrontendKey>() == 24);
     assert!(size_of::<Backend>() == 32);
+    assert!(size_of::<SourceRange>() == 24);
     assert!(size_of::<AffinityKey>() == 24);
     assert!(size_of::<AffinityValue>() == 16);
 };
@@ -244,6 +282,13 @@ mod tests {
         assert_eq!((backend.port(), backend.generation(), backend.is_alive()), (Port::new(8080), 5, true));
         let retired = Backend { state: backend.retired(), ..backend };
         assert_eq!((retired.port(), retired.generation(), retired.is_alive()), (Port::new(8080), 6, false));
+    }
+
+    #[test]
+    fn a_range_counts_the_slot_and_the_front_of_an_address() {
+        let range = SourceRange::new(7, Ip::v4(Ip4::new([10, 8, 0, 0])), 96 + 16);
+        assert_eq!((range.length, range.parts()), (144, (7, Ip::v4(Ip4::new([10, 8, 0, 0])), 112)));
+        assert_eq!(SourceRange::WHOLE, 160);
     }
 
     #[test]

@@ -2,11 +2,12 @@
 
 use core::ffi::c_void;
 
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
 use proxy_common::*;
 
 use crate::family::is_node_address;
-use crate::maps::{AFFINITY, AFFINITY_OF, BACKENDS, FRONTENDS, NODE_PORTS, SETS, SLOTS, whole};
+use crate::maps::{AFFINITY, AFFINITY_OF, BACKENDS, FRONTENDS, NODE_PORTS, SETS, SLOTS, SOURCE_RANGES, whole};
 
 /// A service port found for an address: the slot's number and its content, read once.
 #[derive(Clone, Copy)]
@@ -31,6 +32,8 @@ pub enum Choice {
     Refuse,
     /// Endpoints exist, only not where the policy allows.
     Drop,
+    /// It is not for this client.
+    Bar,
 }
 
 /// Whether addresses that mean "this host" mean the node.
@@ -89,6 +92,9 @@ fn at(number: u32) -> Option<Service> {
 #[inline(always)]
 pub fn choose(service: Service, client: Ip) -> Choice {
     let slot = service.slot;
+    if is_barred(service, client) {
+        return Choice::Bar;
+    }
     if slot.count == 0 {
         return if slot.has(Slot::DROP_WHEN_EMPTY) { Choice::Drop } else { Choice::Refuse };
     }
@@ -101,6 +107,21 @@ pub fn choose(service: Service, client: Ip) -> Choice {
         return any(slot);
     };
     endpoint(sticky(slot, AffinityKey { client, id: affinity.id, pad: 0 }, affinity.seconds))
+}
+
+/// Whether a service is for others than this client.
+#[inline(always)]
+pub fn is_barred(service: Service, mut client: Ip) -> bool {
+    service.slot.has(Slot::SOURCE_RANGES) && amphi_is_source(service.number, &raw mut client) == 0
+}
+
+/// Whether a client is in a slot's ranges, verified by itself: most services are for everybody.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn amphi_is_source(slot: u32, client: *mut Ip) -> u32 {
+    // SAFETY: callers give an address of their own.
+    let Some(client) = (unsafe { client.as_ref() }) else { return 0 };
+    SOURCE_RANGES.get(&Key::new(SourceRange::WHOLE, Source { slot, quads: client.quads() })).is_some() as u32
 }
 
 /// A random endpoint.

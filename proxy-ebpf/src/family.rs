@@ -38,7 +38,13 @@ pub trait Steps<A> {
     fn is_answer(asking: *mut Tuple<A>, answer: *mut Tuple<A>) -> u32;
     fn leads_on(packet: *mut Packet<A>, member: u64, snat: u32, from: u32) -> u32;
     fn reply(packet: *mut Packet<A>, asking: *mut Tuple<A>, node: *mut NodeConfig<A>) -> u32;
-    fn begin_flow(skb: *mut __sk_buff, packet: *mut Packet<A>, source: u32, member: u64, node: *mut NodeConfig<A>) -> u32;
+    fn begin_flow(
+        skb: *mut __sk_buff,
+        packet: *mut Packet<A>,
+        source: u32,
+        member: u64,
+        node: *mut NodeConfig<A>,
+    ) -> u32;
     fn record(packet: *mut Packet<A>, member: u64, place: u32) -> i32;
     fn make_room() -> u32;
     fn note_newest(key: *mut Tuple<A>) -> u32;
@@ -109,11 +115,21 @@ macro_rules! maps {
     };
 }
 
+maps!(Ip4, 10, MAX_NEW_FLOWS, NODE, PODS, SHARES, NODE_ADDRESSES, FLOWS, EXPOSED, FRAGMENTS, SNAT, NEWEST, BEGUN);
 maps!(
-    Ip4, 10, MAX_NEW_FLOWS, NODE, PODS, SHARES, NODE_ADDRESSES, FLOWS, EXPOSED, FRAGMENTS, SNAT, NEWEST, BEGUN
-);
-maps!(
-    Ip, 13, MAX_NEW_FLOWS6, NODE6, PODS6, SHARES6, NODE_ADDRESSES6, FLOWS6, EXPOSED6, FRAGMENTS6, SNAT6, NEWEST6, BEGUN6
+    Ip,
+    13,
+    MAX_NEW_FLOWS6,
+    NODE6,
+    PODS6,
+    SHARES6,
+    NODE_ADDRESSES6,
+    FLOWS6,
+    EXPOSED6,
+    FRAGMENTS6,
+    SNAT6,
+    NEWEST6,
+    BEGUN6
 );
 
 /// The node in a family, if it is one there.

@@ -13,7 +13,7 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
 use crate::atomic;
-use crate::choose::{Caller, contains, find_service, is_gone};
+use crate::choose::{Caller, contains, find_service, is_barred, is_gone};
 use crate::family::{Net, node};
 use crate::forward::{Place, Sender, is_pod_address, place_of};
 use crate::maps::{of_map, whole};
@@ -193,7 +193,7 @@ fn forward<A: Net>(packet: &mut Packet<A>, from: Sender, node: &NodeConfig<A>) -
         return Place::NO_FLOW;
     }
     touch(flow);
-    if flow.assured == 0 && flow.replied != 0 && !(packet.layer4 == Layer4::Tcp && packet.is_opening()) {
+    if flow.assured == 0 && flow.replied != 0 && !(packet.is_of_connection() && packet.is_opening()) {
         flow.assured = 1;
     }
     if packet.is_closing() {
@@ -206,7 +206,7 @@ fn forward<A: Net>(packet: &mut Packet<A>, from: Sender, node: &NodeConfig<A>) -
 #[inline(always)]
 fn is_followed<A: Net>(packet: &mut Packet<A>, flow: &Flow<A>, from: Sender) -> bool {
     match packet.layer4 {
-        Layer4::Tcp => A::leads_on(packet, flow.member, flow.snat, from.word()) != 0,
+        Layer4::Tcp | Layer4::Sctp => A::leads_on(packet, flow.member, flow.snat, from.word()) != 0,
         _ => flow.member == Member::NONE.bits() || !is_gone(flow.member),
     }
 }
@@ -221,15 +221,15 @@ pub fn leads_on<A: Net>(packet: *mut Packet<A>, member: u64, snat: u32, from: u3
     (is_served(tuple, member, Sender::from_word(from).scope()) && finds_answers(tuple, to, member, snat)) as u32
 }
 
-/// Whether an endpoint is one of those that the client's address has now. What goes to no service needs none.
+/// Whether an endpoint is one of those that the client may have now for the address it asked. What goes to no service needs none.
 #[inline(always)]
 fn is_served<A: Net>(asked: &Tuple<A>, member: u64, scope: Scope) -> bool {
     if member == Member::NONE.bits() {
         return true;
     }
-    let Tuple { dst, dport, protocol, .. } = *asked;
+    let Tuple { src, dst, dport, protocol, .. } = *asked;
     find_service(dst.to_ip(), dport, protocol, scope, Caller::Elsewhere)
-        .is_some_and(|service| contains(service.slot, member))
+        .is_some_and(|service| contains(service.slot, member) && !is_barred(service, src.to_ip()))
 }
 
 /// Whether answers find a flow. It takes a sweep, a kill or a recycled element at the wrong moment that they do not, but whoever waits

@@ -164,13 +164,7 @@ pub fn send<A: Net>(ctx: &TcContext, packet: &Packet<A>, exit: Exit, from: Sende
 }
 
 #[inline(never)]
-fn send_apart<A: Net>(
-    skb: *mut __sk_buff,
-    packet: &Packet<A>,
-    exit: Exit,
-    from: Sender,
-    node: &NodeConfig<A>,
-) -> i32 {
+fn send_apart<A: Net>(skb: *mut __sk_buff, packet: &Packet<A>, exit: Exit, from: Sender, node: &NodeConfig<A>) -> i32 {
     rewrite_and_send(&TcContext::new(skb), packet, exit, from, node)
 }
 

@@ -78,7 +78,7 @@ fn turn<A: Net>(tuple: &mut Tuple<A>) {
 #[inline(always)]
 fn read_ports<A: Net>(ctx: &TcContext, at: usize, quoted: &mut Tuple<A>) -> bool {
     let (sport, dport) = match quoted.protocol {
-        TCP | UDP => {
+        TCP | UDP | SCTP => {
             let Ok([sport, dport]) = ctx.load::<[u16; 2]>(at) else { return false };
             (sport, dport)
         }

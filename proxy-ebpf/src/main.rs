@@ -11,6 +11,7 @@
 
 mod atomic;
 mod choose;
+mod crc;
 mod family;
 mod flow;
 mod forward;

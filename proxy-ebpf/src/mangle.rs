@@ -5,11 +5,14 @@ use aya_ebpf::helpers::{bpf_csum_diff, bpf_skb_pull_data};
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
+use crate::crc;
 use crate::family::Net;
 use crate::packet::{Hop, Layer4, Mangled, Packet, Result};
+use crate::wire::IP;
 
 const PSEUDO_HEADER: u64 = 0x10;
 const MARK_MANGLED_0: u64 = 0x20;
+const SCTP_CHECK: usize = 8;
 /// A sum that a device has made stays right with what is written.
 pub const RECOMPUTE: u64 = 1;
 
@@ -46,6 +49,7 @@ fn rewrite_transport<A: Net>(ctx: &TcContext, packet: &Packet<A>, addresses: u32
         // Only the one of IPv6 sums up addresses.
         Layer4::EchoRequest | Layer4::EchoReply | Layer4::IcmpError if A::FAMILY == Family::V6 => (offset + 2, 0),
         Layer4::EchoRequest | Layer4::EchoReply => return rewrite_echo(ctx, packet),
+        Layer4::Sctp => return rewrite_sctp(ctx, packet),
         Layer4::IcmpError | Layer4::Continued | Layer4::Unknown | Layer4::Other => return Ok(()),
     };
     if from.src != to.src || from.dst != to.dst {
@@ -65,6 +69,22 @@ fn rewrite_transport<A: Net>(ctx: &TcContext, packet: &Packet<A>, addresses: u32
         return Ok(());
     }
     ctx.store(offset, &to.ports(), 0).map_err(|_| Mangled)
+}
+
+/// The sum of SCTP covers no address, but every byte of its packet. One that is zero is still to be made.
+#[inline(always)]
+fn rewrite_sctp<A: Net>(ctx: &TcContext, packet: &Packet<A>) -> Result<()> {
+    let (from, to, offset) = (packet.tuple.ports(), packet.to.ports(), packet.transport());
+    if from == to {
+        return Ok(());
+    }
+    let check: u32 = ctx.load(offset + SCTP_CHECK).map_err(|_| Mangled)?;
+    if check != 0 {
+        let behind = (IP + packet.length as usize).wrapping_sub(offset + size_of::<u32>());
+        let check = u32::from_le(check) ^ crc::difference(from ^ to, behind as u32);
+        ctx.store(offset + SCTP_CHECK, &check.to_le(), 0).map_err(|_| Mangled)?;
+    }
+    ctx.store(offset, &to, 0).map_err(|_| Mangled)
 }
 
 /// The identifier of an echo stands for its port.

@@ -2,7 +2,7 @@
 //! the families of its node leave them.
 
 use aya_ebpf::Global;
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use proxy_common::*;
@@ -39,6 +39,10 @@ pub static SETS: Array<u64, MAX_MEMBERS, MMAPABLE> = Array::new();
 #[btf_map]
 pub static BACKENDS: Array<Backend, MAX_BACKENDS, MMAPABLE> = Array::new();
 
+/// The sources that a slot is for, where it is not for everybody.
+#[btf_map]
+pub static SOURCE_RANGES: LpmTrie<Source, u32, MAX_SOURCE_RANGES> = LpmTrie::new();
+
 /// Who went where. LRU: losing an entry costs a client its endpoint, not its connection.
 #[btf_map]
 pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue, MAX_AFFINITY> = LruHashMap::new();
@@ -50,6 +54,11 @@ pub static LOCAL_NETNS: HashMap<u64, u64, MAX_NETNS> = HashMap::new();
 /// Of those that have one, the IPv6 address: who stays with an endpoint is known by the address that he has in that family.
 #[btf_map]
 pub static LOCAL_NETNS6: HashMap<u64, Ip, MAX_NETNS> = HashMap::new();
+
+/// Cookie of a connected datagram socket → `Member` bits of the endpoint that it was led to: what is beside such sockets nobody but
+/// programs can read. LRU, for they go unseen; those that live are noted anew at each sweep.
+#[btf_map]
+pub static LED: LruHashMap<u64, u64, MAX_LED> = LruHashMap::new();
 
 /// Address of a pod on this node → `PodLink` bits.
 #[btf_map]

@@ -45,7 +45,8 @@ pub fn answer(ctx: &TcContext, packet: &Packet<Ip>) -> i32 {
 #[inline(always)]
 fn advertise(ctx: &TcContext, packet: &Packet<Ip>) -> Option<i32> {
     let src = packet.tuple.src;
-    if packet.tuple.protocol != ICMP6 || packet.ttl != FRESH || packet.transport() != Ip::PLAIN || src.is_unspecified() {
+    if packet.tuple.protocol != ICMP6 || packet.ttl != FRESH || packet.transport() != Ip::PLAIN || src.is_unspecified()
+    {
         return None;
     }
     let question: Question = ctx.load(Ip::PLAIN).ok()?;

@@ -13,6 +13,7 @@ pub const ACK: u8 = 16;
 pub enum Layer4 {
     Tcp,
     Udp,
+    Sctp,
     EchoRequest,
     EchoReply,
     /// An ICMP message about another packet.
@@ -37,7 +38,7 @@ pub struct Packet<A> {
     /// Length of the IP packet.
     pub length: u16,
     pub layer4: Layer4,
-    /// Of TCP; else none.
+    /// Of TCP, or what means the same of SCTP; else none.
     pub flags: u8,
     pub ttl: u8,
     pub pad: u8,
@@ -95,13 +96,18 @@ impl<A> Packet<A> {
         self.offset as usize
     }
 
+    /// Whether its flows are connections, which packets open and close.
+    pub fn is_of_connection(&self) -> bool {
+        matches!(self.layer4, Layer4::Tcp | Layer4::Sctp)
+    }
+
     pub fn is_opening(&self) -> bool {
-        self.layer4 != Layer4::Tcp || self.flags & (SYN | ACK) == SYN
+        !self.is_of_connection() || self.flags & (SYN | ACK) == SYN
     }
 
     /// The second packet of a connection.
     pub fn accepts(&self) -> bool {
-        self.layer4 == Layer4::Tcp && self.flags & (SYN | ACK) == SYN | ACK
+        self.is_of_connection() && self.flags & (SYN | ACK) == SYN | ACK
     }
 
     pub fn is_closing(&self) -> bool {

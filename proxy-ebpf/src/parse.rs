@@ -8,8 +8,8 @@ use proxy_common::*;
 
 use crate::family::Net;
 use crate::maps::{SERVES_V4, SERVES_V6};
-use crate::packet::{Layer4, Packet, no_tuple};
-use crate::wire::{Part, TCP_FLAGS, Wire};
+use crate::packet::{ACK, FIN, Layer4, Packet, RST, SYN, no_tuple};
+use crate::wire::{Part, SCTP_CHUNK, TCP_FLAGS, Wire};
 
 /// What the sender says the packet is, if it is of a family of this node.
 #[inline(always)]
@@ -83,18 +83,35 @@ pub fn read_any<A: Net>(skb: *mut __sk_buff, packet: *mut Packet<A>) -> u32 {
     read as u32
 }
 
+/// What the first chunk of an SCTP packet means, in the flags of TCP.
+#[inline(always)]
+fn flags_of_chunk(kind: u8) -> u8 {
+    match kind {
+        // INIT, INIT ACK, ABORT; SHUTDOWN and its answers.
+        1 => SYN,
+        2 => SYN | ACK,
+        6 => RST,
+        7 | 8 | 14 => FIN,
+        _ => ACK,
+    }
+}
+
 /// False: cut short.
 #[inline(always)]
 fn parse_layer4<A: Net>(ctx: &TcContext, packet: &mut Packet<A>) -> bool {
     let (offset, tuple) = (packet.transport(), &mut packet.tuple);
     packet.layer4 = match tuple.protocol {
-        TCP | UDP => {
+        TCP | UDP | SCTP => {
             let Ok([sport, dport]) = ctx.load::<[u16; 2]>(offset) else { return false };
             (tuple.sport, tuple.dport) = (Port(sport), Port(dport));
             if tuple.protocol == TCP {
                 let Ok(flags) = ctx.load(offset + TCP_FLAGS) else { return false };
                 packet.flags = flags;
                 Layer4::Tcp
+            } else if tuple.protocol == SCTP {
+                let Ok(chunk) = ctx.load(offset + SCTP_CHUNK) else { return false };
+                packet.flags = flags_of_chunk(chunk);
+                Layer4::Sctp
             } else {
                 Layer4::Udp
             }

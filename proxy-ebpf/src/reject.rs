@@ -56,20 +56,14 @@ pub fn reject<A: Net>(skb: *mut __sk_buff, packet: *mut Packet<A>, from: u32, co
 }
 
 #[inline(always)]
-fn answer<A: Net>(
-    ctx: &TcContext,
-    packet: &Packet<A>,
-    from: Sender,
-    node: &NodeConfig<A>,
-    code: u8,
-) -> Option<i32> {
+fn answer<A: Net>(ctx: &TcContext, packet: &Packet<A>, from: Sender, node: &NodeConfig<A>, code: u8) -> Option<i32> {
     // With options a packet is not worth the stack space.
     if packet.transport() != A::PLAIN {
         return None;
     }
     let answered = match packet.layer4 {
         Layer4::Tcp if packet.flags & RST == 0 => reset(ctx, packet, packet.flags, from),
-        Layer4::Udp | Layer4::EchoRequest => unreachable(ctx, packet, code, node),
+        Layer4::Udp | Layer4::Sctp | Layer4::EchoRequest => unreachable(ctx, packet, code, node),
         _ => None,
     }?;
     count(answered);

@@ -35,5 +35,7 @@ pub fn is_spent<A: Net>(client: A, node: &NodeConfig<A>) -> bool {
     // SAFETY: the pointer is to a map element.
     node.pod_flows != 0
         && is_pod_address(client, node)
-        && A::shares().get_ptr(client).is_some_and(|flows| unsafe { core::ptr::read_volatile(flows) } >= node.pod_flows as u64)
+        && A::shares()
+            .get_ptr(client)
+            .is_some_and(|flows| unsafe { core::ptr::read_volatile(flows) } >= node.pod_flows as u64)
 }

@@ -4,19 +4,20 @@
 //! socket's calls to hooks of both (connect6, then sendmsg4, then recvmsg6, where an IPv6 socket has a mapped address).
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_ktime_get_coarse_ns, bpf_set_retval};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 use proxy_common::*;
 
 use crate::atomic::swap_half;
-use crate::choose::{Caller, Choice, any, choose, contains, find_service, node_port};
-use crate::maps::{CONNECTED, LOCAL_NETNS, LOCAL_NETNS6, ORIGINS, PEERS, SENDERS, count, whole};
+use crate::choose::{Caller, Choice, Endpoint, any, choose, contains, find_service, node_port};
+use crate::maps::{CONNECTED, LED, LOCAL_NETNS, LOCAL_NETNS6, ORIGINS, PEERS, SENDERS, count, whole};
 use crate::snat;
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
+const EPERM: i32 = 1;
 const ECONNREFUSED: i32 = 111;
 const EADDRINUSE: i32 = 98;
 /// A peer unused for so long may give its place to another.
@@ -39,6 +40,8 @@ enum Form {
 enum Verdict {
     Pass,
     Refuse,
+    /// The service is for others.
+    Bar,
 }
 
 #[cgroup_sock_addr(connect4)]
@@ -102,6 +105,10 @@ fn finish(verdict: Verdict) -> i32 {
             count(Counter::SocketRefused);
             deny(ECONNREFUSED)
         }
+        Verdict::Bar => {
+            count(Counter::DropSourceRange);
+            deny(EPERM)
+        }
     }
 }
 
@@ -123,30 +130,87 @@ fn connect(ctx: &SockAddrContext, form: Form) -> Verdict {
     match choose(service, here.client(service.slot, given.ip)) {
         // Connecting a datagram socket never fails on Linux, and some programs do it once and for all: what it sends is answered by
         // the packet program, or translated there once an endpoint exists.
-        Choice::Refuse if protocol == UDP => {
+        Choice::Refuse | Choice::Bar if protocol == UDP => {
             forget_origin(ctx);
             Verdict::Pass
         }
         Choice::Refuse => Verdict::Refuse,
+        Choice::Bar => Verdict::Bar,
         // The packet program drops and counts.
         Choice::Drop => {
             forget_origin(ctx);
             Verdict::Pass
         }
         Choice::Endpoint(endpoint) => {
-            let backend = Address::new(endpoint.ip, endpoint.port);
-            let mut origin = Connected { head: Head::NOW, service: given, backend, member: endpoint.member };
+            let first = Sender { service: given, backend: address_of(endpoint), member: endpoint.member, used: 0 };
+            // What this socket asked of another service of the same endpoint would be answered as if it had asked this one.
+            let Some(Sender { backend, member, .. }) = unasked(ctx, protocol, service.slot, first) else {
+                forget_origin(ctx);
+                count(Counter::SocketLeft);
+                return Verdict::Pass;
+            };
+            let mut origin = Connected { head: Head::NOW, service: given, backend, member };
             // SAFETY: the helper checks the socket of the context.
             let stored = unsafe { CONNECTED.get_or_insert_ptr_mut(ctx, Some(&mut origin)) };
             if !stored.is_null() {
                 // SAFETY: not null, so a value of this socket's storage. A second connect replaces what the first one left.
                 unsafe { *stored = origin };
             }
+            if protocol == UDP {
+                // A failed insert costs the socket that it hears late of the endpoint's end.
+                let _ = LED.insert(cookie(ctx), member, 0);
+            }
             set_address(ctx, form, backend);
             count(Counter::SocketTranslated);
             Verdict::Pass
         }
     }
+}
+
+#[inline(always)]
+fn cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the helper takes this program type's context.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}
+
+#[inline(always)]
+fn address_of(endpoint: Endpoint) -> Address {
+    Address::new(endpoint.ip, endpoint.port)
+}
+
+/// The endpoint, or another of the service that answers nothing else that the socket asked; none: it has to go the packet path.
+#[inline(always)]
+fn unasked(ctx: &SockAddrContext, protocol: u8, slot: Slot, mut first: Sender) -> Option<Sender> {
+    if protocol != UDP {
+        return Some(first);
+    }
+    // SAFETY: the helper checks the socket of the context.
+    let senders = unsafe { SENDERS.get_ptr_mut(ctx) };
+    if senders.is_null() {
+        return Some(first);
+    }
+    for _ in 0..4 {
+        if amphi_is_asked(senders, &raw mut first) == 0 {
+            return Some(first);
+        }
+        let Choice::Endpoint(endpoint) = any(slot) else { return None };
+        (first.backend, first.member) = (address_of(endpoint), endpoint.member);
+    }
+    None
+}
+
+/// Whether answers of an endpoint mean another service to a socket.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn amphi_is_asked(senders: *mut Senders, new: *mut Sender) -> u32 {
+    // SAFETY: callers give values of their own.
+    let (Some(senders), Some(new)) = (unsafe { senders.as_ref() }, unsafe { new.as_ref() }) else { return 1 };
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let others = |sender: &&Sender| {
+        is_same(sender.backend, new.backend) && !is_same(sender.service, new.service) && !is_idle(sender, now)
+    };
+    senders.list.iter().find(others).is_some() as u32
 }
 
 /// A socket that connects elsewhere must not show the service of an earlier connect.
@@ -157,6 +221,7 @@ fn forget_origin(ctx: &SockAddrContext) {
     if !stored.is_null() {
         // SAFETY: not null, so a value of this socket's storage.
         unsafe { *stored = Connected::default() };
+        let _ = LED.remove(cookie(ctx));
     }
     if !earlier.is_null() {
         // SAFETY: as above.
@@ -181,8 +246,10 @@ fn send(ctx: &SockAddrContext, form: Form) -> Verdict {
         count(Counter::SocketLeft);
         return Verdict::Pass;
     }
+    // SAFETY: the helper checks the socket of the context.
+    let connected = unsafe { CONNECTED.get_ptr_mut(ctx) };
     // SAFETY: not null, so a value of this socket's storage, which this thread has locked.
-    let verdict = translate(ctx, form, unsafe { &mut *senders }, service.slot, given, || {
+    let verdict = translate(ctx, form, unsafe { &mut *senders }, connected, service.slot, given, || {
         choose(service, here.client(service.slot, given.ip))
     });
     unlock(senders);
@@ -225,6 +292,7 @@ fn translate(
     ctx: &SockAddrContext,
     form: Form,
     senders: &mut Senders,
+    connected: *mut Connected,
     slot: Slot,
     given: Address,
     choose: impl FnOnce() -> Choice,
@@ -240,11 +308,11 @@ fn translate(
     }
     match choose() {
         Choice::Refuse => Verdict::Refuse,
+        Choice::Bar => Verdict::Bar,
         Choice::Drop => Verdict::Pass,
         Choice::Endpoint(first) => {
-            let mut sender =
-                Sender { service, backend: Address::new(first.ip, first.port), member: first.member, used: now };
-            if amphi_remember(senders, &raw mut sender) != 0 || another(senders, slot, &mut sender) {
+            let mut sender = Sender { service, backend: address_of(first), member: first.member, used: now };
+            if amphi_remember(senders, connected, &raw mut sender) != 0 || another(senders, connected, slot, &mut sender) {
                 set_address(ctx, form, sender.backend);
                 count(Counter::SocketTranslated);
             } else {
@@ -286,12 +354,21 @@ extern "C" fn amphi_same_as_before(senders: *mut Senders, slot: u64, service: *m
     NONE
 }
 
-/// Notes that replies of a backend are its service's; 0 when they already mean another service, or there is no room.
+/// Notes that replies of a backend are its service's; 0 when they already mean another service, as that which the socket is or was
+/// connected to, or there is no room.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn amphi_remember(senders: *mut Senders, sender: *mut Sender) -> u32 {
+extern "C" fn amphi_remember(senders: *mut Senders, connected: *mut Connected, sender: *mut Sender) -> u32 {
     // SAFETY: callers give values of their own.
     let (Some(senders), Some(new)) = (unsafe { senders.as_mut() }, unsafe { sender.as_ref() }) else { return 0 };
+    // SAFETY: as above; it may be none.
+    if let Some(means) = unsafe { connected.as_ref() }
+        && means.head.version != 0
+        && is_same(means.backend, new.backend)
+        && !is_same(means.service, new.service)
+    {
+        return 0;
+    }
     for sender in &senders.list {
         if is_same(sender.backend, new.backend) && !is_same(sender.service, new.service) && !is_idle(sender, new.used) {
             return 0;
@@ -309,11 +386,11 @@ extern "C" fn amphi_remember(senders: *mut Senders, sender: *mut Sender) -> u32 
 
 /// A few more draws when the first endpoint was taken by another service of the same socket.
 #[inline(always)]
-fn another(senders: &mut Senders, slot: Slot, sender: &mut Sender) -> bool {
+fn another(senders: &mut Senders, connected: *mut Connected, slot: Slot, sender: &mut Sender) -> bool {
     for _ in 0..3 {
         if let Choice::Endpoint(endpoint) = any(slot) {
-            (sender.backend, sender.member) = (Address::new(endpoint.ip, endpoint.port), endpoint.member);
-            if amphi_remember(senders, sender) != 0 {
+            (sender.backend, sender.member) = (address_of(endpoint), endpoint.member);
+            if amphi_remember(senders, connected, sender) != 0 {
                 return true;
             }
         }
@@ -431,10 +508,10 @@ impl Here {
         if self.netns.kind == Netns::NODE { Caller::Node } else { Caller::Elsewhere }
     }
 
-    /// Who asks, in the family of the address that he asks; nobody else's business where no service has affinity.
+    /// Who asks, in the family of the address that he asks; nobody's business where it makes no difference to the service.
     #[inline(always)]
     fn client(self, slot: Slot, asked: Ip) -> Ip {
-        if asked.to_v4().is_some() || !slot.has(Slot::AFFINITY) {
+        if asked.to_v4().is_some() || !slot.has(Slot::AFFINITY | Slot::SOURCE_RANGES) {
             return Ip::v4(self.netns.ip);
         }
         // SAFETY: a map element; one that is recycled is another client's, who then shares an endpoint.

@@ -247,7 +247,7 @@ fn unknown<A: Net>(ctx: &TcContext, packet: &mut Packet<A>, from: Sender, node: 
         }
         return Verdict::send(Exit::pod(pod.ifindex));
     }
-    let transport = matches!(packet.layer4, Layer4::Tcp | Layer4::Udp);
+    let transport = matches!(packet.layer4, Layer4::Tcp | Layer4::Udp | Layer4::Sctp);
     let Tuple { src, dst, dport, protocol, .. } = packet.tuple;
     if transport && let Some(service) = find_service(dst.to_ip(), dport, protocol, from.scope(), Caller::Elsewhere) {
         return match choose(service, src.to_ip()) {
@@ -255,6 +255,7 @@ fn unknown<A: Net>(ctx: &TcContext, packet: &mut Packet<A>, from: Sender, node: 
             // On the node's own address too: the host would refuse it as well, but not where its firewall drops what it gets.
             Choice::Refuse => Verdict::reject(A::PORT_UNREACHABLE),
             Choice::Drop => Verdict::drop(Counter::DropPolicy),
+            Choice::Bar => Verdict::drop(Counter::DropSourceRange),
         };
     }
     if dst.is_within(node.service_net, node.service_mask) {
@@ -269,7 +270,7 @@ fn unknown<A: Net>(ctx: &TcContext, packet: &mut Packet<A>, from: Sender, node: 
 /// Whether answers to the packet can be told from what a pod begins itself.
 #[inline(always)]
 fn is_of_flows<A>(packet: &Packet<A>) -> bool {
-    matches!(packet.layer4, Layer4::Tcp | Layer4::Udp | Layer4::EchoRequest)
+    matches!(packet.layer4, Layer4::Tcp | Layer4::Udp | Layer4::Sctp | Layer4::EchoRequest)
 }
 
 /// Whether pods answer an address under their own without more ado.
@@ -349,7 +350,7 @@ fn nobody<A: Net>(packet: &Packet<A>) -> u8 {
 /// A packet of a connection that was opened before.
 #[inline(always)]
 fn is_middle<A>(packet: &Packet<A>) -> bool {
-    packet.layer4 == Layer4::Tcp && !packet.is_opening()
+    packet.is_of_connection() && !packet.is_opening()
 }
 
 /// A packet whose addresses stay, unless it leaves the cluster. Its destination is no local pod.
@@ -381,9 +382,9 @@ fn leave<A: Net>(ctx: &TcContext, packet: &mut Packet<A>, node: &NodeConfig<A>) 
     }
     match packet.layer4 {
         Layer4::Unknown => return Verdict::drop(Counter::DropFragment),
-        Layer4::Tcp if !packet.is_opening() && flows_are_carried() => return Verdict::drop(Counter::DropCarried),
+        _ if is_middle(packet) && flows_are_carried() => return Verdict::drop(Counter::DropCarried),
         // Of a connection that nobody remembers: its far end knows the node's address, not the pod's.
-        Layer4::Tcp if !packet.is_opening() => return Verdict::reject(A::PORT_UNREACHABLE),
+        _ if is_middle(packet) => return Verdict::reject(A::PORT_UNREACHABLE),
         _ if shares::is_spent(packet.tuple.src, node) => return Verdict::drop(Counter::DropFlowShare),
         _ => {}
     }

@@ -14,6 +14,8 @@ pub const IP: usize = 14;
 /// The length of what every transport header begins with: both ports, or ICMP's fixed part.
 pub const PORTS: usize = 8;
 pub const TCP_FLAGS: usize = 13;
+/// The kind of the first chunk.
+pub const SCTP_CHUNK: usize = 12;
 
 /// A family on the wire.
 pub trait Wire: Addr {
@@ -44,7 +46,13 @@ pub trait Wire: Addr {
     fn read_quoted(ctx: &TcContext, at: usize, quoted: &mut Tuple<Self>) -> Option<usize>;
 
     /// Gives a quoted packet other addresses; `check` is where the message's own sum lies.
-    fn rewrite_quoted(ctx: &TcContext, at: usize, check: usize, from: &Tuple<Self>, to: &Tuple<Self>) -> Result<(), Mangled>;
+    fn rewrite_quoted(
+        ctx: &TcContext,
+        at: usize,
+        check: usize,
+        from: &Tuple<Self>,
+        to: &Tuple<Self>,
+    ) -> Result<(), Mangled>;
 
     /// What to add to a sum over the addresses of `from` for one over those of `to`.
     fn difference(from: &Tuple<Self>, to: &Tuple<Self>) -> u32;

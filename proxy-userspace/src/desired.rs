@@ -1,14 +1,18 @@
 //! From Services and EndpointSlices to what the maps shall hold. Pure, and per service, so that one change costs one service.
 //!
-//! Endpoint choice follows kube-proxy: ready endpoints, else those still serving while they terminate, for all endpoints and for
-//! the local ones apart.
+//! [`endpoints`] chooses whom it leads to.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use api::view::{Endpoint, EndpointSlice, Service, ServicePort};
-use proxy_common::{Family, Scope, Slot, TCP, UDP};
+use api::view::{EndpointSlice, Service, ServicePort};
+use proxy_common::{Family, SCTP, Scope, Slot, TCP, UDP};
+
+use endpoints::Choice;
+pub use endpoints::ready_here;
+
+mod endpoints;
 
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 /// A service with this label is some other proxy's business.
@@ -23,6 +27,8 @@ pub type ServiceName = String;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeFacts {
     pub node_name: String,
+    /// Empty where it is in none.
+    pub zone: String,
     /// Service addresses that a server on this node answers (cluster DNS); they win over any Service of the same address.
     pub local_servers: Vec<LocalServer>,
     pub external_ips: ExternalIps,
@@ -70,6 +76,45 @@ pub struct Target {
     pub port: u16,
 }
 
+/// Addresses that begin alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Range {
+    net: IpAddr,
+    /// Bits of the address.
+    length: u8,
+}
+
+impl Range {
+    /// `None` for more bits than an address has. What is set behind them is not looked at.
+    pub fn new(ip: IpAddr, length: u8) -> Option<Self> {
+        let net = match ip {
+            IpAddr::V4(ip) => {
+                let behind = 32u32.checked_sub(length.into())?;
+                IpAddr::from(Ipv4Addr::from_bits(ip.to_bits() & u32::MAX.checked_shl(behind).unwrap_or(0)))
+            }
+            IpAddr::V6(ip) => {
+                let behind = 128u32.checked_sub(length.into())?;
+                IpAddr::from(Ipv6Addr::from_bits(ip.to_bits() & u128::MAX.checked_shl(behind).unwrap_or(0)))
+            }
+        };
+        Some(Self { net, length })
+    }
+
+    pub fn net(&self) -> IpAddr {
+        self.net
+    }
+
+    pub fn length(&self) -> u8 {
+        self.length
+    }
+
+    /// From `ADDRESS/LENGTH`.
+    fn parse(text: &str) -> Option<Self> {
+        let (ip, length) = text.trim().split_once('/')?;
+        Self::new(ip.parse().ok()?, length.parse().ok()?)
+    }
+}
+
 /// The endpoints behind a frontend.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EndpointSet {
@@ -78,6 +123,8 @@ pub struct EndpointSet {
     /// `Slot` flags.
     pub flags: u16,
     pub affinity_seconds: u32,
+    /// With [`Slot::SOURCE_RANGES`], whom it is for: sorted, each once.
+    pub ranges: Vec<Range>,
 }
 
 /// One endpoint set and every frontend that leads to it.
@@ -122,9 +169,7 @@ pub fn desired(services: &[Service], slices: &[EndpointSlice], facts: &NodeFacts
 
 /// The entries of one service; none for headless, ExternalName and other proxies' services.
 pub fn desired_service(service: &Service, slices: &[&EndpointSlice], facts: &NodeFacts) -> Vec<Entry> {
-    let labels = &service.metadata.labels;
-    let is_others = [PROXY_NAME_LABEL, HEADLESS_LABEL].iter().any(|label| labels.contains_key(*label));
-    if service.spec.type_ == "ExternalName" || is_others {
+    if service.spec.type_ == "ExternalName" || is_others(service) {
         return Vec::new();
     }
     let cluster_ips: Vec<IpAddr> = service.spec.cluster_ips.iter().filter_map(|ip| ip.parse().ok()).collect();
@@ -143,6 +188,18 @@ pub fn desired_service(service: &Service, slices: &[&EndpointSlice], facts: &Nod
         }
     }
     entries
+}
+
+fn is_others(service: &Service) -> bool {
+    let labels = &service.metadata.labels;
+    [PROXY_NAME_LABEL, HEADLESS_LABEL].iter().any(|label| labels.contains_key(*label))
+}
+
+/// The port by which balancers ask whether a service has endpoints here, if it has one.
+pub fn health_check_port(service: &Service) -> Option<u16> {
+    let spec = &service.spec;
+    let is_asked = spec.type_ == "LoadBalancer" && spec.external_traffic_policy == "Local" && !is_others(service);
+    Some(spec.health_check_node_port).filter(|port| is_asked && *port != 0)
 }
 
 fn family_of(ip: &IpAddr) -> Family {
@@ -200,7 +257,7 @@ pub fn desired_host_ports(pod_ip: IpAddr, ports: &[HostPort]) -> Vec<Entry> {
         let set = EndpointSet {
             backends: vec![Target { ip: pod_ip, port: host.container_port }],
             flags: Slot::KEEP_SOURCE | Slot::HOST_PORT,
-            affinity_seconds: 0,
+            ..Default::default()
         };
         let frontends = vec![frontend(Scope::Internal), frontend(Scope::External)];
         Entry { port: host.host_port, protocol: host.protocol, frontends, set }
@@ -209,55 +266,82 @@ pub fn desired_host_ports(pod_ip: IpAddr, ports: &[HostPort]) -> Vec<Entry> {
     ports.iter().filter(is_of_family).map(entry).collect()
 }
 
-/// SCTP is not translated: the kernels this runs on lack it and its checksum needs another way.
+/// As in IP headers.
 pub fn protocol_number(name: &str) -> Option<u8> {
     match name {
         "" | "TCP" => Some(TCP),
         "UDP" => Some(UDP),
+        "SCTP" => Some(SCTP),
         _ => None,
     }
 }
 
 fn port_entries(of: &PortOf<'_>, cluster_ips: &[IpAddr], slices: &[&EndpointSlice], facts: &NodeFacts) -> Vec<Entry> {
     let PortOf { service, port, protocol, .. } = *of;
-    let candidates = candidates(of, slices, facts);
-    let all = preferred(&candidates, |_| true);
-    let local = preferred(&candidates, |candidate| candidate.local);
+    let Choice { all, local } = endpoints::choose(of, slices, facts);
     let affinity_seconds = affinity_seconds(service);
     let frontends = Frontends::of(of, cluster_ips, facts);
     let affinity = if affinity_seconds > 0 { Slot::AFFINITY } else { 0 };
     let drop_when_empty = if all.is_empty() { 0 } else { Slot::DROP_WHEN_EMPTY };
-
-    let entry = |frontends: Vec<Frontend>, backends: &Vec<Target>, flags: u16| Entry {
-        port: port.port,
-        protocol,
-        frontends,
-        set: EndpointSet { backends: backends.clone(), flags: flags | affinity, affinity_seconds },
+    let for_everybody = |backends: &[Target], flags: u16| EndpointSet {
+        backends: backends.to_vec(),
+        flags: flags | affinity,
+        affinity_seconds,
+        ranges: Vec::new(),
     };
-    let mut by_all = Vec::new();
-    let mut entries = Vec::new();
-    match service.spec.internal_traffic_policy.as_str() {
-        "Local" => entries.push(entry(frontends.cluster, &local, drop_when_empty)),
-        _ => by_all.extend(frontends.cluster),
+    let ranges = source_ranges(of);
+    let balanced = |set: &EndpointSet| match ranges.as_slice() {
+        [] => set.clone(),
+        some => EndpointSet { flags: set.flags | Slot::SOURCE_RANGES, ranges: some.to_vec(), ..set.clone() },
+    };
+    let inside = for_everybody(&all, 0);
+    let cluster = match service.spec.internal_traffic_policy.as_str() {
+        "Local" => for_everybody(&local, drop_when_empty),
+        _ => inside.clone(),
+    };
+    let outside = match service.spec.external_traffic_policy.as_str() {
+        "Local" => for_everybody(&local, Slot::KEEP_SOURCE | drop_when_empty),
+        _ => inside.clone(),
+    };
+    let (balanced_inside, balanced_outside) = (balanced(&inside), balanced(&outside));
+    let mut entries: Vec<Entry> = Vec::new();
+    for (frontends, set) in [
+        (frontends.cluster, cluster),
+        (frontends.inside, inside),
+        (frontends.balanced_inside, balanced_inside),
+        (frontends.outside, outside),
+        (frontends.balanced_outside, balanced_outside),
+    ] {
+        match entries.iter_mut().find(|entry| entry.set == set) {
+            Some(entry) => entry.frontends.extend(frontends),
+            None if frontends.is_empty() => {}
+            None => entries.push(Entry { port: port.port, protocol, frontends, set }),
+        }
     }
-    by_all.extend(frontends.inside);
-    match service.spec.external_traffic_policy.as_str() {
-        "Local" => entries.push(entry(frontends.outside, &local, Slot::KEEP_SOURCE | drop_when_empty)),
-        _ => by_all.extend(frontends.outside),
-    }
-    entries.push(entry(by_all, &all, 0));
-    entries.retain(|entry| !entry.frontends.is_empty());
     entries
+}
+
+/// Whom the addresses of load balancers are for, in the family; none: everybody. As with kube-proxy, ranges of the other family alone
+/// leave this one open.
+fn source_ranges(of: &PortOf<'_>) -> Vec<Range> {
+    let all = of.service.spec.load_balancer_source_ranges.iter().filter_map(|range| Range::parse(range));
+    let mut own: Vec<Range> = all.filter(|range| family_of(&range.net) == of.family).collect();
+    own.sort_unstable();
+    own.dedup();
+    own
 }
 
 /// The addresses of one service port, by who uses them.
 struct Frontends {
     /// ClusterIPs, from inside.
     cluster: Vec<Frontend>,
-    /// NodePort, load balancer and external addresses, from inside.
+    /// NodePort and external addresses, from inside.
     inside: Vec<Frontend>,
     /// The same from outside.
     outside: Vec<Frontend>,
+    /// Load balancers' addresses, from inside.
+    balanced_inside: Vec<Frontend>,
+    balanced_outside: Vec<Frontend>,
 }
 
 impl Frontends {
@@ -273,20 +357,32 @@ impl Frontends {
             };
             external.push((every, port.node_port));
         }
-        let balanced = service.status.load_balancer.ingress.iter().map(|ingress| ingress.ip.as_str());
-        let balanced = balanced.filter(|_| spec.type_ == "LoadBalancer");
-        let own = spec.external_ips.iter().map(String::as_str).filter(|_| facts.external_ips == ExternalIps::Served);
-        let addresses = balanced.chain(own).filter_map(|ip| ip.parse::<IpAddr>().ok());
         // The unspecified address would be every address of the node.
-        let addresses = addresses.filter(|ip| family_of(ip) == family && !ip.is_unspecified());
-        external.extend(addresses.map(|ip| (ip, port.port)));
+        let in_family = |ip: &IpAddr| family_of(ip) == family && !ip.is_unspecified();
+        let addresses = |texts: Vec<&str>| -> Vec<(IpAddr, u16)> {
+            let parsed = texts.into_iter().filter_map(|ip| ip.parse().ok());
+            parsed.filter(in_family).map(|ip| (ip, port.port)).collect()
+        };
+        // What goes by way of the balancer itself (`Proxy`) is none of this node's.
+        let bound = service.status.load_balancer.ingress.iter().filter(|ingress| ingress.ip_mode != "Proxy");
+        let balanced: Vec<&str> =
+            bound.filter(|_| spec.type_ == "LoadBalancer").map(|ingress| ingress.ip.as_str()).collect();
+        let own = spec.external_ips.iter().filter(|_| facts.external_ips == ExternalIps::Served);
+        let (balanced, own) = (addresses(balanced), addresses(own.map(String::as_str).collect()));
+        // One that is both is the balancer's: that may be for some only.
+        external.extend(own.into_iter().filter(|own| !balanced.contains(own)));
         let taken =
             |ip: &IpAddr| facts.local_servers.iter().any(|local| local.address == SocketAddr::new(*ip, port.port));
         let cluster = cluster_ips.iter().filter(|ip| !taken(ip));
+        let seen = |addresses: &[(IpAddr, u16)], scope| {
+            addresses.iter().map(|(ip, port)| frontend(*ip, *port, scope)).collect::<Vec<_>>()
+        };
         Self {
             cluster: cluster.map(|ip| frontend(*ip, port.port, Scope::Internal)).collect(),
-            inside: external.iter().map(|(ip, port)| frontend(*ip, *port, Scope::Internal)).collect(),
-            outside: external.iter().map(|(ip, port)| frontend(*ip, *port, Scope::External)).collect(),
+            inside: seen(&external, Scope::Internal),
+            outside: seen(&external, Scope::External),
+            balanced_inside: seen(&balanced, Scope::Internal),
+            balanced_outside: seen(&balanced, Scope::External),
         }
     }
 }
@@ -297,56 +393,6 @@ fn affinity_seconds(service: &Service) -> u32 {
     }
     let config = service.spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
     config.and_then(|client| client.timeout_seconds).unwrap_or(DEFAULT_AFFINITY_SECONDS)
-}
-
-/// An endpoint of a service port, with what the choice depends on.
-struct Candidate {
-    target: Target,
-    ready: bool,
-    /// Terminating, but still answering.
-    leaving: bool,
-    local: bool,
-}
-
-fn candidates(of: &PortOf<'_>, slices: &[&EndpointSlice], facts: &NodeFacts) -> Vec<Candidate> {
-    let kind = match of.family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
-    };
-    let mut found = Vec::new();
-    for slice in slices.iter().filter(|slice| slice.address_type == kind) {
-        let numbers = slice.ports.iter().filter(|candidate| {
-            candidate.name == of.port.name && protocol_number(&candidate.protocol) == Some(of.protocol)
-        });
-        for number in numbers.filter_map(|candidate| candidate.port) {
-            found.extend(slice.endpoints.iter().filter_map(|endpoint| candidate(endpoint, number, facts)));
-        }
-    }
-    found.retain(|candidate| family_of(&candidate.target.ip) == of.family);
-    found
-}
-
-fn candidate(endpoint: &Endpoint, port: u16, facts: &NodeFacts) -> Option<Candidate> {
-    let conditions = &endpoint.conditions;
-    Some(Candidate {
-        target: Target { ip: endpoint.addresses.first()?.parse().ok()?, port },
-        ready: conditions.is_ready(),
-        leaving: conditions.is_serving() && conditions.is_terminating(),
-        local: !facts.node_name.is_empty() && endpoint.node_name == facts.node_name,
-    })
-}
-
-/// Ready ones among those that match; when there are none, those that still serve.
-fn preferred(candidates: &[Candidate], matches: impl Fn(&Candidate) -> bool) -> Vec<Target> {
-    let pick = |wanted: fn(&Candidate) -> bool| -> Vec<Target> {
-        let picked = candidates.iter().filter(|candidate| matches(candidate) && wanted(candidate));
-        let mut targets: Vec<Target> = picked.map(|candidate| candidate.target).collect();
-        targets.sort_unstable();
-        targets.dedup();
-        targets
-    };
-    let ready = pick(|candidate| candidate.ready);
-    if ready.is_empty() { pick(|candidate| candidate.leaving) } else { ready }
 }
 
 #[cfg(test)]

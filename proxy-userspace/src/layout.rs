@@ -96,7 +96,7 @@ fn node_with_epoch(raw: Raw) -> Option<Raw> {
 }
 
 /// A map's own steps stand in its row, and again with one more for the version to come.
-const fn layouts(age: Age) -> [Layout; 35] {
+const fn layouts(age: Age) -> [Layout; 37] {
     use Carry::{Never, Once, Sockets, Twice};
     const fn row(age: Age, map: &'static str, carry: Carry, steps: [&'static [Step]; 2]) -> Layout {
         Layout { map, carry, steps: steps[age as usize] }
@@ -112,8 +112,10 @@ const fn layouts(age: Age) -> [Layout; 35] {
         row(age, "AFFINITY_OF", Once, SAME),
         row(age, "SETS", Once, SAME),
         row(age, "BACKENDS", Once, DROPPED),
+        row(age, "SOURCE_RANGES", Once, SAME),
         row(age, "AFFINITY", Twice, DROPPED),
         row(age, "LOCAL_NETNS", Once, SAME),
+        row(age, "LED", Twice, SAME),
         row(age, "PODS", Once, SAME),
         row(age, "SHARES", Never, SAME),
         row(age, "NODE_ADDRESSES", Once, SAME),

@@ -1,7 +1,9 @@
 //! The service path of one node: loaded programs, their maps, and the one place that writes them.
 
 mod bound;
+mod doubt;
 mod maps;
+mod stale;
 mod sweep;
 
 use std::collections::HashMap;
@@ -9,7 +11,8 @@ use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,9 +26,11 @@ use crate::migrate::earlier;
 use crate::migrate::{MigrateError, Migration, Pass};
 use crate::object::{self, Attachment, LoadError, PacketHook, Pins, Programs};
 use crate::sys::{self, Map, Put};
-use crate::table::{Limits, Refusal, Table};
+use crate::table::{Limits, Op, Refusal, Table, Waste};
 
+use doubt::Doubts;
 pub(crate) use maps::{Maps, Twins, written};
+use stale::{Looks, Views};
 use sweep::Suspects;
 
 pub(crate) const LIMITS: Limits = Limits {
@@ -33,10 +38,13 @@ pub(crate) const LIMITS: Limits = Limits {
     members: MAX_MEMBERS as u32,
     backends: MAX_BACKENDS as u32,
     frontends: MAX_FRONTENDS,
+    ranges: MAX_SOURCE_RANGES,
 };
 /// Of all flows, what one pod may have: the part with this number. Whoever opens more is refused, and its neighbours go on.
 pub(crate) const POD_SHARE: u32 = 8;
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// Until what failed is tried again: at first, and at most.
+const MEND_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// Nanoseconds that carrying flows over takes at most; after that the programs answer for what they do not know.
 const CARRIED_WITHIN: u64 = 3_000_000_000;
 
@@ -69,6 +77,8 @@ pub enum ProxyError {
     Migrate(#[from] MigrateError),
     #[error("map {map} refuses a change")]
     Write { map: &'static str, source: io::Error },
+    #[error("what the kernel holds of {whose} is in doubt: {why}")]
+    Doubt { whose: ServiceName, why: String },
     #[error("the network namespace of {whose} cannot be read")]
     Netns { whose: String, source: io::Error },
     #[error("the sweeper thread cannot start")]
@@ -81,6 +91,17 @@ pub(crate) type Result<T> = std::result::Result<T, ProxyError>;
 
 /// Services that are not, or not wholly, translated, and why.
 pub type Refusals = Vec<(ServiceName, Refusal)>;
+
+type Tell = dyn Fn(&str, &ProxyError) + Send + Sync;
+
+/// Hears of each service whose write failed, once until it holds, and why.
+struct Listener(Box<Tell>);
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Listener")
+    }
+}
 
 /// A running service path. Dropping it leaves everything in the kernel at work.
 #[derive(Debug)]
@@ -97,19 +118,27 @@ struct Shared {
     state: Mutex<State>,
     wake: Condvar,
     socket_hooks: SocketHooks,
+    listener: OnceLock<Listener>,
+    views: Views,
+    /// Connected datagram sockets that were ended, ever since this process began.
+    ended: AtomicU64,
 }
 
 #[derive(Debug)]
 struct State {
     table: Table,
     tidy: Tidy,
+    /// Given up, and not handed out again yet.
+    waste: Waste,
+    doubts: Doubts,
+    looks: Looks,
 }
 
 /// What the sweeper is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tidy {
     Idle,
-    /// Sets changed: hand places out again.
+    /// Sets changed: hand places out again, and look after what failed.
     Due,
     Stop,
 }
@@ -158,21 +187,32 @@ impl Proxy {
         object::remove_root(bpf_root)
     }
 
-    /// Brings all Services to `contents`. Unchanged ones cost a comparison.
-    ///
-    /// # Errors
-    /// [`ProxyError::Write`] where a map refuses a step. The maps can be read at any step, so services go on with what is
-    /// written; but the steps behind it count as made, and only the next start, which looks at the maps, makes them.
-    pub fn apply(&self, contents: &Contents) -> Result<Refusals> {
+    /// Brings all Services to `contents`. Unchanged ones cost a comparison. A service of which a map refuses a step is in doubt: it is
+    /// written anew, whole, until it holds. The maps can be read at any step, so meanwhile it goes on with what is written.
+    pub fn apply(&self, contents: &Contents) -> Refusals {
         self.shared.change(|table| table.replace(contents))
     }
 
-    /// Brings one service to `entries`; none removes it.
-    ///
-    /// # Errors
-    /// As for [`Proxy::apply`].
-    pub fn apply_service(&self, name: &str, entries: &[Entry]) -> Result<Refusals> {
+    /// The same for one service; no entry removes it.
+    pub fn apply_service(&self, name: &str, entries: &[Entry]) -> Refusals {
         self.shared.change(|table| table.change(name, entries))
+    }
+
+    /// Who hears of services in doubt; there is one listener, the first. It is called while the service path waits.
+    pub fn on_doubt(&self, tell: impl Fn(&str, &ProxyError) + Send + Sync + 'static) {
+        // A second one has nothing to hear.
+        let _ = self.shared.listener.set(Listener(Box::new(tell)));
+    }
+
+    /// Whether the kernel holds what it shall of a service, as far as is known.
+    pub fn is_certain(&self, name: &str) -> bool {
+        self.shared.lock().doubts.of(name).is_none()
+    }
+
+    /// Services in doubt, and how many writes failed ever since this process began.
+    pub fn doubts(&self) -> (usize, u64) {
+        let state = self.shared.lock();
+        (state.doubts.len(), state.doubts.failures())
     }
 
     /// Tells the packet programs about their node, in whose network namespace the caller is, in the families that it has.
@@ -223,10 +263,14 @@ impl Proxy {
     /// the pod; what is another's already waits until it is free.
     ///
     /// # Errors
-    /// As for [`Proxy::apply`]. A port that is another's is no error: it is among the refusals.
+    /// [`ProxyError::Doubt`] where a map refuses; what is missing is written as soon as it can be. A port that is another's is no
+    /// error: it is among the refusals.
     pub fn set_host_ports(&self, pod: IpAddr, ports: &[HostPort]) -> Result<Vec<Refusal>> {
         let name = host_ports_of(pod);
-        let refusals = self.apply_service(&name, &desired_host_ports(pod, ports))?;
+        let refusals = self.apply_service(&name, &desired_host_ports(pod, ports));
+        if let Some(why) = self.shared.lock().doubts.of(&name).map(str::to_owned) {
+            return Err(ProxyError::Doubt { whose: name, why });
+        }
         Ok(refusals.into_iter().filter(|(whose, _)| *whose == name).map(|(_, refusal)| refusal).collect())
     }
 
@@ -234,7 +278,7 @@ impl Proxy {
     /// error.
     ///
     /// # Errors
-    /// [`ProxyError::Write`] where a map refuses. A repeat removes what is left, but for host ports: see [`Proxy::apply`].
+    /// [`ProxyError::Write`] where a map refuses, `Doubt` where it refuses host ports. A repeat removes what is left.
     pub fn remove_pod(&self, ip: IpAddr) -> Result<()> {
         // As long as the pod is known, a process that comes next takes them up.
         self.set_host_ports(ip, &[])?;
@@ -264,9 +308,10 @@ impl Proxy {
     }
 
     fn add_netns(&self, netns: &File, kind: u32, addresses: Addresses, whose: &str) -> Result<()> {
-        let cookie =
-            sys::netns_cookie(netns).map_err(|source| ProxyError::Netns { whose: whose.to_owned(), source })?;
+        let failed = |source| ProxyError::Netns { whose: whose.to_owned(), source };
+        let cookie = sys::netns_cookie(netns).map_err(failed)?;
         self.forget_netns(kind, addresses, Some(cookie))?;
+        self.shared.views.add(cookie, netns).map_err(failed)?;
         let maps = &self.shared.maps;
         match addresses.v6 {
             Some(ip) => maps.local_netns6.put(&cookie, &ip.into(), Put::Any).map_err(written("LOCAL_NETNS6"))?,
@@ -288,6 +333,7 @@ impl Proxy {
             if owner.kind == kind && is_same && Some(cookie) != keep {
                 maps.local_netns.remove(&cookie).map_err(written("LOCAL_NETNS"))?;
                 maps.local_netns6.remove(&cookie).map_err(written("LOCAL_NETNS6"))?;
+                self.shared.views.remove(cookie);
             }
         }
         Ok(())
@@ -333,6 +379,11 @@ impl Proxy {
     /// Services that are not wholly translated because a map is full. They are tried again whenever places come free.
     pub fn refused(&self) -> usize {
         self.shared.lock().table.refused()
+    }
+
+    /// Datagram sockets that were ended for their endpoint went, ever since this process began.
+    pub fn ended_sockets(&self) -> u64 {
+        self.shared.ended.load(Ordering::Relaxed)
     }
 
     /// Ends every connection of the packet path at once, as if it had never been: for tests of what becomes of their packets.
@@ -437,8 +488,18 @@ fn named(counters: &Map<u32, u64>) -> io::Result<Vec<(&'static str, u64)>> {
 
 impl Shared {
     fn new(pins: Pins, maps: Maps, table: Table, socket_hooks: SocketHooks) -> Self {
-        let state = Mutex::new(State { table, tidy: Tidy::Due });
-        Self { pins, maps, state, wake: Condvar::new(), socket_hooks }
+        let (waste, doubts, looks) = (Waste::default(), Doubts::default(), Looks::begin());
+        let state = State { table, tidy: Tidy::Due, waste, doubts, looks };
+        Self {
+            pins,
+            maps,
+            state: Mutex::new(state),
+            wake: Condvar::new(),
+            socket_hooks,
+            listener: OnceLock::new(),
+            views: Views::default(),
+            ended: AtomicU64::new(0),
+        }
     }
 
     /// A panic elsewhere leaves the table as it was: every change to it is made before anything can fail.
@@ -446,15 +507,38 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, plan: impl Fn(&mut Table) -> crate::table::Change) -> Result<Refusals> {
+    fn change(&self, plan: impl Fn(&mut Table) -> crate::table::Change) -> Refusals {
         let mut state = self.lock();
-        let change = plan(&mut state.table);
+        let State { table, doubts, waste, tidy, looks } = &mut *state;
+        let change = plan(table);
+        let is_left = |op: &Op| matches!(op, Op::RetireBackend { index } if self.maps.is_of_datagrams(*index));
+        if change.ops.iter().any(is_left) {
+            looks.again();
+        }
         if !change.ops.is_empty() {
-            state.tidy = Tidy::Due;
+            *tidy = Tidy::Due;
             self.wake.notify_all();
         }
-        change.ops.iter().try_for_each(|op| self.maps.run(op))?;
-        Ok(change.refusals)
+        let made = doubts.make(&change, table, |op| self.maps.run(op));
+        waste.merge(made.waste);
+        drop(state);
+        for (name, error) in &made.doubtful {
+            tracing::error!(service = name, error = error as &dyn std::error::Error, "service path not updated");
+            if let Some(Listener(tell)) = self.listener.get() {
+                tell(name, error);
+            }
+        }
+        change.refusals
+    }
+
+    /// Writes anew what may not hold; whether something still does not.
+    fn mend(&self) -> bool {
+        let mut state = self.lock();
+        let State { table, doubts, waste, .. } = &mut *state;
+        let (mended, released) = doubts.mend(table, |op| self.maps.run(op));
+        waste.merge(released);
+        mended.iter().for_each(|service| tracing::info!(service, "service path updated after all"));
+        doubts.len() > 0
     }
 
     /// Tells the programs of one family; none: the node has no address of it.
@@ -490,16 +574,24 @@ impl Shared {
     fn sweep_until_stopped(&self) {
         let mut due = Instant::now();
         let mut suspects = Suspects::default();
+        let (mut mend_after, mut mend_at) = (MEND_AFTER.0, None);
         loop {
-            let state = self.lock();
-            let left = due.saturating_duration_since(Instant::now());
-            let waited = self.wake.wait_timeout_while(state, left, |state| state.tidy == Tidy::Idle);
-            let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.lock();
+            if state.doubts.len() > 0 && mend_at.is_none() {
+                mend_at = Some(Instant::now() + mend_after);
+            }
+            let next = [Some(due), mend_at, state.looks.due()].into_iter().flatten().min().unwrap_or(due);
+            let left = next.saturating_duration_since(Instant::now());
+            if state.tidy == Tidy::Idle {
+                let waited = self.wake.wait_timeout_while(state, left, |state| state.tidy == Tidy::Idle);
+                (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            }
             if state.tidy == Tidy::Stop {
                 return;
             }
             state.tidy = Tidy::Idle;
-            let waste = state.table.take_waste();
+            let waste = std::mem::take(&mut state.waste);
+            let look = state.looks.take();
             drop(state);
             if !waste.is_empty() {
                 match sys::wait_for_programs() {
@@ -507,8 +599,17 @@ impl Shared {
                     Err(error) => tracing::error!(%error, "membarrier failed: places of old endpoint sets stay unused"),
                 }
             }
+            // By now whoever was led there has it written down.
+            if look {
+                self.ended.fetch_add(self.views.end_stale(&self.maps), Ordering::Relaxed);
+            }
+            if mend_at.is_some_and(|at| Instant::now() >= at) {
+                mend_after = if self.mend() { (mend_after * 2).min(MEND_AFTER.1) } else { MEND_AFTER.0 };
+                mend_at = None;
+            }
             if Instant::now() >= due {
                 due = Instant::now() + SWEEP_EVERY;
+                self.views.keep_known(&self.maps);
                 if let Err(error) = self.maps.sweep(&mut suspects) {
                     tracing::error!(error = &error as &dyn std::error::Error, "sweeping flows failed");
                 }
@@ -522,10 +623,8 @@ impl Shared {
         if self.lock().table.refused() == 0 {
             return;
         }
-        match self.change(Table::retry) {
-            Ok(refusals) => tracing::info!(still_refused = refusals.len(), "services without room were tried again"),
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "trying services again failed"),
-        }
+        let refusals = self.change(Table::retry);
+        tracing::info!(still_refused = refusals.len(), "services without room were tried again");
     }
 }
 

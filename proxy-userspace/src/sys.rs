@@ -2,6 +2,7 @@
 //! one way for all link kinds, batches) is here.
 
 mod call;
+mod diag;
 mod raw;
 mod shared;
 
@@ -13,6 +14,7 @@ use std::path::Path;
 use std::ptr;
 
 pub use call::{object_get, object_pin};
+pub use diag::{Datagrams, Diag};
 pub use raw::{RawMap, Shape};
 pub use shared::{SharedArray, Words};
 
@@ -39,7 +41,15 @@ macro_rules! plain {
     )* };
 }
 
-plain!(u32, u64, [u64; 3], proxy_common::FrontendKey, proxy_common::AffinityKey, proxy_common::AffinityValue);
+plain!(
+    u32,
+    u64,
+    [u64; 3],
+    proxy_common::FrontendKey,
+    proxy_common::SourceRange,
+    proxy_common::AffinityKey,
+    proxy_common::AffinityValue
+);
 plain!(proxy_common::Ip4, proxy_common::Ip);
 
 macro_rules! plain_in_both_families {

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use proxy_common::{Affinity, Member, Slot};
 
-use crate::desired::{Contents, EndpointSet, Entry, Frontend, ServiceName, Target, host_ports_of};
+use crate::desired::{Contents, EndpointSet, Entry, Frontend, Range, ServiceName, Target, host_ports_of};
 pub use backends::Generation;
 use backends::{Backends, Port};
 use space::Space;
@@ -35,6 +35,15 @@ pub enum Op {
         slot: u32,
         bits: u64,
     },
+    /// A slot is for these sources too; it counts once the slot says that it is not for everybody.
+    PutRange {
+        slot: u32,
+        range: Range,
+    },
+    RemoveRange {
+        slot: u32,
+        range: Range,
+    },
     /// The one store that makes a set visible.
     FlipSlot {
         slot: u32,
@@ -53,6 +62,20 @@ pub enum Op {
     },
 }
 
+/// How a set is written, and what leads there.
+#[derive(Debug)]
+pub(crate) struct Steps {
+    pub set: Vec<Op>,
+    pub frontends: Vec<Op>,
+}
+
+impl Op {
+    /// Whether something goes: it has to wait for what takes its place.
+    pub(crate) fn takes_away(&self) -> bool {
+        matches!(self, Self::RemoveFrontend { .. } | Self::RetireBackend { .. } | Self::RemoveRange { .. })
+    }
+}
+
 /// Why a service is not, or not wholly, in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -64,6 +87,8 @@ pub enum Refusal {
     SlotsFull { limit: u32 },
     #[error("all {limit} service addresses are taken")]
     FrontendsFull { limit: usize },
+    #[error("all {limit} places of source ranges are taken: load balancers' addresses lead nowhere")]
+    RangesFull { limit: usize },
     #[error("{frontend} belongs to {owner} already")]
     Conflict { frontend: Frontend, owner: ServiceName },
 }
@@ -73,6 +98,20 @@ pub enum Refusal {
 pub struct Change {
     pub ops: Vec<Op>,
     pub refusals: Vec<(ServiceName, Refusal)>,
+    /// Whose the steps are, from each number on.
+    whose: Vec<(usize, ServiceName)>,
+}
+
+impl Change {
+    /// The steps of each service in turn. Those of no name take away what an earlier process left.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (&str, &[Op])> {
+        let ends = self.whose.iter().skip(1).map(|(start, _)| *start).chain([self.ops.len()]);
+        self.whose.iter().zip(ends).map(|((start, name), end)| (name.as_str(), &self.ops[*start..end]))
+    }
+
+    fn begin(&mut self, name: &str) {
+        self.whose.push((self.ops.len(), name.to_owned()));
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -82,6 +121,7 @@ pub struct Limits {
     pub members: u32,
     pub backends: u32,
     pub frontends: usize,
+    pub ranges: usize,
 }
 
 /// Places given up that a running program may still read.
@@ -96,6 +136,12 @@ pub struct Waste {
 impl Waste {
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty() && self.members.is_empty() && self.backends.is_empty()
+    }
+
+    pub fn merge(&mut self, other: Self) {
+        self.slots.extend(other.slots);
+        self.members.extend(other.members);
+        self.backends.extend(other.backends);
     }
 }
 
@@ -120,6 +166,26 @@ struct Held {
     owner: Option<ServiceName>,
 }
 
+impl Held {
+    /// How it is written, up to the store that makes it visible.
+    fn steps(&self, slot: u32, protocol: u8) -> Vec<Op> {
+        let endpoints = self.members.iter().zip(&self.set.backends);
+        let mut ops: Vec<Op> =
+            endpoints.map(|(&member, &target)| Op::WriteBackend { member, target, protocol }).collect();
+        let mut members = self.members.clone();
+        members.sort();
+        ops.push(Op::WriteSet { base: self.base, members });
+        if self.set.flags & Slot::AFFINITY != 0 {
+            let bits = Affinity { id: self.affinity_id, seconds: self.set.affinity_seconds }.bits();
+            ops.push(Op::WriteAffinity { slot, bits });
+        }
+        ops.extend(self.set.ranges.iter().map(|&range| Op::PutRange { slot, range }));
+        let count = self.set.backends.len() as u16;
+        ops.push(Op::FlipSlot { slot, bits: Slot { base: self.base, count, flags: self.set.flags }.bits() });
+        ops
+    }
+}
+
 #[derive(Debug)]
 pub struct Table {
     limits: Limits,
@@ -134,6 +200,10 @@ pub struct Table {
     slot_space: Space,
     member_space: Space,
     backends: Backends,
+    /// Of all sets together.
+    ranges: usize,
+    /// Ranges of slots that nobody has, as an earlier process left them.
+    stray_ranges: Vec<(u32, Range)>,
 }
 
 impl Table {
@@ -149,6 +219,8 @@ impl Table {
             slot_space: Space::new(limits.slots),
             member_space: Space::new(limits.members),
             backends: Backends::new(limits.backends),
+            ranges: 0,
+            stray_ranges: Vec::new(),
         }
     }
 
@@ -159,8 +231,13 @@ impl Table {
         frontends: &[(Frontend, u32)],
         slots: impl Fn(u32) -> Left,
         generations: Vec<Generation>,
+        ranges: Vec<(u32, Range)>,
     ) -> Self {
         let mut table = Self::new(limits);
+        let mut by_slot: HashMap<u32, Vec<Range>> = HashMap::new();
+        for (slot, range) in ranges {
+            by_slot.entry(slot).or_default().push(range);
+        }
         for &(frontend, number) in frontends {
             table.frontends.insert(frontend, number);
             if let Some(held) = table.slots.get_mut(&number) {
@@ -172,13 +249,18 @@ impl Table {
             let mut members = if whole { members } else { Vec::new() };
             members.sort_by_key(|(_, target)| *target);
             let (members, targets) = members.into_iter().unzip();
-            let set = EndpointSet { backends: targets, flags: slot.flags, affinity_seconds: affinity.seconds };
+            let mut ranges = by_slot.remove(&number).unwrap_or_default();
+            ranges.sort_unstable();
+            table.ranges += ranges.len();
+            let set = EndpointSet { backends: targets, flags: slot.flags, affinity_seconds: affinity.seconds, ranges };
             table.slot_space.claim(number, 1);
             let held = Held { base: slot.base, set, members, affinity_id: affinity.id, users: 1, owner: None };
             table.slots.insert(number, held);
         }
         let held = table.slots.values().flat_map(|held| held.members.iter().map(|member| member.index));
         table.backends.adopt(held.collect(), generations);
+        let strays = by_slot.into_iter().flat_map(|(slot, ranges)| ranges.into_iter().map(move |range| (slot, range)));
+        table.stray_ranges = strays.collect();
         table
     }
 
@@ -234,8 +316,11 @@ impl Table {
                 self.set_service(name, entries, &mut change);
             }
         }
+        change.begin("");
         self.remove_unowned(&mut change);
         self.backends.retire_orphans(&mut change.ops);
+        let strays = self.stray_ranges.drain(..).filter(|(slot, _)| !self.slots.contains_key(slot));
+        change.ops.extend(strays.map(|(slot, range)| Op::RemoveRange { slot, range }));
         change
     }
 
@@ -286,7 +371,33 @@ impl Table {
         self.slots.get(slot).map(|held| held.set.backends.as_slice())
     }
 
+    /// Everything that a service has, as if nothing of it were written: for each of its sets how to write it, and then what leads there.
+    pub(crate) fn steps_of(&self, name: &str) -> Vec<Steps> {
+        let mut by_slot: BTreeMap<u32, (u8, Vec<Op>)> = BTreeMap::new();
+        for entry in self.services.get(name).into_iter().flatten() {
+            for frontend in
+                entry.frontends.iter().filter(|frontend| self.owners.get(frontend).is_some_and(|own| own == name))
+            {
+                if let Some(&slot) = self.frontends.get(frontend) {
+                    let (_, frontends) = by_slot.entry(slot).or_insert_with(|| (entry.protocol, Vec::new()));
+                    frontends.push(Op::PutFrontend { frontend: *frontend, slot });
+                }
+            }
+        }
+        let steps = by_slot.into_iter().filter_map(|(slot, (protocol, frontends))| {
+            let held = self.slots.get(&slot)?;
+            Some(Steps { set: held.steps(slot, protocol), frontends })
+        });
+        steps.collect()
+    }
+
+    /// Whether a slot is for a range.
+    pub(crate) fn has_range(&self, slot: u32, range: &Range) -> bool {
+        self.slots.get(&slot).is_some_and(|held| held.set.ranges.contains(range))
+    }
+
     fn set_service(&mut self, name: &str, entries: &[Entry], change: &mut Change) {
+        change.begin(name);
         self.refused.remove(name);
         let old = self.services.remove(name).unwrap_or_default();
         if !entries.is_empty() {
@@ -304,6 +415,10 @@ impl Table {
         let mut affinity_ids: BTreeMap<(u16, u8), u32> = BTreeMap::new();
         for entry in entries {
             if let Err(refusal) = self.set_entry(name, entry, &mut used, &mut affinity_ids, change) {
+                // Rather for nobody than for everybody.
+                if matches!(refusal, Refusal::RangesFull { .. }) {
+                    self.shut(name, entry, change);
+                }
                 self.refused.insert(name.to_owned());
                 change.refusals.push((name.to_owned(), refusal));
             }
@@ -350,6 +465,15 @@ impl Table {
         outcome
     }
 
+    /// A service's addresses lead nowhere.
+    fn shut(&mut self, name: &str, entry: &Entry, change: &mut Change) {
+        for frontend in &entry.frontends {
+            if self.owners.get(frontend).is_some_and(|owner| owner == name) {
+                self.remove_frontend(frontend, change);
+            }
+        }
+    }
+
     fn may_use(&self, slot: u32, name: &str) -> bool {
         self.slots.get(&slot).is_some_and(|held| held.owner.as_deref().is_none_or(|owner| owner == name))
     }
@@ -374,6 +498,10 @@ impl Table {
             return Ok(());
         }
         let same = held.filter(|held| held.set.backends == set.backends).map(|held| (held.base, held.members.clone()));
+        let old_ranges = held.map(|held| held.set.ranges.clone()).unwrap_or_default();
+        if set.ranges.len() > old_ranges.len() + self.limits.ranges.saturating_sub(self.ranges) {
+            return Err(Refusal::RangesFull { limit: self.limits.ranges });
+        }
         let full = Refusal::SetsFull { limit: self.limits.members };
         let count = u16::try_from(set.backends.len()).map_err(|_| full.clone())?;
         let (base, members) = match same {
@@ -395,7 +523,13 @@ impl Table {
             let bits = Affinity { id: affinity_id, seconds: set.affinity_seconds }.bits();
             change.ops.push(Op::WriteAffinity { slot, bits });
         }
+        let of_slot = |ranges: &[Range], others: &[Range], op: fn(u32, Range) -> Op| {
+            ranges.iter().filter(|range| !others.contains(range)).map(|range| op(slot, *range)).collect::<Vec<_>>()
+        };
+        change.ops.extend(of_slot(&set.ranges, &old_ranges, |slot, range| Op::PutRange { slot, range }));
         change.ops.push(Op::FlipSlot { slot, bits: Slot { base, count, flags: set.flags }.bits() });
+        change.ops.extend(of_slot(&old_ranges, &set.ranges, |slot, range| Op::RemoveRange { slot, range }));
+        self.ranges = self.ranges + set.ranges.len() - old_ranges.len();
         let owner = Some(port.service.clone());
         let old = self.slots.insert(slot, Held { base, set: set.clone(), members, affinity_id, users, owner });
         if let Some(old) = old.filter(|old| old.base != base || old.set.backends != set.backends) {
@@ -458,6 +592,8 @@ impl Table {
             return;
         }
         if let Some(held) = self.slots.remove(&slot) {
+            self.ranges -= held.set.ranges.len();
+            change.ops.extend(held.set.ranges.iter().map(|&range| Op::RemoveRange { slot, range }));
             self.give_up_set(&held, &mut change.ops);
         }
         self.slot_space.give_up(slot, 1);

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, bail, ensure};
 use e2e::{Cluster, Inventory, Space, until};
 
+mod balancer;
 mod certificates;
 mod definitions;
 mod deletion;
@@ -57,6 +58,8 @@ const CASES: &[Case] = &[
     ("balanced", "several endpoints share the load", Beside, services::balanced),
     ("refused", "a service without endpoints refuses at once", Beside, services::refused),
     ("host-port", "a port of the node is a pod's own, without any service", Beside, services::host_port),
+    ("balancer", "a balancer's address, its mode, its source ranges and its health checks", Beside, balancer::balancer),
+    ("near", "endpoints are meant for their zone, and clients go there first", Alone, balancer::near),
     ("types", "a service changes its type in every direction", Beside, services::type_changes),
     ("names", "names resolve from pods and node, services of every kind", Beside, dns::names),
     ("firewall", "nothing of the firewall is used", Beside, firewall::no_firewall),

@@ -186,9 +186,37 @@ fn service_status(new: &Value, errors: &mut Errors) {
         let why = "may only be used when `spec.type` is 'LoadBalancer'";
         errors.push(FieldError::forbidden("status.loadBalancer.ingress", why));
     }
+    for (i, ingress) in items(list).enumerate() {
+        let path = format!("status.loadBalancer.ingress[{i}]");
+        let (address, mode) = (&ingress["ip"], &ingress["ipMode"]);
+        if !text(address).is_empty() {
+            ip(address, &format!("{path}.ip"), errors);
+        }
+        let path = format!("{path}.ipMode");
+        match (text(address).is_empty(), mode.is_null()) {
+            (false, true) => errors.push(FieldError::required(path, "must be specified when `ip` is set")),
+            (true, false) => errors.push(FieldError::forbidden(path, "may not be specified when `ip` is not set")),
+            (false, false) => one_of(&path, mode, &["Proxy", "VIP"], errors),
+            (true, true) => {}
+        }
+    }
+}
+
+/// An address of a balancer is the nodes' own unless somebody says otherwise.
+fn default_status(map: &mut Object) {
+    if map.get("spec").is_none_or(|spec| text(&spec["type"]) != "LoadBalancer") {
+        return;
+    }
+    let list = map.get_mut("status").and_then(|status| status.get_mut("loadBalancer")?.get_mut("ingress"));
+    for ingress in list.and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut) {
+        if !member(ingress, "ip").is_empty() {
+            set_absent(ingress, "ipMode", "VIP");
+        }
+    }
 }
 
 fn default(map: &mut Object) {
+    default_status(map);
     nested(map, "spec", |spec| {
         set(spec, "sessionAffinity", "None");
         match member(spec, "sessionAffinity") {
@@ -260,5 +288,32 @@ fn external_ip(service: &Value, kind: &str) -> String {
             if list.is_empty() { "<pending>".into() } else { list.join(",") }
         }
         _ => or_none(given),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_balancers_address_is_the_nodes_own_unless_it_says_otherwise() {
+        let with = |ingress: Value| {
+            let mut service =
+                json!({"spec": {"type": "LoadBalancer"}, "status": {"loadBalancer": {"ingress": [ingress]}}});
+            default_status(service.as_object_mut().unwrap());
+            let mut errors = Errors::default();
+            service_status(&service, &mut errors);
+            (service["status"]["loadBalancer"]["ingress"][0]["ipMode"].clone(), errors.len())
+        };
+        assert_eq!(with(json!({"ip": "192.0.2.7"})), (json!("VIP"), 0));
+        assert_eq!(with(json!({"ip": "192.0.2.7", "ipMode": "Proxy"})), (json!("Proxy"), 0));
+        assert_eq!(with(json!({"hostname": "a.example"})), (Value::Null, 0));
+        for wrong in [
+            json!({"ip": "192.0.2.7", "ipMode": "Other"}),
+            json!({"hostname": "a.example", "ipMode": "VIP"}),
+            json!({"ip": "nonsense"}),
+        ] {
+            assert_eq!(with(wrong.clone()).1, 1, "{wrong}");
+        }
     }
 }

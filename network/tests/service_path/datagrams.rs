@@ -1,10 +1,14 @@
 //! Datagrams to services: which address answers show, and what sockets hear when endpoints come and go.
 
 use std::io::ErrorKind;
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use proxy_userspace::SocketHooks;
 use serde_json::json;
 
+use crate::family::Family;
 use crate::world::*;
 
 #[test]
@@ -80,6 +84,123 @@ fn connecting_datagrams_never_fails_and_an_endpoint_may_come_later() {
             world.serve(&[udp()]);
         }
     }
+}
+
+/// What a connected socket sends passes no hook: it is ended, and its program connects anew.
+#[test]
+fn a_connected_socket_whose_endpoint_goes_hears_of_it_within_a_second() {
+    for world in in_each_family(SocketHooks::Attached) {
+        for (pod, name) in world.pods.iter().zip(["a", "b"]) {
+            udp_server(pod, name, 8080);
+        }
+        let udp = |name, ip| Service::new(name, ip, "UDP", json!({}));
+        let left = |endpoints: &[(&str, u16)]| {
+            [udp("one", "10.96.0.11").to(endpoints), udp("two", "10.96.0.12").to(&[(PODS[0], 8080)])]
+        };
+        for client in [&world.pods[1], &world.node] {
+            world.serve(&left(&[(PODS[0], 8080)]));
+            let (socket, other) = (connected_udp(client, "10.96.0.11:80"), connected_udp(client, "10.96.0.12:80"));
+            let direct = connected_udp(client, "10.244.0.5:8080");
+            let ask = |socket: &UdpSocket| {
+                socket.send(b"who")?;
+                let mut answer = [0; 100];
+                socket.recv(&mut answer).map(|length| String::from_utf8_lossy(&answer[..length]).into_owned())
+            };
+            assert!(ask(&socket).unwrap().starts_with("a "));
+            let ended = world.proxy.ended_sockets();
+            world.serve(&left(&[(PODS[1], 8080)]));
+            let started = Instant::now();
+            // It waits for an answer that will not come.
+            socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            assert_eq!(socket.recv(&mut [0; 10]).unwrap_err().kind(), ErrorKind::ConnectionAborted);
+            println!("ended after {:?}", started.elapsed());
+            assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+            let (again, service) = (socket.try_clone().unwrap(), client.at("10.96.0.11:80"));
+            client.run(move || again.connect(service)).unwrap();
+            assert!(ask(&socket).unwrap().starts_with("b "));
+            // Nobody else is: not of another service of the same endpoint, not who asked the endpoint itself.
+            assert!(ask(&other).unwrap().starts_with("a ") && ask(&direct).unwrap().starts_with("a "));
+            assert_eq!(world.proxy.ended_sockets(), ended + 1);
+        }
+    }
+}
+
+/// One that an agent did not live to end is ended by the next.
+#[test]
+fn a_socket_whose_endpoint_went_unseen_is_ended_by_the_next_agent() {
+    for mut world in in_each_family(SocketHooks::Attached) {
+        udp_server(&world.pods[0], "a", 8080);
+        world.serve(&[Service::new("udp", "10.96.0.11", "UDP", json!({})).to(&[(PODS[0], 8080)])]);
+        let socket = connected_udp(&world.node, "10.96.0.11:80");
+        world.restart(SocketHooks::Attached);
+        world.serve(&[]);
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        assert_eq!(socket.recv(&mut [0; 10]).unwrap_err().kind(), ErrorKind::ConnectionAborted);
+    }
+}
+
+/// One endpoint behind two services, one socket that asks both: each answer is of the service that was asked, or none comes, as from
+/// servers apart.
+#[test]
+fn a_socket_that_connects_and_names_is_never_answered_by_another_service() {
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Step {
+        Connect(&'static str),
+        Send(&'static str),
+        Disconnect,
+    }
+    use Step::{Connect, Disconnect, Send};
+    const ONE: &str = "10.96.0.11:80";
+    const TWO: &str = "10.96.0.12:80";
+    // What is done, and who may answer the last question.
+    let orders: [(&[Step], Option<&str>); 4] = [
+        (&[Connect(ONE), Send(TWO)], None),
+        (&[Connect(ONE), Disconnect, Send(TWO)], Some(TWO)),
+        (&[Send(ONE), Connect(TWO), Send(TWO)], Some(TWO)),
+        (&[Send(ONE), Connect(TWO), Disconnect, Send(ONE)], Some(ONE)),
+    ];
+    for world in in_each_family(SocketHooks::Attached) {
+        udp_server(&world.pods[1], "b", 8080);
+        let udp = |name, ip| Service::new(name, ip, "UDP", json!({})).to(&[(PODS[1], 8080)]);
+        world.serve(&[udp("one", "10.96.0.11"), udp("two", "10.96.0.12")]);
+        for client in [&world.pods[0], &world.node] {
+            for (steps, expected) in orders {
+                let (socket, family) = (bound(client, "0.0.0.0:0"), world.family);
+                let heard = client.run(move || {
+                    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+                    let (last, before) = steps.split_last().unwrap();
+                    for step in before.iter().chain([last]) {
+                        match *step {
+                            Connect(to) => socket.connect(family.at(to)).unwrap(),
+                            Disconnect => disconnect(&socket),
+                            Send(to) => drop(socket.send_to(b"who", family.at(to)).unwrap()),
+                        }
+                        // Answers to what was asked before are not looked at.
+                        if step != last && matches!(step, Send(_)) {
+                            socket.recv_from(&mut [0; 100]).unwrap();
+                        }
+                    }
+                    socket.recv_from(&mut [0; 100]).ok().map(|(_, from)| from)
+                });
+                // Linux may have a socket of IPv6 hear its last peer alone, also after it is disconnected.
+                let deaf = family == Family::V6 && steps.contains(&Disconnect) && heard.is_none();
+                assert!(
+                    deaf || heard == expected.map(|expected| family.at(expected)),
+                    "{family:?} {steps:?} {heard:?}"
+                );
+            }
+        }
+    }
+}
+
+fn disconnect(socket: &UdpSocket) {
+    // SAFETY: an address of no family, of the stated size.
+    let done = unsafe {
+        let mut nowhere: libc::sockaddr = std::mem::zeroed();
+        nowhere.sa_family = libc::AF_UNSPEC as u16;
+        libc::connect(socket.as_raw_fd(), &raw const nowhere, size_of::<libc::sockaddr>() as u32)
+    };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// The list of one socket's services is shared by its threads.

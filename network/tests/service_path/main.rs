@@ -3,7 +3,9 @@
 #![expect(unsafe_code, reason = "entering namespaces")]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod affinity;
 mod agent;
+mod balancers;
 mod datagrams;
 mod dual;
 mod family;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use network::{Config, HostPortRefusal, Network, Peer, PodNetwork, PortRange, Ranges};
 use proxy_userspace::desired::{HostPort, LocalServer, NodeFacts, desired};
 use proxy_userspace::layout::{CURRENT, Layout};
-use proxy_userspace::{Attachment, Families, Proxy, SocketHooks};
+use proxy_userspace::{Attachment, ExternalIps, Families, Proxy, SocketHooks};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -243,13 +243,14 @@ impl World {
     pub fn serve(&self, services: &[Service]) {
         let family = self.family;
         let local_servers = vec![cluster_dns(family)];
-        let facts = NodeFacts { node_name: "n1".into(), local_servers, ..NodeFacts::default() };
+        let external_ips = ExternalIps::Served;
+        let facts = NodeFacts { node_name: "n1".into(), local_servers, external_ips, ..NodeFacts::default() };
         let objects: Vec<_> =
             services.iter().map(|service| serde_json::from_value(service.object(family)).unwrap()).collect();
         let slices = services.iter().flat_map(|service| family.each().iter().map(|family| service.slice(*family)));
         let slices: Vec<_> = slices.map(|slice| serde_json::from_value(slice).unwrap()).collect();
-        let refusals = self.proxy.apply(&desired(&objects, &slices, &facts)).unwrap();
-        assert!(refusals.is_empty(), "{refusals:?}");
+        let refusals = self.proxy.apply(&desired(&objects, &slices, &facts));
+        assert!(refusals.is_empty() && self.proxy.doubts().0 == 0, "{refusals:?}");
     }
 
     pub fn counters(&self) -> BTreeMap<&'static str, u64> {
@@ -397,6 +398,12 @@ impl Service {
         let (mut spec, mut status) = (self.spec.clone(), self.status.clone());
         let name = spec["clusterIPs"][0].as_str().unwrap();
         spec["clusterIPs"] = json!(family.ips(name).collect::<Vec<_>>());
+        for ip in spec.get_mut("externalIPs").and_then(Value::as_array_mut).into_iter().flatten() {
+            *ip = json!(family.ip(ip.as_str().unwrap()));
+        }
+        for range in spec.get_mut("loadBalancerSourceRanges").and_then(Value::as_array_mut).into_iter().flatten() {
+            *range = json!(family.line(range.as_str().unwrap()));
+        }
         if let Some(ip) = status.pointer_mut("/loadBalancer/ingress/0/ip") {
             *ip = json!(family.ip(ip.as_str().unwrap()));
         }

@@ -6,12 +6,16 @@ use tokio::task::JoinSet;
 
 /// Events that may wait to be written. Further ones are held back: they would say the same of other Services.
 const MOST: usize = 256;
-const REASON: &str = "ServicePathFull";
+/// There is no room for it.
+pub const FULL: &str = "ServicePathFull";
+/// The kernel refused a change; it is tried again.
+pub const NOT_UPDATED: &str = "ServicePathNotUpdated";
 
 /// What a Service's owner is told.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Complaint {
     pub about: Reference,
+    pub reason: &'static str,
     pub message: String,
 }
 
@@ -23,14 +27,14 @@ impl Complaints {
     pub fn start(recorder: Recorder, tasks: &mut JoinSet<()>) -> Self {
         let (complaints, mut waiting) = Self::queue();
         tasks.spawn(async move {
-            while let Some(Complaint { about, message }) = waiting.recv().await {
-                recorder.warning(&about, REASON, &message).await;
+            while let Some(Complaint { about, reason, message }) = waiting.recv().await {
+                recorder.warning(&about, reason, &message).await;
             }
         });
         complaints
     }
 
-    fn queue() -> (Self, mpsc::Receiver<Complaint>) {
+    pub(super) fn queue() -> (Self, mpsc::Receiver<Complaint>) {
         let (queue, waiting) = mpsc::channel(MOST);
         (Self(queue), waiting)
     }
@@ -52,6 +56,7 @@ mod tests {
         let (complaints, mut waiting) = Complaints::queue();
         let complaint = |number: usize| Complaint {
             about: Reference::new("v1", "Service", &Default::default()),
+            reason: FULL,
             message: number.to_string(),
         };
         (0..MOST + 9).for_each(|number| complaints.add(complaint(number)));

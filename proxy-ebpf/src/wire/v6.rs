@@ -115,9 +115,8 @@ impl Wire for Ip {
         if byte(IP) >> 4 != VERSION || is_mapped([a, b]) || is_mapped([c, d]) {
             return false;
         }
-        let (ports, length) = unsafe {
-            (core::ptr::read((data + PLAIN) as *const u32), core::ptr::read((data + IP + 4) as *const u16))
-        };
+        let (ports, length) =
+            unsafe { (core::ptr::read((data + PLAIN) as *const u32), core::ptr::read((data + IP + 4) as *const u16)) };
         let words = [a, b, c, d, ports as u64 | (next as u64) << 32];
         set_words(&mut packet.tuple, words);
         set_words(&mut packet.to, words);

@@ -188,3 +188,133 @@ fn each_family_of_a_service_has_endpoints_of_its_own() {
     // "Every address" is no external address: its port 80 would be the node's own.
     assert!(!entries.iter().any(|entry| entry.frontends.iter().any(|to| to.addr.is_unspecified() && to.port == 80)));
 }
+
+fn balanced(extra: serde_json::Value) -> Service {
+    let mut service = node_port(extra);
+    service.spec.type_ = "LoadBalancer".into();
+    let ingress = json!([{"ip": "192.0.2.7"}, {"ip": "192.0.2.8", "ipMode": "Proxy"}, {"ip": "2001:db8::7"}]);
+    service.status.load_balancer.ingress = serde_json::from_value(ingress).unwrap();
+    service
+}
+
+#[test]
+fn a_balancer_that_is_a_proxy_has_its_address_for_itself() {
+    let entries = desired_service(&balanced(json!({})), &[&slice(TWO)], &facts());
+    let addresses: Vec<_> = entries.iter().flat_map(|entry| &entry.frontends).map(|frontend| frontend.addr).collect();
+    let has = |ip: &str| addresses.contains(&ip.parse().unwrap());
+    assert!(has("192.0.2.7") && !has("192.0.2.8") && !has("2001:db8::7"));
+    assert_eq!((entries.len(), addresses.len()), (1, 5));
+}
+
+#[test]
+fn source_ranges_are_for_balancers_addresses_alone() {
+    let ranges = json!(["10.1.2.3/8 ", "2001:db8::/32", "10.0.0.0/8", "nonsense"]);
+    for (policy, backends, flags) in [
+        ("Cluster", &["10.244.0.1", "10.244.1.1"][..], 0),
+        ("Local", &["10.244.0.1"][..], Slot::KEEP_SOURCE | Slot::DROP_WHEN_EMPTY),
+    ] {
+        let spec =
+            json!({"loadBalancerSourceRanges": ranges, "externalTrafficPolicy": policy, "externalIPs": ["192.0.2.7"]});
+        let serving = NodeFacts { external_ips: ExternalIps::Served, ..facts() };
+        let entries = desired_service(&balanced(spec), &[&slice(TWO)], &serving);
+        let only = vec![Range::new("10.0.0.0".parse().unwrap(), 8).unwrap()];
+        let inside = set_for(&entries, "192.0.2.7", 80, Scope::Internal);
+        assert_eq!((inside.flags, &inside.ranges), (Slot::SOURCE_RANGES, &only));
+        let outside = set_for(&entries, "192.0.2.7", 80, Scope::External);
+        assert_eq!((outside.flags, &outside.ranges), (flags | Slot::SOURCE_RANGES, &only));
+        assert_eq!(outside.backends, targets(backends));
+        for (addr, port, scope) in [
+            ("10.96.1.1", 80, Scope::Internal),
+            ("0.0.0.0", 30080, Scope::External),
+            ("0.0.0.0", 30080, Scope::Internal),
+        ] {
+            let set = set_for(&entries, addr, port, scope);
+            assert!(set.ranges.is_empty() && set.flags & Slot::SOURCE_RANGES == 0, "{addr}");
+        }
+        let led = entries.iter().flat_map(|entry| &entry.frontends).filter(|frontend| frontend.addr == only_address());
+        assert_eq!(led.count(), 2, "an external address that is the balancer's too is for the same clients");
+    }
+}
+
+fn only_address() -> IpAddr {
+    "192.0.2.7".parse().unwrap()
+}
+
+#[test]
+fn ranges_end_where_their_length_says() {
+    let net = |text: &str| Range::parse(text).map(|range| (range.net().to_string(), range.length()));
+    for (text, expected) in [
+        ("10.9.8.7/24", Some(("10.9.8.0", 24))),
+        ("10.9.8.7/0", Some(("0.0.0.0", 0))),
+        ("10.9.8.7/32", Some(("10.9.8.7", 32))),
+        ("2001:db8:1::1/33", Some(("2001:db8::", 33))),
+        ("::1/0", Some(("::", 0))),
+        ("10.9.8.7/33", None),
+        ("::1/129", None),
+        ("10.9.8.7", None),
+    ] {
+        assert_eq!(net(text), expected.map(|(net, length)| (net.to_owned(), length)), "{text}");
+    }
+}
+
+/// Endpoints as (address, node, zones it is meant for, nodes it is meant for).
+fn hinted(endpoints: &[(&str, &str, &[&str], &[&str])]) -> EndpointSlice {
+    let plain: Vec<_> = endpoints.iter().map(|(ip, node, ..)| (*ip, *node, Phase::Ready)).collect();
+    let mut slice = slice(&plain);
+    for (endpoint, (_, _, zones, nodes)) in slice.endpoints.iter_mut().zip(endpoints) {
+        let names = |names: &[&str]| names.iter().map(|name| api::view::Hint { name: (*name).into() }).collect();
+        (endpoint.hints.for_zones, endpoint.hints.for_nodes) = (names(zones), names(nodes));
+    }
+    slice
+}
+
+#[test]
+fn endpoints_meant_for_here_come_first_where_every_one_says_for_whom_it_is() {
+    let (a, b, c) = ("10.244.0.1", "10.244.1.1", "10.244.2.1");
+    type Case<'a> = (&'a [(&'a str, &'a str, &'a [&'a str], &'a [&'a str])], &'a [&'a str]);
+    let cases: &[Case<'_>] = &[
+        // Its zone.
+        (&[(a, "n1", &["z1"], &[]), (b, "n2", &["z2"], &[]), (c, "n3", &["z1", "z2"], &[])], &[a, c]),
+        // One does not say.
+        (&[(a, "n1", &["z1"], &[]), (b, "n2", &[], &[])], &[a, b]),
+        // None is for here.
+        (&[(a, "n1", &["z2"], &[]), (b, "n2", &["z3"], &[])], &[a, b]),
+        // Its node, before its zone.
+        (&[(a, "n1", &["z1"], &["n1"]), (b, "n2", &["z1"], &["n2"])], &[a]),
+        // Its zone, when there is none for its node.
+        (&[(b, "n2", &["z1"], &["n2"]), (c, "n3", &["z2"], &["n3"])], &[b]),
+    ];
+    let here = NodeFacts { zone: "z1".into(), ..facts() };
+    for (endpoints, expected) in cases {
+        let entries = desired_service(&node_port(json!({})), &[&hinted(endpoints)], &here);
+        assert_eq!(entries[0].set.backends, targets(expected), "{endpoints:?}");
+    }
+    // A node without a zone is in none, and what is meant for others serves all the same when nobody else is ready.
+    let nowhere = desired_service(&node_port(json!({})), &[&hinted(cases[0].0)], &facts());
+    assert_eq!(nowhere[0].set.backends.len(), 3);
+    let local = json!({"externalTrafficPolicy": "Local"});
+    let elsewhere = hinted(&[(a, "n1", &["z2"], &[]), (b, "n2", &["z1"], &[])]);
+    let entries = desired_service(&node_port(local), &[&elsewhere], &here);
+    assert_eq!(set_for(&entries, "0.0.0.0", 30080, Scope::External).backends, targets(&[a]));
+    assert_eq!(set_for(&entries, "10.96.1.1", 80, Scope::Internal).backends, targets(&[b]));
+}
+
+#[test]
+fn balancers_ask_for_what_is_ready_here() {
+    let asked = |kind: &str, policy: &str| {
+        let mut service = balanced(json!({"externalTrafficPolicy": policy, "healthCheckNodePort": 31000}));
+        service.spec.type_ = kind.into();
+        health_check_port(&service)
+    };
+    assert_eq!(asked("LoadBalancer", "Local"), Some(31_000));
+    assert_eq!((asked("LoadBalancer", "Cluster"), asked("NodePort", "Local")), (None, None));
+    let slices = [
+        slice(&[
+            ("10.244.0.1", "n1", Phase::Ready),
+            ("10.244.0.2", "n1", Phase::Leaving),
+            ("10.244.1.1", "n2", Phase::Ready),
+        ]),
+        slice(&[("10.244.0.1", "n1", Phase::Ready)]),
+    ];
+    assert_eq!(ready_here(&slices.iter().collect::<Vec<_>>(), &facts()), 1);
+}

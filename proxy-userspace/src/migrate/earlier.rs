@@ -34,7 +34,12 @@ pub(crate) fn services(pins: &Pins) -> Result<Contents, MigrateError> {
             places.filter_map(|place| backends.get(&place)).map(|bits| target(*bits)).collect();
         targets.sort();
         let affinity = Affinity::from_bits(affinities.get(&number).copied().unwrap_or_default());
-        let set = EndpointSet { backends: targets, flags: slot.flags, affinity_seconds: affinity.seconds };
+        let set = EndpointSet {
+            backends: targets,
+            flags: slot.flags,
+            affinity_seconds: affinity.seconds,
+            ..Default::default()
+        };
         let Frontend { port, protocol, .. } = frontends[0];
         (format!("layout 1/{number}"), vec![Entry { port, protocol, frontends, set }])
     };

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use proxy_common::*;
 
 use super::{LIMITS, ProxyError, Result};
-use crate::desired::{Frontend, Target};
+use crate::desired::{Frontend, Range, Target};
 use crate::family::Twin;
 use crate::object::{self, LoadError, Pins};
 use crate::sys::{Map, Put, SharedArray, Words};
@@ -16,7 +16,7 @@ use crate::table::{Generation, Left, Op, Table};
 
 /// Words of a backend, and where its state is among them.
 const BACKEND_WORDS: usize = size_of::<Backend>() / 8;
-const STATE: usize = std::mem::offset_of!(Backend, state) / 8;
+pub(super) const STATE: usize = std::mem::offset_of!(Backend, state) / 8;
 /// Words of a place among the ports for translated sources.
 pub(super) const fn snat_words<A: Addr>() -> usize {
     size_of::<SnatPlace<A>>() / 8
@@ -30,11 +30,14 @@ pub(crate) struct Maps {
     pub affinity_of: SharedArray,
     pub sets: SharedArray,
     pub backends: SharedArray,
+    pub source_ranges: Map<SourceRange, u32>,
     pub local_netns: Map<u64, u64>,
     pub local_netns6: Map<u64, Ip>,
     pub v4: Twins<Ip4>,
     pub v6: Twins<Ip>,
     pub counters: Map<u32, u64>,
+    /// Cookies of connected datagram sockets, and where they were led.
+    pub led: Map<u64, u64>,
 }
 
 /// The maps of one family.
@@ -124,11 +127,13 @@ impl Maps {
             affinity_of: object::open_shared(pins, "AFFINITY_OF", MAX_SLOTS)?,
             sets: object::open_shared(pins, "SETS", MAX_MEMBERS)?,
             backends: object::open_shared(pins, "BACKENDS", MAX_BACKENDS * BACKEND_WORDS)?,
+            source_ranges: object::open(pins, "SOURCE_RANGES")?,
             local_netns: object::open(pins, "LOCAL_NETNS")?,
             local_netns6: object::open(pins, "LOCAL_NETNS6")?,
             v4: Twins::open(pins)?,
             v6: Twins::open(pins)?,
             counters: object::open(pins, "COUNTERS")?,
+            led: object::open(pins, "LED")?,
         })
     }
 
@@ -162,6 +167,13 @@ impl Maps {
                     self.frontends.remove(&frontend_key(frontend)).map_err(written("FRONTENDS"))?;
                 }
             },
+            Op::PutRange { slot, range } => {
+                let key = source_range(*slot, range);
+                self.source_ranges.put(&key, &1, Put::Any).map_err(written("SOURCE_RANGES"))?;
+            }
+            Op::RemoveRange { slot, range } => {
+                self.source_ranges.remove(&source_range(*slot, range)).map_err(written("SOURCE_RANGES"))?;
+            }
             Op::RetireBackend { index } => {
                 let state = &self.backend_words(*index).map_err(written("BACKENDS"))?[STATE];
                 let backend = Backend { state: state.load(Ordering::Acquire), ..Backend::default() };
@@ -171,7 +183,7 @@ impl Maps {
         Ok(())
     }
 
-    fn backend_words(&self, index: u32) -> io::Result<&[AtomicU64]> {
+    pub(super) fn backend_words(&self, index: u32) -> io::Result<&[AtomicU64]> {
         self.backends.words(index as usize * BACKEND_WORDS, BACKEND_WORDS)
     }
 
@@ -218,7 +230,9 @@ impl Maps {
             members: self.sets.whole().map_err(written("SETS"))?,
             backends: self.backends.whole().map_err(written("BACKENDS"))?,
         };
-        Ok(Table::adopt(LIMITS, &frontends, |number| sets.left(number), sets.generations()))
+        let ranges = self.source_ranges.entries().map_err(written("SOURCE_RANGES"))?;
+        let ranges = ranges.iter().filter_map(|(key, _)| range(key)).collect();
+        Ok(Table::adopt(LIMITS, &frontends, |number| sets.left(number), sets.generations(), ranges))
     }
 }
 
@@ -294,6 +308,24 @@ fn node_port_frontend(index: u32, scope: Scope) -> Frontend {
 
 fn frontend_key(frontend: &Frontend) -> FrontendKey {
     FrontendKey::new(frontend.addr.into(), Port::new(frontend.port), frontend.protocol, frontend.scope)
+}
+
+/// Where addresses of a family begin among the bits of all.
+fn bits_before(family: Family) -> u8 {
+    match family {
+        Family::V4 => 96,
+        Family::V6 => 0,
+    }
+}
+
+fn source_range(slot: u32, range: &Range) -> SourceRange {
+    let net = Ip::from(range.net());
+    SourceRange::new(slot, net, bits_before(net.family()) + range.length())
+}
+
+fn range(key: &SourceRange) -> Option<(u32, Range)> {
+    let (slot, net, length) = key.parts();
+    Some((slot, Range::new(address(net), length.checked_sub(bits_before(net.family()))?)?))
 }
 
 fn frontend(key: &FrontendKey) -> Option<Frontend> {

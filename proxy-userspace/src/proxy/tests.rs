@@ -210,7 +210,7 @@ fn a_flipping_set_is_never_seen_mixed() {
             let mut flips = 0;
             while !stop.load(Ordering::Relaxed) {
                 flips += 1;
-                shared.change(|table| table.replace(&contents[flips % 2])).unwrap();
+                shared.change(|table| table.replace(&contents[flips % 2]));
             }
             flips
         });
@@ -226,5 +226,46 @@ fn a_flipping_set_is_never_seen_mixed() {
         let allowed = contents.iter().flat_map(|contents| set(contents, 1).unwrap()).copied().collect();
         assert_eq!(seen, allowed, "{flips} flips");
         assert!(flips > 100);
+    });
+}
+
+/// The table knows of room that the kernel has not: somebody else's elements fill the map.
+#[test]
+fn a_service_that_the_kernel_refuses_holds_as_soon_as_it_can_and_others_go_on() {
+    let kernel = Kernel::new();
+    let table = kernel.settle(&contents(&[(1, &[80], &[1])]));
+    let shared = Shared::new(kernel.pins.clone(), Maps::open(&kernel.pins).unwrap(), table, SocketHooks::Absent);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let hearing = Arc::clone(&told);
+    let tell = move |name: &str, error: &ProxyError| hearing.lock().unwrap().push(format!("{name}: {error}"));
+    shared.listener.set(Listener(Box::new(tell))).unwrap();
+    let strangers =
+        |number: u32| FrontendKey::new(Ip::from_quads([1, 2, 3, number]), Port::new(1), TCP, Scope::External);
+    let mut number = 0;
+    while kernel.maps.frontends.put(&strangers(number), &0, Put::Any).is_ok() {
+        number += 1;
+    }
+    std::thread::scope(|scope| {
+        let sweeper = scope.spawn(|| shared.sweep_until_stopped());
+        for endpoint in [2, 3] {
+            shared.change(|table| table.change(&name(2), &[entry(2, &[80], &[endpoint])]));
+        }
+        assert_eq!(*told.lock().unwrap(), ["default/s2: map FRONTENDS refuses a change"]);
+        assert_eq!(kernel.choice(2), None);
+        shared.change(|table| table.change(&name(1), &[entry(1, &[80], &[4])]));
+        assert_eq!(kernel.choice(1), Some(Target { ip: [10, 245, 0, 4].into(), port: 8080 }));
+        assert_eq!(shared.lock().doubts.len(), 1);
+        for number in 0..number {
+            kernel.maps.frontends.remove(&strangers(number)).unwrap();
+        }
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while shared.lock().doubts.len() > 0 {
+            assert!(Instant::now() < deadline, "it never held");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(kernel.choice(2), Some(Target { ip: [10, 245, 0, 3].into(), port: 8080 }));
+        shared.lock().tidy = Tidy::Stop;
+        shared.wake.notify_all();
+        sweeper.join().unwrap();
     });
 }

@@ -3,7 +3,7 @@ use proxy_common::{Scope, TCP};
 use super::*;
 use crate::desired::{HostPort, desired_host_ports};
 
-const LIMITS: Limits = Limits { slots: 8, members: 24, backends: 16, frontends: 8 };
+const LIMITS: Limits = Limits { slots: 8, members: 24, backends: 16, frontends: 8, ranges: 3 };
 
 fn frontend(last: u8) -> Frontend {
     Frontend { addr: [10, 96, 0, last].into(), port: 80, protocol: TCP, scope: Scope::Internal }
@@ -26,6 +26,7 @@ struct Memory {
     sets: HashMap<u32, Member>,
     slots: HashMap<u32, u64>,
     frontends: HashMap<Frontend, u32>,
+    ranges: BTreeSet<(u32, Range)>,
 }
 
 impl Memory {
@@ -42,6 +43,8 @@ impl Memory {
             Op::FlipSlot { slot, bits } => drop(self.slots.insert(*slot, *bits)),
             Op::PutFrontend { frontend, slot } => drop(self.frontends.insert(*frontend, *slot)),
             Op::RemoveFrontend { frontend } => drop(self.frontends.remove(frontend)),
+            Op::PutRange { slot, range } => assert!(self.ranges.insert((*slot, *range))),
+            Op::RemoveRange { slot, range } => assert!(self.ranges.remove(&(*slot, *range))),
             Op::RetireBackend { index } => {
                 let backend = self.backends.get_mut(index).unwrap();
                 (backend.0, backend.2) = (backend.0 + 1, false);
@@ -82,7 +85,7 @@ impl Memory {
             let (slot, members) = self.slot(number);
             Left { slot, members, affinity: Affinity::default() }
         };
-        Table::adopt(LIMITS, &frontends, left, generations.collect())
+        Table::adopt(LIMITS, &frontends, left, generations.collect(), self.ranges.iter().copied().collect())
     }
 }
 
@@ -133,7 +136,7 @@ fn an_unchanged_service_costs_nothing() {
     let contents = Contents::from([("a".into(), vec![entry(&[1], &[1])]), ("b".into(), vec![entry(&[2], &[2])])]);
     // An endpoint, a set, a slot and a frontend each.
     assert_eq!(table.replace(&contents).ops.len(), 8);
-    assert_eq!(table.replace(&contents), Change::default());
+    assert!(table.replace(&contents).ops.is_empty());
     assert_eq!(table.change("a", &contents["a"]), Change::default());
 }
 
@@ -313,4 +316,53 @@ fn who_found_no_room_is_tried_again_when_places_come_free() {
     assert!(change.refusals.is_empty());
     change.ops.iter().for_each(|op| memory.run(op));
     assert_eq!((table.refused(), memory.endpoints(&frontend(2))), (0, Some(targets(&[11, 12, 13, 14, 15, 16]))));
+}
+
+fn only_for(mut entry: Entry, nets: &[u8]) -> Entry {
+    let ranges = nets.iter().map(|net| Range::new([*net, 0, 0, 0].into(), 8).unwrap());
+    (entry.set.ranges, entry.set.flags) = (ranges.collect(), Slot::SOURCE_RANGES);
+    entry
+}
+
+#[test]
+fn a_slot_is_never_for_more_than_the_old_or_the_new_ranges() {
+    let (mut table, mut memory) = (Table::new(LIMITS), Memory::default());
+    let nets: [&[u8]; 4] = [&[1, 2], &[2, 3], &[], &[4]];
+    let all = |nets: &[u8]| if nets.is_empty() { entry(&[1], &[1]) } else { only_for(entry(&[1], &[1]), nets) };
+    for round in 0..12 {
+        let (before, after) = (all(nets[(round + 3) % 4]), all(nets[round % 4]));
+        for op in table.change("a", &[after.clone()]).ops {
+            memory.run(&op);
+            let Some(slot) = memory.frontends.get(&frontend(1)) else { continue };
+            if memory.slot(*slot).0.has(Slot::SOURCE_RANGES) {
+                let allowed = |range: &Range| [&before, &after].iter().any(|entry| entry.set.ranges.contains(range));
+                assert!(memory.ranges.iter().all(|(_, range)| allowed(range)), "{op:?}");
+                assert!(!memory.ranges.is_empty());
+            } else {
+                assert!([&before, &after].iter().any(|entry| entry.set.ranges.is_empty()) || round == 0);
+            }
+        }
+        let held: Vec<Range> = memory.ranges.iter().map(|(_, range)| *range).collect();
+        assert_eq!(held, after.set.ranges);
+        // The next process finds them.
+        assert!(memory.adopt().change("a", &[after]).ops.is_empty());
+        settle(&mut table);
+    }
+    table.change("a", &[]).ops.iter().for_each(|op| memory.run(op));
+    assert!(memory.ranges.is_empty());
+}
+
+#[test]
+fn without_room_for_its_ranges_a_service_is_for_nobody_and_tried_again() {
+    let (mut table, mut memory) = (Table::new(LIMITS), Memory::default());
+    let mut run = |change: Change| {
+        change.ops.iter().for_each(|op| memory.run(op));
+        (change.refusals, memory.frontends.contains_key(&frontend(2)), memory.ranges.len())
+    };
+    run(table.change("a", &[only_for(entry(&[1], &[1]), &[1, 2])]));
+    assert_eq!(run(table.change("b", &[entry(&[2], &[2])])), (vec![], true, 2));
+    let full = Refusal::RangesFull { limit: 3 };
+    assert_eq!(run(table.change("b", &[only_for(entry(&[2], &[2]), &[3, 4])])), (vec![("b".into(), full)], false, 2));
+    run(table.change("a", &[]));
+    assert_eq!(run(table.retry()), (vec![], true, 2));
 }

@@ -12,12 +12,13 @@ use serde_json::{Value, json};
 
 use super::super::given::{Account, Given};
 use super::super::runtime::{Action, Controller, Plan, Queue};
-use super::super::views::Pod;
+use super::super::views::{Node, Pod};
 use super::{
     Address, AddressType, HEADLESS, Ports, endpoints_of, families, is_headless, is_selected, owners, relabelled,
     selected, watch_pods, watch_services,
 };
 
+const ZONE: &str = "topology.kubernetes.io/zone";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub(super) const CONTROLLER: &str = "endpointslice-controller.k8s.io";
@@ -29,7 +30,8 @@ pub struct EndpointSlices;
 impl Controller for EndpointSlices {
     const NAME: &'static str = "endpointslice-controller";
     const ACCOUNT: Account = Account::Service("endpointslice-controller");
-    const READS: &'static [Kept] = &[Kept::of::<Service>(), Kept::of::<Pod>(), Kept::of::<EndpointSlice>()];
+    const READS: &'static [Kept] =
+        &[Kept::of::<Service>(), Kept::of::<Pod>(), Kept::of::<Node>(), Kept::of::<EndpointSlice>()];
 
     fn new(_: &Given) -> Self {
         Self
@@ -38,6 +40,7 @@ impl Controller for EndpointSlices {
     fn watch(&self, caches: &Caches, queue: &Queue) {
         watch_services(caches, queue);
         watch_pods(caches, queue);
+        watch_zones(caches, queue);
         watch_slices(caches, queue, CONTROLLER);
     }
 
@@ -51,8 +54,57 @@ impl Controller for EndpointSlices {
             return Plan::new();
         }
         let groups = endpoints_of(&service, &selected(&service, caches));
-        plan_slices(&service, CONTROLLER, self::groups(&groups, endpoint), &existing)
+        let nodes = caches.of::<Node>();
+        let show = |address: &Address| {
+            let node = nodes.get("", &address.node);
+            placed(address, node.as_deref().map_or("", zone), &service.spec.traffic_distribution)
+        };
+        plan_slices(&service, CONTROLLER, self::groups(&groups, show), &existing)
     }
+}
+
+/// A node that is in another zone now takes its endpoints with it.
+fn watch_zones(caches: &Caches, queue: &Queue) {
+    let (queue, slices) = (queue.clone(), Arc::downgrade(&caches.of::<EndpointSlice>()));
+    caches.of::<Node>().on_change(move |old, new| {
+        let (Some(node), Some(slices)) = (new.or(old), slices.upgrade()) else { return };
+        if old.map(zone) == new.map(zone) {
+            return;
+        }
+        let is_there = |slice: &EndpointSlice| {
+            slice.endpoints.iter().any(|endpoint| endpoint.node_name == node.metadata.meta.name)
+        };
+        for slice in slices.all().iter().filter(|slice| is_there(slice)) {
+            if let Some(name) = slice.service_name() {
+                queue.add(Key::new(&slice.metadata.namespace, name));
+            }
+        }
+    });
+}
+
+fn zone(node: &Node) -> &str {
+    node.metadata.meta.labels.get(ZONE).map_or("", String::as_str)
+}
+
+/// An endpoint with its zone, and whom it is meant for first if the Service wants its clients near (`trafficDistribution`).
+pub(super) fn placed(address: &Address, zone: &str, distribution: &str) -> Value {
+    let mut value = endpoint(address);
+    let named = |name: &str| (!name.is_empty()).then(|| json!([{"name": name}]));
+    if !zone.is_empty() {
+        value["zone"] = json!(zone);
+    }
+    let (for_zones, for_nodes) = match distribution {
+        "PreferClose" | "PreferSameZone" => (named(zone), None),
+        "PreferSameNode" => (named(zone), named(&address.node)),
+        _ => (None, None),
+    };
+    // Nobody is sent to one that is not ready.
+    for (hint, names) in [("forZones", for_zones), ("forNodes", for_nodes)] {
+        if let Some(names) = names.filter(|_| address.ready) {
+            value["hints"][hint] = names;
+        }
+    }
+    value
 }
 
 /// Slices of ours that somebody else changed or removed come back.

@@ -6,7 +6,7 @@ use super::super::runtime::Action;
 use super::super::views::Endpoints;
 use super::mirroring::{SKIP_MIRROR, mirror, mirrored};
 use super::objects::{OVER_CAPACITY, Subsets, subsets, write_endpoints};
-use super::slices::{CONTROLLER, endpoint, groups, plan_slices};
+use super::slices::{CONTROLLER, endpoint, groups, placed, plan_slices};
 use super::*;
 
 fn service(target: Value) -> Service {
@@ -64,6 +64,39 @@ fn slices_that_fit_stay_and_one_that_differs_is_changed() {
     assert!(plan_slices(&service, CONTROLLER, one, std::slice::from_ref(&stored)).is_empty());
     let two = groups(&endpoints_of(&service, &[pod("a", Life::Ready), pod("bb", Life::Ready)]), endpoint);
     assert!(matches!(&plan_slices(&service, CONTROLLER, two, &[stored])[..], [Action::Patch { .. }]));
+}
+
+#[test]
+fn endpoints_are_meant_for_those_whom_the_service_wants_near() {
+    let found = endpoints_of(&service(json!(8080)), &[pod("a", Life::Ready), pod("ccc", Life::Leaving)]);
+    let (ready, leaving) = (&found[0].1[0], &found[0].1[1]);
+    let (zones, nodes) = (json!([{"name": "z"}]), json!([{"name": "n"}]));
+    for (distribution, zone, hints) in [
+        ("", "z", Value::Null),
+        ("PreferClose", "z", json!({"forZones": zones})),
+        ("PreferSameZone", "z", json!({"forZones": zones})),
+        ("PreferSameZone", "", Value::Null),
+        ("PreferSameNode", "z", json!({"forZones": zones, "forNodes": nodes})),
+        ("PreferSameNode", "", json!({"forNodes": nodes})),
+    ] {
+        let shown = placed(ready, zone, distribution);
+        assert_eq!((&shown["hints"], shown["zone"].as_str().unwrap_or_default()), (&hints, zone), "{distribution}");
+        assert_eq!(placed(leaving, zone, distribution)["hints"], Value::Null);
+    }
+}
+
+#[test]
+fn a_slice_follows_its_services_distribution() {
+    let service = service(json!(8080));
+    let found = endpoints_of(&service, &[pod("a", Life::Ready)]);
+    let with = |distribution: &'static str| groups(&found, move |address| placed(address, "z", distribution));
+    let Action::Create { object, .. } = &plan_slices(&service, CONTROLLER, with(""), &[])[0] else { panic!() };
+    let mut stored = object.clone();
+    stored["metadata"]["name"] = json!("web-x");
+    let stored: Arc<EndpointSlice> = Arc::new(serde_json::from_value(stored).unwrap());
+    assert!(plan_slices(&service, CONTROLLER, with(""), std::slice::from_ref(&stored)).is_empty());
+    let changed = plan_slices(&service, CONTROLLER, with("PreferSameZone"), &[stored]);
+    assert!(matches!(&changed[..], [Action::Patch { patch, .. }] if !patch["endpoints"][0]["hints"].is_null()));
 }
 
 #[test]

@@ -111,7 +111,7 @@ impl<A: Tried> World<A> {
 
     fn serve(&self, service: &str, node_port: u16, endpoints: &[[u8; 4]], flags: u16) {
         let backends = endpoints.iter().map(|ip| Target { ip: addr::<A>(*ip).address(), port: 8080 }).collect();
-        let set = EndpointSet { backends, flags, affinity_seconds: 0 };
+        let set = EndpointSet { backends, flags, ..Default::default() };
         let entry = |protocol| {
             let addr = match A::FAMILY {
                 Family::V4 => IpAddr::from([0; 4]),
