@@ -86,7 +86,7 @@ pub struct Feed {
 
 impl Feed {
     pub fn new(settings: &Settings, proxy: Arc<Proxy>, dns: Arc<dns::Server>, complaints: Complaints) -> Self {
-        let server = (settings.ip, dns.address().port()).into();
+        let server = dns.address();
         let local = LocalServer { address: (settings.cluster_dns, DNS_PORT).into(), server };
         let facts = NodeFacts {
             node_name: settings.name.clone(),

@@ -8,7 +8,7 @@ use std::process::{ExitCode, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Cluster, Inventory, Node, Place, Space, text, until, workspace, xtask};
+use e2e::{Cluster, Inventory, Node, Place, Space, Wanted, text, until, workspace, xtask};
 use proxy_userspace::sys::inside;
 
 type Case = (&'static str, fn(&World<'_>) -> Result<()>);
@@ -59,7 +59,8 @@ fn binary() -> Option<PathBuf> {
 
 fn run() -> Result<bool> {
     let (before, other) = (Inventory::take()?, binary());
-    let cluster = Cluster::up_nodes("two-nodes", 2, other.as_deref())?;
+    let wanted = Wanted { nodes: 2, families: "dual", binary: other.as_deref() };
+    let cluster = Cluster::up_as("two-nodes", wanted)?;
     let binary = other.unwrap_or_else(|| workspace().join("target/release/amphipod"));
     let mut passed = cases(&cluster, binary)?;
     until("the cases' namespace is gone", || Ok(cluster.get(&["namespace", "across"], "{.metadata.name}").is_err()))?;
@@ -135,7 +136,7 @@ fn ready(world: &World<'_>) -> Result<()> {
         ensure!(ready == "True", "{} is {ready}", node.name);
         ranges.push(world.space.get(&["node", &node.name], "{.spec.podCIDR}")?);
         pods.push(world.space.get(&["pod", &format!("web-{}", node.name)], "{.status.podIP} {.status.hostIP}")?);
-        ensure!(pods.last().is_some_and(|addresses| addresses.ends_with(&node.ip)), "{pods:?}");
+        ensure!(pods.last().is_some_and(|addresses| addresses.ends_with(&node.ips[0])), "{pods:?}");
     }
     ensure!(ranges[0] != ranges[1] && pods[0] != pods[1], "{ranges:?} {pods:?}");
     Ok(())
@@ -161,7 +162,7 @@ fn by_name(world: &World<'_>) -> Result<()> {
 }
 
 fn outside(world: &World<'_>, node: &Node, service: &str) -> Result<SocketAddr> {
-    Ok(format!("{}:{}", node.ip, world.space.node_port(service)?).parse()?)
+    Ok(format!("{}:{}", node.ips[0], world.space.node_port(service)?).parse()?)
 }
 
 fn node_ports(world: &World<'_>) -> Result<()> {
@@ -297,7 +298,7 @@ fn in_vain(world: &World<'_>, name: &str, token: &str) -> Result<String> {
     let folder = tempfile::tempdir()?;
     std::fs::write(folder.path().join("token"), token)?;
     let at = |what: &str| folder.path().join(what).display().to_string();
-    let server = format!("https://{}:6443", world.node(0).ip);
+    let server = format!("https://{}:6443", world.node(0).ips[0]);
     let binary = world.binary.display().to_string();
     let arguments = ["60", &binary, "agent", "--server", &server, "--token-file", &at("token"), "--node-name", name];
     let places = ["--data-dir", &at("data"), "--run-dir", &at("run")];

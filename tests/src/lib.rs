@@ -14,7 +14,7 @@ mod inventory;
 mod kubectl;
 mod space;
 
-pub use cluster::{Cluster, Node, Place};
+pub use cluster::{Cluster, Node, Place, Wanted};
 pub use fixtures::{CLUSTER_IP, NODE_PORT};
 pub use inventory::Inventory;
 pub use kubectl::{Kubectl, yaml};
