@@ -8,7 +8,7 @@ use std::process::{ExitCode, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Cluster, Inventory, Node, Place, Space, Wanted, text, until, workspace, xtask};
+use e2e::{Cluster, Inventory, Node, Place, Space, Wanted, text, told_at, until, workspace, xtask};
 use proxy_userspace::sys::inside;
 
 type Case = (&'static str, fn(&World<'_>) -> Result<()>);
@@ -17,6 +17,7 @@ const CASES: &[Case] = &[
     ("both nodes are ready, with pods of their own", ready),
     ("pods reach services of the other node by name", by_name),
     ("a NodePort is served by the node without the endpoint", node_ports),
+    ("pods and services of the other node are reached over IPv6", over_ipv6),
     ("logs, exec and port-forward reach the other node", streams),
     ("open connections go on while the other node's agent is away", agent_away),
     ("whoever may not join is told why", refused),
@@ -184,6 +185,34 @@ fn node_ports(world: &World<'_>) -> Result<()> {
     until("the node with the endpoint serves", || answers(client, here))?;
     policy("Cluster")?;
     until("both serve again", || Ok(answers(client, elsewhere)? && answers(client, here)?))
+}
+
+fn over_ipv6(world: &World<'_>) -> Result<()> {
+    let (space, second) = (&world.space, world.node(1));
+    space.teller("six", &second.name)?;
+    let list = |object: &[&str], path: &str| -> Result<Vec<String>> {
+        Ok(space.get(object, path)?.split_whitespace().map(str::to_owned).collect())
+    };
+    let (pod, asker) = ("{.status.podIPs[*].ip}", list(&["pod", "ask-node1"], "{.status.podIPs[*].ip}")?);
+    let own = list(&["pod", "six"], pod)?;
+    ensure!(own.len() == 2 && asker.len() == 2, "{own:?} {asker:?}");
+    let told = page(world, "ask-node1", &told_at(&own[1], "8080"))?;
+    ensure!(told.contains(&asker[1]), "from pod to pod: {told}");
+    let told = world.node(0).fetch(&told_at(&own[1], "8080"))?;
+    ensure!(told.contains(&world.node(0).ips[1]), "from node to pod: {told}");
+    let service = list(&["service", "six"], "{.spec.clusterIPs[*]}")?;
+    for address in &service {
+        let url = told_at(address, "80");
+        until("the service answers the other node's pod", || Ok(page(world, "ask-node1", &url)?.starts_with("six")))
+            .with_context(|| address.clone())?;
+    }
+    let port = space.node_port("six")?;
+    for node in world.cluster().nodes() {
+        let url = told_at(&node.ips[1], &port);
+        until("the port answers outside", || Ok(world.cluster().client().fetch(&url)?.starts_with("six")))
+            .with_context(|| node.name.clone())?;
+    }
+    Ok(())
 }
 
 fn answers(from: &Place, to: SocketAddr) -> Result<bool> {

@@ -15,7 +15,7 @@ mod kubectl;
 mod space;
 
 pub use cluster::{Cluster, Node, Place, Wanted};
-pub use fixtures::{CLUSTER_IP, NODE_PORT};
+pub use fixtures::{CLUSTER_IP, NODE_PORT, told_at};
 pub use inventory::Inventory;
 pub use kubectl::{Kubectl, yaml};
 pub use space::Space;

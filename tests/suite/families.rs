@@ -1,7 +1,7 @@
 //! Clusters of both address families, and of IPv6 alone: pods, names, Services, node ports, restarts.
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Space, until, xtask};
+use e2e::{Space, told_at, until, xtask};
 
 use crate::Runs::{Alone, Beside};
 use crate::{Case, restart};
@@ -18,51 +18,9 @@ pub const V6: &[Case] = &[
     ("v6-restart", "an address of IPv6 outlasts the agent", Alone, kept),
 ];
 
-/// Tells who answers and who asks; its port is one of both families.
-const WEB: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: web, labels: {app: web}}
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: c
-    image: busybox
-    env:
-    - {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
-    - {name: POD_IPS, valueFrom: {fieldRef: {fieldPath: status.podIPs}}}
-    - {name: HOST_IPS, valueFrom: {fieldRef: {fieldPath: status.hostIPs}}}
-    readinessProbe: {httpGet: {path: /cgi-bin/who, port: 8080}, periodSeconds: 1}
-    command:
-    - sh
-    - -c
-    - |
-      mkdir -p /www/cgi-bin
-      cat > /www/cgi-bin/who <<'END'
-      #!/bin/sh
-      echo Content-type: text/plain
-      echo
-      echo "$HOSTNAME answers $REMOTE_ADDR"
-      END
-      chmod +x /www/cgi-bin/who
-      exec httpd -f -p 8080 -h /www
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec: {type: NodePort, ipFamilyPolicy: PreferDualStack, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
-"#;
-
 fn web(space: &Space<'_>) -> Result<()> {
-    space.apply_text(WEB)?;
     space.asker()?;
-    space.wait_ready(&["pod/web"])
-}
-
-/// Where a page of the web server is.
-fn page(host: &str, port: &str) -> String {
-    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-    format!("http://{host}:{port}/cgi-bin/who")
+    space.teller("web", &space.cluster.node().name)
 }
 
 fn list(space: &Space<'_>, object: &[&str], path: &str) -> Result<Vec<String>> {
@@ -92,12 +50,12 @@ fn two_addresses(space: &Space<'_>) -> Result<()> {
     ensure!(inside.starts_with(&told), "the pod is told {inside}, not {told}");
     ensure!(ips.iter().all(|ip| inside.contains(&format!("{ip}\tweb\n"))), "its /etc/hosts is {inside}");
     for ip in &ips {
-        let url = page(ip, "8080");
+        let url = told_at(ip, "8080");
         ensure!(space.ask(&["wget", "-qO-", &url])?.starts_with("web answers"), "from a pod at {ip}");
         ensure!(node.fetch(&url)?.starts_with("web answers"), "from the node at {ip}");
         space.ask(&["ping", "-c", "1", "-W", "5", ip]).with_context(|| format!("ping {ip}"))?;
     }
-    let own = space.ask(&["wget", "-qO-", &page(v6, "8080")])?;
+    let own = space.ask(&["wget", "-qO-", &told_at(v6, "8080")])?;
     let asker = list(space, &["pod", "asker"], "{.status.podIPs[*].ip}")?;
     ensure!(own.contains(&asker[1]), "pods see each other's own addresses: {own}");
     // A pod of the host's network has the node's.
@@ -116,7 +74,7 @@ fn both_addresses(space: &Space<'_>) -> Result<()> {
     let types = list(space, &["endpointslices"], "{.items[*].addressType}")?;
     ensure!(["IPv4", "IPv6"].iter().all(|family| types.iter().any(|type_| type_ == family)), "slices are of {types:?}");
     for ip in &ips {
-        let url = page(ip, "80");
+        let url = told_at(ip, "80");
         until("the service answers a pod and the node", || {
             let pages = [space.ask(&["wget", "-qO-", &url])?, space.cluster.node().fetch(&url)?];
             Ok(pages.iter().all(|page| page.starts_with("web answers")))
@@ -130,7 +88,7 @@ fn both_addresses(space: &Space<'_>) -> Result<()> {
         let said = dig(space, "10.96.0.10", &["-x", ip])?;
         ensure!(said == format!("{name}."), "PTR of {ip}: {said}");
     }
-    let by_name = space.ask(&["wget", "-qO-", &page("web", "80")])?;
+    let by_name = space.ask(&["wget", "-qO-", &told_at("web", "80")])?;
     ensure!(by_name.starts_with("web answers"), "by name: {by_name}");
     let v6_alone = "{apiVersion: v1, kind: Service, metadata: {name: six}, spec: {ipFamilies: [IPv6], clusterIP: None, selector: {app: web}, ports: [{port: 8080, name: http}]}}";
     space.apply_text(v6_alone)?;
@@ -139,7 +97,7 @@ fn both_addresses(space: &Space<'_>) -> Result<()> {
     until("a headless service of IPv6 gives that address alone", || {
         Ok(dig(space, "10.96.0.10", &["AAAA", &six])? == pod[1] && dig(space, "10.96.0.10", &["A", &six])?.is_empty())
     })?;
-    let by_name = space.ask(&["wget", "-qO-", &page("six", "8080")])?;
+    let by_name = space.ask(&["wget", "-qO-", &told_at("six", "8080")])?;
     ensure!(by_name.starts_with("web answers"), "by an AAAA record alone: {by_name}");
     let srv = dig(space, "10.96.0.10", &["SRV", &format!("_http._tcp.{six}")])?;
     ensure!(srv.contains(" 8080 "), "SRV: {srv}");
@@ -156,7 +114,7 @@ fn node_ports(space: &Space<'_>) -> Result<()> {
     web(space)?;
     let (port, client) = (space.node_port("web")?, space.cluster.client());
     for ip in &space.cluster.node().ips {
-        let url = page(ip, &port);
+        let url = told_at(ip, &port);
         until("the port answers outside", || Ok(client.fetch(&url)?.starts_with("web answers")))
             .with_context(|| format!("at {ip}"))?;
         ensure!(space.cluster.node().fetch(&url)?.starts_with("web answers"), "from the node at {ip}");
@@ -164,7 +122,7 @@ fn node_ports(space: &Space<'_>) -> Result<()> {
     }
     let own = client.run("ip", &["-6", "-oneline", "address", "show", "dev", "eth0", "scope", "global"])?;
     let own = own.split_whitespace().find_map(|word| word.strip_suffix("/64")).context("the client has no address")?;
-    let url = page(&space.cluster.node().ips[1], &port);
+    let url = told_at(&space.cluster.node().ips[1], &port);
     let shown = client.fetch(&url)?;
     ensure!(!shown.contains(own), "with policy Cluster the pod sees {shown}");
     space.kubectl(&["patch", "service", "web", "-p", "{\"spec\":{\"externalTrafficPolicy\":\"Local\"}}"])?;
@@ -178,11 +136,11 @@ fn kept(space: &Space<'_>) -> Result<()> {
     let state = "{.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}";
     let (run, (name, node)) = (space.get(&["pod", "web"], state)?, (space.cluster.name(), space.cluster.node()));
     let urls: Vec<String> =
-        list(space, &["service", "web"], "{.spec.clusterIPs[*]}")?.iter().map(|ip| page(ip, "80")).collect();
+        list(space, &["service", "web"], "{.spec.clusterIPs[*]}")?.iter().map(|ip| told_at(ip, "80")).collect();
     for way in ["kill", "stop"] {
         xtask(&["cluster", way, name, &node.name])?;
         for ip in &before {
-            node.fetch(&page(ip, "8080")).with_context(|| format!("{ip} after {way}"))?;
+            node.fetch(&told_at(ip, "8080")).with_context(|| format!("{ip} after {way}"))?;
         }
         restart::start_agent(space.cluster, space.cluster.binary())?;
         until("the node is there again", || Ok(space.get(&["node", &node.name], "{.metadata.name}").is_ok()))?;
@@ -211,7 +169,7 @@ fn v6_only(space: &Space<'_>) -> Result<()> {
     ensure!(inside.contains("nameserver fd00:10:96::a\n") && !inside.contains("10.244."), "{inside}");
     for host in ["web", &format!("web.{}.svc.cluster.local", space.namespace()), &service[0]] {
         until("the service answers a pod", || {
-            Ok(space.ask(&["wget", "-qO-", &page(host, "80")])?.starts_with("web answers"))
+            Ok(space.ask(&["wget", "-qO-", &told_at(host, "80")])?.starts_with("web answers"))
         })
         .with_context(|| format!("by {host}"))?;
     }
@@ -227,7 +185,7 @@ fn v6_only(space: &Space<'_>) -> Result<()> {
     let version = node.run("curl", &["--silent", "--max-time", "5", "--cacert", &authority, server])?;
     ensure!(version.contains("gitVersion"), "{version}");
     let port = space.node_port("web")?;
-    let outside = space.cluster.client().fetch(&page(&node.ips[0], &port))?;
+    let outside = space.cluster.client().fetch(&told_at(&node.ips[0], &port))?;
     ensure!(outside.starts_with("web answers"), "from outside: {outside}");
     ensure!(space.kubectl(&["exec", "web", "--", "echo", "there"])?.trim() == "there", "exec");
     Ok(())

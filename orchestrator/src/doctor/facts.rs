@@ -288,10 +288,11 @@ fn try_overlay(place: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a route is this node's: by its own devices, or by a gateway to part of `own`, where other nodes' pods are.
+/// Whether a route is this node's: to services, or within `own`, by a gateway to other nodes' pods or to one of its own.
 fn is_ours(device: &str, range: IpNetwork, via_gateway: bool, own: &[IpNetwork]) -> bool {
-    device.starts_with("amphi")
-        || (via_gateway && own.iter().any(|own| own.prefix() <= range.prefix() && own.contains(range.network())))
+    let to_pods = own.iter().any(|own| own.prefix() <= range.prefix() && own.contains(range.network()));
+    let to_one = range.prefix() == if range.is_ipv4() { 32 } else { 128 };
+    device.starts_with("amphi") || (to_pods && (via_gateway || to_one))
 }
 
 /// Without ours.
@@ -370,11 +371,12 @@ mod tests {
             eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
             eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
             eth0\t0001F40A\t020200C0\t0003\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
+            eth0\t0500F40A\t00000000\t0005\t0\t0\t0\tFFFFFFFF\t0\t0\t0\n\
             amphi-svc\t0000600A\t00000000\t0001\t0\t0\t0\t0000F0FF\t0\t0\t0\n";
         let found = |range: &str| ("eth0".to_owned(), range.parse().unwrap());
-        assert_eq!(routes(table, &[]), [found("192.0.2.0/24"), found("10.244.1.0/24")]);
+        assert_eq!(routes(table, &[]), [found("192.0.2.0/24"), found("10.244.1.0/24"), found("10.244.0.5/32")]);
         let pods = ["10.244.0.0/16".parse().unwrap()];
-        assert_eq!(routes(table, &pods), [found("192.0.2.0/24")], "to another node's pods");
+        assert_eq!(routes(table, &pods), [found("192.0.2.0/24")], "to another node's pods, and to one here");
     }
 
     #[test]
