@@ -152,7 +152,10 @@ impl Cluster {
         ensure!(!self.dir.exists(), "cluster {} is there already: cargo xtask cluster down {}", self.name, self.name);
         fs::create_dir_all(&self.dir).with_context(|| format!("cannot create {}", self.dir.display()))?;
         let name = clap::ValueEnum::to_possible_value(&families).map(|value| value.get_name().to_owned());
-        self.write("made.json", &json!({"nodes": nodes, "families": name, "processes": []}))?;
+        self.write(
+            "made.json",
+            &json!({"nodes": nodes, "families": name, "binary": binary.canonicalize()?, "processes": []}),
+        )?;
         let all: Vec<Node> = (1..=nodes).map(|index| self.node(index)).collect();
         let made = self.bring_up(&all, families, binary, say);
         if made.is_err() {
@@ -412,9 +415,10 @@ impl Cluster {
         if !node.data_dir.join("places.json").exists() || !netns::exists(&node.netns) {
             return Ok(());
         }
-        let binary = crate::build::binary();
+        let made = self.read("made.json").and_then(|made| made["binary"].as_str().map(str::to_owned));
+        let binary = made.unwrap_or_else(|| crate::build::binary().display().to_string());
         let data_dir = node.data_dir.display().to_string();
-        netns::inside(&node.netns, &binary.display().to_string(), &["reset", "--data-dir", &data_dir]).map(drop)
+        netns::inside(&node.netns, &binary, &["reset", "--data-dir", &data_dir]).map(drop)
     }
 
     /// Where commands can be run: the nodes that there are, and the outside.
