@@ -7,7 +7,7 @@ pub mod yaml;
 
 use serde_json::{Map, Value, json};
 
-use self::json::Node;
+use self::json::Json;
 use crate::kind::{Gvk, Kind, api_version};
 use crate::schema::{self, Reading, Schema};
 use crate::status::{FieldError, Status};
@@ -153,7 +153,7 @@ pub fn value(
     found: Vec<String>,
     validation: FieldValidation,
 ) -> Result<Decoded, TypeFailure> {
-    let node = Node::from(value);
+    let node = Json::from(value);
     let given = given_gvk(&node, gvk).map_err(TypeFailure::new)?;
     let target = source_schema(&given, gvk, schema).map_err(TypeFailure::new)?;
     let (value, mut findings) = build(&given, target, &node);
@@ -176,7 +176,7 @@ pub fn value(
 
 /// Canonical form of an object that is known to be well typed (after defaults and strategy changed it).
 pub fn canonical(gvk: &Gvk, schema: &Schema, object: &Value) -> Value {
-    build(gvk, schema.ty(), &Node::from(object)).0
+    build(gvk, schema.ty(), &Json::from(object)).0
 }
 
 /// `strict decoding error: …` of these findings.
@@ -196,7 +196,7 @@ pub fn untyped(media: MediaType, bytes: &[u8]) -> Result<Value, String> {
 }
 
 struct Body<'a> {
-    node: Node,
+    node: Json,
     /// A protobuf message that still has to be read by its type.
     message: Option<&'a [u8]>,
     strict: Vec<String>,
@@ -213,7 +213,7 @@ impl Body<'_> {
 }
 
 fn read<'a>(media: MediaType, bytes: &'a [u8], default: &Gvk) -> Result<Body<'a>, String> {
-    let with_gvk = |node: Node, strict: Vec<String>| {
+    let with_gvk = |node: Json, strict: Vec<String>| {
         let gvk = given_gvk(&node, default)?;
         Ok(Body { node, message: None, strict, gvk })
     };
@@ -230,12 +230,12 @@ fn read<'a>(media: MediaType, bytes: &'a [u8], default: &Gvk) -> Result<Body<'a>
         }
         MediaType::Protobuf => {
             let envelope = proto::envelope(bytes)?;
-            let meta = Node::Object(vec![
-                ("apiVersion".into(), Node::String(envelope.api_version)),
-                ("kind".into(), Node::String(envelope.kind)),
+            let meta = Json::Object(vec![
+                ("apiVersion".into(), Json::String(envelope.api_version)),
+                ("kind".into(), Json::String(envelope.kind)),
             ]);
             let gvk = given_gvk(&meta, default)?;
-            Ok(Body { node: Node::Null, message: Some(envelope.raw), strict: Vec::new(), gvk })
+            Ok(Body { node: Json::Null, message: Some(envelope.raw), strict: Vec::new(), gvk })
         }
     }
 }
@@ -245,15 +245,15 @@ const META_STRUCT: &str =
     r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
 
 /// What the body says it is; what it leaves out comes from the target.
-fn given_gvk(node: &Node, default: &Gvk) -> Result<Gvk, String> {
+fn given_gvk(node: &Json, default: &Gvk) -> Result<Gvk, String> {
     let unreadable = |why: String| format!("couldn't get version/kind; json parse error: {why}");
-    if !matches!(node, Node::Object(_) | Node::Null) {
+    if !matches!(node, Json::Object(_) | Json::Null) {
         let why = format!("json: cannot unmarshal {} into Go value of type {META_STRUCT}", node.go_kind());
         return Err(unreadable(why));
     }
     let text = |key: &str| match node.get(key) {
-        None | Some(Node::Null) => Ok(String::new()),
-        Some(Node::String(text)) => Ok(text.clone()),
+        None | Some(Json::Null) => Ok(String::new()),
+        Some(Json::String(text)) => Ok(text.clone()),
         Some(other) => {
             let kind = other.go_kind();
             Err(unreadable(format!("json: cannot unmarshal {kind} into Go struct field .{key} of type string")))
@@ -336,7 +336,7 @@ fn check_gvk(given: &Gvk, target: &Gvk, schema: &Schema, source: &schema::Type) 
     )))
 }
 
-fn build(gvk: &Gvk, ty: &schema::Type, node: &Node) -> (Value, build::Findings) {
+fn build(gvk: &Gvk, ty: &schema::Type, node: &Json) -> (Value, build::Findings) {
     let (map, findings) = build::object(ty, node);
     let mut object = Map::new();
     object.insert("kind".into(), json!(gvk.kind));

@@ -131,16 +131,16 @@ fn unprocessable() -> Status {
 }
 
 /// `duplicate field "a.b"` for keys that a patch names twice.
-fn duplicates(node: &decode::json::Node) -> Vec<String> {
+fn duplicates(node: &decode::json::Json) -> Vec<String> {
     fn step(path: &mut String, element: &str, walk: impl FnOnce(&mut String)) {
         let length = path.len();
         path.push_str(element);
         walk(path);
         path.truncate(length);
     }
-    fn walk(node: &decode::json::Node, path: &mut String, out: &mut Vec<String>) {
+    fn walk(node: &decode::json::Json, path: &mut String, out: &mut Vec<String>) {
         match node {
-            decode::json::Node::Object(entries) => {
+            decode::json::Json::Object(entries) => {
                 let mut seen = HashSet::new();
                 for (key, value) in entries {
                     step(path, &format!("{}{key}", if path.is_empty() { "" } else { "." }), |path| {
@@ -151,7 +151,7 @@ fn duplicates(node: &decode::json::Node) -> Vec<String> {
                     });
                 }
             }
-            decode::json::Node::List(items) => {
+            decode::json::Json::List(items) => {
                 for (i, item) in items.iter().enumerate() {
                     step(path, &format!("[{i}]"), |path| walk(item, path, out));
                 }

@@ -18,7 +18,7 @@ use client::Client;
 use client::events::{Recorder, Reference};
 use ipnetwork::IpNetwork;
 use network::{Addresses, Network, PortRange};
-use proxy_userspace::{ExternalIps, Families, Proxy, SocketHooks};
+use proxy_userspace::{Attachment, ExternalIps, Families, Proxy, SocketHooks};
 use tokio::task::JoinSet;
 
 use outlook::Outlook;
@@ -157,6 +157,7 @@ async fn load(settings: &Settings, families: Families) -> Result<Arc<Proxy>> {
         bpf_root: settings.bpf_root.clone(),
         cgroup_root: settings.cgroup_root.clone(),
         socket_hooks: SocketHooks::Attached,
+        attachment: Attachment::of_this_kernel(),
         families,
     };
     let loaded = tokio::task::spawn_blocking(move || Proxy::start(&config)).await;

@@ -6,6 +6,7 @@ use std::fmt;
 
 use anyhow::{Result, bail};
 use ipnetwork::IpNetwork;
+use proxy_userspace::OLDEST_KERNEL;
 
 use crate::claim::{self, ClaimError};
 use crate::machine::is_link_local;
@@ -62,7 +63,7 @@ const CHECKS: &[Check] = &[
     ("user", user),
     ("kernel", kernel),
     ("BTF", btf),
-    ("tcx", tcx),
+    ("BPF hooks", bpf_hooks),
     ("BPF compiler", compiler),
     ("BPF file system", bpf_file_system),
     ("cgroup2", cgroup2),
@@ -133,8 +134,6 @@ fn user(facts: &Facts) -> Verdict {
     }
 }
 
-const OLDEST_KERNEL: (u32, u32) = (6, 6);
-
 fn kernel(facts: &Facts) -> Verdict {
     let mut numbers = facts.kernel.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
@@ -152,14 +151,14 @@ fn btf(facts: &Facts) -> Verdict {
     Verdict::fail("no /sys/kernel/btf/vmlinux", "boot a kernel with CONFIG_DEBUG_INFO_BTF=y")
 }
 
-fn tcx(facts: &Facts) -> Verdict {
+fn bpf_hooks(facts: &Facts) -> Verdict {
     match &facts.btf {
         None => Verdict::warn("not known without BTF", "see BTF"),
-        Some(features) if features.tcx && features.cgroup_links => Verdict::ok("packet and socket programs attach"),
-        Some(features) if features.tcx => {
+        Some(features) if !features.cgroup_links => {
             Verdict::fail("the kernel has no BPF at cgroups", "boot a kernel with CONFIG_CGROUP_BPF=y")
         }
-        Some(_) => Verdict::fail("the kernel has no tcx", "boot a kernel with CONFIG_NET_XGRESS=y (6.6 or newer)"),
+        Some(features) if features.tcx => Verdict::ok("devices (tcx) and cgroups"),
+        Some(_) => Verdict::ok("devices (clsact, for the kernel has no tcx) and cgroups"),
     }
 }
 
@@ -535,8 +534,8 @@ mod tests {
     #[test]
     fn every_lack_is_named_with_its_remedy() {
         one(|f| f.uid = 1000, "FAIL user", "start as root");
-        one(|f| f.kernel = "6.1.0-25-amd64".into(), "FAIL kernel", "6.6 or newer");
-        one(|f| f.btf = Some(Features { tcx: false, cgroup_links: true }), "FAIL tcx", "CONFIG_NET_XGRESS");
+        one(|f| f.kernel = "5.15.0-25-amd64".into(), "FAIL kernel", "6.1 or newer");
+        one(|f| f.btf = Some(Features { tcx: true, cgroup_links: false }), "FAIL BPF hooks", "CONFIG_CGROUP_BPF");
         one(|f| f.jit = Some(0), "WARN BPF compiler", "bpf_jit_enable=1");
         one(|f| f.file_systems.clear(), "FAIL BPF file system", "CONFIG_BPF_SYSCALL");
         one(|f| f.cgroup_root_is_v2 = false, "FAIL cgroup2", "--cgroup-root");
@@ -573,7 +572,7 @@ mod tests {
     #[test]
     fn without_btf_nothing_is_guessed() {
         let found = complaints(|facts| facts.btf = None);
-        assert!(found[0].starts_with("FAIL BTF") && found[1].starts_with("WARN tcx"), "{found:?}");
+        assert!(found[0].starts_with("FAIL BTF") && found[1].starts_with("WARN BPF hooks"), "{found:?}");
     }
 
     #[test]

@@ -222,6 +222,26 @@ impl Addr for Ip {
     }
 }
 
+impl<A: Addr> Tuple<A> {
+    /// The far end of packets to somebody who shows a port of the range: what tells two users of one port apart.
+    #[inline(always)]
+    pub fn remote(&self) -> u64 {
+        self.dst.end_mark(self.dport, self.protocol)
+    }
+
+    /// The end that answers, as a key of `EXPOSED`.
+    #[inline(always)]
+    pub fn answering(&self) -> A::End {
+        self.src.end(self.sport, self.protocol)
+    }
+
+    /// The end that is asked, as such a key.
+    #[inline(always)]
+    pub fn answerer(&self) -> A::End {
+        self.dst.end(self.dport, self.protocol)
+    }
+}
+
 #[inline(always)]
 fn ports_word<A: Addr>(tuple: &Tuple<A>) -> u64 {
     tuple.ports() as u64 | (tuple.protocol as u64) << 32

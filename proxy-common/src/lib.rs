@@ -15,16 +15,18 @@ mod flow;
 mod node;
 mod service;
 mod socket;
+mod tuple;
 
 pub use address::{Family, Ip, Ip4, Port};
 pub use counter::Counter;
 pub use family::Addr;
-pub use flow::{Direction, Exposed, Flow, FragmentKey, FragmentKey6, SnatPlace, Stage, Tuple};
+pub use flow::{Direction, Flow, SnatPlace, Stage};
 pub use node::{Netns, NodeConfig, PodLink};
 pub use service::{
     Affinity, AffinityKey, AffinityValue, Backend, FrontendKey, Member, NodePort, Scope, Slot, generation_of,
 };
 pub use socket::{Address, Connected, Head, Origin, PEERS_PER_SOCKET, Peer, Peers, Sender, Senders};
+pub use tuple::{Exposed, FragmentKey, FragmentKey6, Tuple};
 
 /// Frontends: every address, port, protocol and scope that is translated, ports of all the node's addresses apart.
 pub const MAX_FRONTENDS: usize = 131_072;

@@ -5,7 +5,8 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
 use proxy_common::*;
 
-use crate::maps::{AFFINITY, AFFINITY_OF, BACKENDS, FRONTENDS, NODE_PORTS, SETS, SLOTS, is_node_address, whole};
+use crate::family::is_node_address;
+use crate::maps::{AFFINITY, AFFINITY_OF, BACKENDS, FRONTENDS, NODE_PORTS, SETS, SLOTS, whole};
 
 /// A service port found for an address: the slot's number and its content, read once.
 #[derive(Clone, Copy)]

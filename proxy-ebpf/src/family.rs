@@ -1,7 +1,4 @@
-//! The two families as programs reach them: the maps of each, and of every step that the verifier walks by itself one copy for each.
-//!
-//! The steps are written once, for an address of either family, in the files they belong to. A function that is exported has a name
-//! and no parameters of types: so each gets its two names here.
+//! The two families as programs reach them: the maps of each, what is looked up there, and the steps that call each other.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::btf_maps::{HashMap, LruHashMap};
@@ -10,7 +7,6 @@ use proxy_common::*;
 use crate::maps::*;
 use crate::packet::Packet;
 use crate::wire::Wire;
-use crate::{flow, icmp, packet, reject, tc};
 
 pub trait Net: Wire + Steps<Self> {
     /// A flow, word by word.
@@ -31,6 +27,23 @@ pub trait Net: Wire + Steps<Self> {
     fn newest(place: u32) -> Option<*mut Tuple<Self>>;
     /// How many flows ever began.
     fn begun() -> Option<*mut u64>;
+}
+
+/// The steps that the verifier walks by themselves. They are written once, in the files they belong to; `steps` names them.
+pub trait Steps<A> {
+    fn read_any(skb: *mut __sk_buff, packet: *mut Packet<A>) -> u32;
+    fn decide(skb: *mut __sk_buff, packet: *mut Packet<A>, from: u32, node: *mut NodeConfig<A>) -> u64;
+    fn begin(skb: *mut __sk_buff, packet: *mut Packet<A>, from: u32, node: *mut NodeConfig<A>) -> u64;
+    fn find_reply(packet: *mut Packet<A>) -> u32;
+    fn is_answer(asking: *mut Tuple<A>, answer: *mut Tuple<A>) -> u32;
+    fn leads_on(packet: *mut Packet<A>, member: u64, snat: u32, from: u32) -> u32;
+    fn reply(packet: *mut Packet<A>, asking: *mut Tuple<A>, node: *mut NodeConfig<A>) -> u32;
+    fn begin_flow(skb: *mut __sk_buff, packet: *mut Packet<A>, source: u32, member: u64, node: *mut NodeConfig<A>) -> u32;
+    fn record(packet: *mut Packet<A>, member: u64, place: u32) -> i32;
+    fn make_room() -> u32;
+    fn note_newest(key: *mut Tuple<A>) -> u32;
+    fn quoted(skb: *mut __sk_buff, packet: *mut Packet<A>) -> u32;
+    fn reject(skb: *mut __sk_buff, packet: *mut Packet<A>, from: u32, code: u32) -> i32;
 }
 
 macro_rules! maps {
@@ -103,64 +116,37 @@ maps!(
     Ip, 13, MAX_NEW_FLOWS6, NODE6, PODS6, SHARES6, NODE_ADDRESSES6, FLOWS6, EXPOSED6, FRAGMENTS6, SNAT6, NEWEST6, BEGUN6
 );
 
-/// Every step: its parameters with `A` for the address, where it is written, and its names.
-macro_rules! steps {
-    ($($step:ident($($arg:ident: $type:ty),*) -> $out:ty = $body:path, $v4:ident, $v6:ident;)*) => {
-        /// The exported steps of a family.
-        pub trait Steps<A: Net> {
-            $(fn $step($($arg: $type),*) -> $out;)*
-        }
-
-        const _: () = {
-            type A = Ip4;
-            impl Steps<A> for A {
-                $(#[inline(always)]
-                fn $step($($arg: $type),*) -> $out {
-                    #[unsafe(no_mangle)]
-                    #[inline(never)]
-                    extern "C" fn $v4($($arg: $type),*) -> $out {
-                        $body($($arg),*)
-                    }
-                    $v4($($arg),*)
-                })*
-            }
-        };
-
-        const _: () = {
-            type A = Ip;
-            impl Steps<A> for A {
-                $(#[inline(always)]
-                fn $step($($arg: $type),*) -> $out {
-                    #[unsafe(no_mangle)]
-                    #[inline(never)]
-                    extern "C" fn $v6($($arg: $type),*) -> $out {
-                        $body($($arg),*)
-                    }
-                    $v6($($arg),*)
-                })*
-            }
-        };
-    };
+/// The node in a family, if it is one there.
+#[inline(always)]
+pub fn node<A: Net>() -> Option<&'static NodeConfig<A>> {
+    A::node().filter(|node| node.uplink != 0)
 }
 
-steps! {
-    read_any(skb: *mut __sk_buff, packet: *mut Packet<A>) -> u32 = packet::read_any::<A>, amphi_read_any, amphi_read_any6;
-    decide(skb: *mut __sk_buff, packet: *mut Packet<A>, from: u32, node: *mut NodeConfig<A>) -> u64
-        = tc::decide::<A>, amphi_decide, amphi_decide6;
-    begin(skb: *mut __sk_buff, packet: *mut Packet<A>, from: u32, node: *mut NodeConfig<A>) -> u64
-        = tc::begin::<A>, amphi_begin, amphi_begin6;
-    find_reply(packet: *mut Packet<A>) -> u32 = flow::find_reply::<A>, amphi_find_reply, amphi_find_reply6;
-    is_answer(asking: *mut Tuple<A>, answer: *mut Tuple<A>) -> u32 = flow::is_answer::<A>, amphi_is_answer, amphi_is_answer6;
-    leads_on(packet: *mut Packet<A>, member: u64, snat: u32, from: u32) -> u32
-        = flow::leads_on::<A>, amphi_leads_on, amphi_leads_on6;
-    reply(packet: *mut Packet<A>, asking: *mut Tuple<A>, node: *mut NodeConfig<A>) -> u32
-        = flow::reply::<A>, amphi_reply, amphi_reply6;
-    begin_flow(skb: *mut __sk_buff, packet: *mut Packet<A>, source: u32, member: u64, node: *mut NodeConfig<A>) -> u32
-        = flow::begin::<A>, amphi_begin_flow, amphi_begin_flow6;
-    record(packet: *mut Packet<A>, member: u64, place: u32) -> i32 = flow::record::<A>, amphi_record, amphi_record6;
-    make_room() -> u32 = flow::make_room::<A>, amphi_make_room, amphi_make_room6;
-    note_newest(key: *mut Tuple<A>) -> u32 = flow::note_newest::<A>, amphi_note_newest, amphi_note_newest6;
-    quoted(skb: *mut __sk_buff, packet: *mut Packet<A>) -> u32 = icmp::quoted::<A>, amphi_quoted, amphi_quoted6;
-    reject(skb: *mut __sk_buff, packet: *mut Packet<A>, from: u32, code: u32) -> i32
-        = reject::reject::<A>, amphi_reject, amphi_reject6;
+/// What a node address is, if it is one.
+#[inline(always)]
+pub fn node_address<A: Net>(addr: A) -> Option<u32> {
+    // SAFETY: see `whole`; a recycled element still says "an address of some node".
+    A::node_addresses().get_ptr(addr).map(|kind| unsafe { core::ptr::read_volatile(kind) })
+}
+
+/// Whether any node has an address.
+#[inline(always)]
+pub fn is_node_address(ip: Ip) -> bool {
+    match ip.to_v4() {
+        Some(ip) => is_nodes(ip),
+        None => is_nodes(ip),
+    }
+}
+
+#[inline(always)]
+fn is_nodes<A: Net>(addr: A) -> bool {
+    node::<A>().is_some_and(|node| node.node_ip == addr) || node_address(addr).is_some()
+}
+
+/// The host end of a pod on this node.
+#[inline(always)]
+pub fn local_pod<A: Net>(addr: A) -> Option<PodLink> {
+    // SAFETY: the pointer is to a map element.
+    let link = PodLink::from_bits(unsafe { whole(A::pods().get_ptr(addr)?) });
+    (link.mark == addr.mark()).then_some(link)
 }

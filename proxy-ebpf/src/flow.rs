@@ -14,9 +14,9 @@ use proxy_common::*;
 
 use crate::atomic;
 use crate::choose::{Caller, contains, find_service, is_gone};
-use crate::family::Net;
+use crate::family::{Net, node};
 use crate::forward::{Place, Sender, is_pod_address, place_of};
-use crate::maps::{node, of_map, whole};
+use crate::maps::{of_map, whole};
 use crate::packet::{FIN, Layer4, Packet, RST, are_same, no_tuple, set_words, words};
 use crate::shares;
 use crate::snat::{self, Answered};

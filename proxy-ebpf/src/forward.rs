@@ -6,10 +6,10 @@ use aya_ebpf::helpers::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_re
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::family::Net;
-use crate::mangle::{Hop, Result, rewrite};
-use crate::maps::{count, local_pod, node_address};
-use crate::packet::Packet;
+use crate::family::{Net, local_pod, node_address};
+use crate::mangle::rewrite;
+use crate::maps::count;
+use crate::packet::{Hop, Packet, Result};
 
 const SKIP_NEIGHBOUR: u32 = 1 << 2;
 const FIB_SUCCESS: i64 = 0;

@@ -6,8 +6,7 @@ use proxy_common::*;
 
 use crate::family::Net;
 use crate::flow::{self, Seen};
-use crate::mangle::Mangled;
-use crate::packet::{Packet, no_tuple, set_words, words};
+use crate::packet::{Mangled, Packet, no_tuple, set_words, words};
 
 const ICMP_HEADER: usize = 8;
 

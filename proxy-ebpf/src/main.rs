@@ -3,7 +3,7 @@
 //! `socket` sends connections to services straight to an endpoint when a program connects; `tc` does the same for packets that no
 //! socket hook saw, moves packets between pods, and hides pods behind the node's address on the way out. Both read the maps of
 //! `maps`, which user space fills. A program's body is parse → decide → verdict. What it does is written for both families at once:
-//! `wire` has what differs in their headers, `family` the maps of each.
+//! `wire` has what differs in their headers, `family` the maps of each, `steps` the names of what is verified by itself.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -19,10 +19,12 @@ mod mangle;
 mod maps;
 mod neighbour;
 mod packet;
+mod parse;
 mod reject;
 mod shares;
 mod snat;
 mod socket;
+mod steps;
 mod tc;
 mod wire;
 

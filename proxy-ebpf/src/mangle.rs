@@ -6,30 +6,12 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
 use crate::family::Net;
-use crate::packet::{Layer4, Packet};
+use crate::packet::{Hop, Layer4, Mangled, Packet, Result};
 
 const PSEUDO_HEADER: u64 = 0x10;
 const MARK_MANGLED_0: u64 = 0x20;
 /// A sum that a device has made stays right with what is written.
 pub const RECOMPUTE: u64 = 1;
-
-/// The packet could not be changed: it must not go on.
-pub struct Mangled;
-
-pub type Result<T> = core::result::Result<T, Mangled>;
-
-/// What changes besides addresses and ports.
-#[derive(Clone, Copy)]
-pub struct Hop {
-    /// One hop less to live. The caller has seen that there is one to lose.
-    pub counted: bool,
-    /// Ethernet destination and source.
-    pub macs: Option<([u8; 6], [u8; 6])>,
-}
-
-impl Hop {
-    pub const NONE: Self = Self { counted: false, macs: None };
-}
 
 /// Gives the packet the addresses and ports that it shall have.
 #[inline(always)]

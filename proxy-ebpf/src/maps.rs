@@ -7,8 +7,6 @@ use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use proxy_common::*;
 
-use crate::family::Net;
-
 const MMAPABLE: usize = 1 << 10;
 
 /// Whether the node has addresses of a family. Constants once the programs are loaded: what a node does not serve is no part of them.
@@ -166,12 +164,6 @@ pub const fn of_map<A>(node: &NodeConfig<A>) -> *mut NodeConfig<A> {
     core::ptr::from_ref(node).cast_mut()
 }
 
-/// The node in a family, if it is one there.
-#[inline(always)]
-pub fn node<A: Net>() -> Option<&'static NodeConfig<A>> {
-    A::node().filter(|node| node.uplink != 0)
-}
-
 /// Whether a flow that nobody knows may be one that is not carried over yet: then its packets are lost, not answered, and sent
 /// again soon.
 #[inline(never)]
@@ -187,33 +179,4 @@ pub fn flows_are_carried() -> bool {
 pub unsafe fn whole(value: *const u64) -> u64 {
     // SAFETY: map values are aligned to 8 bytes and stay readable while the program runs.
     unsafe { core::ptr::read_volatile(value) }
-}
-
-/// What a node address is, if it is one.
-#[inline(always)]
-pub fn node_address<A: Net>(addr: A) -> Option<u32> {
-    // SAFETY: see `whole`; a recycled element still says "an address of some node".
-    A::node_addresses().get_ptr(addr).map(|kind| unsafe { core::ptr::read_volatile(kind) })
-}
-
-/// Whether any node has an address.
-#[inline(always)]
-pub fn is_node_address(ip: Ip) -> bool {
-    match ip.to_v4() {
-        Some(ip) => is_nodes(ip),
-        None => is_nodes(ip),
-    }
-}
-
-#[inline(always)]
-fn is_nodes<A: Net>(addr: A) -> bool {
-    node::<A>().is_some_and(|node| node.node_ip == addr) || node_address(addr).is_some()
-}
-
-/// The host end of a pod on this node.
-#[inline(always)]
-pub fn local_pod<A: Net>(addr: A) -> Option<PodLink> {
-    // SAFETY: the pointer is to a map element.
-    let link = PodLink::from_bits(unsafe { whole(A::pods().get_ptr(addr)?) });
-    (link.mark == addr.mark()).then_some(link)
 }

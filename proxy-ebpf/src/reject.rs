@@ -8,10 +8,10 @@ use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail};
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::family::Net;
+use crate::family::{Net, node};
 use crate::forward::{Sender, TC_ACT_SHOT, ifindex};
 use crate::mangle::{RECOMPUTE, fold, set_ethernet, sum};
-use crate::maps::{count, node};
+use crate::maps::count;
 use crate::packet::{ACK, FIN, Layer4, Packet, RST, SYN};
 use crate::wire::IP;
 

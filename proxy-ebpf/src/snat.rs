@@ -14,9 +14,8 @@ use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop, bpf_sk_lookup_udp, bpf_sk
 use proxy_common::*;
 
 use crate::atomic::swap;
-use crate::family::Net;
+use crate::family::{Net, node};
 use crate::forward::local_pod_of;
-use crate::maps::node;
 use crate::packet::{Packet, are_same, no_tuple, set_words, words};
 use crate::shares;
 

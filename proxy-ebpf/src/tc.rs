@@ -12,16 +12,17 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
 use crate::choose::{Caller, Choice, Endpoint, choose, find_service};
-use crate::family::Net;
+use crate::family::{Net, local_pod, node};
 use crate::flow::{self, Begun, Source};
 use crate::forward::{
     Exit, Place, Sender, TC_ACT_SHOT, TC_ACT_UNSPEC, Way, ifindex, is_marked, local_pod_of, place_beyond, place_of,
     route, send,
 };
 use crate::icmp::{self, Known};
-use crate::mangle::{Hop, rewrite};
-use crate::maps::{count, count_number, flows_are_carried, local_pod, node, of_map};
-use crate::packet::{Layer4, Packet, family, set_words, words};
+use crate::mangle::rewrite;
+use crate::maps::{count, count_number, flows_are_carried, of_map};
+use crate::packet::{Hop, Layer4, Packet, set_words, words};
+use crate::parse::family;
 use crate::shares;
 
 /// What shall become of a packet, in one word: an act, and an exit, ICMP code or counter above it.

@@ -7,8 +7,7 @@ use aya_ebpf::bindings::{bpf_fib_lookup as FibLookup, bpf_sock_tuple};
 use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
-use crate::mangle::{Hop, Mangled};
-use crate::packet::Packet;
+use crate::packet::{Hop, Mangled, Packet};
 
 /// The network header follows the Ethernet header.
 pub const IP: usize = 14;

@@ -5,6 +5,7 @@
 //! hands places of old endpoint sets back and drops flows that ended; it is woken by changes and every half minute. Maps and links
 //! are pinned and taken up by the next process, also by one of another version: [`layout`] and `migrate`.
 
+mod clsact;
 pub mod cost;
 pub mod desired;
 mod family;
@@ -21,6 +22,6 @@ pub mod table;
 
 pub use desired::ExternalIps;
 pub use family::{Addresses, Families};
-pub use object::PacketHook;
+pub use object::{Attachment, OLDEST_KERNEL, PacketHook};
 pub use proxy::{Config, Pinned, Proxy, ProxyError, Refusals, SocketHooks};
 pub use proxy_common::{Ip, Ip4, NodeConfig};

@@ -1,12 +1,13 @@
 //! Attaching programs, so that they stay when this process goes: every link is pinned, adopted at the next start, and gets the new
-//! program in place.
+//! program in place. Where packet programs are filters of their device, the pin holds the program instead.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use crate::object::{LoadError, PacketHook, Pins, Programs, SOCKET_HOOKS};
+use crate::clsact;
+use crate::object::{Attachment, LoadError, PacketHook, Pins, Programs, SOCKET_HOOKS, Side};
 use crate::sys::{self, Rank};
 
 #[derive(Debug, thiserror::Error)]
@@ -22,17 +23,15 @@ pub enum LinkError {
 /// Gives every pinned link this version's program, without a gap. A link whose target is gone, or whose program this version does
 /// not have, goes.
 pub fn renew(pins: &Pins, programs: &Programs) -> Result<(), LinkError> {
-    let folder = pins.link("");
-    let failed = |source| LinkError::Pin { path: folder.clone(), source };
-    for entry in fs::read_dir(&folder).map_err(failed)? {
-        let pin = entry.map_err(failed)?.path();
-        let name = pin.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let program = programs.named(name.split_once('@').map_or(name, |(program, _)| program));
-        let link = sys::object_get(&pin);
-        let renewed = program.zip(link.ok()).map(|(program, link)| sys::link_update(link.as_fd(), program.as_fd()));
+    for pin in Pin::all(pins)? {
+        let program = programs.named(pin.program());
+        let renewed = program.zip(pin.held()).map(|(program, held)| match held {
+            Held::Link(link) => sys::link_update(link.as_fd(), program.as_fd()),
+            Held::Filter => pin.put_filter(program),
+        });
         if !matches!(renewed, Some(Ok(()))) {
-            tracing::debug!(pin = %pin.display(), outcome = ?renewed, "link of an earlier process is of no use");
-            unpin(&pin)?;
+            tracing::debug!(pin = %pin.path.display(), outcome = ?renewed, "link of an earlier process is of no use");
+            pin.release()?;
         }
     }
     Ok(())
@@ -51,7 +50,7 @@ pub fn attach_socket_hooks(pins: &Pins, programs: &Programs, cgroup_root: &Path)
 
 /// Takes the socket hooks away, for runs that use the packet path alone.
 pub fn detach_socket_hooks(pins: &Pins) -> Result<(), LinkError> {
-    SOCKET_HOOKS.iter().try_for_each(|(program, _)| unpin(&pins.link(program)))
+    SOCKET_HOOKS.iter().try_for_each(|(program, _)| Pin::new(pins, program).release())
 }
 
 pub fn attach_device(
@@ -64,56 +63,151 @@ pub fn attach_device(
     let program = hook.program();
     let fd = programs.get(program)?;
     let pin = device_pin(pins, device, hook);
-    // Another's program that lets a packet pass for good would keep it from ours.
-    let attach = || place(&pin, fd, ifindex, hook.attach_type(), Rank::First);
-    let attached = match attach() {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            take_new_name(pins, &pin, ifindex, hook)?;
-            attach()
+    let attached = match pins.attachment() {
+        Attachment::Tcx => attach_link(pins, &pin, fd, ifindex, hook)?,
+        Attachment::Clsact => {
+            let put = clsact::put(ifindex, hook.side(), fd.as_fd(), program);
+            put.and_then(|()| pin.replace(fd))
         }
-        attached => attached,
     };
     attached.map_err(|source| LinkError::Attach { program, target: device.to_owned(), source })
 }
 
-/// A device that was given another name has its link still, pinned under the old one.
-fn take_new_name(pins: &Pins, wanted: &Path, ifindex: u32, hook: PacketHook) -> Result<(), LinkError> {
-    let folder = pins.link("");
-    let failed = |source| LinkError::Pin { path: folder.clone(), source };
-    for entry in fs::read_dir(&folder).map_err(failed)? {
-        let pin = entry.map_err(failed)?.path();
-        let name = pin.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let is_of_hook = name.split_once('@').is_some_and(|(program, _)| program == hook.program());
-        if is_of_hook && sys::object_get(&pin).is_ok_and(|link| link_target(&link) == Some(ifindex)) {
-            return fs::rename(&pin, wanted).map_err(|source| LinkError::Pin { path: pin, source });
+fn attach_link(
+    pins: &Pins,
+    pin: &Pin,
+    program: &OwnedFd,
+    ifindex: u32,
+    hook: PacketHook,
+) -> Result<io::Result<()>, LinkError> {
+    // Another's program that lets a packet pass for good would keep it from ours.
+    let attach = || place(&pin.path, program, ifindex, hook.side().tcx(), Rank::First);
+    match attach() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            take_new_name(pins, pin, ifindex, hook)?;
+            Ok(attach())
         }
+        attached => Ok(attached),
     }
-    Ok(())
+}
+
+/// A device that was given another name has its link still, pinned under the old one.
+fn take_new_name(pins: &Pins, wanted: &Pin, ifindex: u32, hook: PacketHook) -> Result<(), LinkError> {
+    let is_of_device = |pin: &Pin| {
+        pin.device().is_some()
+            && pin.program() == hook.program()
+            && sys::object_get(&pin.path).is_ok_and(|link| link_target(&link) == Some(ifindex))
+    };
+    match Pin::all(pins)?.into_iter().find(is_of_device) {
+        Some(pin) => fs::rename(&pin.path, &wanted.path).map_err(|source| LinkError::Pin { path: pin.path, source }),
+        None => Ok(()),
+    }
 }
 
 /// Forgets a device. Its links may be gone with it already.
 pub fn detach_device(pins: &Pins, device: &str) -> Result<(), LinkError> {
-    PacketHook::ALL.iter().try_for_each(|hook| unpin(&device_pin(pins, device, *hook)))
+    PacketHook::ALL.iter().try_for_each(|hook| device_pin(pins, device, *hook).release())
 }
 
 /// Removes the pins of devices that are gone: their links do nothing any more.
 pub fn forget_devices(pins: &Pins, present: &[&str]) -> Result<(), LinkError> {
-    let folder = pins.link("");
-    let failed = |source| LinkError::Pin { path: folder.clone(), source };
     let present: Vec<String> = present.iter().map(|device| pin_part(device)).collect();
-    for entry in fs::read_dir(&folder).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        let device = name.to_str().and_then(|name| name.split_once('@')).map(|(_, device)| device);
-        if device.is_some_and(|device| !present.iter().any(|present| present == device)) {
-            unpin(&folder.join(&name))?;
+    let is_gone = |pin: &Pin| pin.device().is_some_and(|device| !present.iter().any(|present| present == device));
+    Pin::all(pins)?.iter().filter(|pin| is_gone(pin)).try_for_each(Pin::release)
+}
+
+/// Takes every program off devices and cgroups.
+pub fn release(pins: &Pins) -> Result<(), LinkError> {
+    Pin::all(pins)?.iter().try_for_each(Pin::release)
+}
+
+/// Where a link is pinned: its program's name, and behind an `@` the device's.
+struct Pin {
+    path: PathBuf,
+    name: String,
+}
+
+/// What a pin holds.
+enum Held {
+    Link(OwnedFd),
+    /// A program, which is a filter of the device.
+    Filter,
+}
+
+impl Pin {
+    fn new(pins: &Pins, name: &str) -> Self {
+        Self { path: pins.link(name), name: name.to_owned() }
+    }
+
+    /// None where nothing was ever attached.
+    fn all(pins: &Pins) -> Result<Vec<Self>, LinkError> {
+        let folder = pins.link("");
+        let failed = |source| LinkError::Pin { path: folder.clone(), source };
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed)?,
+        };
+        let named = entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+        named.map(|name| name.map(|name| Self::new(pins, &name)).map_err(failed)).collect()
+    }
+
+    fn program(&self) -> &str {
+        self.name.split_once('@').map_or(&self.name, |(program, _)| program)
+    }
+
+    /// As pins write it.
+    fn device(&self) -> Option<&str> {
+        self.name.split_once('@').map(|(_, device)| device)
+    }
+
+    fn held(&self) -> Option<Held> {
+        let object = sys::object_get(&self.path).ok()?;
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", object.as_raw_fd())).ok()?;
+        let is_link = info.lines().any(|line| line.starts_with("link_type:"));
+        Some(if is_link { Held::Link(object) } else { Held::Filter })
+    }
+
+    /// The device whose filter this is, and the side; `ENODEV` where it is gone.
+    fn filter(&self) -> io::Result<(u32, Side)> {
+        let hook = PacketHook::ALL.into_iter().find(|hook| hook.program() == self.program());
+        let device = sys::devices()?.into_iter().find(|(_, name)| self.device() == Some(pin_part(name).as_str()));
+        let both = device.zip(hook).map(|((index, _), hook)| (index, hook.side()));
+        both.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
+    fn put_filter(&self, program: &OwnedFd) -> io::Result<()> {
+        let (device, side) = self.filter()?;
+        clsact::put(device, side, program.as_fd(), self.program())?;
+        self.replace(program)
+    }
+
+    /// Holds this one from now on.
+    fn replace(&self, object: &OwnedFd) -> io::Result<()> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => sys::object_pin(object.as_fd(), &self.path),
         }
     }
-    Ok(())
+
+    /// Lets go of what it holds, and so takes the program away.
+    fn release(&self) -> Result<(), LinkError> {
+        let failed = |source| LinkError::Pin { path: self.path.clone(), source };
+        if let Some(Held::Filter) = self.held() {
+            match self.filter().and_then(|(device, side)| clsact::remove(device, side)) {
+                Err(error) if error.raw_os_error() != Some(libc::ENODEV) => return Err(failed(error)),
+                _ => {}
+            }
+        }
+        match fs::remove_file(&self.path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed(source)),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A dot may not be part of a pin's name.
-fn device_pin(pins: &Pins, device: &str, hook: PacketHook) -> PathBuf {
-    pins.link(&format!("{}@{}", hook.program(), pin_part(device)))
+fn device_pin(pins: &Pins, device: &str, hook: PacketHook) -> Pin {
+    Pin::new(pins, &format!("{}@{}", hook.program(), pin_part(device)))
 }
 
 fn pin_part(device: &str) -> String {
@@ -141,47 +235,89 @@ fn link_target(link: &OwnedFd) -> Option<u32> {
     line.trim().parse().ok()
 }
 
-fn unpin(path: &Path) -> Result<(), LinkError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(LinkError::Pin { path: path.to_owned(), source })
-        }
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object;
+    use crate::object::{self, LOOPBACK};
 
-    /// The programs of loopback in a network namespace of its own, in their order, before and after ours came.
+    const HOOK: PacketHook = PacketHook::FromUplink;
+
+    /// Loads the programs and does the work on a thread in a network namespace of its own.
     #[expect(unsafe_code, reason = "a namespace of its own")]
+    fn alone<T: Send>(attachment: Attachment, work: impl FnOnce(&Pins, &Programs) -> io::Result<T> + Send) -> T {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().join("bpf");
+        object::prepare_root(&root).unwrap();
+        let pins = Pins::new(&root).by(attachment);
+        let inside = |programs: &Programs| {
+            // SAFETY: only the calling thread moves, which ends with the test.
+            if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            work(&pins, programs)
+        };
+        let outcome = object::load(&pins)
+            .map(|programs| std::thread::scope(|scope| scope.spawn(|| inside(&programs)).join().unwrap()));
+        object::remove_root(&root).unwrap();
+        outcome.unwrap_or_else(|error| panic!("{error:?}")).unwrap()
+    }
+
+    /// The programs of loopback in their order, before and after ours came.
     fn orders(pins: &Pins, programs: &Programs) -> io::Result<[Vec<u32>; 2]> {
-        const LOOPBACK: u32 = 1;
-        let hook = PacketHook::FromUplink;
-        // SAFETY: only the calling thread moves, which ends with the test.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
         let foreign = programs.get(PacketHook::FromStack.program()).map_err(io::Error::other)?;
-        let _held = sys::link_create(foreign.as_fd(), LOOPBACK, hook.attach_type(), Rank::Last)?;
-        let before = sys::attached_programs(LOOPBACK, hook.attach_type())?;
-        attach_device(pins, programs, "lo", LOOPBACK, hook).map_err(io::Error::other)?;
-        Ok([before, sys::attached_programs(LOOPBACK, hook.attach_type())?])
+        let _held = sys::link_create(foreign.as_fd(), LOOPBACK, HOOK.side().tcx(), Rank::Last)?;
+        let before = sys::attached_programs(LOOPBACK, HOOK.side().tcx())?;
+        attach_device(pins, programs, "lo", LOOPBACK, HOOK).map_err(io::Error::other)?;
+        Ok([before, sys::attached_programs(LOOPBACK, HOOK.side().tcx())?])
     }
 
     #[test]
     fn ours_comes_before_programs_of_others() {
-        let root = tempfile::tempdir().unwrap();
-        let root = root.path().join("bpf");
-        object::prepare_root(&root).unwrap();
-        let pins = Pins::new(&root);
-        let outcome = object::load(&pins)
-            .map(|programs| std::thread::scope(|scope| scope.spawn(|| orders(&pins, &programs)).join().unwrap()));
-        object::remove_root(&root).unwrap();
-        let [before, after] = outcome.unwrap_or_else(|error| panic!("{error:?}")).unwrap();
+        let [before, after] = alone(Attachment::Tcx, orders);
         assert_eq!((before.len(), after.len()), (1, 2));
         assert_eq!(after[1], before[0], "{after:?}");
+    }
+
+    /// What filters loopback has, as `tc` shows them.
+    fn filters() -> io::Result<String> {
+        let shown = std::process::Command::new("tc").args(["filter", "show", "dev", "lo", "ingress"]).output()?;
+        String::from_utf8(shown.stdout).map_err(io::Error::other)
+    }
+
+    #[test]
+    fn a_filter_is_renewed_in_its_place_and_goes_without_a_trace() {
+        let seen = alone(Attachment::Clsact, |pins, programs| {
+            let mut seen = Vec::new();
+            for work in [attach_again, renew_all] {
+                work(pins, programs)?;
+                seen.push(filters()?);
+            }
+            // As after the device was renamed, or when the pin of a device that is gone is left.
+            Pin::new(pins, "amphi_from_uplink@gone")
+                .replace(programs.get(HOOK.program()).map_err(io::Error::other)?)?;
+            renew_all(pins, programs)?;
+            seen.push(format!("{:?}", Pin::new(pins, "amphi_from_uplink@gone").path.exists()));
+            detach_device(pins, "lo").map_err(io::Error::other)?;
+            let disciplines = std::process::Command::new("tc").args(["qdisc", "show", "dev", "lo"]).output()?;
+            seen.extend([filters()?, String::from_utf8_lossy(&disciplines.stdout).into_owned()]);
+            detach_device(pins, "lo").map_err(io::Error::other)?;
+            Ok(seen)
+        });
+        let [attached, renewed, stale, after, disciplines] = &seen[..] else { panic!("{seen:?}") };
+        for shown in [attached, renewed] {
+            assert_eq!(shown.matches("handle").count(), 1, "{shown}");
+            assert!(shown.contains("pref 1 bpf") && shown.contains("amphi_from_uplink direct-action"), "{shown}");
+        }
+        assert_eq!((stale.as_str(), after.as_str()), ("false", ""));
+        assert!(!disciplines.contains("clsact"), "{disciplines}");
+    }
+
+    fn attach_again(pins: &Pins, programs: &Programs) -> io::Result<()> {
+        let attach = || attach_device(pins, programs, "lo", LOOPBACK, HOOK).map_err(io::Error::other);
+        attach().and_then(|()| attach())
+    }
+
+    fn renew_all(pins: &Pins, programs: &Programs) -> io::Result<()> {
+        renew(pins, programs).map_err(io::Error::other)
     }
 }

@@ -33,6 +33,9 @@ pub const SOCKET_HOOKS: &[(&str, u32)] = &[
     ("amphi_getpeername6", 30),
 ];
 
+/// What the programs need came with it at the latest.
+pub const OLDEST_KERNEL: (u32, u32) = (6, 1);
+
 /// A hook on packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PacketHook {
@@ -55,13 +58,48 @@ impl PacketHook {
         }
     }
 
-    pub(crate) fn attach_type(self) -> u32 {
-        const TCX_INGRESS: u32 = 46;
-        const TCX_EGRESS: u32 = 47;
+    pub(crate) fn side(self) -> Side {
         match self {
-            Self::FromStack => TCX_EGRESS,
-            _ => TCX_INGRESS,
+            Self::FromStack => Side::Egress,
+            _ => Side::Ingress,
         }
+    }
+}
+
+/// The side of a device on which packets are seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// What comes in.
+    Ingress,
+    /// What goes out.
+    Egress,
+}
+
+impl Side {
+    /// The kernel's attach type of tcx.
+    pub(crate) fn tcx(self) -> u32 {
+        match self {
+            Self::Ingress => 46,
+            Self::Egress => 47,
+        }
+    }
+}
+
+pub(crate) const LOOPBACK: u32 = 1;
+
+/// How packet programs are attached to devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attachment {
+    /// By links, since Linux 6.6.
+    Tcx,
+    /// By filters of the device.
+    Clsact,
+}
+
+impl Attachment {
+    /// The better one that this kernel has.
+    pub fn of_this_kernel() -> Self {
+        if sys::attached_programs(LOOPBACK, Side::Ingress.tcx()).is_ok() { Self::Tcx } else { Self::Clsact }
     }
 }
 
@@ -69,7 +107,7 @@ impl PacketHook {
 pub enum LoadError {
     #[error("the service path needs root (CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)")]
     NotRoot,
-    #[error("kernel {found} is too old: Linux 6.6 or newer is needed (tcx)")]
+    #[error("kernel {found} is too old: Linux 6.1 or newer is needed")]
     OldKernel { found: String },
     #[error("this kernel has no BTF (/sys/kernel/btf/vmlinux): one built with CONFIG_DEBUG_INFO_BTF=y is needed")]
     NoBtf,
@@ -117,6 +155,7 @@ pub struct Pins {
     root: PathBuf,
     layouts: &'static [Layout],
     families: Families,
+    attachment: Attachment,
 }
 
 impl Pins {
@@ -125,12 +164,21 @@ impl Pins {
     }
 
     pub fn in_layouts(root: &Path, layouts: &'static [Layout]) -> Self {
-        Self { root: root.to_owned(), layouts, families: Families::V4 }
+        Self { root: root.to_owned(), layouts, families: Families::V4, attachment: Attachment::Tcx }
     }
 
     /// With maps of the sizes for a node of these families.
     pub fn of(self, families: Families) -> Self {
         Self { families, ..self }
+    }
+
+    /// With packet programs attached this way.
+    pub fn by(self, attachment: Attachment) -> Self {
+        Self { attachment, ..self }
+    }
+
+    pub fn attachment(&self) -> Attachment {
+        self.attachment
     }
 
     pub fn families(&self) -> Families {
@@ -168,7 +216,7 @@ pub fn check_machine(cgroup_root: &Path) -> Result<(), LoadError> {
     }
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")
         .map_err(|source| LoadError::Path { path: "/proc/sys/kernel/osrelease".into(), source })?;
-    if kernel_version(&release) < (6, 6) {
+    if kernel_version(&release) < OLDEST_KERNEL {
         return Err(LoadError::OldKernel { found: release.trim().to_owned() });
     }
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
@@ -342,8 +390,8 @@ mod tests {
     #[test]
     fn kernel_versions_compare_by_number() {
         assert_eq!(kernel_version("6.18.44-fc-v669\n"), (6, 18));
-        assert!(kernel_version("6.1.0-25-amd64") < (6, 6));
-        assert!(kernel_version("5.15") < (6, 6));
+        assert!(kernel_version("6.1.0-25-amd64") >= OLDEST_KERNEL);
+        assert!(kernel_version("5.15") < OLDEST_KERNEL);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::layout::{self, Layout};
 use crate::links::{self, LinkError};
 use crate::migrate::earlier;
 use crate::migrate::{MigrateError, Migration, Pass};
-use crate::object::{self, LoadError, PacketHook, Pins, Programs};
+use crate::object::{self, Attachment, LoadError, PacketHook, Pins, Programs};
 use crate::sys::{self, Map, Put};
 use crate::table::{Limits, Refusal, Table};
 
@@ -47,6 +47,7 @@ pub struct Config {
     /// The cgroup2 folder whose processes' sockets are seen.
     pub cgroup_root: PathBuf,
     pub socket_hooks: SocketHooks,
+    pub attachment: Attachment,
     /// Those of the node. Maps that have other sizes for it now are made anew, and what they held is carried over.
     pub families: Families,
 }
@@ -131,7 +132,7 @@ impl Proxy {
     pub fn start_in_layouts(config: &Config, layouts: &'static [Layout]) -> Result<Self> {
         object::check_machine(&config.cgroup_root)?;
         object::prepare_root(&config.bpf_root)?;
-        let pins = Pins::in_layouts(&config.bpf_root, layouts).of(config.families);
+        let pins = Pins::in_layouts(&config.bpf_root, layouts).of(config.families).by(config.attachment);
         let programs = take_over(&pins)?;
         let maps = Maps::open(&pins)?;
         let mut table = maps.adopt()?;
@@ -151,8 +152,9 @@ impl Proxy {
     /// Removes programs, maps and the mount. For `reset`; a running agent never calls it.
     ///
     /// # Errors
-    /// As for [`object::remove_root`].
+    /// As for [`object::remove_root`], or where a device does not let go of a program.
     pub fn unload(bpf_root: &Path) -> io::Result<()> {
+        links::release(&Pins::new(bpf_root)).map_err(io::Error::other)?;
         object::remove_root(bpf_root)
     }
 

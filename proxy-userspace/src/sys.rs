@@ -260,8 +260,7 @@ pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32, rank:
 /// The programs of a packet hook of a device in the order in which packets meet them, by the kernel's numbers.
 ///
 /// # Errors
-/// `ENODEV` where there is no such device, `ENOSPC` where it has more than 16 programs.
-#[cfg(test)]
+/// `EINVAL` where the kernel has no such hook, `ENODEV` where there is no such device, `ENOSPC` where it has more than 16 programs.
 pub fn attached_programs(device: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     const PROG_QUERY: u32 = 16;
     /// `union bpf_attr` of the call.
@@ -294,6 +293,31 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     let mut attr = LinkUpdateAttr { link: raw(link), program: raw(program), flags: 0, old: 0 };
     // SAFETY: integers only.
     unsafe { bpf(LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// The devices of the calling thread's network namespace, by index and name.
+///
+/// # Errors
+/// `ENOBUFS` or `ENOMEM` where the kernel has no room to list them.
+pub fn devices() -> io::Result<Vec<(u32, String)>> {
+    // SAFETY: no preconditions; the list is given back below.
+    let list = unsafe { libc::if_nameindex() };
+    if list.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    let mut found = Vec::new();
+    let mut next = list;
+    // SAFETY: the list ends with an element of index 0, and names are terminated.
+    while let device @ libc::if_nameindex { if_index: 1.., .. } = unsafe { *next } {
+        // SAFETY: as above.
+        let name = unsafe { std::ffi::CStr::from_ptr(device.if_name) };
+        found.push((device.if_index, name.to_string_lossy().into_owned()));
+        // SAFETY: not the last element.
+        next = unsafe { next.add(1) };
+    }
+    // SAFETY: as it was given, and not used any more.
+    unsafe { libc::if_freenameindex(list) };
+    Ok(found)
 }
 
 fn raw(fd: BorrowedFd<'_>) -> u32 {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use proxy_common::{Scope, TCP};
 use proxy_userspace::desired::{Contents, EndpointSet, Entry, Frontend, Target};
-use proxy_userspace::{Config, Families, Proxy, SocketHooks};
+use proxy_userspace::{Attachment, Config, Families, Proxy, SocketHooks};
 
 const SERVICES: u32 = 10_000;
 
@@ -24,7 +24,8 @@ fn start(pins: &Pins) -> Proxy {
     let hybrid = Path::new("/sys/fs/cgroup/unified");
     let cgroup_root = if hybrid.exists() { hybrid } else { Path::new("/sys/fs/cgroup") }.to_owned();
     let (bpf_root, families) = (pins.0.path().join("bpf"), Families::V4);
-    Proxy::start(&Config { bpf_root, cgroup_root, socket_hooks: SocketHooks::Absent, families }).unwrap()
+    let attachment = Attachment::of_this_kernel();
+    Proxy::start(&Config { bpf_root, cgroup_root, socket_hooks: SocketHooks::Absent, attachment, families }).unwrap()
 }
 
 fn entry(service: u32, endpoints: u32) -> Entry {

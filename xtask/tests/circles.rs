@@ -41,38 +41,17 @@ const ROOTS: [&str; 19] = [
     "xtask/src/main.rs",
 ];
 
-/// Circles that are one idea, by their files' modules, and why.
-const ALLOWED: [(&str, &[&str], &str); 2] = [
-    (
-        "proxy-common/src/lib.rs",
-        &["family", "flow"],
-        "what a family is names the keys that its packets show, and those hold its addresses",
-    ),
-    (
-        "proxy-ebpf/src/main.rs",
-        &[
-            "choose", "family", "flow", "forward", "icmp", "mangle", "maps", "packet", "reject", "shares", "snat",
-            "tc", "wire",
-        ],
-        "an exported step has a name for each family, given in one table, and steps call each other by it",
-    ),
-];
-
 #[test]
 fn no_files_import_each_other() {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut found = Vec::new();
     for root in ROOTS {
         for circle in Crate::read(&workspace.join(root)).circles() {
-            let names: Vec<&str> = circle.iter().map(|(module, _)| module.as_str()).collect();
-            if !ALLOWED.iter().any(|(of, modules, _)| *of == root && *modules == names) {
-                let edges: Vec<&str> = circle.iter().flat_map(|(_, edges)| edges.lines()).collect();
-                found.push(format!("{root}:\n  {}", edges.join("\n  ")));
-            }
+            let edges: Vec<&str> = circle.iter().flat_map(|(_, edges)| edges.lines()).collect();
+            found.push(format!("{root}:\n  {}", edges.join("\n  ")));
         }
     }
     assert!(found.is_empty(), "files that import each other:\n{}", found.join("\n"));
-    assert!(ALLOWED.len() < 6, "too many exceptions");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use super::json::Node;
+use super::json::Json;
 use crate::budget::Budget;
 use crate::quantity::Quantity;
 use crate::schema::{Field, Reading, Shape, Type, Unknown};
@@ -24,10 +24,10 @@ pub struct Findings {
 }
 
 /// Reads `node` as an object of type `ty`.
-pub fn object(ty: &Type, node: &Node) -> (Map<String, Value>, Findings) {
+pub fn object(ty: &Type, node: &Json) -> (Map<String, Value>, Findings) {
     let mut builder = Builder { findings: Findings::default(), path: String::new(), names: Vec::new(), owner: "" };
     let map = match node {
-        Node::Object(entries) => builder.structure(ty, entries, Map::new()),
+        Json::Object(entries) => builder.structure(ty, entries, Map::new()),
         _ => builder.structure(ty, &[], Map::new()),
     };
     (map, builder.findings)
@@ -35,12 +35,12 @@ pub fn object(ty: &Type, node: &Node) -> (Map<String, Value>, Findings) {
 
 /// Go converts whole numbers to text, and numbers to each other, so it says of these that it cannot; of the others that
 /// it knows no such type.
-fn restored(node: &Node, shape: &Shape) -> Option<String> {
+fn restored(node: &Json, shape: &Shape) -> Option<String> {
     let kind = match node {
-        Node::Number(text) if text.contains(['.', 'e', 'E']) => "float64",
-        Node::Number(_) => "int64",
-        Node::List(_) => "slice",
-        Node::Object(_) => "map",
+        Json::Number(text) if text.contains(['.', 'e', 'E']) => "float64",
+        Json::Number(_) => "int64",
+        Json::List(_) => "slice",
+        Json::Object(_) => "map",
         other => other.go_kind(),
     };
     match shape {
@@ -82,12 +82,12 @@ impl<'t> Builder<'t> {
         Value::Null
     }
 
-    fn mismatch(&mut self, node: &Node, shape: &Shape) -> Value {
+    fn mismatch(&mut self, node: &Json, shape: &Shape) -> Value {
         if self.findings.error.is_none() {
             self.findings.converter = restored(node, shape);
         }
         let what = match node {
-            Node::Number(text) if matches!(shape, Shape::Int32 | Shape::IntOrString | Shape::Int64 | Shape::Float) => {
+            Json::Number(text) if matches!(shape, Shape::Int32 | Shape::IntOrString | Shape::Int64 | Shape::Float) => {
                 format!("number {text}")
             }
             _ => node.go_kind().to_string(),
@@ -117,7 +117,7 @@ impl<'t> Builder<'t> {
     fn structure(
         &mut self,
         ty: &'t Type,
-        entries: &[(String, Node)],
+        entries: &[(String, Json)],
         mut map: Map<String, Value>,
     ) -> Map<String, Value> {
         let mut seen = HashSet::new();
@@ -142,7 +142,7 @@ impl<'t> Builder<'t> {
         map
     }
 
-    fn plain_field(&mut self, field: &'t Field, node: &Node, map: &mut Map<String, Value>) {
+    fn plain_field(&mut self, field: &'t Field, node: &Json, map: &mut Map<String, Value>) {
         let value = self.within(&field.name, |b| b.plain(&field.shape, node));
         if value.is_null() && is_no_value(field) {
             map.remove(&*field.name);
@@ -152,7 +152,7 @@ impl<'t> Builder<'t> {
     }
 
     /// A value as it comes, less what its type does not have.
-    fn plain(&mut self, shape: &'t Shape, node: &Node) -> Value {
+    fn plain(&mut self, shape: &'t Shape, node: &Json) -> Value {
         match (shape, node) {
             (Shape::Described(field), _) => self.plain(&field.shape, node),
             (Shape::Struct(_), _) => {
@@ -161,14 +161,14 @@ impl<'t> Builder<'t> {
                 (self.owner, self.names) = (owner, names);
                 value
             }
-            (Shape::Made(ty), Node::Object(entries)) => Value::Object(self.structure(ty, entries, Map::new())),
-            (Shape::Map(item), Node::Object(entries)) => {
+            (Shape::Made(ty), Json::Object(entries)) => Value::Object(self.structure(ty, entries, Map::new())),
+            (Shape::Map(item), Json::Object(entries)) => {
                 let mut map = Map::new();
                 let null_is_none = match &**item {
                     Shape::Described(field) => is_no_value(field),
                     item => *item != Shape::Open,
                 };
-                for (key, node) in entries.iter().filter(|(_, node)| !null_is_none || *node != Node::Null) {
+                for (key, node) in entries.iter().filter(|(_, node)| !null_is_none || *node != Json::Null) {
                     let value = self.within(key, |b| {
                         if map.contains_key(key) {
                             b.find("duplicate");
@@ -179,7 +179,7 @@ impl<'t> Builder<'t> {
                 }
                 Value::Object(map)
             }
-            (Shape::List(item), Node::List(items)) => {
+            (Shape::List(item), Json::List(items)) => {
                 let items = items.iter().enumerate();
                 items.map(|(i, node)| self.within(&format!("[{i}]"), |b| b.plain(item, node))).collect()
             }
@@ -188,9 +188,9 @@ impl<'t> Builder<'t> {
     }
 
     /// A value that no type says anything of.
-    fn kept(&mut self, node: &Node) -> Value {
+    fn kept(&mut self, node: &Json) -> Value {
         match node {
-            Node::Object(entries) => {
+            Json::Object(entries) => {
                 let mut map = Map::new();
                 for (key, node) in entries {
                     let value = self.within(key, |b| {
@@ -203,7 +203,7 @@ impl<'t> Builder<'t> {
                 }
                 Value::Object(map)
             }
-            Node::List(items) => {
+            Json::List(items) => {
                 let items = items.iter().enumerate();
                 items.map(|(i, node)| self.within(&format!("[{i}]"), |b| b.kept(node))).collect()
             }
@@ -211,9 +211,9 @@ impl<'t> Builder<'t> {
         }
     }
 
-    fn field(&mut self, ty: &'t Type, field: &'t Field, node: &Node, map: &mut Map<String, Value>) {
+    fn field(&mut self, ty: &'t Type, field: &'t Field, node: &Json, map: &mut Map<String, Value>) {
         let before = map.remove(&*field.name);
-        if *node == Node::Null && !field.pointer && field.shape.is_scalar() {
+        if *node == Json::Null && !field.pointer && field.shape.is_scalar() {
             map.extend(before.map(|value| (field.name.to_string(), value)));
             return;
         }
@@ -225,13 +225,13 @@ impl<'t> Builder<'t> {
         map.insert(field.name.to_string(), value);
     }
 
-    fn value(&mut self, shape: &'t Shape, node: &Node, before: Option<Value>) -> Value {
-        if *node == Node::Null {
+    fn value(&mut self, shape: &'t Shape, node: &Json, before: Option<Value>) -> Value {
+        if *node == Json::Null {
             return Value::Null;
         }
         match (shape, node) {
             (Shape::Any, _) => node.to_value(),
-            (Shape::Struct(_), Node::Object(entries)) => match shape.ty() {
+            (Shape::Struct(_), Json::Object(entries)) => match shape.ty() {
                 Some(ty) => {
                     let before = match before {
                         Some(Value::Object(map)) => map,
@@ -241,8 +241,8 @@ impl<'t> Builder<'t> {
                 }
                 None => node.to_value(),
             },
-            (Shape::Map(item), Node::Object(entries)) => self.map(item, entries, before),
-            (Shape::List(item), Node::List(items)) => {
+            (Shape::Map(item), Json::Object(entries)) => self.map(item, entries, before),
+            (Shape::List(item), Json::List(items)) => {
                 let items: Vec<Value> = items
                     .iter()
                     .enumerate()
@@ -250,43 +250,43 @@ impl<'t> Builder<'t> {
                     .collect();
                 if items.is_empty() { Value::Null } else { Value::Array(items) }
             }
-            (Shape::String, Node::String(text)) => json!(text),
-            (Shape::Bool, Node::Bool(on)) => json!(on),
-            (Shape::Int32 | Shape::IntOrString, Node::Number(text)) => match text.parse::<i32>() {
+            (Shape::String, Json::String(text)) => json!(text),
+            (Shape::Bool, Json::Bool(on)) => json!(on),
+            (Shape::Int32 | Shape::IntOrString, Json::Number(text)) => match text.parse::<i32>() {
                 Ok(n) => json!(n),
                 Err(_) => self.mismatch(node, shape),
             },
-            (Shape::Int64, Node::Number(text)) => match text.parse::<i64>() {
+            (Shape::Int64, Json::Number(text)) => match text.parse::<i64>() {
                 Ok(n) => json!(n),
                 Err(_) => self.mismatch(node, shape),
             },
-            (Shape::Float, Node::Number(text)) => match text.parse::<f64>() {
+            (Shape::Float, Json::Number(text)) => match text.parse::<f64>() {
                 Ok(n) => float(n),
                 Err(_) => self.mismatch(node, shape),
             },
-            (Shape::IntOrString, Node::String(text)) => json!(text),
-            (Shape::Bytes, Node::String(text)) => self.bytes(text),
-            (Shape::Quantity, Node::String(text) | Node::Number(text)) => match Quantity::parse(text.trim()) {
+            (Shape::IntOrString, Json::String(text)) => json!(text),
+            (Shape::Bytes, Json::String(text)) => self.bytes(text),
+            (Shape::Quantity, Json::String(text) | Json::Number(text)) => match Quantity::parse(text.trim()) {
                 Ok(quantity) => json!(quantity.to_string()),
                 Err(error) => self.fail(error.to_string()),
             },
             (Shape::Quantity, _) => self.fail(crate::quantity::QuantityError::Format.to_string()),
-            (Shape::Time, Node::String(text)) => self.time(time::parse(text).map(time::rfc3339)),
-            (Shape::MicroTime, Node::String(text)) => self.time(time::parse_micro(text).map(time::micro)),
+            (Shape::Time, Json::String(text)) => self.time(time::parse(text).map(time::rfc3339)),
+            (Shape::MicroTime, Json::String(text)) => self.time(time::parse_micro(text).map(time::micro)),
             (Shape::Time | Shape::MicroTime, _) => {
                 self.fail(format!("json: cannot unmarshal {} into Go value of type string", node.go_kind()))
             }
-            (Shape::Duration, Node::String(text)) => json!(text),
+            (Shape::Duration, Json::String(text)) => json!(text),
             _ => self.mismatch(node, shape),
         }
     }
 
     /// An element of a list or map: null is the zero value.
-    fn item(&mut self, shape: &'t Shape, node: &Node) -> Value {
-        if *node == Node::Null { zero(shape) } else { self.value(shape, node, None) }
+    fn item(&mut self, shape: &'t Shape, node: &Json) -> Value {
+        if *node == Json::Null { zero(shape) } else { self.value(shape, node, None) }
     }
 
-    fn map(&mut self, item: &'t Shape, entries: &[(String, Node)], before: Option<Value>) -> Value {
+    fn map(&mut self, item: &'t Shape, entries: &[(String, Json)], before: Option<Value>) -> Value {
         let mut map = match before {
             Some(Value::Object(map)) => map,
             _ => Map::new(),

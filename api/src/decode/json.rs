@@ -6,31 +6,31 @@ use crate::budget::{Budget, Meter, Size};
 
 /// JSON as written: numbers as text, keys in order, duplicates kept.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Node {
+pub enum Json {
     Null,
     Bool(bool),
     Number(String),
     String(String),
-    List(Vec<Node>),
-    Object(Vec<(String, Node)>),
+    List(Vec<Json>),
+    Object(Vec<(String, Json)>),
 }
 
-impl Node {
+impl Json {
     /// What Go calls it in a type error.
     pub fn go_kind(&self) -> &'static str {
         match self {
-            Node::Null => "null",
-            Node::Bool(_) => "bool",
-            Node::Number(_) => "number",
-            Node::String(_) => "string",
-            Node::List(_) => "array",
-            Node::Object(_) => "object",
+            Json::Null => "null",
+            Json::Bool(_) => "bool",
+            Json::Number(_) => "number",
+            Json::String(_) => "string",
+            Json::List(_) => "array",
+            Json::Object(_) => "object",
         }
     }
 
-    pub fn get(&self, key: &str) -> Option<&Node> {
+    pub fn get(&self, key: &str) -> Option<&Json> {
         match self {
-            Node::Object(entries) => entries.iter().rev().find(|(k, _)| k == key).map(|(_, v)| v),
+            Json::Object(entries) => entries.iter().rev().find(|(k, _)| k == key).map(|(_, v)| v),
             _ => None,
         }
     }
@@ -38,8 +38,8 @@ impl Node {
     /// Read nodes are never deeper than the budget, so this may call itself.
     pub(super) fn size(&self) -> Size {
         let (nodes, depth) = match self {
-            Node::List(items) => sizes(items.iter()),
-            Node::Object(entries) => sizes(entries.iter().map(|(_, node)| node)),
+            Json::List(items) => sizes(items.iter()),
+            Json::Object(entries) => sizes(entries.iter().map(|(_, node)| node)),
             _ => return Size { depth: 0, nodes: 1 },
         };
         Size { depth: depth + 1, nodes: nodes + 1 }
@@ -48,31 +48,31 @@ impl Node {
     /// As untyped JSON; of duplicates the last wins.
     pub fn to_value(&self) -> Value {
         match self {
-            Node::Null => Value::Null,
-            Node::Bool(on) => Value::Bool(*on),
-            Node::Number(text) => number(text),
-            Node::String(text) => Value::String(text.clone()),
-            Node::List(items) => items.iter().map(Node::to_value).collect(),
-            Node::Object(entries) => {
+            Json::Null => Value::Null,
+            Json::Bool(on) => Value::Bool(*on),
+            Json::Number(text) => number(text),
+            Json::String(text) => Value::String(text.clone()),
+            Json::List(items) => items.iter().map(Json::to_value).collect(),
+            Json::Object(entries) => {
                 Value::Object(entries.iter().map(|(k, v)| (k.clone(), v.to_value())).collect::<Map<_, _>>())
             }
         }
     }
 }
 
-fn sizes<'a>(nodes: impl Iterator<Item = &'a Node>) -> (usize, usize) {
-    nodes.map(Node::size).fold((0, 0), |(nodes, depth), size| (nodes + size.nodes, depth.max(size.depth)))
+fn sizes<'a>(nodes: impl Iterator<Item = &'a Json>) -> (usize, usize) {
+    nodes.map(Json::size).fold((0, 0), |(nodes, depth), size| (nodes + size.nodes, depth.max(size.depth)))
 }
 
-impl From<&Value> for Node {
-    fn from(value: &Value) -> Node {
+impl From<&Value> for Json {
+    fn from(value: &Value) -> Json {
         match value {
-            Value::Null => Node::Null,
-            Value::Bool(on) => Node::Bool(*on),
-            Value::Number(n) => Node::Number(n.to_string()),
-            Value::String(text) => Node::String(text.clone()),
-            Value::Array(items) => Node::List(items.iter().map(Node::from).collect()),
-            Value::Object(map) => Node::Object(map.iter().map(|(k, v)| (k.clone(), Node::from(v))).collect()),
+            Value::Null => Json::Null,
+            Value::Bool(on) => Json::Bool(*on),
+            Value::Number(n) => Json::Number(n.to_string()),
+            Value::String(text) => Json::String(text.clone()),
+            Value::Array(items) => Json::List(items.iter().map(Json::from).collect()),
+            Value::Object(map) => Json::Object(map.iter().map(|(k, v)| (k.clone(), Json::from(v))).collect()),
         }
     }
 }
@@ -89,7 +89,7 @@ fn number(text: &str) -> Value {
 ///
 /// # Errors
 /// The text of Go's reader, or the limit of [`Budget::CLIENT`] that was met.
-pub fn parse(bytes: &[u8]) -> Result<Node, String> {
+pub fn parse(bytes: &[u8]) -> Result<Json, String> {
     parse_within(bytes, &mut Budget::CLIENT.meter())
 }
 
@@ -97,7 +97,7 @@ pub fn parse(bytes: &[u8]) -> Result<Node, String> {
 ///
 /// # Errors
 /// Those of [`parse`], by the limits of this meter.
-pub fn parse_within(bytes: &[u8], meter: &mut Meter) -> Result<Node, String> {
+pub fn parse_within(bytes: &[u8], meter: &mut Meter) -> Result<Json, String> {
     let mut reader = Reader { bytes, at: 0, meter };
     let node = reader.value()?;
     reader.space();
@@ -137,7 +137,7 @@ impl Reader<'_> {
         }
     }
 
-    fn value(&mut self) -> Result<Node, String> {
+    fn value(&mut self) -> Result<Json, String> {
         self.space();
         match self.peek() {
             Some(b'{') => return self.nested(Self::object),
@@ -145,16 +145,16 @@ impl Reader<'_> {
             _ => self.meter.node()?,
         }
         match self.peek() {
-            Some(b'"') => self.string().map(Node::String),
-            Some(b't') => self.literal("true", Node::Bool(true)),
-            Some(b'f') => self.literal("false", Node::Bool(false)),
-            Some(b'n') => self.literal("null", Node::Null),
+            Some(b'"') => self.string().map(Json::String),
+            Some(b't') => self.literal("true", Json::Bool(true)),
+            Some(b'f') => self.literal("false", Json::Bool(false)),
+            Some(b'n') => self.literal("null", Json::Null),
             Some(b'-' | b'0'..=b'9') => self.number(),
             _ => self.invalid("looking for beginning of value"),
         }
     }
 
-    fn nested(&mut self, read: fn(&mut Self) -> Result<Node, String>) -> Result<Node, String> {
+    fn nested(&mut self, read: fn(&mut Self) -> Result<Json, String>) -> Result<Json, String> {
         self.meter.enter()?;
         self.at += 1;
         let node = read(self)?;
@@ -162,12 +162,12 @@ impl Reader<'_> {
         Ok(node)
     }
 
-    fn object(&mut self) -> Result<Node, String> {
+    fn object(&mut self) -> Result<Json, String> {
         let mut entries = Vec::new();
         self.space();
         if self.peek() == Some(b'}') {
             self.at += 1;
-            return Ok(Node::Object(entries));
+            return Ok(Json::Object(entries));
         }
         loop {
             self.space();
@@ -186,19 +186,19 @@ impl Reader<'_> {
                 Some(b',') => self.at += 1,
                 Some(b'}') => {
                     self.at += 1;
-                    return Ok(Node::Object(entries));
+                    return Ok(Json::Object(entries));
                 }
                 _ => return self.invalid("after object key:value pair"),
             }
         }
     }
 
-    fn list(&mut self) -> Result<Node, String> {
+    fn list(&mut self) -> Result<Json, String> {
         let mut items = Vec::new();
         self.space();
         if self.peek() == Some(b']') {
             self.at += 1;
-            return Ok(Node::List(items));
+            return Ok(Json::List(items));
         }
         loop {
             items.push(self.value()?);
@@ -207,14 +207,14 @@ impl Reader<'_> {
                 Some(b',') => self.at += 1,
                 Some(b']') => {
                     self.at += 1;
-                    return Ok(Node::List(items));
+                    return Ok(Json::List(items));
                 }
                 _ => return self.invalid("after array element"),
             }
         }
     }
 
-    fn literal(&mut self, word: &str, node: Node) -> Result<Node, String> {
+    fn literal(&mut self, word: &str, node: Json) -> Result<Json, String> {
         for expected in word.bytes() {
             if self.peek() != Some(expected) {
                 return self.invalid(&format!("in literal {word} (expecting '{}')", char::from(expected)));
@@ -232,7 +232,7 @@ impl Reader<'_> {
         self.at - start
     }
 
-    fn number(&mut self) -> Result<Node, String> {
+    fn number(&mut self) -> Result<Json, String> {
         let start = self.at;
         if self.peek() == Some(b'-') {
             self.at += 1;
@@ -257,7 +257,7 @@ impl Reader<'_> {
                 return self.invalid("in exponent of numeric literal");
             }
         }
-        Ok(Node::Number(String::from_utf8_lossy(&self.bytes[start..self.at]).into_owned()))
+        Ok(Json::Number(String::from_utf8_lossy(&self.bytes[start..self.at]).into_owned()))
     }
 
     fn string(&mut self) -> Result<String, String> {
@@ -363,9 +363,9 @@ mod tests {
     #[test]
     fn keeps_duplicates_and_number_texts() {
         let node = parse(br#"{"a":1.0,"a":"\ud83d\ude00\u00e9\ud800"}"#).unwrap();
-        let Node::Object(entries) = &node else { panic!() };
-        assert_eq!(entries[0].1, Node::Number("1.0".into()));
-        assert_eq!(entries[1].1, Node::String("😀é\u{FFFD}".into()));
+        let Json::Object(entries) = &node else { panic!() };
+        assert_eq!(entries[0].1, Json::Number("1.0".into()));
+        assert_eq!(entries[1].1, Json::String("😀é\u{FFFD}".into()));
         assert_eq!(node.to_value(), serde_json::json!({"a": "😀é\u{FFFD}"}));
     }
 }

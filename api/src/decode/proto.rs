@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::json::Node;
+use super::json::Json;
 use crate::budget::{Budget, Meter};
 use crate::schema::{Field, Shape, Type};
 
@@ -45,7 +45,7 @@ pub fn envelope(bytes: &[u8]) -> Result<Envelope<'_>, String> {
 }
 
 /// A message of a type as JSON.
-pub fn message(ty: &Type, bytes: &[u8]) -> Result<Node, String> {
+pub fn message(ty: &Type, bytes: &[u8]) -> Result<Json, String> {
     Reader { meter: Budget::CLIENT.meter() }.message(ty, bytes)
 }
 
@@ -55,14 +55,14 @@ struct Reader {
 }
 
 impl Reader {
-    fn message(&mut self, ty: &Type, bytes: &[u8]) -> Result<Node, String> {
+    fn message(&mut self, ty: &Type, bytes: &[u8]) -> Result<Json, String> {
         let mut entries = Vec::new();
         self.read(ty, bytes, &mut entries)?;
-        Ok(Node::Object(entries))
+        Ok(Json::Object(entries))
     }
 
     /// Puts a message's fields among those read before: inline messages share them with what they stand in.
-    fn read(&mut self, ty: &Type, bytes: &[u8], entries: &mut Vec<(String, Node)>) -> Result<(), String> {
+    fn read(&mut self, ty: &Type, bytes: &[u8], entries: &mut Vec<(String, Json)>) -> Result<(), String> {
         self.meter.enter()?;
         for entry in fields(bytes) {
             let (tag, wire) = entry?;
@@ -77,18 +77,18 @@ impl Reader {
         Ok(())
     }
 
-    fn add(&mut self, entries: &mut Vec<(String, Node)>, field: &Field, wire: Wire) -> Result<(), String> {
+    fn add(&mut self, entries: &mut Vec<(String, Json)>, field: &Field, wire: Wire) -> Result<(), String> {
         let slot = entries.iter_mut().find(|(name, _)| *name == field.name);
         match (&field.shape, slot) {
-            (Shape::List(item), Some((_, Node::List(items)))) => self.repeated(items, item, wire)?,
+            (Shape::List(item), Some((_, Json::List(items)))) => self.repeated(items, item, wire)?,
             (Shape::List(item), _) => {
                 let mut items = Vec::new();
                 self.repeated(&mut items, item, wire)?;
-                entries.push((field.name.to_string(), Node::List(items)));
+                entries.push((field.name.to_string(), Json::List(items)));
             }
-            (Shape::Map(item), Some((_, Node::Object(map)))) => map.push(self.map_entry(item, wire)?),
+            (Shape::Map(item), Some((_, Json::Object(map)))) => map.push(self.map_entry(item, wire)?),
             (Shape::Map(item), _) => {
-                entries.push((field.name.to_string(), Node::Object(vec![self.map_entry(item, wire)?])))
+                entries.push((field.name.to_string(), Json::Object(vec![self.map_entry(item, wire)?])))
             }
             (shape, Some(slot)) => slot.1 = self.single(shape, wire)?,
             (shape, None) => entries.push((field.name.to_string(), self.single(shape, wire)?)),
@@ -97,7 +97,7 @@ impl Reader {
     }
 
     /// One element, or packed numbers.
-    fn repeated(&mut self, items: &mut Vec<Node>, item: &Shape, wire: Wire) -> Result<(), String> {
+    fn repeated(&mut self, items: &mut Vec<Json>, item: &Shape, wire: Wire) -> Result<(), String> {
         if let (Shape::Int32 | Shape::Int64, Wire::Bytes(mut packed)) = (item, wire) {
             while !packed.is_empty() {
                 self.meter.node()?;
@@ -109,7 +109,7 @@ impl Reader {
         Ok(())
     }
 
-    fn map_entry(&mut self, item: &Shape, wire: Wire) -> Result<(String, Node), String> {
+    fn map_entry(&mut self, item: &Shape, wire: Wire) -> Result<(String, Json), String> {
         let Wire::Bytes(bytes) = wire else { return Err(ill("map entry")) };
         let (mut key, mut value) = (String::new(), None);
         for entry in fields(bytes) {
@@ -120,32 +120,32 @@ impl Reader {
             }
         }
         let empty = || match item {
-            Shape::String | Shape::Bytes => Node::String(String::new()),
-            _ => Node::Null,
+            Shape::String | Shape::Bytes => Json::String(String::new()),
+            _ => Json::Null,
         };
         Ok((key, value.unwrap_or_else(empty)))
     }
 
-    fn single(&mut self, shape: &Shape, wire: Wire) -> Result<Node, String> {
+    fn single(&mut self, shape: &Shape, wire: Wire) -> Result<Json, String> {
         self.meter.node()?;
         Ok(match (shape, wire) {
-            (Shape::String, Wire::Bytes(text)) => Node::String(string(text)),
-            (Shape::Bytes, Wire::Bytes(bytes)) => Node::String(STANDARD.encode(bytes)),
-            (Shape::Bool, Wire::Varint(n)) => Node::Bool(n != 0),
+            (Shape::String, Wire::Bytes(text)) => Json::String(string(text)),
+            (Shape::Bytes, Wire::Bytes(bytes)) => Json::String(STANDARD.encode(bytes)),
+            (Shape::Bool, Wire::Varint(n)) => Json::Bool(n != 0),
             (Shape::Int32 | Shape::Int64, Wire::Varint(n)) => integer(n),
-            (Shape::Float, Wire::Fixed64(bits)) => Node::Number(f64::from_bits(bits).to_string()),
+            (Shape::Float, Wire::Fixed64(bits)) => Json::Number(f64::from_bits(bits).to_string()),
             (Shape::Struct(_), Wire::Bytes(bytes)) => match shape.ty() {
                 Some(ty) => self.message(ty, bytes)?,
-                None => Node::Null,
+                None => Json::Null,
             },
-            (Shape::Quantity, Wire::Bytes(bytes)) => text_of(bytes, 1)?.map_or(Node::String("0".into()), Node::String),
+            (Shape::Quantity, Wire::Bytes(bytes)) => text_of(bytes, 1)?.map_or(Json::String("0".into()), Json::String),
             (Shape::Any, Wire::Bytes(bytes)) => self.raw(bytes)?,
             (Shape::Time, Wire::Bytes(bytes)) => time(bytes, crate::time::rfc3339)?,
             (Shape::MicroTime, Wire::Bytes(bytes)) => time(bytes, crate::time::micro)?,
-            (Shape::Duration, Wire::Bytes(bytes)) => Node::String(format!("{}ns", number_of(bytes, 1)?)),
+            (Shape::Duration, Wire::Bytes(bytes)) => Json::String(format!("{}ns", number_of(bytes, 1)?)),
             (Shape::IntOrString, Wire::Bytes(bytes)) => match number_of(bytes, 1)? {
                 0 => integer(number_of(bytes, 2)?),
-                _ => Node::String(text_of(bytes, 3)?.unwrap_or_default()),
+                _ => Json::String(text_of(bytes, 3)?.unwrap_or_default()),
             },
             // A named list type is a message with one repeated field.
             (Shape::List(item), Wire::Bytes(bytes)) => {
@@ -155,30 +155,30 @@ impl Reader {
                         self.repeated(&mut items, item, wire)?;
                     }
                 }
-                Node::List(items)
+                Json::List(items)
             }
             _ => return Err(ill("field")),
         })
     }
 
-    fn raw(&mut self, bytes: &[u8]) -> Result<Node, String> {
+    fn raw(&mut self, bytes: &[u8]) -> Result<Json, String> {
         for entry in fields(bytes) {
             if let (1, Wire::Bytes(json)) = entry? {
-                return if json.is_empty() { Ok(Node::Null) } else { super::json::parse_within(json, &mut self.meter) };
+                return if json.is_empty() { Ok(Json::Null) } else { super::json::parse_within(json, &mut self.meter) };
             }
         }
-        Ok(Node::Null)
+        Ok(Json::Null)
     }
 }
 
-fn time(bytes: &[u8], write: fn(jiff::Timestamp) -> String) -> Result<Node, String> {
+fn time(bytes: &[u8], write: fn(jiff::Timestamp) -> String) -> Result<Json, String> {
     let seconds = number_of(bytes, 1)?.cast_signed();
     let nanos = i32::try_from(number_of(bytes, 2)?.cast_signed()).unwrap_or(0);
     if bytes.is_empty() {
-        return Ok(Node::Null);
+        return Ok(Json::Null);
     }
     let time = jiff::Timestamp::new(seconds, nanos).map_err(|_| ill("time"))?;
-    Ok(Node::String(write(time)))
+    Ok(Json::String(write(time)))
 }
 
 fn number_of(bytes: &[u8], wanted: u32) -> Result<u64, String> {
@@ -203,8 +203,8 @@ fn text_of(bytes: &[u8], wanted: u32) -> Result<Option<String>, String> {
     Ok(None)
 }
 
-fn integer(n: u64) -> Node {
-    Node::Number(n.cast_signed().to_string())
+fn integer(n: u64) -> Json {
+    Json::Number(n.cast_signed().to_string())
 }
 
 fn string(bytes: &[u8]) -> String {

@@ -6,11 +6,11 @@ use yaml_rust2::Event;
 use yaml_rust2::parser::{Parser, Tag};
 use yaml_rust2::scanner::{Marker, ScanError, TScalarStyle};
 
-use super::json::Node;
+use super::json::Json;
 use crate::budget::{Budget, Exceeded, Meter, Size};
 
 pub struct Yaml {
-    pub node: Node,
+    pub node: Json,
     /// Errors that only strict reading reports.
     pub strict: Vec<String>,
 }
@@ -30,7 +30,7 @@ pub fn parse(text: &str) -> Result<Yaml, String> {
         }
         builder.take(event, mark)?;
     }
-    Ok(Yaml { node: builder.root.unwrap_or(Node::Null), strict: builder.strict })
+    Ok(Yaml { node: builder.root.unwrap_or(Json::Null), strict: builder.strict })
 }
 
 /// What the scanner says when it looks ahead into more open brackets than it can count (255): it has no other sign.
@@ -65,13 +65,13 @@ fn tabbed_line(text: &str) -> Option<usize> {
 
 /// A collection being read.
 enum Open {
-    List { items: Vec<Node>, anchor: usize },
+    List { items: Vec<Json>, anchor: usize },
     Object(Mapping),
 }
 
 #[derive(Default)]
 struct Mapping {
-    entries: Vec<(String, Node)>,
+    entries: Vec<(String, Json)>,
     /// Where each key stands in `entries`.
     places: HashMap<String, usize>,
     /// Keys that were written, merged ones left out.
@@ -81,7 +81,7 @@ struct Mapping {
 }
 
 impl Mapping {
-    fn set(&mut self, key: String, node: Node) {
+    fn set(&mut self, key: String, node: Json) {
         match self.places.get(&key) {
             Some(&at) => self.entries[at].1 = node,
             None => {
@@ -92,7 +92,7 @@ impl Mapping {
     }
 
     /// `<<`: what is there already stays.
-    fn merge(&mut self, merged: &[(String, Node)]) {
+    fn merge(&mut self, merged: &[(String, Json)]) {
         for (key, node) in merged {
             if !self.places.contains_key(key) {
                 self.set(key.clone(), node.clone());
@@ -104,8 +104,8 @@ impl Mapping {
 struct Builder {
     meter: Meter,
     open: Vec<Open>,
-    root: Option<Node>,
-    anchors: HashMap<usize, (Node, Size)>,
+    root: Option<Json>,
+    anchors: HashMap<usize, (Json, Size)>,
     strict: Vec<String>,
 }
 
@@ -133,8 +133,8 @@ impl Builder {
             Event::SequenceEnd | Event::MappingEnd => {
                 self.meter.leave();
                 match self.open.pop() {
-                    Some(Open::List { items, anchor }) => self.finish(Node::List(items), anchor, mark),
-                    Some(Open::Object(mapping)) => self.finish(Node::Object(mapping.entries), mapping.anchor, mark),
+                    Some(Open::List { items, anchor }) => self.finish(Json::List(items), anchor, mark),
+                    Some(Open::Object(mapping)) => self.finish(Json::Object(mapping.entries), mapping.anchor, mark),
                     None => Ok(()),
                 }
             }
@@ -148,7 +148,7 @@ impl Builder {
         }
     }
 
-    fn finish(&mut self, node: Node, anchor: usize, mark: Marker) -> Result<(), String> {
+    fn finish(&mut self, node: Json, anchor: usize, mark: Marker) -> Result<(), String> {
         if anchor > 0 {
             let size = node.size();
             self.meter.repeat(size)?;
@@ -168,7 +168,7 @@ impl Builder {
                     mapping.key = Some(key);
                 }
                 Some(key) => match (key.as_str(), node) {
-                    ("<<", Node::Object(merged)) => mapping.merge(&merged),
+                    ("<<", Json::Object(merged)) => mapping.merge(&merged),
                     (_, node) => mapping.set(key, node),
                 },
             },
@@ -177,29 +177,29 @@ impl Builder {
     }
 }
 
-fn key_text(node: &Node) -> Option<String> {
+fn key_text(node: &Json) -> Option<String> {
     match node {
-        Node::String(text) | Node::Number(text) => Some(text.clone()),
-        Node::Bool(on) => Some(on.to_string()),
-        Node::Null => Some("null".into()),
+        Json::String(text) | Json::Number(text) => Some(text.clone()),
+        Json::Bool(on) => Some(on.to_string()),
+        Json::Null => Some("null".into()),
         _ => None,
     }
 }
 
-fn scalar(text: String, style: TScalarStyle, tag: Option<&Tag>) -> Node {
+fn scalar(text: String, style: TScalarStyle, tag: Option<&Tag>) -> Json {
     let tagged = tag.filter(|t| t.handle == "tag:yaml.org,2002:").map(|t| t.suffix.as_str());
     if style != TScalarStyle::Plain || tagged == Some("str") {
-        return Node::String(text);
+        return Json::String(text);
     }
     match text.as_str() {
-        "" | "~" | "null" | "Null" | "NULL" => return Node::Null,
-        "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" | "y" | "Y" => return Node::Bool(true),
+        "" | "~" | "null" | "Null" | "NULL" => return Json::Null,
+        "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" | "y" | "Y" => return Json::Bool(true),
         "false" | "False" | "FALSE" | "no" | "No" | "NO" | "off" | "Off" | "OFF" | "n" | "N" => {
-            return Node::Bool(false);
+            return Json::Bool(false);
         }
         _ => {}
     }
-    number(&text).map_or(Node::String(text), Node::Number)
+    number(&text).map_or(Json::String(text), Json::Number)
 }
 
 /// Integers in any base of YAML 1.1 and 1.2, and floats, as JSON writes them.

@@ -131,7 +131,7 @@ fn reads_as_other(text: &str) -> bool {
         && text.as_bytes()[4] == b'-'
         && text.bytes().all(|b| b.is_ascii_digit() || b"-:TtZz.+ ".contains(&b));
     let is_word = text.chars().all(|c| c.is_alphanumeric() || "+-._~".contains(c));
-    let other = is_word && parse(text).is_ok_and(|y| !matches!(y.node, crate::decode::json::Node::String(_)));
+    let other = is_word && parse(text).is_ok_and(|y| !matches!(y.node, crate::decode::json::Json::String(_)));
     text.is_empty() || is_time || other
 }
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::budget::{Exceeded, Meter};
-use crate::decode::json::Node;
+use crate::decode::json::Json;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Operation {
@@ -43,7 +43,7 @@ impl From<Exceeded> for Refused {
 }
 
 /// The operations of a patch body.
-pub fn operations(node: &Node, meter: &Meter) -> Result<Vec<Operation>, Unread> {
+pub fn operations(node: &Json, meter: &Meter) -> Result<Vec<Operation>, Unread> {
     let Value::Array(items) = node.to_value() else {
         let kind = node.go_kind();
         return Err(Unread::Text(format!(
@@ -216,7 +216,7 @@ mod tests {
 
     fn run(current: Value, patch: Value) -> Result<Value, Refused> {
         let mut meter = Budget::CLIENT.meter();
-        let operations = operations(&Node::from(&patch), &meter).unwrap();
+        let operations = operations(&Json::from(&patch), &meter).unwrap();
         apply(&current, &operations, &mut meter)
     }
 
@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn operations_are_counted() {
         let many = vec![json!({"op": "test", "path": "/x"}); 10_001];
-        let refused = operations(&Node::from(&Value::from(many)), &Budget::CLIENT.meter()).unwrap_err();
+        let refused = operations(&Json::from(&Value::from(many)), &Budget::CLIENT.meter()).unwrap_err();
         let limit = Exceeded::Operations { limit: 10_000, given: 10_001 };
         assert_eq!(refused, Unread::Exceeded(limit));
         let told = "The allowed maximum operations in a JSON patch is 10000, got 10001";

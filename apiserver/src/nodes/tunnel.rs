@@ -5,6 +5,7 @@
 //! flow control.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use api::status::Status;
@@ -35,11 +36,13 @@ type Sender = SendRequest<Body>;
 pub struct Fleet {
     local: Arc<dyn Nodes>,
     tunnels: Mutex<HashMap<String, (u64, Sender)>>,
+    /// Tunnels that were ever opened.
+    opened: AtomicU64,
 }
 
 impl Fleet {
     pub fn new(local: Arc<dyn Nodes>) -> Self {
-        Self { local, tunnels: Mutex::default() }
+        Self { local, tunnels: Mutex::default(), opened: AtomicU64::default() }
     }
 
     /// Asks a node through this connection until it ends. A later one of the same node takes its place.
@@ -61,8 +64,8 @@ impl Fleet {
     }
 
     fn take_in(&self, node: &str, sender: Sender) -> u64 {
+        let number = self.opened.fetch_add(1, Ordering::Relaxed);
         let mut tunnels = self.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = tunnels.get(node).map_or(0, |(number, _)| number + 1);
         tunnels.insert(node.to_owned(), (number, sender));
         number
     }

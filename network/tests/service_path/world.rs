@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use network::{Config, HostPortRefusal, Network, Peer, PodNetwork, PortRange, Ranges};
 use proxy_userspace::desired::{HostPort, LocalServer, NodeFacts, desired};
 use proxy_userspace::layout::{CURRENT, Layout};
-use proxy_userspace::{Proxy, SocketHooks};
+use proxy_userspace::{Attachment, Families, Proxy, SocketHooks};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -277,6 +277,7 @@ fn start(
             bpf_root: node_config.state_file.with_file_name("bpf"),
             cgroup_root: cgroup_root().to_owned(),
             socket_hooks: hooks,
+            attachment: attachment(node_config.families()),
             families: node_config.families(),
         };
         let proxy = Arc::new(Proxy::start_in_layouts(&config, layouts).unwrap_or_else(|error| panic!("{error:?}")));
@@ -285,6 +286,14 @@ fn start(
             .unwrap_or_else(|error| panic!("{error:?}"));
         (proxy, Arc::new(network))
     })
+}
+
+/// The other way rides along with the other family: what programs decide does not depend on how they are attached.
+fn attachment(families: Families) -> Attachment {
+    match families {
+        Families::V6 => Attachment::Clsact,
+        _ => Attachment::of_this_kernel(),
+    }
 }
 
 fn config(family: Family, folder: &Path, snat_ports: PortRange) -> Config {

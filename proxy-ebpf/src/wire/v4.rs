@@ -8,8 +8,8 @@ use proxy_common::*;
 
 use super::{IP, PORTS, Part, TCP_FLAGS, Wire, difference, hop_difference};
 use crate::forward::TC_ACT_SHOT;
-use crate::mangle::{Hop, Mangled, RECOMPUTE, fold, sum};
-use crate::packet::{Layer4, Packet, set_words, words};
+use crate::mangle::{RECOMPUTE, fold, sum};
+use crate::packet::{Hop, Layer4, Mangled, Packet, set_words, words};
 
 const PLAIN: usize = Ip4::PLAIN;
 const SRC: usize = IP + 12;

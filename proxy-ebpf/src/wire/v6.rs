@@ -11,9 +11,9 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::*;
 
 use super::{IP, PORTS, Part, TCP_FLAGS, Wire, difference, hop_difference};
-use crate::mangle::{Hop, Mangled, RECOMPUTE, sum};
+use crate::mangle::{RECOMPUTE, sum};
 use crate::neighbour;
-use crate::packet::{Layer4, Packet, set_words, words};
+use crate::packet::{Hop, Layer4, Mangled, Packet, set_words, words};
 
 const PLAIN: usize = Ip::PLAIN;
 const NEXT: usize = IP + 6;

@@ -188,6 +188,7 @@ reset_leaves_nothing() {
     find /sys/fs/cgroup -type d \( -name 'pod*-*' -o -name kubepods -o -name amphipod \) | grep . && say 'cgroups stay behind' && return 1
     grep -E 'amphipod/(pods|containers|volumes)| /run/amphipod' /proc/self/mounts && say 'mounts stay behind' && return 1
     ip -o link | grep amphi && say 'links stay behind' && return 1
+    tc qdisc show | grep clsact && say 'filters stay behind' && return 1
     return 0
 }
 
