@@ -23,9 +23,6 @@ mod config;
 mod node;
 mod ranges;
 
-/// Of an API server, where nobody says otherwise.
-const PORT: u16 = 6443;
-
 #[derive(Parser)]
 #[command(
     name = "amphipod",
@@ -268,7 +265,7 @@ impl ServerArguments {
             Some(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
             None => Ipv4Addr::UNSPECIFIED.into(),
         };
-        self.listen.unwrap_or((any, PORT).into())
+        self.listen.unwrap_or((any, control_plane::PORT).into())
     }
 
     /// Where `--store` leads.

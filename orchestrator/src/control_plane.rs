@@ -30,6 +30,9 @@ use crate::store_command;
 use crate::store_full;
 use crate::{leader, servers};
 
+/// Of an API server, where nobody says otherwise.
+pub const PORT: u16 = 6443;
+
 /// Validated settings.
 #[derive(Debug, Clone)]
 pub struct Settings {

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::PORT;
 use super::node::{NodeArguments, local_address};
 use crate::agent_command::Settings;
+use crate::control_plane::PORT;
 use crate::kubeconfig::host_port;
 use crate::token::JoinToken;
 
