@@ -213,7 +213,7 @@ impl Agent {
         let record = Record {
             pod,
             object,
-            ip: None,
+            ips: Vec::new(),
             users: None,
             started_at: Timestamp::now(),
             sandboxes: 0,
@@ -357,14 +357,14 @@ fn node_at(
     let boot = |source| StartError::Folder { path: BOOT_ID.to_owned(), source };
     let records = Records::open(config.data_dir.join("pods")).map_err(folder)?;
     let known = records.load().map_err(folder)?;
-    let taken = known.iter().filter_map(|record| record.ip).collect();
+    let taken = known.iter().flat_map(|record| record.ips.iter().copied()).collect();
     Ok(Node {
         _lock: lock,
         images: ImageStore::open(&config.data_dir.join("images"), registries)?,
         records,
         executable: PodExecutable::new().map_err(StartError::Executable)?,
         cgroups: Cgroups::discover(&config.cgroup_root, &config.pod_cgroup)?,
-        addresses: Addresses::new(config.pod_cidr, &taken),
+        addresses: Addresses::new(&config.pod_cidrs, &taken),
         users: Ranges::open(known.iter().filter_map(|record| record.users))?,
         apparmor: AppArmor::prepare(),
         live: Mutex::default(),
@@ -419,7 +419,7 @@ fn named(folder: fs::DirEntry) -> Option<Uid> {
     folder.file_name().into_string().ok().map(Uid::new)
 }
 
-/// Takes away what exists here but is in no record. The address of such a pod is unknown, but its link ended with its
+/// Takes away what exists here but is in no record. The addresses of such a pod are unknown, but its link ended with its
 /// network namespace.
 async fn remove_strangers(node: &Node, records: &[Record]) {
     let known: BTreeSet<&Uid> = records.iter().map(|record| &record.pod.uid).collect();
@@ -429,7 +429,7 @@ async fn remove_strangers(node: &Node, records: &[Record]) {
     let found = names.filter_map(named).chain(node.cgroups.known_pods());
     let strangers: BTreeSet<Uid> = found.filter(|uid| !known.contains(uid)).collect();
     for uid in strangers {
-        if let Err(error) = tear_down(node, Part::Whole, &uid, None).await {
+        if let Err(error) = tear_down(node, Part::Whole, &uid, &[]).await {
             tracing::warn!(%uid, error = %causes::chain(&error), "leftovers of an unknown pod");
         }
     }
@@ -443,16 +443,16 @@ async fn remove_strangers(node: &Node, records: &[Record]) {
 pub async fn remove_everything(config: Config, network: Arc<dyn PodNetwork>) -> Result<(), ResetError> {
     let lock = lock_data_dir(&config).await?;
     let (node, records) = open_node(config, Arc::new(Nobody), network, lock).await?;
-    let ips: HashMap<Uid, std::net::IpAddr> =
-        records.iter().filter_map(|record| Some((record.pod.uid.clone(), record.ip?))).collect();
-    let mut uids: BTreeSet<Uid> = records.into_iter().map(|record| record.pod.uid).collect();
+    let ips: HashMap<Uid, Vec<std::net::IpAddr>> =
+        records.into_iter().map(|record| (record.pod.uid, record.ips)).collect();
+    let mut uids: BTreeSet<Uid> = ips.keys().cloned().collect();
     uids.extend(node.cgroups.known_pods());
     for folder in [node.config.run_dir.join("pods"), node.config.data_dir.join("volumes")] {
         let names = fs::read_dir(folder).into_iter().flatten().flatten();
         uids.extend(names.filter_map(named));
     }
     for uid in uids {
-        tear_down(&node, Part::Whole, &uid, ips.get(&uid).copied()).await?;
+        tear_down(&node, Part::Whole, &uid, ips.get(&uid).map_or(&[], Vec::as_slice)).await?;
     }
     for root in node.cgroups.own_roots() {
         cgroups::remove(&root).map_err(ResetError::Files)?;

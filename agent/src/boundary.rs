@@ -108,7 +108,8 @@ pub trait Upstream: Send + Sync + 'static {
 #[derive(Clone, Debug)]
 pub struct Attachment {
     pub pod: PodRef,
-    pub ip: IpAddr,
+    /// One, or one of each family.
+    pub ips: Vec<IpAddr>,
     /// Any path that opens the pod's network namespace, valid during the call.
     pub netns: PathBuf,
     pub host_ports: Vec<HostPort>,
@@ -140,5 +141,5 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// Gives what of the host ports the pod has to do without, in words.
     async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, NetworkError>;
     /// Takes back all that `attach` made; the namespace may be gone already.
-    async fn detach(&self, pod_uid: &Uid, ip: IpAddr) -> Result<(), NetworkError>;
+    async fn detach(&self, pod_uid: &Uid, ips: &[IpAddr]) -> Result<(), NetworkError>;
 }

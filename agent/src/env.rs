@@ -1,6 +1,7 @@
 //! A container's environment: image, services, `envFrom`, `env`, in the kubelet's order of precedence.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use api::quantity::Quantity;
@@ -26,8 +27,9 @@ pub enum EnvError {
 #[derive(Clone, Debug)]
 pub struct Facts {
     pub node_name: String,
-    pub host_ip: String,
-    pub pod_ip: Option<String>,
+    /// First the one by which it is known; so for the pod's.
+    pub host_ips: Vec<IpAddr>,
+    pub pod_ips: Vec<IpAddr>,
 }
 
 /// Name and value, in order; a later entry of the same name has replaced an earlier one.
@@ -210,6 +212,8 @@ fn decode_data(object: &Arc<Value>, keyed: Keyed) -> BTreeMap<String, Vec<u8>> {
 /// A `fieldRef`, for variables and downward API files.
 pub fn field_value(pod: &Pod, facts: &Facts, path: &str) -> Result<String, EnvError> {
     let metadata = &pod.metadata;
+    let first = |ips: &[IpAddr]| ips.first().map(IpAddr::to_string).unwrap_or_default();
+    let all = |ips: &[IpAddr]| ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
     let keyed = |kind: &str| path.strip_prefix(kind)?.strip_prefix("['")?.strip_suffix("']").map(str::to_owned);
     Ok(match path {
         "metadata.name" => metadata.name.clone(),
@@ -219,8 +223,10 @@ pub fn field_value(pod: &Pod, facts: &Facts, path: &str) -> Result<String, EnvEr
         "metadata.annotations" => pairs(&metadata.annotations),
         "spec.nodeName" => facts.node_name.clone(),
         "spec.serviceAccountName" => pod.spec.service_account_name.clone().unwrap_or_default(),
-        "status.hostIP" | "status.hostIPs" => facts.host_ip.clone(),
-        "status.podIP" | "status.podIPs" => facts.pod_ip.clone().unwrap_or_default(),
+        "status.hostIP" => first(&facts.host_ips),
+        "status.hostIPs" => all(&facts.host_ips),
+        "status.podIP" => first(&facts.pod_ips),
+        "status.podIPs" => all(&facts.pod_ips),
         _ => match (keyed("metadata.labels"), keyed("metadata.annotations")) {
             (Some(key), _) => label(metadata, &key),
             (_, Some(key)) => metadata.annotations.get(&key).cloned().unwrap_or_default(),
@@ -305,12 +311,15 @@ mod tests {
 
     #[test]
     fn downward_fields() {
-        let facts = Facts { node_name: "node".into(), host_ip: "1.2.3.4".into(), pod_ip: None };
+        let host_ips = ["1.2.3.4", "fd00::4"].map(|ip| ip.parse().unwrap()).into();
+        let facts = Facts { node_name: "node".into(), host_ips, pod_ips: Vec::new() };
         let field = |path: &str| field_value(&pod(), &facts, path);
         assert_eq!(field("metadata.name").unwrap(), "p");
         assert_eq!(field("metadata.labels['b']").unwrap(), "2");
         assert_eq!(field("metadata.labels").unwrap(), "a=\"1\\\"x\"\nb=\"2\"");
         assert_eq!(field("status.hostIP").unwrap(), "1.2.3.4");
+        assert_eq!(field("status.hostIPs").unwrap(), "1.2.3.4,fd00::4");
+        assert_eq!((field("status.podIP").unwrap(), field("status.podIPs").unwrap()), (String::new(), String::new()));
         assert!(field("spec.shoeSize").is_err());
     }
 

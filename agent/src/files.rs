@@ -124,7 +124,7 @@ impl Conf {
 }
 
 /// `/etc/hosts`; with hostNetwork the node's own entries come first.
-pub fn hosts(pod: &Pod, hostname: Option<&str>, ip: Option<IpAddr>, domain: &str, host_file: &str) -> String {
+pub fn hosts(pod: &Pod, hostname: Option<&str>, ips: &[IpAddr], domain: &str, host_file: &str) -> String {
     let mut text = if pod.spec.host_network {
         format!("# Kubernetes-managed hosts file (host network).\n{host_file}")
     } else {
@@ -133,13 +133,14 @@ pub fn hosts(pod: &Pod, hostname: Option<&str>, ip: Option<IpAddr>, domain: &str
              fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
         )
     };
-    if let (Some(ip), Some(hostname)) = (ip, hostname) {
+    if let Some(hostname) = hostname {
         let full = pod
             .spec
             .subdomain
             .as_ref()
-            .map(|subdomain| format!("{hostname}.{subdomain}.{}.svc.{domain}\t", pod.metadata.namespace));
-        text.push_str(&format!("{ip}\t{}{hostname}\n", full.unwrap_or_default()));
+            .map(|subdomain| format!("{hostname}.{subdomain}.{}.svc.{domain}\t", pod.metadata.namespace))
+            .unwrap_or_default();
+        ips.iter().for_each(|ip| text.push_str(&format!("{ip}\t{full}{hostname}\n")));
     }
     if !pod.spec.host_aliases.is_empty() {
         text.push_str("\n# Entries added by HostAliases.\n");
@@ -222,10 +223,9 @@ mod tests {
             "metadata": {"name": "p", "namespace": "n"},
             "spec": {"subdomain": "sub", "hostAliases": [{"ip": "9.9.9.9", "hostnames": ["a", "b"]}]}}))
         .unwrap();
-        let text = hosts(&pod, Some("p"), Some("10.0.0.2".parse().unwrap()), "cluster.local", "");
-        assert!(
-            text.contains("10.0.0.2\tp.sub.n.svc.cluster.local\tp\n") && text.ends_with("9.9.9.9\ta\tb\n"),
-            "{text}"
-        );
+        let ips = ["10.0.0.2", "fd00::2"].map(|ip| ip.parse().unwrap());
+        let text = hosts(&pod, Some("p"), &ips, "cluster.local", "");
+        let own = "10.0.0.2\tp.sub.n.svc.cluster.local\tp\nfd00::2\tp.sub.n.svc.cluster.local\tp\n";
+        assert!(text.contains(own) && text.ends_with("9.9.9.9\ta\tb\n"), "{text}");
     }
 }

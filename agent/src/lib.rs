@@ -46,7 +46,7 @@ mod volume;
 mod worker;
 
 pub use agent::{Agent, ResetError, StartError, remove_everything};
-pub use config::{Config, PodCidr};
+pub use config::Config;
 pub use dial::DialError;
 pub use exec::{AttachRequest, ExecError, ExecRequest, ExecSession, ExecUserError, Resizer, asked_user};
 pub use logs::{LogError, LogOptions};

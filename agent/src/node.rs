@@ -72,10 +72,8 @@ impl Node {
     }
 
     /// Other pods may have what this one had.
-    pub fn take_back(&self, ip: Option<IpAddr>, users: Option<pod::protocol::IdRange>) {
-        if let Some(ip) = ip {
-            self.addresses.release(ip);
-        }
+    pub fn take_back(&self, ips: &[IpAddr], users: Option<pod::protocol::IdRange>) {
+        self.addresses.release(ips);
         if let Some(users) = users {
             self.users.release(users);
         }

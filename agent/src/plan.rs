@@ -194,7 +194,7 @@ mod tests {
 
     fn record(containers: &[(&str, ContainerRecord)]) -> Record {
         Record {
-            ip: None,
+            ips: Vec::new(),
             started_at: at(0),
             containers: containers.iter().map(|(name, record)| ((*name).to_owned(), record.clone())).collect(),
             ..crate::record::tests::record("u")

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use api::uid::Uid;
 use jiff::Timestamp;
 use pod::protocol::IdRange;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::boundary::PodRef;
@@ -24,7 +24,9 @@ pub struct Record {
     pub pod: PodRef,
     /// The pod as last seen, so that its containers restart while the API server is away.
     pub object: Arc<Value>,
-    pub ip: Option<IpAddr>,
+    /// None yet, one, or one of each family; the first is the one by which the pod is known.
+    #[serde(rename = "ip", with = "addresses", default)]
+    pub ips: Vec<IpAddr>,
     /// What stands for its own users, when it has any.
     #[serde(default)]
     pub users: Option<IdRange>,
@@ -183,6 +185,33 @@ impl ContainerRecord {
     }
 }
 
+/// As releases of one family noted them, where there is one at most.
+mod addresses {
+    use super::*;
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Noted {
+        One(Option<IpAddr>),
+        Several(Vec<IpAddr>),
+    }
+
+    pub fn serialize<S: Serializer>(ips: &[IpAddr], serializer: S) -> Result<S::Ok, S::Error> {
+        match ips {
+            [] | [_] => Noted::One(ips.first().copied()),
+            several => Noted::Several(several.to_vec()),
+        }
+        .serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpAddr>, D::Error> {
+        Ok(match Noted::deserialize(deserializer)? {
+            Noted::One(ip) => ip.into_iter().collect(),
+            Noted::Several(ips) => ips,
+        })
+    }
+}
+
 /// The folder of records.
 #[derive(Clone, Debug)]
 pub struct Records {
@@ -248,7 +277,7 @@ pub(crate) mod tests {
         Record {
             pod: PodRef { namespace: "default".into(), name: "web".into(), uid: Uid::new(uid) },
             object: Arc::default(),
-            ip: Some("10.0.0.2".parse().unwrap()),
+            ips: vec!["10.0.0.2".parse().unwrap()],
             users: None,
             started_at: "2024-01-01T00:00:00Z".parse().unwrap(),
             sandboxes: 1,
@@ -270,6 +299,20 @@ pub(crate) mod tests {
         let loaded = records.load().unwrap();
         assert_eq!(loaded.len(), 1);
         assert_eq!(loaded[0].pod.uid.as_str(), "b");
+    }
+
+    #[test]
+    fn addresses_of_one_family_are_noted_as_they_always_were() {
+        for (ips, noted) in [
+            (&[][..], Value::Null),
+            (&["10.0.0.2"], "10.0.0.2".into()),
+            (&["10.0.0.2", "fd00::2"], serde_json::json!(["10.0.0.2", "fd00::2"])),
+        ] {
+            let ips: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+            let value = serde_json::to_value(Record { ips: ips.clone(), ..record("a") }).unwrap();
+            assert_eq!(value["ip"], noted);
+            assert_eq!(serde_json::from_value::<Record>(value).unwrap().ips, ips);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -173,11 +173,13 @@ async fn connect(node: &Node, uid: &Uid) -> Result<Sandbox, LinkError> {
 
 /// Attaches the network, or repairs what an earlier agent attached. Gives what of the host ports the pod has to do without.
 pub async fn attach(node: &Node, pod: &Pod, record: &Record, sandbox: &Sandbox) -> Result<Vec<String>, NetworkError> {
-    let Some(ip) = record.ip else { return Ok(Vec::new()) };
+    if record.ips.is_empty() {
+        return Ok(Vec::new());
+    }
     let netns = PathBuf::from(format!("/proc/{}/ns/net", sandbox.state.pid));
     let host_ports = host_ports(&pod.spec);
     let searches = searches(node, pod, record);
-    let attachment = Attachment { pod: record.pod.clone(), ip, netns, host_ports, searches };
+    let attachment = Attachment { pod: record.pod.clone(), ips: record.ips.clone(), netns, host_ports, searches };
     let refused = node.network.attach(&attachment).await?;
     Step::AttachNetwork.done();
     Ok(refused)
@@ -194,7 +196,7 @@ fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
     let sidecars = spec.init_containers.iter().filter(|container| container.is_sidecar());
     let ports = sidecars.chain(&spec.containers).flat_map(|container| &container.ports);
     let host_port = |port: &ContainerPort| HostPort {
-        host_ip: port.host_ip.parse().ok().filter(|ip: &IpAddr| *ip != IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        host_ip: port.host_ip.parse().ok().filter(|ip: &IpAddr| !ip.is_unspecified()),
         host_port: port.host_port,
         container_port: port.container_port,
         protocol: port.protocol.clone(),
@@ -228,7 +230,8 @@ mod tests {
     fn host_ports_are_those_of_containers_that_run_all_the_time() {
         let port = |number: u16| json!({"containerPort": 80, "hostPort": number, "protocol": "TCP"});
         let of_one = json!({"containerPort": 53, "hostPort": 5353, "protocol": "UDP", "hostIP": "192.0.2.1"});
-        let every = json!({"containerPort": 81, "hostPort": 8, "protocol": "TCP", "hostIP": "0.0.0.0"});
+        let every =
+            |ip: &str, number: u16| json!({"containerPort": 81, "hostPort": number, "protocol": "TCP", "hostIP": ip});
         let spec = json!({
             "initContainers": [
                 {"name": "init", "ports": [port(1)]},
@@ -236,7 +239,7 @@ mod tests {
             ],
             "containers": [
                 {"name": "a", "ports": [of_one, {"containerPort": 90, "protocol": "TCP"}]},
-                {"name": "b", "ports": [every]},
+                {"name": "b", "ports": [every("0.0.0.0", 8), every("::", 9)]},
             ],
         });
         let found = host_ports(&serde_json::from_value(spec).unwrap());
@@ -246,8 +249,12 @@ mod tests {
             container_port,
             protocol: protocol.into(),
         };
-        let expected =
-            [expected(None, 2, 80, "TCP"), expected(Some("192.0.2.1"), 5353, 53, "UDP"), expected(None, 8, 81, "TCP")];
+        let expected = [
+            expected(None, 2, 80, "TCP"),
+            expected(Some("192.0.2.1"), 5353, 53, "UDP"),
+            expected(None, 8, 81, "TCP"),
+            expected(None, 9, 81, "TCP"),
+        ];
         assert_eq!(found, expected);
     }
 

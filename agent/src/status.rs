@@ -7,7 +7,7 @@ use api::time::rfc3339;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use crate::model::{Container, Pod, RestartPolicy};
+use crate::model::{Container, Pod, PodSpec, RestartPolicy};
 use crate::record::{Cause, Record, Run};
 
 mod conditions;
@@ -43,7 +43,8 @@ pub struct Inputs<'a> {
     pub initialized: bool,
     /// The container whose postStart hook runs: until it is through, the API calls it waiting.
     pub starting: Option<&'a str>,
-    pub host_ip: IpAddr,
+    /// The node's, first the one by which it is known.
+    pub host_ips: &'a [IpAddr],
     pub now: Timestamp,
 }
 
@@ -62,12 +63,13 @@ pub fn status(inputs: &Inputs<'_>) -> Value {
     }
     out.insert("phase".into(), json!(phase));
     out.insert("startTime".into(), json!(rfc3339(inputs.record.started_at)));
-    out.insert("hostIP".into(), json!(inputs.host_ip));
-    out.insert("hostIPs".into(), json!([{"ip": inputs.host_ip}]));
-    let ip = if spec.host_network { Some(inputs.host_ip) } else { inputs.record.ip };
-    if let Some(ip) = ip.filter(|_| inputs.sandbox_ready) {
-        out.insert("podIP".into(), json!(ip));
-        out.insert("podIPs".into(), json!([{"ip": ip}]));
+    let listed = |ips: &[IpAddr]| ips.iter().map(|ip| json!({"ip": ip})).collect::<Value>();
+    out.insert("hostIP".into(), json!(inputs.host_ips.first()));
+    out.insert("hostIPs".into(), listed(inputs.host_ips));
+    let ips = pod_ips(spec, inputs.record, inputs.host_ips);
+    if let Some(first) = ips.first().filter(|_| inputs.sandbox_ready) {
+        out.insert("podIP".into(), json!(first));
+        out.insert("podIPs".into(), listed(ips));
     }
     if cause(inputs) == Some(Cause::Rejected) {
         return Value::Object(out); // nothing of it was ever here
@@ -91,6 +93,11 @@ pub fn status(inputs: &Inputs<'_>) -> Value {
         out.insert("observedGeneration".into(), json!(generation));
     }
     Value::Object(out)
+}
+
+/// The addresses of a pod: its own, or those of the node whose network it shares.
+pub fn pod_ips<'a>(spec: &PodSpec, record: &'a Record, host_ips: &'a [IpAddr]) -> &'a [IpAddr] {
+    if spec.host_network { host_ips } else { &record.ips }
 }
 
 fn cause(inputs: &Inputs<'_>) -> Option<Cause> {

@@ -1,4 +1,4 @@
-//! Taking a part of a pod away, by steps that may be repeated and need no more than the UID and the address.
+//! Taking a part of a pod away, by steps that may be repeated and need no more than the UID and the addresses.
 
 use std::fs;
 use std::io;
@@ -27,21 +27,19 @@ pub enum TeardownError {
 }
 
 /// Runs the steps until one fails. The caller tries again later: a later step may depend on an earlier one.
-pub async fn tear_down(node: &Node, part: Part, uid: &Uid, ip: Option<IpAddr>) -> Result<(), TeardownError> {
+pub async fn tear_down(node: &Node, part: Part, uid: &Uid, ips: &[IpAddr]) -> Result<(), TeardownError> {
     for step in Step::taking_away(part) {
-        run(step, node, uid, ip).await?;
+        run(step, node, uid, ips).await?;
         step.done();
     }
     Ok(())
 }
 
-async fn run(step: Step, node: &Node, uid: &Uid, ip: Option<IpAddr>) -> Result<(), TeardownError> {
+async fn run(step: Step, node: &Node, uid: &Uid, ips: &[IpAddr]) -> Result<(), TeardownError> {
     let done = match step {
         // Before the processes: the pod's end of the link, which tells whose it is, goes with them.
-        Step::DetachNetwork => match ip {
-            Some(ip) => return node.network.detach(uid, ip).await.map_err(TeardownError::Network),
-            None => Ok(()),
-        },
+        Step::DetachNetwork if ips.is_empty() => Ok(()),
+        Step::DetachNetwork => return node.network.detach(uid, ips).await.map_err(TeardownError::Network),
         Step::KillProcesses => kill_processes(node, uid).await,
         Step::UnmountRuns => unmount_runs(node, uid),
         Step::RemoveCgroups => node.cgroups.pod_folders(uid).iter().try_for_each(|folder| cgroups::remove(folder)),

@@ -199,7 +199,7 @@ mod tests {
     async fn a_volume_keeps_the_rights_that_its_containers_gave_it() {
         use std::os::unix::fs::MetadataExt as _;
         let disk = disk::TestDisk::new("size=8m");
-        let facts = Facts { node_name: "n".into(), host_ip: "1".into(), pod_ip: None };
+        let facts = Facts { node_name: "n".into(), host_ips: Vec::new(), pod_ips: Vec::new() };
         let (mut pod, tokens) = (Pod::default(), Tokens::default());
         for (group, wanted) in [(None, (0o777, 0)), (Some(7), (0o2777, 7))] {
             pod.spec.security_context.fs_group = group;
@@ -224,7 +224,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_disk_takes_no_more_volumes_and_keeps_those_it_has() {
         let disk = disk::TestDisk::new("size=8m");
-        let facts = Facts { node_name: "n".into(), host_ip: "1".into(), pod_ip: None };
+        let facts = Facts { node_name: "n".into(), host_ips: Vec::new(), pod_ips: Vec::new() };
         let (pod, tokens, durable) = (Pod::default(), Tokens::default(), disk.path().join("volumes"));
         let maker = Volumes {
             upstream: &Nobody,

@@ -9,6 +9,7 @@ mod stop;
 mod storage;
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -241,7 +242,7 @@ impl Worker {
     async fn clear(&mut self, part: Part) {
         let mut wait = RETRY.0;
         self.presence.lose();
-        while let Err(error) = tear_down(&self.node, part, &self.record.pod.uid, self.record.ip).await {
+        while let Err(error) = tear_down(&self.node, part, &self.record.pod.uid, &self.record.ips).await {
             self.log_failure("take the pod away", &error);
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(RETRY.1);
@@ -453,12 +454,12 @@ impl Worker {
         self.leave_live();
         self.publish().await;
         self.clear(Part::Runtime).await;
-        let (ip, users) = (self.record.ip.take(), self.record.users.take());
-        if ip.is_some() || users.is_some() {
+        let (ips, users) = (std::mem::take(&mut self.record.ips), self.record.users.take());
+        if !ips.is_empty() || users.is_some() {
             self.save();
             Step::ReturnAddress.done();
         }
-        self.node.take_back(ip, users);
+        self.node.take_back(&ips, users);
         self.cleared = true;
         self.evictors.clear();
     }
@@ -503,7 +504,7 @@ impl Worker {
             sandbox_ready: self.presence.sandbox().is_some(),
             initialized: self.initialized,
             starting: self.starting.as_deref(),
-            host_ip: self.node.config.node_ip,
+            host_ips: &self.node.config.node_ips,
             now: Timestamp::now(),
         });
         if self.gone || status == self.seen {
@@ -545,12 +546,16 @@ impl Worker {
     }
 
     fn facts(&self) -> Facts {
-        let ip = if self.pod.spec.host_network { Some(self.node.config.node_ip) } else { self.record.ip };
         Facts {
             node_name: self.node.config.node_name.clone(),
-            host_ip: self.node.config.node_ip.to_string(),
-            pod_ip: ip.map(|ip| ip.to_string()),
+            host_ips: self.node.config.node_ips.clone(),
+            pod_ips: self.ips().to_vec(),
         }
+    }
+
+    /// Where the pod is reached, first by the one it is known by.
+    fn ips(&self) -> &[IpAddr] {
+        status::pod_ips(&self.pod.spec, &self.record, &self.node.config.node_ips)
     }
 
     /// A record that cannot be written is a node in trouble: the pod goes on, loudly.

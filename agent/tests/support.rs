@@ -117,13 +117,13 @@ pub struct FakeNetwork {
 #[async_trait::async_trait]
 impl PodNetwork for FakeNetwork {
     async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, NetworkError> {
-        let entry = (attachment.ip, attachment.netns.clone());
+        let entry = (attachment.ips[0], attachment.netns.clone());
         self.attached.lock().unwrap().insert(attachment.pod.uid.to_string(), entry);
         let mut searches = self.searches.lock().unwrap();
         searches.entry(attachment.pod.uid.to_string()).or_default().push(attachment.searches.clone());
         Ok(Vec::new())
     }
-    async fn detach(&self, pod_uid: &Uid, _: IpAddr) -> Result<(), NetworkError> {
+    async fn detach(&self, pod_uid: &Uid, _: &[IpAddr]) -> Result<(), NetworkError> {
         self.attached.lock().unwrap().remove(pod_uid.as_str());
         Ok(())
     }
@@ -134,8 +134,8 @@ fn config(folder: &Path, cgroup: String, registries: Option<PathBuf>) -> Config 
         data_dir: folder.join("data"),
         run_dir: folder.join("run"),
         node_name: "node".into(),
-        node_ip: "192.0.2.1".parse().unwrap(),
-        pod_cidr: "10.244.0.0/24".parse().unwrap(),
+        node_ips: vec!["192.0.2.1".parse().unwrap()],
+        pod_cidrs: vec!["10.244.0.0/24".parse().unwrap()],
         pod_cgroup: format!("{cgroup}/pods"),
         cgroup_root: cgroup,
         cluster_dns: Some("10.96.0.10".parse().unwrap()),

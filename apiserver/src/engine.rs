@@ -32,7 +32,7 @@ mod write;
 
 pub use delete::{Deleted, Removal, deletion_warnings};
 pub use read::{List, ListOptions, VersionMatch, check_list, check_watch};
-pub use services::{BadRange, ServiceNetwork, ServiceRange};
+pub use services::{BadRange, Family, ServiceNetwork, ServiceRange};
 pub use watching::{Event, EventKind, Watch, WatchOptions};
 pub use write::{Change, Draft, Written};
 

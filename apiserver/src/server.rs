@@ -1,6 +1,6 @@
 //! A whole API server: its engine, its keys, its listener.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -213,7 +213,9 @@ fn names(config: &Config) -> Vec<String> {
 }
 
 fn addresses(config: &Config) -> Vec<IpAddr> {
-    let mut all = vec![config.services.api_server(), config.advertise, [127, 0, 0, 1].into()];
+    // The Service `kubernetes` has the first one; who gives it another family's too reaches the server there.
+    let mut all: Vec<IpAddr> = config.services.ranges().map(|range| range.at(1)).collect();
+    all.extend([config.advertise, Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
     if !config.listen.ip().is_unspecified() {
         all.push(config.listen.ip());
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use e2e::Cluster;
+use e2e::{Cluster, Wanted};
 
 use crate::footprint::{self, From};
 use crate::http::{Api, Connection, Watch, block_on};
@@ -113,7 +113,7 @@ fn described(binary: &Path) -> Result<String> {
 
 fn bring_up(before: &Path, after: &Path) -> Result<Sides> {
     let side = |name, binary| {
-        let cluster = Cluster::up_with(name, binary)?;
+        let cluster = Cluster::up_as(name, Wanted { binary: Some(binary), ..Wanted::default() })?;
         let api = Api::from_kubeconfig(&Path::new(cluster.data_dir()).join("admin.kubeconfig"))?;
         anyhow::Ok(Side { cluster, api })
     };

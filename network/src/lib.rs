@@ -55,11 +55,7 @@ impl Config {
 
     /// Those that the node has addresses of, as the service path has to know them.
     pub fn families(&self) -> Families {
-        match (&self.v4, &self.v6) {
-            (Some(_), Some(_)) => Families::Both,
-            (None, Some(_)) => Families::V6,
-            _ => Families::V4,
-        }
+        self.node_ips().families()
     }
 
     /// The node's address in each family.

@@ -90,7 +90,7 @@ impl Monitor {
             self.tell(&found, &others).await?;
         }
         // Also where nothing else changed: somebody may have removed one.
-        peers::route(&self.netlink, &found.link, self.config.node_ips().v4, &others).await?;
+        peers::route(&self.netlink, &found.link, self.config.node_ips(), &others).await?;
         (self.uplink, self.others) = (found, others);
         Ok(())
     }

@@ -99,8 +99,13 @@ impl Netlink {
 
     /// With what happens to devices, addresses and routes here from now on.
     pub fn listening() -> Result<(Self, Changes)> {
-        let groups =
-            [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Ipv4Route];
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
         let (connection, handle, messages) =
             rtnetlink::new_multicast_connection(&groups).map_err(NetworkError::Socket)?;
         tokio::spawn(connection);
@@ -234,7 +239,7 @@ fn message(route: &Route) -> RouteMessage {
     }
 }
 
-/// What the kernel says by itself about devices, addresses and IPv4 routes.
+/// What the kernel says by itself about devices, addresses and routes.
 pub(crate) struct Changes(UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)>);
 
 impl Changes {

@@ -45,7 +45,7 @@ pub(crate) async fn set_up(
     proxy.add_node_netns(&netns::open(Path::new("/proc/thread-self/ns/net"))?, config.node_ips())?;
     proxy.attach_device(&far.name, far.index, PacketHook::FromHost)?;
     tell(config, proxy, &near, &uplink, others)?;
-    peers::route(netlink, &uplink.link, config.node_ips().v4, others).await?;
+    peers::route(netlink, &uplink.link, config.node_ips(), others).await?;
     Ok((uplink, near))
 }
 

@@ -4,11 +4,12 @@
 //! removes comes back.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt;
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
+use proxy_userspace::Addresses;
 use rtnetlink::RouteMessageBuilder;
 
 use crate::Result;
@@ -20,21 +21,23 @@ const PROTOCOL: RouteProtocol = RouteProtocol::Other(97);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     pub name: String,
-    /// The first one is where its pods' packets go.
-    pub addresses: Vec<Ipv4Addr>,
+    /// The first one of a family is where its pods' packets of that go.
+    pub addresses: Vec<IpAddr>,
     /// What its pods have their addresses from.
-    pub pods: Vec<Ipv4Network>,
+    pub pods: Vec<IpNetwork>,
 }
 
 /// A range of addresses and whose it is: route by route.
-type Ways<'a> = BTreeMap<Ipv4Network, (Ipv4Addr, &'a str)>;
+type Ways<'a> = BTreeMap<IpNetwork, (IpAddr, &'a str)>;
 
 fn ways(peers: &[Peer]) -> Ways<'_> {
     let mut ways = Ways::new();
     for peer in peers {
-        // A range that two have, while one of them goes, is the last one's.
-        if let Some(via) = peer.addresses.first() {
-            ways.extend(peer.pods.iter().map(|range| (*range, (*via, &*peer.name))));
+        for range in &peer.pods {
+            // A range that two have, while one of them goes, is the last one's.
+            if let Some(via) = peer.addresses.iter().find(|via| via.is_ipv4() == range.is_ipv4()) {
+                ways.insert(*range, (*via, &*peer.name));
+            }
         }
     }
     ways
@@ -42,7 +45,7 @@ fn ways(peers: &[Peer]) -> Ways<'_> {
 
 /// Addresses of other nodes.
 pub(crate) fn addresses(peers: &[Peer]) -> Vec<IpAddr> {
-    peers.iter().flat_map(|peer| peer.addresses.iter().copied().map(IpAddr::from)).collect()
+    peers.iter().flat_map(|peer| peer.addresses.iter().copied()).collect()
 }
 
 /// Whether what the kernel tells of a route that went is about one of ours.
@@ -50,11 +53,11 @@ pub(crate) fn is_ours(route: &RouteMessage) -> bool {
     route.header.protocol == PROTOCOL
 }
 
-/// Makes routes as they should be, from the node's IPv4 address; without one there are none. A peer to which no route can be made
-/// leaves the others theirs.
-pub(crate) async fn route(netlink: &Netlink, uplink: &Link, source: Option<Ipv4Addr>, peers: &[Peer]) -> Result<()> {
-    let Some(source) = source else { return Ok(()) };
+/// Makes routes as they should be, from the node's address of each family; where it has none there are none. A peer to which no route
+/// can be made leaves the others theirs.
+pub(crate) async fn route(netlink: &Netlink, uplink: &Link, node_ips: Addresses, peers: &[Peer]) -> Result<()> {
     let mut missing = ways(peers);
+    missing.retain(|_, (via, _)| node_ips.beside(*via).is_some());
     for found in ours(netlink).await? {
         let wanted = missing.get(&found.to).map(|(via, _)| (Some(*via), Some(uplink.index)));
         if wanted == Some((found.via, found.device)) {
@@ -64,14 +67,8 @@ pub(crate) async fn route(netlink: &Netlink, uplink: &Link, source: Option<Ipv4A
         }
     }
     for (to, (via, name)) in missing {
-        let message = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(to.network(), to.prefix())
-            .output_interface(uplink.index)
-            .gateway(via)
-            .pref_source(source)
-            .protocol(PROTOCOL)
-            .build();
-        let made = netlink.handle().route().add(message).replace().execute().await;
+        let Some(source) = node_ips.beside(via) else { continue };
+        let made = netlink.handle().route().add(message(to, via, source, uplink.index)).replace().execute().await;
         match made.map_err(failed(format!("adding the route to {to} by {via}"))) {
             Ok(()) => {
                 tracing::info!(node = name, range = %to, %via, device = uplink.name, "pods of another node are reached")
@@ -89,6 +86,18 @@ pub(crate) async fn route(netlink: &Netlink, uplink: &Link, source: Option<Ipv4A
     Ok(())
 }
 
+fn message(to: IpNetwork, via: IpAddr, source: IpAddr, device: u32) -> RouteMessage {
+    const OF_ONE_FAMILY: &str = "a way's addresses are of its range's family";
+    RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(to.network(), to.prefix())
+        .and_then(|route| route.gateway(via))
+        .and_then(|route| route.pref_source(source))
+        .expect(OF_ONE_FAMILY)
+        .output_interface(device)
+        .protocol(PROTOCOL)
+        .build()
+}
+
 /// Takes all of them away.
 pub(crate) async fn remove_all(netlink: &Netlink) -> Result<()> {
     for route in ours(netlink).await? {
@@ -99,21 +108,26 @@ pub(crate) async fn remove_all(netlink: &Netlink) -> Result<()> {
 
 /// A route of ours that is there.
 struct Found {
-    to: Ipv4Network,
-    via: Option<Ipv4Addr>,
+    to: IpNetwork,
+    via: Option<IpAddr>,
     device: Option<u32>,
     message: RouteMessage,
 }
 
 async fn ours(netlink: &Netlink) -> Result<Vec<Found>> {
-    let request = netlink.handle().route().get(RouteMessageBuilder::<Ipv4Addr>::new().build());
-    let all: Vec<RouteMessage> = request.execute().try_collect().await.map_err(failed("listing routes"))?;
+    let (v4, v6) = (RouteMessageBuilder::<Ipv4Addr>::new(), RouteMessageBuilder::<Ipv6Addr>::new());
+    let mut all: Vec<RouteMessage> = Vec::new();
+    for family in [v4.build(), v6.build()] {
+        let routes = netlink.handle().route().get(family).execute().try_collect::<Vec<_>>().await;
+        all.extend(routes.map_err(failed("listing routes"))?);
+    }
     Ok(all.into_iter().filter(is_ours).filter_map(found).collect())
 }
 
 fn found(message: RouteMessage) -> Option<Found> {
     let address = |of: &RouteAddress| match of {
-        RouteAddress::Inet(ip) => Some(*ip),
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
         _ => None,
     };
     let (mut to, mut via, mut device) = (None, None, None);
@@ -125,7 +139,7 @@ fn found(message: RouteMessage) -> Option<Found> {
             _ => {}
         }
     }
-    let to = Ipv4Network::new(to?, message.header.destination_prefix_length).ok()?;
+    let to = IpNetwork::new(to?, message.header.destination_prefix_length).ok()?;
     Some(Found { to, via, device, message })
 }
 
@@ -145,13 +159,24 @@ mod tests {
     fn each_range_has_one_way() {
         let peer = |name: &str, address: u8, range: u8| Peer {
             name: name.into(),
-            addresses: vec![[192, 0, 2, address].into(), [198, 51, 100, address].into()],
-            pods: vec![Ipv4Network::new([10, 244, range, 0].into(), 24).unwrap()],
+            addresses: ["192.0.2.", "198.51.100.", "2001:db8::"]
+                .map(|net| format!("{net}{address}").parse().unwrap())
+                .to_vec(),
+            pods: [format!("10.244.{range}.0/24"), format!("fd00:{range}::/64")]
+                .map(|range| range.parse().unwrap())
+                .to_vec(),
         };
         let nowhere = Peer { name: "c".into(), addresses: Vec::new(), pods: vec!["10.244.9.0/24".parse().unwrap()] };
         let peers = [peer("a", 1, 1), peer("b", 2, 2), peer("d", 3, 2), nowhere];
         let ways: Vec<String> = ways(&peers).iter().map(|(to, (via, name))| format!("{to} {via} {name}")).collect();
-        assert_eq!(ways, ["10.244.1.0/24 192.0.2.1 a", "10.244.2.0/24 192.0.2.3 d"]);
-        assert_eq!(addresses(&peers[..1]), [IpAddr::from([192, 0, 2, 1]), [198, 51, 100, 1].into()]);
+        let expected = [
+            "10.244.1.0/24 192.0.2.1 a",
+            "10.244.2.0/24 192.0.2.3 d",
+            "fd00:1::/64 2001:db8::1 a",
+            "fd00:2::/64 2001:db8::3 d",
+        ];
+        assert_eq!(ways, expected);
+        let all: Vec<String> = addresses(&peers[..1]).iter().map(IpAddr::to_string).collect();
+        assert_eq!(all, ["192.0.2.1", "198.51.100.1", "2001:db8::1"]);
     }
 }

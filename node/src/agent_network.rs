@@ -45,18 +45,19 @@ impl PodNetwork for AgentNetwork {
     async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, NetworkError> {
         let (host_ports, absent) = translated(&attachment.host_ports);
         let (uid, netns) = (&attachment.pod.uid, attachment.netns.clone());
-        let pod = network::PodNetwork { uid: uid.to_string(), addresses: attachment.ip.into(), netns, host_ports };
+        let addresses = attachment.ips.iter().copied().collect();
+        let pod = network::PodNetwork { uid: uid.to_string(), addresses, netns, host_ports };
         let refused = self.network.attach(&pod).await.map_err(|error| failed(&error))?;
         let (namespace, searches) = (&attachment.pod.namespace, attachment.searches.as_deref());
-        self.dns.pod_came(attachment.ip, uid, namespace, searches);
+        attachment.ips.iter().for_each(|ip| self.dns.pod_came(*ip, uid, namespace, searches));
         let mut said: Vec<String> = refused.iter().map(|refusal| format!("host port: {refusal}")).collect();
         // The same for clients inside and outside.
         said.dedup();
         Ok(absent.into_iter().chain(said).collect())
     }
 
-    async fn detach(&self, pod_uid: &Uid, ip: IpAddr) -> Result<(), NetworkError> {
-        self.dns.pod_went(ip, pod_uid);
+    async fn detach(&self, pod_uid: &Uid, ips: &[IpAddr]) -> Result<(), NetworkError> {
+        ips.iter().for_each(|ip| self.dns.pod_went(*ip, pod_uid));
         self.network.detach(pod_uid.as_str()).await.map_err(|error| failed(&error))
     }
 }

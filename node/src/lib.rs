@@ -8,21 +8,21 @@
 //! *Architecture invariant:* it knows a `client::Client`, not where the server is, and asks for nothing that a node may not
 //! see.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use agent::Agent;
-use agent::config::PodCidr;
 use anyhow::{Context, Result};
 use client::Client;
 use client::events::{Recorder, Reference};
-use ipnetwork::{IpNetwork, Ipv4Network};
-use network::{Network, PortRange};
+use ipnetwork::IpNetwork;
+use network::{Addresses, Network, PortRange};
 use proxy_userspace::{Attachment, ExternalIps, Families, Proxy, SocketHooks};
 use tokio::task::JoinSet;
 
 use outlook::Outlook;
+use share::Share;
 use status::{Facts, Readiness, Rhythm};
 
 mod agent_network;
@@ -33,6 +33,7 @@ mod peers;
 pub mod pods;
 pub mod registration;
 pub mod services;
+mod share;
 pub mod status;
 pub mod upstream;
 
@@ -48,12 +49,15 @@ pub struct Settings {
     pub name: String,
     /// The fingerprint of the key by which the cluster knows this machine; see [`registration::KEY`].
     pub key: Option<String>,
-    pub ip: Ipv4Addr,
-    /// All pods' addresses.
-    pub pod_cidr: Ipv4Network,
-    pub service_cidr: Ipv4Network,
+    /// This machine's, one of each of the cluster's families that it has, in the cluster's order: the first is the one by which it
+    /// is known.
+    pub ips: Vec<IpAddr>,
+    /// All pods' addresses, and all Services': one range, or one of each family.
+    pub pod_cidrs: Vec<IpNetwork>,
+    pub service_cidrs: Vec<IpNetwork>,
     pub node_ports: PortRange,
-    pub cluster_dns: Ipv4Addr,
+    /// Of the first family.
+    pub cluster_dns: IpAddr,
     pub domain: String,
     /// The cgroup2 folder at which socket hooks attach.
     pub cgroup_root: PathBuf,
@@ -99,16 +103,16 @@ pub async fn start(settings: &Settings, client: Client, tasks: &mut JoinSet<()>)
     recorder.normal(&about, "Starting", "Starting kubelet.").await;
     let (outlook, changed) = Outlook::open(&client, &settings.name, tasks);
     let facts = status::facts(settings)?;
-    let (proxy, node_cidr) = tokio::try_join!(load(settings), place(settings, &client, &outlook, &facts))?;
+    let (proxy, shares) = begin(settings, &client, &outlook, &facts).await?;
     let peers = peers::follow(&outlook.views, &settings.name).await;
-    let network = Network::start(&network_config(settings, node_cidr), proxy.clone(), peers).await?;
-    let dns = Arc::new(start_dns(settings, node_cidr)?);
+    let network = Network::start(&network_config(settings, &shares), proxy.clone(), peers).await?;
+    let dns = Arc::new(start_dns(settings, &shares)?);
     let complaints = services::Complaints::start(recorder.clone(), tasks);
     let feed = services::Feed::new(settings, proxy.clone(), dns.clone(), complaints, outlook.own.clone());
     let settled = feed.start(&outlook.views, tasks);
     let upstream = upstream::ApiUpstream::new(client.clone(), recorder.clone(), outlook.clone(), tasks);
     let pod_network = Arc::new(agent_network::AgentNetwork::new(network, dns.clone()));
-    let agent = Arc::new(Agent::start(agent_config(settings, node_cidr), Arc::new(upstream), pod_network).await?);
+    let agent = Arc::new(Agent::start(agent_config(settings, &shares), Arc::new(upstream), pod_network).await?);
     let (own, content) = (outlook.own.clone(), outlook.content.clone());
     let (node, runner) = (settings.name.clone(), agent.clone());
     tasks.spawn(pods::follow(pods::Follower { client: client.clone(), node, runner, outlook, changed, settled }));
@@ -128,23 +132,43 @@ pub async fn start(settings: &Settings, client: Client, tasks: &mut JoinSet<()>)
     Ok(Running { agent, proxy, dns, content })
 }
 
-/// The programs of the service path. Loading them takes a while, in which the API is asked.
-async fn load(settings: &Settings) -> Result<Arc<Proxy>> {
+/// The programs of the service path, and the node's place in the cluster.
+async fn begin(
+    settings: &Settings,
+    client: &Client,
+    outlook: &Outlook,
+    facts: &Facts,
+) -> Result<(Arc<Proxy>, Vec<Share>)> {
+    let place = place(settings, client, outlook, facts);
+    match &*settings.ips {
+        // Loading takes a while, in which the API is asked.
+        [ip] => tokio::try_join!(load(settings, Addresses::from(*ip).families()), place),
+        // A node may be older than the cluster's second family, and have none of its addresses for pods.
+        _ => {
+            let shares = place.await?;
+            let ips: Addresses = shares.iter().map(|share| share.ip).collect();
+            Ok((load(settings, ips.families()).await?, shares))
+        }
+    }
+}
+
+async fn load(settings: &Settings, families: Families) -> Result<Arc<Proxy>> {
     let config = proxy_userspace::Config {
         bpf_root: settings.bpf_root.clone(),
         cgroup_root: settings.cgroup_root.clone(),
         socket_hooks: SocketHooks::Attached,
         attachment: Attachment::of_this_kernel(),
-        families: Families::V4,
+        families,
     };
     let loaded = tokio::task::spawn_blocking(move || Proxy::start(&config)).await;
     Ok(Arc::new(loaded.context("loading the service path failed")??))
 }
 
-/// This node's place in the cluster: its object, and its part of the pods' range.
-async fn place(settings: &Settings, client: &Client, outlook: &Outlook, facts: &Facts) -> Result<Ipv4Network> {
+/// This node's place in the cluster: its object, and its parts of the pods' ranges.
+async fn place(settings: &Settings, client: &Client, outlook: &Outlook, facts: &Facts) -> Result<Vec<Share>> {
     registration::register(&settings.name, settings.key.as_deref(), client, facts).await?;
-    registration::range(&settings.name, &mut outlook.own.clone()).await
+    let given = registration::ranges(&settings.name, &mut outlook.own.clone()).await?;
+    share::of(settings, &given)
 }
 
 /// As a kubelet names its node in events: by its name alone.
@@ -153,21 +177,21 @@ fn node_reference(name: &str) -> Reference {
     Reference::new("v1", "Node", &meta)
 }
 
-fn start_dns(settings: &Settings, node_cidr: Ipv4Network) -> Result<dns::Server> {
+fn start_dns(settings: &Settings, shares: &[Share]) -> Result<dns::Server> {
     let listening = dns_listening(settings).context("DNS cannot listen")?;
-    let own = [SocketAddr::from((settings.cluster_dns, 53)), listening.address()?];
+    let ours = [SocketAddr::from((settings.cluster_dns, 53)), listening.address()?];
     let upstreams = match &settings.names.upstreams {
         Some(servers) => servers.clone(),
-        None => dns::upstreams_of(&resolv_conf(), &own),
+        None => dns::upstreams_of(&resolv_conf(), &ours),
     };
     let config = dns::Config {
         domain: settings.domain.clone(),
         node: settings.name.clone(),
-        pods: vec![settings.pod_cidr.into()],
-        servers: vec![settings.cluster_dns.into()],
+        pods: settings.pod_cidrs.clone(),
+        servers: vec![settings.cluster_dns],
         upstreams,
         stubs: settings.names.stubs.clone(),
-        clients: dns_clients(settings.ip, node_cidr)?,
+        clients: dns_clients(&settings.ips, shares)?,
         log: settings.names.log,
         autopath: settings.names.autopath,
     };
@@ -175,7 +199,7 @@ fn start_dns(settings: &Settings, node_cidr: Ipv4Network) -> Result<dns::Server>
 }
 
 fn dns_listening(settings: &Settings) -> Result<dns::Listening> {
-    let ip = IpAddr::from(settings.ip);
+    let ip = *settings.ips.first().context("the node has no address")?;
     let open = || dns::Sockets::open(ip);
     let listening = match settings.names.keeper.clone() {
         Some((program, arguments)) => {
@@ -223,20 +247,16 @@ fn resolv_conf() -> String {
 }
 
 /// This node and its pods: other nodes have name servers of their own.
-fn dns_clients(node: Ipv4Addr, pods: Ipv4Network) -> Result<Vec<IpNetwork>> {
-    Ok(vec![Ipv4Network::from(node).into(), pods.into(), Ipv4Network::new(Ipv4Addr::LOCALHOST, 8)?.into()])
+fn dns_clients(node: &[IpAddr], shares: &[Share]) -> Result<Vec<IpNetwork>> {
+    let loopback = [IpNetwork::new(Ipv4Addr::LOCALHOST.into(), 8)?, IpAddr::from(Ipv6Addr::LOCALHOST).into()];
+    let node = node.iter().copied().map(IpNetwork::from);
+    Ok(node.chain(shares.iter().map(|share| share.pods)).chain(loopback).collect())
 }
 
-fn network_config(settings: &Settings, node_cidr: Ipv4Network) -> network::Config {
-    let v4 = network::Ranges {
-        node_ip: settings.ip,
-        pod_cidr: node_cidr,
-        cluster_cidr: settings.pod_cidr,
-        service_cidr: settings.service_cidr,
-    };
+fn network_config(settings: &Settings, shares: &[Share]) -> network::Config {
     network::Config {
-        v4: Some(v4),
-        v6: None,
+        v4: shares.iter().find_map(Share::v4),
+        v6: shares.iter().find_map(Share::v6),
         node_ports: settings.node_ports,
         snat_ports: network::Config::DEFAULT_SNAT_PORTS,
         state_file: state_file(&settings.data_dir),
@@ -248,16 +268,16 @@ pub fn state_file(data_dir: &std::path::Path) -> PathBuf {
     data_dir.join("network.json")
 }
 
-fn agent_config(settings: &Settings, node_cidr: Ipv4Network) -> agent::config::Config {
+fn agent_config(settings: &Settings, shares: &[Share]) -> agent::config::Config {
     agent::config::Config {
         data_dir: settings.data_dir.clone(),
         run_dir: settings.run_dir.clone(),
         node_name: settings.name.clone(),
-        node_ip: settings.ip.into(),
-        pod_cidr: PodCidr { base: node_cidr.network(), prefix: node_cidr.prefix() },
+        node_ips: settings.ips.clone(),
+        pod_cidrs: shares.iter().map(|share| share.pods).collect(),
         cgroup_root: settings.pod_cgroup.clone(),
         pod_cgroup: settings.pod_cgroup.clone(),
-        cluster_dns: Some(settings.cluster_dns.into()),
+        cluster_dns: Some(settings.cluster_dns),
         cluster_domain: settings.domain.clone(),
         registries: settings.registries.clone(),
         pod_max_pids: settings.pod_max_pids,

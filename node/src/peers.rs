@@ -1,10 +1,7 @@
 //! The other nodes, as the network is to know them: where each one's pods are, as the server says.
 
-use std::net::Ipv4Addr;
-
 use api::view;
 use client::Caches;
-use ipnetwork::Ipv4Network;
 use network::Peer;
 use tokio::sync::watch;
 
@@ -35,12 +32,12 @@ fn change(known: &mut Vec<Peer>, name: &str, new: Option<Peer>) -> bool {
     true
 }
 
-/// What is no IPv4 address or range is for others.
+/// What is no address or range is for others.
 fn read(peer: &view::Peer) -> Peer {
     Peer {
         name: peer.metadata.name.clone(),
-        addresses: peer.spec.addresses.iter().filter_map(|text| text.parse::<Ipv4Addr>().ok()).collect(),
-        pods: peer.spec.pod_cidrs.iter().filter_map(|text| text.parse::<Ipv4Network>().ok()).collect(),
+        addresses: peer.spec.addresses.iter().filter_map(|text| text.parse().ok()).collect(),
+        pods: peer.spec.pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect(),
     }
 }
 
@@ -52,7 +49,7 @@ mod tests {
     fn only_what_is_news_is_told() {
         let peer = |address: &str| {
             let spec = view::PeerSpec {
-                addresses: vec![address.into(), "fd00::1".into()],
+                addresses: vec![address.into(), "fd00::1".into(), "b.example".into()],
                 pod_cidrs: vec!["10.244.1.0/24".into(), "fd00:1::/64".into()],
                 ..view::PeerSpec::default()
             };
@@ -61,7 +58,7 @@ mod tests {
         };
         let mut known = Vec::new();
         assert!(change(&mut known, "b", peer("192.0.2.2")) && !change(&mut known, "b", peer("192.0.2.2")));
-        assert_eq!((known[0].addresses.len(), known[0].pods.len()), (1, 1));
+        assert_eq!((known[0].addresses.len(), known[0].pods.len()), (2, 2));
         assert!(change(&mut known, "b", peer("192.0.2.3")) && known.len() == 1);
         assert!(change(&mut known, "b", None) && known.is_empty() && !change(&mut known, "b", None));
     }

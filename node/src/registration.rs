@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use api::status::Status;
 use client::Client;
 use client::views::NODES;
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use crate::outlook::Own;
@@ -58,17 +58,17 @@ fn node(name: &str, key: Option<&str>, facts: &Facts) -> Value {
     node
 }
 
-/// Waits for the node's part of the pods' range.
+/// Waits for the node's part of the pods' range: one, or one of each family.
 ///
 /// # Errors
-/// When the watch of the own node ended, or the range it was given is no IPv4 range. Without a range it waits, and says
-/// so in the log.
-pub async fn range(name: &str, own: &mut Own) -> Result<Ipv4Network> {
-    let given = |node: &Option<std::sync::Arc<Value>>| {
-        node.as_ref().and_then(|node| node["spec"]["podCIDR"].as_str()).map(str::to_owned)
+/// When the watch of the own node ended, or what it was given is no range. Without a range it waits, and says so in the log.
+pub async fn ranges(name: &str, own: &mut Own) -> Result<Vec<IpNetwork>> {
+    let given = |node: &Option<std::sync::Arc<Value>>| -> Vec<String> {
+        let ranges = node.as_ref().and_then(|node| node["spec"]["podCIDRs"].as_array()).into_iter().flatten();
+        ranges.filter_map(Value::as_str).map(str::to_owned).collect()
     };
-    let range = loop {
-        match tokio::time::timeout(PATIENCE, own.wait_for(|node| given(node).is_some())).await {
+    let ranges = loop {
+        match tokio::time::timeout(PATIENCE, own.wait_for(|node| !given(node).is_empty())).await {
             Ok(node) => break given(&*node.context("the watch of this node's object ended")?),
             Err(_) => tracing::warn!(
                 node = name,
@@ -76,8 +76,8 @@ pub async fn range(name: &str, own: &mut Own) -> Result<Ipv4Network> {
             ),
         }
     };
-    let range = range.unwrap_or_default();
-    range.parse().with_context(|| format!("node {name} has the pod range {range:?}"))
+    let parse = |range: &String| range.parse().with_context(|| format!("node {name} has the pod range {range:?}"));
+    ranges.iter().map(parse).collect()
 }
 
 /// Writes the status as it is now.

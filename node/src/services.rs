@@ -97,7 +97,7 @@ impl Feed {
         complaints: Complaints,
         own: Own,
     ) -> Self {
-        let server = (settings.ip, dns.address().port()).into();
+        let server = dns.address();
         let local = LocalServer { address: (settings.cluster_dns, DNS_PORT).into(), server };
         let facts = NodeFacts {
             node_name: settings.name.clone(),

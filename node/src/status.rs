@@ -64,7 +64,7 @@ pub fn facts(settings: &Settings) -> Result<Facts> {
     Ok(json!({
         "capacity": amounts(format!("{}Ki", disk / 1024)),
         "allocatable": amounts(for_pods.to_string()),
-        "addresses": [{"type": "InternalIP", "address": settings.ip.to_string()}, {"type": "Hostname", "address": settings.name}],
+        "addresses": addresses(settings),
         "features": {"supplementalGroupsPolicy": true},
         "runtimeHandlers": [{"name": "", "features": {"recursiveReadOnlyMounts": true}}],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": 0}},
@@ -81,6 +81,12 @@ pub fn facts(settings: &Settings) -> Result<Facts> {
             "architecture": architecture(),
         },
     }))
+}
+
+/// First the address by which it is known.
+fn addresses(settings: &Settings) -> Value {
+    let ips = settings.ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip}));
+    ips.chain([json!({"type": "Hostname", "address": settings.name})]).collect()
 }
 
 fn memory_kib() -> Result<u64> {

@@ -163,7 +163,8 @@ fn environment(service: &Service) -> Vec<(String, String)> {
     };
     let name = service.metadata.name.to_uppercase().replace('-', "_");
     let Some(first) = service.spec.ports.first() else { return Vec::new() };
-    let url = |protocol: &str, port: u16| format!("{}://{host}:{port}", protocol.to_lowercase());
+    let bracketed = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    let url = |protocol: &str, port: u16| format!("{}://{bracketed}:{port}", protocol.to_lowercase());
     let protocol = |text: &str| if text.is_empty() { "TCP".to_owned() } else { text.to_owned() };
     let mut all =
         vec![(format!("{name}_SERVICE_HOST"), host.clone()), (format!("{name}_SERVICE_PORT"), first.port.to_string())];
@@ -218,6 +219,13 @@ mod tests {
         assert_eq!(all["MY_DB_SERVICE_HOST"], "10.96.0.9");
         assert_eq!(all["MY_DB_SERVICE_PORT_SQL"], "5432");
         assert_eq!(all["MY_DB_PORT_5432_TCP"], "tcp://10.96.0.9:5432");
+        let v6: Service = serde_json::from_value(json!({
+            "metadata": {"name": "x"},
+            "spec": {"clusterIPs": ["fd00::9", "10.96.0.9"], "ports": [{"port": 80}]},
+        }))
+        .unwrap();
+        let all: std::collections::BTreeMap<_, _> = environment(&v6).into_iter().collect();
+        assert_eq!((&*all["X_SERVICE_HOST"], &*all["X_PORT"]), ("fd00::9", "tcp://[fd00::9]:80"));
         let headless: Service = serde_json::from_value(
             json!({"metadata": {"name": "x"}, "spec": {"clusterIPs": ["None"], "ports": [{"port": 1}]}}),
         )

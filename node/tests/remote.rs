@@ -33,12 +33,12 @@ struct NoLinks(Mutex<BTreeMap<Uid, (IpAddr, PathBuf)>>);
 #[async_trait::async_trait]
 impl PodNetwork for NoLinks {
     async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, NetworkError> {
-        let link = (attachment.ip, attachment.netns.clone());
+        let link = (attachment.ips[0], attachment.netns.clone());
         self.0.lock().unwrap().insert(attachment.pod.uid.clone(), link);
         Ok(Vec::new())
     }
 
-    async fn detach(&self, uid: &Uid, _: IpAddr) -> Result<(), NetworkError> {
+    async fn detach(&self, uid: &Uid, _: &[IpAddr]) -> Result<(), NetworkError> {
         self.0.lock().unwrap().remove(uid);
         Ok(())
     }
@@ -66,8 +66,8 @@ impl Machine {
             data_dir: folder.path().join("data"),
             run_dir: folder.path().join("run"),
             node_name: "a".into(),
-            node_ip: "192.0.2.1".parse().unwrap(),
-            pod_cidr: "10.244.0.0/24".parse().unwrap(),
+            node_ips: vec!["192.0.2.1".parse().unwrap()],
+            pod_cidrs: vec!["10.244.0.0/24".parse().unwrap()],
             pod_cgroup: format!("{cgroup}/pods"),
             cgroup_root: cgroup,
             cluster_dns: None,
@@ -117,8 +117,8 @@ async fn a_pod_runs_on_a_node_that_is_elsewhere() {
     // As the control plane gives it.
     let range = json!({"spec": {"podCIDR": "10.244.0.0/24", "podCIDRs": ["10.244.0.0/24"]}});
     admin.patch(&NODES, "", "a", "", &range).await.unwrap();
-    let given = registration::range("a", &mut outlook.own).await.unwrap();
-    assert_eq!(given.to_string(), "10.244.0.0/24");
+    let given = registration::ranges("a", &mut outlook.own).await.unwrap();
+    assert_eq!(given, ["10.244.0.0/24".parse().unwrap()]);
     let recorder = Recorder::new(client.clone(), "kubelet", "a");
     let upstream = ApiUpstream::new(client.clone(), recorder, outlook.clone(), &mut tasks);
     let agent = Agent::start(machine.config.clone(), Arc::new(upstream), machine.links.clone()).await.unwrap();

@@ -1,19 +1,18 @@
 //! The command line: raw arguments (and the YAML file that stands for them) become validated settings.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use apiserver::Anonymous;
 use apiserver::admission;
-use apiserver::engine::ServiceNetwork;
+use apiserver::engine::{Family, ServiceNetwork};
 use apiserver::{EtcdSettings, EtcdTls};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::control_plane;
 use crate::controllers::Selection;
 use crate::machine::Machine;
-use crate::pod_ranges::PodRanges;
 use crate::{agent_command, doctor, names, reset, store_command, token_command, up};
 
 use self::agent::AgentArguments;
@@ -22,6 +21,7 @@ use self::node::NodeArguments;
 mod agent;
 mod config;
 mod node;
+mod ranges;
 
 #[derive(Parser)]
 #[command(
@@ -85,21 +85,26 @@ struct ServerArguments {
     /// Key of --store-cert
     #[arg(long, value_name = "FILE", requires = "store_cert")]
     store_key: Option<PathBuf>,
-    /// Address and port to serve on
-    #[arg(long, default_value = "0.0.0.0:6443")]
-    listen: SocketAddr,
+    /// Address and port to serve on [default: 0.0.0.0:6443, or [::]:6443 where Services have IPv6 addresses]
+    #[arg(long)]
+    listen: Option<SocketAddr>,
     /// Address at which others reach this server [default: the address of --listen, or this machine's]
     #[arg(long)]
     advertise_address: Option<IpAddr>,
-    /// Addresses for Services
-    #[arg(long, default_value = "10.96.0.0/12")]
-    service_cidr: String,
-    /// Addresses for pods
-    #[arg(long, default_value = "10.244.0.0/16", visible_alias = "cluster-cidr")]
-    pod_cidr: String,
-    /// Prefix length of each node's part of them [default: 24, or theirs if that is longer]
-    #[arg(long, value_name = "BITS")]
-    node_cidr_mask_size: Option<u8>,
+    /// Addresses for Services: a range of IPv4, of IPv6, or one of each; by the first one's family everything is known
+    #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/12", value_name = "CIDR[,CIDR]")]
+    service_cidr: Vec<String>,
+    /// Addresses for pods, of the same families in the same order
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "10.244.0.0/16",
+        visible_alias = "cluster-cidr",
+        value_name = "CIDR[,CIDR]"
+    )]
+    pod_cidr: Vec<String>,
+    #[command(flatten)]
+    node_cidr: ranges::NodeCidr,
     /// Domain of cluster names
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
@@ -194,7 +199,7 @@ pub fn run() -> Result<()> {
         }
         Command::Doctor(DoctorArguments { up, .. }) => {
             let (control, machine) = up.settings()?;
-            doctor::run(&up::look(&control, &machine)?)
+            doctor::run(&up::look(&control, &machine))
         }
         Command::Dns(command) => names::run(&command),
         Command::KeepDnsSockets => names::keep_sockets(),
@@ -221,24 +226,30 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 
 impl ServerArguments {
     fn settings(&self) -> Result<control_plane::Settings> {
-        match self.advertise_address {
-            Some(address) => self.settings_at(address),
-            None if self.listen.ip().is_unspecified() => self.settings_at(node::local_address(node::ANYWHERE)?),
-            None => self.settings_at(self.listen.ip()),
-        }
+        self.settings_of(|listen, family| match listen.is_unspecified() {
+            true => node::local_address(node::anywhere(family)),
+            false => Ok(listen),
+        })
     }
 
-    fn settings_at(&self, advertise: IpAddr) -> Result<control_plane::Settings> {
+    /// `own` is where others reach this machine, unless a flag says it: of where it listens and the cluster's first family.
+    fn settings_of(&self, own: impl FnOnce(IpAddr, Family) -> Result<IpAddr>) -> Result<control_plane::Settings> {
+        let services = ranges::services(&self.service_cidr)?;
+        let pods = ranges::pods(&self.pod_cidr, &self.node_cidr, &services)?;
+        let (listen, first) = (self.listen(&services), services.families()[0]);
+        let advertise = self.advertise_address.map_or_else(|| own(listen.ip(), first), Ok)?;
+        ensure!(
+            Family::of(&advertise) == first,
+            "others reach this server at {advertise}, and Services are known by {}: give an address of that with --advertise-address",
+            first.name()
+        );
         Ok(control_plane::Settings {
             data_dir: self.data_dir.clone(),
             etcd: self.etcd()?,
-            listen: self.listen,
+            listen,
             advertise,
-            services: service_network(&self.service_cidr)?,
-            pods: vec![
-                PodRanges::new(up::parse_cidr("--pod-cidr", &self.pod_cidr)?.into(), self.node_cidr_mask_size)
-                    .context("--node-cidr-mask-size")?,
-            ],
+            services,
+            pods,
             domain: cluster_domain(&self.cluster_domain)?,
             controllers: Selection::parse(&self.controllers)?,
             names: Vec::new(),
@@ -249,6 +260,14 @@ impl ServerArguments {
 }
 
 impl ServerArguments {
+    fn listen(&self, services: &ServiceNetwork) -> SocketAddr {
+        let any = match services.range(Family::V6) {
+            Some(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+            None => Ipv4Addr::UNSPECIFIED.into(),
+        };
+        self.listen.unwrap_or((any, control_plane::PORT).into())
+    }
+
     /// Where `--store` leads.
     fn etcd(&self) -> Result<Option<EtcdSettings>> {
         let Some(url) = &self.store else {
@@ -292,12 +311,14 @@ impl ServerArguments {
 
 impl UpArguments {
     fn settings(&self) -> Result<(control_plane::Settings, Machine)> {
-        let ip = || match self.server.listen.ip() {
-            IpAddr::V4(ip) if !ip.is_unspecified() && !ip.is_loopback() => Ok(ip),
-            _ => node::v4(node::local_address(node::ANYWHERE)?),
+        let listen = self.server.listen.map(|listen| listen.ip());
+        let told = listen.filter(|ip| !ip.is_unspecified() && !ip.is_loopback());
+        let machine = self.node.machine(&self.server.data_dir, || Ok(told))?;
+        let own = |_, family| match machine.ips.iter().find(|ip| Family::of(ip) == family) {
+            Some(ip) => Ok(ip),
+            None => node::local_address(node::anywhere(family)),
         };
-        let machine = self.node.machine(&self.server.data_dir, ip)?;
-        let mut control = self.server.settings_at(self.server.advertise_address.unwrap_or(machine.ip.into()))?;
+        let mut control = self.server.settings_of(own)?;
         control.names.push(machine.name.clone());
         Ok((control, machine))
     }
@@ -310,11 +331,6 @@ fn cluster_domain(text: &str) -> Result<String> {
         );
     }
     Ok(text.to_owned())
-}
-
-fn service_network(text: &str) -> Result<ServiceNetwork> {
-    let range = up::parse_cidr("--service-cidr", text)?;
-    ServiceNetwork::new(&[range.into()]).map_err(|bad| anyhow!("--service-cidr {bad}"))
 }
 
 #[cfg(test)]
@@ -354,6 +370,43 @@ mod tests {
         assert!(error.contains("there is no setting \"lisen\"") && error.contains("config.yaml"), "{error}");
         let cidr = parse(&["amphipod", "server", "--listen", "127.0.0.1:1", "--service-cidr", "10.0.0.0/30"]);
         assert!(cidr.unwrap_err().to_string().contains("out of range"));
+    }
+
+    #[test]
+    fn the_first_range_says_by_which_family_everything_is_known() {
+        let of = |flags: &[&str]| parse(&[&["amphipod", "server"], flags].concat());
+        let v4 = of(&["--advertise-address", "192.0.2.1"]).unwrap();
+        assert_eq!((v4.listen.to_string(), v4.cluster().pods.len()), ("0.0.0.0:6443".into(), 1));
+        let (v4_first, v6_first) = ("10.96.0.0/12,fd00:96::/112", "fd00:96::/112,10.96.0.0/12");
+        let (pods4, pods6) = ("10.244.0.0/16,fd00:244::/56", "fd00:244::/56,10.244.0.0/16");
+        let both = of(&["--advertise-address", "192.0.2.1", "--service-cidr", v4_first, "--pod-cidr", pods4]).unwrap();
+        assert_eq!(
+            (both.listen.to_string(), both.cluster().dns.to_string()),
+            ("[::]:6443".into(), "10.96.0.10".into())
+        );
+        let first = of(&["--listen", "[2001:db8::1]:6443", "--service-cidr", v6_first, "--pod-cidr", pods6]).unwrap();
+        assert_eq!((first.advertise, first.cluster().dns.to_string()), (first.listen.ip(), "fd00:96::a".into()));
+        let other = of(&["--advertise-address", "192.0.2.1", "--service-cidr", v6_first, "--pod-cidr", pods6]);
+        assert!(other.unwrap_err().to_string().contains("known by IPv6"));
+    }
+
+    #[test]
+    fn a_node_has_an_address_of_each_family() {
+        let of =
+            |flags: &[&str]| match Arguments::try_parse_from([&["amphipod", "up"], flags].concat()).unwrap().command {
+                Command::Up(arguments) => arguments.settings(),
+                _ => panic!("not up"),
+            };
+        let (services, pods) = ("10.96.0.0/12,fd00:96::/112", "10.244.0.0/16,fd00:244::/56");
+        let dual = ["--service-cidr", services, "--pod-cidr", pods, "--node-ip", "2001:db8::1,192.0.2.1"];
+        let (control, machine) = of(&dual).unwrap();
+        let node = machine.in_cluster(&control.cluster(), None);
+        assert_eq!(node.ips.iter().map(IpAddr::to_string).collect::<Vec<_>>(), ["192.0.2.1", "2001:db8::1"]);
+        assert_eq!(control.advertise, node.ips[0]);
+        let (control, machine) = of(&["--node-ip", "192.0.2.1,2001:db8::1"]).unwrap();
+        assert_eq!(machine.in_cluster(&control.cluster(), None).ips, [control.advertise], "nobody asked for IPv6");
+        let twice = of(&["--node-ip", "192.0.2.1,192.0.2.2"]).map(drop).unwrap_err().to_string();
+        assert!(twice.starts_with("--node-ip") && twice.contains("one family"), "{twice}");
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! What every node of a cluster has to know and do alike: said by the server's flags, kept in a ConfigMap that nodes may read.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use api::status::Status;
 use client::Client;
 use client::views::CONFIG_MAPS;
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use network::PortRange;
 use proxy_userspace::ExternalIps;
 use serde_json::{Value, json};
@@ -17,11 +17,13 @@ const NAME: &str = "amphipod-cluster";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cluster {
-    /// All pods' addresses, all Services'.
-    pub pods: Ipv4Network,
-    pub services: Ipv4Network,
+    /// All pods' addresses, all Services': a range, or one of each family, both lists in one order. By those of the first family
+    /// nodes and pods are known.
+    pub pods: Vec<IpNetwork>,
+    pub services: Vec<IpNetwork>,
     pub node_ports: PortRange,
-    pub dns: Ipv4Addr,
+    /// Of the first family.
+    pub dns: IpAddr,
     pub domain: String,
     pub external_ips: ExternalIps,
 }
@@ -30,9 +32,10 @@ impl Cluster {
     /// Texts, by the names of the flags where there are such.
     fn data(&self) -> Value {
         let PortRange { first, last } = self.node_ports;
+        let list = |ranges: &[IpNetwork]| ranges.iter().map(IpNetwork::to_string).collect::<Vec<_>>().join(",");
         json!({
-            "pod-cidr": self.pods.to_string(),
-            "service-cidr": self.services.to_string(),
+            "pod-cidr": list(&self.pods),
+            "service-cidr": list(&self.services),
             "node-ports": format!("{first}-{last}"),
             "cluster-dns": self.dns.to_string(),
             "cluster-domain": self.domain,
@@ -43,14 +46,17 @@ impl Cluster {
     fn of_data(data: &Value) -> Result<Self> {
         let text = |name: &'static str| data[name].as_str().with_context(|| format!("{name} is missing"));
         let bad = |name: &str, text: &str| format!("{name}: {text:?} cannot be understood");
-        let range = |name| text(name).and_then(|text| text.parse().with_context(|| bad(name, text)));
+        let ranges = |name| -> Result<Vec<IpNetwork>> {
+            let list = text(name)?.split(',');
+            list.map(|range| range.parse().with_context(|| bad(name, range))).collect()
+        };
         let ports = text("node-ports")?;
         let (first, last) = ports.split_once('-').with_context(|| bad("node-ports", ports))?;
         let port = |text: &str| text.parse().with_context(|| bad("node-ports", ports));
         let dns = text("cluster-dns")?;
         Ok(Self {
-            pods: range("pod-cidr")?,
-            services: range("service-cidr")?,
+            pods: ranges("pod-cidr")?,
+            services: ranges("service-cidr")?,
             node_ports: PortRange { first: port(first)?, last: port(last)? },
             dns: dns.parse().with_context(|| bad("cluster-dns", dns))?,
             domain: text("cluster-domain")?.to_owned(),
@@ -95,8 +101,8 @@ impl Cluster {
 #[cfg(test)]
 pub fn usual() -> Cluster {
     Cluster {
-        pods: "10.244.0.0/16".parse().unwrap(),
-        services: "10.96.0.0/12".parse().unwrap(),
+        pods: vec!["10.244.0.0/16".parse().unwrap()],
+        services: vec!["10.96.0.0/12".parse().unwrap()],
         node_ports: PortRange { first: 30_000, last: 32_767 },
         dns: [10, 96, 0, 10].into(),
         domain: "cluster.local".into(),
@@ -111,7 +117,15 @@ mod tests {
     #[test]
     fn nodes_read_what_the_server_says() {
         let served = Cluster { external_ips: ExternalIps::Served, ..usual() };
-        for cluster in [usual(), served] {
+        let ranges = |list: [&str; 2]| list.map(|range| range.parse().unwrap()).to_vec();
+        let both = Cluster {
+            pods: ranges(["fd00:10:244::/56", "10.244.0.0/16"]),
+            services: ranges(["fd00:10:96::/112", "10.96.0.0/12"]),
+            dns: "fd00:10:96::a".parse().unwrap(),
+            ..usual()
+        };
+        assert_eq!(both.data()["pod-cidr"], "fd00:10:244::/56,10.244.0.0/16");
+        for cluster in [usual(), served, both] {
             assert_eq!(Cluster::of_data(&cluster.data()).unwrap(), cluster);
         }
         let mut data = usual().data();

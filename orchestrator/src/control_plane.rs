@@ -6,16 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use apiserver::Anonymous;
 use apiserver::EtcdSettings;
 use apiserver::admission;
-use apiserver::engine::ServiceNetwork;
+use apiserver::engine::{ServiceNetwork, ServiceRange};
 use apiserver::identity::{AUTHENTICATED, MASTERS, User};
 use apiserver::nodes::{NoNodes, Nodes};
 use apiserver::server::{Config, Server, StoreAt};
 use client::Caches;
-use ipnetwork::IpNetwork;
 use network::PortRange;
 use proxy_userspace::ExternalIps;
 use tokio::task::JoinSet;
@@ -31,6 +30,9 @@ use crate::store_command;
 use crate::store_full;
 use crate::{leader, servers};
 
+/// Of an API server, where nobody says otherwise.
+pub const PORT: u16 = 6443;
+
 /// Validated settings.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -40,6 +42,7 @@ pub struct Settings {
     pub listen: SocketAddr,
     pub advertise: IpAddr,
     pub services: ServiceNetwork,
+    /// Of the families of `services`, in their order.
     pub pods: Vec<PodRanges>,
     pub domain: String,
     pub controllers: Selection,
@@ -50,29 +53,19 @@ pub struct Settings {
 
 impl Settings {
     /// What nodes have to know.
-    ///
-    /// # Errors
-    /// When pods or Services have no IPv4 range, which nodes want.
-    pub fn cluster(&self) -> Result<Cluster> {
-        let v4 = |range| match range {
-            IpNetwork::V4(range) => Some(range),
-            IpNetwork::V6(_) => None,
-        };
-        let pods = self.pods.iter().find_map(|range| v4(range.cluster()));
-        let services = self.services.ranges().find_map(|range| v4(range.network()));
-        let IpAddr::V4(dns) = self.services.dns() else { bail!("--service-cidr: an IPv4 prefix is wanted first") };
+    pub fn cluster(&self) -> Cluster {
         let ports = &self.services.node_ports;
-        Ok(Cluster {
-            pods: pods.context("--pod-cidr: an IPv4 prefix is wanted")?,
-            services: services.context("--service-cidr: an IPv4 prefix is wanted")?,
+        Cluster {
+            pods: self.pods.iter().map(PodRanges::cluster).collect(),
+            services: self.services.ranges().map(ServiceRange::network).collect(),
             node_ports: PortRange { first: *ports.start(), last: *ports.end() },
-            dns,
+            dns: self.services.dns(),
             domain: self.domain.clone(),
             external_ips: match self.admission.external_ips {
                 admission::ExternalIps::Allowed => ExternalIps::Served,
                 admission::ExternalIps::Inactive => ExternalIps::Ignored,
             },
-        })
+        }
     }
 }
 
@@ -166,7 +159,7 @@ pub async fn start(settings: &Settings, nodes: Arc<dyn Nodes>) -> Result<Running
     let (mut tasks, parting) = (JoinSet::new(), Parting::default());
     let reader = server.client(User::new("system:kube-controller-manager", &[AUTHENTICATED]), "amphipod");
     let own = || server.client(User::new("system:apiserver", &[MASTERS]), "kube-apiserver");
-    settings.cluster()?.publish(&own()).await.context("cannot tell nodes about the cluster")?;
+    settings.cluster().publish(&own()).await.context("cannot tell nodes about the cluster")?;
     let facts = Facts {
         authority: server.authority().clone(),
         address,

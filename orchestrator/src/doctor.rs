@@ -5,9 +5,12 @@
 use std::fmt;
 
 use anyhow::{Result, bail};
+use ipnetwork::IpNetwork;
 use proxy_userspace::OLDEST_KERNEL;
 
 use crate::claim::{self, ClaimError};
+use crate::machine::is_link_local;
+use crate::pod_ranges::overlap;
 use facts::{Facts, Hierarchy};
 
 pub use facts::{Reached, Subject};
@@ -72,6 +75,7 @@ const CHECKS: &[Check] = &[
     ("disk latency", disk_latency),
     ("node address", node_address),
     ("address ranges", ranges),
+    ("IPv6 forwarding", forwarding),
     ("API port", api_port),
     ("API server", api_server),
     ("NodePorts", node_ports),
@@ -292,35 +296,71 @@ fn disk_latency(facts: &Facts) -> Verdict {
 }
 
 fn node_address(facts: &Facts) -> Verdict {
-    let ip = facts.node_ip;
-    if ip.is_loopback() || ip.is_unspecified() {
-        return Verdict::fail(format!("{ip}"), "give an address that pods and other machines reach, with --node-ip");
+    for (ip, is_here) in &facts.node_ips {
+        if ip.is_loopback() || ip.is_unspecified() || is_link_local(*ip) {
+            return Verdict::fail(
+                format!("{ip}"),
+                "give an address that pods and other machines reach, with --node-ip",
+            );
+        }
+        if !is_here {
+            return Verdict::fail(format!("{ip} is no address of this machine"), "give one that is with --node-ip");
+        }
     }
-    if facts.node_ip_is_here {
-        return Verdict::ok(format!("{ip}"));
+    let ranges = facts.ranges.iter().flatten().enumerate();
+    for (place, (pods, _)) in ranges {
+        if facts.node_ips.iter().any(|(ip, _)| ip.is_ipv4() == pods.is_ipv4()) {
+            continue;
+        }
+        let found = format!("none of {}, as the cluster's pods have in {pods}", family(*pods));
+        return match place {
+            0 => Verdict::fail(found, "give one with --node-ip"),
+            _ => Verdict::warn(found, "give one too with --node-ip; without, pods here have none either"),
+        };
     }
-    Verdict::fail(format!("{ip} is no address of this machine"), "give one that is with --node-ip")
+    let all: Vec<String> = facts.node_ips.iter().map(|(ip, _)| ip.to_string()).collect();
+    Verdict::ok(all.join(", "))
+}
+
+fn family(range: IpNetwork) -> &'static str {
+    if range.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+fn forwarding(facts: &Facts) -> Verdict {
+    let served = facts.ranges.iter().flatten().any(|(pods, _)| pods.is_ipv6());
+    if !served || facts.forwards_v6 {
+        return Verdict::ok(if served { "sent on by the kernel" } else { "not asked for" });
+    }
+    Verdict::warn(
+        "the kernel sends no packets on from pods to other devices of this machine than its uplink",
+        "set net.ipv6.conf.all.forwarding=1 if they are to be reached, or use Linux 6.17 or newer",
+    )
 }
 
 const LATER: &str = "known when this machine joins";
 
 fn ranges(facts: &Facts) -> Verdict {
-    let Some((pods, services)) = facts.ranges else { return Verdict::ok(LATER) };
-    if pods.overlaps(services) {
-        let both = format!("{pods} and {services}");
-        return Verdict::fail(format!("pods and Services share addresses ({both})"), "choose ranges apart");
-    }
-    for (flag, range) in [("--pod-cidr", pods), ("--service-cidr", services)] {
-        if range.contains(facts.node_ip) {
-            let remedy = format!("choose another {flag} of the server");
-            return Verdict::fail(format!("{range} holds this machine's address"), remedy);
+    let Some(ranges) = &facts.ranges else { return Verdict::ok(LATER) };
+    for (pods, services) in ranges {
+        if overlap(*pods, *services) {
+            let both = format!("{pods} and {services}");
+            return Verdict::fail(format!("pods and Services share addresses ({both})"), "choose ranges apart");
         }
-        if let Some((device, route)) = facts.routes.iter().find(|(_, route)| route.overlaps(range)) {
-            let found = format!("{range} overlaps the route to {route} by {device}");
-            return Verdict::warn(found, format!("choose another {flag} if anything there is to be reached"));
+        for (flag, range) in [("--pod-cidr", *pods), ("--service-cidr", *services)] {
+            if facts.node_ips.iter().any(|(ip, _)| range.contains(*ip)) {
+                let remedy = format!("choose another {flag} of the server");
+                return Verdict::fail(format!("{range} holds this machine's address"), remedy);
+            }
+            if let Some((device, route)) = facts.routes.iter().find(|(_, route)| overlap(*route, range)) {
+                let found = format!("{range} overlaps the route to {route} by {device}");
+                return Verdict::warn(found, format!("choose another {flag} if anything there is to be reached"));
+            }
         }
     }
-    Verdict::ok(format!("{pods} for pods, {services} for Services"))
+    let list = |pick: fn(&(IpNetwork, IpNetwork)) -> IpNetwork| {
+        ranges.iter().map(|both| pick(both).to_string()).collect::<Vec<_>>().join(", ")
+    };
+    Verdict::ok(format!("{} for pods, {} for Services", list(|both| both.0), list(|both| both.1)))
 }
 
 fn api_port(facts: &Facts) -> Verdict {
@@ -450,10 +490,10 @@ mod tests {
                 sync: Some(Duration::from_millis(1)),
             },
             overlay_refused: None,
-            node_ip: [192, 0, 2, 7].into(),
-            node_ip_is_here: true,
-            ranges: Some(("10.244.0.0/16".parse().unwrap(), SERVICES.parse().unwrap())),
+            node_ips: vec![([192, 0, 2, 7].into(), true)],
+            ranges: Some(vec![("10.244.0.0/16".parse().unwrap(), SERVICES.parse().unwrap())]),
             routes: vec![("eth0".into(), "192.0.2.0/24".parse().unwrap())],
+            forwards_v6: false,
             listen: Some("0.0.0.0:6443".parse().unwrap()),
             listen_refused: None,
             server: None,
@@ -514,8 +554,9 @@ mod tests {
         one(|f| f.disk.free = 1 << 30, "WARN disk", "1024 MiB free");
         one(|f| f.disk.files = Some(3), "WARN disk", "room for 3 files");
         one(|f| f.disk.sync = Some(Duration::from_millis(50)), "WARN disk latency", "50 ms");
-        one(|f| f.node_ip_is_here = false, "FAIL node address", "--node-ip");
-        one(|f| f.node_ip = [127, 0, 0, 1].into(), "FAIL node address", "--node-ip");
+        one(|f| f.node_ips[0].1 = false, "FAIL node address", "--node-ip");
+        one(|f| f.node_ips[0].0 = [127, 0, 0, 1].into(), "FAIL node address", "--node-ip");
+        one(|f| f.node_ips.clear(), "FAIL node address", "none of IPv4");
         one(|f| f.listen_refused = Some("in use".into()), "FAIL API port", "--listen");
         one(|f| f.listening = vec![30080, 31000], "WARN NodePorts", "30080, 31000");
         one(|f| f.sysctl_writable = false, "FAIL kernel settings", "privileged");
@@ -536,10 +577,33 @@ mod tests {
 
     #[test]
     fn address_ranges_are_held_against_each_other_and_the_routes() {
-        let shared = Some(("10.100.0.0/16".parse().unwrap(), SERVICES.parse().unwrap()));
+        let shared = Some(vec![("10.100.0.0/16".parse().unwrap(), SERVICES.parse().unwrap())]);
         one(|f| f.ranges = shared, "FAIL address ranges", "share addresses");
-        one(|f| f.node_ip = [10, 244, 0, 9].into(), "FAIL address ranges", "--pod-cidr");
+        one(|f| f.node_ips[0].0 = [10, 244, 0, 9].into(), "FAIL address ranges", "--pod-cidr");
         one(|f| f.routes.push(("vpn".into(), "10.0.0.0/8".parse().unwrap())), "WARN address ranges", "by vpn");
+    }
+
+    #[test]
+    fn a_second_family_is_judged_like_the_first_but_may_be_missing() {
+        fn both(facts: &mut Facts) {
+            let v6 = ("fd00:244::/56".parse().unwrap(), "fd00:96::/112".parse().unwrap());
+            facts.ranges.as_mut().unwrap().push(v6);
+            facts.node_ips.push(("2001:db8::7".parse().unwrap(), true));
+            facts.forwards_v6 = true;
+        }
+        assert_eq!(complaints(both), Vec::<String>::new());
+        let with = |change: fn(&mut Facts)| {
+            move |facts: &mut Facts| {
+                both(facts);
+                change(facts);
+            }
+        };
+        one(with(|f| f.node_ips.truncate(1)), "WARN node address", "none of IPv6");
+        one(with(|f| f.node_ips.retain(|(ip, _)| ip.is_ipv6())), "FAIL node address", "none of IPv4");
+        one(with(|f| f.node_ips[1].0 = "fe80::7".parse().unwrap()), "FAIL node address", "--node-ip");
+        one(with(|f| f.node_ips[1].0 = "fd00:244::7".parse().unwrap()), "FAIL address ranges", "--pod-cidr");
+        one(with(|f| f.routes.push(("vpn".into(), "fd00::/8".parse().unwrap()))), "WARN address ranges", "by vpn");
+        one(with(|f| f.forwards_v6 = false), "WARN IPv6 forwarding", "net.ipv6.conf.all.forwarding=1");
     }
 
     #[test]

@@ -149,7 +149,7 @@ async fn fifty_nodes_at_once_get_ranges_of_their_own() {
             let mut tasks = JoinSet::new();
             let (mut outlook, _changed) = Outlook::open(&client, &name(number), &mut tasks);
             registration::register(&name(number), None, &client, &facts(number)).await.unwrap();
-            registration::range(&name(number), &mut outlook.own).await.unwrap().to_string()
+            registration::ranges(&name(number), &mut outlook.own).await.unwrap()[0].to_string()
         });
     }
     let told: BTreeSet<String> = soon("all registered", registered.join_all()).await.into_iter().collect();
@@ -332,7 +332,7 @@ impl Agent {
         });
         let (mut outlook, changed) = Outlook::open(&client, &name(number), &mut tasks);
         registration::register(&name(number), None, &client, &facts(number)).await.unwrap();
-        registration::range(&name(number), &mut outlook.own).await.unwrap();
+        registration::ranges(&name(number), &mut outlook.own).await.unwrap();
         let (runner, own) = (Arc::new(NoPods::default()), outlook.own.clone());
         tasks.spawn(node::pods::follow(Follower {
             client: client.clone(),

@@ -1,8 +1,9 @@
 //! What a machine says of itself as a node; what it has to know of its cluster comes from there.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
+use network::Addresses;
 use node::{Names, Settings};
 
 use crate::cluster::Cluster;
@@ -13,7 +14,8 @@ pub struct Machine {
     pub data_dir: PathBuf,
     pub run_dir: PathBuf,
     pub name: String,
-    pub ip: Ipv4Addr,
+    /// Of which a node has those of its cluster's families.
+    pub ips: Addresses,
     pub cgroup_root: PathBuf,
     pub pod_cgroup: String,
     pub bpf_root: PathBuf,
@@ -31,9 +33,9 @@ impl Machine {
             run_dir: self.run_dir.clone(),
             name: self.name.clone(),
             key,
-            ip: self.ip,
-            pod_cidr: cluster.pods,
-            service_cidr: cluster.services,
+            ips: cluster.pods.iter().filter_map(|range| self.ips.beside(range.ip())).collect(),
+            pod_cidrs: cluster.pods.clone(),
+            service_cidrs: cluster.services.clone(),
             node_ports: cluster.node_ports,
             cluster_dns: cluster.dns,
             domain: cluster.domain.clone(),
@@ -46,5 +48,13 @@ impl Machine {
             allowed_unsafe_sysctls: self.allowed_unsafe_sysctls.clone(),
             names: self.names.clone(),
         }
+    }
+}
+
+/// Of the link alone: nobody beyond it can be sent there.
+pub fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
 }

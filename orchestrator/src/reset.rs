@@ -106,8 +106,8 @@ async fn remove_node(data_dir: &Path, places: &Places) -> Result<()> {
         data_dir: data_dir.to_owned(),
         run_dir: places.run_dir.clone(),
         node_name: String::new(),
-        node_ip: std::net::Ipv4Addr::UNSPECIFIED.into(),
-        pod_cidr: agent::config::PodCidr { base: std::net::Ipv4Addr::UNSPECIFIED, prefix: 24 },
+        node_ips: Vec::new(),
+        pod_cidrs: Vec::new(),
         cgroup_root: places.pod_cgroup.clone(),
         pod_cgroup: places.pod_cgroup.clone(),
         cluster_dns: None,
@@ -132,7 +132,7 @@ impl PodNetwork for LinksGoLast {
         Err(NetworkError("the node is being reset".into()))
     }
 
-    async fn detach(&self, _: &Uid, _: std::net::IpAddr) -> Result<(), NetworkError> {
+    async fn detach(&self, _: &Uid, _: &[std::net::IpAddr]) -> Result<(), NetworkError> {
         Ok(())
     }
 }

@@ -46,7 +46,9 @@ fn objects(facts: &Facts, servers: &BTreeSet<SocketAddr>) -> Vec<Kept> {
     let (first, dns) = (facts.services.api_server().to_string(), facts.services.dns().to_string());
     let (first, dns, server) = (first.as_str(), dns.as_str(), facts.address);
     // Nobody else reaches a loopback address, and endpoints may not have one.
-    let reached = |other: &&SocketAddr| other.port() == server.port() && !other.ip().is_loopback();
+    let reached = |other: &&SocketAddr| {
+        other.port() == server.port() && other.is_ipv4() == server.is_ipv4() && !other.ip().is_loopback()
+    };
     let living = || servers.iter().filter(reached).map(SocketAddr::ip);
     let addresses: Vec<Value> = living().map(|ip| json!({"ip": ip})).collect();
     let endpoints: Vec<Value> = living().map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}})).collect();
@@ -102,7 +104,7 @@ fn objects(facts: &Facts, servers: &BTreeSet<SocketAddr>) -> Vec<Kept> {
                 "apiVersion": "discovery.k8s.io/v1",
                 "kind": "EndpointSlice",
                 "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-                "addressType": "IPv4",
+                "addressType": if server.is_ipv4() { "IPv4" } else { "IPv6" },
                 "endpoints": endpoints,
                 "ports": endpoint_port,
             }),

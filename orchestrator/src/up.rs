@@ -6,7 +6,6 @@ use anyhow::{Context, Result};
 use api::status::Status;
 use apiserver::identity::{MASTERS, User};
 use apiserver::server::Server;
-use ipnetwork::Ipv4Network;
 use serde_json::{Value, json};
 
 use crate::claim;
@@ -26,11 +25,11 @@ const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 /// [`control_plane::serve`]. Pods run on.
 pub async fn run(control: control_plane::Settings, machine: Machine) -> Result<()> {
     let _only_one = claim::claim_namespace()?;
-    doctor::admit(&look(&control, &machine)?)?;
+    doctor::admit(&look(&control, &machine))?;
     let slot = AgentSlot::new(&machine.name);
     let mut running = control_plane::start(&control, Arc::new(slot.clone())).await?;
     reset::remember(&machine)?;
-    let settings = machine.in_cluster(&control.cluster()?, None);
+    let settings = machine.in_cluster(&control.cluster(), None);
     let mut tasks = std::mem::take(&mut running.tasks);
     let client = running.server.client(User::node(&settings.name), "kubelet");
     let node = node::start(&settings, client, &mut tasks).await?;
@@ -41,12 +40,9 @@ pub async fn run(control: control_plane::Settings, machine: Machine) -> Result<(
 }
 
 /// What `doctor` looks at.
-///
-/// # Errors
-/// When the cluster's settings are none for a node.
-pub fn look(control: &control_plane::Settings, machine: &Machine) -> Result<doctor::Subject> {
-    let (cluster, listen) = (Some(control.cluster()?), Some(control.listen));
-    Ok(doctor::Subject { machine: machine.clone(), cluster, listen, server: None })
+pub fn look(control: &control_plane::Settings, machine: &Machine) -> doctor::Subject {
+    let (cluster, listen) = (Some(control.cluster()), Some(control.listen));
+    doctor::Subject { machine: machine.clone(), cluster, listen, server: None }
 }
 
 /// `kubectl get nodes` shows where the server runs. A node must not give itself a role, so the server does.
@@ -58,14 +54,4 @@ async fn show_role(server: &Server, node: &str) -> Result<(), Status> {
         Ok(next)
     };
     client.update(&NODES, "", node, "", label).await.map(drop)
-}
-
-/// A flag's value as a range of addresses; of an address in it, only what is the range's counts.
-///
-/// # Errors
-/// The flag and what it was given, when that is no IPv4 prefix.
-pub fn parse_cidr(flag: &str, text: &str) -> Result<Ipv4Network> {
-    let range = text.contains('/').then(|| text.parse::<Ipv4Network>().ok()).flatten();
-    let range = range.with_context(|| format!("{flag} {text}: {text:?} is no IPv4 prefix such as 10.244.0.0/16"))?;
-    Ok(Ipv4Network::new(range.network(), range.prefix())?)
 }

@@ -116,6 +116,15 @@ impl Addresses {
     pub fn is_empty(self) -> bool {
         self == Self::default()
     }
+
+    /// Those there are addresses of; of none, IPv4.
+    pub fn families(self) -> Families {
+        match (self.v4, self.v6) {
+            (Some(_), Some(_)) => Families::Both,
+            (None, Some(_)) => Families::V6,
+            _ => Families::V4,
+        }
+    }
 }
 
 impl From<IpAddr> for Addresses {

@@ -8,7 +8,7 @@ use std::process::{ExitCode, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Cluster, Inventory, Node, Place, Space, text, until, workspace, xtask};
+use e2e::{Cluster, Inventory, Node, Place, Space, Wanted, text, told_at, until, workspace, xtask};
 use proxy_userspace::sys::inside;
 
 type Case = (&'static str, fn(&World<'_>) -> Result<()>);
@@ -17,6 +17,7 @@ const CASES: &[Case] = &[
     ("both nodes are ready, with pods of their own", ready),
     ("pods reach services of the other node by name", by_name),
     ("a NodePort is served by the node without the endpoint", node_ports),
+    ("pods and services of the other node are reached over IPv6", over_ipv6),
     ("logs, exec and port-forward reach the other node", streams),
     ("open connections go on while the other node's agent is away", agent_away),
     ("whoever may not join is told why", refused),
@@ -59,7 +60,8 @@ fn binary() -> Option<PathBuf> {
 
 fn run() -> Result<bool> {
     let (before, other) = (Inventory::take()?, binary());
-    let cluster = Cluster::up_nodes("two-nodes", 2, other.as_deref())?;
+    let wanted = Wanted { nodes: 2, families: "dual", binary: other.as_deref() };
+    let cluster = Cluster::up_as("two-nodes", wanted)?;
     let binary = other.unwrap_or_else(|| workspace().join("target/release/amphipod"));
     let mut passed = cases(&cluster, binary)?;
     until("the cases' namespace is gone", || Ok(cluster.get(&["namespace", "across"], "{.metadata.name}").is_err()))?;
@@ -135,7 +137,7 @@ fn ready(world: &World<'_>) -> Result<()> {
         ensure!(ready == "True", "{} is {ready}", node.name);
         ranges.push(world.space.get(&["node", &node.name], "{.spec.podCIDR}")?);
         pods.push(world.space.get(&["pod", &format!("web-{}", node.name)], "{.status.podIP} {.status.hostIP}")?);
-        ensure!(pods.last().is_some_and(|addresses| addresses.ends_with(&node.ip)), "{pods:?}");
+        ensure!(pods.last().is_some_and(|addresses| addresses.ends_with(&node.ips[0])), "{pods:?}");
     }
     ensure!(ranges[0] != ranges[1] && pods[0] != pods[1], "{ranges:?} {pods:?}");
     Ok(())
@@ -161,7 +163,7 @@ fn by_name(world: &World<'_>) -> Result<()> {
 }
 
 fn outside(world: &World<'_>, node: &Node, service: &str) -> Result<SocketAddr> {
-    Ok(format!("{}:{}", node.ip, world.space.node_port(service)?).parse()?)
+    Ok(format!("{}:{}", node.ips[0], world.space.node_port(service)?).parse()?)
 }
 
 fn node_ports(world: &World<'_>) -> Result<()> {
@@ -183,6 +185,34 @@ fn node_ports(world: &World<'_>) -> Result<()> {
     until("the node with the endpoint serves", || answers(client, here))?;
     policy("Cluster")?;
     until("both serve again", || Ok(answers(client, elsewhere)? && answers(client, here)?))
+}
+
+fn over_ipv6(world: &World<'_>) -> Result<()> {
+    let (space, second) = (&world.space, world.node(1));
+    space.teller("six", &second.name)?;
+    let list = |object: &[&str], path: &str| -> Result<Vec<String>> {
+        Ok(space.get(object, path)?.split_whitespace().map(str::to_owned).collect())
+    };
+    let (pod, asker) = ("{.status.podIPs[*].ip}", list(&["pod", "ask-node1"], "{.status.podIPs[*].ip}")?);
+    let own = list(&["pod", "six"], pod)?;
+    ensure!(own.len() == 2 && asker.len() == 2, "{own:?} {asker:?}");
+    let told = page(world, "ask-node1", &told_at(&own[1], "8080"))?;
+    ensure!(told.contains(&asker[1]), "from pod to pod: {told}");
+    let told = world.node(0).fetch(&told_at(&own[1], "8080"))?;
+    ensure!(told.contains(&world.node(0).ips[1]), "from node to pod: {told}");
+    let service = list(&["service", "six"], "{.spec.clusterIPs[*]}")?;
+    for address in &service {
+        let url = told_at(address, "80");
+        until("the service answers the other node's pod", || Ok(page(world, "ask-node1", &url)?.starts_with("six")))
+            .with_context(|| address.clone())?;
+    }
+    let port = space.node_port("six")?;
+    for node in world.cluster().nodes() {
+        let url = told_at(&node.ips[1], &port);
+        until("the port answers outside", || Ok(world.cluster().client().fetch(&url)?.starts_with("six")))
+            .with_context(|| node.name.clone())?;
+    }
+    Ok(())
 }
 
 fn answers(from: &Place, to: SocketAddr) -> Result<bool> {
@@ -297,7 +327,7 @@ fn in_vain(world: &World<'_>, name: &str, token: &str) -> Result<String> {
     let folder = tempfile::tempdir()?;
     std::fs::write(folder.path().join("token"), token)?;
     let at = |what: &str| folder.path().join(what).display().to_string();
-    let server = format!("https://{}:6443", world.node(0).ip);
+    let server = format!("https://{}:6443", world.node(0).ips[0]);
     let binary = world.binary.display().to_string();
     let arguments = ["60", &binary, "agent", "--server", &server, "--token-file", &at("token"), "--node-name", name];
     let places = ["--data-dir", &at("data"), "--run-dir", &at("run")];

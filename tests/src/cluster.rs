@@ -17,13 +17,15 @@ pub struct Cluster {
     nodes: Vec<Node>,
     client: Place,
     kubectl: Kubectl,
+    binary: PathBuf,
 }
 
 /// One machine of a cluster.
 #[derive(Debug, Deserialize)]
 pub struct Node {
     pub name: String,
-    pub ip: String,
+    /// First the one by which it is known.
+    pub ips: Vec<String>,
     /// As text: it goes into command lines.
     pub data_dir: String,
     pub log: PathBuf,
@@ -45,46 +47,53 @@ struct Made {
     client: Place,
 }
 
+/// What a cluster is to be like.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The first one has the server.
+    pub nodes: usize,
+    /// `ipv4`, `dual` or `ipv6`.
+    pub families: &'a str,
+    /// Another release than `target/release/amphipod`.
+    pub binary: Option<&'a Path>,
+}
+
+impl Default for Wanted<'_> {
+    fn default() -> Self {
+        Self { nodes: 1, families: "ipv4", binary: None }
+    }
+}
+
 impl Cluster {
     /// Brings up a cluster of one node. One of this name that an earlier run left is taken down first.
     ///
     /// # Errors
+    /// As for [`Cluster::up_as`].
+    pub fn up(name: &str) -> Result<Self> {
+        Self::up_as(name, Wanted::default())
+    }
+
+    /// Brings up such a cluster. One of this name that an earlier run left is taken down first.
+    ///
+    /// # Errors
     /// When an earlier cluster of this name cannot be taken down, or this one not be brought up. What is left of it goes with the
     /// next try.
-    pub fn up(name: &str) -> Result<Self> {
-        Self::up_by(name, 1, &[])
-    }
-
-    /// The same with another release than `target/release/amphipod`.
-    ///
-    /// # Errors
-    /// As for [`Cluster::up`].
-    pub fn up_with(name: &str, binary: &Path) -> Result<Self> {
-        Self::up_by(name, 1, &["--binary", &binary.display().to_string()])
-    }
-
-    /// A cluster of several nodes, of which the first has the server.
-    ///
-    /// # Errors
-    /// As for [`Cluster::up`].
-    pub fn up_nodes(name: &str, nodes: usize, binary: Option<&Path>) -> Result<Self> {
-        match binary {
-            Some(binary) => Self::up_by(name, nodes, &["--binary", &binary.display().to_string()]),
-            None => Self::up_by(name, nodes, &[]),
-        }
-    }
-
-    fn up_by(name: &str, nodes: usize, words: &[&str]) -> Result<Self> {
+    pub fn up_as(name: &str, wanted: Wanted<'_>) -> Result<Self> {
         let folder = workspace().join("target/clusters").join(name);
         if folder.exists() {
             xtask(&["cluster", "down", name])?;
         }
-        xtask(&[&["cluster", "up", "--nodes", &nodes.to_string(), "--name", name], words].concat())?;
+        let nodes = wanted.nodes.to_string();
+        let mut words = vec!["cluster", "up", "--nodes", &nodes, "--name", name, "--families", wanted.families];
+        let binary = wanted.binary.map(|binary| binary.display().to_string());
+        words.extend(binary.iter().flat_map(|binary| ["--binary", binary]));
+        xtask(&words)?;
         let path = folder.join("cluster.json");
         let read = || -> Result<Made> { Ok(serde_json::from_str(&std::fs::read_to_string(&path)?)?) };
         let made = read().with_context(|| format!("cannot read {}", path.display()))?;
         let kubectl = Kubectl::new(&made.kubeconfig, "default");
-        Ok(Self { name: name.to_owned(), nodes: made.nodes, client: made.client, kubectl })
+        let binary = wanted.binary.map_or_else(|| workspace().join("target/release/amphipod"), Path::to_owned);
+        Ok(Self { name: name.to_owned(), nodes: made.nodes, client: made.client, kubectl, binary })
     }
 
     /// Takes the cluster down, which its end would do as well, but without telling of failures.
@@ -116,7 +125,12 @@ impl Cluster {
     }
 
     pub fn node_ip(&self) -> &str {
-        &self.node().ip
+        &self.node().ips[0]
+    }
+
+    /// The release that runs there.
+    pub fn binary(&self) -> &Path {
+        &self.binary
     }
 
     /// Runs a command of this release on the node.
@@ -124,7 +138,7 @@ impl Cluster {
     /// # Errors
     /// As for [`Place::run`].
     pub fn amphipod(&self, arguments: &[&str]) -> Result<String> {
-        self.node().run(&workspace().join("target/release/amphipod").display().to_string(), arguments)
+        self.node().run(&self.binary.display().to_string(), arguments)
     }
 
     /// The node's folder of sockets.

@@ -8,7 +8,59 @@ use crate::{Space, until};
 pub const CLUSTER_IP: &str = "hostname-svc-clusterip";
 pub const NODE_PORT: &str = "hostname-svc-nodeport";
 
+/// A web server of both families that tells who answers and who asks, with its Service.
+const TELLER: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: NAME, labels: {app: NAME}}
+spec:
+  nodeName: NODE
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: c
+    image: busybox
+    env:
+    - {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
+    - {name: POD_IPS, valueFrom: {fieldRef: {fieldPath: status.podIPs}}}
+    - {name: HOST_IPS, valueFrom: {fieldRef: {fieldPath: status.hostIPs}}}
+    readinessProbe: {httpGet: {path: /cgi-bin/who, port: 8080}, periodSeconds: 1}
+    command:
+    - sh
+    - -c
+    - |
+      mkdir -p /www/cgi-bin
+      cat > /www/cgi-bin/who <<'END'
+      #!/bin/sh
+      echo Content-type: text/plain
+      echo
+      echo "NAME answers $REMOTE_ADDR"
+      END
+      chmod +x /www/cgi-bin/who
+      exec httpd -f -p 8080 -h /www
+---
+apiVersion: v1
+kind: Service
+metadata: {name: NAME}
+spec: {type: NodePort, ipFamilyPolicy: PreferDualStack, selector: {app: NAME}, ports: [{port: 80, targetPort: 8080}]}
+"#;
+
+/// Where a [`Space::teller`] tells: at port 8080 of its pod, at port 80 of its Service.
+pub fn told_at(host: &str, port: &str) -> String {
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    format!("http://{host}:{port}/cgi-bin/who")
+}
+
 impl Space<'_> {
+    /// A pod on a node, ready, and its Service of the same name and of all the cluster's families: the page at [`told_at`] is `NAME
+    /// answers ADDRESS`.
+    ///
+    /// # Errors
+    /// As for [`Space::run_pod`].
+    pub fn teller(&self, name: &str, node: &str) -> Result<()> {
+        self.apply_text(&TELLER.replace("NAME", name).replace("NODE", node))?;
+        self.wait_ready(&[&format!("pod/{name}")])
+    }
+
     /// Three web servers that answer with their names, and both Services before them, answering.
     ///
     /// # Errors

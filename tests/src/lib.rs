@@ -14,8 +14,8 @@ mod inventory;
 mod kubectl;
 mod space;
 
-pub use cluster::{Cluster, Node, Place};
-pub use fixtures::{CLUSTER_IP, NODE_PORT};
+pub use cluster::{Cluster, Node, Place, Wanted};
+pub use fixtures::{CLUSTER_IP, NODE_PORT, told_at};
 pub use inventory::Inventory;
 pub use kubectl::{Kubectl, yaml};
 pub use space::Space;

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail, ensure};
-use e2e::{Cluster, Inventory, Space, until};
+use e2e::{Cluster, Inventory, Space, Wanted, until};
 
 mod balancer;
 mod certificates;
@@ -19,6 +19,7 @@ mod deletion;
 mod dns;
 mod examples;
 mod exec;
+mod families;
 mod firewall;
 mod images;
 mod mistakes;
@@ -85,6 +86,11 @@ const CASES: &[Case] = &[
     ("stateful", "a stateful set keeps names and order", Beside, workloads::stateful),
 ];
 
+/// A cluster's name, its families, and the cases that are shown on it.
+type Group = (&'static str, &'static str, &'static [Case]);
+
+const GROUPS: &[Group] = &[("e2e", "ipv4", CASES), ("dual", "dual", families::DUAL), ("v6", "ipv6", families::V6)];
+
 /// Cases at a time, when nobody says otherwise (`--test-threads`).
 const THREADS: usize = 3;
 /// The cluster's own namespaces.
@@ -124,9 +130,11 @@ impl Asked {
         Ok(asked)
     }
 
-    fn cases(&self) -> Vec<&'static Case> {
+    fn cases(&self, (cluster, _, all): &Group) -> Vec<&'static Case> {
         let wanted = |name: &str| self.words.is_empty() || self.words.iter().any(|word| name.contains(word.as_str()));
-        let mut cases: Vec<&Case> = CASES.iter().filter(|(space, name, ..)| wanted(name) || wanted(space)).collect();
+        let is_wanted =
+            |(space, name, ..): &&Case| wanted(name) || wanted(space) || self.words.iter().any(|word| word == cluster);
+        let mut cases: Vec<&Case> = all.iter().filter(is_wanted).collect();
         if self.shuffle != 0 {
             cases.sort_by_key(|(space, ..)| {
                 let mut hasher = DefaultHasher::new();
@@ -144,23 +152,29 @@ fn main() -> ExitCode {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
             let seed = asked.seed.unwrap_or(now);
             let soak = |space: &Space<'_>| soak::soak(space, minutes, seed);
-            whole("soak", &asked, |cluster| vec![told("soak", || in_space(cluster, "soak", soak))])
+            whole("soak", "ipv4", &asked, |cluster| vec![told("soak", || in_space(cluster, "soak", soak))])
         }
-        None => {
-            let cases = asked.cases();
-            ensure!(!cases.is_empty(), "no case is called {:?}", asked.words);
-            whole("e2e", &asked, |cluster| run(cluster, &cases, asked.threads))
-        }
+        None => groups(&asked),
     });
-    match outcome {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            println!("\n0 passed, 1 failed");
-            ExitCode::FAILURE
-        }
+    let outcome = outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        vec![false]
+    });
+    let failed = outcome.iter().filter(|passed| !**passed).count();
+    println!("\n{} passed, {failed} failed", outcome.len() - failed);
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A cluster after the other, each where one of its cases is asked for.
+fn groups(asked: &Asked) -> Result<Vec<bool>> {
+    let groups = GROUPS.iter().map(|group| (group, asked.cases(group))).filter(|(_, cases)| !cases.is_empty());
+    let groups: Vec<_> = groups.collect();
+    ensure!(!groups.is_empty(), "no case is called {:?}", asked.words);
+    let mut passed = Vec::new();
+    for ((cluster, families, _), cases) in groups {
+        passed.extend(whole(cluster, families, asked, |cluster| run(cluster, &cases, asked.threads))?);
     }
+    Ok(passed)
 }
 
 /// Runs those that bear company several at a time, then the others one by one; which of them passed.
@@ -204,13 +218,10 @@ fn told(name: &str, case: impl FnOnce() -> Result<()>) -> bool {
     outcome.is_ok()
 }
 
-/// A cluster from its beginning to its end, and a count of what is left.
-fn whole(name: &str, asked: &Asked, cases: impl FnOnce(&Cluster) -> Vec<bool>) -> Result<bool> {
+/// A cluster from its beginning to its end, and a count of what is left; what passed of all that.
+fn whole(name: &str, families: &str, asked: &Asked, cases: impl FnOnce(&Cluster) -> Vec<bool>) -> Result<Vec<bool>> {
     let before = Inventory::take()?;
-    let cluster = match &asked.binary {
-        Some(binary) => Cluster::up_with(name, binary)?,
-        None => Cluster::up(name)?,
-    };
+    let cluster = Cluster::up_as(name, Wanted { families, binary: asked.binary.as_deref(), ..Wanted::default() })?;
     let mut passed = cases(&cluster);
     passed.push(told("what cases made goes with their namespaces", || namespaces_are_gone(&cluster)));
     if passed.contains(&false) {
@@ -220,9 +231,7 @@ fn whole(name: &str, asked: &Asked, cases: impl FnOnce(&Cluster) -> Vec<bool>) -
     }
     cluster.down()?;
     passed.push(told("nothing is left behind", || nothing_left(&before)));
-    let failed = passed.iter().filter(|passed| !**passed).count();
-    println!("\n{} passed, {failed} failed", passed.len() - failed);
-    Ok(failed == 0)
+    Ok(passed)
 }
 
 fn namespaces_are_gone(cluster: &Cluster) -> Result<()> {

@@ -23,14 +23,72 @@ use serde_json::{Value, json};
 use crate::netns;
 use crate::setup::workspace_root;
 
-const GATEWAY: &str = "10.90.0.1";
 const REGISTRY: &str = "10.90.0.1:5000";
-const CLIENT: &str = "10.90.0.100";
+const REGISTRY_PORT: u16 = 5000;
+const GATEWAY: usize = 1;
+const CLIENT: usize = 100;
 const API_PORT: u16 = 6443;
 /// How long a node may take to be ready.
 const READY: Duration = Duration::from_secs(30);
 /// How long a process may take to end after SIGTERM.
 const END: Duration = Duration::from_secs(10);
+
+/// Which addresses a cluster has; of both families, those of IPv4 come first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Families {
+    #[default]
+    Ipv4,
+    Dual,
+    Ipv6,
+}
+
+/// The addresses of one family.
+struct Net {
+    /// A number behind it makes an address of the link.
+    link: &'static str,
+    bits: u8,
+    pods: &'static str,
+    services: &'static str,
+}
+
+/// By amphipod's defaults.
+const V4: Net = Net { link: "10.90.0.", bits: 24, pods: "10.244.0.0/16", services: "10.96.0.0/12" };
+const V6: Net = Net { link: "fd00:90::", bits: 64, pods: "fd00:10:244::/56", services: "fd00:10:96::/112" };
+
+impl Families {
+    fn nets(self) -> &'static [Net] {
+        match self {
+            Self::Ipv4 => &[V4],
+            Self::Dual => &[V4, V6],
+            Self::Ipv6 => &[V6],
+        }
+    }
+
+    /// On the link.
+    fn addresses(self, number: usize) -> Vec<String> {
+        self.nets().iter().map(|net| format!("{}{number}", net.link)).collect()
+    }
+
+    /// The same with the length of the link's prefix.
+    fn prefixes(self, number: usize) -> Vec<String> {
+        self.nets().iter().map(|net| format!("{}{number}/{}", net.link, net.bits)).collect()
+    }
+
+    /// The flags of a server, where the defaults are not meant.
+    fn ranges(self) -> Vec<String> {
+        let list = |pick: fn(&Net) -> &'static str| self.nets().iter().map(pick).collect::<Vec<_>>().join(",");
+        match self {
+            Self::Ipv4 => Vec::new(),
+            _ => ["--pod-cidr".to_owned(), list(|net| net.pods), "--service-cidr".to_owned(), list(|net| net.services)]
+                .into(),
+        }
+    }
+}
+
+/// Host and port as in a URL.
+fn at(address: &str, port: u16) -> String {
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+}
 
 /// A cluster by its name; it may or may not be up.
 pub struct Cluster {
@@ -42,7 +100,7 @@ pub struct Cluster {
 struct Node {
     name: String,
     netns: String,
-    ip: String,
+    ips: Vec<String>,
     data_dir: PathBuf,
     run_dir: PathBuf,
 }
@@ -63,11 +121,16 @@ impl Cluster {
         format!("amp-{}-{what}", self.name)
     }
 
+    fn families(&self) -> Families {
+        let said = self.read("made.json").and_then(|made| made["families"].as_str().map(str::to_owned));
+        said.and_then(|said| clap::ValueEnum::from_str(&said, false).ok()).unwrap_or_default()
+    }
+
     fn node(&self, index: usize) -> Node {
         let name = format!("node{index}");
         Node {
             netns: self.place(&name),
-            ip: format!("10.90.0.{}", 10 + index),
+            ips: self.families().addresses(10 + index),
             data_dir: self.dir.join(&name),
             run_dir: PathBuf::from(format!("/run/amphipod-{}/{name}", self.name)),
             name,
@@ -84,13 +147,17 @@ impl Cluster {
     }
 
     /// Brings the cluster up with this binary; tells each step through `say`.
-    pub fn up(&self, nodes: usize, binary: &Path, say: &dyn Fn(&str)) -> Result<()> {
+    pub fn up(&self, nodes: usize, families: Families, binary: &Path, say: &dyn Fn(&str)) -> Result<()> {
         ensure!((1..=80).contains(&nodes), "1 to 80 nodes are wanted, not {nodes}");
         ensure!(!self.dir.exists(), "cluster {} is there already: cargo xtask cluster down {}", self.name, self.name);
         fs::create_dir_all(&self.dir).with_context(|| format!("cannot create {}", self.dir.display()))?;
+        let name = clap::ValueEnum::to_possible_value(&families).map(|value| value.get_name().to_owned());
+        self.write(
+            "made.json",
+            &json!({"nodes": nodes, "families": name, "binary": binary.canonicalize()?, "processes": []}),
+        )?;
         let all: Vec<Node> = (1..=nodes).map(|index| self.node(index)).collect();
-        self.write("made.json", &json!({"nodes": nodes, "processes": []}))?;
-        let made = self.bring_up(&all, binary, say);
+        let made = self.bring_up(&all, families, binary, say);
         if made.is_err() {
             // The failure is what matters; what cannot be taken down is said after it.
             if let Err(error) = self.down() {
@@ -100,25 +167,20 @@ impl Cluster {
         made
     }
 
-    fn bring_up(&self, nodes: &[Node], binary: &Path, say: &dyn Fn(&str)) -> Result<()> {
+    fn bring_up(&self, nodes: &[Node], families: Families, binary: &Path, say: &dyn Fn(&str)) -> Result<()> {
         say("network namespaces: one per node, one for a client outside, one link");
         let switch = self.place("link");
         netns::make(&switch)?;
-        netns::bridge(&switch, "br0", &format!("{GATEWAY}/24"))?;
-        for (index, node) in nodes.iter().enumerate() {
+        // The images are pushed there by its IPv4 address, whatever the nodes have.
+        netns::bridge(&switch, "br0", &Families::Dual.prefixes(GATEWAY))?;
+        let gateways = families.addresses(GATEWAY);
+        for (number, node) in (11..).zip(nodes) {
             netns::make(&node.netns)?;
-            netns::plug(
-                &node.netns,
-                &format!("{}/24", node.ip),
-                GATEWAY,
-                &switch,
-                "br0",
-                &format!("node{}", index + 1),
-            )?;
+            netns::plug(&node.netns, &families.prefixes(number), &gateways, &switch, "br0", &node.name)?;
         }
         let client = self.place("client");
         netns::make(&client)?;
-        netns::plug(&client, &format!("{CLIENT}/24"), GATEWAY, &switch, "br0", "client")?;
+        netns::plug(&client, &families.prefixes(CLIENT), &gateways, &switch, "br0", "client")?;
         say("registry with the test images (nginx, hostname-server, busybox)");
         self.start_registry(&switch)?;
         let (first, others) = nodes.split_first().context("a cluster has a node")?;
@@ -142,7 +204,7 @@ impl Cluster {
             .iter()
             .map(|node| {
                 let log = node.data_dir.with_extension("log");
-                json!({"name": node.name, "netns": node.netns, "ip": node.ip, "data_dir": node.data_dir, "log": log})
+                json!({"name": node.name, "netns": node.netns, "ips": node.ips, "data_dir": node.data_dir, "log": log})
             })
             .collect();
         self.write(
@@ -150,7 +212,7 @@ impl Cluster {
             &json!({
                 "kubeconfig": self.kubeconfig(),
                 "nodes": listed,
-                "client": {"netns": client, "ip": CLIENT},
+                "client": {"netns": client},
                 "registry": REGISTRY,
             }),
         )?;
@@ -159,7 +221,8 @@ impl Cluster {
 
     fn start_registry(&self, switch: &str) -> Result<()> {
         // One content for all clusters: a second start pushes nothing.
-        let registry = images::start_registry(REGISTRY, Some(switch), &workspace_root().join("target/registry"))?;
+        let all = format!(":{REGISTRY_PORT}");
+        let registry = images::start_registry(&all, Some(switch), &workspace_root().join("target/registry"))?;
         self.note_process(registry.pid())?;
         images::images(REGISTRY, Some(switch), &workspace_root().join("target/images"))?;
         // It lives until `down`.
@@ -172,7 +235,8 @@ impl Cluster {
     fn registries(&self) -> Result<PathBuf> {
         let path = self.dir.join("registries.yaml");
         if !path.exists() {
-            let entry = |name: &str| (name.to_owned(), json!({"endpoints": [format!("http://{REGISTRY}")]}));
+            let registry = at(&self.families().addresses(GATEWAY)[0], REGISTRY_PORT);
+            let entry = |name: &str| (name.to_owned(), json!({"endpoints": [format!("http://{registry}")]}));
             let names: serde_json::Map<_, _> =
                 ["docker.io", "registry.k8s.io", REGISTRY].map(entry).into_iter().collect();
             // JSON is YAML.
@@ -205,9 +269,9 @@ impl Cluster {
     fn role(&self, node: &Node) -> Vec<String> {
         let server = self.node(1);
         match node.name == server.name {
-            true => ["up", "--listen", &format!("0.0.0.0:{API_PORT}")].map(str::to_owned).into(),
+            true => ["up".to_owned()].into_iter().chain(self.families().ranges()).collect(),
             false => {
-                let url = format!("https://{}:{API_PORT}", server.ip);
+                let url = format!("https://{}", at(&server.ips[0], API_PORT));
                 ["agent", "--server", &url, "--token-file", &self.token_file().display().to_string()]
                     .map(str::to_owned)
                     .into()
@@ -223,7 +287,7 @@ impl Cluster {
         let mut command = netns::command(&node.netns, &binary.display().to_string());
         command
             .args(self.role(node))
-            .args(["--node-name", &node.name, "--node-ip", &node.ip])
+            .args(["--node-name", &node.name, "--node-ip", &node.ips.join(",")])
             .arg("--data-dir")
             .arg(&node.data_dir)
             .arg("--run-dir")
@@ -280,12 +344,13 @@ impl Cluster {
         let port = listener.local_addr()?.port();
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut command = netns::command(&node.netns, &program.display().to_string());
-        command.args(["forward", &format!("{}:{API_PORT}", node.ip)]);
+        let server = at(&node.ips[0], API_PORT);
+        command.args(["forward", &server]);
         let log = fs::File::create(self.dir.join("forward.log"))?;
         let child = detached(command, Stdio::from(OwnedFd::from(listener)), log)?;
         self.note_process(child.id())?;
         let admin = fs::read_to_string(node.data_dir.join("admin.kubeconfig"))?;
-        let here = admin.replace(&format!("https://{}:{API_PORT}", node.ip), &format!("https://127.0.0.1:{port}"));
+        let here = admin.replace(&format!("https://{server}"), &format!("https://127.0.0.1:{port}"));
         fs::write(self.kubeconfig(), here).context("cannot write the kubeconfig")
     }
 
@@ -350,9 +415,10 @@ impl Cluster {
         if !node.data_dir.join("places.json").exists() || !netns::exists(&node.netns) {
             return Ok(());
         }
-        let binary = crate::build::binary();
+        let made = self.read("made.json").and_then(|made| made["binary"].as_str().map(str::to_owned));
+        let binary = made.unwrap_or_else(|| crate::build::binary().display().to_string());
         let data_dir = node.data_dir.display().to_string();
-        netns::inside(&node.netns, &binary.display().to_string(), &["reset", "--data-dir", &data_dir]).map(drop)
+        netns::inside(&node.netns, &binary, &["reset", "--data-dir", &data_dir]).map(drop)
     }
 
     /// Where commands can be run: the nodes that there are, and the outside.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::cluster::{Cluster, wait_for};
+use crate::cluster::{Cluster, Families, wait_for};
 use crate::setup::workspace_root;
 use crate::{build, setup};
 
@@ -48,7 +48,7 @@ pub fn demo(afterwards: Afterwards) -> Result<()> {
         cluster.down()?;
     }
     say("a one-node cluster in network namespaces");
-    cluster.up(1, &binary, &|step| println!("  • {step}"))?;
+    cluster.up(1, Families::Ipv4, &binary, &|step| println!("  • {step}"))?;
     let shown = show(&Demo { kubeconfig: cluster.kubeconfig() }, &say);
     if afterwards == Afterwards::Kept && shown.is_ok() {
         say("kept, as asked");

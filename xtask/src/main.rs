@@ -17,7 +17,7 @@ mod setup;
 mod test;
 mod vm;
 
-use cluster::Cluster;
+use cluster::{Cluster, Families};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Set up, build and try Amphipod")]
@@ -96,6 +96,9 @@ enum ClusterCommand {
         nodes: usize,
         #[arg(long)]
         name: String,
+        /// Which addresses nodes, pods and services have
+        #[arg(long, value_enum, default_value_t)]
+        families: Families,
         /// Another release than `target/release/amphipod`
         #[arg(long)]
         binary: Option<PathBuf>,
@@ -162,11 +165,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 fn run_cluster(command: ClusterCommand) -> anyhow::Result<ExitCode> {
     match command {
-        ClusterCommand::Up { nodes, name, binary } => {
+        ClusterCommand::Up { nodes, name, families, binary } => {
             setup::setup()?;
             let cluster = Cluster::new(&name)?;
             let binary = binary.map_or_else(build::build, Ok)?;
-            cluster.up(nodes, &binary, &|step| println!("• {step}"))?;
+            cluster.up(nodes, families, &binary, &|step| println!("• {step}"))?;
             println!("• ready: kubectl --kubeconfig {} get pods", cluster.kubeconfig().display());
         }
         ClusterCommand::Exec { name, place, command } => {

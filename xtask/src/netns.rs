@@ -36,20 +36,33 @@ pub fn remove(netns: &str) -> Result<()> {
     if exists(netns) { ip(&format!("netns del {netns}")) } else { Ok(()) }
 }
 
-/// A bridge with an address.
-pub fn bridge(netns: &str, name: &str, address: &str) -> Result<()> {
+/// A bridge with addresses.
+pub fn bridge(netns: &str, name: &str, addresses: &[String]) -> Result<()> {
     ip(&format!("-n {netns} link add {name} type bridge"))?;
-    ip(&format!("-n {netns} addr add {address} dev {name}"))?;
+    addresses.iter().try_for_each(|address| add_address(netns, name, address))?;
     ip(&format!("-n {netns} link set {name} up"))
 }
 
-/// Links a namespace's `eth0` to a bridge elsewhere, with address and default route.
-pub fn plug(netns: &str, address: &str, gateway: &str, switch: &str, bridge: &str, port: &str) -> Result<()> {
+/// In force at once: nobody else can have it.
+fn add_address(netns: &str, device: &str, address: &str) -> Result<()> {
+    let at_once = if address.contains(':') { "nodad" } else { "" };
+    ip(&format!("-n {netns} addr add {address} dev {device} {at_once}"))
+}
+
+/// Links a namespace's `eth0` to a bridge elsewhere, with addresses and as many default routes.
+pub fn plug(
+    netns: &str,
+    addresses: &[String],
+    gateways: &[String],
+    switch: &str,
+    bridge: &str,
+    port: &str,
+) -> Result<()> {
     ip(&format!("-n {netns} link add eth0 type veth peer name {port} netns {switch}"))?;
     ip(&format!("-n {switch} link set {port} master {bridge} up"))?;
-    ip(&format!("-n {netns} addr add {address} dev eth0"))?;
+    addresses.iter().try_for_each(|address| add_address(netns, "eth0", address))?;
     ip(&format!("-n {netns} link set eth0 up"))?;
-    ip(&format!("-n {netns} route add default via {gateway}"))?;
+    gateways.iter().try_for_each(|gateway| ip(&format!("-n {netns} route add default via {gateway}")))?;
     // Wrong checksums must not pass because a virtual link never computes them.
     for (place, device) in [(netns, "eth0"), (switch, port)] {
         inside(place, "ethtool", &["-K", device, "tx", "off"])?;

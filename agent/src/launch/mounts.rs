@@ -88,8 +88,8 @@ impl Launch<'_> {
         let host_resolv = self.record.host_resolv.clone().unwrap_or_else(host_resolv);
         let resolver = Resolver::of(config, &host_resolv);
         let hostname = crate::env::hostname(self.pod);
-        let ip = self.record.ip;
-        let hosts = hosts(self.pod, hostname.as_deref(), ip, &config.cluster_domain, &read("/etc/hosts"));
+        let ips = &self.record.ips;
+        let hosts = hosts(self.pod, hostname.as_deref(), ips, &config.cluster_domain, &read("/etc/hosts"));
         let resolv = resolv_conf(&self.pod.spec, &self.pod.metadata.namespace, &resolver);
         let hostname = hostname.unwrap_or_else(|| config.node_name.clone());
         [

@@ -57,7 +57,7 @@ fn status_while(
         sandbox_ready: true,
         initialized: true,
         starting,
-        host_ip: "192.168.0.1".parse().unwrap(),
+        host_ips: &["192.168.0.1", "fd00::1"].map(|ip| ip.parse().unwrap()),
         now: at(5),
     })
 }
@@ -80,6 +80,7 @@ fn a_running_pod() {
         (&status["phase"], &status["podIP"], &status["qosClass"]),
         (&json!("Running"), &json!("10.0.0.2"), &json!("BestEffort"))
     );
+    assert_eq!((&status["hostIP"], &status["hostIPs"][1]["ip"]), (&json!("192.168.0.1"), &json!("fd00::1")));
     let container = &status["containerStatuses"][0];
     assert_eq!(container["containerID"], "amphipod://id0");
     assert_eq!(container["state"]["running"]["startedAt"], "2023-11-14T22:13:21Z");
@@ -87,6 +88,18 @@ fn a_running_pod() {
     assert_eq!((&ready["status"], &ready["observedGeneration"]), (&json!("True"), &json!(3)));
     assert_eq!(ready["lastTransitionTime"], "2023-11-14T22:13:25Z");
     assert_eq!(condition(&status, "example.com/gate")["status"], "True");
+}
+
+#[test]
+fn a_pod_has_addresses_of_both_families_or_those_of_its_host() {
+    let ips = |status: &Value| (status["podIP"].clone(), status["podIPs"].clone());
+    let both = |record: &mut Record| record.ips.push("fd00::2".parse().unwrap());
+    let own = status_of(pod(), &[("a", run(None))], &[], both);
+    assert_eq!(ips(&own), (json!("10.0.0.2"), json!([{"ip": "10.0.0.2"}, {"ip": "fd00::2"}])));
+    let mut host = pod();
+    host["spec"]["hostNetwork"] = json!(true);
+    let host = status_of(host, &[("a", run(None))], &[], |record| record.ips.clear());
+    assert_eq!(ips(&host), (json!("192.168.0.1"), json!([{"ip": "192.168.0.1"}, {"ip": "fd00::1"}])));
 }
 
 #[test]

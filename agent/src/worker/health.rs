@@ -48,7 +48,7 @@ impl Worker {
     }
 
     fn target(&self, container: &Container) -> Target {
-        let ip = if self.pod.spec.host_network { Some(self.node.config.node_ip) } else { self.record.ip };
+        let ip = self.ips().first().copied();
         Target { node: self.node.clone(), uid: self.record.pod.uid.clone(), ip, container: Arc::new(container.clone()) }
     }
 

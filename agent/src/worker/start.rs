@@ -139,9 +139,9 @@ impl Worker {
 
     async fn begin_sandbox(&mut self) -> Result<(), String> {
         self.check_runtime().await?;
-        if self.record.ip.is_none() && !self.pod.spec.host_network {
-            let ip = self.node.addresses.take();
-            self.record.ip = Some(ip.ok_or("no pod address is free on this node")?);
+        if self.record.ips.is_empty() && !self.pod.spec.host_network {
+            let ips = self.node.addresses.take();
+            self.record.ips = ips.ok_or("no pod address is free on this node")?;
         }
         if self.record.users.is_none() && self.pod.spec.has_own_users() {
             let users = self.node.users.take();

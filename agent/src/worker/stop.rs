@@ -78,7 +78,7 @@ impl Worker {
             self.log_failure("remove the pod's record", &error);
         }
         Step::RemoveRecord.done();
-        self.node.take_back(self.record.ip, self.record.users);
+        self.node.take_back(&self.record.ips, self.record.users);
     }
 
     async fn say_removed(&mut self) {

@@ -86,9 +86,9 @@ pub fn config(folder: &Path, cgroup: &str) -> Config {
         data_dir: folder.join("data"),
         run_dir: folder.join("run"),
         node_name: "node".into(),
-        node_ip: world_ip(),
+        node_ips: vec![world_ip()],
         // Five addresses: one that leaks is soon missed.
-        pod_cidr: "10.244.0.0/29".parse().unwrap(),
+        pod_cidrs: vec!["10.244.0.0/29".parse().unwrap()],
         pod_cgroup: format!("{cgroup}/pods"),
         cgroup_root: cgroup.to_owned(),
         cluster_dns: None,
@@ -179,11 +179,11 @@ impl RealNetwork {
 impl PodNetwork for RealNetwork {
     async fn attach(&self, attachment: &Attachment) -> Result<Vec<String>, NetworkError> {
         let (uid, netns) = (attachment.pod.uid.to_string(), attachment.netns.clone());
-        let addresses = attachment.ip.into();
+        let addresses = attachment.ips.iter().copied().collect();
         let attached = self.0.attach(&network::PodNetwork { uid, addresses, netns, host_ports: Vec::new() }).await;
         attached.map(|_| Vec::new()).map_err(|error| NetworkError(causes::chain(&error)))
     }
-    async fn detach(&self, uid: &Uid, _: IpAddr) -> Result<(), NetworkError> {
+    async fn detach(&self, uid: &Uid, _: &[IpAddr]) -> Result<(), NetworkError> {
         self.0.detach(uid.as_str()).await.map_err(|error| NetworkError(causes::chain(&error)))
     }
 }

@@ -16,9 +16,8 @@ use serde_json::{Value, json};
 use super::Engine;
 use crate::object::{Collection, Encoded, Header, INTERNAL, ObjectKey, new_uid};
 use crate::store::{Expect, Write};
-use network::Family;
 
-pub use network::{BadRange, ServiceNetwork, ServiceRange};
+pub use network::{BadRange, Family, ServiceNetwork, ServiceRange};
 
 /// Node ports in use: keys of a collection that no kind shows.
 fn node_ports() -> Collection {

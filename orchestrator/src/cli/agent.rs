@@ -6,12 +6,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::node::{NodeArguments, local_address, v4};
+use super::node::{NodeArguments, local_address};
 use crate::agent_command::Settings;
+use crate::control_plane::PORT;
 use crate::kubeconfig::host_port;
 use crate::token::JoinToken;
-
-const PORT: u16 = 6443;
 
 #[derive(Args)]
 pub struct AgentArguments {
@@ -37,7 +36,7 @@ pub struct AgentArguments {
 impl AgentArguments {
     pub fn settings(&self) -> Result<Settings> {
         let server = host_port(&self.server, PORT).context("--server")?;
-        let machine = self.node.machine(&self.data_dir, || v4(local_address(resolve(&server)?)?))?;
+        let machine = self.node.machine(&self.data_dir, || local_address(resolve(&server)?).map(Some))?;
         Ok(Settings { server, token: self.token()?, machine })
     }
 

@@ -1,15 +1,18 @@
 //! What a machine says of itself as a node: the same flags whether its server is in the same process or elsewhere.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
 use agent::config::DEFAULT_POD_MAX_PIDS;
 use agent::image::Registries;
 use anyhow::{Context, Result, bail};
 use api::sysctl::Allowed;
+use apiserver::engine::Family;
 use clap::{ArgAction, Args};
+use network::Addresses;
 
-use crate::machine::Machine;
+use crate::machine::{Machine, is_link_local};
 use crate::names;
 
 #[derive(Args)]
@@ -20,9 +23,9 @@ pub struct NodeArguments {
     /// Name of this node [default: the machine's host name]
     #[arg(long)]
     node_name: Option<String>,
-    /// IPv4 address of this node [default: the one that leads to the default route]
-    #[arg(long)]
-    pub node_ip: Option<Ipv4Addr>,
+    /// Address of this node, or one of each family [default: those that lead to the default routes]
+    #[arg(long, value_delimiter = ',', value_name = "ADDRESS[,ADDRESS]")]
+    node_ip: Vec<IpAddr>,
     /// The cgroup2 folder where socket hooks attach [default: the cgroup2 mount]
     #[arg(long)]
     cgroup_root: Option<PathBuf>,
@@ -57,12 +60,19 @@ pub struct NodeArguments {
 }
 
 impl NodeArguments {
-    /// With the address that the flag does not name.
+    /// Without the flag, `told` is asked for an address of this machine's that something else says.
     ///
     /// # Errors
-    /// The flag, and what is wrong with what it was given.
-    pub fn machine(&self, data_dir: &Path, ip: impl FnOnce() -> Result<Ipv4Addr>) -> Result<Machine> {
-        let ip = self.node_ip.map_or_else(ip, Ok)?;
+    /// The flag, and what is wrong with what it was given. Without `--node-ip`, that no address of this machine is known.
+    pub fn machine(&self, data_dir: &Path, told: impl FnOnce() -> Result<Option<IpAddr>>) -> Result<Machine> {
+        let ips = match &*self.node_ip {
+            [] => known_addresses(told()?)?,
+            given => given.iter().copied().collect(),
+        };
+        if !self.node_ip.is_empty() && ips.iter().count() != self.node_ip.len() {
+            let given: Vec<String> = self.node_ip.iter().map(IpAddr::to_string).collect();
+            bail!("--node-ip {}: several are of one family: one of each is wanted at most", given.join(","));
+        }
         let name = match &self.node_name {
             Some(name) => name.clone(),
             None => host_name()?,
@@ -74,7 +84,7 @@ impl NodeArguments {
             data_dir: data_dir.to_owned(),
             run_dir: self.run_dir.clone(),
             name,
-            ip,
+            ips,
             cgroup_root: self.cgroup_root.clone().map_or_else(cgroup2_mount, Ok)?,
             pod_cgroup: pod_cgroup(&self.pod_cgroup)?,
             bpf_root: self.bpf_root.clone().unwrap_or_else(|| self.run_dir.join("bpf")),
@@ -141,7 +151,22 @@ fn cgroup2_mount() -> Result<PathBuf> {
 }
 
 /// A documentation address: only the route to it is looked up.
-pub const ANYWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
+pub const fn anywhere(family: Family) -> SocketAddr {
+    let ip = match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+    };
+    SocketAddr::new(ip, 9)
+}
+
+/// The one told, and of other families those that lead to the default routes.
+fn known_addresses(told: Option<IpAddr>) -> Result<Addresses> {
+    let [v4, v6] = Family::ALL.map(|family| local_address(anywhere(family)));
+    match told.into_iter().chain(v4.as_ref().ok().copied()).chain(v6.ok()).collect::<Addresses>() {
+        none if none.is_empty() => v4.map(Addresses::from),
+        known => Ok(known),
+    }
+}
 
 /// The address from which this machine reaches another one; nothing is sent to find it.
 ///
@@ -149,23 +174,38 @@ pub const ANYWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0
 /// When no route leads there.
 pub fn local_address(to: SocketAddr) -> Result<IpAddr> {
     let any = if to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = std::net::UdpSocket::bind((any, 0)).context("cannot open a socket")?;
+    let socket = UdpSocket::bind((any, 0)).context("cannot open a socket")?;
+    let family = Family::of(&to.ip());
+    if family == Family::V6 {
+        prefer_lasting(&socket).context("cannot ask for an address that lasts")?;
+    }
     match socket.connect(to).and_then(|()| socket.local_addr()) {
-        Ok(address) => Ok(address.ip()),
-        Err(_) if to == ANYWHERE => bail!(
-            "this machine has no default route to tell its address by: give one with --advertise-address (or --node-ip)"
+        Ok(address) if !is_link_local(address.ip()) => Ok(address.ip()),
+        _ if to == anywhere(family) => bail!(
+            "this machine has no default route of {} to tell its address by: give one with --advertise-address (or --node-ip)",
+            family.name()
         ),
-        Err(_) => bail!("no route of this machine leads to {}: give its address with --node-ip", to.ip()),
+        _ => bail!("no route of this machine leads to {}: give its address with --node-ip", to.ip()),
     }
 }
 
-/// # Errors
-/// When it is none of IPv4.
-pub fn v4(address: IpAddr) -> Result<Ipv4Addr> {
-    match address {
-        IpAddr::V4(ip) => Ok(ip),
-        IpAddr::V6(ip) => bail!("this machine is reached at {ip}: give an IPv4 address with --node-ip"),
-    }
+/// Not one of those that the kernel changes every day, to be known by no address.
+fn prefer_lasting(socket: &UdpSocket) -> std::io::Result<()> {
+    /// RFC 5014; not in the libc crate.
+    const IPV6_PREFER_SRC_PUBLIC: libc::c_int = 2;
+    let value = IPV6_PREFER_SRC_PUBLIC;
+    #[expect(unsafe_code, reason = "a socket option that no safe wrapper has")]
+    // SAFETY: an open descriptor, and an integer of the stated size that outlives the call.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IPV6,
+            libc::IPV6_ADDR_PREFERENCES,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    if set == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use pod::mounts::Mount;
 use rustix::fs::statvfs;
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -55,12 +55,14 @@ pub struct Facts {
     pub store_exists: bool,
     pub disk: Disk,
     pub overlay_refused: Option<String>,
-    pub node_ip: Ipv4Addr,
-    pub node_ip_is_here: bool,
-    /// Of pods and Services, once they are known.
-    pub ranges: Option<(Ipv4Network, Ipv4Network)>,
-    /// Of other devices than ours, without the default route.
-    pub routes: Vec<(String, Ipv4Network)>,
+    /// Those that count, and whether each is an address of this machine.
+    pub node_ips: Vec<(IpAddr, bool)>,
+    /// Of pods and Services, once they are known: of one family, or of each.
+    pub ranges: Option<Vec<(IpNetwork, IpNetwork)>>,
+    /// Of other devices than ours, without default routes.
+    pub routes: Vec<(String, IpNetwork)>,
+    /// Whether the kernel sends packets of IPv6 on that come in by our devices.
+    pub forwards_v6: bool,
     pub listen: Option<SocketAddr>,
     pub listen_refused: Option<String>,
     pub server: Option<Reached>,
@@ -121,7 +123,11 @@ pub fn gather(subject: &Subject) -> Facts {
     let node_ports = cluster.as_ref().map(|cluster| (cluster.node_ports.first, cluster.node_ports.last));
     // Of other nodes' parts it has routes itself, which outlive it.
     let was_node = node::state_file(&machine.data_dir).exists();
-    let own = cluster.as_ref().map(|cluster| cluster.pods).filter(|_| was_node);
+    let own = cluster.as_ref().filter(|_| was_node).map_or(&[][..], |cluster| &cluster.pods);
+    let counts = |ip: &IpAddr| {
+        let Some(cluster) = cluster else { return true };
+        cluster.pods.iter().any(|range| range.is_ipv4() == ip.is_ipv4())
+    };
     Facts {
         uid: rustix::process::geteuid().as_raw(),
         kernel: line("/proc/sys/kernel/osrelease"),
@@ -140,10 +146,13 @@ pub fn gather(subject: &Subject) -> Facts {
         store_exists: store_of(&machine.data_dir).exists(),
         disk: disk(near),
         overlay_refused: said(try_overlay(near)),
-        node_ip: machine.ip,
-        node_ip_is_here: UdpSocket::bind((machine.ip, 0)).is_ok(),
-        ranges: cluster.as_ref().map(|cluster| (cluster.pods, cluster.services)),
-        routes: routes(&text("/proc/net/route"), own.as_ref()),
+        node_ips: machine.ips.iter().filter(counts).map(|ip| (ip, UdpSocket::bind((ip, 0)).is_ok())).collect(),
+        ranges: cluster
+            .as_ref()
+            .map(|cluster| cluster.pods.iter().copied().zip(cluster.services.iter().copied()).collect()),
+        routes: [routes(&text("/proc/net/route"), own), routes_v6(&text("/proc/net/ipv6_route"), own)].concat(),
+        forwards_v6: Path::new("/proc/sys/net/ipv6/conf/default/force_forwarding").exists()
+            || number("/proc/sys/net/ipv6/conf/all/forwarding") != 0,
         listen: *listen,
         listen_refused: listen.and_then(|listen| said(TcpListener::bind(listen))),
         server: server.clone(),
@@ -279,18 +288,38 @@ fn try_overlay(place: &Path) -> io::Result<()> {
     }
 }
 
-/// Without those by a gateway to parts of `own`.
-fn routes(table: &str, own: Option<&Ipv4Network>) -> Vec<(String, Ipv4Network)> {
+/// Whether a route is this node's: to services, or within `own`, by a gateway to other nodes' pods or to one of its own.
+fn is_ours(device: &str, range: IpNetwork, via_gateway: bool, own: &[IpNetwork]) -> bool {
+    let to_pods = own.iter().any(|own| own.prefix() <= range.prefix() && own.contains(range.network()));
+    let to_one = range.prefix() == if range.is_ipv4() { 32 } else { 128 };
+    device.starts_with("amphi") || (to_pods && (via_gateway || to_one))
+}
+
+/// Without ours.
+fn routes(table: &str, own: &[IpNetwork]) -> Vec<(String, IpNetwork)> {
     let of_line = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let device = *fields.first()?;
         let word = |at: usize| Some(u32::from_str_radix(fields.get(at)?, 16).ok()?.swap_bytes());
         let (to, via, mask) = (word(1)?, word(2)?, word(7)?);
-        let range = Ipv4Network::with_netmask(to.into(), mask.into()).ok()?;
-        let ours = device.starts_with("amphi") || (via != 0 && own.is_some_and(|own| range.is_subnet_of(*own)));
-        (range.prefix() > 0 && !ours).then(|| (device.to_owned(), range))
+        let range = IpNetwork::V4(Ipv4Network::with_netmask(to.into(), mask.into()).ok()?);
+        (range.prefix() > 0 && !is_ours(device, range, via != 0, own)).then(|| (device.to_owned(), range))
     };
     table.lines().skip(1).filter_map(of_line).collect()
+}
+
+/// Without ours, and without what belongs to the machine or one link alone.
+fn routes_v6(table: &str, own: &[IpNetwork]) -> Vec<(String, IpNetwork)> {
+    let address = |text: &str| u128::from_str_radix(text, 16).ok().map(Ipv6Addr::from);
+    let of_line = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (to, via, device) = (address(fields.first()?)?, address(fields.get(4)?)?, *fields.get(9)?);
+        let prefix = u8::from_str_radix(fields.get(1)?, 16).ok()?;
+        let range = IpNetwork::new(to.into(), prefix).ok()?;
+        let lesser = prefix == 0 || device == "lo" || to.is_unicast_link_local() || to.is_multicast();
+        (!lesser && !is_ours(device, range, !via.is_unspecified(), own)).then(|| (device.to_owned(), range))
+    };
+    table.lines().filter_map(of_line).collect()
 }
 
 fn listening(range: (u16, u16)) -> Vec<u16> {
@@ -342,11 +371,34 @@ mod tests {
             eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
             eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
             eth0\t0001F40A\t020200C0\t0003\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
+            eth0\t0500F40A\t00000000\t0005\t0\t0\t0\tFFFFFFFF\t0\t0\t0\n\
             amphi-svc\t0000600A\t00000000\t0001\t0\t0\t0\t0000F0FF\t0\t0\t0\n";
         let found = |range: &str| ("eth0".to_owned(), range.parse().unwrap());
-        assert_eq!(routes(table, None), [found("192.0.2.0/24"), found("10.244.1.0/24")]);
-        let pods = "10.244.0.0/16".parse().unwrap();
-        assert_eq!(routes(table, Some(&pods)), [found("192.0.2.0/24")], "to another node's pods");
+        assert_eq!(routes(table, &[]), [found("192.0.2.0/24"), found("10.244.1.0/24"), found("10.244.0.5/32")]);
+        let pods = ["10.244.0.0/16".parse().unwrap()];
+        assert_eq!(routes(table, &pods), [found("192.0.2.0/24")], "to another node's pods, and to one here");
+    }
+
+    #[test]
+    fn routes_of_ipv6_are_those_that_lead_somewhere() {
+        let zero = "00000000000000000000000000000000";
+        let line = |to: &str, bits: &str, via: &str, device: &str| {
+            format!("{to} {bits} {zero} 00 {via} 00000400 00000001 00000000 00000001 {device:>8}\n")
+        };
+        let (link, router) = ("20010db8000000000000000000000000", "20010db8000000000000000000000002");
+        let table = [
+            line(zero, "00", router, "eth0"),
+            line(link, "40", zero, "eth0"),
+            line("fd000244000000010000000000000000", "40", router, "eth0"),
+            line("fe800000000000000000000000000000", "40", zero, "eth0"),
+            line("ff000000000000000000000000000000", "08", zero, "eth0"),
+            line(router, "80", zero, "lo"),
+            line("fd000096000000000000000000000000", "70", zero, "amphi-svc"),
+        ]
+        .concat();
+        let found = |range: &str| ("eth0".to_owned(), range.parse().unwrap());
+        assert_eq!(routes_v6(&table, &[]), [found("2001:db8::/64"), found("fd00:244:0:1::/64")]);
+        assert_eq!(routes_v6(&table, &["fd00:244::/56".parse().unwrap()]), [found("2001:db8::/64")]);
     }
 
     #[test]
