@@ -331,7 +331,7 @@ fn a_slot_is_never_for_more_than_the_old_or_the_new_ranges() {
     let all = |nets: &[u8]| if nets.is_empty() { entry(&[1], &[1]) } else { only_for(entry(&[1], &[1]), nets) };
     for round in 0..12 {
         let (before, after) = (all(nets[(round + 3) % 4]), all(nets[round % 4]));
-        for op in table.change("a", &[after.clone()]).ops {
+        for op in table.change("a", std::slice::from_ref(&after)).ops {
             memory.run(&op);
             let Some(slot) = memory.frontends.get(&frontend(1)) else { continue };
             if memory.slot(*slot).0.has(Slot::SOURCE_RANGES) {
