@@ -14,10 +14,10 @@ use proxy_common::*;
 
 use crate::atomic;
 use crate::choose::{Caller, contains, find_service, is_barred, is_gone};
-use crate::family::{Net, node};
+use crate::family::{Net, flow, node};
 use crate::forward::{Place, Sender, is_pod_address, place_of};
 use crate::maps::{of_map, whole};
-use crate::packet::{FIN, Layer4, Packet, RST, are_same, no_tuple, set_words, words};
+use crate::packet::{FIN, Layer4, Packet, RST, are_same, copied, no_tuple, set_words, words};
 use crate::shares;
 use crate::snat::{self, Answered};
 
@@ -123,7 +123,7 @@ fn find_answered<A: Net>(packet: &mut Packet<A>, node: &NodeConfig<A>) -> Place 
 #[inline(always)]
 pub fn peek<A: Net>(tuple: &mut Tuple<A>, to: &mut Tuple<A>) -> Seen {
     let Some(node) = node() else { return Seen::Unknown };
-    if let Some(flow) = A::flows().get_ptr(&*tuple) {
+    if let Some(flow) = flow(tuple) {
         // SAFETY: a map element.
         return unsafe { contents(flow, tuple, to) };
     }
@@ -146,7 +146,7 @@ pub fn peek<A: Net>(tuple: &mut Tuple<A>, to: &mut Tuple<A>) -> Seen {
 pub fn is_answer<A: Net>(asking: *mut Tuple<A>, answer: *mut Tuple<A>) -> u32 {
     // SAFETY: callers give tuples of their own.
     let (Some(asking), Some(answer)) = (unsafe { asking.as_ref() }, unsafe { answer.as_ref() }) else { return 0 };
-    let Some(flow) = A::flows().get_ptr(asking) else { return 0 };
+    let Some(flow) = flow(asking) else { return 0 };
     // SAFETY: a map element.
     let (shown, tag) = unsafe { (words(&(*flow).to), whole(&raw const (*flow).tag)) };
     (tag == A::tag(words(asking), shown) && are_same::<A>(A::reversed(shown), words(answer))) as u32
@@ -180,7 +180,7 @@ fn exposed<A: Net>(answer: &Tuple<A>, asking: &mut Tuple<A>) -> bool {
 
 #[inline(always)]
 fn forward<A: Net>(packet: &mut Packet<A>, from: Sender, node: &NodeConfig<A>) -> Place {
-    let Some(flow) = A::flows().get_ptr_mut(&packet.tuple) else { return Place::NO_FLOW };
+    let Some(flow) = flow(&packet.tuple) else { return Place::NO_FLOW };
     // SAFETY: a map element.
     if unsafe { contents(flow, &packet.tuple, &mut packet.to) } == Seen::Unknown {
         return Place::NO_FLOW;
@@ -280,7 +280,7 @@ pub fn reply<A: Net>(packet: *mut Packet<A>, asking: *mut Tuple<A>, node: *mut N
 
 #[inline(always)]
 fn answer<A: Net>(packet: &mut Packet<A>, asking: &Tuple<A>, node: &NodeConfig<A>) -> Place {
-    let Some(flow) = A::flows().get_ptr_mut(asking) else { return Place::NO_FLOW };
+    let Some(flow) = flow(asking) else { return Place::NO_FLOW };
     // SAFETY: a map element; the tag shows whether it still is this flow's.
     let (shown, tag) = unsafe { (words(&(*flow).to), whole(&raw const (*flow).tag)) };
     let asked = words(asking);
@@ -467,7 +467,7 @@ pub fn record<A: Net>(packet: *mut Packet<A>, member: u64, place: u32) -> i32 {
     // SAFETY: a flow has this size and alignment, and no byte that is not a field's; `to` is its first, and the place lies in the
     // lower half of its word, as bytes lie on the target.
     let flow = unsafe { &*core::ptr::from_ref(&flow).cast::<Flow<A>>() };
-    A::flows().insert(tuple, flow, NOEXIST).err().unwrap_or(0)
+    A::flows().insert(copied(tuple), flow, NOEXIST).err().unwrap_or(0)
 }
 
 /// The search for a flow that gives way.
@@ -542,6 +542,7 @@ fn end_unless_assured<A: Net>(key: &Tuple<A>) {
 
 #[inline(always)]
 fn forget<A: Net>(key: &Tuple<A>) {
+    let key = &copied(key);
     let Some(flow) = A::flows().get_ptr(key) else { return };
     // SAFETY: a map element.
     let (counts, place) = unsafe { ((*flow).counts(), (*flow).snat) };

@@ -312,7 +312,9 @@ fn translate(
         Choice::Drop => Verdict::Pass,
         Choice::Endpoint(first) => {
             let mut sender = Sender { service, backend: address_of(first), member: first.member, used: now };
-            if amphi_remember(senders, connected, &raw mut sender) != 0 || another(senders, connected, slot, &mut sender) {
+            if amphi_remember(senders, connected, &raw mut sender) != 0
+                || another(senders, connected, slot, &mut sender)
+            {
                 set_address(ctx, form, sender.backend);
                 count(Counter::SocketTranslated);
             } else {
