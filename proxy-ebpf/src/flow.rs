@@ -263,24 +263,22 @@ pub fn reply_unchanged<A: Net>(packet: &mut Packet<A>, node: &NodeConfig<A>) -> 
 /// Both, a step of its own.
 #[inline(always)]
 pub fn reply<A: Net>(packet: *mut Packet<A>, asking: *mut Tuple<A>, node: *mut NodeConfig<A>) -> u32 {
-    // SAFETY: callers give a packet and a tuple of their own, and the node.
-    let (Some(packet), asking, Some(node)) = (unsafe { (packet.as_mut(), asking.as_ref(), node.as_ref()) }) else {
+    // SAFETY: callers give a packet of their own, and the node.
+    let (Some(packet), Some(node)) = (unsafe { (packet.as_mut(), node.as_ref()) }) else {
         return Place::NO_FLOW.word();
     };
     let mut own = no_tuple();
-    let asking = match asking {
-        Some(asking) => asking,
-        None => {
-            set_words(&mut own, A::reversed(words(&packet.tuple)));
-            &own
-        }
-    };
-    answer(packet, asking, node).word()
+    // SAFETY: callers give a tuple of their own, or none.
+    match unsafe { asking.as_ref() } {
+        Some(asking) => set_words(&mut own, words(asking)),
+        None => set_words(&mut own, A::reversed(words(&packet.tuple))),
+    }
+    answer(packet, &own, node).word()
 }
 
 #[inline(always)]
 fn answer<A: Net>(packet: &mut Packet<A>, asking: &Tuple<A>, node: &NodeConfig<A>) -> Place {
-    let Some(flow) = flow(asking) else { return Place::NO_FLOW };
+    let Some(flow) = A::flows().get_ptr_mut(asking) else { return Place::NO_FLOW };
     // SAFETY: a map element; the tag shows whether it still is this flow's.
     let (shown, tag) = unsafe { (words(&(*flow).to), whole(&raw const (*flow).tag)) };
     let asked = words(asking);
