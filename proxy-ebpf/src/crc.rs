@@ -11,7 +11,8 @@ const ONE: u32 = 1 << 31;
 const POWERS: usize = 16;
 
 /// What a sum is multiplied by for two to the power of the index zero bytes behind it.
-static ZEROS: [u32; POWERS] = zeros();
+#[unsafe(no_mangle)]
+static AMPHI_ZEROS: [u32; POWERS] = zeros();
 
 const fn zeros() -> [u32; POWERS] {
     let mut all = [0; POWERS];
@@ -62,7 +63,7 @@ extern "C" fn amphi_crc_difference(change: u32, behind: u32) -> u32 {
 unsafe extern "C" fn step(index: u32, shift: *mut Shift) -> i64 {
     // SAFETY: `amphi_crc_difference` passes its own.
     let shift = unsafe { &mut *shift };
-    let Some(zeros) = ZEROS.get(index as usize) else { return 1 };
+    let Some(zeros) = AMPHI_ZEROS.get(index as usize) else { return 1 };
     if shift.behind >> (index & 31) & 1 != 0 {
         shift.sum = product(*zeros, shift.sum);
     }
