@@ -534,7 +534,7 @@ mod tests {
     #[test]
     fn every_lack_is_named_with_its_remedy() {
         one(|f| f.uid = 1000, "FAIL user", "start as root");
-        one(|f| f.kernel = "5.15.0-25-amd64".into(), "FAIL kernel", "6.1 or newer");
+        one(|f| f.kernel = "6.1.0-25-amd64".into(), "FAIL kernel", "6.6 or newer");
         one(|f| f.btf = Some(Features { tcx: true, cgroup_links: false }), "FAIL BPF hooks", "CONFIG_CGROUP_BPF");
         one(|f| f.jit = Some(0), "WARN BPF compiler", "bpf_jit_enable=1");
         one(|f| f.file_systems.clear(), "FAIL BPF file system", "CONFIG_BPF_SYSCALL");

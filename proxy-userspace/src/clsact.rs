@@ -1,4 +1,4 @@
-//! Packet programs where the kernel has no tcx (before Linux 6.6): filters of a device's `clsact`.
+//! Packet programs where the kernel has no tcx (CONFIG_NET_XGRESS): filters of a device's `clsact`.
 //!
 //! They stand before those of others. A filter belongs to its device and goes with it; no process holds it.
 
