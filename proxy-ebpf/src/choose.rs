@@ -174,11 +174,8 @@ fn sticky(slot: Slot, mut key: AffinityKey, seconds: u32) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn amphi_sticky(slot: u64, key: *mut AffinityKey, seconds: u32) -> u64 {
-    if key.is_null() {
-        return 0;
-    }
-    // SAFETY: callers give a key of their own, copied for the reason that `copied` names.
-    let key = unsafe { core::ptr::read_volatile(key) };
+    // SAFETY: callers give a key of their own.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
     let slot = Slot::from_bits(slot);
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_coarse_ns() };

@@ -5,7 +5,7 @@ use aya_ebpf::btf_maps::{HashMap, LruHashMap};
 use proxy_common::*;
 
 use crate::maps::*;
-use crate::packet::{Packet, copied};
+use crate::packet::Packet;
 use crate::wire::Wire;
 
 pub trait Net: Wire + Steps<Self> {
@@ -136,12 +136,6 @@ maps!(
 #[inline(always)]
 pub fn node<A: Net>() -> Option<&'static NodeConfig<A>> {
     A::node().filter(|node| node.uplink != 0)
-}
-
-/// The flow with this key.
-#[inline(always)]
-pub fn flow<A: Net>(key: &Tuple<A>) -> Option<*mut Flow<A>> {
-    A::flows().get_ptr_mut(&copied(key))
 }
 
 /// What a node address is, if it is one.

@@ -14,10 +14,10 @@ use proxy_common::*;
 
 use crate::atomic;
 use crate::choose::{Caller, contains, find_service, is_barred, is_gone};
-use crate::family::{Net, flow, node};
+use crate::family::{Net, node};
 use crate::forward::{Place, Sender, is_pod_address, place_of};
 use crate::maps::{of_map, whole};
-use crate::packet::{FIN, Layer4, Packet, RST, are_same, copied, no_tuple, set_words, words};
+use crate::packet::{FIN, Layer4, Packet, RST, are_same, no_tuple, set_words, words};
 use crate::shares;
 use crate::snat::{self, Answered};
 
@@ -123,7 +123,7 @@ fn find_answered<A: Net>(packet: &mut Packet<A>, node: &NodeConfig<A>) -> Place 
 #[inline(always)]
 pub fn peek<A: Net>(tuple: &mut Tuple<A>, to: &mut Tuple<A>) -> Seen {
     let Some(node) = node() else { return Seen::Unknown };
-    if let Some(flow) = flow(tuple) {
+    if let Some(flow) = A::flows().get_ptr(&*tuple) {
         // SAFETY: a map element.
         return unsafe { contents(flow, tuple, to) };
     }
@@ -146,7 +146,7 @@ pub fn peek<A: Net>(tuple: &mut Tuple<A>, to: &mut Tuple<A>) -> Seen {
 pub fn is_answer<A: Net>(asking: *mut Tuple<A>, answer: *mut Tuple<A>) -> u32 {
     // SAFETY: callers give tuples of their own.
     let (Some(asking), Some(answer)) = (unsafe { asking.as_ref() }, unsafe { answer.as_ref() }) else { return 0 };
-    let Some(flow) = flow(asking) else { return 0 };
+    let Some(flow) = A::flows().get_ptr(asking) else { return 0 };
     // SAFETY: a map element.
     let (shown, tag) = unsafe { (words(&(*flow).to), whole(&raw const (*flow).tag)) };
     (tag == A::tag(words(asking), shown) && are_same::<A>(A::reversed(shown), words(answer))) as u32
@@ -180,7 +180,7 @@ fn exposed<A: Net>(answer: &Tuple<A>, asking: &mut Tuple<A>) -> bool {
 
 #[inline(always)]
 fn forward<A: Net>(packet: &mut Packet<A>, from: Sender, node: &NodeConfig<A>) -> Place {
-    let Some(flow) = flow(&packet.tuple) else { return Place::NO_FLOW };
+    let Some(flow) = A::flows().get_ptr_mut(&packet.tuple) else { return Place::NO_FLOW };
     // SAFETY: a map element.
     if unsafe { contents(flow, &packet.tuple, &mut packet.to) } == Seen::Unknown {
         return Place::NO_FLOW;
@@ -263,17 +263,19 @@ pub fn reply_unchanged<A: Net>(packet: &mut Packet<A>, node: &NodeConfig<A>) -> 
 /// Both, a step of its own.
 #[inline(always)]
 pub fn reply<A: Net>(packet: *mut Packet<A>, asking: *mut Tuple<A>, node: *mut NodeConfig<A>) -> u32 {
-    // SAFETY: callers give a packet of their own, and the node.
-    let (Some(packet), Some(node)) = (unsafe { (packet.as_mut(), node.as_ref()) }) else {
+    // SAFETY: callers give a packet and a tuple of their own, and the node.
+    let (Some(packet), asking, Some(node)) = (unsafe { (packet.as_mut(), asking.as_ref(), node.as_ref()) }) else {
         return Place::NO_FLOW.word();
     };
     let mut own = no_tuple();
-    // SAFETY: callers give a tuple of their own, or none.
-    match unsafe { asking.as_ref() } {
-        Some(asking) => set_words(&mut own, words(asking)),
-        None => set_words(&mut own, A::reversed(words(&packet.tuple))),
-    }
-    answer(packet, &own, node).word()
+    let asking = match asking {
+        Some(asking) => asking,
+        None => {
+            set_words(&mut own, A::reversed(words(&packet.tuple)));
+            &own
+        }
+    };
+    answer(packet, asking, node).word()
 }
 
 #[inline(always)]
@@ -465,7 +467,7 @@ pub fn record<A: Net>(packet: *mut Packet<A>, member: u64, place: u32) -> i32 {
     // SAFETY: a flow has this size and alignment, and no byte that is not a field's; `to` is its first, and the place lies in the
     // lower half of its word, as bytes lie on the target.
     let flow = unsafe { &*core::ptr::from_ref(&flow).cast::<Flow<A>>() };
-    A::flows().insert(copied(tuple), flow, NOEXIST).err().unwrap_or(0)
+    A::flows().insert(tuple, flow, NOEXIST).err().unwrap_or(0)
 }
 
 /// The search for a flow that gives way.
@@ -540,7 +542,6 @@ fn end_unless_assured<A: Net>(key: &Tuple<A>) {
 
 #[inline(always)]
 fn forget<A: Net>(key: &Tuple<A>) {
-    let key = &copied(key);
     let Some(flow) = A::flows().get_ptr(key) else { return };
     // SAFETY: a map element.
     let (counts, place) = unsafe { ((*flow).counts(), (*flow).snat) };

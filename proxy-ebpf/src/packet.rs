@@ -70,14 +70,6 @@ pub fn set_words<A: Addr>(tuple: &mut Tuple<A>, words: A::Words) {
     }
 }
 
-/// A tuple of one's own: Linux 6.1 takes no key of a map that lies in what a caller gave.
-#[inline(always)]
-pub fn copied<A: Addr>(tuple: &Tuple<A>) -> Tuple<A> {
-    let mut own = no_tuple();
-    set_words(&mut own, words(tuple));
-    own
-}
-
 /// Whether two tuples are one: no call, as comparing arrays would be.
 #[inline(always)]
 pub fn are_same<A: Addr>(one: A::Words, other: A::Words) -> bool {

@@ -7,12 +7,15 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use api::view::{EndpointSlice, Service, ServicePort};
-use proxy_common::{Family, SCTP, Scope, Slot, TCP, UDP};
+use proxy_common::{Family, Scope, Slot, TCP, UDP};
 
 use endpoints::Choice;
 pub use endpoints::ready_here;
+use numbers::family_of;
+pub use numbers::protocol_number;
 
 mod endpoints;
+mod numbers;
 
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 /// A service with this label is some other proxy's business.
@@ -202,10 +205,6 @@ pub fn health_check_port(service: &Service) -> Option<u16> {
     Some(spec.health_check_node_port).filter(|port| is_asked && *port != 0)
 }
 
-fn family_of(ip: &IpAddr) -> Family {
-    if ip.is_ipv4() { Family::V4 } else { Family::V6 }
-}
-
 /// One port of a service, in one family.
 #[derive(Clone, Copy)]
 struct PortOf<'a> {
@@ -264,16 +263,6 @@ pub fn desired_host_ports(pod_ip: IpAddr, ports: &[HostPort]) -> Vec<Entry> {
     };
     let is_of_family = |host: &&HostPort| host.host_ip.is_none_or(|ip| ip.is_ipv4() == pod_ip.is_ipv4());
     ports.iter().filter(is_of_family).map(entry).collect()
-}
-
-/// As in IP headers.
-pub fn protocol_number(name: &str) -> Option<u8> {
-    match name {
-        "" | "TCP" => Some(TCP),
-        "UDP" => Some(UDP),
-        "SCTP" => Some(SCTP),
-        _ => None,
-    }
 }
 
 fn port_entries(of: &PortOf<'_>, cluster_ips: &[IpAddr], slices: &[&EndpointSlice], facts: &NodeFacts) -> Vec<Entry> {

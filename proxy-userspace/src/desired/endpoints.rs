@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use api::view::{Endpoint, EndpointSlice, Hint};
 use proxy_common::Family;
 
-use super::{NodeFacts, PortOf, Target, family_of, protocol_number};
+use super::numbers::{family_of, protocol_number};
+use super::{NodeFacts, PortOf, Target};
 
 /// Sorted, each once.
 pub(super) struct Choice {
