@@ -26,7 +26,7 @@ pub fn balancer(space: &Space<'_>) -> Result<()> {
     give(&json!({"ip": ADDRESS}))?;
     ensure!(space.get(&["service", "balanced"], "{.status.loadBalancer.ingress[0].ipMode}")? == "VIP", "the default");
     let answers = || Ok(client.fetch(&url).is_ok());
-    let from_pod = || space.try_kubectl(&["exec", "asker", "--", "wget", "-T", "2", "-qO-", &url]);
+    let from_pod = || space.try_kubectl(&["exec", "asker", "--", "timeout", "2", "wget", "-qO-", &url]);
     until("the balancer's address answers outside", answers)?;
     until("and inside", || Ok(from_pod()?.status.success()))?;
 

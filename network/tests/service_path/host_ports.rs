@@ -84,11 +84,12 @@ fn ports_of_pods_are_reserved_as_long_as_they_have_them_however_many_there_are()
 fn host_ports_go_with_a_pod_that_went_while_no_agent_ran() {
     for mut world in in_each_family(SocketHooks::Attached) {
         assert_eq!(world.open_host_port(0, 8888, None), []);
-        let devices = || world.node.command("ip -o link show").lines().count();
-        let before = devices();
-        // The kernel takes a namespace apart in its own time.
+        let devices = |world: &World| world.node.command("ip -o link show").lines().count();
+        let before = devices(&world);
         drop(world.pods.remove(0));
-        world.meanwhile(|| wait_until(|| devices() < before));
+        // A process that looks after a pod's sockets keeps its namespace; without one, the kernel takes that apart in its own time.
+        world.restart(SocketHooks::Attached);
+        world.meanwhile(|| wait_until(|| devices(&world) < before));
         world.restart(SocketHooks::Attached);
         world.serve(&[]);
         assert_eq!(ask_tcp(&world.client, HOST_PORT).unwrap_err().kind(), ErrorKind::ConnectionRefused);
