@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser as _;
 
 use crate::setup::{self, find_command, workspace_root};
-use machine::{Link, Machine};
+use machine::{End, Link, Machine};
 use root::Root;
 
 #[derive(clap::Args)]
@@ -44,6 +44,10 @@ pub struct Arguments {
     command: Vec<String>,
 }
 
+/// How often a machine is started at most. An emulated processor may run an instruction that the kernel is just exchanging, and the
+/// kernel panics; once commands run, hardly any are exchanged.
+const STARTS: u32 = 3;
+
 /// Runs the command; its output and exit code are this program's.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     ensure!((1..=16).contains(&arguments.nodes), "--nodes {}: 1 to 16 machines", arguments.nodes);
@@ -57,11 +61,21 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let root = Root::prepare(&folder, &arguments.kernel)?;
     let run = Run::new(&folder)?;
     let luggage = run.pack(arguments, &binary)?;
-    let link = Link::choose()?;
-    let machine = |number| Machine::start(&root, &luggage, &link, number, &run.folder);
-    let first = machine(1)?;
-    let _others = (2..=arguments.nodes).map(machine).collect::<Result<Vec<_>>>()?;
-    first.finish(Duration::from_secs(60 * arguments.minutes))
+    let mut starts = 0;
+    loop {
+        starts += 1;
+        let link = Link::choose()?;
+        let machine = |number| Machine::start(&root, &luggage, &link, number, &run.folder);
+        let first = machine(1)?;
+        let _others = (2..=arguments.nodes).map(machine).collect::<Result<Vec<_>>>()?;
+        match first.finish(Duration::from_secs(60 * arguments.minutes))? {
+            End::Done(code) => return Ok(code),
+            End::NeverBegan(console) if starts == STARTS => {
+                bail!("the machine ended while it started; its console:\n{console}")
+            }
+            End::NeverBegan(_) => eprintln!("vm: the machine ended while it started, and is started again"),
+        }
+    }
 }
 
 /// The project's own cases, with the settings that a command line without flags has.

@@ -12,7 +12,7 @@ use agent::boundary::{
 use agent::{Agent, Config, ExecRequest};
 use api::uid::Uid;
 use network::Network;
-use proxy_userspace::{Attachment, Families, Proxy, SocketHooks};
+use proxy_userspace::{Families, Proxy, SocketHooks};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 
@@ -153,7 +153,7 @@ impl RealNetwork {
             bpf_root: folder.join("bpf"),
             cgroup_root: super::world::cgroup2(),
             socket_hooks: SocketHooks::Absent,
-            attachment: Attachment::of_this_kernel(),
+            attachment: proxy_userspace::Attachment::of_this_kernel(),
             families: Families::V4,
         };
         let proxy = Arc::new(Proxy::start(&proxy).unwrap());

@@ -20,6 +20,13 @@ impl Link {
     }
 }
 
+/// How a machine ended.
+pub enum End {
+    Done(ExitCode),
+    /// Before the command said anything; with the end of its console.
+    NeverBegan(String),
+}
+
 pub struct Machine {
     emulator: Child,
     folder: PathBuf,
@@ -28,6 +35,10 @@ pub struct Machine {
 impl Machine {
     pub fn start(root: &Root, luggage: &Path, link: &Link, number: u8, run: &Path) -> Result<Machine> {
         let folder = run.join(format!("node{number}"));
+        // What an earlier start left.
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
         fs::create_dir_all(&folder)?;
         let file = |name: &str| format!("file:{}", folder.join(name).display());
         let disk = |path: &Path, more: &str| format!("file={},if=virtio,format=raw,{more}", path.display());
@@ -57,7 +68,7 @@ impl Machine {
     }
 
     /// Shows what the command says until the machine has switched itself off.
-    pub fn finish(mut self, patience: Duration) -> Result<ExitCode> {
+    pub fn finish(mut self, patience: Duration) -> Result<End> {
         let deadline = Instant::now() + patience;
         let mut output = File::open(self.await_file("output", deadline)?)?;
         while self.emulator.try_wait()?.is_none() {
@@ -70,7 +81,8 @@ impl Machine {
         pass_on(&mut output)?;
         let status = fs::read_to_string(self.folder.join("status"))?;
         match status.trim().parse::<u8>() {
-            Ok(code) => Ok(ExitCode::from(code)),
+            Ok(code) => Ok(End::Done(ExitCode::from(code))),
+            Err(_) if output.metadata()?.len() == 0 => Ok(End::NeverBegan(self.end_of("console"))),
             Err(_) => bail!(
                 "the machine ended without a result; its console:\n{}{}",
                 self.end_of("console"),
