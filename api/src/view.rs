@@ -11,6 +11,9 @@ use serde_json::Value;
 
 use crate::uid::Uid;
 
+/// The label of a node that names its zone.
+pub const ZONE: &str = "topology.kubernetes.io/zone";
+
 /// Decodes a view. Empty lists and maps that Kubernetes always writes stand as `null` in stored objects; they count as
 /// absent. Such objects are few, so they alone pay for the second look.
 ///

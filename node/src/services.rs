@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use api::view::{EndpointSlice, Meta, Service};
+use api::view::{EndpointSlice, Meta, Service, ZONE};
 use client::events::Reference;
 use client::{Caches, Key, Revision};
 use dns::Snapshot;
@@ -22,7 +22,6 @@ mod complaints;
 mod health;
 
 const DNS_PORT: u16 = 53;
-const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// What a change is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

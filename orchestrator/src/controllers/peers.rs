@@ -11,8 +11,6 @@ use super::given::{Account, Given};
 use super::runtime::{Action, Controller, Plan, Queue};
 use super::views::Node;
 
-const ZONE: &str = "topology.kubernetes.io/zone";
-
 pub struct Peers;
 
 impl Controller for Peers {
@@ -54,7 +52,7 @@ fn spec(node: &Node) -> PeerSpec {
         addresses: own.map(|address| address.address.clone()).collect(),
         pod_cidrs: node.spec.pod_cidrs.clone(),
         tunnel_key: String::new(),
-        zone: node.metadata.meta.labels.get(ZONE).cloned().unwrap_or_default(),
+        zone: node.zone().to_owned(),
     }
 }
 

@@ -275,6 +275,13 @@ pub struct Node {
     pub status: NodeStatus,
 }
 
+impl Node {
+    /// Empty where it is in none.
+    pub fn zone(&self) -> &str {
+        self.metadata.meta.labels.get(api::view::ZONE).map_or("", String::as_str)
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeSpec {

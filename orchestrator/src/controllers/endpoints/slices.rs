@@ -18,7 +18,6 @@ use super::{
     selected, watch_pods, watch_services,
 };
 
-const ZONE: &str = "topology.kubernetes.io/zone";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub(super) const CONTROLLER: &str = "endpointslice-controller.k8s.io";
@@ -57,7 +56,7 @@ impl Controller for EndpointSlices {
         let nodes = caches.of::<Node>();
         let show = |address: &Address| {
             let node = nodes.get("", &address.node);
-            placed(address, node.as_deref().map_or("", zone), &service.spec.traffic_distribution)
+            placed(address, node.as_deref().map_or("", Node::zone), &service.spec.traffic_distribution)
         };
         plan_slices(&service, CONTROLLER, self::groups(&groups, show), &existing)
     }
@@ -68,7 +67,7 @@ fn watch_zones(caches: &Caches, queue: &Queue) {
     let (queue, slices) = (queue.clone(), Arc::downgrade(&caches.of::<EndpointSlice>()));
     caches.of::<Node>().on_change(move |old, new| {
         let (Some(node), Some(slices)) = (new.or(old), slices.upgrade()) else { return };
-        if old.map(zone) == new.map(zone) {
+        if old.map_or("", Node::zone) == new.map_or("", Node::zone) {
             return;
         }
         let is_there = |slice: &EndpointSlice| {
@@ -80,10 +79,6 @@ fn watch_zones(caches: &Caches, queue: &Queue) {
             }
         }
     });
-}
-
-fn zone(node: &Node) -> &str {
-    node.metadata.meta.labels.get(ZONE).map_or("", String::as_str)
 }
 
 /// An endpoint with its zone, and whom it is meant for first if the Service wants its clients near (`trafficDistribution`).
