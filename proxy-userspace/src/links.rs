@@ -64,31 +64,23 @@ pub fn attach_device(
     let fd = programs.get(program)?;
     let pin = device_pin(pins, device, hook);
     let attached = match pins.attachment() {
-        Attachment::Tcx => attach_link(pins, &pin, fd, ifindex, hook)?,
+        Attachment::Tcx => {
+            // Another's program that lets a packet pass for good would keep it from ours.
+            let attach = || place(&pin.path, fd, ifindex, hook.side().tcx(), Rank::First);
+            match attach() {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    take_new_name(pins, &pin, ifindex, hook)?;
+                    attach()
+                }
+                attached => attached,
+            }
+        }
         Attachment::Clsact => {
             let put = clsact::put(ifindex, hook.side(), fd.as_fd(), program);
             put.and_then(|()| pin.replace(fd))
         }
     };
     attached.map_err(|source| LinkError::Attach { program, target: device.to_owned(), source })
-}
-
-fn attach_link(
-    pins: &Pins,
-    pin: &Pin,
-    program: &OwnedFd,
-    ifindex: u32,
-    hook: PacketHook,
-) -> Result<io::Result<()>, LinkError> {
-    // Another's program that lets a packet pass for good would keep it from ours.
-    let attach = || place(&pin.path, program, ifindex, hook.side().tcx(), Rank::First);
-    match attach() {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            take_new_name(pins, pin, ifindex, hook)?;
-            Ok(attach())
-        }
-        attached => Ok(attached),
-    }
 }
 
 /// A device that was given another name has its link still, pinned under the old one.
@@ -162,8 +154,7 @@ impl Pin {
 
     fn held(&self) -> Option<Held> {
         let object = sys::object_get(&self.path).ok()?;
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", object.as_raw_fd())).ok()?;
-        let is_link = info.lines().any(|line| line.starts_with("link_type:"));
+        let is_link = said_of(&object, "link_type:").is_some();
         Some(if is_link { Held::Link(object) } else { Held::Filter })
     }
 
@@ -230,9 +221,13 @@ fn place(pin: &Path, program: &OwnedFd, target: u32, attach_type: u32, rank: Ran
 
 /// The device of a packet link, 0 when that is gone; none for links of cgroups.
 fn link_target(link: &OwnedFd) -> Option<u32> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd())).ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("ifindex:"))?;
-    line.trim().parse().ok()
+    said_of(link, "ifindex:")?.parse().ok()
+}
+
+/// What the kernel says of a BPF object behind these words, if it says that of its kind.
+fn said_of(object: &OwnedFd, words: &str) -> Option<String> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", object.as_raw_fd())).ok()?;
+    info.lines().find_map(|line| line.strip_prefix(words)).map(|said| said.trim().to_owned())
 }
 
 #[cfg(test)]
