@@ -7,12 +7,13 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use api::view::{EndpointSlice, Service, ServicePort};
+use ipnetwork::IpNetwork;
 use proxy_common::{Family, Scope, Slot, TCP, UDP};
 
 use endpoints::Choice;
 pub use endpoints::ready_here;
-use numbers::family_of;
-pub use numbers::protocol_number;
+use numbers::{family_of, parse_range};
+pub use numbers::{protocol_number, range};
 
 mod endpoints;
 mod numbers;
@@ -79,45 +80,6 @@ pub struct Target {
     pub port: u16,
 }
 
-/// Addresses that begin alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Range {
-    net: IpAddr,
-    /// Bits of the address.
-    length: u8,
-}
-
-impl Range {
-    /// `None` for more bits than an address has. What is set behind them is not looked at.
-    pub fn new(ip: IpAddr, length: u8) -> Option<Self> {
-        let net = match ip {
-            IpAddr::V4(ip) => {
-                let behind = 32u32.checked_sub(length.into())?;
-                IpAddr::from(Ipv4Addr::from_bits(ip.to_bits() & u32::MAX.checked_shl(behind).unwrap_or(0)))
-            }
-            IpAddr::V6(ip) => {
-                let behind = 128u32.checked_sub(length.into())?;
-                IpAddr::from(Ipv6Addr::from_bits(ip.to_bits() & u128::MAX.checked_shl(behind).unwrap_or(0)))
-            }
-        };
-        Some(Self { net, length })
-    }
-
-    pub fn net(&self) -> IpAddr {
-        self.net
-    }
-
-    pub fn length(&self) -> u8 {
-        self.length
-    }
-
-    /// From `ADDRESS/LENGTH`.
-    fn parse(text: &str) -> Option<Self> {
-        let (ip, length) = text.trim().split_once('/')?;
-        Self::new(ip.parse().ok()?, length.parse().ok()?)
-    }
-}
-
 /// The endpoints behind a frontend.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EndpointSet {
@@ -127,7 +89,7 @@ pub struct EndpointSet {
     pub flags: u16,
     pub affinity_seconds: u32,
     /// With [`Slot::SOURCE_RANGES`], whom it is for: sorted, each once.
-    pub ranges: Vec<Range>,
+    pub ranges: Vec<IpNetwork>,
 }
 
 /// One endpoint set and every frontend that leads to it.
@@ -312,9 +274,9 @@ fn port_entries(of: &PortOf<'_>, cluster_ips: &[IpAddr], slices: &[&EndpointSlic
 
 /// Whom the addresses of load balancers are for, in the family; none: everybody. As with kube-proxy, ranges of the other family alone
 /// leave this one open.
-fn source_ranges(of: &PortOf<'_>) -> Vec<Range> {
-    let all = of.service.spec.load_balancer_source_ranges.iter().filter_map(|range| Range::parse(range));
-    let mut own: Vec<Range> = all.filter(|range| family_of(&range.net) == of.family).collect();
+fn source_ranges(of: &PortOf<'_>) -> Vec<IpNetwork> {
+    let all = of.service.spec.load_balancer_source_ranges.iter().filter_map(|range| parse_range(range));
+    let mut own: Vec<IpNetwork> = all.filter(|range| family_of(&range.ip()) == of.family).collect();
     own.sort_unstable();
     own.dedup();
     own

@@ -10,9 +10,10 @@ mod space;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use proxy_common::{Affinity, Member, Slot};
 
-use crate::desired::{Contents, EndpointSet, Entry, Frontend, Range, ServiceName, Target, host_ports_of};
+use crate::desired::{Contents, EndpointSet, Entry, Frontend, ServiceName, Target, host_ports_of};
 pub use backends::Generation;
 use backends::{Backends, Port};
 use space::Space;
@@ -38,11 +39,11 @@ pub enum Op {
     /// A slot is for these sources too; it counts once the slot says that it is not for everybody.
     PutRange {
         slot: u32,
-        range: Range,
+        range: IpNetwork,
     },
     RemoveRange {
         slot: u32,
-        range: Range,
+        range: IpNetwork,
     },
     /// The one store that makes a set visible.
     FlipSlot {
@@ -172,17 +173,27 @@ impl Held {
         let endpoints = self.members.iter().zip(&self.set.backends);
         let mut ops: Vec<Op> =
             endpoints.map(|(&member, &target)| Op::WriteBackend { member, target, protocol }).collect();
+        ops.push(self.write_set());
+        ops.extend(self.write_affinity(slot));
+        ops.extend(self.set.ranges.iter().map(|&range| Op::PutRange { slot, range }));
+        ops.push(self.flip(slot));
+        ops
+    }
+
+    fn write_set(&self) -> Op {
         let mut members = self.members.clone();
         members.sort();
-        ops.push(Op::WriteSet { base: self.base, members });
-        if self.set.flags & Slot::AFFINITY != 0 {
-            let bits = Affinity { id: self.affinity_id, seconds: self.set.affinity_seconds }.bits();
-            ops.push(Op::WriteAffinity { slot, bits });
-        }
-        ops.extend(self.set.ranges.iter().map(|&range| Op::PutRange { slot, range }));
+        Op::WriteSet { base: self.base, members }
+    }
+
+    fn write_affinity(&self, slot: u32) -> Option<Op> {
+        let bits = Affinity { id: self.affinity_id, seconds: self.set.affinity_seconds }.bits();
+        (self.set.flags & Slot::AFFINITY != 0).then_some(Op::WriteAffinity { slot, bits })
+    }
+
+    fn flip(&self, slot: u32) -> Op {
         let count = self.set.backends.len() as u16;
-        ops.push(Op::FlipSlot { slot, bits: Slot { base: self.base, count, flags: self.set.flags }.bits() });
-        ops
+        Op::FlipSlot { slot, bits: Slot { base: self.base, count, flags: self.set.flags }.bits() }
     }
 }
 
@@ -203,7 +214,7 @@ pub struct Table {
     /// Of all sets together.
     ranges: usize,
     /// Ranges of slots that nobody has, as an earlier process left them.
-    stray_ranges: Vec<(u32, Range)>,
+    stray_ranges: Vec<(u32, IpNetwork)>,
 }
 
 impl Table {
@@ -231,10 +242,10 @@ impl Table {
         frontends: &[(Frontend, u32)],
         slots: impl Fn(u32) -> Left,
         generations: Vec<Generation>,
-        ranges: Vec<(u32, Range)>,
+        ranges: Vec<(u32, IpNetwork)>,
     ) -> Self {
         let mut table = Self::new(limits);
-        let mut by_slot: HashMap<u32, Vec<Range>> = HashMap::new();
+        let mut by_slot: HashMap<u32, Vec<IpNetwork>> = HashMap::new();
         for (slot, range) in ranges {
             by_slot.entry(slot).or_default().push(range);
         }
@@ -392,7 +403,7 @@ impl Table {
     }
 
     /// Whether a slot is for a range.
-    pub(crate) fn has_range(&self, slot: u32, range: &Range) -> bool {
+    pub(crate) fn has_range(&self, slot: u32, range: &IpNetwork) -> bool {
         self.slots.get(&slot).is_some_and(|held| held.set.ranges.contains(range))
     }
 
@@ -504,6 +515,7 @@ impl Table {
         }
         let full = Refusal::SetsFull { limit: self.limits.members };
         let count = u16::try_from(set.backends.len()).map_err(|_| full.clone())?;
+        let is_written = same.is_some();
         let (base, members) = match same {
             Some(same) => same,
             None => {
@@ -513,25 +525,23 @@ impl Table {
                     self.member_space.reclaim(vec![(base, count.into())]);
                     return Err(Refusal::BackendsFull { limit: self.limits.backends });
                 };
-                let mut sorted = members.clone();
-                sorted.sort();
-                change.ops.push(Op::WriteSet { base, members: sorted });
                 (base, members)
             }
         };
-        if set.flags & Slot::AFFINITY != 0 {
-            let bits = Affinity { id: affinity_id, seconds: set.affinity_seconds }.bits();
-            change.ops.push(Op::WriteAffinity { slot, bits });
+        let owner = Some(port.service.clone());
+        let held = Held { base, set: set.clone(), members, affinity_id, users, owner };
+        if !is_written {
+            change.ops.push(held.write_set());
         }
-        let of_slot = |ranges: &[Range], others: &[Range], op: fn(u32, Range) -> Op| {
+        change.ops.extend(held.write_affinity(slot));
+        let of_slot = |ranges: &[IpNetwork], others: &[IpNetwork], op: fn(u32, IpNetwork) -> Op| {
             ranges.iter().filter(|range| !others.contains(range)).map(|range| op(slot, *range)).collect::<Vec<_>>()
         };
         change.ops.extend(of_slot(&set.ranges, &old_ranges, |slot, range| Op::PutRange { slot, range }));
-        change.ops.push(Op::FlipSlot { slot, bits: Slot { base, count, flags: set.flags }.bits() });
+        change.ops.push(held.flip(slot));
         change.ops.extend(of_slot(&old_ranges, &set.ranges, |slot, range| Op::RemoveRange { slot, range }));
         self.ranges = self.ranges + set.ranges.len() - old_ranges.len();
-        let owner = Some(port.service.clone());
-        let old = self.slots.insert(slot, Held { base, set: set.clone(), members, affinity_id, users, owner });
+        let old = self.slots.insert(slot, held);
         if let Some(old) = old.filter(|old| old.base != base || old.set.backends != set.backends) {
             self.give_up_set(&old, &mut change.ops);
         }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use proxy_common::{Family, SCTP, TCP, UDP};
 
 pub(super) fn family_of(ip: &IpAddr) -> Family {
@@ -16,4 +17,16 @@ pub fn protocol_number(name: &str) -> Option<u8> {
         "SCTP" => Some(SCTP),
         _ => None,
     }
+}
+
+/// So many bits of an address; none for more than it has. What is set behind them is not looked at.
+pub fn range(ip: IpAddr, length: u8) -> Option<IpNetwork> {
+    let given = IpNetwork::new(ip, length).ok()?;
+    IpNetwork::new(given.network(), length).ok()
+}
+
+/// From `ADDRESS/LENGTH`.
+pub(super) fn parse_range(text: &str) -> Option<IpNetwork> {
+    let (ip, length) = text.trim().split_once('/')?;
+    range(ip.parse().ok()?, length.parse().ok()?)
 }

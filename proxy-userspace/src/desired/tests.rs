@@ -217,7 +217,7 @@ fn source_ranges_are_for_balancers_addresses_alone() {
             json!({"loadBalancerSourceRanges": ranges, "externalTrafficPolicy": policy, "externalIPs": ["192.0.2.7"]});
         let serving = NodeFacts { external_ips: ExternalIps::Served, ..facts() };
         let entries = desired_service(&balanced(spec), &[&slice(TWO)], &serving);
-        let only = vec![Range::new("10.0.0.0".parse().unwrap(), 8).unwrap()];
+        let only = vec![range("10.0.0.0".parse().unwrap(), 8).unwrap()];
         let inside = set_for(&entries, "192.0.2.7", 80, Scope::Internal);
         assert_eq!((inside.flags, &inside.ranges), (Slot::SOURCE_RANGES, &only));
         let outside = set_for(&entries, "192.0.2.7", 80, Scope::External);
@@ -242,7 +242,7 @@ fn only_address() -> IpAddr {
 
 #[test]
 fn ranges_end_where_their_length_says() {
-    let net = |text: &str| Range::parse(text).map(|range| (range.net().to_string(), range.length()));
+    let net = |text: &str| parse_range(text).map(|range| (range.network().to_string(), range.prefix()));
     for (text, expected) in [
         ("10.9.8.7/24", Some(("10.9.8.0", 24))),
         ("10.9.8.7/0", Some(("0.0.0.0", 0))),

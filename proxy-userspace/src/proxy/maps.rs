@@ -5,10 +5,11 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ipnetwork::IpNetwork;
 use proxy_common::*;
 
 use super::{LIMITS, ProxyError, Result};
-use crate::desired::{Frontend, Range, Target};
+use crate::desired::{self, Frontend, Target};
 use crate::family::Twin;
 use crate::object::{self, LoadError, Pins};
 use crate::sys::{Map, Put, SharedArray, Words};
@@ -318,14 +319,14 @@ fn bits_before(family: Family) -> u8 {
     }
 }
 
-fn source_range(slot: u32, range: &Range) -> SourceRange {
-    let net = Ip::from(range.net());
-    SourceRange::new(slot, net, bits_before(net.family()) + range.length())
+fn source_range(slot: u32, range: &IpNetwork) -> SourceRange {
+    let net = Ip::from(range.ip());
+    SourceRange::new(slot, net, bits_before(net.family()) + range.prefix())
 }
 
-fn range(key: &SourceRange) -> Option<(u32, Range)> {
+fn range(key: &SourceRange) -> Option<(u32, IpNetwork)> {
     let (slot, net, length) = key.parts();
-    Some((slot, Range::new(address(net), length.checked_sub(bits_before(net.family()))?)?))
+    Some((slot, desired::range(address(net), length.checked_sub(bits_before(net.family()))?)?))
 }
 
 fn frontend(key: &FrontendKey) -> Option<Frontend> {

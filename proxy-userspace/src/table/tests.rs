@@ -1,7 +1,7 @@
 use proxy_common::{Scope, TCP};
 
 use super::*;
-use crate::desired::{HostPort, desired_host_ports};
+use crate::desired::{self, HostPort, desired_host_ports};
 
 const LIMITS: Limits = Limits { slots: 8, members: 24, backends: 16, frontends: 8, ranges: 3 };
 
@@ -26,7 +26,7 @@ struct Memory {
     sets: HashMap<u32, Member>,
     slots: HashMap<u32, u64>,
     frontends: HashMap<Frontend, u32>,
-    ranges: BTreeSet<(u32, Range)>,
+    ranges: BTreeSet<(u32, IpNetwork)>,
 }
 
 impl Memory {
@@ -319,7 +319,7 @@ fn who_found_no_room_is_tried_again_when_places_come_free() {
 }
 
 fn only_for(mut entry: Entry, nets: &[u8]) -> Entry {
-    let ranges = nets.iter().map(|net| Range::new([*net, 0, 0, 0].into(), 8).unwrap());
+    let ranges = nets.iter().map(|net| desired::range([*net, 0, 0, 0].into(), 8).unwrap());
     (entry.set.ranges, entry.set.flags) = (ranges.collect(), Slot::SOURCE_RANGES);
     entry
 }
@@ -335,14 +335,15 @@ fn a_slot_is_never_for_more_than_the_old_or_the_new_ranges() {
             memory.run(&op);
             let Some(slot) = memory.frontends.get(&frontend(1)) else { continue };
             if memory.slot(*slot).0.has(Slot::SOURCE_RANGES) {
-                let allowed = |range: &Range| [&before, &after].iter().any(|entry| entry.set.ranges.contains(range));
+                let allowed =
+                    |range: &IpNetwork| [&before, &after].iter().any(|entry| entry.set.ranges.contains(range));
                 assert!(memory.ranges.iter().all(|(_, range)| allowed(range)), "{op:?}");
                 assert!(!memory.ranges.is_empty());
             } else {
                 assert!([&before, &after].iter().any(|entry| entry.set.ranges.is_empty()) || round == 0);
             }
         }
-        let held: Vec<Range> = memory.ranges.iter().map(|(_, range)| *range).collect();
+        let held: Vec<IpNetwork> = memory.ranges.iter().map(|(_, range)| *range).collect();
         assert_eq!(held, after.set.ranges);
         // The next process finds them.
         assert!(memory.adopt().change("a", &[after]).ops.is_empty());
